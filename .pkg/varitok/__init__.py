@@ -1,0 +1,33 @@
+"""Varitok: variable-length tokenizers for images, video and audio.
+
+One codec shape, any signal: an encoder makes latents, a bottleneck makes codes, a decoder makes the signal back; how
+many codes are kept is a free choice, at training and at use. This file is the package's root; its folders are links
+to the checkout's top level (ARCHITECTURE.md, "Where the package is").
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from varitok.export.runtime import Bundle
+
+__all__ = ["UserError", "__version__", "load"]
+__version__ = "0.1.0"
+
+
+class UserError(ValueError):
+    """A user's mistake; its text says in one line what is wrong, where, and what to do."""
+
+
+def load(path: str | PathLike[str]) -> "Bundle":
+    """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
+
+    Args:
+        path: The bundle's folder, as `export=` wrote it.
+
+    Raises:
+        UserError: A file of the bundle is missing, altered or of an unknown format.
+    """
+    from varitok.export.runtime import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
+
+    return load_bundle(path)

@@ -1,0 +1,226 @@
+"""From configuration to objects: the one place where `_target_` is followed."""
+
+import inspect
+import math
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from varitok import UserError
+
+from .codec import Codec
+
+__all__ = ["build", "build_codec", "checkpoint_of", "load_run", "read_checkpoint"]
+
+ALLOWED = ("varitok.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
+SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def build(config: Any, **extra: Any) -> Any:
+    """Build what a configuration names by `_target_`, and what is named within it.
+
+    Only this package's classes, torch's optimizers and Lightning's callbacks and loggers can be named. Arguments are
+    held against the targets' signatures before anything is built; a whole number may be written as `1e3`.
+
+    Args:
+        config: A mapping with `_target_`; without one it is given back as plain containers, None as None.
+        extra: Further arguments of the outermost target, by name; they are handed over as they are.
+
+    Raises:
+        UserError: A target may not be named or isn't there, an argument is unknown or of a wrong type, or a
+            constructor failed (`__cause__` has its error).
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    if plain is None:
+        return None
+    where = (config._get_full_key(None) if isinstance(config, DictConfig) else "") or "config"
+    plain = _checked(plain, where, extra)
+    try:
+        if not isinstance(plain, dict) or "_target_" not in plain:
+            return instantiate(plain, _convert_="all")
+        # Hydra would copy the extra arguments, and follow a `_target_` that lies in one of them.
+        make = instantiate({**plain, "_partial_": True}, _convert_="all")
+        return partial(make, **extra) if plain.get("_partial_") else make(**extra)
+    except Exception as error:
+        raise _told(error, where) from (error.__cause__ or error)
+
+
+def build_codec(config: DictConfig) -> Codec:
+    """Build a run's codec from the groups `codec`, `bottleneck` and `length`."""
+    codec = build(config.codec, bottleneck=build(config.bottleneck), length=build(config.length))
+    if not isinstance(codec, Codec):
+        raise UserError(f"codec: {type(codec).__name__} is not a codec")
+    return codec
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """Find the checkpoint of a run's folder; a checkpoint's own path is given back.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(path)
+    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such checkpoint; name a run's folder or a .ckpt file")
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
+    """Read a checkpoint: the codec's weights, averaged ones where there are, and the run's configuration.
+
+    Nothing in the file is executed (`weights_only=True`).
+
+    Raises:
+        UserError: The file is not a checkpoint of varitok's, or is torn.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        state, config = saved["state_dict"], OmegaConf.create(saved["varitok"]["config"])
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
+        raise UserError(f"{path}: not a varitok checkpoint, or a damaged one ({type(error).__name__})") from error
+    prefix = "average.codec." if any(name.startswith("average.codec.") for name in state) else "codec."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, config
+
+
+def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
+    """Load the codec of a run's folder or checkpoint, in evaluation mode on the CPU, and the run's configuration.
+
+    Raises:
+        UserError: There is no checkpoint, or it can't be read.
+    """
+    state, config = read_checkpoint(checkpoint_of(path))
+    codec = build_codec(config)
+    codec.load_state_dict(state)
+    return codec.eval(), config
+
+
+def _told(error: Exception, where: str) -> UserError:
+    """Find what a constructor raised below Hydra's wrapping, and say where; a UserError is told as it is."""
+    if isinstance(error, InstantiationException):
+        inner = [line.removeprefix("full_key: ") for line in str(error).splitlines() if line.startswith("full_key: ")]
+        where = ".".join([where, *inner])
+    cause: BaseException = error
+    while not isinstance(cause, UserError) and isinstance(cause, InstantiationException) and cause.__cause__:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    text = next((line for line in str(cause).splitlines() if line.strip()), "")
+    return UserError(f"{where}: {type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def _checked(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
+    """Hold every target, its arguments' names and their simple types against what is there."""
+    if isinstance(node, Mapping):
+        node = {key: _checked(value, f"{where}.{key}", {}) for key, value in node.items()}
+        return _checked_call(node, where, extra) if "_target_" in node else node
+    if isinstance(node, list | tuple):
+        return [_checked(value, f"{where}[{index}]", {}) for index, value in enumerate(node)]
+    return node
+
+
+def _checked_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    found = _find(node["_target_"], where)
+    name = str(node["_target_"]).rpartition(".")[2]
+    given = {key: value for key, value in node.items() if key not in SWITCHES}
+    known = inspect.signature(found).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    try:
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)  # type: ignore[misc]
+    except (NameError, TypeError):  # annotations that only a type checker can resolve
+        hints = {}
+    for key in (*given, *extra):
+        if key.startswith("_") or (key not in known and not open_ended):
+            near = get_close_matches(key, [name for name in known if name not in extra], n=3)
+            raise UserError(
+                f"{where}.{key}: {name} takes no such argument"
+                + (f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(known) or 'none'}")
+            )
+    for key in given.keys() & hints.keys():
+        fits, node[key] = _fit(given[key], hints[key])
+        if not fits:
+            raise UserError(f"{where}.{key}: expected {_say(hints[key])}, got {given[key]!r}")
+    for key, parameter in known.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        needed = named and parameter.default is parameter.empty and not node.get("_partial_")
+        if needed and key not in given and key not in extra:
+            raise UserError(f"{where}.{key}: {name} needs this argument")
+    return node
+
+
+def _find(target: Any, where: str) -> Callable[..., Any]:
+    """Import what a `_target_` names, if it may be named."""
+    if not isinstance(target, str) or not target.startswith(ALLOWED):
+        raise UserError(f"{where}._target_={target}: only {', '.join(ALLOWED)}* may be named")
+    parts = target.split(".")
+    found: Any = import_module(parts[0])
+    for count, part in enumerate(parts[1:], start=2):
+        path = ".".join(parts[:count])
+        # A module's own name wins: `varitok.data.images.os.system` ends in `os`, which nothing here imports.
+        if not hasattr(found, part):
+            try:
+                import_module(path)
+            except ModuleNotFoundError as error:
+                if error.name and not path.startswith(error.name):
+                    raise UserError(f"{where}._target_={target}: needs {error.name}, which is not installed") from error
+        found = getattr(found, part, None)
+        if found is None:
+            raise UserError(f"{where}._target_={target}: there is no such class or function")
+    # The name says where a search begins, `__module__` where an object lives.
+    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
+        raise UserError(f"{where}._target_={target}: not a class or function of {parts[0]}'s own")
+    return found  # type: ignore[no-any-return]
+
+
+def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Tell whether a plain value fits an annotation, and give it in that type; an annotation not known fits."""
+    origin, options = get_origin(hint), get_args(hint)
+    if isinstance(value, Mapping):  # an object to build, or the terms of something
+        return hint not in WORDS, value
+    if origin in (Union, types.UnionType):
+        fitting = [found for fits, found in (_fit(value, option) for option in options) if fits]
+        same = [found for found in fitting if type(found) is type(value)]
+        return bool(fitting), next(iter(same + fitting), value)
+    if origin is Literal:
+        return value in options, value
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, list):
+            return False, value
+        pairs = [_fit(item, options[0]) for item in value]
+        fixed = origin is tuple and Ellipsis not in options
+        return all(fits for fits, _ in pairs) and (not fixed or len(pairs) == len(options)), [item for _, item in pairs]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        whole = number and math.isfinite(value) and value == int(value)
+        return whole, int(value) if whole else value
+    if hint is float:
+        return number and not math.isnan(value), value
+    if inspect.isclass(hint) and isinstance(value, str | int | float | None):
+        # By name: isinstance fails on some protocols.
+        return hint in type(value).__mro__ or (isinstance(value, str) and os.PathLike in hint.__mro__ + (*hint.__bases__,) or hint is Path), value
+    return True, value
+
+
+def _say(hint: Any) -> str:
+    """Name an annotation in a user's words."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        simple = [option for option in options if option in WORDS or get_origin(option)]
+        return " or ".join(_say(option) for option in simple or options)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in options)
+    if origin in (list, tuple, Sequence):
+        count = f"{len(options)} values" if origin is tuple and Ellipsis not in options else "a list"
+        return f"{count}, each {_say(options[0])}"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

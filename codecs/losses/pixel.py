@@ -1,0 +1,29 @@
+"""Differences of samples (pixels, waveform values)."""
+
+from torch import Tensor, nn
+
+from ..lengths import masked_mean, prefix_mask
+
+__all__ = ["L1", "L2"]
+
+
+def _mean(values: Tensor, lengths: Tensor) -> Tensor:
+    """Average `(b, c, *grid)` over what is valid: the first `lengths` steps of the first grid axis."""
+    steps = values.flatten(3).mean(3).mean(1) if values.ndim > 3 else values.mean(1)
+    return masked_mean(steps, prefix_mask(lengths, steps.shape[1]))
+
+
+class L1(nn.Module):
+    """Mean absolute difference."""
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare signals `(b, c, *grid)` in [-1, 1] over their first `lengths` steps."""
+        return _mean((fake - real).abs(), lengths)
+
+
+class L2(nn.Module):
+    """Mean squared difference."""
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare signals `(b, c, *grid)` in [-1, 1] over their first `lengths` steps."""
+        return _mean((fake - real).square(), lengths)

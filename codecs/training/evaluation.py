@@ -1,0 +1,57 @@
+"""The quality of each number of kept tokens, measured while a run goes on and at its end."""
+
+import logging
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from ..metrics.evaluate import available, evaluate
+from ..metrics.table import Table
+from .module import CodecTraining
+
+__all__ = ["Evaluation"]
+
+_log = logging.getLogger(__name__)
+
+
+class Evaluation(pl.Callback):
+    """Evaluates every so many updates and at the end of the run, with the loop that `varitok-evaluate` uses.
+
+    The last table goes to `evaluation/evaluation.csv` and `.png` in the run's folder and is printed; all of them go to
+    the loggers, quality as `val/psnr@k`.
+
+    Args:
+        every: Updates between two evaluations.
+        header: What goes above the table: the data set, the protocol.
+    """
+
+    def __init__(self, every: int, header: dict[str, str] | None = None) -> None:
+        self.every = every
+        self.header = header or {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Evaluate when it is due."""
+        assert isinstance(pl_module, CodecTraining)
+        update = pl_module.update
+        if update and update % self.every == 0 and update < pl_module.total and pl_module.stepped:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the end of the run; print the table, write it, draw it."""
+        assert isinstance(pl_module, CodecTraining)
+        table = self._evaluate(trainer, pl_module)
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / "evaluation"
+            table.write_csv(folder / "evaluation.csv")
+            table.plot(folder / "evaluation.png")
+            table.print()
+            _log.info("evaluation: %s", folder)
+
+    def _evaluate(self, trainer: pl.Trainer, module: CodecTraining) -> Table:
+        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        table = evaluate(module.evaluated, batches, metrics=available(), header=self.header)
+        values = {f"val/{name}@{row['k']:.0f}": row[name] for row in table.rows for name in ("psnr", "ssim")}
+        values |= {f"val/{name}": table.rows[-1][name] for name in ("usage", "entropy", "perplexity")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=module.update)
+        return table

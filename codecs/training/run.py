@@ -1,0 +1,101 @@
+"""From a configuration to what a run is made of."""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from varitok import UserError
+from varitok.data.module import DataModule
+
+from ..build import build, build_codec, checkpoint_of, read_checkpoint
+from .checkpoints import Checkpoints
+from .module import CodecTraining
+from .progress import Progress
+
+__all__ = ["Run", "build_run"]
+
+
+class Run(NamedTuple):
+    """What `train.py` needs to fit.
+
+    Attributes:
+        trainer: Lightning's trainer, with callbacks and loggers.
+        module: The codec's training.
+        data: The batches.
+        resume: Checkpoint to go on from, or None.
+    """
+
+    trainer: pl.Trainer
+    module: CodecTraining
+    data: DataModule
+    resume: str | None
+
+
+def build_run(config: DictConfig, folder: Path) -> Run:
+    """Build everything that a run is made of, in the order in which it fails fastest.
+
+    Args:
+        config: The composed configuration (configs/train.yaml tells its keys).
+        folder: The run's folder.
+
+    Raises:
+        UserError: A value, a name or a path in the configuration is wrong.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*defined a `validation_step`.*|.*`val_dataloader`.*")
+    torch.set_float32_matmul_precision("high")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    optim, loop = config.optim, config.training
+    data = DataModule(
+        build(config.data),
+        batch_size=config.loader.batch_size,
+        workers=config.loader.workers,
+        max_bad_share=config.loader.max_bad_share,
+        updates=config.updates,
+        accumulate=loop.accumulate,
+        seed=config.seed,
+    )
+    codec = build_codec(config)
+    if config.init_from:
+        codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
+    module = CodecTraining(
+        codec,
+        build(config.objective),
+        optimizer=build(optim.codec),
+        discriminator_optimizer=build(optim.discriminator),
+        updates=config.updates,
+        warmup=optim.warmup,
+        final=optim.final,
+        clip=optim.clip,
+        seed=config.seed,
+        **{name: plain["training"][name] for name in ("accumulate", "average", "freeze", "compile", "log_every")},
+    )
+    loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+    callbacks = [Progress(), Checkpoints(plain, every=config.checkpoint_every)]
+    callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
+    trainer = pl.Trainer(
+        **plain["trainer"],
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        max_epochs=1,  # a run is a number of updates; the loader makes them one epoch
+        limit_val_batches=0,  # the evaluation callback has its own loop
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    resume = str(checkpoint_of(config.resume)) if config.resume else None
+    return Run(trainer, module, data, resume)
+
+
+def check_updates(updates: int) -> None:
+    """Refuse a run of no updates."""
+    if updates < 1:
+        raise UserError(f"updates={updates}: a run needs at least one")

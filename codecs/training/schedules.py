@@ -1,0 +1,18 @@
+"""What changes with the number of updates: pure functions, so that a resume has nothing to restore."""
+
+import math
+
+__all__ = ["averaging_decay", "warmup_cosine"]
+
+
+def warmup_cosine(update: int, total: int, warmup: int, final: float) -> float:
+    """Give the factor on the learning rate: a linear rise over `warmup` updates, then half a cosine to `final`."""
+    if update < warmup:
+        return (update + 1) / warmup
+    progress = min(1.0, (update - warmup) / max(1, total - warmup))
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def averaging_decay(update: int, decay: float) -> float:
+    """Give the decay of the moving average of parameters: short at first, so that the start is soon forgotten."""
+    return min(decay, (1 + update) / (10 + update))

@@ -1,0 +1,332 @@
+"""From a command line to a composed configuration, and from every mistake to one line.
+
+Hydra tells a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
+`error: what, where, what to do` with the near matches, and the values are held against those of train.yaml.
+Nothing here loads torch, so that a typo is told at once.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from varitok import UserError
+
+__all__ = ["check", "run_folder", "run_with", "save_resolved"]
+
+HERE = Path(__file__).parent
+FULL_ERROR = "HYDRA_FULL_ERROR"
+PACKAGES = (
+    "varitok torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
+    "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
+).split()
+LISTED = 24  # names that a message lists at most
+
+
+def run_with(task: Callable[[DictConfig], Any]) -> None:
+    """Compose the configuration from the command line and hand it to `task`.
+
+    A user's mistake ends in one line and exit status 2, an interrupt in 130; any other error keeps its traceback.
+    With the environment variable HYDRA_FULL_ERROR=1 every error keeps it.
+
+    Args:
+        task: Called with the composed, checked configuration, once for each job of a sweep (`--multirun`).
+    """
+    told_in_full = os.environ.get(FULL_ERROR) == "1"
+
+    def job(config: DictConfig) -> None:
+        if not told_in_full:
+            os.environ.pop(FULL_ERROR, None)
+        try:
+            check(config)
+            task(config)
+        except (UserError, OmegaConfBaseException) as error:
+            if told_in_full:
+                raise
+            # An Exception would make Hydra print lines of its own; it lets a SystemExit pass.
+            _fail(error)
+
+    job.__module__ = "varitok.train"  # Hydra names jobs after it
+    program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
+    os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
+    try:
+        program()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as leaving:
+        # Lightning answers an interrupt with status 1, after it has put its things in order.
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        if told_in_full:
+            raise
+        _fail(error)
+    finally:
+        if not told_in_full:
+            os.environ.pop(FULL_ERROR, None)
+
+
+def check(config: DictConfig) -> None:
+    """Refuse a composed configuration that can't be a run; whole numbers written as `1e3` become whole.
+
+    Raises:
+        UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
+            or a sweep asks for more than one device.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
+        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
+    try:
+        OmegaConf.resolve(config.copy())
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+    _check_types(config, _defaults(), "")
+    if "optim" in config:
+        _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        devices = OmegaConf.select(config, "trainer.devices", default=1)
+        if devices not in (1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1):
+            raise UserError(f"trainer.devices={devices}: a sweep trains on one device; give trainer.devices=1")
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Give the run's folder, `runs/NAME/DATE_TIME`, with the configuration and provenance saved in it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+        save_resolved(config, folder)
+    return folder
+
+
+def save_resolved(config: DictConfig, folder: Path) -> None:
+    """Save a run's configuration, such that it can be repeated, and what it ran with.
+
+    `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved: a repeated run makes a
+    new folder. `provenance.json` has the command line, the git commit and the versions of the main packages.
+
+    Args:
+        config: The composed configuration.
+        folder: The run's folder; made where it isn't there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    parts = [
+        "# Repeat this run: python train.py --config-dir THIS_FOLDER --config-name config\n",
+        OmegaConf.to_yaml(plain),
+        OmegaConf.to_yaml({"hydra": _defaults().get("hydra", {})}),
+    ]
+    (folder / "config.yaml").write_text("".join(parts), encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
+
+
+def _defaults() -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(HERE / "train.yaml"))
+
+
+def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False) -> None:
+    """Hold values against the types of their defaults; `build` does so for everything below a `_target_`."""
+    groups = set() if path else set(_groups([HERE]))
+    if not open_ended and (unknown := [key for key in config if key not in defaults and key not in groups]):
+        near = _near(str(unknown[0]), [str(key) for key in defaults])
+        raise UserError(f"{path}{unknown[0]}: no such key" + _did_you_mean(near, [f"{path}{key}" for key in defaults]))
+    for key, default in defaults.items():
+        if key in groups or key in ("defaults", "hydra") or key not in config:
+            continue
+        value = config[key]
+        if OmegaConf.is_dict(default):
+            if not OmegaConf.is_dict(value):
+                raise UserError(f"{path}{key}: holds {', '.join(map(str, default))}; set one of them")
+            if "_target_" not in default:
+                _check_types(value, default, f"{path}{key}.", open_ended)
+            continue
+        converted = _as(default, value, f"{path}{key}")
+        if converted is not value:
+            config[key] = converted
+
+
+def _as(default: Any, value: Any, key: str) -> Any:
+    """Give the value in the type of its default."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if default is None or isinstance(default, str):
+        if value is None and default is None or isinstance(value, str):
+            return value
+        if number:
+            return str(value)
+        words = "text"
+    elif OmegaConf.is_list(default):
+        if OmegaConf.is_list(value):
+            return value
+        words = "a list"
+    elif isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        words = "true or false"
+    elif isinstance(default, int):
+        if number and math.isfinite(value) and value == int(value):
+            return value if isinstance(value, int) else int(value)
+        words = "a whole number"
+    else:
+        if number and not math.isnan(value):
+            return value
+        words = "a number"
+    raise UserError(f"{key}: expected {words}, got {OmegaConf.to_container(value) if OmegaConf.is_config(value) else value!r}")
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End the program with one line."""
+    sys.stdout.flush()
+    print(f"error: {_explain(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """Say in one line what Hydra, OmegaConf or varitok found wrong."""
+    if isinstance(error, UserError):
+        # A loader's worker hands its error over as text that ends with the message.
+        return _one_line(error) if "\n" not in str(error) else str(error).strip().splitlines()[-1].split("Error: ")[-1]
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can't be read; give KEY=VALUE, and quote a value that has special signs"
+    words, folders = _command_line()
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error, folders)
+    found = re.search(r"Could not (override|delete)[^']*'([^']+)'", str(error))
+    if found is None:
+        return _one_line(error)
+    key = found[2].removeprefix("~")
+    if key in _groups(folders):
+        return f"{key}: there is no group {key} to choose in this configuration; set its values, as {key}.KEY=VALUE"
+    known = [*_groups(folders), *_keys([word for word in words if not word.lstrip("+~").startswith(key)])]
+    same_depth = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return f"{key}: no such key or group" + _did_you_mean(_near(key, known), same_depth)
+
+
+def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
+    name = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group = next((group for group in _groups(folders) if name.startswith(f"{group}/")), None)
+    if group is None:
+        group, _, name = name.rpartition("/")
+        if not group:
+            known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+            return f"--config-name {name}: no such configuration" + _did_you_mean(_near(name, known), known)
+        known = [str(option) for option in error.options or []]
+    else:
+        name = name.removeprefix(f"{group}/")
+        known = _options(group, folders)
+    near = [f"{group}={option}" for option in _near(name, known)]
+    return f"{group}={name}: no such option" + _did_you_mean(near, []) + _have(known)
+
+
+def _command_line() -> tuple[list[str], list[Path]]:
+    """Read the overrides and the folders of YAML from the command line, as far as messages need them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    known, rest = parser.parse_known_args(sys.argv[1:])
+    folders = [Path(known.config_dir)] if known.config_dir else []
+    return [word for word in rest if not word.startswith("-")], [*folders, HERE]
+
+
+def _groups(folders: Iterable[Path]) -> list[str]:
+    """List the groups: folders of YAML."""
+    return sorted({path.name for folder in folders for path in folder.iterdir() if any(path.rglob("*.yaml"))})
+
+
+def _options(group: str, folders: list[Path]) -> list[str]:
+    """List what a group has to choose from."""
+    roots = [folder / group for folder in folders]
+    return sorted({path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")})
+
+
+def _keys(words: list[str]) -> list[str]:
+    """List the keys of what the other overrides compose to, or of train.yaml's own composition."""
+    _, folders = _command_line()
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[:-1])}]"]
+    for overrides in ([*words, *(search if folders[:-1] else [])], []):
+        try:
+            GlobalHydra.instance().clear()
+            with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+                return list(_paths(hydra.compose("train", overrides)))
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return list(_paths(_defaults()))
+
+
+def _paths(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _paths(child, f"{prefix}{key}.")
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Give up to three near matches, of whole names and of their last parts."""
+    last = {full: re.split(r"[./]", full)[-1] for full in known}
+    alike = get_close_matches(re.split(r"[./]", name)[-1], list(last.values()), n=3, cutoff=0.75)
+    both = [*get_close_matches(name, known, n=3, cutoff=0.75), *(full for full in known if last[full] in alike)]
+    return list(dict.fromkeys(both))[:3]
+
+
+def _did_you_mean(near: list[str], known: list[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else _have(known)
+
+
+def _have(known: list[str]) -> str:
+    if not known:
+        return ""
+    return f" (have: {', '.join(known[:LISTED])}{', ...' if len(known) > LISTED else ''})"
+
+
+def _one_line(error: Exception) -> str:
+    """Keep what the first line of a message says, with the key that OmegaConf adds in a later one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = getattr(error, "full_key", None)
+    text = lines[0] if lines else type(error).__name__
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def _provenance() -> dict[str, Any]:
+    """Tell what a run ran with; a path in the checkout or the home folder is told from there."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    here, home = str(Path.cwd()), str(Path.home())
+    arguments = [word.replace(here + os.sep, "").replace(here, ".").replace(home, "~") for word in sys.argv[1:]]
+    return {"argv": [Path(sys.argv[0]).name, *arguments], "git": _commit(), "versions": versions}
+
+
+def _commit() -> dict[str, Any] | None:
+    """Give the checkout's commit, None where the package is installed from a wheel or git isn't there."""
+    checkout = HERE.resolve().parent
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

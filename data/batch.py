@@ -1,0 +1,83 @@
+"""What datasets give and what a batch is."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["BadSample", "Batch", "Key", "Sample", "Splits", "collate", "normalise", "sample_generator", "to_uint8"]
+
+Key: TypeAlias = tuple[int, int]
+"""What a dataset is asked for: (epoch, index). The epoch changes what is drawn at random, nothing else."""
+
+
+class BadSample(Exception):
+    """A file that can't be read.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, in a few words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+
+
+class Sample(NamedTuple):
+    """One item on its way to a batch.
+
+    Attributes:
+        signal: `(c, *grid)`, or None where the file could not be read and nothing stands in for it.
+        bad: "path: reason" of each file that was tried and could not be read.
+    """
+
+    signal: Tensor | None
+    bad: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """A batch of signals.
+
+    Attributes:
+        signal: `(b, c, *grid)`, uint8 or float in [-1, 1]; b is 0 where no file of the batch could be read.
+        lengths: int64 `(b,)`, valid steps of the first grid axis.
+        bad: "path: reason" of each file that could not be read.
+    """
+
+    signal: Tensor
+    lengths: Tensor
+    bad: tuple[str, ...]
+
+
+class Splits(NamedTuple):
+    """What `data=` builds: a dataset to train on and one to evaluate on, both indexed by `Key`."""
+
+    train: Dataset[Tensor]
+    val: Dataset[Tensor]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack what could be read, and keep the names of what could not."""
+    signals = [sample.signal for sample in samples if sample.signal is not None]
+    bad = tuple(name for sample in samples for name in sample.bad)
+    if not signals:
+        return Batch(torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64), bad)
+    lengths = torch.tensor([signal.shape[1] for signal in signals])
+    return Batch(torch.stack(signals), lengths, bad)
+
+
+def normalise(signal: Tensor) -> Tensor:
+    """Turn uint8 [0, 255] into float32 [-1, 1]; floats pass."""
+    return signal.float().div_(127.5).sub_(1) if signal.dtype == torch.uint8 else signal
+
+
+def to_uint8(signal: Tensor) -> Tensor:
+    """Turn [-1, 1] into uint8: clamped, then rounded to the nearest (most evaluations truncate, and lose by it)."""
+    return signal.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_generator(seed: int, key: Key) -> torch.Generator:
+    """Give the source of all chance in one sample: the same in any worker, on any machine, after any resume."""
+    return torch.Generator().manual_seed(hash((seed, *key)) & (2**63 - 1))

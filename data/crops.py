@@ -1,0 +1,30 @@
+"""Where to cut: boxes in one to three dimensions, drawn or centred."""
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["centre_box", "random_box"]
+
+
+def centre_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
+    """Give (start, length) along each axis of a box of `size` in the middle of `shape`.
+
+    An axis of `shape` that is shorter than the box is taken whole.
+    """
+    lengths = [min(a, b) for a, b in zip(shape, size, strict=True)]
+    return [((whole - length) // 2, length) for whole, length in zip(shape, lengths, strict=True)]
+
+
+def random_box(
+    shape: Sequence[int], size: Sequence[int], generator: torch.Generator | None = None
+) -> list[tuple[int, int]]:
+    """Give (start, length) along each axis of a box of `size`, anywhere in `shape` with equal chance.
+
+    An axis of `shape` that is shorter than the box is taken whole.
+    """
+    lengths = [min(a, b) for a, b in zip(shape, size, strict=True)]
+    return [
+        (int(torch.randint(whole - length + 1, (), generator=generator)), length)
+        for whole, length in zip(shape, lengths, strict=True)
+    ]

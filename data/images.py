@@ -1,0 +1,280 @@
+"""Images: from files of any kind to uint8 squares."""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from varitok import UserError
+
+from .batch import BadSample, Key, Splits, sample_generator
+from .crops import centre_box, random_box
+
+__all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "cifar10", "decode_image", "image_folder", "imagenette"]
+
+PROTOCOL = (
+    "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
+    " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
+)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
+
+
+def decode_image(path: str | Path, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
+    """Read an image file of any mode as RGB.
+
+    Grey, palette, CMYK, 16-bit and alpha (laid over white) are understood, and the EXIF rotation is applied.
+
+    Args:
+        path: The file.
+        shorter_side: The shorter side that the caller will resize to, in pixels. A JPEG is then decoded at the
+            smallest of its eighths that is still twice as large: enough for a good resize, at a fraction of the time.
+        least_side: Shortest side that is accepted, in pixels.
+
+    Returns:
+        uint8 `(3, h, w)`.
+
+    Raises:
+        BadSample: The file can't be read as an image, is too large, or too small.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
+                if min(image.size) < least_side:
+                    raise BadSample(str(path), f"{image.width} x {image.height} pixels are too few")
+                if shorter_side and image.format == "JPEG":
+                    scale = 2 * shorter_side / min(image.size)
+                    image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+                pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    except BadSample:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on broken files
+        reason = str(error).replace(str(path), "file") or type(error).__name__
+        raise BadSample(str(path), reason) from None
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Turn any mode into RGB."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would clip to 255; what is 16 bit is scaled.
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class ImageDataset(Dataset[Tensor]):
+    """Squares out of images: cropped, resized, and mirrored by chance while training.
+
+    Args:
+        read: Gives image number i as uint8 `(3, h, w)`; is told the shorter side that will be wanted, or None.
+        count: How many images there are.
+        image_size: Side of the squares, in pixels.
+        train: Crops at random and mirrors; otherwise the largest centred square is taken (`PROTOCOL`).
+        least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
+        flip: Mirror every other image.
+        seed: Seed of all chance.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int | None], Tensor],
+        count: int,
+        image_size: int,
+        train: bool,
+        least_scale: float = 0.8,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if image_size < 1:
+            raise UserError(f"data.image_size={image_size}: must be at least 1")
+        if not 0 < least_scale <= 1:
+            raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
+        self.read = read
+        self.count = count
+        self.image_size = image_size
+        self.train = train
+        self.least_scale = least_scale
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return self.count
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        _, index = key
+        size = [self.image_size, self.image_size]
+        if not self.train:
+            image = self.read(index, None)
+            side = min(image.shape[1:])
+            box = centre_box(image.shape[1:], (side, side))
+        else:
+            generator = sample_generator(self.seed, key)
+            scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
+            image = self.read(index, round(self.image_size / scale))
+            side = max(1, round(scale * min(image.shape[1:])))
+            box = random_box(image.shape[1:], (side, side), generator)
+        # Cropped first, so that a strip 30,000 pixels wide costs no more than its crop.
+        (top, height), (left, width) = box
+        square = image[:, top : top + height, left : left + width]
+        square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
+        if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
+            square = square.flip(-1)
+        return square.contiguous()
+
+
+class ImageFolder(ImageDataset):
+    """All images below a folder.
+
+    Where the folder has subfolders `train` and `val`, these are the splits; otherwise every `1/val_share`-th file, by
+    the hash of its path below the folder, is held out.
+
+    Args:
+        root: The folder.
+        split: "train" or "val".
+        image_size: Side of the squares, in pixels.
+        val_share: Share of the files that is held out.
+        least_side: Shortest side that a file may have, in pixels.
+        least_scale: See `ImageDataset`.
+        flip: See `ImageDataset`.
+        seed: See `ImageDataset`.
+
+    Raises:
+        UserError: The folder isn't there, or holds no image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Literal["train", "val"],
+        image_size: int,
+        val_share: float = 0.05,
+        least_side: int = 8,
+        least_scale: float = 0.8,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.root = Path(root)
+        self.least_side = least_side
+        self.files = _list_images(self.root, split, val_share)
+        super().__init__(self._read, len(self.files), image_size, split == "train", least_scale, flip, seed)
+
+    def _read(self, index: int, shorter_side: int | None) -> Tensor:
+        return decode_image(self.files[index], shorter_side, self.least_side)
+
+
+def _list_images(root: Path, split: str, val_share: float) -> list[Path]:
+    """List a split's image files, sorted."""
+    if not root.is_dir():
+        raise UserError(f"data.root={root}: no such folder")
+    parted = (root / "train").is_dir() and (root / "val").is_dir()
+    folder = root / split if parted else root
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"data.root={folder}: no image in this folder (looked for {' '.join(SUFFIXES)})")
+    if parted:
+        return files
+
+    def rank(path: Path) -> str:
+        return hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()
+
+    if len(files) == 1:
+        return files  # nothing can be held out of one image: it is both
+    held = set(sorted(files, key=rank)[: min(len(files) - 1, max(1, round(val_share * len(files))))])
+    return [path for path in files if (path in held) == (split == "val")]
+
+
+def image_folder(
+    root: str,
+    image_size: int = 64,
+    val_share: float = 0.05,
+    least_side: int = 8,
+    least_scale: float = 0.8,
+    flip: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Make both splits of a folder of images; see `ImageFolder`."""
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "val_share": val_share,
+        "least_side": least_side,
+        "least_scale": least_scale,
+        "flip": flip,
+        "seed": seed,
+    }
+    return Splits(ImageFolder(root, "train", **common), ImageFolder(root, "val", **common))
+
+
+def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool = True, seed: int = 0) -> Splits:
+    """Make CIFAR-10's splits: 50,000 and 10,000 images of 32 x 32 pixels, fetched by torchvision.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched.
+    """
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415
+
+    def split(train: bool) -> ImageDataset:
+        data = _fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
+        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+        return ImageDataset(lambda i, _: pixels[i], len(pixels), image_size, train, 1.0, flip, seed)
+
+    return Splits(split(True), split(False))
+
+
+def imagenette(
+    root: str,
+    image_size: int = 64,
+    version: Literal["full", "320px", "160px"] = "160px",
+    download: bool = True,
+    least_scale: float = 0.8,
+    flip: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Make Imagenette's splits: 9,469 and 3,925 photos of ten classes of ImageNet, fetched by torchvision.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched.
+    """
+    from torchvision.datasets import Imagenette  # noqa: PLC0415
+
+    archive = {"full": "imagenette2.tgz", "320px": "imagenette2-320.tgz", "160px": "imagenette2-160.tgz"}[version]
+
+    def split(name: Literal["train", "val"]) -> ImageDataset:
+        data = _fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
+        files = [Path(file) for file, _ in data._samples]
+        return ImageDataset(
+            lambda i, side: decode_image(files[i], side), len(files), image_size, name == "train", least_scale, flip, seed
+        )
+
+    return Splits(split("train"), split("val"))
+
+
+def _fetched(make: Callable[[], Any], root: str, archive: str) -> Any:
+    """Make one of torchvision's datasets; say in one line what to do where it can't be had."""
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        return make()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise UserError(
+            f"data.root={root}: {archive} is not there and could not be fetched ({error}); place it in that folder"
+        ) from error

@@ -1,0 +1,185 @@
+"""From datasets to batches."""
+
+import logging
+from collections import deque
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from varitok import UserError
+
+from .batch import BadSample, Batch, Key, Sample, Splits, collate
+from .sampler import UpdateBatchSampler
+
+__all__ = ["BadSampleCount", "DataModule", "loader"]
+
+_log = logging.getLogger(__name__)
+
+WINDOW = 1000  # samples over which the share of bad ones is taken
+PATIENCE = 50  # samples to see before the share can end a run
+
+
+class _Readable(Dataset[Sample]):
+    """A dataset that survives unreadable files.
+
+    Args:
+        dataset: Indexed by `Key`; raises `BadSample`.
+        substitute: Put the next readable sample in the place of a bad one, so that batches keep their size; without
+            it the place stays empty.
+    """
+
+    TRIES = 16
+
+    def __init__(self, dataset: Dataset[Tensor], substitute: bool) -> None:
+        self.dataset = dataset
+        self.substitute = substitute
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        bad: list[str] = []
+        for step in range(min(self.TRIES, len(self)) if self.substitute else 1):
+            try:
+                return Sample(self.dataset[epoch, (index + step) % len(self)], tuple(bad))
+            except BadSample as error:
+                bad.append(str(error))
+        return Sample(None, tuple(bad))
+
+
+class BadSampleCount:
+    """Counts files that can't be read, names each once in the log, and ends the run where they are too many.
+
+    Args:
+        max_share: Largest share of bad files among the last 1000 samples.
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self.max_share = max_share
+        self.names: set[str] = set()
+        self.seen = 0
+        self._recent: deque[int] = deque(maxlen=WINDOW)
+
+    def see(self, batch: Batch) -> None:
+        """Count a batch.
+
+        Raises:
+            UserError: Too large a share of the files can't be read.
+        """
+        for name in batch.bad:
+            if name not in self.names:
+                self.names.add(name)
+                _log.warning("skipped %s", name)
+        self.seen += len(batch.signal) + len(batch.bad)
+        self._recent.extend([0] * len(batch.signal) + [1] * len(batch.bad))
+        share = sum(self._recent) / max(1, len(self._recent))
+        if not len(batch.signal) and share == 1:
+            raise UserError(f"none of the {self.seen} files tried could be read; the first: {batch.bad[0]}")
+        if share > self.max_share and self.seen >= PATIENCE:
+            raise UserError(
+                f"{share:.1%} of the last {len(self._recent)} files could not be read, more than"
+                f" loader.max_bad_share={self.max_share:g}; the last: {batch.bad[-1] if batch.bad else 'see the log'}"
+            )
+
+    def summary(self) -> str:
+        """Tell how many files were skipped."""
+        return f"{len(self.names)} unreadable files were skipped"
+
+
+class DataModule(pl.LightningDataModule):
+    """Batches for a run of a fixed number of updates, all in one of Lightning's epochs.
+
+    Args:
+        splits: Datasets to train and to evaluate on.
+        batch_size: Samples of each process's batch.
+        workers: Processes that read and decode; 0 reads in the main one.
+        updates: Updates of the whole run.
+        accumulate: Batches to an update.
+        seed: Seed of the order.
+        max_bad_share: Share of unreadable files that ends a run.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        *,
+        batch_size: int,
+        workers: int = 2,
+        updates: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        super().__init__()
+        for name, value in {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}.items():
+            if value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+        self.splits = splits
+        self.batch_size = batch_size
+        self.workers = workers
+        self.batches = updates * accumulate
+        self.accumulate = accumulate
+        self.seed = seed
+        self.bad = BadSampleCount(max_bad_share)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Give the batches that the run still needs."""
+        rank, world = self._rank()
+        done = int(self.trainer.lightning_module.updates) if self.trainer else 0
+        sampler = UpdateBatchSampler(
+            len(self.splits.train),  # type: ignore[arg-type]
+            self.batch_size,
+            self.batches,
+            self.seed,
+            rank,
+            world,
+            start=done * self.accumulate,
+        )
+        return loader(_Readable(self.splits.train, substitute=True), sampler, self.workers)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Give this process's share of the validation set, in order; unreadable files are left out."""
+        rank, world = self._rank()
+        return validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the bad samples of a training batch."""
+        self.bad.see(batch)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Tell at the end how many files were skipped."""
+        if self.bad.names:
+            _log.warning(self.bad.summary())
+
+
+def loader(dataset: Dataset[Sample], batches: Any, workers: int) -> DataLoader[Sample]:
+    """Make a loader of given batches of keys; it draws nothing from the global generator."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+        persistent_workers=workers > 0,
+    )
+
+
+def validation_loader(
+    dataset: Dataset[Tensor], batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
+) -> DataLoader[Sample]:
+    """Make a loader of a dataset in order, once; a file that can't be read is left out of its batch."""
+    keys = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
+    batches = [keys[at : at + batch_size] for at in range(0, len(keys), batch_size)]
+    return loader(_Readable(dataset, substitute=False), batches, workers)

@@ -1,0 +1,43 @@
+"""Prices of codes and the use of books."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from varitok.codecs.metrics.rate import count_codes, entropy, packed_bytes, perplexity, usage
+
+
+@pytest.mark.parametrize(
+    ("books", "k", "expected"), [((4096,), 2, 3), ((4096,), 1, 2), ((1000,), 4, 5), ((8, 8, 5), 3, 4), ((1,), 9, 0)]
+)
+def test_packed_bytes_by_hand(books: tuple[int, ...], k: int, expected: int) -> None:
+    assert packed_bytes(books, k) == expected
+
+
+@given(st.lists(st.integers(1, 2**18), min_size=1, max_size=8), st.integers(1, 512))
+def test_a_packing_is_never_smaller_than_the_exact_bits(books: list[int], k: int) -> None:
+    exact = k * sum(math.log2(size) for size in books)
+    assert exact / 8 - 1e-6 <= packed_bytes(books, k) <= (exact + k * len(books)) / 8 + 1
+
+
+def test_counts_of_each_book() -> None:
+    codes = torch.tensor([[[0, 1, 1], [2, 2, 2]], [[1, 0, 1], [0, 2, 2]]])
+    first, second = count_codes(codes, (2, 4))
+    assert first.tolist() == [2, 4] and second.tolist() == [1, 0, 5, 0]
+
+
+def test_even_use_of_a_book() -> None:
+    counts = torch.full((64,), 7)
+    assert (usage(counts), entropy(counts), perplexity(counts)) == pytest.approx((1, 6, 64))
+
+
+def test_one_entry_only_and_nothing_at_all() -> None:
+    counts = torch.tensor([0, 9, 0, 0])
+    assert (usage(counts), entropy(counts), perplexity(counts)) == (0.25, 0, 1)
+    assert entropy(torch.zeros(4, dtype=torch.int64)) == 0
+
+
+def test_entropy_of_an_uneven_book() -> None:
+    assert entropy(torch.tensor([2, 1, 1])) == pytest.approx(1.5)

@@ -1,0 +1,37 @@
+"""Train a tokenizer: compose the configuration, build, fit.
+
+    python train.py experiment=image/demo
+    python train.py experiment=image/one_d_piece_64 data=image_folder data.root=PHOTOS
+    python train.py --config-dir RUN --config-name config        (repeat the run that wrote RUN/config.yaml)
+"""
+
+import sys
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parent / ".pkg"
+if __name__ == "__main__" and _checkout.is_dir():
+    # A checkout needs no install. The root itself leaves the path: its `codecs` would pose as the standard library's.
+    sys.path[0] = str(_checkout)
+
+from omegaconf import DictConfig  # noqa: E402
+
+from varitok.configs.compose import run_folder, run_with  # noqa: E402
+
+__all__ = ["main", "train"]
+
+
+def train(config: DictConfig) -> None:
+    """Train as configured; everything that the run makes goes into its folder."""
+    from varitok.codecs.training.run import build_run  # noqa: PLC0415 (so that a typo is told without loading torch)
+
+    run = build_run(config, run_folder(config))
+    run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
+
+
+def main() -> None:
+    """Run the command line: `train.py`, `varitok-train`, `python -m varitok.train`."""
+    run_with(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """Train a tokenizer: compose the configuration, build, fit.
 
-    python train.py experiment=image/demo
-    python train.py experiment=image/one_d_piece_64 data=image_folder data.root=PHOTOS
-    python train.py --config-dir RUN --config-name config        (repeat the run that wrote RUN/config.yaml)
+python train.py experiment=image/demo
+python train.py experiment=image/one_d_piece_64 data=image_folder data.root=PHOTOS
+python train.py --config-dir RUN --config-name config        (repeat the run that wrote RUN/config.yaml)
 """
 
 import sys
@@ -15,7 +15,7 @@ if __name__ == "__main__" and _checkout.is_dir():
 
 from omegaconf import DictConfig  # noqa: E402
 
-from varitok.configs.compose import run_folder, run_with  # noqa: E402
+from varitok.configs.compose import run_folder, run_with, save_resolved  # noqa: E402
 
 __all__ = ["main", "train"]
 
@@ -24,7 +24,9 @@ def train(config: DictConfig) -> None:
     """Train as configured; everything that the run makes goes into its folder."""
     from varitok.codecs.training.run import build_run  # noqa: PLC0415 (so that a typo is told without loading torch)
 
-    run = build_run(config, run_folder(config))
+    folder = run_folder(config)
+    save_resolved(config, folder)
+    run = build_run(config, folder)
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
 
 

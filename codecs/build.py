@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -52,8 +51,11 @@ def build(config: Any, **extra: Any) -> Any:
         # Hydra would copy the extra arguments, and follow a `_target_` that lies in one of them.
         make = instantiate({**plain, "_partial_": True}, _convert_="all")
         return partial(make, **extra) if plain.get("_partial_") else make(**extra)
+    except UserError:
+        raise
     except Exception as error:
-        raise _told(error, where) from (error.__cause__ or error)
+        told = _told(error, where)
+        raise told from (told.__cause__ or error.__cause__ or error)
 
 
 def build_codec(config: DictConfig) -> Codec:
@@ -167,7 +169,7 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
     found: Any = import_module(parts[0])
     for count, part in enumerate(parts[1:], start=2):
         path = ".".join(parts[:count])
-        # A module's own name wins: `varitok.data.images.os.system` ends in `os`, which nothing here imports.
+        # `varitok.data.images` is a module to import, `.ImageFolder` an attribute of it.
         if not hasattr(found, part):
             try:
                 import_module(path)
@@ -206,9 +208,9 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
         return whole, int(value) if whole else value
     if hint is float:
         return number and not math.isnan(value), value
-    if inspect.isclass(hint) and isinstance(value, str | int | float | None):
-        # By name: isinstance fails on some protocols.
-        return hint in type(value).__mro__ or (isinstance(value, str) and os.PathLike in hint.__mro__ + (*hint.__bases__,) or hint is Path), value
+    if inspect.isclass(hint) and hint is not Any and isinstance(value, str | int | float | None):
+        # By the bases' names: isinstance fails on some protocols.
+        return hint in type(value).__mro__ or (hint is Path and isinstance(value, str)), value
     return True, value
 
 

@@ -1,6 +1,6 @@
 """The one codec shape: an encoder makes latents, a bottleneck makes codes, a decoder makes the signal back.
 
-    signal --encoder--> latents --bottleneck--> codes --(length: how many are kept)--> latents --decoder--> signal
+signal --encoder--> latents --bottleneck--> codes --(length: how many are kept)--> latents --decoder--> signal
 """
 
 import math

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -27,14 +27,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from varitok import UserError
+from varitok import UserError, __version__
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
 
 HERE = Path(__file__).parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PACKAGES = (
-    "varitok torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
+    "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
 LISTED = 24  # names that a message lists at most
@@ -108,23 +108,25 @@ def check(config: DictConfig) -> None:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Give the run's folder, `runs/NAME/DATE_TIME`, with the configuration and provenance saved in it."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
-        save_resolved(config, folder)
-    return folder
+    """Give the run's folder, `runs/NAME/DATE_TIME`, or what `hydra.run.dir` says."""
+    if not HydraConfig.initialized():
+        raise UserError(f"{config.get('name', 'run')}: has no folder; start it by train.py or `run_with`")
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def save_resolved(config: DictConfig, folder: Path) -> None:
     """Save a run's configuration, such that it can be repeated, and what it ran with.
 
     `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved: a repeated run makes a
-    new folder. `provenance.json` has the command line, the git commit and the versions of the main packages.
+    new folder. `provenance.json` has the command line, the git commit and the versions of the main packages. Of a
+    run's processes the first saves.
 
     Args:
         config: The composed configuration.
         folder: The run's folder; made where it isn't there.
     """
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return
     folder.mkdir(parents=True, exist_ok=True)
     plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     parts = [
@@ -144,8 +146,8 @@ def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False
     """Hold values against the types of their defaults; `build` does so for everything below a `_target_`."""
     groups = set() if path else set(_groups([HERE]))
     if not open_ended and (unknown := [key for key in config if key not in defaults and key not in groups]):
-        near = _near(str(unknown[0]), [str(key) for key in defaults])
-        raise UserError(f"{path}{unknown[0]}: no such key" + _did_you_mean(near, [f"{path}{key}" for key in defaults]))
+        known = [f"{path}{key}" for key in defaults if key not in ("defaults", "hydra")]
+        raise UserError(f"{path}{unknown[0]}: no such key" + _did_you_mean(_near(f"{path}{unknown[0]}", known), known))
     for key, default in defaults.items():
         if key in groups or key in ("defaults", "hydra") or key not in config:
             continue
@@ -165,7 +167,7 @@ def _as(default: Any, value: Any, key: str) -> Any:
     """Give the value in the type of its default."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if default is None or isinstance(default, str):
-        if value is None and default is None or isinstance(value, str):
+        if (value is None and default is None) or isinstance(value, str):
             return value
         if number:
             return str(value)
@@ -186,7 +188,7 @@ def _as(default: Any, value: Any, key: str) -> Any:
         if number and not math.isnan(value):
             return value
         words = "a number"
-    raise UserError(f"{key}: expected {words}, got {OmegaConf.to_container(value) if OmegaConf.is_config(value) else value!r}")
+    raise UserError(f"{key}: expected {words}, got {str(value) if OmegaConf.is_config(value) else value!r}")
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -213,7 +215,7 @@ def _explain(error: Exception) -> str:
     if key in _groups(folders):
         return f"{key}: there is no group {key} to choose in this configuration; set its values, as {key}.KEY=VALUE"
     known = [*_groups(folders), *_keys([word for word in words if not word.lstrip("+~").startswith(key)])]
-    same_depth = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    same_depth = list(dict.fromkeys(name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]))
     return f"{key}: no such key or group" + _did_you_mean(_near(key, known), same_depth)
 
 
@@ -252,7 +254,9 @@ def _groups(folders: Iterable[Path]) -> list[str]:
 def _options(group: str, folders: list[Path]) -> list[str]:
     """List what a group has to choose from."""
     roots = [folder / group for folder in folders]
-    return sorted({path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")})
+    return sorted(
+        {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
+    )
 
 
 def _keys(words: list[str]) -> list[str]:
@@ -278,11 +282,14 @@ def _paths(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    """Give up to three near matches, of whole names and of their last parts."""
-    last = {full: re.split(r"[./]", full)[-1] for full in known}
-    alike = get_close_matches(re.split(r"[./]", name)[-1], list(last.values()), n=3, cutoff=0.75)
-    both = [*get_close_matches(name, known, n=3, cutoff=0.75), *(full for full in known if last[full] in alike)]
-    return list(dict.fromkeys(both))[:3]
+    """Give up to three near matches, nearest first, of whole names or of their last parts."""
+
+    def likeness(one: str, other: str) -> float:
+        last = re.split(r"[./]", one)[-1], re.split(r"[./]", other)[-1]
+        return max(SequenceMatcher(None, one, other).ratio(), SequenceMatcher(None, *last).ratio())
+
+    ranked = sorted(((likeness(name, other), other) for other in dict.fromkeys(known)), key=lambda pair: -pair[0])
+    return [other for ratio, other in ranked if ratio >= 0.75][:3]
 
 
 def _did_you_mean(near: list[str], known: list[str]) -> str:
@@ -305,7 +312,7 @@ def _one_line(error: Exception) -> str:
 
 def _provenance() -> dict[str, Any]:
     """Tell what a run ran with; a path in the checkout or the home folder is told from there."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "varitok": __version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -52,10 +52,17 @@ class Batch(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What `data=` builds: a dataset to train on and one to evaluate on, both indexed by `Key`."""
+    """What `data=` builds.
+
+    Attributes:
+        train: Dataset to train on, indexed by `Key`.
+        val: Dataset to evaluate on, indexed by `Key`.
+        about: What stands above an evaluation's table: the data set, how its signals were made.
+    """
 
     train: Dataset[Tensor]
     val: Dataset[Tensor]
+    about: dict[str, str] = {}  # noqa: RUF012 (a tuple's default; never changed)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -94,6 +94,7 @@ class ImageDataset(Dataset[Tensor]):
         self,
         read: Callable[[int, int | None], Tensor],
         count: int,
+        *,
         image_size: int,
         train: bool,
         least_scale: float = 0.8,
@@ -140,7 +141,8 @@ class ImageDataset(Dataset[Tensor]):
         square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
         if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
             square = square.flip(-1)
-        return square.contiguous()
+        result: Tensor = square.contiguous()
+        return result
 
 
 class ImageFolder(ImageDataset):
@@ -167,6 +169,7 @@ class ImageFolder(ImageDataset):
         self,
         root: str | Path,
         split: Literal["train", "val"],
+        *,
         image_size: int,
         val_share: float = 0.05,
         least_side: int = 8,
@@ -177,7 +180,15 @@ class ImageFolder(ImageDataset):
         self.root = Path(root)
         self.least_side = least_side
         self.files = _list_images(self.root, split, val_share)
-        super().__init__(self._read, len(self.files), image_size, split == "train", least_scale, flip, seed)
+        super().__init__(
+            self._read,
+            len(self.files),
+            image_size=image_size,
+            train=split == "train",
+            least_scale=least_scale,
+            flip=flip,
+            seed=seed,
+        )
 
     def _read(self, index: int, shorter_side: int | None) -> Tensor:
         return decode_image(self.files[index], shorter_side, self.least_side)
@@ -206,6 +217,7 @@ def _list_images(root: Path, split: str, val_share: float) -> list[Path]:
 
 def image_folder(
     root: str,
+    *,
     image_size: int = 64,
     val_share: float = 0.05,
     least_side: int = 8,
@@ -222,7 +234,8 @@ def image_folder(
         "flip": flip,
         "seed": seed,
     }
-    return Splits(ImageFolder(root, "train", **common), ImageFolder(root, "val", **common))
+    splits = ImageFolder(root, "train", **common), ImageFolder(root, "val", **common)
+    return Splits(*splits, about=_about(str(root), image_size))
 
 
 def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool = True, seed: int = 0) -> Splits:
@@ -236,13 +249,22 @@ def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool =
     def split(train: bool) -> ImageDataset:
         data = _fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-        return ImageDataset(lambda i, _: pixels[i], len(pixels), image_size, train, 1.0, flip, seed)
+        return ImageDataset(
+            lambda i, _: pixels[i],
+            len(pixels),
+            image_size=image_size,
+            train=train,
+            least_scale=1.0,
+            flip=flip,
+            seed=seed,
+        )
 
-    return Splits(split(True), split(False))
+    return Splits(split(True), split(False), about=_about("CIFAR-10", image_size))
 
 
 def imagenette(
     root: str,
+    *,
     image_size: int = 64,
     version: Literal["full", "320px", "160px"] = "160px",
     download: bool = True,
@@ -263,10 +285,20 @@ def imagenette(
         data = _fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
         files = [Path(file) for file, _ in data._samples]
         return ImageDataset(
-            lambda i, side: decode_image(files[i], side), len(files), image_size, name == "train", least_scale, flip, seed
+            lambda i, side: decode_image(files[i], side),
+            len(files),
+            image_size=image_size,
+            train=name == "train",
+            least_scale=least_scale,
+            flip=flip,
+            seed=seed,
         )
 
-    return Splits(split("train"), split("val"))
+    return Splits(split("train"), split("val"), about=_about(f"Imagenette {version}", image_size))
+
+
+def _about(name: str, image_size: int) -> dict[str, str]:
+    return {"dataset": f"{name}, validation split", "protocol": f"{PROTOCOL}; {image_size} x {image_size} pixels"}
 
 
 def _fetched(make: Callable[[], Any], root: str, archive: str) -> Any:

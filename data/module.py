@@ -101,6 +101,7 @@ class DataModule(pl.LightningDataModule):
         accumulate: Batches to an update.
         seed: Seed of the order.
         max_bad_share: Share of unreadable files that ends a run.
+        overfit: Give the first batch of the data over and over.
 
     Raises:
         UserError: A number is out of range.
@@ -116,9 +117,14 @@ class DataModule(pl.LightningDataModule):
         accumulate: int = 1,
         seed: int = 0,
         max_bad_share: float = 0.01,
+        overfit: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}.items():
+        for name, value in {
+            "loader.batch_size": batch_size,
+            "updates": updates,
+            "training.accumulate": accumulate,
+        }.items():
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
         self.splits = splits
@@ -127,6 +133,7 @@ class DataModule(pl.LightningDataModule):
         self.batches = updates * accumulate
         self.accumulate = accumulate
         self.seed = seed
+        self.overfit = overfit
         self.bad = BadSampleCount(max_bad_share)
 
     def _rank(self) -> tuple[int, int]:
@@ -134,18 +141,18 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the batches that the run still needs."""
+        readable = _Readable(self.splits.train, substitute=True)
+        if self.overfit:
+            first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
+            return loader(readable, [first] * self.batches, self.workers)
         rank, world = self._rank()
-        done = int(self.trainer.lightning_module.updates) if self.trainer else 0
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        done = int(module.updates) if module else 0
+        start = done * self.accumulate
         sampler = UpdateBatchSampler(
-            len(self.splits.train),  # type: ignore[arg-type]
-            self.batch_size,
-            self.batches,
-            self.seed,
-            rank,
-            world,
-            start=done * self.accumulate,
+            len(readable), self.batch_size, self.batches, seed=self.seed, rank=rank, world=world, start=start
         )
-        return loader(_Readable(self.splits.train, substitute=True), sampler, self.workers)
+        return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Give this process's share of the validation set, in order; unreadable files are left out."""

@@ -27,7 +27,15 @@ class UpdateBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, batches: int, seed: int = 0, rank: int = 0, world: int = 1, start: int = 0
+        self,
+        length: int,
+        batch_size: int,
+        batches: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
     ) -> None:
         self.length = length
         self.batch_size = batch_size

@@ -20,7 +20,7 @@ class _StraightThrough(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -29,7 +29,7 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
 
     The usual `z + (q - z).detach()` rounds: what it returns is not the table's entry.
     """
-    return _StraightThrough.apply(latents, quantized)  # type: ignore[no-untyped-call, no-any-return]
+    return _StraightThrough.apply(latents, quantized)  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module, ABC):

@@ -21,6 +21,13 @@ class _Grid(nn.Module):
     exactly to 24 bits only.
     """
 
+    levels: Tensor
+    radix: Tensor
+    zero: Tensor
+    reach: Tensor
+    offset: Tensor
+    shift: Tensor
+
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
         radix = [math.prod(levels[:i]) for i in range(len(levels))]
@@ -54,19 +61,20 @@ class _Grid(nn.Module):
 
 
 class FiniteScalarQuantizer(Bottleneck):
-    """Rounds each dimension to a few levels; there is no codebook to learn or to collapse (arXiv 2309.15505, section 3).
+    """Rounds each dimension to a few levels; no codebook has to be learnt or can collapse (arXiv 2309.15505, section 3).
 
     Args:
-        levels: Levels of each dimension, at least 2; their product is the number of codes.
+        levels: Levels of each dimension, at least 3 (with 2 the bound has next to no gradient); their product is
+            the number of codes.
 
     Raises:
-        UserError: A level is below 2.
+        UserError: A level is below 3.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
+        if not levels or min(levels) < 3:
+            raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
         self.dim = len(levels)
         self.book_sizes = (math.prod(levels),)
         self.grid = _Grid(levels)

@@ -27,7 +27,7 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
         offset = entries.square().sum(1) / -2
         flat = (latents - centre).reshape(-1, latents.shape[-1])
         rows = max(1, BLOCK // len(codebook))
-        blocks = [torch.addmm(offset, part, entries.T).argmax(1) for part in flat.split(rows)]
+        blocks = [torch.addmm(offset, part, entries.T).argmax(1) for part in torch.split(flat, rows)]
         return torch.cat(blocks).reshape(latents.shape[:-1])
 
 
@@ -35,10 +35,14 @@ class FrozenTable(nn.Module):
     """The export form of one book of vectors: a centred product, an argmax and a table.
 
     Args:
-        codebook: `(K, d)`, what is searched.
-        table: `(K, d)`, what `decode` returns; the codebook itself where None.
+        codebook: `(K, d)`.
         normalise: Latents are scaled to unit length before the search (cosine books).
     """
+
+    centre: Tensor
+    entries: Tensor
+    offset: Tensor
+    table: Tensor
 
     def __init__(self, codebook: Tensor, normalise: bool = False) -> None:
         super().__init__()

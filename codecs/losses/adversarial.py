@@ -35,6 +35,7 @@ class Adversarial(nn.Module):
     def __init__(
         self,
         discriminator: nn.Module,
+        *,
         kind: Literal["hinge", "nonsaturating"] = "hinge",
         weight: float = 0.1,
         start: int = 0,

@@ -24,9 +24,7 @@ class Objective(nn.Module):
         UserError: A term lacks its weight or its module.
     """
 
-    def __init__(
-        self, terms: Mapping[str, Mapping[str, Any] | None], adversarial: Adversarial | None = None
-    ) -> None:
+    def __init__(self, terms: Mapping[str, Mapping[str, Any] | None], adversarial: Adversarial | None = None) -> None:
         super().__init__()
         self.weights: dict[str, float] = {}
         self.terms = nn.ModuleDict()

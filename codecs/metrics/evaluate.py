@@ -13,11 +13,10 @@ import torch.distributed as dist
 import torchmetrics
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import varitok
 from varitok import UserError
-from varitok.data.batch import Batch, normalise, to_uint8
+from varitok.data.batch import Batch, Splits, normalise, to_uint8
 from varitok.data.module import validation_loader
 
 from ..build import build, load_run
@@ -26,6 +25,9 @@ from . import frechet, image, rate
 from .table import Row, Table
 
 __all__ = ["Evaluable", "available", "evaluate", "main"]
+
+
+ROUNDING = {"rounding": "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"}
 
 
 class _Books(Protocol):
@@ -99,7 +101,7 @@ def evaluate(
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
     tally.gather()
-    return Table(tally.rows(codec), dict(header or {}) | tally.definitions() | _versions())
+    return Table(tally.rows(codec), dict(header or {}) | ROUNDING | tally.definitions() | _versions())
 
 
 class _Tally:
@@ -262,13 +264,13 @@ def _run(options: argparse.Namespace, command: str) -> None:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"--device {options.device}: this device is not there") from error
-    dataset, described = _validation(config, options.data)
+    splits = _validation(config, options.data)
     table = evaluate(
         codec,
-        validation_loader(dataset, options.batch_size, options.workers),
+        validation_loader(splits.val, options.batch_size, options.workers),
         keeps,
         options.metrics.split(",") if options.metrics else available(),
-        {"codec": str(options.run), **described, "command": command},
+        {"codec": str(options.run), **splits.about, "command": command},
     )
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "evaluation"
@@ -276,7 +278,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     table.print()
     if {"psnr", "ssim"} <= table.rows[0].keys():
         table.plot(folder / "evaluation.png")
-    print(f"{table.rows[0]['images']} images of {described['dataset']}; written to {folder}")
+    print(f"{table.rows[0]['images']} images; written to {folder}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -286,23 +288,16 @@ def _numbers(text: str) -> list[int]:
         raise UserError(f"--keep {text}: give whole numbers with commas between, such as 1,4,16") from None
 
 
-def _validation(config: DictConfig, folder: Path | None) -> tuple[Dataset[Tensor], dict[str, str]]:
-    """Find the images to evaluate on, and say what they are and how they were made."""
-    from varitok.data.images import PROTOCOL, ImageFolder  # noqa: PLC0415 (torchvision is slow to import)
-
-    size = config.data.get("image_size")
+def _validation(config: DictConfig, folder: Path | None) -> Splits:
+    """Find the images to evaluate on: the run's own, or those of a folder, made as the codec takes them."""
     if folder is None:
-        dataset: Dataset[Tensor] = build(config.data).val
-        name = f"{config.data._target_.rpartition('.')[2]} {config.data.get('root', '')}".strip()
-    elif size is None:
+        splits: Splits = build(config.data)
+        return splits
+    if config.data.get("image_size") is None:
         raise UserError("--data: the run's configuration has no data.image_size to bring images to")
-    else:
-        dataset, name = ImageFolder(folder, "val", size), str(folder)
-    made = (
-        PROTOCOL if folder or config.data._target_.startswith("varitok.data.images.") else "as the dataset makes them"
-    )
-    rounding = "both sides compared as 8-bit values, decoded images clamped and rounded to the nearest"
-    return dataset, {"dataset": f"{name}, validation split", "protocol": f"{made}; {size} x {size} pixels; {rounding}"}
+    from varitok.data.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
+
+    return image_folder(str(folder), image_size=config.data.image_size)
 
 
 if __name__ == "__main__":

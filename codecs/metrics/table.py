@@ -20,15 +20,15 @@ Row = dict[str, float]
 PRINTED = {
     "k": ("tokens", "{:.0f}"),
     "bytes": ("bytes", "{:.0f}"),
-    "bpp": ("bits/pixel", "{:.4f}"),
-    "psnr": ("PSNR dB", "{:.2f}"),
+    "bpp": ("bpp", "{:.4f}"),
+    "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "ms_ssim": ("MS-SSIM", "{:.4f}"),
     "lpips_alex": ("LPIPS alex", "{:.4f}"),
     "lpips_vgg": ("LPIPS vgg", "{:.4f}"),
     "rfid": ("rFID", "{:.2f}"),
-    "usage": ("codebook used", "{:.1%}"),
-    "entropy": ("entropy bits", "{:.2f}"),
+    "usage": ("used", "{:.1%}"),
+    "entropy": ("entropy", "{:.2f}"),
     "perplexity": ("perplexity", "{:.1f}"),
 }
 
@@ -76,7 +76,11 @@ class Table:
     def print(self, console: Console | None = None) -> None:
         """Print the table."""
         columns = [name for name in PRINTED if name in self.rows[0]]
-        shown = RichTable(title="Quality per kept tokens", box=rich.box.SIMPLE_HEAD, title_justify="left")
+        shown = RichTable(
+            title="Quality per kept tokens (PSNR in dB, entropy in bits)",
+            box=rich.box.SIMPLE_HEAD,
+            title_justify="left",
+        )
         for name in columns:
             shown.add_column(PRINTED[name][0], justify="right")
         for row in self.rows:

@@ -39,7 +39,7 @@ class GridTable(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """Give the vectors of a grid, `(1, height * width, d)`."""
-        table = self.table
+        table: Tensor = self.table
         if height != self.side or width != self.side:
             table = functional.interpolate(table, (height, width), mode="bicubic", align_corners=False)
         return table.flatten(2).transpose(1, 2)
@@ -66,6 +66,7 @@ class RegisterEncoder(nn.Module):
 
     def __init__(
         self,
+        *,
         image_size: int,
         patch: int,
         tokens: int,
@@ -98,7 +99,7 @@ class RegisterEncoder(nn.Module):
         if self.shortcut is not None:
             registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
         patches = patches + self.positions(height, width)
-        latents = self.norm(self.transformer(torch.cat([registers, patches], dim=1))[:, : self.tokens])
+        latents: Tensor = self.norm(self.transformer(torch.cat([registers, patches], dim=1))[:, : self.tokens])
         return latents
 
 
@@ -119,6 +120,7 @@ class RegisterDecoder(nn.Module):
 
     def __init__(
         self,
+        *,
         image_size: int,
         patch: int,
         tokens: int,
@@ -142,7 +144,7 @@ class RegisterDecoder(nn.Module):
         # Patches are painted apart from each other; one small convolution mends their seams.
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.dirac_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, latents: Tensor, mask: Tensor | None = None, height: int = 0, width: int = 0) -> Tensor:
         """Turn latents `(b, k, width)`, k from 1 to N, into images `(b, c, height * p, width * p)`.
@@ -162,5 +164,5 @@ class RegisterDecoder(nn.Module):
         tokens = torch.cat([latents + self.registers[:, :k], canvas], dim=1)
         painted = self.norm(self.transformer(tokens, mask)[:, k:])
         pixels = self.to_pixels(painted).transpose(1, 2).reshape(b, -1, height, width)
-        signal = self.out(functional.pixel_shuffle(pixels, self.patch))
+        signal: Tensor = self.out(functional.pixel_shuffle(pixels, self.patch))
         return signal

@@ -26,8 +26,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         allowed = None if mask is None else mask[:, None, None, :]
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        y = self.out(y.transpose(1, 2).reshape(b, n, width))
-        return y
+        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
+        return attended
 
 
 class Block(nn.Module):
@@ -51,7 +51,7 @@ class Block(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.attention.out.weight)
-        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Transform tokens `(b, n, width)`."""

@@ -31,7 +31,7 @@ class Average(nn.Module):
     def update(self, codec: Codec, update: int) -> None:
         """Move towards `codec` after its update number `update`."""
         weight = 1 - averaging_decay(update, self.decay)
-        averaged, current = list(self.codec.parameters()), [p.detach() for p in codec.parameters()]
+        averaged, current = [p.detach() for p in self.codec.parameters()], [p.detach() for p in codec.parameters()]
         torch._foreach_lerp_(averaged, current, weight)
         for mine, theirs in zip(self.codec.buffers(), codec.buffers(), strict=True):
             mine.copy_(theirs)

@@ -1,9 +1,12 @@
 """The quality of each number of kept tokens, measured while a run goes on and at its end."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+
+from varitok.data.module import DataModule
 
 from ..metrics.evaluate import available, evaluate
 from ..metrics.table import Table
@@ -22,24 +25,24 @@ class Evaluation(pl.Callback):
 
     Args:
         every: Updates between two evaluations.
-        header: What goes above the table: the data set, the protocol.
+        metrics: What is measured on the way; at the end it is all that can be measured on this machine.
     """
 
-    def __init__(self, every: int, header: dict[str, str] | None = None) -> None:
+    def __init__(self, every: int, metrics: Sequence[str] = ("psnr", "ssim")) -> None:
         self.every = every
-        self.header = header or {}
+        self.metrics = metrics
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         """Evaluate when it is due."""
         assert isinstance(pl_module, CodecTraining)
         update = pl_module.update
         if update and update % self.every == 0 and update < pl_module.total and pl_module.stepped:
-            self._evaluate(trainer, pl_module)
+            self._evaluate(trainer, pl_module, self.metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the end of the run; print the table, write it, draw it."""
         assert isinstance(pl_module, CodecTraining)
-        table = self._evaluate(trainer, pl_module)
+        table = self._evaluate(trainer, pl_module, available())
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "evaluation"
             table.write_csv(folder / "evaluation.csv")
@@ -47,9 +50,9 @@ class Evaluation(pl.Callback):
             table.print()
             _log.info("evaluation: %s", folder)
 
-    def _evaluate(self, trainer: pl.Trainer, module: CodecTraining) -> Table:
-        batches = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        table = evaluate(module.evaluated, batches, metrics=available(), header=self.header)
+    def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str]) -> Table:
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        table = evaluate(module.evaluated, data.val_dataloader(), metrics=metrics, header=data.splits.about)
         values = {f"val/{name}@{row['k']:.0f}": row[name] for row in table.rows for name in ("psnr", "ssim")}
         values |= {f"val/{name}": table.rows[-1][name] for name in ("usage", "entropy", "perplexity")}
         for logger in trainer.loggers:

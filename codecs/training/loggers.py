@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 __all__ = ["CsvLog", "RunLog", "WandbLog"]
 

@@ -203,7 +203,9 @@ def _part(codec: Codec, name: str, option: str) -> nn.Module:
 def _groups(module: nn.Module) -> list[dict[str, Any]]:
     """Split trainable parameters into those that decay and those that don't."""
     decayed = {
-        id(child.weight) for child in module.modules() if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        id(child.weight)
+        for child in module.modules()
+        if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
     }
     trained = [p for p in module.parameters() if p.requires_grad]
     kept = [p for p in trained if id(p) not in decayed]

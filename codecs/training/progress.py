@@ -22,7 +22,9 @@ class Progress(RichProgressBar):
         self._began = (0.0, 0)
         self._said = 0
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Show the last reading: the loss and its terms."""
         assert isinstance(pl_module, CodecTraining)
         return {name: value for name, value in pl_module.latest.items() if name.startswith("loss")}

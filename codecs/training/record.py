@@ -26,12 +26,11 @@ class Record:
     def add(self, values: dict[str, Tensor]) -> None:
         """Add detached scalars."""
         for name, value in values.items():
-            value = value.detach()
             if name in self._sums:
-                self._sums[name] += value
+                self._sums[name] += value.detach()
                 self._counts[name] += 1
             else:
-                self._sums[name] = value.float().clone()
+                self._sums[name] = value.detach().float().clone()
                 self._counts[name] = 1
 
     def read(self) -> dict[str, float]:

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from varitok import UserError
 from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
@@ -53,9 +52,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     optim, loop = config.optim, config.training
     data = DataModule(
         build(config.data),
-        batch_size=config.loader.batch_size,
-        workers=config.loader.workers,
-        max_bad_share=config.loader.max_bad_share,
+        **plain["loader"],
         updates=config.updates,
         accumulate=loop.accumulate,
         seed=config.seed,
@@ -93,9 +90,3 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     )
     resume = str(checkpoint_of(config.resume)) if config.resume else None
     return Run(trainer, module, data, resume)
-
-
-def check_updates(updates: int) -> None:
-    """Refuse a run of no updates."""
-    if updates < 1:
-        raise UserError(f"updates={updates}: a run needs at least one")

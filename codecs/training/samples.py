@@ -1,5 +1,6 @@
 """Reconstructions to look at: the originals over what each number of kept tokens gives back."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from varitok.data.batch import normalise, to_uint8
+from varitok import UserError
+from varitok.data.batch import BadSample, normalise, to_uint8
 
 from ..codec import Codec
 from ..lengths import ladder
@@ -89,8 +91,11 @@ class Samples(pl.Callback):
 
     def _choose(self, trainer: pl.Trainer) -> Tensor:
         """Take images spread evenly over the validation set."""
+        val = trainer.datamodule.splits.val  # type: ignore[attr-defined]
         images: list[Tensor] = []
-        for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
-            images.extend(batch.signal)
-        spread = torch.linspace(0, len(images) - 1, min(self.images, len(images))).round().long()
-        return torch.stack([images[i] for i in spread])
+        for index in torch.linspace(0, len(val) - 1, min(self.images, len(val))).round().int().tolist():
+            with suppress(BadSample):
+                images.append(val[0, index])
+        if not images:
+            raise UserError("none of the validation images that were to be drawn could be read")
+        return torch.stack(images)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
 from torch import Tensor, nn
+
 from varitok import UserError
 from varitok.codecs.metrics import evaluate as module
 from varitok.codecs.metrics.evaluate import evaluate, main

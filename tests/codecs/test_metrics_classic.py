@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from varitok.codecs.metrics.table import Table
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "classic_images.py"

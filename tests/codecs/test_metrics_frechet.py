@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from varitok import UserError
 from varitok.codecs.metrics import frechet
 from varitok.codecs.metrics.frechet import Moments, frechet_distance

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+
 from varitok import UserError
 from varitok.codecs.metrics.image import comparison, ms_ssim, psnr, scales, ssim
 

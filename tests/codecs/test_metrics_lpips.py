@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
+
 from varitok import UserError
 from varitok.codecs.metrics.lpips import BACKBONES, LPIPS
 from varitok.codecs.metrics.weights import find_weights, require_weights

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from varitok.codecs.metrics.rate import count_codes, entropy, packed_bytes, perplexity, usage
 
 

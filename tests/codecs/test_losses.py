@@ -1,0 +1,112 @@
+"""The objective, its terms, and the adversarial term."""
+
+import pytest
+import torch
+from torch import nn
+
+from varitok import UserError
+from varitok.codecs.discriminators.patch import PatchDiscriminator
+from varitok.codecs.losses.adversarial import Adversarial
+from varitok.codecs.losses.objective import Objective
+from varitok.codecs.losses.pixel import L1, L2
+from varitok.codecs.losses.structure import MultiScaleStructure
+
+TERMS = {"l1": L1, "l2": L2, "structure": MultiScaleStructure}
+
+
+def _pair(h=32, w=32):
+    random = torch.Generator().manual_seed(0)
+    real = torch.rand(4, 3, h, w, generator=random) * 2 - 1
+    return (real + 0.3 * torch.randn(real.shape, generator=random)).requires_grad_(), real, torch.full((4,), h)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_are_zero_for_equal_signals_and_rise_with_the_error(name):
+    fake, real, lengths = _pair()
+    term = TERMS[name]()
+    assert term(real, real, lengths).item() == pytest.approx(0, abs=1e-5)
+    near, far = term(real + (fake - real) / 2, real, lengths), term(fake, real, lengths)
+    assert 0 < near < far
+    far.backward()
+    assert fake.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("shape", [(8, 8), (9, 31), (64, 16)])
+def test_terms_take_images_of_any_shape(name, shape):
+    assert TERMS[name]()(*_pair(*shape)).isfinite()
+
+
+@pytest.mark.parametrize("term", [L1(), L2()])
+def test_pixel_terms_pass_over_padding(term):
+    fake, real, _ = _pair()
+    lengths = torch.tensor([32, 5, 1, 17])
+    value = term(fake, real, lengths)
+    alone = [term(fake[i : i + 1, :, :k], real[i : i + 1, :, :k], torch.tensor([k])) for i, k in enumerate(lengths)]
+    torch.testing.assert_close(value, torch.stack(alone).mean())
+
+
+def test_pixel_terms_are_the_plain_means():
+    fake, real, lengths = _pair()
+    torch.testing.assert_close(L1()(fake, real, lengths), (fake - real).abs().mean())
+    torch.testing.assert_close(L2()(fake, real, lengths), (fake - real).square().mean())
+
+
+def test_structure_sees_what_squared_error_does_not():
+    """Of two equal squared errors, a constant shift is milder than blur."""
+    random = torch.Generator().manual_seed(0)
+    real = torch.rand(1, 3, 32, 32, generator=random) - 0.5
+    blurred = nn.functional.avg_pool2d(real, 3, stride=1, padding=1)
+    shifted = real + (blurred - real).square().mean().sqrt()
+    lengths = torch.tensor([32])
+    assert MultiScaleStructure()(shifted, real, lengths) < MultiScaleStructure()(blurred, real, lengths) / 2
+
+
+def test_objective_weighs_sums_and_logs():
+    fake, real, lengths = _pair()
+    objective = Objective({"a": {"weight": 2.0, "module": L1()}, "b": {"weight": 0.0, "module": L2()}, "c": None})
+    total, values = objective(fake, real, lengths)
+    torch.testing.assert_close(total, 2 * L1()(fake, real, lengths))
+    assert set(values) == {"a", "b"} and not values["b"].requires_grad
+
+
+def test_objective_names_a_term_that_lacks_its_weight():
+    with pytest.raises(UserError, match=r"objective\.terms\.l1"):
+        Objective({"l1": {"module": L1()}})
+
+
+def test_adversarial_timetable():
+    term = Adversarial(nn.Identity(), weight=0.4, start=10, head_start=5, ramp=3)
+    assert [term.learns(u) for u in (9, 10)] == [False, True]
+    assert [term.heard(u) for u in (14, 15, 16, 18, 1000)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("kind", ["hinge", "nonsaturating"])
+def test_discriminator_learns_to_tell_and_the_codec_hears_it(kind):
+    torch.manual_seed(0)
+    term = Adversarial(PatchDiscriminator(width=8, layers=2), kind=kind, lecam=0.1)
+    fake, real, _ = _pair()
+    optimizer = torch.optim.Adam(term.parameters(), 2e-3)
+    first = None
+    for _ in range(40):
+        loss, means = term.discriminator_loss(fake, real)
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < first and means["real"] > means["fake"]
+    assert fake.grad is None
+    assert term.real_average > term.fake_average
+    gain = torch.autograd.grad(term.codec_loss(fake), fake)[0]
+    assert term.codec_loss(fake - 5 * gain.sign() * 0.01) < term.codec_loss(fake)
+
+
+def test_lecam_averages_are_saved():
+    assert {"real_average", "fake_average"} <= Adversarial(nn.Identity()).state_dict().keys()
+
+
+def test_discriminator_judges_an_image_the_same_in_any_batch():
+    torch.manual_seed(0)
+    net = PatchDiscriminator(width=8)
+    _, real, _ = _pair()
+    torch.testing.assert_close(net(real)[2:3], net(real[2:3]), atol=1e-5, rtol=0)

@@ -1,0 +1,238 @@
+"""Whole runs, small: what a user gets from `train.py`, and that a run can go on where it stopped."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from varitok import UserError
+from varitok.codecs.build import load_run
+from varitok.codecs.training.average import Average
+from varitok.codecs.training.module import CodecTraining
+from varitok.codecs.training.record import Record
+from varitok.codecs.training.run import build_run
+from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
+
+from .examples import tiny_codec
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "experiment=image/demo",
+    "data.image_size=16",
+    "data.length=12",
+    "data.val_length=5",
+    "codec.encoder.tokens=4",
+    "codec.encoder.width=16",
+    "codec.encoder.depth=1",
+    "loader.batch_size=3",
+    "loader.workers=0",
+    "updates=4",
+    "checkpoint_every=2",
+    "training.log_every=2",
+    "callbacks.samples.every=2",
+    "callbacks.evaluation.every=2",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "export=none",
+]
+ADVERSARIAL = [
+    "objective=adversarial",
+    "objective.adversarial.discriminator.width=8",
+    "objective.adversarial.discriminator.layers=1",
+    "objective.adversarial.start=1",
+    "objective.adversarial.head_start=1",
+    "objective.adversarial.ramp=0",
+]
+
+
+def compose(*overrides):
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        return hydra.compose("train", [*TINY, *overrides])
+
+
+def fit(folder, *overrides):
+    folder.mkdir(parents=True, exist_ok=True)
+    run = build_run(compose(*overrides), folder)
+    run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
+    return run
+
+
+def _rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, fit(folder)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder, run = finished
+    assert run.module.update == int(run.module.updates) == run.trainer.global_step == 4
+    assert (folder / "checkpoints/last.ckpt").is_file()
+    assert {path.name for path in (folder / "samples").iterdir()} == {"update_0000002.png", "update_0000004.png"}
+    assert (folder / "evaluation/evaluation.csv").is_file() and (folder / "evaluation/evaluation.png").is_file()
+    logged = {(row["update"], row["name"]) for row in _rows(folder)}
+    assert {("2", "loss/l2"), ("4", "grad_norm"), ("2", "val/psnr@4"), ("4", "val/entropy")} <= logged
+
+
+def test_a_checkpoint_is_data_and_loads_back(finished):
+    folder, run = finished
+    torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    codec, config = load_run(folder)
+    signal = torch.zeros(1, 3, 16, 16)
+    torch.testing.assert_close(codec(signal).signal, run.module.evaluated(signal).signal)
+    assert config.name == "demo"
+
+
+@pytest.mark.parametrize("damage", ["torn", "other"])
+def test_a_damaged_checkpoint_is_named(finished, tmp_path, damage):
+    bad = tmp_path / "bad.ckpt"
+    if damage == "torn":
+        bad.write_bytes((finished[0] / "checkpoints/last.ckpt").read_bytes()[:1000])
+    else:
+        torch.save({"weights": 1}, bad)
+    with pytest.raises(UserError, match=r"bad\.ckpt: not a varitok checkpoint"):
+        load_run(bad)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("extra", [[], ADVERSARIAL, [*ADVERSARIAL, "training.accumulate=2"]])
+def test_a_run_goes_on_where_it_stopped(tmp_path, extra):
+    whole = fit(tmp_path / "whole", *extra)
+    stopped = build_run(compose(*extra), tmp_path / "part")
+    stopped.trainer.limit_train_batches = 2 * stopped.module.accumulate
+    stopped.trainer.fit(stopped.module, stopped.data)
+    resumed = fit(tmp_path / "rest", *extra, f"resume={tmp_path / 'part'}")
+    assert resumed.module.update == 4
+    for (name, one), other in zip(whole.module.state_dict().items(), resumed.module.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_discriminator_waits_learns_and_is_heard(tmp_path):
+    names = {
+        (row["update"], row["name"]) for row in fit(tmp_path, *ADVERSARIAL, "training.log_every=1") and _rows(tmp_path)
+    }
+    assert ("1", "discriminator/loss") not in names and ("2", "discriminator/loss") in names
+    assert ("2", "loss/adversarial") not in names and ("3", "loss/adversarial") in names
+
+
+def test_with_a_discriminator_updates_are_not_counted_double(tmp_path):
+    run = fit(tmp_path, *ADVERSARIAL, "objective.adversarial.start=0", "checkpoint_every=1")
+    assert run.trainer.global_step == run.module.update == 4
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    plain = ["length=full", "training.average=0", "optim.clip=1e9", "data.flip=false"]
+    plain.remove("data.flip=false")
+    small = fit(tmp_path / "small", *plain, "training.accumulate=2", "loader.batch_size=3", "updates=2")
+    large = fit(tmp_path / "large", *plain, "loader.batch_size=6", "updates=2")
+    for (name, one), other in zip(small.module.codec.named_parameters(), large.module.codec.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_second_stage_trains_the_decoder_alone(finished, tmp_path):
+    folder, first = finished
+    run = fit(tmp_path, f"init_from={folder}", "training.freeze=[encoder,project_in,bottleneck]", "training.average=0")
+    start, end = first.module.average.codec.state_dict(), run.module.codec.state_dict()
+    changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"decoder", "project_out"}
+
+
+@pytest.mark.parametrize("option", ["freeze", "compile"])
+def test_an_unknown_part_is_named(tmp_path, option):
+    with pytest.raises(UserError, match=rf"training\.{option}: the codec has no part 'encodr'"):
+        build_run(compose(f"training.{option}=[encodr]"), tmp_path)
+
+
+def test_float16_is_refused(tmp_path):
+    run = build_run(compose(), tmp_path)
+    run.trainer._accelerator_connector._precision_flag = "16-mixed"
+    run.module._trainer = run.trainer
+    run.trainer.strategy.precision_plugin.precision = "16-mixed"
+    with pytest.raises(UserError, match="bf16-mixed"):
+        run.module.configure_optimizers()
+
+
+def test_bfloat16_trains(tmp_path):
+    assert fit(tmp_path, "trainer.precision=bf16-mixed").module.update == 4
+
+
+def test_compiled_parts_keep_their_names(tmp_path):
+    module = build_run(compose("training.compile=[decoder]"), tmp_path).module
+    assert module.codec.state_dict().keys() == build_run(compose(), tmp_path).module.codec.state_dict().keys()
+
+
+def test_wandb_offline_does_not_disturb_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    fit(tmp_path, "logger=wandb")
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert _rows(tmp_path)
+
+
+def test_a_broken_wandb_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    def broken(*_, **__):
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    assert fit(tmp_path, "logger=wandb").module.update == 4
+    assert "the run goes on" in caplog.text
+
+
+def test_average_follows_parameters_and_copies_buffers():
+    codec = tiny_codec()
+    codec.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+    average = Average(codec, 0.5)
+    before = codec.project_in.weight.detach().clone()
+    with torch.no_grad():
+        codec.project_in.weight.add_(1.0)
+    codec.counter.fill_(3)
+    average.update(codec, 10**6)
+    torch.testing.assert_close(average.codec.project_in.weight, before + 0.5)
+    assert average.codec.counter == 3
+
+
+def test_schedules():
+    rates = [warmup_cosine(u, 100, 10, 0.1) for u in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.1)
+    assert averaging_decay(0, 0.999) == pytest.approx(0.1) and averaging_decay(10**6, 0.999) == 0.999
+
+
+def test_record_gives_means_and_starts_anew():
+    record = Record(2)
+    record.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
+    record.add({"a": torch.tensor(3.0)})
+    assert record.read() == {"a": 2.0, "b": 5.0}
+    assert record.read() == {}
+
+
+def test_saved_configuration_repeats_the_run(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py")]
+
+    def run(*arguments):
+        done = subprocess.run(
+            [*command, *arguments], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run(*TINY, "hydra.run.dir=first")
+    run("--config-dir", "first", "--config-name", "config", "hydra.run.dir=second")
+    one, other = (OmegaConf.load(tmp_path / name / "config.yaml") for name in ("first", "second"))
+    assert one == other
+    assert isinstance(build_run(compose(), tmp_path).module, CodecTraining)
+    states = [load_run(tmp_path / name)[0].state_dict() for name in ("first", "second")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

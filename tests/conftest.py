@@ -1,0 +1,27 @@
+"""What every test runs under: no network, no threads fighting over cores, the same seed."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: each worker has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The machine's pace is no property of the code, and a failure must come again.
+settings.register_profile("varitok", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("varitok")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Seed every generator that a test may draw from without saying so."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+    yield

@@ -139,7 +139,7 @@ def _checked_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) ->
     known = inspect.signature(found).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     try:
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)  # type: ignore[misc]
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
         hints = {}
     for key in (*given, *extra):
@@ -185,7 +185,7 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
+def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for each kind of annotation)
     """Tell whether a plain value fits an annotation, and give it in that type; an annotation not known fits."""
     origin, options = get_origin(hint), get_args(hint)
     if isinstance(value, Mapping):  # an object to build, or the terms of something

@@ -87,7 +87,6 @@ def test_every_python_has_one_pin_of_each(python: str) -> None:
     assert {"torch", "numpy", "onnxruntime", "matplotlib", "pillow"} <= set(here)
 
 
-@pytest.mark.slow
 @in_checkout
 def test_wheel_holds_what_git_tracks(tmp_path: Path) -> None:
     """Built by way of the sdist, from a copy of what git tracks, as a release is."""

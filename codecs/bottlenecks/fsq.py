@@ -61,7 +61,7 @@ class _Grid(nn.Module):
 
 
 class FiniteScalarQuantizer(Bottleneck):
-    """Rounds each dimension to a few levels; no codebook has to be learnt or can collapse (arXiv 2309.15505, section 3).
+    """Rounds each dimension to a few levels; no codebook to learn or to collapse (arXiv 2309.15505, section 3).
 
     Args:
         levels: Levels of each dimension, at least 3 (with 2 the bound has next to no gradient); their product is

@@ -34,11 +34,13 @@ class MultiScaleStructure(nn.Module):
         return torch.stack(losses).mean()
 
     def _similarity(self, fake: Tensor, real: Tensor) -> Tensor:
-        # The five windowed means in one pass; the constants are (0.01 L)^2 and (0.03 L)^2 with L = 2.
+        # On [0, 1]: about a mean of 0 the luminance of mid-grey would flip its sign.
+        fake, real = (fake + 1) / 2, (real + 1) / 2
+        # The five windowed means in one pass; the constants are 0.01^2 and 0.03^2.
         moments = torch.cat([fake, real, fake.square(), real.square(), fake * real], dim=1)
         a, b, aa, bb, ab = functional.avg_pool2d(moments, self.window, stride=1).chunk(5, dim=1)
-        luminance = (2 * a * b + 4e-4) / (a.square() + b.square() + 4e-4)
-        contrast = (2 * (ab - a * b) + 3.6e-3) / (aa - a.square() + bb - b.square() + 3.6e-3)
+        luminance = (2 * a * b + 1e-4) / (a.square() + b.square() + 1e-4)
+        contrast = (2 * (ab - a * b) + 9e-4) / (aa - a.square() + bb - b.square() + 9e-4)
         return (luminance * contrast).mean()
 
     @staticmethod

@@ -1,0 +1,260 @@
+"""Images made from nothing: dead leaves, which share the statistics of photographs and need no download."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError
+
+from .batch import Key, Splits
+
+__all__ = ["DeadLeaves", "dead_leaves"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+LEAST_RADIUS = (2.0, 5.0)  # pixels; each image draws its own, and so its own fineness
+MOST_RADIUS = 0.45  # of the image's side
+COVER = 3.0  # area of all leaves, as a share of the image's
+FACES = 6  # of a polygon, at most
+FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their textures from
+NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
+
+
+class DeadLeaves(Dataset[Tensor]):
+    """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
+
+    Radii follow r^-3, which makes the image look alike at every scale as nature does (Lee, Mumford and Huang, 2001,
+    "Occlusion models for natural images"); textures and correlated colours follow the variants of Baradad et al.
+    (2021, "Learning to see by looking at noise"). The power spectrum falls like that of photographs.
+
+    Args:
+        image_size: Side, in pixels.
+        length: Images of an epoch.
+        seed: Seed of all chance.
+        train: Each epoch has new images; otherwise all have the same ones, and none of training's.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(self, image_size: int = 64, length: int = 10_000, seed: int = 0, train: bool = True) -> None:
+        for name, value, least in (("image_size", image_size, 8), ("length", length, 1), ("seed", seed, 0)):
+            if value < least:
+                raise UserError(f"data.{name}={value}: must be at least {least}")
+        self.image_size = image_size
+        self.length = length
+        self.seed = seed
+        self.train = train
+        self._fields = _noise(np.random.default_rng(seed))
+
+    def __len__(self) -> int:
+        """Count the images of an epoch."""
+        return self.length
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
+
+        Raises:
+            IndexError: There is no such index.
+        """
+        epoch, index = key
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} of {self.length} images")
+        rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
+        canvas = _paint(_leaves(rng, self.image_size), self._fields, self.image_size)
+        pixels = np.rint(255 * canvas.clip(0, 1)).astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def dead_leaves(image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0) -> Splits:
+    """Make both splits of `DeadLeaves`.
+
+    Args:
+        image_size: Side, in pixels.
+        length: Training images of an epoch; each epoch has new ones.
+        val_length: Images to evaluate on, the same at all times.
+        seed: Seed of all chance.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    if val_length < 1:
+        raise UserError(f"data.val_length={val_length}: must be at least 1")
+    return Splits(
+        DeadLeaves(image_size, length, seed),
+        DeadLeaves(image_size, val_length, seed, train=False),
+        about={
+            "dataset": f"dead leaves, {val_length} synthetic images, seed {seed}",
+            "protocol": f"made at {image_size} x {image_size} pixels; nothing else",
+        },
+    )
+
+
+class _Leaves(NamedTuple):
+    """Leaves from the back to the front, n of them; lengths in pixels, angles in radians."""
+
+    centre: Floats  # (n, 2), y and x
+    radius: Floats  # (n, 2), half axes
+    turn: Floats  # (n,)
+    faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each face; rounds have none of them
+    polygon: npt.NDArray[np.bool_]  # (n,)
+    soft: Floats  # (n,), width of the edge
+    colours: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
+    gradient: Floats  # (n, 2), change of the texture per pixel down and right
+    wave: Floats  # (n, 3), amplitude, cycles per pixel, phase
+    grain: Floats  # (n,), amplitude of the noise
+    field: Ints  # (n, 3), which noise and where in it
+
+
+def _leaves(rng: np.random.Generator, side: int) -> _Leaves:
+    """Draw the leaves of one image; the first is the ground, larger than the image."""
+    largest = MOST_RADIUS * side
+    least = min(LEAST_RADIUS[0] * (LEAST_RADIUS[1] / LEAST_RADIUS[0]) ** rng.random(), largest / 2)
+    mean_area = 2 * np.pi * least**2 * np.log(largest / least)
+    n = 1 + max(3, round(COVER * side**2 / mean_area))
+    # Inverse of the distribution function of r^-3 between the two bounds.
+    radius = (least**-2 - rng.random(n) * (least**-2 - largest**-2)) ** -0.5
+    radius[0] = 2 * side
+    centre = rng.uniform(-0.1 * side, 1.1 * side, (n, 2))
+    centre[0] = side / 2
+    stretch = np.exp(rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.7))  # the others are discs or regular
+    light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
+    slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
+    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # what lies behind is out of focus
+    arrays = {
+        "centre": centre,
+        "radius": radius[:, None] * np.stack([stretch, 1 / stretch], 1),
+        "turn": rng.uniform(0, np.pi, n),
+        "faces": _faces(rng, n),
+        "soft": 1.2 + far * (radius > 2 * least),
+        "colours": _colours(rng, n),
+        "gradient": slope[:, None] * np.stack([np.sin(light), np.cos(light)], 1),
+        "wave": np.stack(
+            [
+                rng.uniform(0.1, 0.5, n) * (rng.random(n) < 0.25),
+                (rng.uniform(0.5, 3, n) / radius).clip(0.04, 0.25),
+                rng.uniform(0, 2 * np.pi, n),
+            ],
+            1,
+        ),
+        "grain": rng.exponential(0.12, n),
+    }
+    polygon = rng.random(n) < 0.5
+    polygon[0] = False
+    field = rng.integers(0, (FIELDS, FIELD_SIDE, FIELD_SIDE), (n, 3))
+    return _Leaves(polygon=polygon, field=field, **{name: a.astype(np.float32) for name, a in arrays.items()})
+
+
+def _faces(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    """Draw convex polygons about the origin, three to six faces at a distance of about 1: `(n, FACES, 3)`."""
+    count = rng.integers(3, FACES + 1, n)[:, None]
+    number = np.arange(FACES) % count  # what a polygon lacks repeats its first faces
+    jitter = rng.normal(0, 0.12, (n, FACES)) * (rng.random((n, 1)) < 0.5)
+    angle = 2 * np.pi * number / count + np.take_along_axis(jitter, number, 1)
+    return np.stack([np.cos(angle), np.sin(angle), np.full_like(angle, 0.85)], 2)
+
+
+def _colours(rng: np.random.Generator, n: int) -> Floats:
+    """Draw two related colours for each leaf out of one palette: `(n, 2, 3)`, sRGB in [0, 1].
+
+    Drawn in Oklab (Ottosson, 2020), where equal steps look equal: lightness varies most, hue and chroma little and
+    together, as they do in photographs.
+    """
+    anchors = 4
+    hue = rng.choice(NATURAL_HUES, anchors) + rng.normal(0, 0.25, anchors)
+    chroma = rng.uniform(0.01, 0.13, anchors)
+    kind = rng.choice(anchors, n, p=rng.dirichlet(np.full(anchors, 1.5)))
+    light = rng.uniform(0.4, 0.75) + rng.uniform(0.12, 0.25) * rng.normal(0, 1, (n, 1))
+    light = light + rng.normal(0, 0.12, (n, 1)) * (-1, 1)
+    hues = hue[kind, None] + rng.normal(0, 0.15, (n, 2))
+    # Neither black nor white has room for colour.
+    chromas = (chroma[kind, None] * rng.uniform(0.6, 1.3, (n, 2))) * (1 - (2 * light.clip(0, 1) - 1) ** 2) ** 0.5
+    lab = np.stack([light.clip(0.05, 0.98), chromas * np.cos(hues), chromas * np.sin(hues)], 2)
+    linear = ((lab @ OKLAB_TO_LMS) ** 3 @ LMS_TO_RGB).clip(0, 1)
+    return np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+OKLAB_TO_LMS = np.array([
+    [1.0, 1.0, 1.0],
+    [0.3963377774, -0.1055613458, -0.0894841775],
+    [0.2158037573, -0.0638541728, -1.2914855480],
+])  # fmt: skip
+LMS_TO_RGB = np.array([
+    [4.0767416621, -1.2684380046, -0.0041960863],
+    [-3.3077115913, 2.6097574011, -0.7034186147],
+    [0.2309699292, -0.3413193965, 1.7076147010],
+])  # fmt: skip
+
+
+def _noise(rng: np.random.Generator) -> Floats:
+    """Make periodic fields of 1/f noise with a variance of 1: `(FIELDS, FIELD_SIDE, FIELD_SIDE)`."""
+    white = np.fft.rfft2(rng.normal(size=(FIELDS, FIELD_SIDE, FIELD_SIDE)))
+    down, right = np.fft.fftfreq(FIELD_SIDE)[:, None], np.fft.rfftfreq(FIELD_SIDE)
+    # The slowest waves are held back: they would tint a leaf rather than give it a surface.
+    pink = np.fft.irfft2(white / np.hypot(np.hypot(down, right), 4 / FIELD_SIDE), s=(FIELD_SIDE, FIELD_SIDE))
+    pink -= pink.mean((1, 2), keepdims=True)
+    return (pink / pink.std((1, 2), keepdims=True)).astype(np.float32)
+
+
+def _paint(leaves: _Leaves, fields: Floats, side: int) -> Floats:
+    """Paint leaves from the back to the front: `(side, side, 3)`.
+
+    All pixels of all leaves lie in one flat array, leaf after leaf, so that numpy is called once for all of them.
+    """
+    reach = leaves.radius.max(1, keepdims=True) * np.where(leaves.polygon, 1.7, 1.0)[:, None] + leaves.soft[:, None]
+    low = np.floor(leaves.centre - reach).clip(0, side).astype(np.int64)
+    high = np.ceil(leaves.centre + reach + 1).clip(0, side).astype(np.int64)
+    shape = high - low
+    sizes = shape.prod(1)
+    ends = sizes.cumsum()
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    within = np.arange(len(owner)) - (ends - sizes)[owner]
+    row, column = np.divmod(within, shape[owner, 1])
+    y, x = row + low[owner, 0], column + low[owner, 1]
+
+    dy = y.astype(np.float32) - leaves.centre[owner, 0]
+    dx = x.astype(np.float32) - leaves.centre[owner, 1]
+    cos, sin = np.cos(leaves.turn)[owner], np.sin(leaves.turn)[owner]
+    along, across = cos * dx + sin * dy, cos * dy - sin * dx
+    alpha = (0.5 - _distance(leaves, owner, along, across) / leaves.soft[owner]).clip(0, 1)
+
+    number, top, left = leaves.field.T
+    grain = fields[number[owner], (y + top[owner]) % FIELD_SIDE, (x + left[owner]) % FIELD_SIDE]
+    amplitude, cycles, phase = leaves.wave.T
+    wave = amplitude[owner] * np.sin(2 * np.pi * cycles[owner] * along + phase[owner])
+    tilt = leaves.gradient[owner, 0] * dy + leaves.gradient[owner, 1] * dx
+    texture = 0.5 + tilt + wave + leaves.grain[owner] * grain
+    first, second = leaves.colours[:, 0], leaves.colours[:, 1]
+    colour = first[owner] + texture[:, None] * (second - first)[owner]
+
+    canvas = np.zeros((side, side, 3), np.float32)
+    alpha = alpha[:, None]
+    for (y0, x0), (y1, x1), end, size in zip(low.tolist(), high.tolist(), ends.tolist(), sizes.tolist(), strict=True):
+        patch = canvas[y0:y1, x0:x1]
+        over = (slice(end - size, end),)
+        patch += alpha[over].reshape(*patch.shape[:2], 1) * (colour[over].reshape(patch.shape) - patch)
+    return canvas
+
+
+def _distance(leaves: _Leaves, owner: Ints, along: Floats, across: Floats) -> Floats:
+    """Give each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
+    scale = 1 / leaves.radius
+    u, v = along * scale[owner, 0], across * scale[owner, 1]
+    level = np.sqrt(u**2 + v**2) + 1e-6
+    # A level set's distance, to first order, is its value over its slope.
+    slope = np.sqrt((u * scale[owner, 0]) ** 2 + (v * scale[owner, 1]) ** 2) / level + 1e-6
+    distance = (level - 1) / slope
+    angular = np.flatnonzero(leaves.polygon[owner])
+    owner, u, v = owner[angular], u[angular], v[angular]
+    inside = np.full(len(angular), -np.inf, np.float32)
+    for face in np.moveaxis(leaves.faces, 1, 0):
+        steep = np.hypot(face[:, 0] * scale[:, 0], face[:, 1] * scale[:, 1])  # of this face, in 1/pixels
+        normal_u, normal_v, level_at = (face / steep[:, None]).T
+        np.maximum(inside, normal_u[owner] * u + normal_v[owner] * v - level_at[owner], out=inside)
+    distance[angular] = inside
+    return distance

@@ -1,0 +1,229 @@
+"""A command line becomes a run, and every mistake on it one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from varitok import UserError
+from varitok.configs import compose
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = sorted(path.relative_to(CONFIGS / "experiment") for path in (CONFIGS / "experiment").rglob("*.yaml"))
+
+# A run that trains nothing: composes, checks, saves, and then does what `name` says.
+PROGRAM = """
+import sys
+sys.path[0] = {package!r}
+from varitok import UserError
+from varitok.configs.compose import run_folder, run_with, save_resolved
+
+def task(config):
+    save_resolved(config, run_folder(config))
+    if config.name == "mistake":
+        raise UserError("signal: too short, give more")
+    if config.name == "worker":
+        raise UserError("Caught UserError in worker 0.\\n  File x\\nvaritok.UserError: signal: too short, give more")
+    if config.name == "defect":
+        raise KeyError("a defect")
+    if config.name == "interrupt":
+        raise KeyboardInterrupt
+    if config.name == "lightning":
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    print(f"updates {{config.updates!r}} name {{config.name!r}} seed {{config.seed}}")
+
+if __name__ == "__main__":
+    run_with(task)
+"""
+
+
+class Result:
+    """What a program printed, and how it ended."""
+
+    def __init__(self, folder: Path, *words: str, **env: str) -> None:
+        program = folder / "program.py"
+        program.write_text(PROGRAM.format(package=str(ROOT / ".pkg")))
+        clean = {
+            key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "RANK", "LOCAL_RANK")
+        }
+        done = subprocess.run(
+            [sys.executable, str(program), *words],
+            capture_output=True, text=True, check=False, cwd=folder, env={**clean, **env}, timeout=120,
+        )  # fmt: skip
+        self.out, self.err, self.status = done.stdout, done.stderr, done.returncode
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["experiment=image/dmeo"], ["experiment=image/dmeo: no such option", "did you mean experiment=image/demo"]),
+        (["experiment=dmeo"], ["experiment=dmeo: no such option", "experiment=image/demo"]),
+        (["experiment=nothing_alike"], ["have: ", "image/demo"]),
+        (["bottleneck=vqq"], ["bottleneck=vqq: no such option", "did you mean bottleneck=vq?", "have: fsq, vq"]),
+        (["hydra/launcher=nope"], ["hydra/launcher=nope: no such option", "basic"]),
+        (["botleneck=vq"], ["botleneck: no such key or group", "bottleneck"]),
+        (["trainer.devcies=2"], ["trainer.devcies: no such key", "trainer.devices"]),
+        (["trainer.updtes=3"], ["trainer.updtes: no such key", "updates"]),
+        (["bottleneck=fsq", "bottleneck.lvels=[8]"], ["bottleneck.lvels", "bottleneck.levels"]),
+        (["~updtes"], ["updtes: no such key", "updates"]),
+        (["+updtes=3"], ["updtes: no such key", "updates"]),
+        (["+loader.batchsize=3"], ["loader.batchsize: no such key", "loader.batch_size"]),
+        (["--config-name", "trian"], ["--config-name trian", "train"]),
+        (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
+        (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
+        (["updates=1.5"], ["updates: expected a whole number, got 1.5"]),
+        (["updates=null"], ["updates: expected a whole number, got None"]),
+        (["training.average=high"], ["training.average: expected a number, got 'high'"]),
+        (["training.freeze=encoder"], ["training.freeze: expected a list, got 'encoder'"]),
+        (["loader=3"], ["loader: holds batch_size"]),
+        (["optim.warmup=x"], ["optim.warmup: expected a whole number, got 'x'"]),
+        (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
+        (["demo"], ["demo: can't be read; give KEY=VALUE"]),
+        (["--config-dir", "nowhere"], ["nowhere"]),
+        (["name=mistake"], ["signal: too short, give more"]),
+        (["name=worker"], ["signal: too short, give more"]),
+        (["--multirun", "bottleneck=vq,vqqq"], ["bottleneck=vqqq: no such option"]),
+        (["--multirun", "seed=1,2", "trainer.devices=2"], ["trainer.devices=2: a sweep trains on one device"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    result = Result(tmp_path, *words)
+    assert result.status == 2, result.err
+    (line,) = result.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert all(part in line for part in parts), line
+    assert "updates 1" not in result.out, "the task went on"
+
+
+@pytest.mark.parametrize(("name", "error"), [("mistake", "varitok.UserError"), ("defect", "KeyError")])
+def test_full_error_keeps_the_traceback(tmp_path: Path, name: str, error: str) -> None:
+    result = Result(tmp_path, f"name={name}", HYDRA_FULL_ERROR="1")
+    assert result.status == 1
+    assert "Traceback" in result.err
+    assert error in result.err
+
+
+def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
+    result = Result(tmp_path, "name=defect")
+    assert result.status == 1
+    assert "KeyError: 'a defect'" in result.err
+    assert "program.py" in result.err
+
+
+@pytest.mark.parametrize("name", ["interrupt", "lightning"])
+def test_an_interrupt_is_130(tmp_path: Path, name: str) -> None:
+    result = Result(tmp_path, f"name={name}")
+    assert result.status == 130
+    assert "Traceback" not in result.err
+
+
+def test_values_become_what_their_defaults_are(tmp_path: Path) -> None:
+    result = Result(tmp_path, "updates=1e3", "name=7")
+    assert "updates 1000 name '7'" in result.out, result.err
+
+
+def test_sweep_runs_each(tmp_path: Path) -> None:
+    result = Result(tmp_path, "--multirun", "seed=1,2")
+    assert result.status == 0, result.err
+    assert "seed 1" in result.out
+    assert "seed 2" in result.out
+    assert len(list(tmp_path.glob("runs/varitok/*_sweep/*/config.yaml"))) == 2
+
+
+def test_hydras_own_options_work(tmp_path: Path) -> None:
+    assert "experiment" in Result(tmp_path, "--help").out
+    shown = Result(tmp_path, "--cfg", "job", "updates=3")
+    assert OmegaConf.create(shown.out).updates == 3
+
+
+def test_own_experiments_from_a_config_dir(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\nupdates: 7\n")
+    assert "updates 7" in Result(tmp_path, "--config-dir", "mine", "experiment=mine").out
+    line = Result(tmp_path, "--config-dir", "mine", "experiment=mien").err
+    assert "did you mean experiment=mine?" in line
+    assert "image/demo" in line
+
+
+def test_a_saved_run_repeats_in_a_new_folder(tmp_path: Path) -> None:
+    first = Result(tmp_path, "updates=5", "bottleneck=fsq", "hydra.run.dir=first", f"name={'again'}")
+    assert first.status == 0, first.err
+    again = Result(tmp_path, "--config-dir", "first", "--config-name", "config")
+    assert "updates 5 name 'again'" in again.out, again.err
+    (folder,) = (tmp_path / "runs" / "again").iterdir()
+    assert (folder / "config.yaml").read_text() == (tmp_path / "first" / "config.yaml").read_text()
+    changed = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "updates=6", "hydra.run.dir=second")
+    assert "updates 6" in changed.out
+    group = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "bottleneck=vq")
+    assert group.status == 2
+    assert "bottleneck: there is no group" in group.err
+
+
+def test_provenance_names_versions_and_no_local_path(tmp_path: Path) -> None:
+    Result(tmp_path, f"resume={tmp_path}/here.ckpt", "hydra.run.dir=run")
+    text = (tmp_path / "run" / "provenance.json").read_text()
+    found = json.loads(text)
+    assert str(tmp_path) not in text
+    assert found["argv"] == ["program.py", "resume=here.ckpt", "hydra.run.dir=run"]
+    assert {"python", "varitok", "torch", "pytorch-lightning", "hydra-core"} <= set(found["versions"])
+    if (ROOT / ".git").exists():
+        assert len(found["git"]["commit"]) == 40
+
+
+def test_only_the_first_process_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create({"name": "x", "a": 1, "b": "${a}"})
+    monkeypatch.setenv("RANK", "1")
+    compose.save_resolved(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    compose.save_resolved(config, tmp_path)
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    assert saved.b == 1
+    assert "${now" in (tmp_path / "config.yaml").read_text(), "a repeated run makes a new folder"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+def test_an_experiment_is_global(name: Path) -> None:
+    """Without this first line Hydra puts its keys below `experiment`, where they do nothing."""
+    assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+def test_an_experiment_composes(name: Path) -> None:
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [f"experiment={name.with_suffix('').as_posix()}"])
+        for key in OmegaConf.missing_keys(config):
+            OmegaConf.update(config, key, "FOLDER")
+        compose.check(config)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name not in ("experiment", "debug", "sweep")],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
+)
+def test_an_option_composes(path: Path) -> None:
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [f"{path.parent.name}={path.stem}"])
+        for key in OmegaConf.missing_keys(config):
+            OmegaConf.update(config, key, "FOLDER")
+        compose.check(config)
+
+
+def test_check_names_every_missing_value() -> None:
+    config = OmegaConf.create({"data": {"root": "???", "size": "???"}})
+    with pytest.raises(
+        UserError, match=r"data\.root, data\.size are required: give data\.root=FOLDER data\.size=VALUE"
+    ):
+        compose.check(config)

@@ -157,7 +157,7 @@ def test_own_experiments_from_a_config_dir(tmp_path: Path) -> None:
 
 
 def test_a_saved_run_repeats_in_a_new_folder(tmp_path: Path) -> None:
-    first = Result(tmp_path, "updates=5", "bottleneck=fsq", "hydra.run.dir=first", f"name={'again'}")
+    first = Result(tmp_path, "updates=5", "bottleneck=fsq", "hydra.run.dir=first", "name=again")
     assert first.status == 0, first.err
     again = Result(tmp_path, "--config-dir", "first", "--config-name", "config")
     assert "updates 5 name 'again'" in again.out, again.err

@@ -144,7 +144,9 @@ class CodecTraining(pl.LightningModule):
         values |= terms
         self.manual_backward(loss / self.accumulate)
         if due:
-            values["grad_norm"] = self.step(self.optimizers(), self.codec, factor)
+            optimizers = self.optimizers()
+            first = optimizers[0] if isinstance(optimizers, list) else optimizers
+            values["grad_norm"] = self.step(first, self.codec, factor)
             self.update += 1
             self.updates.fill_(self.update)
             if self.average:

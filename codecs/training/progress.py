@@ -33,8 +33,7 @@ class Progress(RichProgressBar):
         """Start the bar, or the clock for the lines."""
         self._began = (time.monotonic(), trainer.global_step)
         super().on_train_start(trainer, pl_module)
-        assert self._console is not None
-        if not self._console.is_terminal:
+        if self._console is not None and not self._console.is_terminal:  # None on processes but the first
             self.disable()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:

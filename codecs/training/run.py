@@ -1,5 +1,6 @@
 """From a configuration to what a run is made of."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +45,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     Raises:
         UserError: A value, a name or a path in the configuration is wrong.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*defined a `validation_step`.*|.*`val_dataloader`.*")
+    _quieten()
     torch.set_float32_matmul_precision("high")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -75,7 +75,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
         logger.log_hyperparams(plain)
-    callbacks = [Progress(), Checkpoints(plain, every=config.checkpoint_every)]
+    callbacks: list[pl.Callback] = [Checkpoints(plain, every=config.checkpoint_every)]
+    callbacks += [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
     trainer = pl.Trainer(
         **plain["trainer"],
@@ -90,3 +91,17 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     )
     resume = str(checkpoint_of(config.resume)) if config.resume else None
     return Run(trainer, module, data, resume)
+
+
+def _quieten() -> None:
+    """Keep Lightning from saying what is meant so, and from advertising."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*in eval mode at the start of training.*",  # the moving average, and what is frozen
+        ".*have no `validation_step`.*",
+        ".*manual optimization and every_n_train_steps.*",  # checkpoints follow whole updates
+        ".*LeafSpec.*",
+        ".*find_unused_parameters.*",  # the discriminator's, until it starts
+    ):
+        warnings.filterwarnings("ignore", message)

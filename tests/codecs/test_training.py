@@ -132,8 +132,7 @@ def test_with_a_discriminator_updates_are_not_counted_double(tmp_path):
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
-    plain = ["length=full", "training.average=0", "optim.clip=1e9", "data.flip=false"]
-    plain.remove("data.flip=false")
+    plain = ["length=full", "training.average=0", "optim.clip=1e9"]
     small = fit(tmp_path / "small", *plain, "training.accumulate=2", "loader.batch_size=3", "updates=2")
     large = fit(tmp_path / "large", *plain, "loader.batch_size=6", "updates=2")
     for (name, one), other in zip(small.module.codec.named_parameters(), large.module.codec.parameters(), strict=True):
@@ -218,19 +217,31 @@ def test_record_gives_means_and_starts_anew():
     assert record.read() == {}
 
 
-def test_saved_configuration_repeats_the_run(tmp_path):
+def _train_py(folder, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT / ".pkg"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train.py")]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    done = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
-    def run(*arguments):
-        done = subprocess.run(
-            [*command, *arguments], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done
 
-    run(*TINY, "hydra.run.dir=first")
-    run("--config-dir", "first", "--config-name", "config", "hydra.run.dir=second")
+def test_two_processes_give_what_one_gives(tmp_path):
+    """The same codec, codebook, average and discriminator at the same global batch."""
+    shared = [*TINY, *ADVERSARIAL, "length=full", "bottleneck=vq", "data.val_length=6"]
+    two = ["trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+    _train_py(tmp_path, *shared, *two, "loader.batch_size=3", "hydra.run.dir=two")
+    _train_py(tmp_path, *shared, "loader.batch_size=6", "hydra.run.dir=one")
+    states = [
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    tables = [(tmp_path / name / "evaluation/evaluation.csv").read_text().splitlines()[-1] for name in ("one", "two")]
+    assert tables[0].split(",")[-1] == tables[1].split(",")[-1] == "6"
+
+
+def test_saved_configuration_repeats_the_run(tmp_path):
+    _train_py(tmp_path, *TINY, "hydra.run.dir=first")
+    _train_py(tmp_path, "--config-dir", "first", "--config-name", "config", "hydra.run.dir=second")
     one, other = (OmegaConf.load(tmp_path / name / "config.yaml") for name in ("first", "second"))
     assert one == other
     assert isinstance(build_run(compose(), tmp_path).module, CodecTraining)

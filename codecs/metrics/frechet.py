@@ -1,6 +1,5 @@
 """rFID, the Fréchet distance between the features of originals and of reconstructions (arXiv 1706.08500)."""
 
-import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TypeAlias
@@ -80,7 +79,7 @@ def inception(device: torch.device) -> Features:
     if find_spec("torch_fidelity") is None:
         raise UserError("rfid needs the package torch-fidelity: install varitok[fid], or leave the metric out")
     path = find_weights(FILENAMES[1]) or require_weights(FILENAMES[0], "rfid", "torch-fidelity's Inception")
-    from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-not-found]  # noqa: PLC0415
+    from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415
         FeatureExtractorInceptionV3,
     )
 
@@ -88,7 +87,7 @@ def inception(device: torch.device) -> Features:
         # The package unpickles whatever the file says; what gets through here is tensors and nothing else.
         torch.load(path, map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
         raise UserError(
             f"{path}: not torch-fidelity's Inception weights ({type(error).__name__}); get it anew"
         ) from error

@@ -4,7 +4,6 @@ torchmetrics ships the calibrated heads, but its class fetches the backbone from
 backbone's file is looked for on this machine. `tests/codecs/test_metrics_lpips.py` holds the two against each other.
 """
 
-import pickle
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -122,7 +121,7 @@ class _Network(nn.Module):
 
 def _load_features(model: str, path: Path) -> nn.Sequential:
     """Make the convolutional part of a torchvision model from its published weights."""
-    from torchvision import models  # type: ignore[import-untyped]  # noqa: PLC0415 (slow to import, needed only here)
+    from torchvision import models  # noqa: PLC0415 (slow to import, and needed only here)
 
     with torch.device("meta"):  # no time goes into random weights, nor memory into the classifier
         features: nn.Sequential = getattr(models, model)(weights=None).features
@@ -132,7 +131,7 @@ def _load_features(model: str, path: Path) -> nn.Sequential:
             {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")},
             assign=True,
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
         raise UserError(
             f"{path}: not torchvision's weights of {model} ({type(error).__name__}); get it anew"
         ) from error

@@ -41,7 +41,7 @@ class GridTable(nn.Module):
         """Give the vectors of a grid, `(1, height * width, d)`."""
         table: Tensor = self.table
         if height != self.side or width != self.side:
-            table = functional.interpolate(table, (height, width), mode="bicubic", align_corners=False)
+            table = functional.interpolate(table, [height, width], mode="bicubic", align_corners=False)
         return table.flatten(2).transpose(1, 2)
 
 

@@ -24,7 +24,9 @@ class Attention(nn.Module):
         """Attend from every token to those that `mask` (bool `(b, n)`, None for all) allows; x is `(b, n, width)`."""
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        allowed = None if mask is None else mask[:, None, None, :]
+        allowed: Tensor | None = None
+        if mask is not None:
+            allowed = mask[:, None, None, :]
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
         return attended

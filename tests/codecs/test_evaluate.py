@@ -174,10 +174,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run's folder with eight photos' worth of noise beside it; the codec is the fake one."""
     image = pytest.importorskip("PIL.Image")
     config = pytest.importorskip("omegaconf").OmegaConf.create
-    for index, picture in enumerate(_batches(8)[0].signal):
-        (tmp_path / "images" / "val").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / "train").mkdir(exist_ok=True)
-        image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "images" / "val" / f"{index}.png")
+    for split, count in (("train", 1), ("val", 8)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for index, picture in enumerate(_batches(count)[0].signal):
+            image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "images" / split / f"{index}.png")
     data = {"_target_": "varitok.data.images.image_folder", "image_size": SIDE, "root": str(tmp_path / "images")}
     monkeypatch.setattr(module, "load_run", lambda path: (Offset(), config({"data": data})))
     (tmp_path / "run").mkdir()

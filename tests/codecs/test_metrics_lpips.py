@@ -94,12 +94,12 @@ def test_a_missing_file_is_named_with_its_place(tmp_path: Path, monkeypatch: pyt
     )
 
 
-@pytest.mark.parametrize("content", ["garbage", "other", "executable"])
+@pytest.mark.parametrize("content", ["garbage", "short", "other", "executable"])
 def test_a_wrong_file_is_told_in_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VARITOK_WEIGHTS", str(tmp_path))
     path = tmp_path / BACKBONES["alex"].filename
-    if content == "garbage":
-        path.write_bytes(b"<html>not found</html>")
+    if content in ("garbage", "short"):
+        path.write_bytes(b"<html>not found</html>" if content == "garbage" else b"junk")
     else:
         torch.save({"features.0.weight": torch.zeros(3)} if content == "other" else nn.Linear(1, 1), path)
     with pytest.raises(UserError, match=r"not torchvision's weights of alexnet") as caught:

@@ -1,0 +1,69 @@
+"""A codec as it is exported: evaluation mode, float32, nothing left of training."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from varitok.codecs.codec import Codec
+from varitok.codecs.lengths import MaskToken
+
+__all__ = ["FrozenCodec"]
+
+
+class FrozenCodec(nn.Module):
+    """The two directions of a codec, with no branch on data, so that they script, trace and export.
+
+    Takes images of the size of training; the batch and the number of kept tokens are free.
+
+    Args:
+        codec: What is copied; it stays as it is.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
+        for module in codec.modules():
+            for name in list(getattr(module, "parametrizations", {})):
+                # Scripted parametrizations compile and save without error, and fail at the first call.
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        self.tokens = codec.tokens
+        self.unit_latents = codec.unit_latents
+        self.encoder = codec.encoder
+        self.project_in = codec.project_in
+        self.bottleneck = codec.bottleneck.frozen()
+        self.project_out = codec.project_out
+        self.decoder = codec.decoder
+        mechanism = codec.length.mechanism
+        self.masks = isinstance(mechanism, MaskToken)
+        token = mechanism.token if isinstance(mechanism, MaskToken) else torch.zeros(0)
+        self.register_buffer("mask_token", token.detach().clone())
+        self.register_buffer("places", torch.arange(self.tokens), persistent=False)
+        self.eval()
+
+    @torch.jit.export
+    def encode(self, signal: Tensor) -> Tensor:
+        """Turn images `(b, c, h, w)` in [-1, 1] into int64 codes `(b, books, N)`."""
+        latents = self.project_in(self.encoder(signal))
+        if self.unit_latents:
+            latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
+        codes: Tensor = self.bottleneck.encode(latents)
+        return codes
+
+    @torch.jit.export
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books, k)`, k from 1 to N, into images `(b, c, h, w)`, clamped to [-1, 1]."""
+        if self.masks:
+            # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
+            k = codes.shape[2]
+            latents = self.project_out(self.bottleneck.decode(codes[:, :, self.places.clamp(max=k - 1)]))
+            latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
+        else:
+            latents = self.project_out(self.bottleneck.decode(codes))
+        signal: Tensor = self.decoder(latents).clamp(-1.0, 1.0)
+        return signal
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Encode and decode."""
+        return self.decode(self.encode(signal))

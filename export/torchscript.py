@@ -1,0 +1,31 @@
+"""A frozen codec as one TorchScript file with the methods `encode` and `decode`."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+from .frozen import FrozenCodec
+
+__all__ = ["export_torchscript", "load_torchscript"]
+
+
+def export_torchscript(codec: FrozenCodec, path: Path, metadata: dict[str, str]) -> None:
+    """Script, freeze and save; the metadata lies in the archive as `extra/codec.json`."""
+    with warnings.catch_warnings():
+        # TorchScript is deprecated; it is what C++ and mobile users can load.
+        warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=["encode", "decode", "tokens"])
+        torch.jit.save(scripted, path, _extra_files={"codec.json": json.dumps(metadata, sort_keys=True)})
+
+
+def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, str]]:
+    """Load what `export_torchscript` wrote, and its metadata. TorchScript is code: load only what you trust."""
+    extra = {"codec.json": ""}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+    return module, json.loads(extra["codec.json"])

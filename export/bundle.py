@@ -144,6 +144,7 @@ def _write_golden(codec: Codec, signal: Tensor, path: Path) -> None:
 
 def _card(codec: Codec, config: dict[str, Any]) -> str:
     """Write the bundle's own README."""
+    half = max(1, codec.tokens // 2)
     side, books = config["image_size"], " x ".join(map(str, config["book_sizes"]))
     rates = "\n".join(f"| {k} | {codec.bits(k):.1f} | {codec.bits(k) / 8:.1f} |" for k in ladder(codec.tokens))
     return f"""# An image tokenizer, {side} x {side} pixels, 1 to {codec.tokens} tokens
@@ -161,7 +162,7 @@ With varitok (needs numpy and onnxruntime, not torch):
 import varitok
 
 tokenizer = varitok.load(".")                    # this folder
-codes = tokenizer.encode(pixels, tokens=8)       # uint8 (h, w, 3) -> int64 (1, books, 8)
+codes = tokenizer.encode(pixels, tokens={half})  # uint8 (h, w, 3) -> int64 (1, books, {half})
 image = tokenizer.pixels(tokenizer.decode(codes))
 ```
 
@@ -182,7 +183,7 @@ With TorchScript (which is code: load it only from those you trust):
 import torch
 
 codec = torch.jit.load("codec.ts")
-image = codec.decode(codec.encode(signal)[:, :, :8])
+image = codec.decode(codec.encode(signal)[:, :, :{half}])
 ```
 
 `config.json` describes the codec, `export.json` holds the parity report and checksums, `golden.safetensors` holds

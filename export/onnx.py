@@ -70,7 +70,9 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
 Port = tuple[str, list[str | None]]
 
 
-def _export(module: nn.Module, example: Tensor, path: Path, source: Port, target: Port, metadata: dict[str, str]) -> None:
+def _export(
+    module: nn.Module, example: Tensor, path: Path, source: Port, target: Port, metadata: dict[str, str]
+) -> None:
     """Export one direction; a port is a name and the names of its free axes."""
     dynamic = {axis: name for axis, name in enumerate(source[1]) if name}
     with _quiet(), torch.no_grad():

@@ -22,6 +22,10 @@ from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
 from .examples import tiny_codec
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(
+    path.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
+    for path in (ROOT / "configs/experiment").rglob("*.yaml")
+)
 TINY = [
     "experiment=image/demo",
     "data.image_size=16",
@@ -231,10 +235,13 @@ def test_two_processes_give_what_one_gives(tmp_path):
     _train_py(tmp_path, *shared, *two, "loader.batch_size=3", "hydra.run.dir=two")
     _train_py(tmp_path, *shared, "loader.batch_size=6", "hydra.run.dir=one")
     states = [
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
     ]
     for name, value in states[0].items():
-        torch.testing.assert_close(value, states[1][name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, states[1][name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
     tables = [(tmp_path / name / "evaluation/evaluation.csv").read_text().splitlines()[-1] for name in ("one", "two")]
     assert tables[0].split(",")[-1] == tables[1].split(",")[-1] == "6"
 
@@ -247,3 +254,45 @@ def test_saved_configuration_repeats_the_run(tmp_path):
     assert isinstance(build_run(compose(), tmp_path).module, CodecTraining)
     states = [load_run(tmp_path / name)[0].state_dict() for name in ("first", "second")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
+    """With its own objective, networks and schedules, on small images and with a stand-in for LPIPS's weights."""
+    monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: _StandIn())
+    small = [
+        "data=dead_leaves", "data.image_size=32", "data.length=4", "data.val_length=2", "loader.batch_size=2",
+        "codec.encoder.width=16", "codec.encoder.depth=1", "codec.encoder.heads=2", "codec.encoder.tokens=4",
+        "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
+        "training.log_every=1", "export=none", "callbacks.samples.images=2",
+    ]  # fmt: skip
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [f"experiment={experiment}", *small])
+    run = build_run(config, tmp_path)
+    run.trainer.fit(run.module, run.data)
+    assert run.module.update == 2
+    assert all(parameter.isfinite().all() for parameter in run.module.parameters())
+
+
+class _StandIn(torch.nn.Module):
+    def forward(self, fake, real):
+        return (fake - real).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["one_batch", "overfit", "profile"])
+def test_debug_presets(tmp_path, name):
+    small = ["updates=2", "debug=" + name] if name != "one_batch" else ["debug=one_batch"]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [*(o for o in TINY if not o.startswith(("updates", "callbacks"))), *small])
+    run = build_run(config, tmp_path)
+    run.trainer.fit(run.module, run.data)
+    assert run.module.update == (1 if name == "one_batch" else 2)
+    assert (tmp_path / "evaluation").exists() is (name != "profile")
+
+
+def test_missing_perceptual_weights_are_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARITOK_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):
+        build_run(compose("objective=perceptual"), tmp_path)

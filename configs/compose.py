@@ -50,8 +50,11 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         task: Called with the composed, checked configuration, once for each job of a sweep (`--multirun`).
     """
     told_in_full = os.environ.get(FULL_ERROR) == "1"
+    started = False
 
     def job(config: DictConfig) -> None:
+        nonlocal started
+        started = True
         if not told_in_full:
             os.environ.pop(FULL_ERROR, None)
         try:
@@ -79,6 +82,11 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full:
             raise
         _fail(error)
+    except OSError as error:
+        # Before the job, Hydra has nothing to write but the run's folder.
+        if told_in_full or started:
+            raise
+        _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
     finally:
         if not told_in_full:
             os.environ.pop(FULL_ERROR, None)

@@ -1,6 +1,6 @@
 """Images made from nothing: dead leaves, which share the statistics of photographs and need no download."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from .batch import Key, Splits
 __all__ = ["DeadLeaves", "dead_leaves"]
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
+Array = TypeVar("Array", Floats, Ints)
 
 LEAST_RADIUS = (2.0, 5.0)  # pixels; each image draws its own, and so its own fineness
 MOST_RADIUS = 0.45  # of the image's side
@@ -67,8 +68,7 @@ class DeadLeaves(Dataset[Tensor]):
             raise IndexError(f"index {index} of {self.length} images")
         rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
         canvas = _paint(_leaves(rng, self.image_size), self._fields, self.image_size)
-        pixels = np.rint(255 * canvas.clip(0, 1)).astype(np.uint8)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
 
 def dead_leaves(image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0) -> Splits:
@@ -102,6 +102,7 @@ class _Leaves(NamedTuple):
     radius: Floats  # (n, 2), half axes
     turn: Floats  # (n,)
     faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each face; rounds have none of them
+    reach: Floats  # (n,), farthest corner, as a multiple of the half axes
     polygon: npt.NDArray[np.bool_]  # (n,)
     soft: Floats  # (n,), width of the edge
     colours: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
@@ -126,11 +127,15 @@ def _leaves(rng: np.random.Generator, side: int) -> _Leaves:
     light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
     slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
     far = np.linspace(1, 0, n) * rng.exponential(0.8)  # what lies behind is out of focus
+    faces, reach = _faces(rng, n)
+    polygon = rng.random(n) < 0.5
+    polygon[0] = False
     arrays = {
         "centre": centre,
         "radius": radius[:, None] * np.stack([stretch, 1 / stretch], 1),
         "turn": rng.uniform(0, np.pi, n),
-        "faces": _faces(rng, n),
+        "faces": faces,
+        "reach": np.where(polygon, reach, 1),
         "soft": 1.2 + far * (radius > 2 * least),
         "colours": _colours(rng, n),
         "gradient": slope[:, None] * np.stack([np.sin(light), np.cos(light)], 1),
@@ -144,19 +149,19 @@ def _leaves(rng: np.random.Generator, side: int) -> _Leaves:
         ),
         "grain": rng.exponential(0.12, n),
     }
-    polygon = rng.random(n) < 0.5
-    polygon[0] = False
-    field = rng.integers(0, (FIELDS, FIELD_SIDE, FIELD_SIDE), (n, 3))
+    field = rng.integers(0, (FIELDS, FIELD_SIDE, FIELD_SIDE), (n, 3), dtype=np.int32)
     return _Leaves(polygon=polygon, field=field, **{name: a.astype(np.float32) for name, a in arrays.items()})
 
 
-def _faces(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
-    """Draw convex polygons about the origin, three to six faces at a distance of about 1: `(n, FACES, 3)`."""
-    count = rng.integers(3, FACES + 1, n)[:, None]
-    number = np.arange(FACES) % count  # what a polygon lacks repeats its first faces
-    jitter = rng.normal(0, 0.12, (n, FACES)) * (rng.random((n, 1)) < 0.5)
-    angle = 2 * np.pi * number / count + np.take_along_axis(jitter, number, 1)
-    return np.stack([np.cos(angle), np.sin(angle), np.full_like(angle, 0.85)], 2)
+def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Draw convex polygons about the origin: three to six faces `(n, FACES, 3)`, the farthest corner may be `(n,)`."""
+    count = rng.integers(3, FACES + 1, n)
+    number = np.arange(FACES) % count[:, None]  # what a polygon lacks repeats its first faces
+    wobble = 0.15 * (rng.random(n) < 0.5)  # the others are regular
+    turns = wobble[:, None] * rng.uniform(-1, 1, (n, FACES))
+    angle = 2 * np.pi * number / count[:, None] + np.take_along_axis(turns, number, 1)
+    faces = np.stack([np.cos(angle), np.sin(angle), np.full_like(angle, 0.85)], 2)
+    return faces, 0.85 / np.cos(np.pi / count + wobble)
 
 
 def _colours(rng: np.random.Generator, n: int) -> Floats:
@@ -176,7 +181,8 @@ def _colours(rng: np.random.Generator, n: int) -> Floats:
     chromas = (chroma[kind, None] * rng.uniform(0.6, 1.3, (n, 2))) * (1 - (2 * light.clip(0, 1) - 1) ** 2) ** 0.5
     lab = np.stack([light.clip(0.05, 0.98), chromas * np.cos(hues), chromas * np.sin(hues)], 2)
     linear = ((lab @ OKLAB_TO_LMS) ** 3 @ LMS_TO_RGB).clip(0, 1)
-    return np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    colours: Floats = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return colours
 
 
 OKLAB_TO_LMS = np.array([
@@ -198,63 +204,76 @@ def _noise(rng: np.random.Generator) -> Floats:
     # The slowest waves are held back: they would tint a leaf rather than give it a surface.
     pink = np.fft.irfft2(white / np.hypot(np.hypot(down, right), 4 / FIELD_SIDE), s=(FIELD_SIDE, FIELD_SIDE))
     pink -= pink.mean((1, 2), keepdims=True)
-    return (pink / pink.std((1, 2), keepdims=True)).astype(np.float32)
+    fields: Floats = (pink / pink.std((1, 2), keepdims=True)).astype(np.float32)
+    return fields
 
 
 def _paint(leaves: _Leaves, fields: Floats, side: int) -> Floats:
-    """Paint leaves from the back to the front: `(side, side, 3)`.
+    """Paint leaves from the back to the front: `(3, side, side)`.
 
     All pixels of all leaves lie in one flat array, leaf after leaf, so that numpy is called once for all of them.
     """
-    reach = leaves.radius.max(1, keepdims=True) * np.where(leaves.polygon, 1.7, 1.0)[:, None] + leaves.soft[:, None]
-    low = np.floor(leaves.centre - reach).clip(0, side).astype(np.int64)
-    high = np.ceil(leaves.centre + reach + 1).clip(0, side).astype(np.int64)
-    shape = high - low
-    sizes = shape.prod(1)
-    ends = sizes.cumsum()
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    within = np.arange(len(owner)) - (ends - sizes)[owner]
-    row, column = np.divmod(within, shape[owner, 1])
-    y, x = row + low[owner, 0], column + low[owner, 1]
+    low, high = _boxes(leaves, side)
+    height, width = (high - low).T
+    sizes = height * width
+    ends = sizes.cumsum(dtype=np.int32)
 
-    dy = y.astype(np.float32) - leaves.centre[owner, 0]
-    dx = x.astype(np.float32) - leaves.centre[owner, 1]
-    cos, sin = np.cos(leaves.turn)[owner], np.sin(leaves.turn)[owner]
+    def each(values: Array) -> Array:
+        """Give each pixel its leaf's value."""
+        return np.repeat(values, sizes, axis=-1)
+
+    within = np.arange(sizes.sum(), dtype=np.int32) - each(ends - sizes)
+    row = within // each(width)
+    y, x = row + each(low[:, 0]), within - row * each(width) + each(low[:, 1])
+    dy = y.astype(np.float32) - each(leaves.centre[:, 0])
+    dx = x.astype(np.float32) - each(leaves.centre[:, 1])
+    cos, sin = each(np.cos(leaves.turn)), each(np.sin(leaves.turn))
     along, across = cos * dx + sin * dy, cos * dy - sin * dx
-    alpha = (0.5 - _distance(leaves, owner, along, across) / leaves.soft[owner]).clip(0, 1)
+    alpha = (0.5 - _distance(leaves, sizes, along, across) / each(leaves.soft)).clip(0, 1)
 
     number, top, left = leaves.field.T
-    grain = fields[number[owner], (y + top[owner]) % FIELD_SIDE, (x + left[owner]) % FIELD_SIDE]
+    place = (y + each(top)) % FIELD_SIDE * FIELD_SIDE + (x + each(left)) % FIELD_SIDE
+    grain = each(leaves.grain) * fields.ravel().take(place + each(number * FIELD_SIDE**2))
     amplitude, cycles, phase = leaves.wave.T
-    wave = amplitude[owner] * np.sin(2 * np.pi * cycles[owner] * along + phase[owner])
-    tilt = leaves.gradient[owner, 0] * dy + leaves.gradient[owner, 1] * dx
-    texture = 0.5 + tilt + wave + leaves.grain[owner] * grain
-    first, second = leaves.colours[:, 0], leaves.colours[:, 1]
-    colour = first[owner] + texture[:, None] * (second - first)[owner]
+    wave = each(amplitude) * np.sin(each(2 * np.pi * cycles) * along + each(phase))
+    tilt = each(leaves.gradient[:, 0]) * dy + each(leaves.gradient[:, 1]) * dx
+    first, second = leaves.colours.transpose(1, 2, 0)
+    colour = each(first) + each(second - first) * (0.5 + tilt + wave + grain).clip(-0.5, 1.5)
 
-    canvas = np.zeros((side, side, 3), np.float32)
-    alpha = alpha[:, None]
+    canvas: Floats = np.zeros((3, side, side), np.float32)
     for (y0, x0), (y1, x1), end, size in zip(low.tolist(), high.tolist(), ends.tolist(), sizes.tolist(), strict=True):
-        patch = canvas[y0:y1, x0:x1]
-        over = (slice(end - size, end),)
-        patch += alpha[over].reshape(*patch.shape[:2], 1) * (colour[over].reshape(patch.shape) - patch)
+        patch = canvas[:, y0:y1, x0:x1]
+        over = alpha[end - size : end].reshape(patch.shape[1:])
+        patch += over * (colour[:, end - size : end].reshape(patch.shape) - patch)
     return canvas
 
 
-def _distance(leaves: _Leaves, owner: Ints, along: Floats, across: Floats) -> Floats:
+def _boxes(leaves: _Leaves, side: int) -> tuple[Ints, Ints]:
+    """Give the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
+    cos, sin = np.cos(leaves.turn), np.sin(leaves.turn)
+    down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
+    right = np.hypot(leaves.radius[:, 0] * cos, leaves.radius[:, 1] * sin)
+    reach = np.stack([down, right], 1) * leaves.reach[:, None] + leaves.soft[:, None]
+    low = np.floor(leaves.centre - reach).clip(0, side).astype(np.int32)
+    high = np.ceil(leaves.centre + reach + 1).clip(0, side).astype(np.int32)
+    return low, high
+
+
+def _distance(leaves: _Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
     """Give each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
     scale = 1 / leaves.radius
-    u, v = along * scale[owner, 0], across * scale[owner, 1]
-    level = np.sqrt(u**2 + v**2) + 1e-6
+    scale_u, scale_v = np.repeat(scale.T, sizes, axis=1)
+    u, v = along * scale_u, across * scale_v
+    level = np.sqrt(u * u + v * v) + 1e-6
     # A level set's distance, to first order, is its value over its slope.
-    slope = np.sqrt((u * scale[owner, 0]) ** 2 + (v * scale[owner, 1]) ** 2) / level + 1e-6
-    distance = (level - 1) / slope
-    angular = np.flatnonzero(leaves.polygon[owner])
-    owner, u, v = owner[angular], u[angular], v[angular]
-    inside = np.full(len(angular), -np.inf, np.float32)
-    for face in np.moveaxis(leaves.faces, 1, 0):
-        steep = np.hypot(face[:, 0] * scale[:, 0], face[:, 1] * scale[:, 1])  # of this face, in 1/pixels
-        normal_u, normal_v, level_at = (face / steep[:, None]).T
-        np.maximum(inside, normal_u[owner] * u + normal_v[owner] * v - level_at[owner], out=inside)
+    steepness = np.sqrt((u * scale_u) ** 2 + (v * scale_v) ** 2)
+    distance: Floats = level * (level - 1) / (steepness + 1e-6)
+    angular = np.repeat(leaves.polygon, sizes)
+    u, v, sizes = u[angular], v[angular], sizes[leaves.polygon]
+    inside = np.full(len(u), -np.inf, np.float32)
+    for face in np.moveaxis(leaves.faces[leaves.polygon], 1, 0):
+        steep = np.hypot(*(face[:, :2] * scale[leaves.polygon]).T)  # 1/pixels
+        normal_u, normal_v, level_at = np.repeat((face / steep[:, None]).T, sizes, axis=1)
+        np.maximum(inside, normal_u * u + normal_v * v - level_at, out=inside)
     distance[angular] = inside
     return distance

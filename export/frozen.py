@@ -25,9 +25,7 @@ class FrozenCodec(nn.Module):
         super().__init__()
         codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
         for module in codec.modules():
-            for name in list(getattr(module, "parametrizations", {})):
-                # Scripted parametrizations compile and save without error, and fail at the first call.
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _fold(module)
         self.tokens = codec.tokens
         self.unit_latents = codec.unit_latents
         self.encoder = codec.encoder
@@ -67,3 +65,15 @@ class FrozenCodec(nn.Module):
     def forward(self, signal: Tensor) -> Tensor:
         """Encode and decode."""
         return self.decode(self.encode(signal))
+
+
+def _fold(module: nn.Module) -> None:
+    """Make plain parameters of parametrized ones (weight norm); scripted as they are, they fail at the first call."""
+    if not parametrize.is_parametrized(module):
+        return
+    # A deep copy shares its parametrized class with the original, which folding would break: it gets its own.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    for name in list(module.parametrizations):
+        parametrize.remove_parametrizations(module, name, leave_parametrized=True)

@@ -89,6 +89,7 @@ class Result:
         (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
         (["demo"], ["demo: can't be read; give KEY=VALUE"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
+        (["hydra.run.dir=program.py/run"], ["program.py/run: can't write the run there", "hydra.run.dir=FOLDER"]),
         (["name=mistake"], ["signal: too short, give more"]),
         (["name=worker"], ["signal: too short, give more"]),
         (["--multirun", "bottleneck=vq,vqqq"], ["bottleneck=vqqq: no such option"]),

@@ -263,7 +263,8 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     small = [
         "data=dead_leaves", "data.image_size=32", "data.length=4", "data.val_length=2", "loader.batch_size=2",
         "codec.encoder.width=16", "codec.encoder.depth=1", "codec.encoder.heads=2", "codec.encoder.tokens=4",
-        "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
+        "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
         "training.log_every=1", "export=none", "callbacks.samples.images=2",
     ]  # fmt: skip
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):

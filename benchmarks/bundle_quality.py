@@ -1,0 +1,82 @@
+"""Does a bundle give the quality that the evaluation promised?
+
+    python benchmarks/bundle_quality.py BUNDLE DATA_FOLDER --table RUN/evaluation/evaluation.csv [--out FILE.csv]
+
+The evaluation's own loop runs over the bundle's ONNX graphs and over its TorchScript, at three numbers of tokens and
+at batches of 1 and 5. The table must have been made on the same images.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+_checkout = Path(__file__).resolve().parents[1] / ".pkg"
+if __name__ == "__main__" and _checkout.is_dir():
+    sys.path[0] = str(_checkout)
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from varitok import UserError, load  # noqa: E402
+from varitok.codecs.metrics.evaluate import evaluate  # noqa: E402
+from varitok.codecs.metrics.table import read_csv, write_rows  # noqa: E402
+from varitok.data.images import ImageFolder  # noqa: E402
+from varitok.data.module import validation_loader  # noqa: E402
+from varitok.export.runtime import Bundle  # noqa: E402
+from varitok.export.torchscript import load_torchscript  # noqa: E402
+
+GATE = 0.01  # dB
+
+
+class Exported:
+    """A bundle's file in the shape that the evaluation takes."""
+
+    def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule | None = None) -> None:
+        self.bundle = bundle
+        self.script = script
+        self.tokens = bundle.tokens
+        self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes)
+
+    def bits(self, tokens: int) -> float:
+        return self.bundle.bits(tokens)
+
+    def encode(self, signal: Tensor) -> Tensor:
+        return self.script.encode(signal) if self.script else torch.from_numpy(self.bundle.encode(signal.numpy()))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.script.decode(codes) if self.script else torch.from_numpy(self.bundle.decode(codes.numpy()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    try:
+        bundle = load(options.bundle)
+        promised = {row["k"]: row["psnr"] for row in read_csv(options.table).rows}
+        images = ImageFolder(options.data, "val", image_size=bundle.image_size)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    script, _ = load_torchscript(options.bundle / "codec.ts")
+    keeps = [1, bundle.tokens // 4, bundle.tokens]
+    rows = []
+    for name, codec in (("onnx", Exported(bundle)), ("torchscript", Exported(bundle, script))):
+        for batch in (1, 5):
+            table = evaluate(codec, validation_loader(images, batch), keeps, metrics=["psnr"])
+            for row in table.rows:
+                k, psnr = int(row["k"]), row["psnr"]
+                rows.append({"file": name, "batch": batch, "k": k, "psnr": psnr, "off_by_db": abs(psnr - promised[k])})
+                print(f"{name:12s} batch {batch}  k {k:3d}  {psnr:.4f} dB  off by {rows[-1]['off_by_db']:.5f}")
+    if options.out:
+        command = f"python benchmarks/bundle_quality.py BUNDLE DATA --table {options.table.name}"
+        write_rows(options.out, {"command": command, "gate": f"{GATE} dB"}, rows)
+    if any(row["off_by_db"] > GATE for row in rows):
+        sys.exit(f"error: more than {GATE} dB from the evaluation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Batches: what is in them, and the way from bytes to floats and back."""
+
+import torch
+
+from varitok.data.batch import Sample, collate, normalise, sample_generator, to_uint8
+
+
+def test_bytes_survive_the_way_to_floats_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    signal = normalise(levels)
+    assert signal.dtype == torch.float32
+    assert (signal.min(), signal.max()) == (-1, 1)
+    assert torch.equal(to_uint8(signal), levels)
+    assert torch.equal(normalise(signal), signal)
+
+
+def test_floats_are_rounded_to_the_nearest_byte_and_clamped() -> None:
+    signal = torch.tensor([-3.0, -1.0, 0.6 / 127.5 - 1, 1.4 / 127.5 - 1, 1.0, 2.0])
+    assert to_uint8(signal).tolist() == [0, 0, 1, 1, 255, 255]
+
+
+def test_a_batch_holds_what_could_be_read_and_names_the_rest() -> None:
+    signal = torch.zeros(3, 5, 4, dtype=torch.uint8)
+    batch = collate([Sample(signal), Sample(None, ("a: broken",)), Sample(signal, ("b: broken", "c: broken"))])
+    assert batch.signal.shape == (2, 3, 5, 4)
+    assert batch.lengths.tolist() == [5, 5]
+    assert batch.bad == ("a: broken", "b: broken", "c: broken")
+
+
+def test_a_batch_of_nothing_is_empty() -> None:
+    batch = collate([Sample(None, ("a: broken",))])
+    assert len(batch.signal) == len(batch.lengths) == 0
+    assert batch.bad == ("a: broken",)
+
+
+def test_chance_depends_on_seed_epoch_and_index() -> None:
+    keys = [(seed, (epoch, index)) for seed in range(3) for epoch in range(3) for index in range(3)]
+    draws = [int(torch.randint(2**62, (), generator=sample_generator(*key))) for key in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws == [int(torch.randint(2**62, (), generator=sample_generator(*key))) for key in keys]

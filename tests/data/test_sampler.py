@@ -1,0 +1,46 @@
+"""The order of samples: dealt out whole, each to one process, and found again after a stop."""
+
+from itertools import chain
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from varitok.data.batch import Key
+from varitok.data.sampler import UpdateBatchSampler
+
+LENGTHS, SIZES, WORLDS, BATCHES = st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 12)
+
+
+def dealt(length: int, size: int, batches: int, world: int) -> list[Key]:
+    """All keys that the processes get, in the order of the updates."""
+    ranks = [list(UpdateBatchSampler(length, size, batches, seed=3, rank=rank, world=world)) for rank in range(world)]
+    assert all(len(batch) == size for batch in chain.from_iterable(ranks))
+    assert all(len(rank) == batches for rank in ranks)
+    return [rank[b][i] for b in range(batches) for i in range(size) for rank in ranks]
+
+
+@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS)
+def test_processes_share_each_epoch_without_overlap_or_gap(length: int, size: int, batches: int, world: int) -> None:
+    keys = dealt(length, size, batches, world)
+    assert len(keys) == len(set(keys)) == size * batches * world
+    for epoch in range(len(keys) // length):
+        assert sorted(keys[epoch * length : (epoch + 1) * length]) == [(epoch, index) for index in range(length)]
+
+
+@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS)
+def test_the_number_of_processes_does_not_change_the_order(length: int, size: int, batches: int, world: int) -> None:
+    assert dealt(length, size, batches, world) == dealt(length, size * world, batches, 1)
+
+
+@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS, data=st.data())
+def test_a_later_start_gives_the_rest(length: int, size: int, batches: int, world: int, data: st.DataObject) -> None:
+    start, rank = data.draw(st.integers(0, batches)), data.draw(st.integers(0, world - 1))
+    whole = UpdateBatchSampler(length, size, batches, rank=rank, world=world)
+    rest = UpdateBatchSampler(length, size, batches, rank=rank, world=world, start=start)
+    assert list(rest) == list(whole)[start:]
+    assert len(rest) == len(whole) == batches
+
+
+def test_seed_and_epoch_change_the_order() -> None:
+    orders = {tuple(i for _, i in UpdateBatchSampler(50, 1, 1, seed=seed).epoch(e)) for seed in (0, 1) for e in (0, 1)}
+    assert len(orders) == 4

@@ -101,8 +101,8 @@ class ImageDataset(Dataset[Tensor]):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        if image_size < 1:
-            raise UserError(f"data.image_size={image_size}: must be at least 1")
+        if image_size < 2:  # torch 2.14 fails to resize bytes to one pixel
+            raise UserError(f"data.image_size={image_size}: must be at least 2")
         if not 0 < least_scale <= 1:
             raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
         self.read = read

@@ -1,218 +1,277 @@
-"""The folder that a trained tokenizer is handed over in."""
+"""A codec as a folder that others can use without this code; the command `varitok-export`."""
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
+import math
+import os
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
-from safetensors.torch import save_file
+from rich.table import Table
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import varitok
-from varitok import UserError
+from varitok import UserError, __version__
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import MaskToken, ladder
+from varitok.codecs.lengths import Full, MaskToken
 
+from .card import card
 from .frozen import FrozenCodec
-from .onnx import export_onnx
-from .parity import ParityError, check_parity, codes_of, probes
-from .runtime import FORMAT_VERSION
-from .torchscript import export_torchscript
+from .onnx import OPSET, export_onnx
+from .parity import Coder, ParityError, check, draw
+from .runtime import DECODER, FORMAT_VERSION, Bundle, load
+from .torchscript import export_torchscript, load_torchscript
 
-__all__ = ["FORMATS", "describe", "export_bundle", "main"]
+__all__ = ["FORMATS", "architecture", "export_bundle", "main"]
 
-FORMATS = ("onnx", "torchscript")
+FORMATS = ("safetensors", "torchscript", "onnx")
 
 
-def describe(codec: Codec) -> dict[str, Any]:
-    """Describe a codec as plain data; nothing in it can be executed."""
-    decoder: Any = codec.decoder
-    bits = codec.bits(1)
+def export_bundle(
+    codec: Codec,
+    folder: str | os.PathLike[str],
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> dict[str, Any]:
+    """Write a codec's bundle; every artefact is read back and compared with the codec first.
+
+    The folder appears whole or not at all: a bundle that was there stays until the new one is done.
+
+    Args:
+        codec: What is exported; it isn't changed.
+        folder: Where to.
+        architecture: How the codec was built, plain data; goes into config.json (see `architecture`).
+        formats: Out of `FORMATS`.
+
+    Returns:
+        What export.json holds: `parity`, `files` and `versions`.
+
+    Raises:
+        UserError: A format is unknown, or the folder can't be written or holds something else.
+        ParityError: An artefact differs from the codec.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
+    frozen = FrozenCodec(codec)
+    with torch.inference_mode():
+        shape = frozen.decode(torch.zeros(1, len(codec.bottleneck.book_sizes), 1, dtype=torch.int64)).shape
+    size = (int(shape[1]), int(shape[2]), int(shape[3]))
+    config = _describe(codec, size) | ({"architecture": dict(architecture)} if architecture else {})
+    with _replacing(Path(folder)) as partial:
+        return _write(codec, frozen, config, size, partial, formats)
+
+
+def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
+    """Describe how a run's codec was built, as plain data: class names stand where `_target_` does."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            named = {"type": str(node["_target_"]).rpartition(".")[2]} if "_target_" in node else {}
+            return named | {str(key): plain(value) for key, value in node.items() if not str(key).startswith("_")}
+        return [plain(value) for value in node] if isinstance(node, list) else node
+
+    groups: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return {name: plain(groups[name]) for name in ("codec", "bottleneck", "length") if name in groups}
+
+
+def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:
+    """Say what a user of the bundle must know."""
+    books = codec.bottleneck.book_sizes
     return {
         "format_version": FORMAT_VERSION,
         "modality": "image",
-        "channels": decoder.out.out_channels,
-        "image_size": decoder.side * codec.patch,
+        "image_size": size[1],
+        "channels": size[0],
         "patch": codec.patch,
         "tokens": codec.tokens,
-        "book_sizes": list(codec.bottleneck.book_sizes),
-        "bits_per_token": bits,
-        "bottleneck": {"type": type(codec.bottleneck).__name__, "dim": codec.bottleneck.dim},
-        "dropped_tokens": "mask_token" if isinstance(codec.length.mechanism, MaskToken) else "truncate",
-        "token_layout": "b q k",
+        "book_sizes": list(books),
+        "bits_per_token": codec.bits(1),
+        "quantizer": type(codec.bottleneck).__name__,
+        "mechanism": "mask_token" if isinstance(codec.length.mechanism, MaskToken) else "truncate",
+        "variable_length": not isinstance(codec.length.distribution, Full),
         "input_layout": "b c h w",
+        "token_layout": "b q k",
         "value_range": [-1.0, 1.0],
+        "output": "clamped to value_range",
         "dtype": "float32",
     }
 
 
-def export_bundle(codec: Codec, folder: str | Path, formats: Sequence[str] = FORMATS) -> dict[str, Any]:
-    """Write a bundle, and prove it against the codec before it takes its place.
-
-    Args:
-        codec: What is exported; it stays as it is.
-        folder: The bundle; one that is there already is replaced once the new one is proved.
-        formats: Out of "onnx" and "torchscript"; the weights (safetensors) are always there.
-
-    Returns:
-        What `export.json` holds: parity, checksums, sizes and versions.
-
-    Raises:
-        UserError: A format is unknown, or the folder can't be written.
-        ParityError: A file doesn't do what the codec does; nothing is left behind.
-    """
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
-        raise UserError(f"export.formats: {', '.join(sorted(unknown))} is not one of {', '.join(FORMATS)}")
-    folder = Path(folder)
-    draft = folder.with_name(folder.name + ".draft")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        report = _write(codec, draft, formats)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: can't write the bundle there ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return report
-
-
-def _write(codec: Codec, folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+def _write(
+    codec: Codec,
+    frozen: FrozenCodec,
+    config: dict[str, Any],
+    size: tuple[int, int, int],
+    folder: Path,
+    formats: Sequence[str],
+) -> dict[str, Any]:
     """Fill the folder."""
-    codec = copy.deepcopy(codec).eval().float().cpu()
-    frozen, config = FrozenCodec(codec), describe(codec)
-    channels, size = config["channels"], config["image_size"]
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = {name: value.contiguous().clone() for name, value in frozen.state_dict().items()}
     metadata = {
         "codec.format_version": str(FORMAT_VERSION),
         "codec.role": "codec",
         "codec.config": json.dumps(config, sort_keys=True),
-        "codec.weights_sha256": _digest(weights),
-        "codec.torch": torch.__version__,
-        "codec.library_version": varitok.__version__,
+        "codec.weights_sha256": _weights_sha256(frozen.state_dict()),
+        "codec.torch": str(torch.__version__),
+        "codec.library_version": __version__,
     }
-    save_file(weights, folder / "model.safetensors", metadata)
-    *_, examples = probes(channels, size)
+    _write_json(folder / "config.json", config)
+    example = draw(2, size, torch.Generator().manual_seed(0))
+    artefacts: dict[str, Coder] = {}
+    if "safetensors" in formats:
+        name = "model.safetensors"
+        save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
+        artefacts[name] = _refilled(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
+        artefacts["codec.ts"] = load_torchscript(folder / "codec.ts")[0]
     if "onnx" in formats:
-        export_onnx(frozen, folder / "onnx", examples[:2].clone(), metadata)
-    _write_golden(codec, examples, folder / "golden.safetensors")
-    (folder / "README.md").write_text(_card(codec, config))
-    report: dict[str, Any] = {
+        export_onnx(frozen, folder / Path(DECODER).parent, example, metadata)
+        artefacts["onnx"] = _Runtime(load(folder, verify=False))
+    parity = check(codec, artefacts, size)
+    _write_golden(frozen, example, folder / "golden.safetensors", metadata)
+    (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
+    report = {
         "format_version": FORMAT_VERSION,
-        "parity": check_parity(codec, folder, channels, size),
-        "versions": {"varitok": varitok.__version__, "torch": torch.__version__},
+        "parity": {name: result._asdict() for name, result in parity.items()},
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+        "versions": {"varitok": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},
+        "opset": OPSET,
     }
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    report["bytes"] = {name: len(content) for name, content in names.items()}
-    report["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in names.items()}
-    (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n")
+    _write_json(folder / "export.json", report)
     return report
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    """Give one checksum for all weights."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        total.update(name.encode())
-        total.update(weights[name].numpy().tobytes())
-    return total.hexdigest()
+class _Runtime:
+    """The exported graphs, run as users run them, behind torch's types."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def encode(self, signal: Tensor) -> Tensor:
+        return torch.from_numpy(self.bundle.encode(signal.numpy()))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return torch.from_numpy(self.bundle.decode(codes.numpy()))
 
 
-def _write_golden(codec: Codec, signal: Tensor, path: Path) -> None:
-    """Write what the codec itself makes of a few images, for other implementations to be tested with."""
+def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
+    """Give a copy whose every weight comes from the file; what the file lacks would show as NaN."""
+    copied = copy.deepcopy(frozen)
+    for value in copied.state_dict().values():
+        value.fill_(math.nan if value.is_floating_point() else -1)
+    copied.load_state_dict(load_file(path))
+    return copied
+
+
+def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str]) -> None:
+    """Write images, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
-        codes = codec.encode(signal)
-        golden = {"signal": signal.contiguous(), "codes": codes}
-        for k in codes_of(codec.tokens):
-            golden[f"reconstruction_{k}"] = codec.decode(codes[..., :k]).clamp(-1, 1).contiguous()
-    save_file({name: value.clone() for name, value in golden.items()}, path)
+        codes = frozen.encode(signal)
+        kept = {1, max(1, frozen.tokens // 2), frozen.tokens}
+        images = {f"reconstruction.{k}": frozen.decode(codes[..., :k]).contiguous() for k in sorted(kept)}
+    save_file({"pixel_values": signal, "image_codes": codes.contiguous(), **images}, path, metadata)
 
 
-def _card(codec: Codec, config: dict[str, Any]) -> str:
-    """Write the bundle's own README."""
-    half = max(1, codec.tokens // 2)
-    side, books = config["image_size"], " x ".join(map(str, config["book_sizes"]))
-    rates = "\n".join(f"| {k} | {codec.bits(k):.1f} | {codec.bits(k) / 8:.1f} |" for k in ladder(codec.tokens))
-    return f"""# An image tokenizer, {side} x {side} pixels, 1 to {codec.tokens} tokens
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Give a folder beside `folder` to be filled; it takes that one's place when all went well, and goes otherwise."""
+    folder = folder.resolve()
+    if folder.exists() and not (folder / "export.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there and is not a bundle; name another folder")
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror}); name another folder") from error
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
-Made with varitok {varitok.__version__}. An image becomes up to {codec.tokens} tokens of {books} codes. The first tokens
-say most: keep any prefix of them, and it decodes.
 
-| tokens kept | bits | bytes |
-|---|---|---|
-{rates}
+def _weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Digest names, types, shapes and values of weights, whatever file they lie in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
-With varitok (needs numpy and onnxruntime, not torch):
 
-```python
-import varitok
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
-tokenizer = varitok.load(".")                    # this folder
-codes = tokenizer.encode(pixels, tokens={half})  # uint8 (h, w, 3) -> int64 (1, books, {half})
-image = tokenizer.pixels(tokenizer.decode(codes))
-```
 
-With onnxruntime alone; `signal` is float32 `(batch, {config["channels"]}, {side}, {side})` in [-1, 1]:
-
-```python
-import onnxruntime
-
-encoder = onnxruntime.InferenceSession("onnx/encoder_model.onnx")
-decoder = onnxruntime.InferenceSession("onnx/decoder_model.onnx")
-(codes,) = encoder.run(None, {{"pixel_values": signal}})              # int64 (batch, books, {codec.tokens})
-(image,) = decoder.run(None, {{"image_codes": codes[:, :, :1]}})      # any number of tokens from 1 on
-```
-
-With TorchScript (which is code: load it only from those you trust):
-
-```python
-import torch
-
-codec = torch.jit.load("codec.ts")
-image = codec.decode(codec.encode(signal)[:, :, :{half}])
-```
-
-`config.json` describes the codec, `export.json` holds the parity report and checksums, `golden.safetensors` holds
-signals, codes and reconstructions to test another implementation with, `model.safetensors` the weights.
-"""
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command `varitok-export`; a user's mistake ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser("varitok-export", description="Export a run's codec to a folder anyone can load.")
+    """Run the command `varitok-export`; a user's mistake ends in one line and exit code 2, a failed parity in 1."""
+    parser = argparse.ArgumentParser("varitok-export", description="Export a run's codec for use without varitok.")
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle; the run's bundle/ by default")
-    parser.add_argument("--formats", default=",".join(FORMATS), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; the run's bundle/ by default")
+    parser.add_argument("--formats", default=",".join(FORMATS), metavar="NAMES", help="default: %(default)s")
     options = parser.parse_args(arguments)
+    run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
+    folder = options.out or run / "bundle"
     try:
-        codec, _ = load_run(options.run)
-        run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
-        folder = options.out or run / "bundle"
-        report = export_bundle(codec, folder, [name for name in options.formats.split(",") if name])
+        codec, config = load_run(options.run)
+        about = architecture(config)
+        _print(export_bundle(codec, folder, architecture=about, formats=options.formats.split(",")), folder)
     except (UserError, ParityError) as error:
         print(f"varitok-export: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def _print(report: Mapping[str, Any], folder: Path) -> None:
+    """Show the files and how they compare with the trained codec."""
+    table = Table("file", "KiB", box=None)
+    table.columns[1].justify = "right"
+    for name, file in report["files"].items():
+        table.add_row(name, f"{file['bytes'] / 1024:.1f}")
     console = Console()
-    for name, size in report["bytes"].items():
-        console.print(f"{size:>12,}  {name}", highlight=False)
-    for name, figures in report["parity"].items():
-        equal, difference = figures["equal_codes"], figures["signal_difference"]
-        console.print(f"{name}: {equal:.2%} of codes equal, signals within {difference:.1e} of the peak")
-    console.print(f"written to {folder}")
+    console.print(table)
+    for name, parity in report["parity"].items():
+        figures = f"{parity['codes_equal']:.2%} of {parity['tokens']} codes equal"
+        console.print(f"{name}: {figures}, images within {parity['signal_error']:.1e} of the peak", highlight=False)
+    console.print(f"parity holds; written to {folder}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

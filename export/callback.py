@@ -1,14 +1,15 @@
-"""Export at the end of a run."""
+"""The bundle at the end of a run."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 
 from varitok.codecs.training.module import CodecTraining
 
-from .bundle import FORMATS, export_bundle
+from .bundle import FORMATS, architecture, export_bundle
 
 __all__ = ["ExportBundle"]
 
@@ -16,21 +17,22 @@ _log = logging.getLogger(__name__)
 
 
 class ExportBundle(pl.Callback):
-    """Writes `bundle/` in the run's folder when training has ended.
+    """Exports the codec, its averaged weights where there are, to `bundle/` in the run's folder when the run ends.
 
     Args:
-        formats: Out of "onnx" and "torchscript"; the weights are always there.
+        formats: What is written besides the description; ONNX is what `varitok.load` reads.
     """
 
     def __init__(self, formats: Sequence[str] = FORMATS) -> None:
-        self.formats = formats
+        self.formats = tuple(formats)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export what is evaluated: the moving average where there is one."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export, on one process."""
+        assert isinstance(pl_module, CodecTraining)
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, CodecTraining)
-        folder = Path(trainer.default_root_dir) / "bundle"
-        export_bundle(pl_module.evaluated, folder, formats=self.formats)
-        _log.info("pictures:   %s", Path(trainer.default_root_dir) / "samples")
-        _log.info("bundle:     %s", folder)
+        folder = Path(trainer.default_root_dir)
+        resolved = folder / "config.yaml"
+        about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
+        export_bundle(pl_module.evaluated, folder / "bundle", architecture=about, formats=self.formats)
+        _log.info("bundle: %s", folder / "bundle")

@@ -1,173 +1,230 @@
-"""Runs an exported bundle with numpy and onnxruntime alone: neither torch nor the code that trained it is loaded.
+"""Runs an exported bundle with numpy and ONNX Runtime; neither torch nor the rest of varitok is needed.
 
-Only JSON and ONNX are read, both of which are data. Range checks are made here: ONNX Runtime silently takes code -1 as
-the last entry of a table.
+Only ONNX graphs and JSON are read, which are data; nothing in a bundle is executed as code.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-__all__ = ["FORMAT_VERSION", "Bundle", "load"]
+__all__ = ["DECODER", "ENCODER", "FORMAT_VERSION", "Bundle", "load"]
 
 FORMAT_VERSION = 1
+ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
+AGAIN = "export it again with varitok-export"
 
 Array = npt.NDArray[Any]
 
 
 def load(path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True) -> "Bundle":
-    """Open a bundle.
+    """Open an exported bundle.
 
     Args:
         path: The bundle's folder.
-        providers: ONNX Runtime's execution providers; the CPU's where None.
-        verify: Hold the files against the checksums in `export.json`.
+        providers: ONNX Runtime's execution providers, best first; the CPU where None.
+        verify: Compare the files that will be read with their recorded checksums.
 
     Raises:
-        UserError: It isn't a bundle, or one of its files is missing, altered or of an unknown format.
+        UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that `export=bundle` wrote")
-    config, report = _read_json(folder / "config.json"), _read_json(folder / "export.json")
+    config = _read_json(folder / "config.json")
     version = config.get("format_version")
     if version != FORMAT_VERSION:
-        raise UserError(f"{folder}: bundle format {version!r}; this varitok reads {FORMAT_VERSION}: update varitok")
-    names = ["onnx/encoder_model.onnx", "onnx/decoder_model.onnx"]
-    for name in [*names, "config.json"]:
-        expected = report.get("sha256", {}).get(name)
-        if expected is None or not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing from the bundle; export it again with the format onnx")
-        if verify and hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-            raise UserError(f"{folder / name}: altered since its export; export or fetch the bundle again")
-    import onnxruntime  # noqa: PLC0415 (half a second that a mistake need not wait for)
-
-    try:
-        sessions = [
-            onnxruntime.InferenceSession(folder / name, providers=list(providers or ["CPUExecutionProvider"]))
-            for name in names
-        ]
-    except Exception as error:  # onnxruntime has a dozen kinds of its own
-        raise UserError(f"{folder}: onnxruntime can't open the graphs ({str(error).splitlines()[0]})") from error
-    return Bundle(config, *sessions)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: not there; is this the folder of a bundle?") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON; export or fetch the bundle again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; export or fetch the bundle again")
-    return content
+        known = f"this varitok reads format {FORMAT_VERSION}"
+        raise UserError(f"{folder / 'config.json'}: format_version {version!r}, {known}; update varitok or {AGAIN}")
+    for name in (ENCODER, DECODER):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
+    if verify:
+        _verify(folder)
+    available = _runtime().get_available_providers()
+    for provider in providers or ():
+        if provider not in available:
+            raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
+    return Bundle(folder, config, list(providers or ["CPUExecutionProvider"]))
 
 
 class Bundle:
-    """A tokenizer out of a bundle.
+    """An exported codec, opened by `load`.
+
+    Each direction's graph is read when it is first used.
+
+    Args:
+        folder: Where it lies.
+        config: Its config.json.
+        providers: ONNX Runtime's execution providers.
 
     Attributes:
-        config: What the codec is, as plain data.
-        tokens: Most tokens of a signal, N.
+        config: Its config.json.
+        tokens: The most tokens of an image, N.
+        image_size: Side of its images in pixels, S.
         book_sizes: Entries of each book.
-        image_size: Side of its images, in pixels.
     """
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        encoder: "onnxruntime.InferenceSession",
-        decoder: "onnxruntime.InferenceSession",
-    ) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
+        self.folder = folder
         self.config = config
-        self.tokens = int(config["tokens"])
-        self.book_sizes = tuple(int(size) for size in config["book_sizes"])
-        self.image_size = int(config["image_size"])
-        self._encoder = encoder
-        self._decoder = decoder
+        self.providers = providers
+        try:
+            self.tokens = int(config["tokens"])
+            self.image_size = int(config["image_size"])
+            self.channels = int(config["channels"])
+            self.book_sizes = tuple(int(size) for size in config["book_sizes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
 
     def __repr__(self) -> str:
-        """Say what it is in one line."""
-        side, books = self.image_size, " x ".join(map(str, self.book_sizes))
-        return f"Bundle({self.config['modality']} {side} x {side}, 1 to {self.tokens} tokens of {books} codes)"
+        side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
+        return f"Bundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {books} codes)"
 
     def bits(self, tokens: int) -> float:
-        """Count the payload bits of a signal's first `tokens` tokens."""
+        """Count the payload bits of an image's first `tokens` tokens, exactly."""
         return tokens * sum(math.log2(size) for size in self.book_sizes)
 
-    def encode(self, image: Any, tokens: int | None = None) -> npt.NDArray[np.int64]:
+    def encode(self, image: Any, *, tokens: int | None = None) -> npt.NDArray[np.int64]:
         """Turn images into codes.
 
         Args:
-            image: uint8 pixels `(h, w, 3)` or `(b, h, w, 3)` (a Pillow image too), or float `(b, 3, h, w)` in
-                [-1, 1]; h and w are `image_size`.
-            tokens: Codes to keep of each image; all N where None. The first ones say most.
+            image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
+                [-1, 1]. Pillow images and pixels of another size are cropped to their centred square and resized.
+            tokens: Keep only so many tokens, 1 to N; all where None.
 
         Returns:
             int64 `(b, books, tokens)`.
 
         Raises:
-            UserError: Size, type or number of tokens is wrong, or a value is not finite.
+            UserError: A shape, type or value that the codec doesn't take.
         """
         kept = self.tokens if tokens is None else tokens
-        self._check_kept(kept)
-        (codes,) = self._encoder.run(None, {"pixel_values": self._signal(np.asarray(image))})
-        result: npt.NDArray[np.int64] = np.ascontiguousarray(codes[..., :kept])
-        return result
+        self._check_tokens(kept)
+        codes: npt.NDArray[np.int64] = self._encoder.run(None, {"pixel_values": self._signal(image)})[0]
+        return codes[..., :kept]
 
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, books, k)`, k from 1 to N, into images: float32 `(b, 3, h, w)` in [-1, 1].
+        """Turn codes, of any integer type, `(b, books, k)`, k from 1 to N, into images, float32 `(b, c, S, S)`.
 
         Raises:
-            UserError: Shape or type is wrong, k is out of range, or a code is not in its book.
+            UserError: A shape, type or code that the codec doesn't have.
         """
         codes = np.asarray(codes)
-        if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer) or codes.shape[1] != len(self.book_sizes):
-            shape = f"{codes.dtype} {codes.shape}"
-            raise UserError(f"codes: expected integers of shape (batch, {len(self.book_sizes)}, k), got {shape}")
-        self._check_kept(codes.shape[2])
+        books = len(self.book_sizes)
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"codes: whole numbers are expected, got {codes.dtype}")
+        if codes.ndim != 3 or codes.shape[1] != books or not codes.shape[0]:
+            raise UserError(f"codes: shape (batch, {books}, 1 to {self.tokens}) is expected, got {codes.shape}")
+        self._check_tokens(codes.shape[2])
+        # ONNX Runtime would take -1 for the last entry.
         for book, size in enumerate(self.book_sizes):
-            wrong = codes[:, book][(codes[:, book] < 0) | (codes[:, book] >= size)]
-            if wrong.size:
-                raise UserError(f"codes: {wrong[0]} in book {book}, whose codes go from 0 to {size - 1}")
-        (signal,) = self._decoder.run(None, {"image_codes": np.ascontiguousarray(codes, dtype=np.int64)})
-        result: npt.NDArray[np.float32] = signal
-        return result
+            low, high = codes[:, book].min(), codes[:, book].max()
+            if low < 0 or high >= size:
+                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
+        signal: npt.NDArray[np.float32] = self._decoder.run(None, {"image_codes": codes.astype(np.int64)})[0]
+        return signal
 
-    def pixels(self, signal: Array) -> npt.NDArray[np.uint8]:
-        """Turn images `(b, 3, h, w)` in [-1, 1] into uint8 pixels `(b, h, w, 3)`, rounded to the nearest."""
-        scaled = np.clip(np.rint((np.asarray(signal) + 1) * 127.5), 0, 255)
-        return scaled.astype(np.uint8).transpose(0, 2, 3, 1)
+    def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""
+        values = (np.asarray(signal, dtype=np.float32) + 1) * np.float32(127.5)
+        return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
 
-    def _check_kept(self, kept: int) -> None:
-        if not 1 <= kept <= self.tokens:
-            raise UserError(f"{kept} tokens: this codec keeps from 1 to {self.tokens}")
+    def _check_tokens(self, tokens: int) -> None:
+        if not 1 <= tokens <= self.tokens:
+            raise UserError(f"{tokens} tokens: this codec takes from 1 to {self.tokens}")
 
-    def _signal(self, image: Array) -> npt.NDArray[np.float32]:
-        """Bring any accepted form to float32 `(b, 3, h, w)`."""
-        side = self.image_size
-        if image.dtype == np.uint8:
-            image = image[None] if image.ndim == 3 else image
-            if image.ndim == 4 and image.shape[3] == 3:
-                image = (image.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(0, 3, 1, 2)
-        if not np.issubdtype(image.dtype, np.floating) or image.ndim != 4 or image.shape[1:] != (3, side, side):
-            raise UserError(
-                f"image: expected uint8 (batch, {side}, {side}, 3) or float (batch, 3, {side}, {side}),"
-                f" got {image.dtype} {image.shape}; crop and resize it first"
-            )
-        if not np.isfinite(image).all():
-            raise UserError("image: has values that are not finite")
-        return np.ascontiguousarray(image, dtype=np.float32)
+    def _signal(self, image: Any) -> npt.NDArray[np.float32]:
+        """Bring whatever an image is given as to float32 `(b, c, S, S)` in [-1, 1]."""
+        if hasattr(image, "convert"):  # a Pillow image; Pillow itself need not be there
+            image = np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(*image.size[::-1], -1)
+        values = np.asarray(image)
+        side, c = self.image_size, self.channels
+        if values.dtype == np.uint8:
+            values = values[None] if values.ndim == 3 else values
+            if values.ndim != 4 or values.shape[3] != c or not values.size:
+                raise UserError(f"image: pixels (height, width, {c}) or (batch, ...) are expected, got {values.shape}")
+            if values.shape[1:3] != (side, side):
+                values = np.stack([_square(pixels, side) for pixels in values])
+            return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
+        if values.dtype.kind != "f":
+            raise UserError(f"image: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
+        if values.ndim != 4 or values.shape[1:] != (c, side, side) or not values.size:
+            raise UserError(f"image: float values (batch, {c}, {side}, {side}) are expected, got {values.shape}")
+        if not np.abs(values).max() <= 1 + 1e-3:  # NaN too fails this
+            raise UserError("image: float values must lie in [-1, 1]; some don't, or aren't numbers")
+        return values.astype(np.float32)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return self._session(ENCODER)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return self._session(DECODER)
+
+    def _session(self, name: str) -> Any:
+        try:
+            return _runtime().InferenceSession(str(self.folder / name), providers=self.providers)
+        except Exception as error:  # ONNX Runtime's own classes, made in C++
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 (looking at a bundle's folder should not need it)
+    except ImportError as error:
+        raise UserError("ONNX Runtime is not installed; pip install onnxruntime") from error
+    return onnxruntime
+
+
+def _square(pixels: Array, side: int) -> Array:
+    """Crop pixels `(h, w, c)` to their centred square and resize it: the protocol of training and evaluation."""
+    try:
+        from PIL import Image  # noqa: PLC0415 (images of the right size don't need it)
+    except ImportError as error:
+        raise UserError(f"image: give {side} x {side} pixels, or pip install Pillow to have it resized") from error
+    height, width, c = pixels.shape
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = pixels[top : top + short, left : left + short]
+    resized = Image.fromarray(square if c > 1 else square[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(side, side, c)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); is {path.parent} a bundle of varitok?") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a bundle's; {AGAIN}")
+    return found
+
+
+def _verify(folder: Path) -> None:
+    """Compare the files that the runtime reads with export.json."""
+    files = _read_json(folder / "export.json").get("files")
+    if not isinstance(files, dict) or not {"config.json", ENCODER, DECODER} <= files.keys():
+        raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {AGAIN}")
+    for name, known in files.items():
+        if name != "config.json" and not name.startswith("onnx/"):
+            continue
+        path, digest = folder / name, hashlib.sha256()
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {AGAIN}")
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != known["sha256"]:
+            raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from varitok.data.module import DataModule
@@ -46,7 +45,6 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         UserError: A value, a name or a path in the configuration is wrong.
     """
     _quieten()
-    torch.set_float32_matmul_precision("high")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     optim, loop = config.optim, config.training

@@ -109,7 +109,7 @@ def test_a_very_wide_image_costs_no_more_than_its_crop(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(width=st.integers(1, 97), height=st.integers(1, 97), size=st.integers(1, 40), train=st.booleans())
+@given(width=st.integers(1, 97), height=st.integers(1, 97), size=st.integers(2, 40), train=st.booleans())
 def test_any_size_becomes_the_square(width, height, size, train):
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     square = ImageDataset(lambda *_: image, 1, image_size=size, train=train, least_scale=0.5)[3, 0]

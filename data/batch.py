@@ -22,7 +22,11 @@ class BadSample(Exception):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(path, reason)  # as they came, or it could not cross from a worker
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return "{}: {}".format(*self.args)
 
 
 class Sample(NamedTuple):

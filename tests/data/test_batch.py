@@ -1,5 +1,7 @@
 """Batches: what is in them, and the way from bytes to floats and back."""
 
+import pickle
+
 import torch
 
 from varitok.data.batch import Sample, collate, normalise, sample_generator, to_uint8
@@ -38,3 +40,8 @@ def test_chance_depends_on_seed_epoch_and_index() -> None:
     draws = [int(torch.randint(2**62, (), generator=sample_generator(*key))) for key in keys]
     assert len(set(draws)) == len(keys)
     assert draws == [int(torch.randint(2**62, (), generator=sample_generator(*key))) for key in keys]
+
+
+def test_a_bad_sample_crosses_from_a_worker():
+    error = pickle.loads(pickle.dumps(BadSample("a.png", "torn")))
+    assert str(error) == "a.png: torn"

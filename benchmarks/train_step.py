@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [OVERRIDE ...] [--rounds 5] [--steps 20] [--out benchmarks/results/train_step.csv]
 
-Ours is all of it: Lightning, the kept lengths' draw, clipping, the moving average, the log. The plain loop draws,
-computes, clips and steps, and does nothing else. The two take turns, and a ratio of medians is printed: absolute times
+Ours is all of it: Lightning, the kept lengths' draw, clipping, the moving average, the log. The plain loop loads,
+draws, computes, clips and steps, and does nothing else. The two take turns, and a ratio of medians is printed: absolute times
 mean little on shared machines.
 """
 
@@ -30,6 +30,7 @@ from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import Run, build_run
 from varitok.data.batch import Batch, Splits, normalise
 from varitok.data.images import ImageDataset
+from varitok.data.module import DataModule
 
 WARM_UP = 3  # steps of each round that are not timed
 
@@ -65,14 +66,13 @@ def plain(config: DictConfig, steps: int) -> float:
     """Time the plain loop's step, in seconds."""
     codec, objective = build_codec(config), build(config.objective)
     optimizer = build(config.optim.codec)(codec.parameters())
-    size, batch = config.data.image_size, config.loader.batch_size
-    images, lengths = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8), torch.full((batch,), size)
-    for step in range(WARM_UP + steps):
+    data = DataModule(resident(config.data.image_size), **config.loader, updates=config.updates)
+    for step, batch in enumerate(data.train_dataloader()):
         if step == WARM_UP:
             began = time.perf_counter()
-        real = normalise(images[torch.randint(64, (batch,))])
-        result = codec(real, codec.length.sample(batch, codec.tokens))
-        loss = objective(result.signal, real, lengths)[0] + sum(result.quantized.penalties.values())
+        real = normalise(batch.signal)
+        result = codec(real, codec.length.sample(len(real), codec.tokens))
+        loss = objective(result.signal, real, batch.lengths)[0] + sum(result.quantized.penalties.values())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), config.optim.clip)
         optimizer.step()
@@ -83,6 +83,7 @@ def plain(config: DictConfig, steps: int) -> float:
 def log_cost(run: Run, folder: str, steps: int = 2000) -> float:
     """Time the log of ten values a step, CSV included, in milliseconds a step."""
     run.module.record.every = 50
+    run.module.on_fit_start()
     run.module._trainer = run.trainer
     run.trainer.strategy.optimizers = [torch.optim.SGD(run.module.codec.parameters(), 0.1)]
     run.trainer.optimizers[0].param_groups[0]["initial_lr"] = 0.1

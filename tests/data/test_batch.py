@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from varitok.data.batch import Sample, collate, normalise, sample_generator, to_uint8
+from varitok.data.batch import BadSample, Sample, collate, normalise, sample_generator, to_uint8
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:

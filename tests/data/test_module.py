@@ -89,9 +89,7 @@ def test_too_large_a_share_ends_the_run():
     count = BadSampleCount(0.01)
     for _ in range(12):
         count.see(_batch(4, []))
-    with pytest.raises(
-        UserError, match=r"3\.8% of the last 53 files .*max_bad_share=0\.01; the last: x: broken"
-    ):
+    with pytest.raises(UserError, match=r"3\.8% of the last 53 files .*max_bad_share=0\.01; the last: x: broken"):
         count.see(_batch(3, ["y: broken", "x: broken"]))
 
 

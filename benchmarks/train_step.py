@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [OVERRIDE ...] [--rounds 5] [--steps 20] [--out benchmarks/results/train_step.csv]
 
 Ours is all of it: Lightning, the kept lengths' draw, clipping, the moving average, the log. The plain loop loads,
-draws, computes, clips and steps, and does nothing else. The two take turns, and a ratio of medians is printed: absolute times
-mean little on shared machines.
+draws, computes, clips and steps, and does nothing else. The two take turns, and a ratio of medians is printed:
+absolute times mean little on shared machines.
 """
 
 import argparse

@@ -21,6 +21,9 @@ class FrozenCodec(nn.Module):
         codec: What is copied; it stays as it is.
     """
 
+    mask_token: Tensor
+    places: Tensor
+
     def __init__(self, codec: Codec) -> None:
         super().__init__()
         codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
@@ -46,7 +49,7 @@ class FrozenCodec(nn.Module):
         latents = self.project_in(self.encoder(signal))
         if self.unit_latents:
             latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
-        codes: Tensor = self.bottleneck.encode(latents)
+        codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
         return codes
 
     @torch.jit.export
@@ -55,10 +58,11 @@ class FrozenCodec(nn.Module):
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
-            latents = self.project_out(self.bottleneck.decode(codes[:, :, self.places.clamp(max=k - 1)]))
+            filled = codes[:, :, self.places.clamp(max=k - 1)]
+            latents = self.project_out(self.bottleneck.decode(filled))  # type: ignore[operator]
             latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes))
+            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
         signal: Tensor = self.decoder(latents).clamp(-1.0, 1.0)
         return signal
 

@@ -27,5 +27,5 @@ def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, str]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
         warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
-        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     return module, json.loads(extra["codec.json"])

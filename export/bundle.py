@@ -84,8 +84,9 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
             return named | {str(key): plain(value) for key, value in node.items() if not str(key).startswith("_")}
         return [plain(value) for value in node] if isinstance(node, list) else node
 
-    groups: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return {name: plain(groups[name]) for name in ("codec", "bottleneck", "length") if name in groups}
+    # These alone are resolved: a run's config.yaml also has Hydra's own settings, which only Hydra can.
+    names = [name for name in ("codec", "bottleneck", "length") if name in config]
+    return {name: plain(OmegaConf.to_container(config[name], resolve=True)) for name in names}
 
 
 def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:

@@ -35,4 +35,5 @@ class ExportBundle(pl.Callback):
         resolved = folder / "config.yaml"
         about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
         export_bundle(pl_module.evaluated, folder / "bundle", architecture=about, formats=self.formats)
+        _log.info("pictures: %s", folder / "samples")
         _log.info("bundle: %s", folder / "bundle")

@@ -247,11 +247,13 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 
 def test_saved_configuration_repeats_the_run(tmp_path):
-    _train_py(tmp_path, *TINY, "hydra.run.dir=first")
+    exporting = [word for word in TINY if word != "export=none"]
+    _train_py(tmp_path, *exporting, "export.formats=[safetensors]", "hydra.run.dir=first")
     _train_py(tmp_path, "--config-dir", "first", "--config-name", "config", "hydra.run.dir=second")
     one, other = (OmegaConf.load(tmp_path / name / "config.yaml") for name in ("first", "second"))
     assert one == other
     assert isinstance(build_run(compose(), tmp_path).module, CodecTraining)
+    assert (tmp_path / "second" / "bundle" / "model.safetensors").is_file()
     states = [load_run(tmp_path / name)[0].state_dict() for name in ("first", "second")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -116,6 +116,7 @@ class CodecTraining(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device."""
         self.update = int(self.updates)
+        self.batch = self.update * self.accumulate  # of the whole run, whatever Lightning's index says after a resume
 
     def train(self, mode: bool = True) -> "CodecTraining":
         """Switch to training, but for what is frozen."""
@@ -127,9 +128,9 @@ class CodecTraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
-        lengths = self.draw_lengths(len(real), batch_idx)
-        result = self.codec(real, lengths)
-        self.stepped = due = (batch_idx + 1) % self.accumulate == 0
+        result = self.codec(real, self.draw_lengths(len(real)))
+        self.batch += 1
+        self.stepped = due = self.batch % self.accumulate == 0
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial
         values: dict[str, Tensor] = {}
@@ -151,7 +152,7 @@ class CodecTraining(pl.LightningModule):
             self.updates.fill_(self.update)
             if self.average:
                 self.average.update(self.codec, self.update)
-        self.log_values(values, factor, batch_idx)
+        self.log_values(values, factor)
         return None
 
     def codec_loss(self, result: Reconstruction, real: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,15 +180,15 @@ class CodecTraining(pl.LightningModule):
         optimizer.zero_grad()
         return norm
 
-    def draw_lengths(self, batch: int, batch_idx: int) -> Tensor:
+    def draw_lengths(self, batch: int) -> Tensor:
         """Draw the kept lengths, the same for the same run, process and batch, whatever was drawn before."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, batch_idx)) & (2**63 - 1))
+        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))
         return self.codec.length.sample(batch, self.codec.tokens, generator).to(self.device, non_blocking=True)
 
-    def log_values(self, values: dict[str, Tensor], factor: float, batch_idx: int) -> None:
+    def log_values(self, values: dict[str, Tensor], factor: float) -> None:
         """Collect the step's values; hand their means to the loggers when a reading is due."""
         self.record.add(values)
-        if (batch_idx + 1) % self.record.every:
+        if self.batch % self.record.every:
             return
         self.latest = self.record.read() | {"lr": factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]}
         for logger in self.loggers:

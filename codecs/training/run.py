@@ -45,6 +45,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         UserError: A value, a name or a path in the configuration is wrong.
     """
     _quieten()
+    folder.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     optim, loop = config.optim, config.training
@@ -81,7 +82,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,
-        max_epochs=1,  # a run is a number of updates; the loader makes them one epoch
+        max_steps=config.updates,  # the loader makes them one of Lightning's epochs, whatever the data's
+        max_epochs=-1,
         limit_val_batches=0,  # the evaluation callback has its own loop
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -110,16 +111,36 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path, damage):
         load_run(tmp_path)
 
 
+class Killed(pl.Callback):
+    """Ends a run in the middle of update 4."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if pl_module.update == 3:
+            raise RuntimeError("killed")
+
+
 @pytest.mark.parametrize("extra", [[], ADVERSARIAL, [*ADVERSARIAL, "training.accumulate=2"]])
-def test_a_run_goes_on_where_it_stopped(tmp_path, extra):
+def test_a_killed_run_goes_on_where_it_was_saved(tmp_path, extra):
     whole = fit(tmp_path / "whole", *extra)
-    stopped = build_run(compose(*extra), tmp_path / "part")
-    stopped.trainer.limit_train_batches = 2 * stopped.module.accumulate
-    stopped.trainer.fit(stopped.module, stopped.data)
+    killed = build_run(compose(*extra), tmp_path / "part")
+    killed.trainer.callbacks.append(Killed())
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.trainer.fit(killed.module, killed.data)
     resumed = fit(tmp_path / "rest", *extra, f"resume={tmp_path / 'part'}")
-    assert resumed.module.update == 4
-    for (name, one), other in zip(whole.module.state_dict().items(), resumed.module.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
+    assert_equal_states(whole, resumed)
+
+
+def test_a_finished_run_goes_on_for_more_updates(tmp_path):
+    constant = ["optim.warmup=0", "optim.final=1"]
+    whole = fit(tmp_path / "whole", *constant)
+    fit(tmp_path / "part", *constant, "updates=2")
+    assert_equal_states(whole, fit(tmp_path / "rest", *constant, f"resume={tmp_path / 'part'}"))
+
+
+def assert_equal_states(one, other):
+    assert one.module.update == other.module.update == 4
+    for (name, value), again in zip(one.module.state_dict().items(), other.module.state_dict().values(), strict=True):
+        assert torch.equal(value, again), name
 
 
 def test_the_discriminator_waits_learns_and_is_heard(tmp_path):

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Array = TypeVar("Array", Floats, Ints)
 
-LEAST_RADIUS = (2.0, 5.0)  # pixels; each image draws its own, and so its own fineness
+FINENESS = 2.5  # each image draws its own least radius, up to so many times the least of all
 MOST_RADIUS = 0.45  # of the image's side
 COVER = 3.0  # area of all leaves, as a share of the image's
 FACES = 6  # of a polygon, at most
@@ -38,19 +38,33 @@ class DeadLeaves(Dataset[Tensor]):
         length: Images of an epoch.
         seed: Seed of all chance.
         train: Each epoch has new images; otherwise all have the same ones, and none of training's.
+        least_radius: Of the finest leaves, in pixels.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    def __init__(self, image_size: int = 64, length: int = 10_000, seed: int = 0, train: bool = True) -> None:
-        for name, value, least in (("image_size", image_size, 8), ("length", length, 1), ("seed", seed, 0)):
+    def __init__(
+        self,
+        image_size: int = 64,
+        length: int = 10_000,
+        seed: int = 0,
+        train: bool = True,
+        least_radius: float = 2.0,
+    ) -> None:
+        for name, value, least in (
+            ("image_size", image_size, 8),
+            ("length", length, 1),
+            ("seed", seed, 0),
+            ("least_radius", least_radius, 1),
+        ):
             if value < least:
                 raise UserError(f"data.{name}={value}: must be at least {least}")
         self.image_size = image_size
         self.length = length
         self.seed = seed
         self.train = train
+        self.least_radius = least_radius
         self._fields = _noise(np.random.default_rng(seed))
 
     def __len__(self) -> int:
@@ -67,11 +81,13 @@ class DeadLeaves(Dataset[Tensor]):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of {self.length} images")
         rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
-        canvas = _paint(_leaves(rng, self.image_size), self._fields, self.image_size)
+        canvas = _paint(_leaves(rng, self.image_size, self.least_radius), self._fields, self.image_size)
         return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
 
-def dead_leaves(image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0) -> Splits:
+def dead_leaves(
+    image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
+) -> Splits:
     """Make both splits of `DeadLeaves`.
 
     Args:
@@ -79,6 +95,7 @@ def dead_leaves(image_size: int = 64, length: int = 10_000, val_length: int = 25
         length: Training images of an epoch; each epoch has new ones.
         val_length: Images to evaluate on, the same at all times.
         seed: Seed of all chance.
+        least_radius: Of the finest leaves, in pixels.
 
     Raises:
         UserError: A number is out of range.
@@ -86,8 +103,8 @@ def dead_leaves(image_size: int = 64, length: int = 10_000, val_length: int = 25
     if val_length < 1:
         raise UserError(f"data.val_length={val_length}: must be at least 1")
     return Splits(
-        DeadLeaves(image_size, length, seed),
-        DeadLeaves(image_size, val_length, seed, train=False),
+        DeadLeaves(image_size, length, seed, least_radius=least_radius),
+        DeadLeaves(image_size, val_length, seed, train=False, least_radius=least_radius),
         about={
             "dataset": f"dead leaves, {val_length} synthetic images, seed {seed}",
             "protocol": f"made at {image_size} x {image_size} pixels; nothing else",
@@ -112,10 +129,10 @@ class _Leaves(NamedTuple):
     field: Ints  # (n, 3), which noise and where in it
 
 
-def _leaves(rng: np.random.Generator, side: int) -> _Leaves:
+def _leaves(rng: np.random.Generator, side: int, least_radius: float) -> _Leaves:
     """Draw the leaves of one image; the first is the ground, larger than the image."""
     largest = MOST_RADIUS * side
-    least = min(LEAST_RADIUS[0] * (LEAST_RADIUS[1] / LEAST_RADIUS[0]) ** rng.random(), largest / 2)
+    least = min(least_radius * FINENESS ** rng.random(), largest / 2)
     mean_area = 2 * np.pi * least**2 * np.log(largest / least)
     n = 1 + max(3, round(COVER * side**2 / mean_area))
     # Inverse of the distribution function of r^-3 between the two bounds.

@@ -85,8 +85,8 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
         return [plain(value) for value in node] if isinstance(node, list) else node
 
     # These alone are resolved: a run's config.yaml also has Hydra's own settings, which only Hydra can.
-    names = [name for name in ("codec", "bottleneck", "length") if name in config]
-    return {name: plain(OmegaConf.to_container(config[name], resolve=True)) for name in names}
+    groups = {name: OmegaConf.select(config, name) for name in ("codec", "bottleneck", "length")}
+    return {name: plain(OmegaConf.to_container(group, resolve=True)) for name, group in groups.items() if group}
 
 
 def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:

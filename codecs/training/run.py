@@ -101,6 +101,8 @@ def _quieten() -> None:
         ".*in eval mode at the start of training.*",  # the moving average, and what is frozen
         ".*have no `validation_step`.*",
         ".*manual optimization and every_n_train_steps.*",  # checkpoints follow whole updates
+        ".*your dataloader is not resumable.*",  # its sampler is: it starts where the updates end
+        ".*The dirpath has changed.*",
         ".*LeafSpec.*",
         ".*find_unused_parameters.*",  # the discriminator's, until it starts
     ):

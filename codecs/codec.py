@@ -28,8 +28,8 @@ class Codec(nn.Module):
         decoder: `(b, n, decoder.width)` and a mask to a signal.
         length: How many tokens are kept while training, and how the rest is hidden.
         unit_latents: Scale each sample's latents to a root mean square of 1 over tokens and width. A decoder that
-            knows nothing yet hears latents as noise, and its first wish is that they be small: the codes collapse to
-            a few dozen. They can't where the scale is given (ours).
+            knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
+            collapse. They can't where the scale is given (ours).
     """
 
     def __init__(

@@ -57,8 +57,8 @@ class RegisterEncoder(nn.Module):
         heads: Its heads.
         channels: Channels of the image.
         shortcut: Lay a linear path beside attention: each register starts from its own learned mean of all patches,
-            and nothing is normalised on the way out. Attention alone takes thousands of updates to learn where to
-            look; with the path a small codec learns from its first update on (ours; not in TiTok).
+            and nothing is normalised on the way out. Attention alone is slow to learn where
+            to look (ARCHITECTURE.md has the figures; ours, not in TiTok).
 
     Raises:
         UserError: The patch doesn't divide `image_size`.

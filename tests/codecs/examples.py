@@ -18,6 +18,21 @@ BOTTLENECKS: dict[str, Callable[[], Bottleneck]] = {
     "vq_cosine": lambda: VectorQuantizer(5, 37, cosine=True),
 }
 MECHANISMS: dict[str, Callable[[], Mechanism]] = {"truncate": Truncate, "mask_token": lambda: MaskToken(WIDTH)}
+# A run of seconds, as overrides of train.yaml; those who use it add `updates`, `callbacks` and `export`.
+TINY_RUN = [
+    "experiment=image/demo",
+    "data.image_size=16",
+    "data.length=12",
+    "data.val_length=5",
+    "codec.encoder.tokens=4",
+    "codec.encoder.width=16",
+    "codec.encoder.depth=1",
+    "loader.batch_size=3",
+    "loader.workers=0",
+    "checkpoint_every=2",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+]
 
 
 def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: bool = True) -> Codec:

@@ -20,7 +20,7 @@ from varitok.codecs.training.record import Record
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
 
-from .examples import tiny_codec
+from .examples import TINY_RUN, tiny_codec
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(
@@ -28,22 +28,11 @@ EXPERIMENTS = sorted(
     for path in (ROOT / "configs/experiment").rglob("*.yaml")
 )
 TINY = [
-    "experiment=image/demo",
-    "data.image_size=16",
-    "data.length=12",
-    "data.val_length=5",
-    "codec.encoder.tokens=4",
-    "codec.encoder.width=16",
-    "codec.encoder.depth=1",
-    "loader.batch_size=3",
-    "loader.workers=0",
+    *TINY_RUN,
     "updates=4",
-    "checkpoint_every=2",
     "training.log_every=2",
     "callbacks.samples.every=2",
     "callbacks.evaluation.every=2",
-    "trainer.enable_progress_bar=false",
-    "trainer.accelerator=cpu",
     "export=none",
 ]
 ADVERSARIAL = [

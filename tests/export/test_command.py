@@ -11,22 +11,13 @@ import varitok
 from varitok.codecs.training.run import build_run
 from varitok.export.bundle import main
 
+from ..codecs.examples import TINY_RUN
+
 SMALL = [
-    "experiment=image/demo",
-    "data.image_size=16",
-    "data.length=12",
-    "data.val_length=5",
-    "codec.encoder.tokens=4",
-    "codec.encoder.width=16",
-    "codec.encoder.depth=1",
-    "loader.batch_size=3",
-    "loader.workers=0",
+    *TINY_RUN,
     "updates=2",
-    "checkpoint_every=2",
     "callbacks.samples=null",
     "callbacks.evaluation=null",
-    "trainer.enable_progress_bar=false",
-    "trainer.accelerator=cpu",
     "export=bundle",
     "export.formats=[safetensors,onnx]",
 ]

@@ -16,7 +16,8 @@ else:
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ROOTS = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+LISTED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+ROOTS = [name.removeprefix(".pkg/varitok/") for name in LISTED if not name.endswith("__init__.py")]
 
 in_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 
@@ -85,6 +86,17 @@ def test_every_python_has_one_pin_of_each(python: str) -> None:
     here = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
     assert len(here) == len(set(here))
     assert {"torch", "numpy", "onnxruntime", "matplotlib", "pillow"} <= set(here)
+
+
+@in_checkout
+def test_editable_install_finds_every_folder(tmp_path: Path) -> None:
+    """Nothing but a path may be installed: a package of that name beside it would hide the links."""
+    build = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
+    done = subprocess.run([*build, "-e", str(ROOT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "varitok").exists()
+    (path,) = tmp_path.glob("*.pth")
+    assert Path(path.read_text().strip()) == ROOT / ".pkg"
 
 
 @in_checkout

@@ -71,11 +71,13 @@ def plain(config: DictConfig, steps: int) -> float:
         if step == WARM_UP:
             began = time.perf_counter()
         real = normalise(batch.signal)
-        result = codec(real, codec.length.sample(len(real), codec.tokens))
+        kept = codec.length.sample(len(real), codec.tokens, codec.books)
+        result = codec(real, kept.lengths, kept.depth)
         loss = objective(result.signal, real, batch.lengths)[0] + sum(result.quantized.penalties.values())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), config.optim.clip)
         optimizer.step()
+        codec.bottleneck.update()
         optimizer.zero_grad()
     return (time.perf_counter() - began) / steps
 

@@ -1,15 +1,91 @@
-"""Numbers shared between processes; with one process everything stays as it is."""
+"""Numbers shared between processes; with one process everything stays as it is.
 
+What is here is a collective: every process must call it, whatever its data. Gloo and NCCL give every process the same
+bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["mean_over_processes"]
+__all__ = [
+    "average_over_processes",
+    "from_first_process",
+    "gather_rows",
+    "mean_over_processes",
+    "processes",
+    "sums_over_processes",
+]
+
+
+def processes() -> int:
+    """Count the processes of the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Average a detached tensor over all processes; every process must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """Average a detached tensor over all processes."""
+    if processes() == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
-    return values / dist.get_world_size()
+    return values / processes()
+
+
+class _Average(torch.autograd.Function):
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return mean_over_processes(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def average_over_processes(values: Tensor) -> Tensor:
+    """Average over all processes, with the gradient that is right under DistributedDataParallel.
+
+    Each process computes the same function of the average, so the gradient at the average is the same everywhere, and
+    is handed to the process's own values as it is. DDP's mean over processes then makes it that of the global batch.
+    An all-reduce whose gradient is cut (or scaled by 1 / processes again) weakens the term as processes are added.
+    """
+    return values if processes() == 1 else _Average.apply(values)
+
+
+def from_first_process(values: Tensor) -> Tensor:
+    """Give every process the first one's values."""
+    if processes() > 1:
+        values = values.contiguous()
+        dist.broadcast(values, 0)
+    return values
+
+
+def sums_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum each of several tensors of one type over all processes, in a single collective."""
+    if processes() == 1 or not tensors:
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate `(r, d)` of all processes in the order of their ranks; r may differ, and be 0."""
+    if processes() == 1:
+        return rows
+    sizes = torch.zeros(processes(), dtype=torch.int64, device=rows.device)
+    sizes[dist.get_rank()] = len(rows)
+    dist.all_reduce(sizes)
+    padded = rows.new_zeros(int(sizes.max()), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])

@@ -25,7 +25,7 @@ from torch import Tensor
 from varitok import UserError, __version__
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import Full, MaskToken
+from varitok.codecs.lengths import Full
 
 from .card import card
 from .frozen import FrozenCodec
@@ -68,7 +68,8 @@ def export_bundle(
         raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
     frozen = FrozenCodec(codec)
     with torch.inference_mode():
-        shape = frozen.decode(torch.zeros(1, len(codec.bottleneck.book_sizes), 1, dtype=torch.int64)).shape
+        kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
+        shape = frozen.decode(torch.zeros(1, codec.bottleneck.rows, 1, dtype=kind)).shape
     size = (int(shape[1]), int(shape[2]), int(shape[3]))
     config = _describe(codec, size) | ({"architecture": dict(architecture)} if architecture else {})
     with _replacing(Path(folder)) as partial:
@@ -100,9 +101,11 @@ def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:
         "patch": codec.patch,
         "tokens": codec.tokens,
         "book_sizes": list(books),
+        "code_rows": codec.bottleneck.rows,
+        "code_type": "int64" if books else "float32",
         "bits_per_token": codec.bits(1),
         "quantizer": type(codec.bottleneck).__name__,
-        "mechanism": "mask_token" if isinstance(codec.length.mechanism, MaskToken) else "truncate",
+        "mechanism": codec.length.mechanism.name,
         "variable_length": not isinstance(codec.length.distribution, Full),
         "input_layout": "b c h w",
         "token_layout": "b q k",

@@ -16,8 +16,8 @@ Exported by varitok {version} in format {format_version}.
 
 - Images: float32 `(batch, {channels}, {side}, {side})`, values in [-1, 1] (`pixels / 127.5 - 1`); what comes back is
   clamped to that range.
-- Codes: int64 `(batch, {books}, k)`, k from 1 to {tokens}; {ranges}.
-- Quantizer: {quantizer}, {bits:g} bits a token.
+- Codes: {code_type} `(batch, {books}, k)`, k from 1 to {tokens}; {ranges}.
+- Bottleneck: {quantizer}, {bits:g} bits a token.
 
 | tokens kept | bits an image | bits a pixel |
 |---:|---:|---:|
@@ -88,14 +88,22 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
     pixels = config["image_size"] ** 2
     fills = {
         "side": config["image_size"],
-        "books": len(config["book_sizes"]),
+        "books": config["code_rows"],
         "bits": bits,
         "some": max(1, tokens // 2),
         "version": __version__,
-        "ranges": ", ".join(f"book {book}: 0 to {size - 1}" for book, size in enumerate(config["book_sizes"])),
+        "ranges": _ranges(config["book_sizes"]),
         "rows": "\n".join(f"| {k} | {k * bits:.6g} | {k * bits / pixels:.3g} |" for k in ladder(tokens)),
         "order": ORDER[config["variable_length"]],
-        **{name: config[name] for name in ("tokens", "channels", "quantizer", "format_version")},
+        **{name: config[name] for name in ("tokens", "channels", "quantizer", "code_type", "format_version")},
     }
     parts = {"onnx": ONNX, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
     return (HEAD + "".join(text for name, text in parts.items() if name in formats)).format(**fills)
+
+
+def _ranges(sizes: Sequence[int]) -> str:
+    """Say what codes there are."""
+    if not sizes:
+        return "continuous latents, any values"
+    listed = ", ".join(f"book {book}: 0 to {size - 1}" for book, size in enumerate(sizes))
+    return listed + ("; a prefix of the books decodes too, coarser" if len(sizes) > 1 else "")

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import MaskToken
 
 __all__ = ["FrozenCodec"]
 
@@ -36,10 +35,9 @@ class FrozenCodec(nn.Module):
         self.bottleneck = codec.bottleneck.frozen()
         self.project_out = codec.project_out
         self.decoder = codec.decoder
-        mechanism = codec.length.mechanism
-        self.masks = isinstance(mechanism, MaskToken)
-        token = mechanism.token if isinstance(mechanism, MaskToken) else torch.zeros(0)
-        self.register_buffer("mask_token", token.detach().clone())
+        fill = codec.length.mechanism.fill()
+        self.masks = fill is not None
+        self.register_buffer("mask_token", torch.zeros(0) if fill is None else fill.detach().clone())
         self.register_buffer("places", torch.arange(self.tokens), persistent=False)
         self.eval()
 

@@ -49,6 +49,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         codes = codec.encode(example)
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
     kept = codes[..., : max(2, codes.shape[-1] - 1)].repeat(3, 1, 1)[:5].clone()
+    books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
     _export(
         _Encoder(codec),
         example,
@@ -61,7 +62,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         _Decoder(codec),
         kept,
         folder / "decoder_model.onnx",
-        ("image_codes", ["batch", None, "num_tokens"]),
+        ("image_codes", ["batch", books, "num_tokens"]),
         ("reconstruction", ["batch", None, None, None]),
         metadata | {"codec.role": "decoder"},
     )

@@ -69,7 +69,8 @@ class Bundle:
         config: Its config.json.
         tokens: The most tokens of an image, N.
         image_size: Side of its images in pixels, S.
-        book_sizes: Entries of each book.
+        book_sizes: Entries of each book; none where codes are continuous.
+        rows: Rows of a code: books, or the channels of continuous ones.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
@@ -81,6 +82,7 @@ class Bundle:
             self.image_size = int(config["image_size"])
             self.channels = int(config["channels"])
             self.book_sizes = tuple(int(size) for size in config["book_sizes"])
+            self.rows = int(config.get("code_rows", len(self.book_sizes)))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
 
@@ -90,9 +92,9 @@ class Bundle:
 
     def bits(self, tokens: int) -> float:
         """Count the payload bits of an image's first `tokens` tokens, exactly."""
-        return tokens * sum(math.log2(size) for size in self.book_sizes)
+        return tokens * (sum(math.log2(size) for size in self.book_sizes) if self.book_sizes else 32.0 * self.rows)
 
-    def encode(self, image: Any, *, tokens: int | None = None) -> npt.NDArray[np.int64]:
+    def encode(self, image: Any, *, tokens: int | None = None) -> Array:
         """Turn images into codes.
 
         Args:
@@ -101,35 +103,41 @@ class Bundle:
             tokens: Keep only so many tokens, 1 to N; all where None.
 
         Returns:
-            int64 `(b, books, tokens)`.
+            int64 `(b, books, tokens)`; float32 `(b, channels, tokens)` where codes are continuous.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
         """
         kept = self.tokens if tokens is None else tokens
         self._check_tokens(kept)
-        codes: npt.NDArray[np.int64] = self._encoder.run(None, {"pixel_values": self._signal(image)})[0]
+        codes: Array = self._encoder.run(None, {"pixel_values": self._signal(image)})[0]
         return codes[..., :kept]
 
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes, of any integer type, `(b, books, k)`, k from 1 to N, into images, float32 `(b, c, S, S)`.
+        """Turn codes `(b, books, k)`, k from 1 to N, into images, float32 `(b, c, S, S)`.
+
+        Codes may be of any integer type, and a prefix of the books; continuous ones are floats, all channels.
 
         Raises:
             UserError: A shape, type or code that the codec doesn't have.
         """
         codes = np.asarray(codes)
-        books = len(self.book_sizes)
-        if codes.dtype.kind not in "iu":
-            raise UserError(f"codes: whole numbers are expected, got {codes.dtype}")
-        if codes.ndim != 3 or codes.shape[1] != books or not codes.shape[0]:
-            raise UserError(f"codes: shape (batch, {books}, 1 to {self.tokens}) is expected, got {codes.shape}")
+        kind, least = ("iu", 1) if self.book_sizes else ("f", self.rows)
+        if codes.dtype.kind not in kind:
+            raise UserError(
+                f"codes: {'whole numbers' if self.book_sizes else 'floats'} are expected, got {codes.dtype}"
+            )
+        if codes.ndim != 3 or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
+            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
+            raise UserError(f"codes: shape (batch, {rows}, 1 to {self.tokens}) is expected, got {codes.shape}")
         self._check_tokens(codes.shape[2])
         # ONNX Runtime would take -1 for the last entry.
-        for book, size in enumerate(self.book_sizes):
+        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
             low, high = codes[:, book].min(), codes[:, book].max()
             if low < 0 or high >= size:
                 raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
-        signal: npt.NDArray[np.float32] = self._decoder.run(None, {"image_codes": codes.astype(np.int64)})[0]
+        codes = codes.astype(np.int64 if self.book_sizes else np.float32)
+        signal: npt.NDArray[np.float32] = self._decoder.run(None, {"image_codes": codes})[0]
         return signal
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:

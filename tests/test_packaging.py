@@ -91,8 +91,9 @@ def test_every_python_has_one_pin_of_each(python: str) -> None:
 @in_checkout
 def test_editable_install_finds_every_folder(tmp_path: Path) -> None:
     """Nothing but a path may be installed: a package of that name beside it would hide the links."""
-    build = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
-    done = subprocess.run([*build, "-e", str(ROOT)], capture_output=True, text=True, check=False)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    into = ["--target", str(tmp_path), "-e", str(ROOT)]
+    done = subprocess.run([*install, *into], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "varitok").exists()
     (path,) = tmp_path.glob("*.pth")

@@ -1,11 +1,14 @@
 """The contract every bottleneck keeps; `tests/codecs/test_bottlenecks.py` runs it over all of them."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from ..processes import sums_over_processes
 from ..result import Quantized
+from .statistics import Gathering
 
 __all__ = ["Bottleneck", "straight_through"]
 
@@ -13,7 +16,7 @@ __all__ = ["Bottleneck", "straight_through"]
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(latents: Tensor, quantized: Tensor) -> Tensor:
-        return quantized.clone()
+        return quantized.view_as(quantized)
 
     @staticmethod
     def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -29,7 +32,7 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
 
     The usual `z + (q - z).detach()` rounds: what it returns is not the table's entry.
     """
-    return _StraightThrough.apply(latents, quantized)  # type: ignore[no-any-return]
+    return _StraightThrough.apply(latents, quantized.detach())  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module, ABC):
@@ -37,11 +40,22 @@ class Bottleneck(nn.Module, ABC):
 
     Attributes:
         dim: Width of the latents that it takes and gives.
-        book_sizes: Entries of each book; a token costs `sum(log2(size))` bits.
+        book_sizes: Entries of each book; a token costs `sum(log2(size))` bits. Empty for a continuous bottleneck,
+            whose codes are float32 `(b, channels, n)`.
     """
 
     dim: int
     book_sizes: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Count the rows of a code: books, or the channels of a continuous bottleneck."""
+        return len(self.book_sizes) or self.dim
+
+    @property
+    def bits(self) -> float:
+        """Count the bits of a token, exactly: `sum(log2(size))` over books; 32 a channel where it is continuous."""
+        return sum(math.log2(size) for size in self.book_sizes) if self.book_sizes else 32.0 * self.dim
 
     @abstractmethod
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
@@ -50,7 +64,8 @@ class Bottleneck(nn.Module, ABC):
         Args:
             latents: `(b, n, d)`, any floating type; codes are computed in float32.
             lengths: int64 `(b,)`, valid steps; the others enter neither penalties nor statistics.
-            depth: int64 `(b,)`, books kept, in [1, books].
+            depth: int64 `(b,)`, books kept, in [1, books]; the others add nothing to the latents, and enter neither
+                penalties nor statistics.
         """
 
     @abstractmethod
@@ -64,6 +79,18 @@ class Bottleneck(nn.Module, ABC):
     @abstractmethod
     def frozen(self) -> nn.Module:
         """Give the export form: `encode` and `decode` as tables and integer arithmetic, scriptable, float32."""
+
+    def update(self) -> None:
+        """Follow an update of the parameters: apply what was gathered since the last, on all processes at once.
+
+        Training calls it once after each step of the codec's optimizer, on every process. Whatever in a bottleneck
+        learns by other means than a gradient (a moving codebook, an annealed temperature) has an `advance`; the
+        statistics of all books go through one collective.
+        """
+        # What is frozen stays in evaluation mode, and has gathered nothing.
+        books = [module for module in self.modules() if isinstance(module, Gathering) and module.training]
+        for book, total in zip(books, sums_over_processes([book.gathered for book in books]), strict=True):
+            book.advance(total)
 
     def depths(self, latents: Tensor) -> Tensor:
         """Return the full depth for each sample of `latents`."""

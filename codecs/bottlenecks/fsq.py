@@ -1,4 +1,4 @@
-"""Finite scalar quantization."""
+"""Finite scalar quantization: each dimension is rounded to a few levels."""
 
 import math
 from collections.abc import Sequence
@@ -8,36 +8,29 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
+from ..lengths import prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
+from .entropy import entropy_groups, grid_entropies
+from .grid import Grid
 
-__all__ = ["FiniteScalarQuantizer"]
+__all__ = ["DitheredScalarQuantizer", "FiniteScalarQuantizer", "ResidualScalarQuantizer"]
 
 
-class _Grid(nn.Module):
-    """The arithmetic of the grid, the same for training and export.
+class _Rounding(Grid):
+    """FSQ's own grid: levels around 0, which is one of them; with an even count the negative side has one more."""
 
-    A code is a mixed-radix number, the first dimension its lowest digit; it is summed in int64, since float32 counts
-    exactly to 24 bits only.
-    """
-
-    levels: Tensor
-    radix: Tensor
     zero: Tensor
     reach: Tensor
     offset: Tensor
     shift: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
-        super().__init__()
-        radix = [math.prod(levels[:i]) for i in range(len(levels))]
-        sizes = torch.tensor(levels)
-        half = (sizes - 1) * (1 + 1e-3) / 2
-        offset = torch.where(sizes % 2 == 0, 0.5, 0.0)
+        super().__init__(levels)
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         for name, value in {
-            "levels": sizes,
-            "radix": torch.tensor(radix),
-            "zero": sizes // 2,  # the digit of the value 0
+            "zero": self.levels // 2,  # the digit of the value 0
             "reach": half,
             "offset": offset,
             "shift": torch.atanh(offset / half),
@@ -47,17 +40,13 @@ class _Grid(nn.Module):
     def bound(self, latents: Tensor) -> Tensor:
         return torch.tanh(latents + self.shift) * self.reach - self.offset
 
-    def code(self, digits: Tensor) -> Tensor:
-        return ((digits + self.zero) * self.radix).sum(-1).unsqueeze(1)
-
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
-        return self.code(torch.round(self.bound(latents)).to(torch.int64))
+        return self.code(torch.round(self.bound(latents)).to(torch.int64) + self.zero)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, 1, n)` into latents `(b, n, d)` in [-1, 1]."""
-        digits = torch.div(codes[:, 0].unsqueeze(-1), self.radix, rounding_mode="floor") % self.levels
-        return (digits - self.zero).to(torch.float32) / self.zero
+        return (self.digits(codes) - self.zero).to(torch.float32) / self.zero
 
 
 class FiniteScalarQuantizer(Bottleneck):
@@ -66,38 +55,243 @@ class FiniteScalarQuantizer(Bottleneck):
     Args:
         levels: Levels of each dimension, at least 3 (with 2 the bound has next to no gradient); their product is
             the number of codes.
+        entropy: Weight of the entropy penalty, confidence - diversity, in nats (VidTok, arXiv 2412.13061, section 3.2).
+        temperature: Of the soft choices whose entropy it is, in squared units of a latent in [-1, 1].
+        entropy_group: Dimensions whose joint distribution is looked at; 0: all.
 
     Raises:
         UserError: A level is below 3.
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(
+        self, levels: Sequence[int], entropy: float = 0.0, temperature: float = 0.01, entropy_group: int = 0
+    ) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
             raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
         self.dim = len(levels)
         self.book_sizes = (math.prod(levels),)
-        self.grid = _Grid(levels)
+        self.entropy = entropy
+        self.temperature = temperature
+        self.groups = entropy_groups(levels, entropy_group, "bottleneck.entropy_group") if entropy else []
+        self.grid = _Rounding(levels)
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         # In bfloat16 half of the codes are out of reach, so autocast ends here.
         with torch.autocast(latents.device.type, enabled=False):
             bounded = self.grid.bound(latents.float())
-            codes = self.grid.code(torch.round(bounded.detach()).to(torch.int64))
-            quantized = straight_through(bounded / self.grid.zero, self.grid.decode(codes))
-        return Quantized(quantized, codes, {}, {})
+            codes = self.grid.code(torch.round(bounded.detach()).to(torch.int64) + self.grid.zero)
+            bounded = bounded / self.grid.zero
+            penalties, metrics = {}, {}
+            if self.entropy:
+                valid = prefix_mask(lengths, latents.shape[1])
+                sure, varied = grid_entropies(self._choices(bounded, valid), valid, self.groups)
+                penalties["entropy"] = self.entropy * (sure - varied)
+                metrics = {"confidence": sure.detach(), "diversity": varied.detach()}
+            return Quantized(straight_through(bounded, self.grid.decode(codes)), codes, penalties, metrics)
+
+    def _choices(self, bounded: Tensor, valid: Tensor) -> list[Tensor]:
+        bounded = torch.where(valid[..., None], bounded, 0.0)
+        choices = []
+        for place, (count, zero) in enumerate(zip(self.grid.levels.tolist(), self.grid.zero.tolist(), strict=True)):
+            values = (torch.arange(count, device=bounded.device) - zero) / zero
+            choices.append(((bounded[..., place, None] - values).square() / -self.temperature).log_softmax(-1))
+        return choices
 
     def encode(self, latents: Tensor) -> Tensor:
         """Round latents to their codes; see `Bottleneck.encode`."""
-        codes: Tensor = self.grid.encode(latents.float())
-        return codes
+        return self.grid.encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes into grid points; see `Bottleneck.decode`."""
-        latents: Tensor = self.grid.decode(codes)
-        return latents
+        return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return _Grid(self.grid.levels.tolist())
+        return _Rounding(self.grid.levels.tolist())
+
+
+class _Even(Grid):
+    """A grid of levels evenly spaced from -1 to 1, both included."""
+
+    steps: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__(levels)
+        self.register_buffer("steps", (self.levels - 1).float(), persistent=False)
+
+    def nearest(self, bounded: Tensor) -> Tensor:
+        """Round values in [-1, 1] to digits `(b, n, d)`."""
+        places = torch.floor((bounded.clamp(-1.0, 1.0) + 1) / 2 * self.steps + 0.5)
+        return places.to(torch.int64)
+
+    def values(self, digits: Tensor) -> Tensor:
+        """Turn digits into values in [-1, 1]."""
+        return digits.to(torch.float32) * 2 / self.steps - 1
+
+
+class _FrozenLevels(nn.Module):
+    """The export form of one or several even grids, each a refinement of the one before."""
+
+    places: Tensor
+    scales: Tensor
+    reach: Tensor
+
+    def __init__(self, grid: _Even, scales: Tensor, reach: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+        self.books = len(scales)
+        self.register_buffer("scales", scales.clone())
+        self.register_buffer("reach", reach.clone())
+        self.register_buffer("places", torch.arange(len(scales)), persistent=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        residual = torch.tanh(latents / self.reach) * self.reach
+        codes: list[Tensor] = []
+        for book in range(self.books):
+            digits = self.grid.nearest(residual / self.scales[book])
+            residual = residual - self.grid.values(digits) * self.scales[book]
+            codes.append(self.grid.code(digits))
+        return torch.cat(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        kept = codes.shape[1]
+        every = codes[:, self.places.clamp(max=kept - 1)]
+        total = self.grid.values(self.grid.digits(every[:, :1])) * self.scales[0]
+        for book in range(1, self.books):
+            added = self.grid.values(self.grid.digits(every[:, book : book + 1])) * self.scales[book]
+            total = total + torch.where(self.places[book] < kept, added, 0.0)
+        return total
+
+
+class ResidualScalarQuantizer(Bottleneck):
+    """Refines a grid by smaller copies of itself (residual FSQ, as in vector-quantize-pytorch).
+
+    Latents are bounded once; each book rounds what is left by the books before. With steps of 1 / levels the sum of two
+    books is again an even grid, of levels squared.
+
+    Args:
+        levels: Levels of each dimension, at least 2.
+        books: Refinements, the first grid included.
+        refinement: Size of each grid in that of the one before, for every dimension; 1 / levels where None.
+        bound: Values at which the latents saturate; 1 + 1 / (levels - 1) where None, the whole of the outermost cells.
+
+    Raises:
+        UserError: A level is below 2, or there are no books.
+    """
+
+    def __init__(
+        self, levels: Sequence[int], books: int, refinement: float | None = None, bound: float | None = None
+    ) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2 or books < 1:
+            raise UserError(f"bottleneck: levels of at least 2 and a book, got {list(levels)} and {books}")
+        self.dim = len(levels)
+        self.book_sizes = (math.prod(levels),) * books
+        self.grid = _Even(levels)
+        counts = self.grid.levels.double()
+        step = 1 / counts if refinement is None else torch.full_like(counts, refinement)
+        reach = 1 + 1 / (counts - 1) if bound is None else torch.full_like(counts, bound)
+        self.register_buffer("scales", torch.stack([step**book for book in range(books)]).float(), persistent=False)
+        self.register_buffer("reach", reach.float(), persistent=False)
+
+    scales: Tensor
+    reach: Tensor
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            bounded = torch.tanh(latents.float() / self.reach) * self.reach
+            residual, total, codes = bounded.detach(), torch.zeros_like(bounded), []
+            for book, scale in enumerate(self.scales):
+                digits = self.grid.nearest(residual / scale)
+                values = self.grid.values(digits) * scale
+                residual = residual - values
+                total = total + torch.where(depth[:, None, None] > book, values, 0.0)
+                codes.append(self.grid.code(digits))
+            return Quantized(straight_through(bounded, total), torch.cat(codes, 1), {}, {})
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Round latents to their codes; see `Bottleneck.encode`."""
+        return self.frozen().encode(latents.float())  # type: ignore[no-any-return, operator]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add the grids' points; see `Bottleneck.decode`."""
+        return self.frozen().decode(codes)  # type: ignore[no-any-return, operator]
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenLevels(self.grid, self.scales, self.reach)
+
+
+class DitheredScalarQuantizer(Bottleneck):
+    """An even grid, trained in part with noise instead of rounding (TAAE, Stable Codec, arXiv 2411.19842, section 3.2).
+
+    While training, a sample gets noise as wide as a step, or is not rounded at all, or is; so the decoder expects any
+    value, not the grid's, and the levels can be chosen after training. `split` makes residual books of a trained grid.
+
+    Args:
+        levels: Levels of each dimension, at least 2.
+        noise: Share of samples that get noise while training, in [0, 1].
+        bypass: Share of samples that are left as they are while training, in [0, 1].
+
+    Raises:
+        UserError: A level is below 2.
+    """
+
+    def __init__(self, levels: Sequence[int], noise: float = 0.5, bypass: float = 0.25) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
+        self.dim = len(levels)
+        self.book_sizes = (math.prod(levels),)
+        self.noise = noise
+        self.bypass = bypass
+        self.grid = _Even(levels)
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`. In training, a share of the latents is noisy instead."""
+        with torch.autocast(latents.device.type, enabled=False):
+            bounded = torch.tanh(latents.float())
+            digits = self.grid.nearest(bounded.detach())
+            quantized = straight_through(bounded, self.grid.values(digits))
+            if self.training:
+                draw = torch.rand(len(bounded), 1, 1, device=bounded.device)
+                noisy = bounded + (torch.rand_like(bounded) * 2 - 1) / self.grid.steps
+                quantized = torch.where(draw < self.noise + self.bypass, bounded, quantized)
+                quantized = torch.where(draw < self.noise, noisy, quantized)
+            return Quantized(quantized, self.grid.code(digits), {}, {})
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Round latents to their codes; see `Bottleneck.encode`."""
+        return self.grid.code(self.grid.nearest(torch.tanh(latents.float())))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes into grid points; see `Bottleneck.decode`."""
+        return self.grid.values(self.grid.digits(codes))
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return self.split(self.grid.levels.tolist(), 1).frozen()
+
+    def split(self, levels: Sequence[int], books: int) -> ResidualScalarQuantizer:
+        """Write the same grid as residual books, after training: 17 levels are two books of 5 (section 3.2).
+
+        All books together give the latents that this one gives; the first few alone give a coarser grid.
+
+        Raises:
+            UserError: `(levels - 1) ** books` is not this grid's levels - 1.
+        """
+        whole = self.grid.levels.tolist()
+        if len(levels) != len(whole) or any(
+            (few - 1) ** books != many - 1 for few, many in zip(levels, whole, strict=True)
+        ):
+            raise UserError(
+                f"{books} books of {list(levels)} levels don't make {whole}: (levels - 1) ** books must be levels - 1"
+            )
+        if len(set(levels)) > 1:
+            raise UserError(f"levels {list(levels)}: every dimension must have as many")
+        return ResidualScalarQuantizer(levels, books, refinement=1 / (levels[0] - 1) if books > 1 else 1.0, bound=1.0)

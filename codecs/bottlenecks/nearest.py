@@ -1,22 +1,28 @@
 """The search for the nearest code, written once for every book of vectors."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-__all__ = ["FrozenTable", "nearest"]
+__all__ = ["FrozenTable", "Lookup", "lookup", "nearest"]
 
-BLOCK = 1 << 18  # scores held at a time: 1 MiB of float32 stays in cache, and no n x K tensor is ever made
+COLUMNS = 1 << 13  # entries compared at a time; more are gone through in turn
+GROUP = 64  # entries to a first maximum: argmax is not vectorised on CPUs, amax is
 
 
-def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Find the closest entry of a codebook for each latent, by Euclidean distance.
+def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
+    """Find the closest entry of a codebook for each latent, by Euclidean distance or by inner product.
 
     Both are centred on the codebook's mean first: with an off-centre codebook the textbook expansion in float32 gives
-    8 to 19 % wrong codes, and codes that depend on the batch's size. Ties go to the first entry.
+    8 to 19 % wrong codes, and codes that depend on the batch's size. Scores are made in blocks that stay in cache, and
+    no n x K tensor ever is. Ties go to the first entry.
 
     Args:
         latents: `(..., d)` float32.
         codebook: `(K, d)` float32.
+        inner: The entry with the largest inner product is the closest.
 
     Returns:
         int64 `(...)`, without gradient.
@@ -24,11 +30,126 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     with torch.no_grad():
         centre = codebook.mean(0)
         entries = codebook - centre
-        offset = entries.square().sum(1) / -2
-        flat = (latents - centre).reshape(-1, latents.shape[-1])
-        rows = max(1, BLOCK // len(codebook))
-        blocks = [torch.addmm(offset, part, entries.T).argmax(1) for part in torch.split(flat, rows)]
-        return torch.cat(blocks).reshape(latents.shape[:-1])
+        offset = entries.new_zeros(len(entries)) if inner else entries.square().sum(1) / -2
+        flat = (latents if inner else latents - centre).reshape(-1, latents.shape[-1])
+        codes, best = _search(flat, entries[:COLUMNS], offset[:COLUMNS])
+        for start in range(COLUMNS, len(entries), COLUMNS):
+            part = slice(start, start + COLUMNS)
+            later, score = _search(flat, entries[part], offset[part])
+            codes = torch.where(score > best, later + start, codes)
+            best = torch.maximum(score, best)
+        return codes.reshape(latents.shape[:-1])
+
+
+def _search(flat: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each row's best entry and its score, block by block."""
+    size, on_cpu = len(entries), flat.device.type == "cpu"
+    padding = -size % GROUP if on_cpu and size > GROUP else 0
+    if padding:
+        entries = nn.functional.pad(entries, (0, 0, 0, padding))
+        offset = nn.functional.pad(offset, (0, padding), value=-torch.inf)
+    # 4 MiB of scores stay in a CPU's cache; a GPU wants large products.
+    rows = max(1, (1 << 20 if on_cpu else 1 << 26) // len(entries))
+    scores = flat.new_empty(min(rows, len(flat)), len(entries))
+    codes, best = flat.new_empty(len(flat), dtype=torch.int64), flat.new_empty(len(flat))
+    for start in range(0, len(flat), rows):
+        part = flat[start : start + rows]
+        block = torch.addmm(offset, part, entries.T, out=scores[: len(part)])
+        out = (best[start : start + rows], codes[start : start + rows])
+        if not on_cpu or size <= GROUP:
+            torch.max(block, 1, out=out)
+            continue
+        groups = block.view(len(part), -1, GROUP)
+        group = groups.amax(2).argmax(1)
+        torch.max(groups[torch.arange(len(part)), group], 1, out=out)
+        out[1].add_(group, alpha=GROUP)
+    return codes, best
+
+
+class Lookup(NamedTuple):
+    """What a book answers.
+
+    Attributes:
+        latents: `(b, n, d)`: the entries, bit for bit; their gradient goes to the latents.
+        codes: int64 `(b, n)`.
+        pull: `(b, n)`, mean squared distance of latent and entry, its gradient going to the entry.
+        commitment: `(b, n)`, the same number, its gradient going to the latent.
+    """
+
+    latents: Tensor
+    codes: Tensor
+    pull: Tensor
+    commitment: Tensor
+
+
+class _Lookup(torch.autograd.Function):
+    """Search, table and distances in one, so that nothing is kept for backward but the latents and their entries."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, latents: Tensor, book: Tensor, rotate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        codes = nearest(latents, book)
+        quantized = nn.functional.embedding(codes, book)
+        distance = latents.new_empty(len(latents))
+        for part in _parts(latents):
+            torch.mean((latents[part] - quantized[part]).square_(), 1, out=distance[part])
+        ctx.save_for_backward(latents, quantized, codes)
+        ctx.mark_non_differentiable(codes)
+        ctx.rotate, ctx.size = rotate, len(book)  # type: ignore[attr-defined]
+        return quantized, codes, distance, distance.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, gradient: Tensor, codes_gradient: None, pull: Tensor, commitment: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        latents, quantized, codes = ctx.saved_tensors  # type: ignore[attr-defined]
+        for_latents, for_book, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        to_latents = torch.empty_like(latents) if for_latents else None
+        to_book = latents.new_zeros(ctx.size, latents.shape[1]) if for_book else None  # type: ignore[attr-defined]
+        scale = 2 / latents.shape[1]
+        for part in _parts(latents):
+            away = latents[part] - quantized[part]
+            if to_book is not None:
+                to_book.index_add_(0, codes[part], away * (pull[part] * -scale)[:, None])
+            if to_latents is not None:
+                passed = _rotated(gradient[part], latents[part], quantized[part]) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
+                torch.addcmul(passed, away, (commitment[part] * scale)[:, None], out=to_latents[part])
+        return to_latents, to_book, None
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Cut a matrix into blocks of rows that stay in a CPU's cache; one block elsewhere."""
+    step = max(1, (1 << 17) // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _rotated(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
+    """Turn and scale a gradient back by the map that takes each latent to its entry."""
+    length = torch.linalg.vector_norm(latents, dim=1, keepdim=True).clamp(min=1e-6)
+    target = torch.linalg.vector_norm(quantized, dim=1, keepdim=True)
+    start, end = latents / length, quantized / target.clamp(min=1e-6)
+    between = nn.functional.normalize(start + end, dim=1, eps=1e-6)
+    turned = (
+        gradient
+        - 2 * between * (between * gradient).sum(1, keepdim=True)
+        + 2 * start * (end * gradient).sum(1, keepdim=True)
+    )
+    result: Tensor = turned * (target / length)
+    return result
+
+
+def lookup(latents: Tensor, book: Tensor, rotate: bool = False) -> Lookup:
+    """Replace each latent by the nearest entry of a book, with the distances that train both.
+
+    Args:
+        latents: `(b, n, d)` float32.
+        book: `(K, d)` float32.
+        rotate: The gradient is turned and scaled by the map that takes the latent to its entry, so that it keeps its
+            angle to the entry (rotation trick, arXiv 2410.06424, section 4.2); it goes straight through otherwise.
+    """
+    shape = latents.shape[:-1]
+    quantized, codes, pull, commitment = _Lookup.apply(latents.reshape(-1, latents.shape[-1]), book, rotate)
+    return Lookup(quantized.view(latents.shape), codes.view(shape), pull.view(shape), commitment.view(shape))
 
 
 class FrozenTable(nn.Module):
@@ -37,6 +158,7 @@ class FrozenTable(nn.Module):
     Args:
         codebook: `(K, d)`.
         normalise: Latents are scaled to unit length before the search (cosine books).
+        inner: The search is by inner product.
     """
 
     centre: Tensor
@@ -44,15 +166,16 @@ class FrozenTable(nn.Module):
     offset: Tensor
     table: Tensor
 
-    def __init__(self, codebook: Tensor, normalise: bool = False) -> None:
+    def __init__(self, codebook: Tensor, normalise: bool = False, inner: bool = False) -> None:
         super().__init__()
         codebook = codebook.detach().float()
         centre = codebook.mean(0)
         entries = codebook - centre
+        offset = (entries.double().square().sum(1) / -2).float()
         self.normalise = normalise
-        self.register_buffer("centre", centre)
+        self.register_buffer("centre", torch.zeros_like(centre) if inner else centre)
         self.register_buffer("entries", entries.T.contiguous())
-        self.register_buffer("offset", (entries.double().square().sum(1) / -2).float())
+        self.register_buffer("offset", torch.zeros_like(offset) if inner else offset)
         self.register_buffer("table", codebook.clone())
 
     def encode(self, latents: Tensor) -> Tensor:

@@ -1,41 +1,57 @@
-"""Vector quantization."""
+"""Vector quantization: one book of vectors, and the ways it learns."""
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from varitok import UserError
+
 from ..lengths import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
-from .nearest import FrozenTable, nearest
+from .entropy import book_entropies
+from .nearest import FrozenTable, lookup, nearest
+from .soft import mixture_likelihood, soft_entries
+from .statistics import MovingBook
 
-__all__ = ["VectorQuantizer"]
+__all__ = [
+    "EMAVectorQuantizer",
+    "IndexVectorQuantizer",
+    "KMeansQuantizer",
+    "MixtureVectorQuantizer",
+    "SimVectorQuantizer",
+    "VectorQuantizer",
+]
 
 
-class VectorQuantizer(Bottleneck):
-    """One book of learned vectors; each latent becomes the nearest (VQ-VAE, arXiv 1711.00937, section 3).
+class _Weights(NamedTuple):
+    """What a book's penalties weigh."""
 
-    The book learns by gradient: `|sg(z) - e|^2 + commitment * |z - sg(e)|^2`, averaged over width and valid tokens.
-    With `cosine`, latents and entries are scaled to unit length (ViT-VQGAN, arXiv 2110.04627, section 3.2; TiTok).
+    commitment: float
+    entropy: float
+    temperature: float
 
-    Args:
-        dim: Width of the latents.
-        codebook_size: Entries of the book.
-        commitment: Weight of the pull of latents towards their code.
-        cosine: Compare directions only.
-    """
 
-    def __init__(self, dim: int, codebook_size: int, commitment: float = 0.25, cosine: bool = False) -> None:
+class _Book(Bottleneck):
+    """One book of vectors; each latent becomes the nearest. What differs is where the table comes from."""
+
+    def __init__(self, dim: int, codebook_size: int, cosine: bool, rotation: bool, weights: _Weights) -> None:
         super().__init__()
+        if codebook_size < 1 or dim < 1:
+            raise UserError(f"bottleneck: codebook_size={codebook_size} and dim={dim} must be at least 1")
         self.dim = dim
         self.book_sizes = (codebook_size,)
-        self.commitment = commitment
         self.cosine = cosine
-        self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
-        # Uniform in +-1/K, as in the reference implementation of VQ-VAE; unit vectors where only direction counts.
-        nn.init.normal_(self.codebook) if cosine else nn.init.uniform_(
-            self.codebook, -1 / codebook_size, 1 / codebook_size
-        )
+        self.rotation = rotation
+        self.weights = weights
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`, float32, unit vectors in a cosine book; with gradient where they learn by one."""
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
@@ -43,28 +59,253 @@ class VectorQuantizer(Bottleneck):
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
-            latents = self._scaled(latents.float())
-            book = self._scaled(self.codebook.float())
-            codes = nearest(latents, book)
-            quantized = functional.embedding(codes, book)
-            valid = prefix_mask(lengths, latents.shape[1])
-            pull = masked_mean((latents.detach() - quantized).square().mean(-1), valid)
-            commit = masked_mean((latents - quantized.detach()).square().mean(-1), valid)
-        return Quantized(
-            straight_through(latents, quantized.detach()),
-            codes[:, None],
-            {"codebook": pull, "commitment": self.commitment * commit},
-            {"distance": commit.detach()},
-        )
+            return self._quantize(self._scaled(latents.float()), prefix_mask(lengths, latents.shape[1]))
+
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        book, weights = self.table(), self.weights
+        found = lookup(latents, book, self.rotation)
+        pull, commitment = masked_mean(found.pull, valid), masked_mean(found.commitment, valid)
+        penalties = {"commitment": weights.commitment * commitment}
+        metrics = {"distance": commitment.detach()}
+        if book.requires_grad:
+            penalties["codebook"] = pull
+        if weights.entropy:
+            sure, varied = book_entropies(latents, book, valid, weights.temperature)
+            penalties["entropy"] = weights.entropy * (sure - varied)
+            metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
+        return Quantized(found.latents, found.codes[:, None], penalties, metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find each latent's code; see `Bottleneck.encode`."""
-        return nearest(self._scaled(latents.float()), self._scaled(self.codebook.float()))[:, None]
+        return nearest(self._scaled(latents.float()), self.table())[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Look codes up; see `Bottleneck.decode`."""
-        return functional.embedding(codes[:, 0], self._scaled(self.codebook.float()))
+        return functional.embedding(codes[:, 0], self.table())
 
-    def frozen(self) -> FrozenTable:
+    def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return FrozenTable(self._scaled(self.codebook.detach().float()), normalise=self.cosine)
+        return FrozenTable(self.table(), normalise=self.cosine)
+
+
+class VectorQuantizer(_Book):
+    """A book that learns by gradient (VQ-VAE, arXiv 1711.00937, section 3).
+
+    The penalties are `|sg(z) - e|^2 + commitment * |z - sg(e)|^2`, averaged over width and valid tokens. With `cosine`,
+    latents and entries are scaled to unit length (ViT-VQGAN, arXiv 2110.04627, section 3.2; TiTok, DAC).
+
+    Args:
+        dim: Width of the latents.
+        codebook_size: Entries of the book.
+        commitment: Weight of the pull of latents towards their code.
+        cosine: Compare directions only.
+        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+        entropy: Weight of the entropy penalty, confidence - diversity, in nats (Open-MAGVIT2, arXiv 2409.04410).
+        temperature: Of the soft choices whose entropy it is, in squared units of the latents.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        commitment: float = 0.25,
+        cosine: bool = False,
+        rotation: bool = False,
+        entropy: float = 0.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
+        self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
+        # Uniform in +-1/K, as in the reference implementation of VQ-VAE; unit vectors where only direction counts.
+        nn.init.normal_(self.codebook) if cosine else nn.init.uniform_(
+            self.codebook, -1 / codebook_size, 1 / codebook_size
+        )
+
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`."""
+        return self._scaled(self.codebook.float())
+
+
+class EMAVectorQuantizer(_Book):
+    """A book of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
+
+    Statistics are those of all processes and of all batches of an update; dead entries are replaced by latents
+    (`MovingBook` tells how). EnCodec (arXiv 2210.13438, section 3.2) takes decay 0.99 and k-means.
+
+    Args:
+        dim: Width of the latents.
+        codebook_size: Entries of the book.
+        commitment: Weight of the pull of latents towards their code.
+        cosine: Compare directions only.
+        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+        decay: Of the averages, for each update.
+        revival: Share of even use below which an entry is replaced; 0: never.
+        initialise: Begin as the k-means of the first batch.
+        entropy: Weight of the entropy penalty on the latents.
+        temperature: Of the soft choices whose entropy it is.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        commitment: float = 0.25,
+        cosine: bool = False,
+        rotation: bool = False,
+        decay: float = 0.99,
+        revival: float = 0.03,
+        initialise: bool = True,
+        entropy: float = 0.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
+        self.book = MovingBook(codebook_size, dim, decay, revival, initialise, cosine)
+
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`."""
+        return self.book.entries
+
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        learns = self.training and torch.is_grad_enabled()
+        if learns:
+            self.book.prepare(latents.detach(), valid)
+        quantized = super()._quantize(latents, valid)
+        if learns:
+            self.book.gather(latents.detach(), quantized.codes[:, 0], valid)
+            quantized.metrics["replaced"] = self.book.replaced
+        return quantized
+
+
+class KMeansQuantizer(EMAVectorQuantizer):
+    """Mini-batch k-means on features that don't learn from it (Sculley, WWW 2010; HuBERT's units, arXiv 2106.07447).
+
+    For a frozen encoder: `training.freeze=[encoder,project_in]`. Every batch counts the same, and there is no penalty.
+
+    Args:
+        dim: Width of the features.
+        codebook_size: Clusters.
+        cosine: Compare directions only.
+        revival: Share of even use below which a cluster is replaced; 0: never.
+    """
+
+    def __init__(self, dim: int, codebook_size: int, cosine: bool = False, revival: float = 0.03) -> None:
+        super().__init__(dim, codebook_size, 0.0, cosine, decay=1.0, revival=revival)
+
+
+class SimVectorQuantizer(_Book):
+    """A frozen random book behind a learned linear map, so that all entries move at once (arXiv 2411.02038, section 3).
+
+    Args:
+        dim: Width of the latents.
+        codebook_size: Entries of the book.
+        commitment: Weight of the pull of latents towards their code.
+        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+    """
+
+    basis: Tensor
+
+    def __init__(self, dim: int, codebook_size: int, commitment: float = 0.25, rotation: bool = False) -> None:
+        super().__init__(dim, codebook_size, False, rotation, _Weights(commitment, 0.0, 1.0))
+        self.register_buffer("basis", torch.randn(codebook_size, dim) / math.sqrt(dim))
+        self.map = nn.Linear(dim, dim, bias=False)
+
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`."""
+        return functional.linear(self.basis, self.map.weight.float())
+
+
+class IndexVectorQuantizer(_Book):
+    """Index backpropagation: every entry gets gradient, whether chosen or not (IBQ, arXiv 2412.02692, section 3.2).
+
+    The choice is by inner product. Forward takes the chosen entry; backward goes through the softmax over all of them,
+    which is made again in blocks rather than kept.
+
+    Args:
+        dim: Width of the latents.
+        codebook_size: Entries of the book.
+        commitment: Weight of the pull of latents towards their code.
+        codebook: Weight of the pull of entries towards their latents.
+        double: Weight of the distance that pulls both through the soft indices.
+        entropy: Weight of the entropy penalty.
+        temperature: Of the soft choices whose entropy it is.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        commitment: float = 1.0,
+        codebook: float = 0.25,
+        double: float = 1.0,
+        entropy: float = 0.05,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(dim, codebook_size, False, False, _Weights(commitment, entropy, temperature))
+        self.pull = codebook
+        self.both = double
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim) / math.sqrt(dim))
+
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`."""
+        return self.codebook.float()
+
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        book, weights = self.table(), self.weights
+        codes = nearest(latents, book, inner=True)
+        hard = functional.embedding(codes, book)
+        soft = soft_entries(latents, book)
+        # The hard index has gradient too, to its own entry.
+        quantized = straight_through(soft + hard, hard)
+        parts = {
+            "commitment": weights.commitment * (latents - hard.detach()).square(),
+            "codebook": self.pull * (latents.detach() - hard).square(),
+            "double": self.both * (latents - quantized).square(),
+        }
+        penalties = {name: masked_mean(part.mean(-1), valid) for name, part in parts.items()}
+        metrics = {"distance": masked_mean((latents - hard).detach().square().mean(-1), valid)}
+        if weights.entropy:
+            sure, varied = book_entropies(latents, book, valid, weights.temperature, inner=True)
+            penalties["entropy"] = weights.entropy * (sure - varied)
+            metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
+        return Quantized(quantized, codes[:, None], penalties, metrics)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find each latent's code; see `Bottleneck.encode`."""
+        return nearest(latents.float(), self.table(), inner=True)[:, None]
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return FrozenTable(self.table(), inner=True)
+
+
+class MixtureVectorQuantizer(_Book):
+    """A book as a mixture of Gaussians, learnt by its likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
+
+    The penalty is the negative log-likelihood of the latent, the bound that coordinate ascent on the posterior over
+    entries makes tight: every entry learns in proportion to its posterior, and none can be left behind. Codes are the
+    most likely entries. In a residual stack it is the paper's probabilistic residual quantizer.
+
+    Args:
+        dim: Width of the latents.
+        codebook_size: Entries of the book.
+        likelihood: Weight of the penalty.
+        deviation: Standard deviation to begin with; it is learnt, and one for all entries.
+    """
+
+    def __init__(self, dim: int, codebook_size: int, likelihood: float = 0.1, deviation: float = 0.5) -> None:
+        super().__init__(dim, codebook_size, False, False, _Weights(0.0, 0.0, 1.0))
+        self.likelihood = likelihood
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim) * deviation)
+        self.log_deviation = nn.Parameter(torch.tensor(math.log(deviation)))
+
+    def table(self) -> Tensor:
+        """Give the entries `(K, d)`."""
+        return self.codebook.float()
+
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        book, deviation = self.table(), self.log_deviation.float().exp()
+        found = lookup(latents, book.detach())
+        likelihood = mixture_likelihood(torch.where(valid[..., None], latents, 0.0), book, deviation)
+        penalties = {"likelihood": -self.likelihood * masked_mean(likelihood, valid)}
+        metrics = {"distance": masked_mean(found.pull, valid), "deviation": deviation.detach()}
+        return Quantized(found.latents, found.codes[:, None], penalties, metrics)

@@ -14,6 +14,7 @@ from varitok import UserError
 from varitok.data.batch import Batch, normalise
 
 from ..codec import Codec
+from ..lengths import Kept
 from ..losses.objective import Objective
 from ..result import Reconstruction
 from .average import Average
@@ -47,7 +48,7 @@ class CodecTraining(pl.LightningModule):
             "project_in" and "bottleneck" (TiTok, arXiv 2406.07550, section 3.3).
         compile: Parts of the codec to be run through `torch.compile`, by name.
         log_every: Updates between two readings of the log.
-        seed: Seed of the kept lengths.
+        seed: Seed of the kept lengths, and of noise in the bottleneck.
 
     Raises:
         UserError: A part is named that the codec doesn't have, or float16 is asked for.
@@ -128,7 +129,8 @@ class CodecTraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
-        result = self.codec(real, self.draw_lengths(len(real)))
+        kept = self.draw(len(real))
+        result = self.codec(real, kept.lengths, kept.depth)
         self.batch += 1
         self.stepped = due = self.batch % self.accumulate == 0
         factor = self.factor(self.update)
@@ -148,6 +150,7 @@ class CodecTraining(pl.LightningModule):
             optimizers = self.optimizers()
             first = optimizers[0] if isinstance(optimizers, list) else optimizers
             values["grad_norm"] = self.step(first, self.codec, factor)
+            self.codec.bottleneck.update()
             self.update += 1
             self.updates.fill_(self.update)
             if self.average:
@@ -180,10 +183,18 @@ class CodecTraining(pl.LightningModule):
         optimizer.zero_grad()
         return norm
 
-    def draw_lengths(self, batch: int) -> Tensor:
-        """Draw the kept lengths, the same for the same run, process and batch, whatever was drawn before."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))
-        return self.codec.length.sample(batch, self.codec.tokens, generator).to(self.device, non_blocking=True)
+    def draw(self, batch: int) -> Kept:
+        """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
+        torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # of noise in bottlenecks
+        kept = self.codec.length.sample(
+            batch,
+            self.codec.tokens,
+            self.codec.books,
+            seed=(self.seed, self.batch),
+            rank=self.global_rank,
+            progress=self.update / self.total,
+        )
+        return Kept(*(axis.to(self.device, non_blocking=True) for axis in kept))
 
     def log_values(self, values: dict[str, Tensor], factor: float) -> None:
         """Collect the step's values; hand their means to the loggers when a reading is due."""

@@ -1,0 +1,146 @@
+"""Discrete codes of a trained continuous codec, without training."""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..codec import Codec
+from ..result import Quantized
+from .continuous import KLBottleneck
+from .contract import Bottleneck, straight_through
+
+__all__ = ["DimensionBins", "bridge"]
+
+
+class _FrozenBins(nn.Module):
+    """The export form: as many books as dimensions."""
+
+    places: Tensor
+    edges: Tensor
+    centres: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, bins: "DimensionBins") -> None:
+        super().__init__()
+        self.continuous = copy.deepcopy(bins.continuous).frozen()
+        for name in ("edges", "centres", "shift", "scale"):
+            self.register_buffer(name, getattr(bins, name).clone())
+        self.register_buffer("places", torch.arange(bins.dim), persistent=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, d, n)`."""
+        means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]
+        return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books, n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        count = codes.shape[1]
+        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books, of which those with `kept` (books,) count, into latents."""
+        values = nn.functional.embedding(codes, self.centres.unsqueeze(1)).squeeze(-1).transpose(1, 2)
+        return values * kept * self.scale + self.shift
+
+
+class DimensionBins(Bottleneck):
+    """Cuts each dimension of a KL codec into bins of equal probability (TokenBridge, arXiv 2503.16430, section 3.2).
+
+    Nothing is trained: a dimension is taken for Gaussian, with a mean and deviation measured once (`bridge`), and each
+    bin stands for the mean of its part of the Gaussian. A dimension is a book; one that is left out is its mean.
+
+    Args:
+        continuous: The trained bottleneck.
+        bins: To a dimension, 2 or more.
+        reach: Deviations at which the Gaussian is cut off.
+
+    Raises:
+        UserError: There are fewer than 2 bins.
+    """
+
+    edges: Tensor
+    centres: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: float = 5.0) -> None:
+        super().__init__()
+        if bins < 2:
+            raise UserError(f"bottleneck.bins={bins}: must be at least 2")
+        self.continuous = continuous
+        self.dim = continuous.dim
+        self.book_sizes = (bins,) * self.dim
+        ends = torch.special.ndtr(torch.tensor([-reach, reach], dtype=torch.float64))
+        shares = torch.linspace(float(ends[0]), float(ends[1]), bins + 1, dtype=torch.float64)
+        edges = torch.special.ndtri(shares).clamp(-reach, reach)
+        density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
+        self.register_buffer("edges", edges[1:-1].float(), persistent=False)
+        self.register_buffer("centres", ((density[:-1] - density[1:]) / shares.diff()).float(), persistent=False)
+        self.register_buffer("shift", torch.zeros(self.dim))
+        self.register_buffer("scale", torch.ones(self.dim))
+
+    @torch.no_grad()
+    def measure(self, latents: Tensor) -> None:
+        """Take mean and deviation of each dimension from the continuous latents `(b, d, n)` of some signals."""
+        rows = latents.transpose(1, 2).flatten(0, 1).double()
+        self.shift.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0).clamp(min=1e-6))
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        means = self.continuous.encode(latents)
+        codes = self._bin(means)
+        kept = torch.arange(self.dim, device=depth.device) < depth[:, None]
+        values = self._values(codes)
+        values = torch.where(kept[:, None], values, 0.0) * self.scale + self.shift
+        return Quantized(straight_through(means.transpose(1, 2), values), codes, {}, {})
+
+    def _bin(self, means: Tensor) -> Tensor:
+        return torch.bucketize(
+            ((means.transpose(1, 2) - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges
+        )
+
+    def _values(self, codes: Tensor) -> Tensor:
+        return self.centres[codes].transpose(1, 2)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find each dimension's bin; see `Bottleneck.encode`."""
+        return self._bin(self.continuous.encode(latents))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Take the bins' means; see `Bottleneck.decode`."""
+        values = nn.functional.pad(self._values(codes), (0, self.dim - codes.shape[1]))
+        return values * self.scale + self.shift
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenBins(self)
+
+
+@torch.no_grad()
+def bridge(codec: Codec, signals: Iterable[Tensor], bins: int = 64, reach: float = 5.0) -> Codec:
+    """Turn a trained KL codec into a discrete one, without training (TokenBridge, arXiv 2503.16430).
+
+    Args:
+        codec: With a `KLBottleneck`; it stays as it is.
+        signals: Batches in [-1, 1] whose latents show each dimension's mean and deviation.
+        bins: To a dimension.
+        reach: Deviations at which the Gaussian is cut off.
+
+    Raises:
+        UserError: The codec is not a KL codec.
+    """
+    if not isinstance(codec.bottleneck, KLBottleneck):
+        raise UserError(f"bridge: needs a codec with a KL bottleneck, this one has {type(codec.bottleneck).__name__}")
+    codec = copy.deepcopy(codec).eval()
+    assert isinstance(codec.bottleneck, KLBottleneck)
+    discrete = DimensionBins(codec.bottleneck, bins, reach)
+    discrete.measure(torch.cat([codec.bottleneck.encode(codec.latents(signal)) for signal in signals]))
+    codec.bottleneck = discrete
+    return codec.eval()

@@ -1,0 +1,177 @@
+"""Bottlenecks made of bottlenecks: how books are counted, left out and exported."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..lengths import masked_mean, prefix_mask
+from ..result import Quantized
+from .contract import Bottleneck
+
+__all__ = ["Composite", "FrozenComposite", "MeasuredParts"]
+
+
+class MeasuredParts:
+    """Adds up what parts report: penalties by their names, counts summed, other metrics averaged."""
+
+    def __init__(self) -> None:
+        self.penalties: dict[str, Tensor] = {}
+        self.metrics: dict[str, Tensor] = {}
+        self.parts = 0
+
+    def add(self, part: Quantized) -> None:
+        """Add a part's penalties and metrics."""
+        self.parts += 1
+        for total, values in ((self.penalties, part.penalties), (self.metrics, part.metrics)):
+            for name, value in values.items():
+                total[name] = total[name] + value if name in total else value
+
+    def means(self) -> dict[str, Tensor]:
+        """Give the metrics."""
+        return {name: value if name == "replaced" else value / self.parts for name, value in self.metrics.items()}
+
+
+class Composite(Bottleneck):
+    """Parts with one list of books; a sample's depth keeps a prefix of it.
+
+    Args:
+        dim: Width of the latents.
+        parts: Bottlenecks, each with at least one book.
+        interleave: Books follow each other level by level (first books of all parts, then the second ones), or part
+            by part.
+
+    Raises:
+        UserError: There are no parts, or one is continuous.
+    """
+
+    counts: Tensor
+
+    def __init__(self, dim: int, parts: Sequence[Bottleneck], interleave: bool) -> None:
+        super().__init__()
+        if not parts or not all(part.book_sizes for part in parts):
+            raise UserError("bottleneck: made of parts, each with a book; a continuous one has none")
+        self.dim = dim
+        self.parts = nn.ModuleList(parts)
+        books = [(level, index) for index, part in enumerate(parts) for level in range(len(part.book_sizes))]
+        order = sorted(books) if interleave else books
+        self.book_sizes = tuple(parts[index].book_sizes[level] for level, index in order)
+        self.places = [[place for place, (_, index) in enumerate(order) if index == p] for p in range(len(parts))]
+        counts = [[sum(place < depth for place in places) for places in self.places] for depth in range(len(order) + 1)]
+        # How many books of each part are among the first so many of all.
+        self.register_buffer("counts", torch.tensor(counts), persistent=False)
+
+    def run_part(self, index: int, latents: Tensor, lengths: Tensor, depth: Tensor) -> tuple[Quantized, Tensor]:
+        """Send latents through a part; it measures nothing where none of its books is kept.
+
+        Returns:
+            What the part made, and its latents with zeros where none of its books is kept.
+        """
+        part_depth = self.counts[depth, index]
+        kept = part_depth > 0
+        quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_depth.clamp(min=1))
+        return quantized, torch.where(kept[:, None, None], quantized.latents, 0.0)
+
+    def arrange(self, codes: Sequence[Tensor]) -> Tensor:
+        """Bring the parts' codes into the order of the books: `(b, books, n)`."""
+        together = torch.cat(list(codes), 1)
+        places = [place for places in self.places for place in places]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return together if places == sorted(places) else together[:, order]
+
+    def decode_part(self, index: int, codes: Tensor) -> Tensor | None:
+        """Decode a part from a prefix of all books `(b, books', n)`; None where it holds none of the part's."""
+        places = [place for place in self.places[index] if place < codes.shape[1]]
+        return self.parts[index].decode(codes[:, places]) if places else None  # type: ignore[operator]
+
+
+class _FrozenLeaf(nn.Module):
+    """A part with a single book."""
+
+    places: Tensor
+
+    def __init__(self, module: nn.Module, places: list[int]) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        codes: Tensor = self.module.encode(latents)  # type: ignore[operator]
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        latents: Tensor = self.module.decode(codes)  # type: ignore[operator]
+        return latents
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        latents: Tensor = self.module.decode(codes[:, self.places])  # type: ignore[operator]
+        return latents * kept[self.places][0]
+
+
+class _FrozenBranch(nn.Module):
+    """A part with several books."""
+
+    places: Tensor
+
+    def __init__(self, module: nn.Module, places: list[int]) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        codes: Tensor = self.module.encode(latents)  # type: ignore[operator]
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        latents: Tensor = self.module.decode(codes)  # type: ignore[operator]
+        return latents
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        latents: Tensor = self.module.decode_kept(codes[:, self.places], kept[self.places])  # type: ignore[operator]
+        return latents
+
+
+class FrozenComposite(nn.Module):
+    """The export form of parts: `encode_all` and `decode_kept` say how they go together.
+
+    A prefix of the books is looked up as if the last of it were repeated, and what is missing is left out by a mask:
+    no branch, no loop over a length that a graph would freeze.
+    """
+
+    places: Tensor
+    order: Tensor
+
+    def __init__(self, composite: Composite) -> None:
+        super().__init__()
+        pairs = zip(composite.parts, composite.places, strict=True)
+        self.parts = nn.ModuleList(
+            (_FrozenLeaf if len(places) == 1 else _FrozenBranch)(part.frozen(), places)  # type: ignore[operator]
+            for part, places in pairs
+        )
+        places = [place for places in composite.places for place in places]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        self.register_buffer("places", torch.arange(len(places)), persistent=False)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        count = codes.shape[1]
+        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books `(b, books, n)`, of which those with `kept` (books,) count, into latents."""
+        total = self.parts[0].decode_kept(codes, kept)  # type: ignore[operator]
+        for part in self.parts[1:]:
+            total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
+        latents: Tensor = total
+        return latents
+
+
+def overlap(latents: Sequence[Tensor], lengths: Tensor) -> Tensor:
+    """Average the squared inner products of parts' latents `(b, n, d)`, pair by pair, over valid tokens."""
+    valid = prefix_mask(lengths, latents[0].shape[1])
+    pairs = [(one, other) for i, one in enumerate(latents) for other in latents[i + 1 :]]
+    products = [masked_mean((one * other).sum(-1).square(), valid) for one, other in pairs]
+    return torch.stack(products).mean()

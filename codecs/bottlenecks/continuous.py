@@ -1,0 +1,122 @@
+"""Continuous bottlenecks: no codes, but latents as they are or as a distribution."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..lengths import masked_mean, prefix_mask
+from ..result import Quantized
+from .contract import Bottleneck
+
+__all__ = ["Autoencoder", "KLBottleneck"]
+
+
+class _FrozenLatents(nn.Module):
+    """The export form: float32 channels `(b, d, n)` where others have books."""
+
+    def __init__(self, moments: nn.Module, bound: str) -> None:
+        super().__init__()
+        self.moments = moments
+        self.bound = bound
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into float32 `(b, d, n)`."""
+        latents = self.moments(latents)
+        if self.bound == "tanh":
+            latents = torch.tanh(latents)
+        return latents.transpose(1, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn `(b, d, n)` back into latents `(b, n, d)`."""
+        return codes.transpose(1, 2)
+
+
+class _Continuous(Bottleneck):
+    """Hands float32 latents over as `(b, d, n)`: what a discrete bottleneck's codes are elsewhere."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.book_sizes = ()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn `(b, d, n)` back into latents; see `Bottleneck.decode`."""
+        return codes.transpose(1, 2)
+
+    def depths(self, latents: Tensor) -> Tensor:
+        """Return 1 for each sample: there is nothing to leave out."""
+        return torch.ones(latents.shape[0], dtype=torch.int64, device=latents.device)
+
+
+class Autoencoder(_Continuous):
+    """Passes latents on: a deterministic autoencoder (Cosmos' continuous tokenizers, arXiv 2501.03575, section 4.2).
+
+    Args:
+        dim: Width of the latents.
+        bound: "tanh" keeps them in [-1, 1], "none" leaves them as they are.
+    """
+
+    def __init__(self, dim: int, bound: Literal["none", "tanh"] = "none") -> None:
+        super().__init__(dim)
+        self.bound = bound
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Bound the latents; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            codes = self.encode(latents)
+            valid = prefix_mask(lengths, latents.shape[1])
+            power = masked_mean(codes.detach().square().mean(1), valid)
+        return Quantized(self.decode(codes), codes, {}, {"power": power})
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents into float32 `(b, d, n)`; see `Bottleneck.encode`."""
+        latents = latents.float()
+        return (torch.tanh(latents) if self.bound == "tanh" else latents).transpose(1, 2)
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenLatents(nn.Identity(), self.bound)
+
+
+class KLBottleneck(_Continuous):
+    """A Gaussian for each latent, held near the unit one (VAE, arXiv 1312.6114; KL tokenizers, arXiv 2112.10752).
+
+    Training draws from it; evaluation and export take its mean.
+
+    Args:
+        dim: Width of the latents.
+        weight: Of the divergence, in nats summed over width, averaged over tokens.
+    """
+
+    def __init__(self, dim: int, weight: float = 1e-6) -> None:
+        super().__init__(dim)
+        self.weight = weight
+        self.mean = nn.Linear(dim, dim)
+        self.log_variance = nn.Linear(dim, dim)
+        nn.init.eye_(self.mean.weight)
+        nn.init.zeros_(self.mean.bias)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, -4.0)  # begin nearly without noise
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Draw latents, or take their mean in evaluation; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            mean, log_variance = self.mean(latents), self.log_variance(latents).clamp(-30.0, 20.0)
+            valid = prefix_mask(lengths, latents.shape[1])
+            divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+            divergence = masked_mean(divergence, valid)
+            drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp() if self.training else mean
+        codes = mean.transpose(1, 2)
+        return Quantized(drawn, codes, {"kl": self.weight * divergence}, {"divergence": divergence.detach()})
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Take the means, float32 `(b, d, n)`; see `Bottleneck.encode`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            means: Tensor = self.mean(latents.float())
+            return means.transpose(1, 2)
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenLatents(self.mean, "none")

@@ -1,0 +1,140 @@
+"""How sure and how varied codes are: the entropies that keep a codebook in use.
+
+Both are taken over soft choices, a softmax of each latent over the entries. *Confidence* is the mean entropy of one
+token's choice, to be low; *diversity* is the entropy of the mean choice over all valid tokens of the global batch, to
+be high (LFQ, arXiv 2310.05737, section 3.1, equation 5).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from varitok import UserError
+
+from ..lengths import masked_mean
+from ..processes import average_over_processes
+from .soft import block_rows, in_blocks, scores
+
+__all__ = ["Entropies", "book_entropies", "entropy_groups", "grid_entropies"]
+
+LARGEST = 1 << 20  # codes of one group, whose mean choice is a tensor of that size
+
+
+class Entropies(NamedTuple):
+    """Scalars in nats, with gradient; the first is this process's mean, the second the global batch's."""
+
+    confidence: Tensor
+    diversity: Tensor
+
+
+def entropy_groups(levels: Sequence[int], width: int, where: str) -> list[slice]:
+    """Cut the dimensions of a grid into groups whose joint distribution is looked at.
+
+    Args:
+        levels: Levels of each dimension.
+        width: Dimensions to a group; 0 for all in one. One each takes dimensions as independent (BSQ's
+            equation 8, arXiv 2406.07548, section 3.2).
+        where: What to name in an error.
+
+    Raises:
+        UserError: A group has more than 2^20 codes.
+    """
+    width = width or len(levels)
+    groups = [slice(start, min(start + width, len(levels))) for start in range(0, len(levels), width)]
+    largest = max(math.prod(levels[group]) for group in groups)
+    if largest > LARGEST:
+        raise UserError(
+            f"{where}: a group of {largest} codes is too large for an entropy; take fewer dimensions to a group"
+        )
+    return groups
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    return -torch.xlogy(shares, shares.clamp(min=torch.finfo(shares.dtype).tiny)).sum(-1)
+
+
+def _weights(valid: Tensor) -> Tensor:
+    """Weigh tokens so that every sample counts the same, as in `masked_mean`."""
+    return valid / valid.sum(1, keepdim=True).clamp(min=1)
+
+
+def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
+    """Sum the entropies of mean choices, given this process's weighted sums of choices."""
+    samples = valid.any(1).sum().to(sums[0].dtype)
+    flat = average_over_processes(torch.cat([*(part.flatten() for part in sums), samples[None]]))
+    *parts, count = torch.split(flat, [*(part.numel() for part in sums), 1])
+    total = flat.new_zeros(())
+    for part in parts:
+        total = total + _entropy(part / count.clamp(min=1e-6))
+    return total
+
+
+def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[slice]) -> Entropies:
+    """Compute the entropies of soft choices over a product grid, exactly, without a tensor of tokens x codes.
+
+    The softmax over a grid is the product of one softmax for each dimension. So a token's entropy is a sum of small
+    entropies, and the mean choice over all codes of a group is one matrix product of its two halves, A'B / N.
+
+    Args:
+        choices: For each dimension, log-probabilities of its levels `(b, n, levels)`.
+        valid: bool `(b, n)`.
+        groups: Dimensions whose joint distribution is looked at; the entropies of groups are added.
+    """
+    confidence = sum(-(choice.exp() * choice).sum(-1) for choice in choices)
+    assert isinstance(confidence, Tensor)
+    weights = _weights(valid).flatten()
+    rows = [choice.flatten(0, 1) for choice in choices]
+    sums = []
+    for group in groups:
+        members = rows[group]
+        half = _half([member.shape[1] for member in members])
+
+        def block(weight: Tensor, *members: Tensor, half: int = half) -> tuple[Tensor]:
+            first, second = _joint(members[:half], weight), _joint(members[half:], weight)
+            return (((first * weight[:, None]).T @ second),)
+
+        size = math.prod(member.shape[1] for member in members[half:])
+        parts = in_blocks(block, max(256, (1 << 20) // size), weights, *members)
+        sums.append(torch.stack([part for (part,) in parts]).sum(0))
+    return Entropies(masked_mean(confidence, valid), _diversity(sums, valid))
+
+
+def _half(sizes: Sequence[int]) -> int:
+    """Find where to cut a group so that its halves have about as many codes."""
+    return min(range(len(sizes) + 1), key=lambda cut: math.prod(sizes[:cut]) + math.prod(sizes[cut:]))
+
+
+def _joint(members: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Multiply log-probabilities of dimensions `(n, levels)` out to probabilities of their grid `(n, codes)`."""
+    joint = torch.zeros_like(like)[:, None]
+    for member in members:
+        joint = (joint[:, :, None] + member[:, None, :]).flatten(1)
+    return joint.exp()
+
+
+def book_entropies(latents: Tensor, book: Tensor, valid: Tensor, temperature: float, inner: bool = False) -> Entropies:
+    """Compute the entropies of soft choices over a book of vectors.
+
+    Args:
+        latents: `(b, n, d)`.
+        book: `(K, d)`.
+        valid: bool `(b, n)`.
+        temperature: Of the softmax of negative squared distances, in squared units of the latents.
+        inner: The softmax is of inner products instead.
+    """
+
+    def block(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        choice = scores(rows, book, temperature, inner).log_softmax(1)
+        shares = choice.exp()
+        return -(shares * choice).sum(1), weight @ shares
+
+    weights = _weights(valid).flatten()
+    # Padding may hold anything, and 0 times infinity is no number.
+    rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)
+    parts = in_blocks(block, block_rows(len(book)), weights, rows)
+    confidence = torch.cat([part for part, _ in parts]).view(valid.shape)
+    total = torch.stack([part for _, part in parts]).sum(0)
+    return Entropies(masked_mean(confidence, valid), _diversity([total], valid))

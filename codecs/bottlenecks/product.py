@@ -1,0 +1,103 @@
+"""Product quantization: the width is cut into parts, each with its own bottleneck."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..result import Quantized
+from .composite import Composite, FrozenComposite, MeasuredParts, overlap
+from .contract import Bottleneck
+
+__all__ = ["Product", "grouped"]
+
+
+class _FrozenProduct(FrozenComposite):
+    def __init__(self, product: "Product") -> None:
+        super().__init__(product)
+        self.widths = list(product.widths)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        pieces = torch.split(latents, self.widths, dim=-1)
+        codes: list[Tensor] = []
+        for index, part in enumerate(self.parts):
+            codes.append(part.encode(pieces[index]))  # type: ignore[operator]
+        return torch.cat(codes, 1)[:, self.order]
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        pieces: list[Tensor] = []
+        for part in self.parts:
+            pieces.append(part.decode_kept(codes, kept))  # type: ignore[operator]
+        return torch.cat(pieces, -1)
+
+
+class Product(Composite):
+    """Parts side by side along the width (product quantization, Jegou et al., TPAMI 2011).
+
+    Of residual parts it is product x residual (HiFi-Codec, arXiv 2305.02765, section 3.2). Books follow level by
+    level, so that a prefix of them is a coarser version of the whole width; a part without a book gives zeros.
+    Penalties are averaged over parts, as they are over the width.
+
+    Args:
+        parts: Bottlenecks; their widths add up to that of the latents.
+        disentangle: Weight of the mean squared inner product between parts' latents (FQGAN, arXiv 2411.16681,
+            section 3.2), which must then have one width.
+
+    Raises:
+        UserError: `disentangle` with parts of several widths.
+    """
+
+    def __init__(self, parts: Sequence[Bottleneck], disentangle: float = 0.0) -> None:
+        super().__init__(sum(part.dim for part in parts), parts, interleave=True)
+        self.widths = [part.dim for part in parts]
+        self.disentangle = disentangle
+        if disentangle and (len(set(self.widths)) > 1 or len(parts) == 1):
+            raise UserError(f"bottleneck.disentangle: needs two or more parts of one width, got {self.widths}")
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            pieces = torch.split(latents.float(), self.widths, -1)
+            codes, kept, measured = [], [], MeasuredParts()
+            for index, piece in enumerate(pieces):
+                part, found = self.run_part(index, piece, lengths, depth)
+                codes.append(part.codes)
+                kept.append(found)
+                measured.add(part)
+            penalties = {name: value / len(codes) for name, value in measured.penalties.items()}
+            if self.disentangle:
+                penalties["disentangle"] = self.disentangle * overlap(kept, lengths)
+        return Quantized(torch.cat(kept, -1), self.arrange(codes), penalties, measured.means())
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find the parts' codes; see `Bottleneck.encode`."""
+        pieces = torch.split(latents.float(), self.widths, -1)
+        return self.arrange([part.encode(piece) for part, piece in zip(self.parts, pieces, strict=True)])  # type: ignore[operator]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Put the parts side by side; see `Bottleneck.decode`."""
+        pieces = []
+        for index, width in enumerate(self.widths):
+            part = self.decode_part(index, codes)
+            empty = torch.zeros(codes.shape[0], codes.shape[2], width, device=codes.device)
+            pieces.append(empty if part is None else part)
+        return torch.cat(pieces, -1)
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenProduct(self)
+
+
+def grouped(part: Callable[[], Bottleneck], groups: int, disentangle: float = 0.0) -> Product:
+    """Make a product of equal parts: UniTok's multi-codebook (arXiv 2502.20321), LFSC's grouped FSQ (arXiv 2409.12117).
+
+    Args:
+        part: Makes one.
+        groups: How many.
+        disentangle: See `Product`.
+    """
+    return Product([part() for _ in range(groups)], disentangle)

@@ -1,0 +1,186 @@
+"""Residual quantization: each level quantizes what the levels before it left."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..result import Quantized
+from .composite import Composite, FrozenComposite, MeasuredParts
+from .contract import Bottleneck, straight_through
+from .product import Product
+
+__all__ = ["Residual", "Split", "masked_channels", "residual"]
+
+
+class _FrozenResidual(FrozenComposite):
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        remaining = latents
+        codes: list[Tensor] = []
+        for part in self.parts:
+            found = part.encode(remaining)  # type: ignore[operator]
+            remaining = remaining - part.decode(found)  # type: ignore[operator]
+            codes.append(found)
+        return torch.cat(codes, 1)
+
+
+class Residual(Composite):
+    """Levels, each on what is left by those before (SoundStream, arXiv 2107.03312, section III.C).
+
+    What a level found is cut from the gradient before it is subtracted, so that every level's penalty reaches the
+    latents, and the sum passes the gradient once, straight through: with a straight-through estimator at each level the
+    penalties after the first have none (EnCodec's issue 25). Penalties of levels are added up.
+
+    Args:
+        levels: Bottlenecks of one width.
+
+    Raises:
+        UserError: The widths differ.
+    """
+
+    def __init__(self, levels: Sequence[Bottleneck]) -> None:
+        super().__init__(levels[0].dim if levels else 0, levels, interleave=False)
+        if any(level.dim != self.dim for level in levels):
+            raise UserError(f"bottleneck: levels of one width, got {[level.dim for level in levels]}")
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            remaining = latents.float()
+            total = torch.zeros_like(remaining)
+            codes, measured = [], MeasuredParts()
+            for index in range(len(self.parts)):
+                part, kept = self.run_part(index, remaining, lengths, depth)
+                total = total + kept.detach()
+                # A sample of lower depth goes on too, so that its codes are all those that `encode` gives.
+                remaining = remaining - part.latents.detach()
+                codes.append(part.codes)
+                measured.add(part)
+            quantized = straight_through(latents.float(), total)
+        return Quantized(quantized, self.arrange(codes), measured.penalties, measured.means())
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find the codes level by level; see `Bottleneck.encode`."""
+        remaining, codes = latents.float(), []
+        for part in self.parts:
+            codes.append(part.encode(remaining))  # type: ignore[operator]
+            remaining = remaining - part.decode(codes[-1])  # type: ignore[operator]
+        return self.arrange(codes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add up the levels; see `Bottleneck.decode`."""
+        total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
+        for index in range(len(self.parts)):
+            part = self.decode_part(index, codes)
+            total = total if part is None else total + part
+        return total
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenResidual(self)
+
+
+def residual(level: Callable[[], Bottleneck], books: int, shared: bool = False) -> Residual:
+    """Make a residual quantizer of equal levels.
+
+    Args:
+        level: Makes one.
+        books: How many.
+        shared: All levels use one and the same (SoundStream's shared codebooks; RQ-VAE, arXiv 2203.01941, section 3.1).
+    """
+    first = level()
+    return Residual([first] * books if shared else [first, *(level() for _ in range(books - 1))])
+
+
+def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, books: int) -> Residual:
+    """Make a residual quantizer whose first books see a share of the channels each (Language-Codec, arXiv 2402.12208).
+
+    Plain residual quantization puts most of the signal in book 1, which a language model then has to guess at once
+    (section 3.2). Here the first `masked` books quantize disjoint channels side by side, the others what is left. The
+    published code encodes without the masks, so that its codes are not those it was trained with; here is one way.
+
+    Args:
+        level: Makes a level of a given `dim`.
+        dim: Width of the latents.
+        masked: Books that see about `dim / masked` channels each.
+        books: In all.
+    """
+    if not 1 <= masked <= min(books, dim):
+        raise UserError(f"bottleneck.masked={masked}: must be from 1 to books={books}, and at most dim={dim}")
+    widths = [dim // masked + (book < dim % masked) for book in range(masked)]
+    first = Product([level(dim=width) for width in widths])
+    return Residual([first, *(level(dim=dim) for _ in range(books - masked))])
+
+
+class _FrozenSplit(FrozenComposite):
+    def __init__(self, split: "Split") -> None:
+        super().__init__(split)
+        self.project_in = copy.deepcopy(split.project_in)
+        self.project_out = copy.deepcopy(split.project_out)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        codes: list[Tensor] = []
+        for part, project in zip(self.parts, self.project_in):  # noqa: B905 (TorchScript's zip is never strict)
+            codes.append(part.encode(project(latents)))  # type: ignore[operator]
+        return torch.cat(codes, 1)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        total = torch.zeros(1)
+        for part, project in zip(self.parts, self.project_out):  # noqa: B905
+            total = total + project(part.decode_kept(codes, kept))  # type: ignore[operator]
+        return total
+
+
+class Split(Composite):
+    """One book for meaning beside the others, not before them (Mimi, arXiv 2410.00037, section 3.3.3).
+
+    Both sides see the latents, each through a linear map of its own, and are added up; so what a teacher asks of the
+    first book does not bend the residual that the others get.
+
+    Args:
+        semantic: The first book or books.
+        acoustic: The others, most often a residual quantizer.
+        dim: Width of the latents.
+    """
+
+    def __init__(self, semantic: Bottleneck, acoustic: Bottleneck, dim: int) -> None:
+        super().__init__(dim, [semantic, acoustic], interleave=False)
+        sides = (semantic, acoustic)
+        self.project_in = nn.ModuleList(nn.Linear(dim, side.dim, bias=False) for side in sides)
+        self.project_out = nn.ModuleList(nn.Linear(side.dim, dim, bias=False) for side in sides)
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            total, codes, measured = torch.zeros_like(latents, dtype=torch.float32), [], MeasuredParts()
+            for index, (into, out) in enumerate(zip(self.project_in, self.project_out, strict=True)):
+                part, kept = self.run_part(index, into(latents.float()), lengths, depth)
+                total = total + out(kept)
+                codes.append(part.codes)
+                measured.add(part)
+        return Quantized(total, self.arrange(codes), measured.penalties, measured.means())
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find both sides' codes; see `Bottleneck.encode`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            pairs = zip(self.parts, self.project_in, strict=True)
+            return self.arrange([part.encode(into(latents.float())) for part, into in pairs])  # type: ignore[operator]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add up both sides; see `Bottleneck.decode`."""
+        total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
+        with torch.autocast(codes.device.type, enabled=False):
+            for index, out in enumerate(self.project_out):
+                part = self.decode_part(index, codes)
+                total = total if part is None else total + out(part)
+        return total
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenSplit(self)

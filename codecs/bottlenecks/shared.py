@@ -1,0 +1,105 @@
+"""One index into two books at once."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..lengths import masked_mean, prefix_mask
+from ..result import Quantized
+from .contract import Bottleneck, straight_through
+from .nearest import FrozenTable, nearest
+
+__all__ = ["SharedIndexQuantizer"]
+
+
+class _FrozenShared(nn.Module):
+    """The export form: a search in weighted unit vectors, a table of unweighted ones."""
+
+    def __init__(self, search: FrozenTable, table: Tensor, semantic: int, weight: float) -> None:
+        super().__init__()
+        self.search = search
+        self.search.table = table.clone()
+        self.semantic = semantic
+        self.weight = weight
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        semantic = functional.normalize(latents[..., : self.semantic], dim=-1)
+        pixel = functional.normalize(latents[..., self.semantic :], dim=-1)
+        codes: Tensor = self.search.encode(torch.cat([semantic, pixel * self.weight], -1))
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
+        latents: Tensor = self.search.decode(codes)
+        return latents
+
+
+class SharedIndexQuantizer(Bottleneck):
+    """One code for a semantic and a pixel vector: the nearest in both (TokenFlow, arXiv 2412.03069, section 3.1).
+
+    Each half is compared and returned at unit length; the chosen entry has the least sum of squared distances,
+    `|z_s - e_s|^2 + pixel_weight * |z_p - e_p|^2`.
+
+    Args:
+        semantic_dim: Width of the semantic half, the first channels.
+        pixel_dim: Width of the pixel half.
+        codebook_size: Entries of the shared book.
+        pixel_weight: Weight of the pixel distance.
+        commitment: Weight of the pull of latents towards their code.
+    """
+
+    def __init__(
+        self,
+        semantic_dim: int,
+        pixel_dim: int,
+        codebook_size: int,
+        pixel_weight: float = 1.0,
+        commitment: float = 0.25,
+    ) -> None:
+        super().__init__()
+        self.dim = semantic_dim + pixel_dim
+        self.semantic_dim = semantic_dim
+        self.book_sizes = (codebook_size,)
+        self.weight = math.sqrt(pixel_weight)
+        self.commitment = commitment
+        self.codebook = nn.Parameter(torch.randn(codebook_size, self.dim))
+
+    def _units(self, vectors: Tensor) -> Tensor:
+        halves = vectors.float().tensor_split([self.semantic_dim], -1)
+        return torch.cat([functional.normalize(half, dim=-1) for half in halves], -1)
+
+    def _weighted(self, units: Tensor) -> Tensor:
+        return torch.cat([units[..., : self.semantic_dim], units[..., self.semantic_dim :] * self.weight], -1)
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            units, book = self._units(latents), self._units(self.codebook)
+            codes = nearest(self._weighted(units), self._weighted(book))
+            found = functional.embedding(codes, book)
+            valid = prefix_mask(lengths, latents.shape[1])
+            pull = masked_mean((units.detach() - found).square().mean(-1), valid)
+            away = (units - found.detach()).square()
+            commitment = masked_mean(away.mean(-1), valid)
+            halves = {
+                f"{name}_distance": masked_mean(half.detach().sum(-1), valid)
+                for name, half in zip(("semantic", "pixel"), away.tensor_split([self.semantic_dim], -1), strict=True)
+            }
+        penalties = {"codebook": pull, "commitment": self.commitment * commitment}
+        return Quantized(straight_through(units, found), codes[:, None], penalties, halves)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find each latent's code; see `Bottleneck.encode`."""
+        return nearest(self._weighted(self._units(latents)), self._weighted(self._units(self.codebook)))[:, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Look codes up; see `Bottleneck.decode`."""
+        return functional.embedding(codes[:, 0], self._units(self.codebook))
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        book = self._units(self.codebook).detach()
+        return _FrozenShared(FrozenTable(self._weighted(book)), book, self.semantic_dim, self.weight)

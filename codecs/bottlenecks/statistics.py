@@ -1,0 +1,232 @@
+"""What a bottleneck learns by other means than a gradient, the same on every process."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..processes import from_first_process, gather_rows, processes
+from .nearest import nearest
+
+__all__ = ["Annealed", "Gathering", "MovingBook", "kmeans"]
+
+SPARE = 16  # tokens of each sample that are kept as candidates for dead entries
+PER_ENTRY = 32  # tokens for each entry that k-means looks at
+GOLDEN = 0.6180339887498949  # shifts the candidates' places from one update to the next, evenly
+
+
+class Gathering(nn.Module, ABC):
+    """Something that gathers numbers in the forwards of an update and applies them after it.
+
+    `Bottleneck.update` sums what all processes gathered, for all books in one collective, and calls `advance`. What is
+    gathered is no buffer: DistributedDataParallel would overwrite it with the first process's.
+    """
+
+    @property
+    @abstractmethod
+    def gathered(self) -> Tensor:
+        """Float32, flat; of the same length on every process."""
+
+    @abstractmethod
+    def advance(self, total: Tensor) -> None:
+        """Apply the sum of `gathered` over all processes, and begin anew."""
+
+
+def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) -> tuple[Tensor, Tensor]:
+    """Cluster vectors by Lloyd's algorithm, always the same way for the same vectors.
+
+    Args:
+        rows: `(r, d)` float32, r at least 1; where r is below `size`, the rest begins close to the others.
+        size: Clusters.
+        iterations: Rounds.
+        cosine: Means are scaled to unit length (spherical k-means).
+
+    Returns:
+        Means `(size, d)` and the rows in each `(size,)`.
+    """
+    random = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(rows), generator=random).repeat(-(-size // len(rows)))[:size]
+    means = rows[order.to(rows.device)].clone()
+    means[len(rows) :] = _moved(means[len(rows) :], random, cosine)
+    for _ in range(iterations):
+        codes = nearest(rows, means)
+        counts = rows.new_zeros(size).index_add_(0, codes, rows.new_ones(len(rows)))
+        sums = torch.zeros_like(means).index_add_(0, codes, rows)
+        updated = functional.normalize(sums, dim=1) if cosine else sums / counts.clamp(min=1)[:, None]
+        means = torch.where((counts > 0)[:, None], updated, means)
+    return means, counts
+
+
+def _moved(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
+    """Move vectors by a hundredth of their size: equal entries tie, and which is taken would hang on rounding."""
+    if not len(rows):
+        return rows
+    moved = rows + torch.randn(rows.shape, generator=random).to(rows.device) * (0.01 * rows.square().mean().sqrt())
+    return functional.normalize(moved, dim=1) if cosine else moved
+
+
+class MovingBook(Gathering):
+    """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
+
+    Statistics are gathered in training with gradients on, and applied by `advance`, once an update: a forward in
+    evaluation or without gradient, as for a discriminator's turn, leaves no trace. Entries whose running count falls
+    below a share of even use are replaced by latents of the update's batches; embedding, sum and count together, or the
+    next average would undo it (Jukebox, arXiv 2005.00341, section 3.2, with a relative threshold). What is dead is
+    decided from the summed counts, so that all processes take the same branch.
+
+    Args:
+        size: Entries, K.
+        dim: Width of an entry.
+        decay: Of the averages, for each update.
+        revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
+        initialise: Begin as the k-means of the first batch, over all processes.
+        cosine: Entries have unit length.
+    """
+
+    entries: Tensor
+    counts: Tensor
+    sums: Tensor
+    initialised: Tensor
+    age: Tensor
+
+    def __init__(self, size: int, dim: int, decay: float, revival: float, initialise: bool, cosine: bool) -> None:
+        super().__init__()
+        self.decay = decay
+        self.revival = revival
+        self.cosine = cosine
+        entries = torch.randn(size, dim)
+        entries = functional.normalize(entries, dim=1) if cosine else entries / dim**0.5
+        self.register_buffer("entries", entries)
+        self.register_buffer("counts", torch.ones(size))
+        self.register_buffer("sums", entries.clone())
+        # A buffer: were it an attribute, a resumed run would begin with k-means again.
+        self.register_buffer("initialised", torch.tensor(not initialise))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self.ready = not initialise  # what `initialised` says, without waiting for the device
+        self.replaced = entries.new_zeros(())  # entries replaced by the last update
+        self.flat: Tensor | None = None
+        self.spare: Tensor | None = None
+
+    @property
+    def gathered(self) -> Tensor:
+        """Sums `(K + 1, d)` and counts `(K + 1,)` of the latents that chose each entry, flat; the last for padding."""
+        size, dim = self.entries.shape
+        if self.flat is None or self.flat.device != self.entries.device:
+            self.flat = self.entries.new_zeros((size + 1) * (dim + 1))
+        return self.flat
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        size, dim = self.entries.shape
+        sums, counts = torch.split(flat, [(size + 1) * dim, size + 1])
+        return sums.view(size + 1, dim), counts
+
+    @torch.no_grad()
+    def prepare(self, latents: Tensor, valid: Tensor) -> None:
+        """Begin as the k-means of what is valid in latents `(b, n, d)`, on all processes, unless that was done."""
+        if self.ready:
+            return
+        if not bool(self.initialised):
+            size = len(self.entries)
+            rows = gather_rows(_spread(latents, valid, -(-PER_ENTRY * size // (len(latents) * processes())), self.age))
+            if not len(rows):  # on no process: wait for a batch that has some
+                return
+            means, counts = kmeans(rows, size, cosine=self.cosine)
+            self._set(slice(None), from_first_process(means), from_first_process(counts))
+            self.initialised.fill_(True)
+        self.ready = True
+
+    @torch.no_grad()
+    def gather(self, latents: Tensor, codes: Tensor, valid: Tensor) -> None:
+        """Add latents `(b, n, d)` and their codes `(b, n)` to the update's statistics, where valid `(b, n)`."""
+        sums, counts = self._split(self.gathered)
+        chosen = torch.where(valid, codes, len(self.entries)).flatten()
+        sums.index_add_(0, chosen, latents.reshape(len(chosen), -1))
+        counts.index_add_(0, chosen, counts.new_ones(len(chosen)))
+        if self.revival:
+            self.spare = _spread(latents, valid, SPARE, self.age)
+
+    @torch.no_grad()
+    def advance(self, total: Tensor) -> None:
+        """Move the averages by what all processes gathered, and replace dead entries."""
+        sums, counts = (part[:-1] for part in self._split(total))
+        # Nothing valid anywhere: nothing is learnt and nothing forgotten.
+        weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
+        self.counts.lerp_(counts, weight)
+        self.sums.lerp_(sums, weight)
+        self.entries.copy_(self._means())
+        self.age += 1
+        self.gathered.zero_()
+        if self.revival:
+            self._revive()
+
+    def _means(self) -> Tensor:
+        if self.cosine:
+            return functional.normalize(self.sums, dim=1)
+        whole, smoothing = self.counts.sum(), 1e-5  # Laplace's, as in the reference implementation of VQ-VAE
+        return self.sums / ((self.counts + smoothing) / (whole + len(self.counts) * smoothing) * whole)[:, None]
+
+    def _revive(self) -> None:
+        even = self.counts.mean()
+        dead = (self.counts < self.revival * even).nonzero()[:, 0]
+        self.replaced = torch.zeros_like(even)
+        if not len(dead):
+            return
+        rows = gather_rows(self.spare if self.spare is not None else self.entries[:0])
+        random = torch.Generator().manual_seed(int(self.age))
+        chosen = torch.randperm(len(rows), generator=random)[: len(dead)].to(rows.device)
+        dead = dead[: len(chosen)]
+        self._set(dead, _moved(rows[chosen], random, self.cosine), even.expand(len(dead)))
+        self.replaced = even.new_tensor(float(len(dead)))
+
+    def _set(self, where: Tensor | slice, entries: Tensor, counts: Tensor) -> None:
+        self.entries[where] = entries
+        self.counts[where] = counts
+        self.sums[where] = entries * counts[:, None]
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self.ready = False  # until `initialised` has been read
+
+
+def _spread(latents: Tensor, valid: Tensor, count: int, age: Tensor) -> Tensor:
+    """Take up to `count` valid tokens of each sample, evenly spaced: the same ones however the batch is shared out."""
+    lengths = valid.sum(1, keepdim=True)
+    shift = (age.double() * GOLDEN).frac()
+    steps = torch.arange(min(count, latents.shape[1]), device=latents.device)
+    places = ((steps + shift) / len(steps) * lengths).long().clamp(max=latents.shape[1] - 1)
+    rows = latents.gather(1, places[..., None].expand(-1, -1, latents.shape[2]))
+    # A sample shorter than `count` gives each of its tokens once.
+    first = torch.cat([torch.ones_like(places[:, :1], dtype=torch.bool), places.diff(dim=1) > 0], 1)
+    return rows[first & (lengths > 0)]
+
+
+class Annealed(Gathering):
+    """A number that moves in a straight line from one value to another while updates go by, and stays there.
+
+    Args:
+        start: Its first value.
+        end: Its last.
+        updates: Until it is there.
+    """
+
+    passed: Tensor
+
+    def __init__(self, start: float, end: float, updates: int) -> None:
+        super().__init__()
+        self.start, self.end, self.updates = start, end, updates
+        self.register_buffer("passed", torch.zeros(()))
+
+    @property
+    def gathered(self) -> Tensor:
+        """Nothing."""
+        return self.passed.new_zeros(0)
+
+    def advance(self, total: Tensor) -> None:
+        """Count an update."""
+        self.passed += 1
+
+    @property
+    def value(self) -> Tensor:
+        """A scalar."""
+        return self.start + (self.end - self.start) * (self.passed / max(self.updates, 1)).clamp(max=1)

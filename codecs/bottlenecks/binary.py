@@ -148,7 +148,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
         temperature: float = 1.0,
         entropy_group: int = 9,
     ) -> None:
-        super().__init__(bits, 1 / math.sqrt(bits), entropy, diversity, temperature, entropy_group)
+        super().__init__(bits, 1 / math.sqrt(max(bits, 1)), entropy, diversity, temperature, entropy_group)
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         latents = functional.normalize(latents, dim=-1)

@@ -136,8 +136,8 @@ class _FrozenBranch(nn.Module):
 class FrozenComposite(nn.Module):
     """The export form of parts: `encode_all` and `decode_kept` say how they go together.
 
-    A prefix of the books is looked up as if the last of it were repeated, and what is missing is left out by a mask:
-    no branch, no loop over a length that a graph would freeze.
+    What is missing from a prefix of the books is looked up as code 0, which every book has, and left out by a mask: no
+    branch, no loop over a length that a graph would freeze.
     """
 
     places: Tensor
@@ -158,7 +158,8 @@ class FrozenComposite(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+        kept = self.places < count
+        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Turn codes of all books `(b, books, n)`, of which those with `kept` (books,) count, into latents."""

@@ -1,5 +1,6 @@
 """Continuous bottlenecks: no codes, but latents as they are or as a distribution."""
 
+import copy
 from typing import Literal
 
 import torch
@@ -119,4 +120,4 @@ class KLBottleneck(_Continuous):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return _FrozenLatents(self.mean, "none")
+        return _FrozenLatents(copy.deepcopy(self.mean), "none")

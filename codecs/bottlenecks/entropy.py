@@ -64,7 +64,9 @@ def _weights(valid: Tensor) -> Tensor:
 def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
     """Sum the entropies of mean choices, given this process's weighted sums of choices."""
     samples = valid.any(1).sum().to(sums[0].dtype)
-    flat = average_over_processes(torch.cat([*(part.flatten() for part in sums), samples[None]]))
+    flat = torch.cat([*(part.flatten() for part in sums), samples[None]])
+    # Without gradient nothing learns from it, and this process may be the only one here, as for sample pictures.
+    flat = average_over_processes(flat) if torch.is_grad_enabled() else flat
     *parts, count = torch.split(flat, [*(part.numel() for part in sums), 1])
     total = flat.new_zeros(())
     for part in parts:

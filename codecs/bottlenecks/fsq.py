@@ -158,12 +158,15 @@ class _FrozenLevels(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
-        kept = codes.shape[1]
-        every = codes[:, self.places.clamp(max=kept - 1)]
-        total = self.grid.values(self.grid.digits(every[:, :1])) * self.scales[0]
+        count = codes.shape[1]
+        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books, of which those with `kept` (books,) count, into latents."""
+        total = self.grid.values(self.grid.digits(codes[:, :1])) * self.scales[0] * kept[0]
         for book in range(1, self.books):
-            added = self.grid.values(self.grid.digits(every[:, book : book + 1])) * self.scales[book]
-            total = total + torch.where(self.places[book] < kept, added, 0.0)
+            added = self.grid.values(self.grid.digits(codes[:, book : book + 1])) * self.scales[book]
+            total = total + added * kept[book]
         return total
 
 
@@ -275,7 +278,8 @@ class DitheredScalarQuantizer(Bottleneck):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return self.split(self.grid.levels.tolist(), 1).frozen()
+        whole = torch.ones(1, self.dim)
+        return _FrozenLevels(self.grid, whole, whole[0])
 
     def split(self, levels: Sequence[int], books: int) -> ResidualScalarQuantizer:
         """Write the same grid as residual books, after training: 17 levels are two books of 5 (section 3.2).

@@ -56,8 +56,11 @@ class Residual(Composite):
             for index in range(len(self.parts)):
                 part, kept = self.run_part(index, remaining, lengths, depth)
                 total = total + kept.detach()
-                # A sample of lower depth goes on too, so that its codes are all those that `encode` gives.
-                remaining = remaining - part.latents.detach()
+                # A sample of lower depth goes on too, so that its codes are all those that `encode` gives; a level of
+                # several books, of which its latents may hold only some, is looked up for that.
+                level = self.parts[index]
+                whole = part.latents if len(level.book_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
+                remaining = remaining - whole.detach()
                 codes.append(part.codes)
                 measured.add(part)
             quantized = straight_through(latents.float(), total)

@@ -34,7 +34,7 @@ class Gathering(nn.Module, ABC):
 
 
 def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) -> tuple[Tensor, Tensor]:
-    """Cluster vectors by Lloyd's algorithm, always the same way for the same vectors.
+    """Cluster vectors by Lloyd's algorithm, the same way for the same vectors in whatever order.
 
     Args:
         rows: `(r, d)` float32, r at least 1; where r is below `size`, the rest begins close to the others.
@@ -46,9 +46,10 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
         Means `(size, d)` and the rows in each `(size,)`.
     """
     random = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(rows), generator=random).repeat(-(-size // len(rows)))[:size]
-    means = rows[order.to(rows.device)].clone()
-    means[len(rows) :] = _moved(means[len(rows) :], random, cosine)
+    chosen = _choose(rows, size, random)
+    means = rows[chosen]
+    double = chosen == torch.cat([chosen.new_full((1,), -1), chosen[:-1]])
+    means[double] = _moved(means[double], random, cosine)
     for _ in range(iterations):
         codes = nearest(rows, means)
         counts = rows.new_zeros(size).index_add_(0, codes, rows.new_ones(len(rows)))
@@ -56,6 +57,12 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
         updated = functional.normalize(sums, dim=1) if cosine else sums / counts.clamp(min=1)[:, None]
         means = torch.where((counts > 0)[:, None], updated, means)
     return means, counts
+
+
+def _choose(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Choose rows evenly along a random direction: the same ones in whatever order they come; int64 `(count,)`."""
+    order = (rows @ torch.randn(rows.shape[1], generator=random).to(rows.device)).argsort()
+    return order[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
 
 
 def _moved(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
@@ -78,7 +85,8 @@ class MovingBook(Gathering):
     Args:
         size: Entries, K.
         dim: Width of an entry.
-        decay: Of the averages, for each update.
+        decay: Of the averages, for each update; 1: nothing is forgotten, and every token counts the same (mini-batch
+            k-means).
         revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
         initialise: Begin as the k-means of the first batch, over all processes.
         cosine: Entries have unit length.
@@ -89,6 +97,7 @@ class MovingBook(Gathering):
     sums: Tensor
     initialised: Tensor
     age: Tensor
+    replaced: Tensor
 
     def __init__(self, size: int, dim: int, decay: float, revival: float, initialise: bool, cosine: bool) -> None:
         super().__init__()
@@ -104,9 +113,9 @@ class MovingBook(Gathering):
         self.register_buffer("initialised", torch.tensor(not initialise))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
         self.ready = not initialise  # what `initialised` says, without waiting for the device
-        self.replaced = entries.new_zeros(())  # entries replaced by the last update
+        self.register_buffer("replaced", torch.zeros(()), persistent=False)  # entries, by the last update
         self.flat: Tensor | None = None
-        self.spare: Tensor | None = None
+        self.spare: list[Tensor] = []  # candidates for dead entries
 
     @property
     def gathered(self) -> Tensor:
@@ -132,7 +141,8 @@ class MovingBook(Gathering):
             if not len(rows):  # on no process: wait for a batch that has some
                 return
             means, counts = kmeans(rows, size, cosine=self.cosine)
-            self._set(slice(None), from_first_process(means), from_first_process(counts))
+            # An empty cluster counts as one token, or the next average would move it to 0.
+            self._set(slice(None), from_first_process(means), from_first_process(counts.clamp(min=1)))
             self.initialised.fill_(True)
         self.ready = True
 
@@ -144,16 +154,20 @@ class MovingBook(Gathering):
         sums.index_add_(0, chosen, latents.reshape(len(chosen), -1))
         counts.index_add_(0, chosen, counts.new_ones(len(chosen)))
         if self.revival:
-            self.spare = _spread(latents, valid, SPARE, self.age)
+            self.spare.append(_spread(latents, valid, SPARE, self.age))
 
     @torch.no_grad()
     def advance(self, total: Tensor) -> None:
         """Move the averages by what all processes gathered, and replace dead entries."""
         sums, counts = (part[:-1] for part in self._split(total))
-        # Nothing valid anywhere: nothing is learnt and nothing forgotten.
-        weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
-        self.counts.lerp_(counts, weight)
-        self.sums.lerp_(sums, weight)
+        if self.decay == 1:
+            self.counts += counts
+            self.sums += sums
+        else:
+            # Nothing valid anywhere: nothing is learnt and nothing forgotten.
+            weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
+            self.counts.lerp_(counts, weight)
+            self.sums.lerp_(sums, weight)
         self.entries.copy_(self._means())
         self.age += 1
         self.gathered.zero_()
@@ -169,15 +183,16 @@ class MovingBook(Gathering):
     def _revive(self) -> None:
         even = self.counts.mean()
         dead = (self.counts < self.revival * even).nonzero()[:, 0]
-        self.replaced = torch.zeros_like(even)
+        spare, self.spare = self.spare, []
+        self.replaced.zero_()
         if not len(dead):
             return
-        rows = gather_rows(self.spare if self.spare is not None else self.entries[:0])
+        rows = gather_rows(torch.cat([*spare, self.entries[:0]]))
+        dead = dead[: len(rows)]
         random = torch.Generator().manual_seed(int(self.age))
-        chosen = torch.randperm(len(rows), generator=random)[: len(dead)].to(rows.device)
-        dead = dead[: len(chosen)]
-        self._set(dead, _moved(rows[chosen], random, self.cosine), even.expand(len(dead)))
-        self.replaced = even.new_tensor(float(len(dead)))
+        revived = rows[_choose(rows, len(dead), random)]
+        self._set(dead, _moved(revived, random, self.cosine), even.expand(len(dead)))
+        self.replaced.fill_(len(dead))
 
     def _set(self, where: Tensor | slice, entries: Tensor, counts: Tensor) -> None:
         self.entries[where] = entries

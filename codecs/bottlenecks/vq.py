@@ -172,7 +172,7 @@ class EMAVectorQuantizer(_Book):
         quantized = super()._quantize(latents, valid)
         if learns:
             self.book.gather(latents.detach(), quantized.codes[:, 0], valid)
-            quantized.metrics["replaced"] = self.book.replaced
+            quantized.metrics["replaced"] = self.book.replaced.clone()
         return quantized
 
 
@@ -211,7 +211,8 @@ class SimVectorQuantizer(_Book):
 
     def table(self) -> Tensor:
         """Give the entries `(K, d)`."""
-        return functional.linear(self.basis, self.map.weight.float())
+        with torch.autocast(self.basis.device.type, enabled=False):
+            return functional.linear(self.basis, self.map.weight.float())
 
 
 class IndexVectorQuantizer(_Book):

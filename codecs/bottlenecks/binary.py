@@ -30,6 +30,10 @@ class _Signs(Grid):
         """Turn latents `(b, n, bits)` into int64 codes `(b, 1, n)`."""
         return self.code((latents > 0).to(torch.int64))
 
+    def corners(self, latents: Tensor) -> Tensor:
+        """Turn latents into what their codes decode to."""
+        return torch.where(latents > 0, self.scale, -self.scale)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, 1, n)` into latents `(b, n, bits)` of +-scale."""
         return (self.digits(codes) * 2 - 1).to(torch.float32) * self.scale
@@ -117,7 +121,7 @@ class LookupFreeQuantizer(_EntropyBinary):
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         codes = self.grid.encode(latents)
-        quantized = self.grid.decode(codes)
+        quantized = self.grid.corners(latents)
         penalties, metrics = self._penalise(latents, valid)
         distance = masked_mean((latents - quantized).square().mean(-1), valid)
         penalties["commitment"] = self.commitment * distance
@@ -154,7 +158,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
         latents = functional.normalize(latents, dim=-1)
         codes = self.grid.encode(latents)
         penalties, metrics = self._penalise(latents, valid)
-        return Quantized(straight_through(latents, self.grid.decode(codes)), codes, penalties, metrics)
+        return Quantized(straight_through(latents, self.grid.corners(latents)), codes, penalties, metrics)
 
 
 class BernoulliQuantizer(_Binary):
@@ -180,5 +184,5 @@ class BernoulliQuantizer(_Binary):
             # A draw of odds z / t is the sign of z + t * logistic noise, which has a limit at t = 0.
             drawn = drawn + temperature * torch.logit(torch.rand_like(drawn), eps=1e-6)
         codes = self.grid.encode(drawn)
-        quantized = straight_through(torch.tanh(latents / 2), self.grid.decode(codes))
+        quantized = straight_through(torch.tanh(latents / 2), self.grid.corners(drawn))
         return Quantized(quantized, codes, {}, {"temperature": temperature})

@@ -42,10 +42,12 @@ class Bottleneck(nn.Module, ABC):
         dim: Width of the latents that it takes and gives.
         book_sizes: Entries of each book; a token costs `sum(log2(size))` bits. Empty for a continuous bottleneck,
             whose codes are float32 `(b, channels, n)`.
+        exact: Whether `forward` always gives the latents that `decode` makes of its codes, at full depth.
     """
 
     dim: int
     book_sizes: tuple[int, ...]
+    exact: bool = False
 
     @property
     def rows(self) -> int:
@@ -85,7 +87,7 @@ class Bottleneck(nn.Module, ABC):
 
         Training calls it once after each step of the codec's optimizer, on every process. Whatever in a bottleneck
         learns by other means than a gradient (a moving codebook, an annealed temperature) has an `advance`; the
-        statistics of all books go through one collective.
+        statistics of all books go through one collective. A loop that never calls it gathers without end.
         """
         # What is frozen stays in evaluation mode, and has gathered nothing.
         books = [module for module in self.modules() if isinstance(module, Gathering) and module.training]

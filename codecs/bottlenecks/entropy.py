@@ -24,7 +24,10 @@ LARGEST = 1 << 20  # codes of one group, whose mean choice is a tensor of that s
 
 
 class Entropies(NamedTuple):
-    """Scalars in nats, with gradient; the first is this process's mean, the second the global batch's."""
+    """Scalars in nats, with gradient; the first is this process's mean, the second the global batch's.
+
+    A sample without a valid token (a book that it doesn't keep) lowers both by its share of the batch.
+    """
 
     confidence: Tensor
     diversity: Tensor
@@ -71,7 +74,7 @@ def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
     total = flat.new_zeros(())
     for part in parts:
         total = total + _entropy(part / count.clamp(min=1e-6))
-    return total
+    return total * count[0].detach() / len(valid)
 
 
 def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[slice]) -> Entropies:

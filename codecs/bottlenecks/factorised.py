@@ -1,6 +1,7 @@
 """Residual quantization in narrow projections of a wide latent (DAC), done algebraically."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -135,41 +136,47 @@ class FactorisedResidualQuantizer(Bottleneck):
     def _expand(self, found: list[Tensor], kept: Tensor) -> Tensor:
         """Map the entries of all books `(b, n, width)` out, where kept `(b, books)`."""
         stacked = torch.cat([torch.where(kept[:, i, None, None], part, 0.0) for i, part in enumerate(found)], -1)
-        shift = kept.to(torch.float32) @ self.out_bias.float()
-        return functional.linear(stacked, self.out.weight.float()) + shift[:, None]
+        # What is kept counts as one more input a book, whose map is the bias: no pass over all of the latents for it.
+        present = kept.to(torch.float32)[:, None].expand(-1, stacked.shape[1], -1)
+        weight = torch.cat([self.out.weight.float(), self.out_bias.float().T], 1)
+        return functional.linear(torch.cat([stacked, present], -1), weight)
+
+    def _levels(self, latents: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Go through the levels: projection, codes, entries, entries with a straight-through gradient."""
+        every = self._project(latents)
+        correction, shift = self.corrections()
+        found: list[Tensor] = []
+        for book in range(self.books):
+            rows = slice(book * self.width, (book + 1) * self.width)
+            level = every[..., rows] - shift[rows, :book].sum(1)
+            if found:
+                level = level - functional.linear(torch.cat(found, -1), correction[rows, : book * self.width])
+            code, entry = self._search(book, level)
+            found.append(straight_through(level, entry))
+            yield level, code, entry, found[-1]
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
-            every = self._project(latents)
-            correction, shift = self.corrections()
             valid = prefix_mask(lengths, latents.shape[1])
             kept = torch.arange(self.books, device=depth.device) < depth[:, None]
             codes: list[Tensor] = []
             found: list[Tensor] = []
-            pulls, commitments = every.new_zeros(()), every.new_zeros(())
-            for book in range(self.books):
-                level = every[..., book * self.width : (book + 1) * self.width] - shift[
-                    book * self.width : (book + 1) * self.width, :book
-                ].sum(1)
-                if found:
-                    before = correction[book * self.width : (book + 1) * self.width, : book * self.width]
-                    level = level - functional.linear(torch.cat(found, -1), before)
-                code, entry = self._search(book, level)
+            pulls, commitments = self.out_bias.new_zeros(()), self.out_bias.new_zeros(())
+            for book, (level, code, entry, passed) in enumerate(self._levels(latents)):
                 measured = valid & kept[:, book, None]
                 pulls = pulls + masked_mean((level.detach() - entry).square().mean(-1), measured)
                 commitments = commitments + masked_mean((level - entry.detach()).square().mean(-1), measured)
                 codes.append(code)
-                found.append(straight_through(level, entry))
+                found.append(passed)
             quantized = self._expand(found, kept)
         penalties = {"codebook": pulls, "commitment": self.commitment * commitments}
         return Quantized(quantized, torch.stack(codes, 1), penalties, {"distance": commitments.detach() / self.books})
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""
-        everything = torch.full((len(latents),), latents.shape[1], device=latents.device)
-        with torch.no_grad():
-            return self.forward(latents, everything, self.depths(latents)).codes
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            return torch.stack([code for _, code, _, _ in self._levels(latents)], 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Add up the levels; see `Bottleneck.decode`."""

@@ -80,16 +80,21 @@ class FiniteScalarQuantizer(Bottleneck):
         """Quantize; see `Bottleneck.forward`."""
         # In bfloat16 half of the codes are out of reach, so autocast ends here.
         with torch.autocast(latents.device.type, enabled=False):
-            bounded = self.grid.bound(latents.float())
-            codes = self.grid.code(torch.round(bounded.detach()).to(torch.int64) + self.grid.zero)
-            bounded = bounded / self.grid.zero
+            grid = self.grid
+            bent = torch.tanh(latents.float() + grid.shift)
+            # Values come straight from what was rounded: to decode the codes would take longer than all of the rest.
+            with torch.no_grad():
+                rounded = (bent * grid.reach).sub_(grid.offset).round_()
+                codes = grid.code(rounded.to(torch.int64).add_(grid.zero))
+                values = rounded.div_(grid.zero)
+            bounded = torch.addcmul(-grid.offset / grid.zero, bent, grid.reach / grid.zero)
             penalties, metrics = {}, {}
             if self.entropy:
                 valid = prefix_mask(lengths, latents.shape[1])
                 sure, varied = grid_entropies(self._choices(bounded, valid), valid, self.groups)
                 penalties["entropy"] = self.entropy * (sure - varied)
                 metrics = {"confidence": sure.detach(), "diversity": varied.detach()}
-            return Quantized(straight_through(bounded, self.grid.decode(codes)), codes, penalties, metrics)
+            return Quantized(straight_through(bounded, values), codes, penalties, metrics)
 
     def _choices(self, bounded: Tensor, valid: Tensor) -> list[Tensor]:
         bounded = torch.where(valid[..., None], bounded, 0.0)

@@ -83,7 +83,7 @@ class Lookup(NamedTuple):
 
 
 class _Lookup(torch.autograd.Function):
-    """Search, table and distances in one, so that nothing is kept for backward but the latents and their entries."""
+    """Search, table and distances in one, so that nothing is kept for backward but latents, codes and the book."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, latents: Tensor, book: Tensor, rotate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,7 +92,8 @@ class _Lookup(torch.autograd.Function):
         distance = latents.new_empty(len(latents))
         for part in _parts(latents):
             torch.mean((latents[part] - quantized[part]).square_(), 1, out=distance[part])
-        ctx.save_for_backward(latents, quantized, codes)
+        # The entries are looked up again: in a residual stack every level would keep a tensor of them.
+        ctx.save_for_backward(latents, codes, book)
         ctx.mark_non_differentiable(codes)
         ctx.rotate, ctx.size = rotate, len(book)  # type: ignore[attr-defined]
         return quantized, codes, distance, distance.clone()
@@ -102,17 +103,18 @@ class _Lookup(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, gradient: Tensor, codes_gradient: None, pull: Tensor, commitment: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        latents, quantized, codes = ctx.saved_tensors  # type: ignore[attr-defined]
+        latents, codes, book = ctx.saved_tensors  # type: ignore[attr-defined]
         for_latents, for_book, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
         to_latents = torch.empty_like(latents) if for_latents else None
         to_book = latents.new_zeros(ctx.size, latents.shape[1]) if for_book else None  # type: ignore[attr-defined]
         scale = 2 / latents.shape[1]
         for part in _parts(latents):
-            away = latents[part] - quantized[part]
+            quantized = nn.functional.embedding(codes[part], book)
+            away = latents[part] - quantized
             if to_book is not None:
                 to_book.index_add_(0, codes[part], away * (pull[part] * -scale)[:, None])
             if to_latents is not None:
-                passed = _rotated(gradient[part], latents[part], quantized[part]) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
+                passed = _rotated(gradient[part], latents[part], quantized) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
                 torch.addcmul(passed, away, (commitment[part] * scale)[:, None], out=to_latents[part])
         return to_latents, to_book, None
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,43 @@ class _FrozenResidual(FrozenComposite):
             remaining = remaining - part.decode(found)  # type: ignore[operator]
             codes.append(found)
         return torch.cat(codes, 1)
+
+
+class _Recall:
+    """Makes what each level was given again in backward, from the latents and the codes.
+
+    Otherwise every level keeps its own tensor of the latents' size until then. Backward comes from the last level to
+    the first, so that adding one level's entries at a time is all there is to do.
+    """
+
+    def __init__(self, latents: Tensor, levels: Sequence[Bottleneck]) -> None:
+        self.latents, self.levels = latents.detach(), levels
+        self.codes: list[Tensor] = []
+        self.given = self.latents  # to the level at hand, in forward; to level `at`, in backward
+        self.at = -1
+
+    def pack(self, saved: Tensor) -> Tensor | tuple[int, torch.Size]:
+        """Keep the level's number, where what is to be kept is what it was given."""
+        if not self.codes or saved.data_ptr() != self.given.data_ptr() or saved.numel() != self.given.numel():
+            return saved
+        return len(self.codes), saved.shape
+
+    def unpack(self, kept: Tensor | tuple[int, torch.Size]) -> Tensor:
+        """Give what was to be kept."""
+        if isinstance(kept, Tensor):
+            return kept
+        level, shape = kept
+        with torch.no_grad():
+            if not 0 <= level <= self.at:
+                self.at, self.given = level, self.latents.clone()
+                for index in range(level):
+                    self.given -= self.levels[index].decode(self.codes[index])
+            while self.at > level:
+                self.at -= 1
+                # Into the entries, since a level's backward may still hold what it was given.
+                entries: Tensor = self.levels[self.at].decode(self.codes[self.at])
+                self.given = entries.add_(self.given)
+        return self.given.view(shape)
 
 
 class Residual(Composite):
@@ -53,9 +91,16 @@ class Residual(Composite):
             remaining = latents.float()
             total = torch.zeros_like(remaining)
             codes, measured = [], MeasuredParts()
+            recall = _Recall(remaining, list(self.parts))  # type: ignore[arg-type]
+            exact = all(level.exact for level in recall.levels)
+            hooks = torch.autograd.graph.saved_tensors_hooks(recall.pack, recall.unpack) if exact else nullcontext()
             for index in range(len(self.parts)):
-                part, kept = self.run_part(index, remaining, lengths, depth)
-                total = total + kept.detach()
+                recall.given = remaining
+                with hooks:
+                    part, kept = self.run_part(index, remaining, lengths, depth)
+                recall.codes.append(part.codes)
+                total += kept.detach()
+                del kept
                 # A sample of lower depth goes on too, so that its codes are all those that `encode` gives; a level of
                 # several books, of which its latents may hold only some, is looked up for that.
                 level = self.parts[index]
@@ -63,6 +108,7 @@ class Residual(Composite):
                 remaining = remaining - whole.detach()
                 codes.append(part.codes)
                 measured.add(part)
+            recall.given, recall.at = remaining.detach(), len(codes)
             quantized = straight_through(latents.float(), total)
         return Quantized(quantized, self.arrange(codes), measured.penalties, measured.means())
 

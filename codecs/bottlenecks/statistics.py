@@ -168,7 +168,8 @@ class MovingBook(Gathering):
             weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
             self.counts.lerp_(counts, weight)
             self.sums.lerp_(sums, weight)
-        self.entries.copy_(self._means())
+        # A book that saw nothing stays as it is, bit for bit.
+        self.entries.copy_(torch.where(counts.sum() > 0, self._means(), self.entries))
         self.age += 1
         self.gathered.zero_()
         if self.revival:

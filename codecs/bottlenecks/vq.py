@@ -39,6 +39,8 @@ class _Weights(NamedTuple):
 class _Book(Bottleneck):
     """One book of vectors; each latent becomes the nearest. What differs is where the table comes from."""
 
+    exact = True
+
     def __init__(self, dim: int, codebook_size: int, cosine: bool, rotation: bool, weights: _Weights) -> None:
         super().__init__()
         if codebook_size < 1 or dim < 1:

@@ -1,12 +1,23 @@
-"""Small codecs that the tests share."""
+"""Bottlenecks and small codecs that the tests share."""
 
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
-from varitok.codecs.bottlenecks.vq import VectorQuantizer
+from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
+from varitok.codecs.bottlenecks.product import Product, grouped
+from varitok.codecs.bottlenecks.residual import Residual, Split, residual
+from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, KMeansQuantizer, VectorQuantizer
+from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import LengthPolicy, MaskToken, Mechanism, Truncate, Uniform
+from varitok.codecs.lengths import LengthPolicy, MaskToken, Mechanism, Truncate, Uniform, Zeros
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
 
 WIDTH, TOKENS, SIZE, PATCH = 16, 6, 16, 8
@@ -17,7 +28,71 @@ BOTTLENECKS: dict[str, Callable[[], Bottleneck]] = {
     "vq": lambda: VectorQuantizer(5, 37),
     "vq_cosine": lambda: VectorQuantizer(5, 37, cosine=True),
 }
-MECHANISMS: dict[str, Callable[[], Mechanism]] = {"truncate": Truncate, "mask_token": lambda: MaskToken(WIDTH)}
+FOLDER = Path(__file__).parents[2] / "configs" / "bottleneck"
+# Every configuration is an example, at its own sizes but where a test would then take seconds.
+SMALLER: dict[str, list[str]] = {
+    "dual_token": ["parts.0.level.codebook_size=256", "parts.1.level.codebook_size=256"],
+    "ibq": ["codebook_size=2048"],
+    "kmeans": ["dim=64"],
+    "lfq": ["bits=12"],
+    "product_fqgan": ["part.codebook_size=1024"],
+    "product_rvq": ["part.level.dim=32", "part.level.codebook_size=256"],
+    "product_vq": ["part.codebook_size=512"],
+    "rvq": ["level.dim=32", "level.codebook_size=256"],
+    "rvq_factorised": ["dim=256", "codebook_size=256"],
+    "rvq_masked": ["dim=32", "level.codebook_size=256"],
+    "rvq_probabilistic": ["books=8", "level.dim=32", "level.codebook_size=256"],
+    "rvq_shared": ["level.dim=32", "level.codebook_size=512"],
+    "rvq_split": [
+        *("dim=64", "semantic.dim=32", "semantic.codebook_size=512"),
+        *("acoustic.level.dim=32", "acoustic.level.codebook_size=256"),
+    ],
+    "sim_vq": ["codebook_size=1024"],
+    "token_flow": ["codebook_size=2048"],
+    "vq_ema": ["dim=32"],
+    "vq_factorised": ["dim=256", "codebook_size=1024"],
+    "vq_rotation": ["codebook_size=2048"],
+}
+# What no configuration has: smallest sizes, options that are off there, and bottlenecks within bottlenecks.
+EDGES: dict[str, Callable[[], Bottleneck]] = {
+    **BOTTLENECKS,
+    "bsq_smallest": lambda: BinarySphericalQuantizer(2, entropy_group=1),
+    "bsq_uneven_groups": lambda: BinarySphericalQuantizer(5, entropy_group=2),
+    "dithered_even": lambda: DitheredScalarQuantizer([4, 2, 7]),
+    "dithered_split": lambda: DitheredScalarQuantizer([17, 17]).split([5, 5], 2),
+    "fsq_entropy": lambda: FiniteScalarQuantizer([8, 5, 3], entropy=0.1, entropy_group=2),
+    "fsq_residual_alone": lambda: ResidualScalarQuantizer([2, 3], 1),
+    "lfq_plain": lambda: LookupFreeQuantizer(3, entropy=0.0),
+    "product_alone": lambda: Product([VectorQuantizer(3, 9)]),
+    "product_mixed": lambda: Product(
+        [FiniteScalarQuantizer([5, 3]), residual(partial(EMAVectorQuantizer, 4, 11), 3), BinarySphericalQuantizer(6)]
+    ),
+    "product_disentangled": lambda: grouped(partial(VectorQuantizer, 4, 16, cosine=True), 3, disentangle=0.1),
+    "residual_of_product": lambda: Residual(
+        [
+            grouped(partial(EMAVectorQuantizer, 3, 8), 2),
+            VectorQuantizer(6, 7),
+            grouped(partial(VectorQuantizer, 2, 5), 3),
+        ]
+    ),
+    "residual_of_residual_fsq": lambda: Residual([ResidualScalarQuantizer([5, 3], 2), EMAVectorQuantizer(2, 13)]),
+    "shared_book": lambda: residual(partial(EMAVectorQuantizer, 6, 20), 3, shared=True),
+    "split_factorised": lambda: Split(
+        FactorisedResidualQuantizer(6, 1, 9, 2), FactorisedResidualQuantizer(8, 3, 9, 4), 10
+    ),
+    "vq_entropy_rotation": lambda: VectorQuantizer(5, 37, rotation=True, entropy=0.1, temperature=0.5),
+    "vq_one_entry": lambda: VectorQuantizer(4, 1),
+    "ema_cosine_entropy": lambda: EMAVectorQuantizer(5, 37, cosine=True, rotation=True, entropy=0.1),
+    "ema_plain": lambda: EMAVectorQuantizer(5, 37, revival=0.0, initialise=False),
+    "kmeans_cosine": lambda: KMeansQuantizer(5, 12, cosine=True),
+}
+CONFIGURED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+EXAMPLES = [*CONFIGURED, *(name for name in EDGES if name not in CONFIGURED)]
+MECHANISMS: dict[str, Callable[[], Mechanism]] = {
+    "truncate": Truncate,
+    "mask_token": lambda: MaskToken(WIDTH),
+    "zeros": Zeros,
+}
 # A run of seconds, as overrides of train.yaml; those who use it add `updates`, `callbacks` and `export`.
 TINY_RUN = [
     "experiment=image/demo",
@@ -33,6 +108,22 @@ TINY_RUN = [
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
 ]
+
+
+@cache
+def _configured(name: str) -> DictConfig:
+    overrides = [f"bottleneck.{override}" for override in SMALLER.get(name, [])]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        composed: DictConfig = hydra.compose("train", [f"bottleneck={name}", *overrides]).bottleneck
+        return composed
+
+
+def example(name: str, seed: int = 0) -> Bottleneck:
+    """Make one of EXAMPLES, in training mode: the configuration of that name (smaller, if slow), or an edge case."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        made: Bottleneck = EDGES[name]() if name in EDGES and name not in CONFIGURED else build(_configured(name))
+        return made
 
 
 def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: bool = True) -> Codec:

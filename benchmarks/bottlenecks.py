@@ -1,0 +1,451 @@
+"""Our bottlenecks against vector-quantize-pytorch's classes of the same function: a step, an encode, and their memory.
+
+    python benchmarks/bottlenecks.py [--only NAME ...] [--rounds N] [--threads 2]
+        [--out benchmarks/results/bottlenecks/bottlenecks.csv]
+
+A step is forward in training, backward of `latents.sum()` and all penalties, and the codebook's update. An encode is
+from latents to codes, without gradient; theirs is a forward in evaluation, since they have no other. Both get the same
+latents and, where there is a table, the same table: that their codes agree is checked. Ours, theirs and the bare matrix
+product take turns, after a call of each that is not timed, and ratios are of medians: absolute times mean little on
+shared machines.
+
+The bare product is latents times codebook, in tiles that stay in cache, into a kept buffer, with nothing done with it;
+for several books, all of theirs. It is also held against a step, whose backward and update it has nothing of.
+
+Memory is the rise of the process's resident peak (`VmHWM`, set back before) over what was resident before the first
+call, in a process of its own, whose libraries were warmed up on a few tokens. Inputs and models are not in it;
+outputs, gradients and what the first call keeps are. Large blocks are mapped one by one there, so that what is freed
+is given back.
+"""
+
+import argparse
+import csv
+import ctypes
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
+
+import torch
+import vector_quantize_pytorch as theirs
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from varitok.codecs.bottlenecks.contract import Bottleneck
+from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer, ResidualScalarQuantizer
+from varitok.codecs.bottlenecks.residual import Residual, residual
+from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, SimVectorQuantizer, VectorQuantizer
+
+Side = Literal["ours", "peer"]
+What = Literal["step", "encode"]
+SAMPLES = 8  # that the tokens are of
+TILE = (128, 8192)  # rows and columns of the bare product: 4 MiB
+WARM_UP = 32  # tokens of each sample in a call that only warms up
+
+
+class Factorised(nn.Module):
+    """DAC's quantizer (arXiv 2306.06546, section 3.2) level by level as published, with the maps and tables of ours."""
+
+    def __init__(self, like: FactorisedResidualQuantizer) -> None:
+        super().__init__()
+        width = like.width
+        self.into, self.out, self.books = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for book in range(like.books):
+            part = slice(book * width, (book + 1) * width)
+            into, out, table = nn.Linear(like.dim, width), nn.Linear(width, like.dim), like.codebooks[book].detach()
+            with torch.no_grad():
+                into.weight.copy_(like.into.weight[part])
+                into.bias.copy_(like.into.bias[part])
+                out.weight.copy_(like.out.weight[:, part])
+                out.bias.copy_(like.out_bias[book])
+            self.into.append(into)
+            self.out.append(out)
+            self.books.append(nn.Embedding(len(table), width, _weight=table.clone()))
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        residual, total, codes, losses = latents, torch.zeros_like(latents), [], []
+        for into, out, book in zip(self.into, self.out, self.books, strict=True):
+            level = into(residual)
+            rows, table = functional.normalize(level.flatten(0, 1)), functional.normalize(book.weight)  # type: ignore[arg-type]
+            distance = rows.square().sum(1, keepdim=True) - 2 * rows @ table.T + table.square().sum(1, keepdim=True).T
+            code = (-distance).max(1).indices.view(level.shape[:-1])
+            entry = book(code)
+            losses.append(functional.mse_loss(level.detach(), entry) + functional.mse_loss(level, entry.detach()) / 4)
+            found = out(level + (entry - level).detach())
+            residual, total = residual - found, total + found
+            codes.append(code)
+        return total, torch.stack(codes, -1), torch.stack(losses)
+
+
+class Cell(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        name: Of the row.
+        tokens: Of all samples together; so many that the peer's call takes seconds and less than 6 GiB.
+        ours: Makes ours.
+        peer: Makes theirs, given ours.
+        products: Matrices `(K, d)` that the latents are multiplied by at least; none where nothing is compared.
+        rounds: Of turns.
+        agree: Whether both number their codes alike and have one table, so that codes can be compared.
+    """
+
+    name: str
+    tokens: int
+    ours: Callable[[], Bottleneck]
+    peer: Callable[[Any], nn.Module]
+    products: tuple[tuple[int, int], ...] = ()
+    rounds: int = 5
+    agree: bool = True
+
+
+def with_entries(peer: Any, entries: Tensor) -> nn.Module:
+    """Give one of their books, made for one head, our entries."""
+    book = peer._codebook
+    book.embed.data.copy_(entries.detach()[None])
+    if hasattr(book, "embed_avg"):
+        book.embed_avg.copy_(book.embed.data)
+        book.cluster_size.fill_(1.0)
+    return peer  # type: ignore[no-any-return]
+
+
+def vq_cell(size: int, dim: int, tokens: int, rounds: int, cosine: bool = False) -> Cell:
+    """Compare moving books."""
+    options = {"dim": dim, "codebook_size": size, "use_cosine_sim": cosine, "decay": 0.99, "rotation_trick": False}
+    return Cell(
+        f"vq {'cosine ' * cosine}{size} x {dim}",
+        tokens,
+        lambda: EMAVectorQuantizer(dim, size, cosine=cosine, initialise=False),
+        lambda ours: with_entries(theirs.VectorQuantize(**options), ours.table()),
+        ((size, dim),),
+        rounds,
+    )
+
+
+def learned_cell(size: int, dim: int, tokens: int) -> Cell:
+    """Compare books that learn by gradient."""
+    options = {"dim": dim, "codebook_size": size, "learnable_codebook": True, "ema_update": False}
+
+    def ours() -> Bottleneck:
+        made = VectorQuantizer(dim, size)
+        nn.init.normal_(made.codebook, std=dim**-0.5)
+        return made
+
+    def peer(ours: VectorQuantizer) -> nn.Module:
+        return with_entries(theirs.VectorQuantize(**options, rotation_trick=False), ours.table())
+
+    return Cell(f"vq learned {size} x {dim}", tokens, ours, peer, ((size, dim),))
+
+
+def sim_cell(size: int, dim: int, tokens: int, rounds: int) -> Cell:
+    """Compare frozen books behind a map."""
+
+    def peer(ours: SimVectorQuantizer) -> nn.Module:
+        made = theirs.SimVQ(dim=dim, codebook_size=size, rotation_trick=False)
+        with torch.no_grad():
+            made.frozen_codebook.copy_(ours.basis)
+            made.code_transform.weight.copy_(ours.map.weight)
+        return made  # type: ignore[no-any-return]
+
+    name = f"simvq {size} x {dim}"
+    return Cell(name, tokens, lambda: SimVectorQuantizer(dim, size), peer, ((size, dim),), rounds)
+
+
+def rvq_cell(books: int, size: int, dim: int, tokens: int) -> Cell:
+    """Compare residual stacks of moving books."""
+
+    def peer(ours: Residual) -> nn.Module:
+        made = theirs.ResidualVQ(dim=dim, num_quantizers=books, codebook_size=size, decay=0.99, rotation_trick=False)
+        for level, part in zip(made.layers, ours.parts, strict=True):
+            with_entries(level, part.table())  # type: ignore[operator]
+        return made  # type: ignore[no-any-return]
+
+    ours = lambda: residual(lambda: EMAVectorQuantizer(dim, size, initialise=False), books)  # noqa: E731
+    return Cell(f"rvq {books} x {size} x {dim}", tokens, ours, peer, ((size, dim),) * books, 3)
+
+
+def factorised_cell(dim: int, books: int, tokens: int) -> Cell:
+    """Compare DAC's quantizer."""
+    products = ((books * 8, dim), *(((1024, 8),) * books), (dim, books * 8))
+    name = f"factorised rvq {books} x 1024 x 8 of {dim}"
+    return Cell(name, tokens, lambda: FactorisedResidualQuantizer(dim, books), Factorised, products)
+
+
+def fsq_cell(levels: list[int], tokens: int) -> Cell:
+    """Compare scalar quantization."""
+    name = f"fsq {'.'.join(map(str, levels))}"
+    return Cell(name, tokens, lambda: FiniteScalarQuantizer(levels), lambda _: theirs.FSQ(levels), rounds=9)
+
+
+def rfsq_cell(levels: list[int], books: int, tokens: int) -> Cell:
+    """Compare residual scalar quantization; the peer takes other steps from one grid to the next."""
+    return Cell(
+        f"rfsq {books} x {'.'.join(map(str, levels))}",
+        tokens,
+        lambda: ResidualScalarQuantizer(levels, books),
+        lambda _: theirs.ResidualFSQ(levels=levels, num_quantizers=books),
+        rounds=9,
+        agree=False,
+    )
+
+
+def lfq_cell(bits: int, tokens: int, spherical: bool, rounds: int) -> Cell:
+    """Compare binary quantization with its entropy over all codes."""
+
+    def ours() -> Bottleneck:
+        if spherical:
+            return BinarySphericalQuantizer(bits, temperature=0.01, entropy_group=0)
+        return LookupFreeQuantizer(bits)
+
+    def peer(_: Bottleneck) -> nn.Module:
+        weight = 0.0 if spherical else 0.25
+        return theirs.LFQ(dim=bits, spherical=spherical, commitment_loss_weight=weight)  # type: ignore[no-any-return]
+
+    return Cell(f"{'bsq' if spherical else 'lfq'} {bits} bits", tokens, ours, peer, (), rounds, agree=False)
+
+
+def cells() -> list[Cell]:
+    """List all comparisons."""
+    sizes = {1024: (16384, 5), 8192: (8192, 3), 65536: (2048, 3)}
+    return [
+        *(vq_cell(size, dim, *counts) for size, counts in sizes.items() for dim in (8, 64, 256)),
+        vq_cell(1024, 64, 16384, 5, cosine=True),
+        learned_cell(1024, 64, 16384),
+        sim_cell(8192, 64, 8192, 3),
+        rvq_cell(8, 1024, 128, 8192),
+        factorised_cell(1024, 9, 4096),
+        fsq_cell([8, 5, 5, 5], 131072),
+        fsq_cell([8, 8, 8, 5, 5, 5], 131072),
+        rfsq_cell([8, 5, 5, 3], 4, 65536),
+        lfq_cell(10, 16384, False, 5),
+        lfq_cell(14, 2048, False, 3),
+        lfq_cell(18, 128, False, 3),
+        lfq_cell(14, 2048, True, 3),
+        lfq_cell(18, 128, True, 3),
+    ]
+
+
+def draw(cell: Cell, dim: int) -> Tensor:
+    """Draw latents `(samples, n, d)`."""
+    return torch.randn(SAMPLES, cell.tokens // SAMPLES, dim, generator=torch.Generator().manual_seed(1))
+
+
+def make(cell: Cell) -> tuple[Bottleneck, nn.Module]:
+    """Make both sides."""
+    torch.manual_seed(0)
+    ours = cell.ours()
+    return ours, cell.peer(ours)
+
+
+def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
+    """Run a step or an encode of either side; returns the codes."""
+    side.train(what == "step")
+    if what == "encode":
+        with torch.no_grad():
+            codes: Tensor = side.encode(latents) if isinstance(side, Bottleneck) else side(latents)[1]
+            return codes
+    side.zero_grad()
+    latents = latents.detach().requires_grad_()
+    if isinstance(side, Bottleneck):
+        lengths = torch.full((len(latents),), latents.shape[1])
+        result = side(latents, lengths, side.depths(latents))
+        codes, loss = result.codes, result.latents.sum() + sum(result.penalties.values())
+    else:
+        # Quantized latents, codes, and losses where there are any.
+        found = side(latents)
+        codes, loss = found[1], found[0].sum() + sum(part.sum() for part in found[2:])
+    loss.backward()
+    if isinstance(side, Bottleneck):
+        side.update()
+    return codes
+
+
+def bare_product(cell: Cell) -> Callable[[], None]:
+    """Make the bare products of a cell, with all their buffers kept."""
+    rows, columns = TILE
+    pairs = [(torch.randn(cell.tokens, dim), torch.randn(size, dim)) for size, dim in cell.products]
+    kept = torch.empty(rows * columns)
+
+    def run() -> None:
+        for left, right in pairs:
+            wide = min(len(right), columns)
+            high = len(kept) // wide
+            for column in range(0, len(right), wide):
+                entries = right[column : column + wide].T
+                for row in range(0, len(left), high):
+                    part = left[row : row + high]
+                    torch.mm(part, entries, out=kept[: len(part) * wide].view(len(part), wide))
+
+    return run
+
+
+def seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Time one call."""
+    began = clock()
+    run()
+    return clock() - began
+
+
+def check_codes(cell: Cell, ours: Bottleneck, peer: nn.Module, latents: Tensor) -> None:
+    """Stop where the two don't compute the same codes; sums in another order may move one in a thousand."""
+    mine, other = call(ours, "encode", latents), call(peer, "encode", latents)
+    share = (mine == other.view(SAMPLES, latents.shape[1], -1).mT).double().mean().item()
+    if share < 0.999:
+        raise SystemExit(f"{cell.name}: only {share:.2%} of the codes are those of the peer")
+
+
+def times(cell: Cell, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Time both sides and the bare product in turn: medians in milliseconds by "side what"."""
+    ours, peer = make(cell)
+    latents = draw(cell, ours.dim)
+    sides = {"ours": ours, "peer": peer}
+    if cell.agree:
+        check_codes(cell, ours, peer, latents[:, : 8 * WARM_UP])
+    whats: tuple[What, ...] = ("step", "encode")
+    runs: dict[str, Callable[[], object]] = {
+        f"{name} {what}": (lambda side=side, what=what: call(side, what, latents))  # type: ignore[misc]
+        for what in whats
+        for name, side in sides.items()
+    }
+    for side in sides.values():
+        for what in whats:
+            call(side, what, latents[:, :WARM_UP])
+    call(ours, "step", latents)
+    if cell.products:
+        runs["product"] = bare_product(cell)
+        runs["product"]()
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    gc.disable()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            found[name].append(seconds(run, clock) * 1000)
+            gc.collect()
+    gc.enable()
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def resident(field: str) -> float:
+    """Read this process's resident memory (VmRSS) or its peak (VmHWM), in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"/proc/self/status has no {field}; memory is measured on Linux only")
+
+
+def measure(name: str, side: Side, what: What, threads: int, answer: Connection) -> None:
+    """Send the rise of the resident peak in a first call, in MiB; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    cell = next(cell for cell in cells() if cell.name == name)
+    spare = dict(zip(("ours", "peer"), make(cell), strict=True))[side]
+    latents = draw(cell, cell.ours().dim)
+    call(spare, what, latents[:, :WARM_UP])
+    del spare
+    used = dict(zip(("ours", "peer"), make(cell), strict=True))[side]
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    call(used, what, latents)
+    answer.send(resident("VmHWM") - before)
+
+
+def memory(cell: Cell, threads: int) -> dict[str, float]:
+    """Measure the memory of both sides, in MiB by "side what"."""
+    context = multiprocessing.get_context("forkserver")
+    found = {}
+    for side in ("ours", "peer"):
+        for what in ("step", "encode"):
+            take, give = context.Pipe(duplex=False)
+            process = context.Process(target=measure, args=(cell.name, side, what, threads, give))
+            process.start()
+            give.close()
+            found[f"{side} {what}"] = take.recv()
+            process.join()
+    return found
+
+
+COLUMNS = "cell what N ours_ms peer_ms product_ms speedup to_product ours_mib peer_mib memory_ratio".split()
+
+
+def rows_of(cell: Cell, rounds: int, threads: int, clock: Callable[[], float]) -> list[list[str]]:
+    """Compare one cell: a row for its step and one for its encode."""
+    took, held = times(cell, rounds, clock), memory(cell, threads)
+    product = took.get("product")
+    rows = []
+    for what in ("step", "encode"):
+        ours, peer = took[f"ours {what}"], took[f"peer {what}"]
+        mine, other = held[f"ours {what}"], held[f"peer {what}"]
+        row = [
+            f"{ours:.4g}",
+            f"{peer:.4g}",
+            f"{product:.4g}" if product else "",
+            f"{peer / ours:.3g}",
+            f"{ours / product:.3g}" if product else "",
+            f"{mine:.3g}",
+            f"{other:.4g}",
+            # Below a MiB it is the allocator that is measured.
+            f"{other / mine:.3g}" if min(mine, other) > 1 else "",
+        ]
+        rows.append([cell.name, what, str(cell.tokens), *row])
+    return rows
+
+
+def processor() -> str:
+    """Name the machine's processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    """Run the comparison, print its table and write its CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the cells' names")
+    parser.add_argument("--rounds", type=int, help="of turns; 3 to 9 by default, the slower the cell the fewer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time; for busy machines")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    # For the processes that measure memory: a fixed threshold, and libraries loaded once.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "vector_quantize_pytorch"])
+    clock = time.process_time if options.cpu else time.perf_counter
+    chosen = [cell for cell in cells() if cell.name.startswith(tuple(options.only))]
+    if not chosen:
+        raise SystemExit(f"--only: no cell begins so; there are {', '.join(cell.name for cell in cells())}")
+    told = [
+        f"python benchmarks/bottlenecks.py {' '.join(sys.argv[1:])}".rstrip(),
+        f"{processor()}, {os.cpu_count()} CPUs; torch {torch.__version__}, {torch.get_num_threads()} threads; "
+        f"vector-quantize-pytorch {version('vector-quantize-pytorch')}",
+    ]
+    rows = []
+    print("\n".join(told), "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", sep="\n")
+    for cell in chosen:
+        for row in rows_of(cell, options.rounds or cell.rounds, options.threads, clock):
+            rows.append(row)
+            print(f"| {' | '.join(row)} |", flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with options.out.open("w", newline="") as file:
+            file.writelines(f"# {line}\n" for line in told)
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+
+if __name__ == "__main__":
+    main()

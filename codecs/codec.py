@@ -10,6 +10,7 @@ from varitok import UserError
 
 from .bottlenecks.contract import Bottleneck
 from .lengths import LengthPolicy
+from .perturbation import Perturbation
 from .result import Quantized, Reconstruction
 
 __all__ = ["Codec"]
@@ -29,6 +30,11 @@ class Codec(nn.Module):
         unit_latents: Scale each sample's latents to a root mean square of 1 over tokens and width. A decoder that
             knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
             collapse. They can't where the scale is given (ours).
+        perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
+            mistakes; None: never.
+
+    Raises:
+        UserError: The bottleneck doesn't have the perturbation's neighbours.
     """
 
     def __init__(
@@ -38,8 +44,11 @@ class Codec(nn.Module):
         decoder: nn.Module,
         length: LengthPolicy,
         unit_latents: bool = False,
+        perturbation: Perturbation | None = None,
     ) -> None:
         super().__init__()
+        if perturbation is not None:
+            perturbation.check(bottleneck)
         self.unit_latents = unit_latents
         self.encoder = encoder
         self.project_in = nn.Linear(int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
@@ -47,6 +56,7 @@ class Codec(nn.Module):
         self.project_out = nn.Linear(bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
         self.decoder = decoder
         self.length = length
+        self.perturbation = perturbation
 
     @property
     def tokens(self) -> int:
@@ -113,8 +123,11 @@ class Codec(nn.Module):
         lengths = lengths if lengths is not None else latents.new_full((len(latents),), self.tokens, dtype=torch.int64)
         depth = depth if depth is not None else self.bottleneck.depths(latents)
         quantized: Quantized = self.bottleneck(latents, lengths, depth)
+        put = quantized.latents
+        if self.training and self.perturbation is not None:
+            put = self.perturbation(self.bottleneck, latents, quantized, lengths, depth)
         height, width = signal.shape[-2] // self.patch, signal.shape[-1] // self.patch
-        painted = self.paint(quantized.latents, lengths, height, width)
+        painted = self.paint(put, lengths, height, width)
         if self.training and self.length.halting is not None:
             # Only with all of its books does a sample say what a number of tokens comes to.
             error = (painted.detach().float() - signal).abs().flatten(1).mean(1)

@@ -1,6 +1,7 @@
 """Quality for each number of kept tokens: one loop for the training callback and for the command `varitok-evaluate`."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torchmetrics
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 import varitok
 from varitok import UserError
@@ -22,6 +23,7 @@ from varitok.data.module import validation_loader
 from ..build import build, load_run
 from ..lengths import ladder
 from . import frechet, image, rate
+from .robustness import available_features, evaluation_mode, robustness
 from .table import Row, Table
 
 __all__ = ["Evaluable", "available", "evaluate", "main"]
@@ -87,19 +89,10 @@ def evaluate(
             than the codec's, or none could be read.
     """
     rungs = _rungs(keeps, codec.tokens)
-    modules = list(codec.modules()) if isinstance(codec, nn.Module) else []
-    modes = [module.training for module in modules]
-    parameter = next(codec.parameters(), None) if isinstance(codec, nn.Module) else None
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    tally = _Tally(rungs, codec.bottleneck.book_sizes, metrics, device)
-    try:
-        for module in modules:
-            module.training = False
+    with evaluation_mode(codec) as device:
+        tally = _Tally(rungs, codec.bottleneck.book_sizes, metrics, device)
         for batch in batches:
             tally.add(codec, batch)
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
     tally.gather()
     return Table(tally.rows(codec), dict(header or {}) | ROUNDING | tally.definitions() | _versions())
 
@@ -118,8 +111,8 @@ class _Tally:
         self.sums = torch.zeros(len(keeps), len(self.names), dtype=torch.float64)
         self.seen = torch.zeros(4, dtype=torch.int64)  # images, their pixels, unreadable files, sum of shorter sides
         self.first_bad = ""
-        # For each rung, the codes that it adds to the rung below.
-        self.counts = [[torch.zeros(size, dtype=torch.int64) for size in book_sizes] for _ in keeps]
+        # For each rung, the codes that it adds to the rung below; none where the codec is continuous.
+        self.counts = [rate.CodeCounts(book_sizes, device) for _ in keeps] if book_sizes else []
         self.features = frechet.inception(device) if "rfid" in metrics else None
         moments = len(keeps) + 1 if self.features else 0  # of each rung, and of the originals
         self.moments = [frechet.Moments(frechet.WIDTH) for _ in range(moments)]
@@ -138,10 +131,8 @@ class _Tally:
         if self.features:
             self.moments[-1].add(self.features(real))
         for rung, (start, k) in enumerate(pairwise([0, *self.keeps])):
-            for total, counts in zip(
-                self.counts[rung], rate.count_codes(codes[..., start:k], self.book_sizes), strict=True
-            ):
-                total.add_(counts.cpu())
+            if self.counts:
+                self.counts[rung].add(codes[..., start:k].to(self.device))
             fake = to_uint8(codec.decode(codes[..., :k]))
             if fake.shape != real.shape:
                 sizes = f"{w} x {h} pixels, and the codec gives back {fake.shape[-1]} x {fake.shape[-2]}"
@@ -159,10 +150,12 @@ class _Tally:
         """
         if dist.is_available() and dist.is_initialized():
             moments = [sums for moment in self.moments for sums in (moment.count, moment.sum, moment.outer)]
-            for values in [self.sums, self.seen, *(count for counts in self.counts for count in counts), *moments]:
+            for values in [self.sums, self.seen, *moments]:
                 shared = values.to(self.device, copy=True)  # NCCL wants it on the device
                 dist.all_reduce(shared)
                 values.copy_(shared)
+            for counts in self.counts:
+                counts.gather()
         if not self.seen[0]:
             raise UserError(
                 f"no image to evaluate{f'; the first that failed: {self.first_bad}' if self.first_bad else ''}"
@@ -171,28 +164,30 @@ class _Tally:
     def rows(self, codec: Evaluable) -> list[Row]:
         """Give a row for each number of kept tokens."""
         images, pixels = int(self.seen[0]), int(self.seen[1])
-        used = [torch.zeros_like(counts) for counts in self.counts[0]]
+        used = rate.CodeCounts(self.book_sizes, self.device)
         rows: list[Row] = []
         for rung, k in enumerate(self.keeps):
-            used = [total + counts for total, counts in zip(used, self.counts[rung], strict=True)]
             bits = float(codec.bits(k))
             row: Row = {
                 "k": k,
                 "bits": bits,
-                "bytes": rate.packed_bytes(self.book_sizes, k),
+                "bytes": rate.packed_bytes(self.book_sizes, k) if self.book_sizes else math.ceil(bits / 8),
                 "bpp": bits * images / pixels,
             }
             row |= dict(zip(self.names, (self.sums[rung] / images).tolist(), strict=True))
             if self.features:
                 row["rfid"] = frechet.frechet_distance(self.moments[rung], self.moments[-1])
-            row |= _use(used)
+            if self.counts:
+                used.include(self.counts[rung].rows())
+                row |= _use(used)
             rows.append(row | {"images": images})
         return rows
 
     def definitions(self) -> dict[str, str]:
         """Say what the columns mean, and how many files could not be read."""
         side = int(self.seen[3]) // int(self.seen[0])
-        meanings = rate.DEFINITIONS | {name: image.DEFINITIONS[name] for name in self.names}
+        meanings = {name: text for name, text in rate.DEFINITIONS.items() if self.counts or name not in rate.USE}
+        meanings |= {name: image.DEFINITIONS[name] for name in self.names}
         if "ms_ssim" in self.names:
             meanings["ms_ssim"] = meanings["ms_ssim"].format(scales=image.scales(side, side))
         if self.features:
@@ -201,12 +196,16 @@ class _Tally:
         return notes | {f"column {name}": meaning for name, meaning in meanings.items()}
 
 
-def _use(counts: list[Tensor]) -> Row:
+def _use(counts: rate.CodeCounts) -> Row:
     """Give the books' use: means, and each book's own where there are several."""
-    measures = {"usage": rate.usage, "entropy": rate.entropy, "perplexity": rate.perplexity}
+    books = list(zip(counts.books(), counts.book_sizes, strict=True))
+    measures = {
+        "usage": [rate.usage(book, size) for book, size in books],
+        "entropy": [rate.entropy(book) for book, _ in books],
+        "perplexity": [rate.perplexity(book) for book, _ in books],
+    }
     row: Row = {}
-    for name, measure in measures.items():
-        values = [measure(book) for book in counts]
+    for name, values in measures.items():
         row[name] = sum(values) / len(values)
         if len(values) > 1:
             row |= {f"{name}_{book}": value for book, value in enumerate(values)}
@@ -246,6 +245,11 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join([*image.DEFINITIONS, "rfid"])
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default those whose weights are here")
     parser.add_argument(
+        "--robustness",
+        metavar="0.1,0.5",
+        help="also: quality with these shares of the tokens replaced, at the largest of the kept numbers",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the results; the run's evaluation/ by default"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -259,25 +263,29 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if options.batch_size < 1 or options.workers < 0:
         raise UserError("--batch-size must be at least 1, --workers at least 0")
     keeps = _numbers(options.keep) if options.keep else None
+    rates = _shares(options.robustness) if options.robustness else []
     codec, config = load_run(options.run)
     try:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"--device {options.device}: this device is not there") from error
     splits = _validation(config, options.data)
-    table = evaluate(
-        codec,
-        validation_loader(splits.val, options.batch_size, options.workers),
-        keeps,
-        options.metrics.split(",") if options.metrics else available(),
-        {"codec": str(options.run), **splits.about, "command": command},
-    )
+    batches = validation_loader(splits.val, options.batch_size, options.workers)
+    header = {"codec": str(options.run), **splits.about, "command": command}
+    metrics = options.metrics.split(",") if options.metrics else available()
+    table = evaluate(codec, batches, keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "evaluation"
     table.write_csv(folder / "evaluation.csv")
     table.print()
     if {"psnr", "ssim"} <= table.rows[0].keys():
         table.plot(folder / "evaluation.png")
+    if rates:
+        maps = available_features(torch.device(options.device))
+        kept = max(keeps) if keeps else None
+        found = robustness(codec, batches, rates, tokens=kept, features=maps, header=header | _versions())
+        found.write_csv(folder / "robustness.csv")
+        found.print()
     print(f"{table.rows[0]['images']} images; written to {folder}")
 
 
@@ -286,6 +294,16 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise UserError(f"--keep {text}: give whole numbers with commas between, such as 1,4,16") from None
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        rates = [float(word) for word in text.split(",")]
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 < rate <= 1 for rate in rates):
+        raise UserError(f"--robustness {text}: give shares of the tokens above 0 and up to 1, such as 0.1,0.5")
+    return rates
 
 
 def _validation(config: DictConfig, folder: Path | None) -> Splits:

@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["DEFINITIONS", "count_codes", "entropy", "packed_bytes", "perplexity", "usage"]
+from ..processes import gather_rows
+
+__all__ = ["DEFINITIONS", "USE", "CodeCounts", "entropy", "packed_bytes", "perplexity", "usage"]
+
+DENSE = 1 << 16  # entries up to which a book has a counter for each
+PENDING = 1 << 20  # codes of a larger book that are kept as they are before they are counted
 
 DEFINITIONS = {
     "bits": "payload of an image, exact: k * sum of log2(book size) over the books",
@@ -21,20 +26,115 @@ DEFINITIONS = {
 }
 """What each name means, in the words that go above a table."""
 
+USE = ("usage", "entropy", "perplexity")  # those that only books have
+
 
 def packed_bytes(book_sizes: Sequence[int], tokens: int) -> int:
     """Count the bytes of `tokens` tokens when each index takes `ceil(log2(book size))` bits, without a header."""
     return -(-tokens * sum((size - 1).bit_length() for size in book_sizes) // 8)
 
 
-def count_codes(codes: Tensor, book_sizes: Sequence[int]) -> list[Tensor]:
-    """Count how often each entry of each book occurs: int64 codes `(b, books, *grid)` to a `(size,)` for each book."""
-    return [torch.bincount(codes[:, book].flatten(), minlength=size) for book, size in enumerate(book_sizes)]
+class CodeCounts:
+    """Counts how often each entry of each book occurs, in books of any size.
+
+    A book of up to 2^16 entries has a counter for each, and adding to it doesn't wait for the device. Nothing has
+    room for a counter for each of 2^36: a larger book's codes are kept, and sorted once in a while.
+
+    Args:
+        book_sizes: Entries of each book.
+        device: Where the codes are.
+    """
+
+    def __init__(self, book_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.book_sizes = tuple(book_sizes)
+        self.small = [book for book, size in enumerate(self.book_sizes) if size <= DENSE]
+        self.starts = [0]
+        for book in self.small:
+            self.starts.append(self.starts[-1] + self.book_sizes[book])
+        # One more, for what isn't valid.
+        self.dense = torch.zeros(self.starts[-1] + 1, dtype=torch.int64, device=device)
+        self.places = torch.tensor(self.small, dtype=torch.int64, device=device)
+        self.offsets = torch.tensor(self.starts[:-1], dtype=torch.int64, device=device)[:, None]
+        large = [book for book in range(len(self.book_sizes)) if book not in self.small]
+        self.pending: dict[int, list[Tensor]] = {book: [] for book in large}
+        self.waiting = 0
+        self.counted = self.dense.new_zeros(0, 3)
+
+    def add(self, codes: Tensor, valid: Tensor | None = None) -> None:
+        """Count codes.
+
+        Args:
+            codes: int64 `(b, books, n)`.
+            valid: bool, `(b, books, n)`, which of them count; all where None.
+        """
+        if self.small:
+            chosen = codes[:, self.places] + self.offsets
+            if valid is not None:
+                chosen = torch.where(valid[:, self.places], chosen, self.starts[-1])
+            self.dense.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten())
+        for book, parts in self.pending.items():
+            own = codes[:, book]
+            parts.append((own if valid is None else torch.where(valid[:, book], own, -1)).flatten().clone())
+            self.waiting += parts[-1].numel()
+        if self.waiting > PENDING * len(self.pending):
+            self._count()
+
+    def _count(self) -> None:
+        """Turn the codes that wait into rows."""
+        rows = [self.counted]
+        for book, parts in self.pending.items():
+            if parts:
+                entries, counts = torch.unique(torch.cat(parts), return_counts=True)
+                rows.append(torch.stack([torch.full_like(entries, book), entries, counts], 1)[entries >= 0])
+                parts.clear()
+        self.waiting = 0
+        self.counted = _merged(torch.cat(rows))
+
+    def rows(self) -> Tensor:
+        """Give int64 rows `(r, 3)` of book, entry and count, only those that occur."""
+        self._count()
+        rows = [self.counted]
+        for book, start, end in zip(self.small, self.starts, self.starts[1:], strict=False):
+            entries = self.dense[start:end].nonzero()[:, 0]
+            rows.append(torch.stack([torch.full_like(entries, book), entries, self.dense[start + entries]], 1))
+        return torch.cat(rows)
+
+    def gather(self) -> None:
+        """Take in what all processes counted, so that each has the whole; every process must call it."""
+        rows = gather_rows(self.rows())
+        self.dense.zero_()
+        self.counted = rows[:0]
+        self.include(rows)
+
+    def include(self, rows: Tensor) -> None:
+        """Count what another one's `rows` say."""
+        for book, start in zip(self.small, self.starts, strict=False):
+            own = rows[rows[:, 0] == book]
+            self.dense.index_add_(0, own[:, 1] + start, own[:, 2])
+        large = [rows[rows[:, 0] == book] for book in self.pending]
+        self.counted = _merged(torch.cat([self.counted, *large]))
+
+    def books(self) -> list[Tensor]:
+        """Give each book's counts, int64 `(entries that occur,)`."""
+        rows = self.rows()
+        return [rows[rows[:, 0] == book, 2] for book in range(len(self.book_sizes))]
 
 
-def usage(counts: Tensor) -> float:
-    """Compute the share of entries that occur, in [0, 1]."""
-    return float((counts > 0).double().mean())
+def _merged(rows: Tensor) -> Tensor:
+    """Add up the counts of rows with the same book and entry."""
+    keys, which = torch.unique(rows[:, :2], dim=0, return_inverse=True)
+    counts = rows.new_zeros(len(keys)).index_add_(0, which, rows[:, 2])
+    return torch.cat([keys, counts[:, None]], 1)
+
+
+def usage(counts: Tensor, size: int | None = None) -> float:
+    """Compute the share of a book's entries that occur, in [0, 1].
+
+    Args:
+        counts: Of all entries, or of those that occur.
+        size: Entries of the book; as many as counts where None.
+    """
+    return int((counts > 0).sum()) / (len(counts) if size is None else size)
 
 
 def entropy(counts: Tensor) -> float:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from varitok.data.module import DataModule
 
 from ..metrics.evaluate import available, evaluate
+from ..metrics.rate import USE
 from ..metrics.table import Table
 from .module import CodecTraining
 
@@ -54,7 +55,8 @@ class Evaluation(pl.Callback):
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         table = evaluate(module.evaluated, data.val_dataloader(), metrics=metrics, header=data.splits.about)
         values = {f"val/{name}@{row['k']:.0f}": row[name] for row in table.rows for name in ("psnr", "ssim")}
-        values |= {f"val/{name}": table.rows[-1][name] for name in ("usage", "entropy", "perplexity")}
+        last = table.rows[-1]  # a continuous codec has no books to use
+        values |= {f"val/{name}": last[name] for name in USE if name in last}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.update)
         return table

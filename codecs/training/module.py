@@ -1,5 +1,6 @@
 """The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from ..lengths import Kept
 from ..losses.objective import Objective
 from ..result import Reconstruction
 from .average import Average
+from .health import Health
 from .record import Record
 from .schedules import warmup_cosine
 
@@ -86,6 +88,7 @@ class CodecTraining(pl.LightningModule):
         self.accumulate = accumulate
         self.seed = seed
         self.record = Record(log_every * accumulate)
+        self.health = Health(codec.bottleneck)
         self.latest: dict[str, float] = {}  # the log's last reading
         self.stepped = False  # whether the last batch completed an update
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -130,7 +133,11 @@ class CodecTraining(pl.LightningModule):
         """Train on one batch."""
         real = normalise(batch.signal)
         kept = self.draw(len(real))
+        if self.codec.perturbation is not None:
+            self.codec.perturbation.progress = self.update / self.total
         result = self.codec(real, kept.lengths, kept.depth)
+        positions = len(real) * math.prod(real.shape[2:])
+        self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
         self.batch += 1
         self.stepped = due = self.batch % self.accumulate == 0
         factor = self.factor(self.update)
@@ -201,7 +208,8 @@ class CodecTraining(pl.LightningModule):
         self.record.add(values)
         if self.batch % self.record.every:
             return
-        self.latest = self.record.read() | {"lr": factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]}
+        self.latest = self.record.read() | self.health.read()
+        self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:
             logger.log_metrics(self.latest, step=self.update)
 

@@ -93,6 +93,18 @@ def test_a_shared_book_learns_from_all_its_levels():
     assert len(list(bottleneck.buffers())) < 10, "one book, not three"
 
 
+def test_a_product_is_its_parts_side_by_side():
+    parts = [residual(partial(VectorQuantizer, 3, 7), 2), VectorQuantizer(4, 9)]
+    bottleneck, latents = Product(parts), _draw(2, 6, 7)
+    whole = _quantize(bottleneck, latents)
+    first, second = (_quantize(part, piece) for part, piece in zip(parts, latents.split([3, 4], -1), strict=True))
+    assert bottleneck.book_sizes == (7, 9, 7), "first books come first"
+    assert torch.equal(whole.codes, torch.stack([first.codes[:, 0], second.codes[:, 0], first.codes[:, 1]], 1))
+    assert torch.equal(whole.latents, torch.cat([first.latents, second.latents], -1))
+    for name, penalty in whole.penalties.items():  # means over the width, where a residual's levels add up
+        torch.testing.assert_close(penalty, (first.penalties[name] + second.penalties[name]) / 2)
+
+
 @pytest.mark.parametrize(("levels", "books"), [(5, 2), (3, 4), (17, 1)])
 def test_dithered_levels_split_after_training(levels, books):
     """TAAE: 17 levels are 2 books of 5, or 4 books of 3."""

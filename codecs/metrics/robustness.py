@@ -1,0 +1,365 @@
+"""Quality under perturbed codes: what a decoder makes of a generator's mistakes (pFID, RobustTok, arXiv 2503.08354).
+
+A share of each image's tokens is replaced by neighbours, and the reconstructions are compared with the originals: by
+the Fréchet distance on any network's features (on Inception's it is pFID), by that on `DERIVATIVES`, a fixed map
+without weights, and by what is lost in PSNR. `codecs/perturbation.py` tells what a neighbour is.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import rich.box
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+from varitok.data.batch import Batch, normalise, to_uint8
+
+from ..bottlenecks.contract import Bottleneck
+from ..perturbation import neighbours, shaken, table_of
+from ..processes import processes, sums_over_processes
+from . import frechet, image
+from .table import write_rows
+
+__all__ = [
+    "DERIVATIVES",
+    "FeatureMap",
+    "Perturbable",
+    "Replacement",
+    "Robustness",
+    "available_features",
+    "derivatives",
+    "evaluation_mode",
+    "robustness",
+]
+
+Way = Literal["nearest", "noise", "random"]
+SCALES = (1, 2, 4)
+
+
+class Perturbable(Protocol):
+    """What a codec needs for its robustness to be measured; `varitok.codecs.codec.Codec` has it."""
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that a signal has, N."""
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """Turns latents into codes."""
+
+    def latents(self, signal: Tensor) -> Tensor:
+        """Turn signals `(b, c, h, w)` in [-1, 1] into latents `(b, N, d)`."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books, k)` into signals."""
+
+
+class FeatureMap(NamedTuple):
+    """Features whose Fréchet distance is taken.
+
+    Attributes:
+        features: uint8 images `(b, 3, h, w)` to `(b, width)`.
+        width: How many.
+        meaning: In the words that go above a table.
+    """
+
+    features: frechet.Features
+    width: int
+    meaning: str
+
+
+def derivatives(images: Tensor) -> Tensor:
+    """Describe images by their local derivatives on three scales: a map without weights, and no network's (ours).
+
+    On the image and its averages over 2 x 2 and 4 x 4 pixels: the standard deviation of each channel, and mean and
+    standard deviation of the sizes of its differences along either axis; besides, each channel's mean.
+
+    Args:
+        images: `(b, 3, h, w)`, 8-bit values; both sides at least 8.
+
+    Returns:
+        `(b, 48)`, in grey levels.
+
+    Raises:
+        UserError: A side has fewer than 8 pixels.
+    """
+    if min(images.shape[-2:]) < 2 * SCALES[-1]:
+        size = f"{images.shape[-1]} x {images.shape[-2]}"
+        raise UserError(f"derivatives of images of {size} pixels: both sides must be at least {2 * SCALES[-1]}")
+    pixels = images.float()
+    found = [pixels.mean((2, 3))]
+    for scale in SCALES:
+        pooled = functional.avg_pool2d(pixels, scale)
+        found.append(pooled.std((2, 3), correction=0))
+        for axis in (2, 3):
+            sizes = pooled.diff(dim=axis).abs()
+            found += [sizes.mean((2, 3)), sizes.std((2, 3), correction=0)]
+    return torch.cat(found, 1)
+
+
+DERIVATIVES = FeatureMap(
+    derivatives,
+    3 + 15 * len(SCALES),
+    "Fréchet distance of originals and reconstructions on 48 statistics of local derivatives at three scales, 8 bit,"
+    " squared grey levels; no network, and not comparable with FID; lower is better",
+)
+
+
+def available_features(device: torch.device) -> dict[str, FeatureMap]:
+    """Give the feature maps there are on this machine: `derivatives`, and `pfid` where Inception's weights are."""
+    maps = {"derivatives": DERIVATIVES}
+    if frechet.available():
+        meaning = f"pFID (arXiv 2503.08354): {frechet.DEFINITION}"
+        maps["pfid"] = FeatureMap(frechet.inception(device), frechet.WIDTH, meaning)
+    return maps
+
+
+@contextmanager
+def evaluation_mode(codec: object) -> Iterator[torch.device]:
+    """Put a codec into evaluation mode for a while and give its device; each of its modules gets its own mode back."""
+    modules = list(codec.modules()) if isinstance(codec, nn.Module) else []
+    modes = [module.training for module in modules]
+    parameter = next(codec.parameters(), None) if isinstance(codec, nn.Module) else None
+    try:
+        for module in modules:
+            module.training = False
+        yield parameter.device if parameter is not None else torch.device("cpu")
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """How tokens are replaced.
+
+    The chance of an image hangs on the seed and its pixels alone, so neither batches nor processes change it; and a
+    higher rate replaces what a lower one does, and more.
+
+    Attributes:
+        delta: Nearest entries out of which one is drawn, where the bottleneck is one book of vectors ("nearest").
+        sigma: Noise on the latents, in their root mean square, before they are quantized again ("noise").
+        seed: Of all chance.
+    """
+
+    delta: int = 100
+    sigma: float = 0.3
+    seed: int = 0
+
+    def ways(self, bottleneck: Bottleneck) -> list[Way]:
+        """List the ways that a bottleneck has."""
+        nearest = table_of(bottleneck) is not None
+        discrete = bool(bottleneck.book_sizes)
+        had = {"nearest": nearest, "noise": True, "random": discrete}
+        return [way for way in get_args(Way) if had[way]]
+
+    def replaced(
+        self, bottleneck: Bottleneck, latents: Tensor, real: Tensor, ways: Sequence[Way]
+    ) -> tuple[Tensor, Tensor, dict[Way, Tensor]]:
+        """Encode latents, and give what would replace each token.
+
+        Args:
+            bottleneck: In evaluation mode.
+            latents: `(b, n, d)`.
+            real: The images, uint8 `(b, 3, h, w)`.
+            ways: Of replacing, out of those that the bottleneck has.
+
+        Returns:
+            The codes `(b, books, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and codes
+            `(b, books, n)` for each way, the uniform ones of "random" the furthest that there are.
+        """
+        codes = bottleneck.encode(latents)
+        n, d = latents.shape[1:]
+        draws = [_draws(picture, self.seed, n, d, bottleneck.rows) for picture in real.cpu()]
+        order, rank, noise, uniform = (torch.stack(parts).to(latents.device) for parts in zip(*draws, strict=True))
+        others: dict[Way, Tensor] = {}
+        for way in ways:
+            if way == "nearest":
+                table = table_of(bottleneck)
+                assert table is not None, "not among the bottleneck's ways"
+                others[way] = neighbours(codes, table, self.delta, rank[:, None])
+            elif way == "noise":
+                others[way] = bottleneck.encode(shaken(latents, noise, self.sigma))
+            else:
+                # In float64 below 2^53; of more entries every so many.
+                sizes = torch.tensor(bottleneck.book_sizes, dtype=torch.float64, device=codes.device)[:, None]
+                others[way] = (uniform * sizes).long()
+        return codes, order, others
+
+
+def _draws(picture: Tensor, seed: int, n: int, d: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # In 32 bits: of a larger seed torch's generator takes the lower half.
+    key = zlib.crc32(picture.contiguous().numpy().tobytes(), zlib.crc32(str(seed).encode()))
+    random = torch.Generator().manual_seed(key)
+    order, rank = torch.rand(n, generator=random), torch.rand(n, generator=random)
+    uniform = torch.rand(rows, n, generator=random, dtype=torch.float64)
+    return order, rank, torch.randn(n, d, generator=random), uniform
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What `robustness` found.
+
+    Attributes:
+        rows: First without replacement (way "none"), then each way at each rate.
+        header: What the numbers mean.
+    """
+
+    rows: list[dict[str, float | str]]
+    header: dict[str, str] = field(default_factory=dict)
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows, the header as comment lines above them."""
+        write_rows(path, self.header, self.rows)
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the rows."""
+        title = "Quality under replaced tokens (PSNR in dB)"
+        shown = RichTable(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+        for name in self.rows[0]:
+            shown.add_column(name, justify="left" if name == "way" else "right")
+        for row in self.rows:
+            shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        (console or Console()).print(shown)
+
+
+@torch.inference_mode()
+def robustness(
+    codec: Perturbable,
+    batches: Iterable[Batch],
+    rates: Sequence[float] = (0.1,),
+    *,
+    ways: Sequence[Way] | None = None,
+    tokens: int | None = None,
+    features: Mapping[str, FeatureMap] | None = None,
+    replacement: Replacement | None = None,
+    header: Mapping[str, str] | None = None,
+) -> Robustness:
+    """Measure what comes back when a share of each image's tokens is replaced.
+
+    Where torch.distributed is running, every process must call this with its own share of the images, and all get the
+    numbers of the whole.
+
+    Args:
+        codec: Evaluated on its own device, in evaluation mode; its modes are restored.
+        batches: Images `(b, 3, h, w)`, of the size that the codec decodes to; empty batches are passed over.
+        rates: Shares of tokens, in (0, 1]; any others are sorted.
+        ways: Of replacing: "nearest" entries of the table, codes under "noise", "random" codes; where None all those
+            that the bottleneck has.
+        tokens: How many are kept; all where None.
+        features: Maps whose Fréchet distance is taken, by column; `derivatives` alone where None.
+        replacement: How tokens are replaced.
+        header: What goes above the rows, before what the numbers mean.
+
+    Raises:
+        UserError: A rate or the number of tokens is out of range, the bottleneck doesn't have a way, or there is no
+            image.
+    """
+    kept = codec.tokens if tokens is None else tokens
+    wrong = [rate for rate in rates if not 0 < rate <= 1]
+    if wrong or not rates:
+        raise UserError(f"robustness at a rate of {wrong[0] if wrong else 'nothing'}: give shares in (0, 1]")
+    if not 1 <= kept <= codec.tokens:
+        raise UserError(f"{kept} tokens to keep: this codec keeps from 1 to {codec.tokens}")
+    replacement = replacement or Replacement()
+    had = replacement.ways(codec.bottleneck)
+    lacking = [way for way in ways or () if way not in had]
+    if lacking:
+        raise UserError(f"{type(codec.bottleneck).__name__} has no way {lacking[0]!r}; it has {', '.join(had)}")
+    maps = {"derivatives": DERIVATIVES} if features is None else dict(features)
+    with evaluation_mode(codec) as device:
+        tally = _Tally(list(ways or had), sorted(set(rates)), maps, device)
+        for batch in batches:
+            if len(batch.signal):
+                tally.add(codec, batch.signal, kept, replacement)
+    tally.gather()
+    meanings = {f"column {name}": text for name, text in tally.meanings(replacement).items()}
+    return Robustness(tally.rows(kept), dict(header or {}) | meanings)
+
+
+class _Tally:
+    """Sums over images from which the rows follow; all of them add up over processes."""
+
+    def __init__(self, ways: list[Way], rates: list[float], maps: dict[str, FeatureMap], device: torch.device) -> None:
+        self.cases: list[tuple[str, float]] = [("none", 0.0), *((way, rate) for way in ways for rate in rates)]
+        self.ways = ways
+        self.maps = maps
+        self.device = device
+        self.images = torch.zeros((), dtype=torch.float64)
+        self.sums = torch.zeros(len(self.cases), 2, dtype=torch.float64)  # PSNR, share of codes changed
+        # Of the originals, then of each case.
+        self.moments = {
+            name: [frechet.Moments(mapped.width) for _ in range(1 + len(self.cases))] for name, mapped in maps.items()
+        }
+
+    def add(self, codec: Perturbable, images: Tensor, kept: int, replacement: Replacement) -> None:
+        """Take in images."""
+        signal = normalise(images.to(self.device))
+        real = to_uint8(signal)
+        self.images += len(real)
+        for name, mapped in self.maps.items():
+            self.moments[name][0].add(mapped.features(real))
+        codes, order, others = replacement.replaced(codec.bottleneck, codec.latents(signal), real, self.ways)
+        for case, (way, rate) in enumerate(self.cases):
+            chosen = (order < rate)[:, None, :kept]
+            given = codes[..., :kept]
+            put = torch.where(chosen, others[way][..., :kept], given) if way in others else given
+            fake = to_uint8(codec.decode(put))
+            if fake.shape != real.shape:
+                raise UserError("the codec gives back images of another size: evaluate at the size of its training")
+            changed = (put != given).double().mean((1, 2))
+            found = torch.stack([image.psnr(fake, real).double(), changed], 1)
+            self.sums[case] += found.sum(0).cpu()
+            for name, mapped in self.maps.items():
+                self.moments[name][1 + case].add(mapped.features(fake))
+
+    def gather(self) -> None:
+        """Add up over processes.
+
+        Raises:
+            UserError: There is not one image.
+        """
+        if processes() > 1:
+            sums = [self.images, self.sums]
+            sums += [t for found in self.moments.values() for m in found for t in (m.count, m.sum, m.outer)]
+            shared = sums_over_processes([values.to(self.device) for values in sums])  # NCCL wants it on the device
+            for values, total in zip(sums, shared, strict=True):
+                values.copy_(total)
+        if not self.images:
+            raise UserError("no image to evaluate")
+
+    def rows(self, kept: int) -> list[dict[str, float | str]]:
+        """Give a row for each case."""
+        psnr, changed = (self.sums / self.images).T.tolist()
+        rows: list[dict[str, float | str]] = []
+        for case, (way, rate) in enumerate(self.cases):
+            row: dict[str, float | str] = {"way": way, "rate": rate, "k": kept, "changed": changed[case]}
+            row |= {"psnr": psnr[case], "psnr_drop": psnr[0] - psnr[case]}
+            for name, found in self.moments.items():
+                row[name] = frechet.frechet_distance(found[1 + case], found[0])
+            rows.append(row | {"images": int(self.images)})
+        return rows
+
+    def meanings(self, replacement: Replacement) -> dict[str, str]:
+        """Say what the columns mean."""
+        said = {
+            "nearest": f"one of the {replacement.delta} nearest entries of the book, without the token's own",
+            "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",
+            "random": "codes drawn evenly",
+        }
+        ways = "; ".join(f"{way}: {said[way]}" for way in self.ways)
+        return {
+            "way": f"what tokens are replaced by (seed {replacement.seed}): {ways}",
+            "rate": "share of the tokens that are replaced, all books of each",
+            "changed": "share of the codes that this has changed",
+            "psnr": image.DEFINITIONS["psnr"],
+            "psnr_drop": "dB lost against the row without replacement",
+        } | {name: mapped.meaning for name, mapped in self.maps.items()}

@@ -11,7 +11,7 @@ from ..lengths import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck
 
-__all__ = ["Composite", "FrozenComposite", "MeasuredParts"]
+__all__ = ["Composite", "FrozenComposite", "MeasuredParts", "overlap"]
 
 
 class MeasuredParts:
@@ -110,23 +110,8 @@ class _FrozenLeaf(nn.Module):
         return latents * kept[self.places][0]
 
 
-class _FrozenBranch(nn.Module):
+class _FrozenBranch(_FrozenLeaf):
     """A part with several books."""
-
-    places: Tensor
-
-    def __init__(self, module: nn.Module, places: list[int]) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("places", torch.tensor(places), persistent=False)
-
-    def encode(self, latents: Tensor) -> Tensor:
-        codes: Tensor = self.module.encode(latents)  # type: ignore[operator]
-        return codes
-
-    def decode(self, codes: Tensor) -> Tensor:
-        latents: Tensor = self.module.decode(codes)  # type: ignore[operator]
-        return latents
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         latents: Tensor = self.module.decode_kept(codes[:, self.places], kept[self.places])  # type: ignore[operator]
@@ -134,7 +119,7 @@ class _FrozenBranch(nn.Module):
 
 
 class FrozenComposite(nn.Module):
-    """The export form of parts: `encode_all` and `decode_kept` say how they go together.
+    """The export form of parts: `encode` and `decode_kept` say how they go together.
 
     What is missing from a prefix of the books is looked up as code 0, which every book has, and left out by a mask: no
     branch, no loop over a length that a graph would freeze.

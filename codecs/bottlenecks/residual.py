@@ -90,7 +90,7 @@ class Residual(Composite):
         with torch.autocast(latents.device.type, enabled=False):
             remaining = latents.float()
             total = torch.zeros_like(remaining)
-            codes, measured = [], MeasuredParts()
+            measured = MeasuredParts()
             recall = _Recall(remaining, list(self.parts))  # type: ignore[arg-type]
             exact = all(level.exact for level in recall.levels)
             hooks = torch.autograd.graph.saved_tensors_hooks(recall.pack, recall.unpack) if exact else nullcontext()
@@ -106,11 +106,10 @@ class Residual(Composite):
                 level = self.parts[index]
                 whole = part.latents if len(level.book_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
                 remaining = remaining - whole.detach()
-                codes.append(part.codes)
                 measured.add(part)
-            recall.given, recall.at = remaining.detach(), len(codes)
+            recall.given, recall.at = remaining.detach(), len(recall.codes)
             quantized = straight_through(latents.float(), total)
-        return Quantized(quantized, self.arrange(codes), measured.penalties, measured.means())
+        return Quantized(quantized, self.arrange(recall.codes), measured.penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""

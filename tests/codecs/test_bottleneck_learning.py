@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.product import grouped
 from varitok.codecs.bottlenecks.vq import (
     EMAVectorQuantizer,
     IndexVectorQuantizer,
@@ -162,3 +164,35 @@ def test_k_means_gets_better_with_more_batches():
         distances.append(float(left.square().mean()))
     assert distances[-1] < 0.95 * distances[0]
     assert not _quantize(bottleneck, held).penalties["commitment"]
+
+
+def _settled(bottleneck, latents, steps, lr=None):
+    """Train a bottleneck alone on fixed latents; gives the mean squared error left, and the first book's used share."""
+    optimizer = torch.optim.Adam(bottleneck.parameters(), lr) if lr else None
+    for _ in range(steps):
+        result = _quantize(bottleneck, latents)
+        if optimizer:
+            optimizer.zero_grad()
+            (sum(result.penalties.values()) + (result.latents - latents).square().mean()).backward()
+            optimizer.step()
+        bottleneck.update()
+    with torch.no_grad():
+        found = _quantize(bottleneck.eval(), latents)
+    return float((found.latents - latents).square().mean()), len(found.codes[:, 0].unique()) / bottleneck.book_sizes[0]
+
+
+def test_a_narrow_projection_keeps_a_book_in_use():
+    """DAC's factorised codes: in a wide space most entries of a plain book are never the nearest to anything."""
+    torch.manual_seed(0)
+    latents = _draw(4, 256, 6) @ _draw(6, 64, seed=1)  # six directions matter, of 64
+    _, narrow = _settled(FactorisedResidualQuantizer(64, 1, 128, width=8), latents, 60, 0.01)
+    _, plain = _settled(VectorQuantizer(64, 128), latents, 60, 0.01)
+    assert narrow > 1.4 * plain
+
+
+def test_parts_of_a_product_say_more_than_one_book_of_their_entries():
+    """Product quantization: four books of 16 entries make 65,536 combinations, one book of 64 has 64."""
+    latents = _draw(4, 256, 8)
+    product, _ = _settled(grouped(lambda: EMAVectorQuantizer(2, 16, decay=0.8), 4), latents, 30)
+    single, _ = _settled(EMAVectorQuantizer(8, 64, decay=0.8), latents, 30)
+    assert product < single / 2

@@ -17,6 +17,8 @@ from varitok.codecs.bottlenecks.residual import Residual, Split, masked_channels
 from varitok.codecs.bottlenecks.shared import SharedIndexQuantizer
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
 
+from .examples import example
+
 
 def _draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -288,3 +290,19 @@ def test_the_semantic_book_does_not_bend_the_others():
         after = bottleneck.encode(latents)
         assert not torch.equal(before[:, 0], after[:, 0])
         assert torch.equal(before[:, 1:], after[:, 1:]) == kept
+
+
+def test_features_of_two_levels_keep_to_their_own_books():
+    """DualToken: what the high-level features say changes no low-level code, and no gradient crosses over."""
+    bottleneck = example("dual_token", 0).eval()
+    latents = torch.randn(2, 9, bottleneck.dim)
+    other = latents.clone()
+    half = bottleneck.widths[0]
+    other[..., :half] = torch.randn(2, 9, half)
+    high, low = (bottleneck.places[side] for side in (0, 1))
+    one, two = bottleneck.encode(latents), bottleneck.encode(other)
+    assert torch.equal(one[:, low], two[:, low]) and not torch.equal(one[:, high], two[:, high])
+    latents.requires_grad_()
+    lengths = torch.full((2,), 9)
+    bottleneck(latents, lengths, bottleneck.depths(latents)).latents[..., half:].sum().backward()
+    assert latents.grad[..., :half].abs().max() == 0 and latents.grad[..., half:].abs().min() > 0

@@ -68,7 +68,7 @@ class Result:
         (["experiment=image/dmeo"], ["experiment=image/dmeo: no such option", "did you mean experiment=image/demo"]),
         (["experiment=dmeo"], ["experiment=dmeo: no such option", "experiment=image/demo"]),
         (["experiment=nothing_alike"], ["have: ", "image/demo"]),
-        (["bottleneck=vqq"], ["bottleneck=vqq: no such option", "did you mean bottleneck=vq?", "have: fsq, vq"]),
+        (["bottleneck=vqq"], ["bottleneck=vqq: no such option", "did you mean bottleneck=vq?", "have: autoencoder"]),
         (["hydra/launcher=nope"], ["hydra/launcher=nope: no such option", "basic"]),
         (["botleneck=vq"], ["botleneck: no such key or group", "bottleneck"]),
         (["trainer.devcies=2"], ["trainer.devcies: no such key", "trainer.devices"]),

@@ -1,7 +1,14 @@
 """The one codec shape: an encoder makes latents, a bottleneck makes codes, a decoder makes the signal back.
 
 signal --encoder--> latents --bottleneck--> codes --(length: how many are kept)--> latents --decoder--> signal
+
+Tokens are of one of two kinds. *Ordered* tokens are answers to an encoder's queries, each about the whole signal, and a
+prefix of them is a shorter code. *Placed* tokens lie on a grid over the signal, one for each step; their number follows
+from the signal's size, and a shorter code has fewer books.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +16,8 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .bottlenecks.contract import Bottleneck
-from .lengths import LengthPolicy
+from .distributions import Full
+from .lengths import LengthPolicy, prefix_mask
 from .perturbation import Perturbation
 from .result import Quantized, Reconstruction
 
@@ -22,9 +30,10 @@ class Codec(nn.Module):
     Two linear maps fit the bottleneck between networks of any width.
 
     Args:
-        encoder: `(b, c, *grid)` to `(b, n, encoder.width)`; has `tokens`, the most that it makes, and `patch`.
+        encoder: `(b, c, *grid)` to `(b, n, encoder.width)`. Has `hop`, the samples of each axis to a step of the grid;
+            and `tokens`, their number, where they are ordered.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
-        decoder: `(b, n, decoder.width)` and a mask to a signal.
+        decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
             has one, learns in the codec's own training step.
         unit_latents: Scale each sample's latents to a root mean square of 1 over tokens and width. A decoder that
@@ -32,9 +41,10 @@ class Codec(nn.Module):
             collapse. They can't where the scale is given (ours).
         perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
+        sample_rate: Of sounds, Hz; None where signals are something else.
 
     Raises:
-        UserError: The bottleneck doesn't have the perturbation's neighbours.
+        UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
     """
 
     def __init__(
@@ -45,6 +55,7 @@ class Codec(nn.Module):
         length: LengthPolicy,
         unit_latents: bool = False,
         perturbation: Perturbation | None = None,
+        sample_rate: int | None = None,
     ) -> None:
         super().__init__()
         if perturbation is not None:
@@ -57,57 +68,108 @@ class Codec(nn.Module):
         self.decoder = decoder
         self.length = length
         self.perturbation = perturbation
+        self.sample_rate = sample_rate
+        if not self.ordered and not isinstance(length.distribution, Full):
+            raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tokens answer queries about the whole signal; they lie on a grid over it otherwise."""
+        return hasattr(self.encoder, "tokens")
 
     @property
     def tokens(self) -> int:
-        """The most tokens that a signal has, N."""
+        """The most tokens that a signal has, N.
+
+        Raises:
+            UserError: Tokens lie on a grid.
+        """
+        if not self.ordered:
+            raise UserError("this codec's tokens lie on a grid: their number follows from the signal's size")
         return int(self.encoder.tokens)  # type: ignore[arg-type]
 
     @property
-    def patch(self) -> int:
-        """Side of a patch in pixels; it divides the sides of every image."""
-        return int(self.encoder.patch)  # type: ignore[arg-type]
-
-    def bits(self, tokens: int) -> float:
-        """Count the payload bits of a signal's first `tokens` tokens, exactly."""
-        return tokens * self.bottleneck.bits
+    def hop(self) -> tuple[int, ...]:
+        """Samples (pixels, frames) of each axis to a step of the grid."""
+        hop: tuple[int, ...] = self.encoder.hop  # type: ignore[assignment]
+        return hop
 
     @property
     def books(self) -> int:
         """How many books each token has; 0 where the bottleneck is continuous."""
         return len(self.bottleneck.book_sizes)
 
-    def features(self, signal: Tensor) -> Tensor:
+    def bits(self, tokens: int, books: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
+        if books is None or not self.books:
+            return tokens * self.bottleneck.bits
+        return tokens * sum(math.log2(size) for size in self.bottleneck.book_sizes[:books])
+
+    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Count the steps of a signal of a size, the last of them perhaps not full.
+
+        Raises:
+            UserError: Tokens are ordered, and a step isn't full: their encoder has no place for it.
+        """
+        if self.ordered and any(side % step for side, step in zip(size, self.hop, strict=True)):
+            sides = " x ".join(str(side) for side in reversed(size))
+            raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.hop[0]}")
+        return tuple(-(-side // step) for side, step in zip(size, self.hop, strict=True))
+
+    def count(self, size: Sequence[int]) -> int:
+        """Count the tokens of a signal of a size `(*grid)`, in samples."""
+        return self.tokens if self.ordered else math.prod(self.grid(size))
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens, int64 `(b,)`, of signals whose first `lengths` samples of the first axis are valid."""
+        if self.ordered:
+            return torch.full_like(lengths, self.tokens)
+        return (lengths + self.hop[0] - 1) // self.hop[0] * math.prod(self.grid(size)[1:])
+
+    def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the encoder alone: `(b, n, encoder.width)`, what the halting head reads.
 
+        Args:
+            signal: `(b, c, *grid)`; the last step of the grid is filled up with zeros.
+            lengths: int64 `(b,)`, valid tokens; all where None.
+
         Raises:
             UserError: The patch doesn't divide the image's sides.
         """
-        if signal.shape[-2] % self.patch or signal.shape[-1] % self.patch:
-            size = f"{signal.shape[-1]} x {signal.shape[-2]}"
-            raise UserError(f"image of {size} pixels: both sides must be multiples of the patch, {self.patch}")
-        features: Tensor = self.encoder(signal)
+        size = signal.shape[2:]
+        grid = self.grid(size)
+        if self.ordered:
+            features: Tensor = self.encoder(signal)
+            return features
+        missing = [(0, step * hop - side) for side, step, hop in zip(size, grid, self.hop, strict=True)]
+        padded = nn.functional.pad(signal, [pad for pair in reversed(missing) for pad in pair])
+        mask = None if lengths is None else prefix_mask(lengths, math.prod(grid))
+        features = self.encoder(padded, mask)
         return features
 
-    def latents(self, signal: Tensor) -> Tensor:
-        """Encode to continuous latents `(b, n, d)`.
+    def latents(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode to continuous latents `(b, n, d)`; see `features`."""
+        return self._narrowed(self.features(signal, lengths), lengths)
 
-        Raises:
-            UserError: The patch doesn't divide the image's sides.
-        """
-        return self._narrowed(self.features(signal))
-
-    def _narrowed(self, features: Tensor) -> Tensor:
+    def _narrowed(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         """Bring the encoder's latents to the bottleneck's width and scale."""
         latents: Tensor = self.project_in(features)
         if self.unit_latents:
-            latents = latents * (latents.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt()
+            power = latents.square().mean(2)
+            if self.ordered or lengths is None:
+                scale = power.mean(1)
+            else:
+                scale = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0).sum(1) / lengths.clamp(min=1)
+            latents = latents * (scale + 1e-6).rsqrt()[:, None, None]
         return latents
 
-    def paint(self, latents: Tensor, lengths: Tensor, height: int, width: int) -> Tensor:
-        """Decode quantized latents `(b, n, d)`, of which the first `lengths` are kept, to a grid in patches."""
-        visible, mask = self.length.mechanism(self.project_out(latents), lengths)
-        signal: Tensor = self.decoder(visible, mask, height, width)
+    def paint(self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = ()) -> Tensor:
+        """Decode quantized latents `(b, n, d)` to a signal of whole steps; `lengths` are kept, all where None."""
+        visible, mask = self.project_out(latents), None
+        if lengths is not None:
+            visible, mask = self.length.mechanism(visible, lengths)
+        # Along one axis the number of latents says the grid.
+        signal: Tensor = self.decoder(visible, mask, *(grid if len(self.hop) > 1 else ()))
         return signal
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
@@ -115,19 +177,22 @@ class Codec(nn.Module):
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
-            lengths: int64 `(b,)`, tokens kept; all where None.
+            lengths: int64 `(b,)`, tokens kept where they are ordered, tokens that are valid where they are placed; all
+                where None.
             depth: int64 `(b,)`, books kept; all where None.
         """
-        features = self.features(signal)
-        latents = self._narrowed(features)
-        lengths = lengths if lengths is not None else latents.new_full((len(latents),), self.tokens, dtype=torch.int64)
+        size = signal.shape[2:]
+        features = self.features(signal, lengths)
+        latents = self._narrowed(features, lengths)
+        shown = lengths  # a mask that hides nothing costs a convolutional decoder 6 % of its time
+        if lengths is None:
+            lengths = torch.full((len(latents),), latents.shape[1], device=latents.device)
         depth = depth if depth is not None else self.bottleneck.depths(latents)
         quantized: Quantized = self.bottleneck(latents, lengths, depth)
         put = quantized.latents
         if self.training and self.perturbation is not None:
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, depth)
-        height, width = signal.shape[-2] // self.patch, signal.shape[-1] // self.patch
-        painted = self.paint(put, lengths, height, width)
+        painted = self._cropped(self.paint(put, shown, self.grid(size)), size)
         if self.training and self.length.halting is not None:
             # Only with all of its books does a sample say what a number of tokens comes to.
             error = (painted.detach().float() - signal).abs().flatten(1).mean(1)
@@ -135,28 +200,51 @@ class Codec(nn.Module):
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
         return Reconstruction(painted, quantized)
 
-    def encode(self, signal: Tensor) -> Tensor:
-        """Turn signals into codes, int64 `(b, books, N)`; keep a prefix of the last axis for a shorter code."""
-        return self.bottleneck.encode(self.latents(signal))
+    def _cropped(self, painted: Tensor, size: Sequence[int]) -> Tensor:
+        """Cut a signal of whole steps to its size."""
+        for axis, side in enumerate(size):
+            painted = painted.narrow(2 + axis, 0, side)
+        return painted
 
-    def decode(self, codes: Tensor, grid: tuple[int, int] | None = None, lengths: Tensor | None = None) -> Tensor:
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Turn signals into codes.
+
+        Args:
+            signal: `(b, c, *grid)`.
+            lengths: int64 `(b,)`, valid tokens where they are placed; all where None.
+
+        Returns:
+            int64 `(b, books, N)` where tokens are ordered: keep a prefix of the last axis for a shorter code. Else
+            `(b, books, *grid)`: keep a prefix of the books.
+        """
+        codes = self.bottleneck.encode(self.latents(signal, lengths))
+        return codes if self.ordered else codes.reshape(*codes.shape[:2], *self.grid(signal.shape[2:]))
+
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes into signals.
 
         Args:
-            codes: `(b, books, k)`, k from 1 to N; a prefix of the books is allowed.
-            grid: The signals' size in patches, that of training where None.
-            lengths: int64 `(b,)`, how many of the k tokens each sample keeps; all where None.
+            codes: `(b, books, k)`, k from 1 to N, where tokens are ordered, else `(b, books, *grid)`; a prefix of the
+                books is allowed.
+            size: The signals' size; where None that of training, or of whole steps.
+            lengths: int64 `(b,)`, how many of the tokens each sample keeps; all where None.
 
         Raises:
             UserError: k is 0 or above N, or a length is 0 or above k.
         """
+        steps: Sequence[int] = self.grid(size) if size is not None else ()
+        if not self.ordered:
+            steps = codes.shape[2:]
+            codes = codes.flatten(2)
         kept = codes.shape[-1]
-        if not 1 <= kept <= self.tokens:
-            raise UserError(f"{kept} tokens: this codec decodes from 1 to {self.tokens}")
-        if lengths is None:
+        if not kept or (self.ordered and kept > self.tokens):
+            most = f"to {self.tokens}" if self.ordered else "on"
+            raise UserError(f"{kept} tokens: this codec decodes from 1 {most}")
+        if lengths is None and self.ordered:
             lengths = torch.full((len(codes),), kept, device=codes.device)
-        elif not 1 <= int(lengths.min()) <= int(lengths.max()) <= kept:
+        elif lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= kept:
             raise UserError(f"lengths from {int(lengths.min())} to {int(lengths.max())}: there are 1 to {kept} tokens")
-        codes = nn.functional.pad(codes, (0, self.tokens - kept))
-        height, width = grid or (0, 0)
-        return self.paint(self.bottleneck.decode(codes), lengths, height, width)
+        if self.ordered:
+            codes = nn.functional.pad(codes, (0, self.tokens - kept))
+        painted = self.paint(self.bottleneck.decode(codes), lengths, steps)
+        return painted if size is None else self._cropped(painted, size)

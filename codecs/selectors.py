@@ -141,7 +141,7 @@ class Quality:
         """Find the lengths, and say what each signal has with it."""
         numbers = range(1, codec.tokens + 1) if self.among == "all" else ladder(codec.tokens)
         choices = torch.tensor(list(numbers), device=signals.device)
-        grid = signals.shape[-2] // codec.patch, signals.shape[-1] // codec.patch
+        size = signals.shape[2:]
         codes = codec.encode(signals)
         sign = 1.0 if self.higher_is_better else -1.0
         low = torch.zeros(len(signals), dtype=torch.int64, device=signals.device)
@@ -152,7 +152,7 @@ class Quality:
         for _ in range(len(choices).bit_length()):  # as many halvings empty every interval
             middle = ((low + high) // 2).clamp(max=len(choices) - 1)
             lengths = choices[middle]
-            value = sign * self.metric(codec.decode(codes, grid, lengths).clamp(-1, 1), signals).float()
+            value = sign * self.metric(codec.decode(codes, size, lengths).clamp(-1, 1), signals).float()
             open_, enough = low < high, value >= sign * self.target
             # The last one that meets it is the shortest; as long as none does, the best is kept.
             better = open_ & (enough | (value > reached) | ((value == reached) & (lengths < best)))

@@ -29,8 +29,8 @@ from varitok.codecs.lengths import Full
 
 from .card import card
 from .frozen import FrozenCodec
-from .onnx import OPSET, export_onnx
-from .parity import Coder, ParityError, check, draw
+from .onnx import NAMES, OPSET, Names, export_onnx
+from .parity import Coder, ParityError, Size, check, draw
 from .runtime import DECODER, FORMAT_VERSION, Bundle, load
 from .torchscript import export_torchscript, load_torchscript
 
@@ -69,11 +69,16 @@ def export_bundle(
     frozen = FrozenCodec(codec)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
-        shape = frozen.decode(torch.zeros(1, codec.bottleneck.rows, 1, dtype=kind)).shape
-    size = (int(shape[1]), int(shape[2]), int(shape[3]))
+        size = tuple(
+            int(side) for side in frozen.decode(torch.zeros(1, codec.bottleneck.rows, 1, dtype=kind)).shape[1:]
+        )
     config = _describe(codec, size) | ({"architecture": dict(architecture)} if architecture else {})
+    sizes = [size]
+    if not codec.ordered:
+        # One sample, a step begun, and so many that no length is taken for a constant.
+        sizes = [(size[0], count) for count in (1, 2 * size[1] + 1, 7 * size[1])]
     with _replacing(Path(folder)) as partial:
-        return _write(codec, frozen, config, size, partial, formats)
+        return _write(codec, frozen, config, sizes, partial, formats)
 
 
 def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
@@ -90,16 +95,19 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
     return {name: plain(OmegaConf.to_container(group, resolve=True)) for name, group in groups.items() if group}
 
 
-def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:
+def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     """Say what a user of the bundle must know."""
     books = codec.bottleneck.book_sizes
+    if codec.sample_rate:
+        rate = codec.sample_rate / codec.hop[0]
+        own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
+    else:
+        own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
     return {
         "format_version": FORMAT_VERSION,
-        "modality": "image",
-        "image_size": size[1],
+        **own,
         "channels": size[0],
-        "patch": codec.patch,
-        "tokens": codec.tokens,
+        "tokens": codec.tokens if codec.ordered else 0,
         "book_sizes": list(books),
         "code_rows": codec.bottleneck.rows,
         "code_type": "int64" if books else "float32",
@@ -107,8 +115,8 @@ def _describe(codec: Codec, size: tuple[int, int, int]) -> dict[str, Any]:
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
         "variable_length": not isinstance(codec.length.distribution, Full),
-        "input_layout": "b c h w",
-        "token_layout": "b q k",
+        "input_layout": "b c t" if codec.sample_rate else "b c h w",
+        "token_layout": "b q k" if codec.ordered else "b q t",
         "value_range": [-1.0, 1.0],
         "output": "clamped to value_range",
         "dtype": "float32",
@@ -119,7 +127,7 @@ def _write(
     codec: Codec,
     frozen: FrozenCodec,
     config: dict[str, Any],
-    size: tuple[int, int, int],
+    sizes: Sequence[Size],
     folder: Path,
     formats: Sequence[str],
 ) -> dict[str, Any]:
@@ -133,7 +141,8 @@ def _write(
         "codec.library_version": __version__,
     }
     _write_json(folder / "config.json", config)
-    example = draw(2, size, torch.Generator().manual_seed(0))
+    example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
+    names = NAMES[config["modality"]]
     artefacts: dict[str, Coder] = {}
     if "safetensors" in formats:
         name = "model.safetensors"
@@ -143,10 +152,10 @@ def _write(
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artefacts["codec.ts"] = load_torchscript(folder / "codec.ts")[0]
     if "onnx" in formats:
-        export_onnx(frozen, folder / Path(DECODER).parent, example, metadata)
+        export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         artefacts["onnx"] = _Runtime(load(folder, verify=False))
-    parity = check(codec, artefacts, size)
-    _write_golden(frozen, example, folder / "golden.safetensors", metadata)
+    parity = check(codec, artefacts, sizes)
+    _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
     report = {
         "format_version": FORMAT_VERSION,
@@ -171,7 +180,7 @@ class _Runtime:
         self.bundle = bundle
 
     def encode(self, signal: Tensor) -> Tensor:
-        return torch.from_numpy(self.bundle.encode(signal.numpy()))
+        return torch.from_numpy(self.bundle.run_encoder(signal.numpy()))
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.from_numpy(self.bundle.decode(codes.numpy()))
@@ -186,13 +195,14 @@ def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
     return copied
 
 
-def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str]) -> None:
-    """Write images, their codes, and what 1, N / 2 and N tokens of them decode to."""
+def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str], names: Names) -> None:
+    """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
         codes = frozen.encode(signal)
-        kept = {1, max(1, frozen.tokens // 2), frozen.tokens}
-        images = {f"reconstruction.{k}": frozen.decode(codes[..., :k]).contiguous() for k in sorted(kept)}
-    save_file({"pixel_values": signal, "image_codes": codes.contiguous(), **images}, path, metadata)
+        total = codes.shape[-1]
+        kept = {1, max(1, total // 2), total}
+        back = {f"{names.back}.{k}": frozen.decode(codes[..., :k]).contiguous() for k in sorted(kept)}
+    save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
 
 
 @contextlib.contextmanager

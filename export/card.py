@@ -1,5 +1,6 @@
 """The model card of a bundle."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from varitok.codecs.lengths import ladder
 
 __all__ = ["card"]
 
-HEAD = """\
+IMAGE = """\
 # An image tokenizer of up to {tokens} tokens
 
 It turns a {side} x {side} image into a row of at most {tokens} tokens and back. {order}
@@ -22,12 +23,30 @@ Exported by varitok {version} in format {format_version}.
 | tokens kept | bits an image | bits a pixel |
 |---:|---:|---:|
 {rows}
-
-`export.json` tells how each file compares with the trained codec and holds every file's SHA-256; `golden.safetensors`
-has images, codes and reconstructions to test another implementation with.
 """
 
-ONNX = """
+SOUND = """\
+# A codec of sounds at {rate} Hz, {frames:g} tokens a second
+
+It turns a sound into {frames:g} tokens a second of {books} codes each, and back.
+Exported by varitok {version} in format {format_version}.
+
+- Sounds: float32 `(batch, {channels}, samples)` at {rate} Hz, in [-1, 1], of any length; a token stands for {hop}
+  samples, and the last one's are filled up with zeros. What comes back has whole tokens, clamped to that range.
+- Codes: {code_type} `(batch, {books}, n)`, n = ceil(samples / {hop}); {ranges}.
+- Bottleneck: {quantizer}, {bits:g} bits a token.
+
+| books kept | bits a second |
+|---:|---:|
+{rows}
+"""
+
+CHECKS = """
+`export.json` tells how each file compares with the trained codec and holds every file's SHA-256; `golden.safetensors`
+has signals, codes and reconstructions to test another implementation with.
+"""
+
+ONNX_IMAGE = """
 ## With ONNX Runtime alone
 
 ```python
@@ -52,6 +71,31 @@ pixels = codec.pixels(codec.decode(codes))  # uint8 (1, {side}, {side}, {channel
 ```
 """
 
+ONNX_SOUND = """
+## With ONNX Runtime alone
+
+```python
+import numpy as np, onnxruntime as ort
+encoder = ort.InferenceSession("onnx/encoder_model.onnx")
+decoder = ort.InferenceSession("onnx/decoder_model.onnx")
+wave = np.zeros((1, {channels}, {rate}), np.float32)  # a second
+codes = encoder.run(None, {{"input_values": wave}})[0]
+back = decoder.run(None, {{"audio_codes": codes}})[0]
+```
+
+ONNX Runtime takes codes that are out of range without a word; check them, or use varitok:
+
+## With varitok (numpy and ONNX Runtime; no torch)
+
+```python
+import numpy as np, varitok
+codec = varitok.load(".")
+wave = np.zeros(({channels}, {rate}), np.float32)  # a second
+codes = codec.encode(wave, {rate}, books={some})
+back = codec.decode(codes)  # float32 (1, {channels}, samples)
+```
+"""
+
 TORCHSCRIPT = """
 ## With TorchScript
 
@@ -60,8 +104,8 @@ A TorchScript file is a program; load it only from a source that you trust.
 ```python
 import torch
 codec = torch.jit.load("codec.ts")
-codes = codec.encode(torch.zeros(1, {channels}, {side}, {side}))
-image = codec.decode(codes[..., :{some}])
+codes = codec.encode(torch.zeros(1, {channels}, {shape}))
+back = codec.decode(codes{prefix})
 ```
 """
 
@@ -84,21 +128,50 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         config: Its config.json.
         formats: What was exported.
     """
-    tokens, bits = config["tokens"], config["bits_per_token"]
-    pixels = config["image_size"] ** 2
+    sound = config["modality"] == "audio"
+    bits = config["bits_per_token"]
     fills = {
-        "side": config["image_size"],
         "books": config["code_rows"],
         "bits": bits,
-        "some": max(1, tokens // 2),
         "version": __version__,
         "ranges": _ranges(config["book_sizes"]),
-        "rows": "\n".join(f"| {k} | {k * bits:.6g} | {k * bits / pixels:.3g} |" for k in ladder(tokens)),
-        "order": ORDER[config["variable_length"]],
+        **(_of_sound(config) if sound else _of_image(config, bits)),
         **{name: config[name] for name in ("tokens", "channels", "quantizer", "code_type", "format_version")},
     }
-    parts = {"onnx": ONNX, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
-    return (HEAD + "".join(text for name, text in parts.items() if name in formats)).format(**fills)
+    parts = {"onnx": ONNX_SOUND if sound else ONNX_IMAGE, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
+    told = [text for name, text in parts.items() if name in formats]
+    return "".join([SOUND if sound else IMAGE, CHECKS, *told]).format(**fills)
+
+
+def _of_image(config: Mapping[str, Any], bits: float) -> dict[str, Any]:
+    """Say what only a card of images has."""
+    side, tokens = config["image_size"], config["tokens"]
+    some = max(1, tokens // 2)
+    return {
+        "side": side,
+        "some": some,
+        "shape": f"{side}, {side}",
+        "prefix": f"[..., :{some}]",
+        "rows": "\n".join(f"| {k} | {k * bits:.6g} | {k * bits / side**2:.3g} |" for k in ladder(tokens)),
+        "order": ORDER[config["variable_length"]],
+    }
+
+
+def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what only a card of sounds has."""
+    sizes, frames, rows = config["book_sizes"], config["frame_rate"], config["code_rows"]
+    books = ladder(len(sizes)) if sizes else [rows]
+    price = {book: sum(math.log2(size) for size in sizes[:book]) if sizes else 32 * rows for book in books}
+    some = max(1, rows // 2) if sizes else rows
+    return {
+        "rate": config["sampling_rate"],
+        "frames": frames,
+        "hop": config["hop_length"],
+        "some": some,
+        "shape": config["sampling_rate"],
+        "prefix": f"[:, :{some}]",
+        "rows": "\n".join(f"| {book} | {price[book] * frames:.6g} |" for book in books),
+    }
 
 
 def _ranges(sizes: Sequence[int]) -> str:

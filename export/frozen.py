@@ -4,8 +4,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from varitok import UserError
 from varitok.codecs.codec import Codec
 
 __all__ = ["FrozenCodec"]
@@ -14,10 +16,14 @@ __all__ = ["FrozenCodec"]
 class FrozenCodec(nn.Module):
     """The two directions of a codec, with no branch on data, so that they script, trace and export.
 
-    Takes images of the size of training; the batch and the number of kept tokens are free.
+    With ordered tokens it takes signals of the size of training, and any number of kept tokens; with tokens placed
+    along one axis, signals of any length. The batch and the number of books are free.
 
     Args:
         codec: What is copied; it stays as it is.
+
+    Raises:
+        UserError: Tokens lie on a grid of more than one axis.
     """
 
     mask_token: Tensor
@@ -28,7 +34,11 @@ class FrozenCodec(nn.Module):
         codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
         for module in codec.modules():
             _fold(module)
-        self.tokens = codec.tokens
+        if not codec.ordered and len(codec.hop) > 1:
+            raise UserError("export: tokens on a grid of several axes can't be exported yet, only along one")
+        self.ordered = codec.ordered
+        self.tokens = codec.tokens if codec.ordered else 0
+        self.hop = codec.hop[0]
         self.unit_latents = codec.unit_latents
         self.encoder = codec.encoder
         self.project_in = codec.project_in
@@ -43,7 +53,9 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def encode(self, signal: Tensor) -> Tensor:
-        """Turn images `(b, c, h, w)` in [-1, 1] into int64 codes `(b, books, N)`."""
+        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes `(b, books, n)`."""
+        if not self.ordered:
+            signal = functional.pad(signal, [0, -signal.shape[2] % self.hop])
         latents = self.project_in(self.encoder(signal))
         if self.unit_latents:
             latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
@@ -52,7 +64,11 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books, k)`, k from 1 to N, into images `(b, c, h, w)`, clamped to [-1, 1]."""
+        """Turn codes into signals clamped to [-1, 1].
+
+        Ordered ones `(b, books, k)`, k from 1 to N, into signals of the size of training; placed ones `(b, books, n)`
+        into n whole steps.
+        """
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]

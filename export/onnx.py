@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .frozen import FrozenCodec
 
-__all__ = ["export_onnx"]
+__all__ = ["NAMES", "Names", "export_onnx"]
 
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
@@ -22,8 +23,8 @@ class _Encoder(nn.Module):
         super().__init__()
         self.codec = codec
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.codec.encode(pixel_values)
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.codec.encode(signal)
 
 
 class _Decoder(nn.Module):
@@ -31,18 +32,39 @@ class _Decoder(nn.Module):
         super().__init__()
         self.codec = codec
 
-    def forward(self, image_codes: Tensor) -> Tensor:
-        return self.codec.decode(image_codes)
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.codec.decode(codes)
 
 
-def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str]) -> None:
+class Names(NamedTuple):
+    """What the ecosystem's libraries call a modality's graph inputs and outputs.
+
+    Attributes:
+        signal: Into the encoder.
+        codes: Out of it and into the decoder.
+        back: Out of the decoder.
+    """
+
+    signal: str
+    codes: str
+    back: str
+
+
+NAMES = {
+    "image": Names("pixel_values", "image_codes", "reconstruction"),
+    "audio": Names("input_values", "audio_codes", "audio_values"),
+}
+
+
+def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: Names) -> None:
     """Write `encoder_model.onnx` and `decoder_model.onnx`.
 
     Args:
         codec: What is exported.
         folder: Where to.
-        example: Images `(2, c, h, w)` in [-1, 1].
+        example: Signals `(2, c, *grid)` in [-1, 1].
         metadata: Goes into both graphs, with `codec.role` added.
+        names: Of inputs and outputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
@@ -50,20 +72,25 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
     kept = codes[..., : max(2, codes.shape[-1] - 1)].repeat(3, 1, 1)[:5].clone()
     books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
+    if codec.ordered:
+        sides: list[str | None] = [None] * (example.ndim - 2)
+        tokens, given, back = None, "num_tokens", sides
+    else:
+        sides, tokens, given, back = ["num_samples"], "num_frames", "num_frames", ["num_samples_out"]
     _export(
         _Encoder(codec),
         example,
         folder / "encoder_model.onnx",
-        ("pixel_values", ["batch", None, None, None]),
-        ("image_codes", ["batch", None, None]),
+        (names.signal, ["batch", None, *sides]),
+        (names.codes, ["batch", None, tokens]),
         metadata | {"codec.role": "encoder"},
     )
     _export(
         _Decoder(codec),
         kept,
         folder / "decoder_model.onnx",
-        ("image_codes", ["batch", books, "num_tokens"]),
-        ("reconstruction", ["batch", None, None, None]),
+        (names.codes, ["batch", books, given]),
+        (names.back, ["batch", None, *back]),
         metadata | {"codec.role": "decoder"},
     )
 

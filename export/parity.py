@@ -1,21 +1,24 @@
 """Whether what was exported still is the codec that was trained."""
 
 import copy
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from varitok.codecs.codec import Codec
 
-__all__ = ["Coder", "Parity", "ParityError", "check", "draw"]
+__all__ = ["Coder", "Parity", "ParityError", "Size", "check", "draw"]
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first book
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
 ENOUGH = 20_000  # tokens over which a share of equal codes means something
 BATCHES = (1, 3, 5)
-MANY = 64  # images in a batch where more tokens are needed
+MANY = 64  # signals in a batch where more tokens are needed
+
+Size: TypeAlias = tuple[int, ...]
 
 
 class Coder(Protocol):
@@ -46,16 +49,16 @@ class ParityError(RuntimeError):
     """An artefact differs from the codec that it was exported from; its text names it, the size and the figure."""
 
 
-def check(codec: Codec, artefacts: Mapping[str, Coder], size: tuple[int, int, int]) -> dict[str, Parity]:
+def check(codec: Codec, artefacts: Mapping[str, Coder], sizes: Sequence[Size]) -> dict[str, Parity]:
     """Compare reloaded artefacts with the trained codec, in evaluation mode on the CPU, at many sizes.
 
-    Batches of 1, 3 and 5 (noise, a flat colour, extremes, gradients), and 1, 2, N - 1 and N tokens. Signals are
-    compared on the trained codec's codes.
+    Batches of 1, 3 and 5 (noise, one flat value, extremes, gradients), and 1, 2, N - 1 and N tokens, 1 and all but one
+    of the books. Signals are compared on the trained codec's codes.
 
     Args:
         codec: The trained codec; it isn't changed.
         artefacts: What is compared, by file name.
-        size: `(c, h, w)` of its images.
+        sizes: `(c, *grid)` of its signals.
 
     Raises:
         ParityError: Fewer than 99.99 % of the first book's codes are equal, or a signal is off by more than 1e-5 of
@@ -63,52 +66,58 @@ def check(codec: Codec, artefacts: Mapping[str, Coder], size: tuple[int, int, in
     """
     reference = copy.deepcopy(codec).cpu().float().eval()
     with torch.no_grad():
-        return {name: _compare(reference, coder, name, size) for name, coder in artefacts.items()}
+        return {name: _compare(reference, coder, name, sizes) for name, coder in artefacts.items()}
 
 
-def _compare(reference: Codec, coder: Coder, name: str, size: tuple[int, int, int]) -> Parity:
+def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -> Parity:
     generator = torch.Generator().manual_seed(0)
-    total = reference.tokens
     tokens = equal = 0
     error = 0.0
-    for batch in BATCHES:
+    for size, batch in product(sizes, BATCHES):
         signal = draw(batch, size, generator)
         codes = reference.encode(signal)
-        equal += _equal(codes, coder.encode(signal), f"{name}, batch {batch}")
+        total, books = codes.shape[2], len(reference.bottleneck.book_sizes)
+        where = f"{name}, batch {batch}" + (f", {size[1]} samples" if len(sizes) > 1 else "")
+        equal += _equal(codes, coder.encode(signal), where)
         tokens += batch * total
-        books = len(reference.bottleneck.book_sizes)
-        sizes = [(kept, codes.shape[1]) for kept in sorted({1, min(2, total), max(1, total - 1), total})]
-        sizes += [(total, some) for some in sorted({1, books - 1}) if 0 < some < books]
-        for kept, rows in sizes:
+        parts = [(kept, codes.shape[1]) for kept in sorted({1, min(2, total), max(1, total - 1), total})]
+        parts += [(total, some) for some in sorted({1, books - 1}) if 0 < some < books]
+        for kept, rows in parts:
             some = codes[:, :rows, :kept].contiguous()
-            painted = reference.decode(some)
-            expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=1e-6)
-            got = coder.decode(some)
-            where = f"{name}, batch {batch}, {kept} of {total} tokens" + (
-                f", {rows} of {books} books" if rows < books else ""
-            )
-            if got.shape != expected.shape:
-                raise ParityError(f"{where}: images {tuple(got.shape)}, the codec makes {tuple(expected.shape)}")
-            off = float((got - expected).abs().max() / peak)
-            if not off <= SIGNAL_ERROR:  # NaN too fails this
-                raise ParityError(f"{where}: images differ by {off:.2g} of their peak, allowed is {SIGNAL_ERROR:g}")
-            error = max(error, off)
+            part = f"{where}, {kept} of {total} tokens" + (f", {rows} of {books} books" if rows < books else "")
+            error = max(error, _error(reference.decode(some), coder.decode(some), part))
     # One token on a tie is a large share of few: look at more before judging.
     while equal < tokens < ENOUGH and tokens - equal <= (1 - CODES_EQUAL) * ENOUGH:
-        signal = draw(MANY, size, generator)
-        equal += _equal(reference.encode(signal), coder.encode(signal), name)
-        tokens += MANY * total
+        signal = draw(MANY, sizes[-1], generator)
+        codes = reference.encode(signal)
+        equal += _equal(codes, coder.encode(signal), name)
+        tokens += MANY * codes.shape[2]
     if equal < CODES_EQUAL * tokens:
         share = f"{equal} of {tokens} codes are equal ({equal / tokens:.4%})"
-        raise ParityError(f"{name}, batches {BATCHES}, {total} tokens: {share}, needed are {CODES_EQUAL:.2%}")
+        raise ParityError(f"{name}, batches {BATCHES}: {share}, needed are {CODES_EQUAL:.2%}")
     return Parity(tokens, equal / tokens, error)
 
 
-def draw(batch: int, size: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Make images in [-1, 1], `(b, *size)`, in turn noise, one flat colour, nothing but extremes, smooth gradients."""
+def _error(painted: Tensor, got: Tensor, where: str) -> float:
+    """Compare a reconstruction with the codec's, which is not clamped yet; relative to its peak."""
+    expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=1e-6)
+    if got.shape != expected.shape:
+        raise ParityError(f"{where}: signals {tuple(got.shape)}, the codec makes {tuple(expected.shape)}")
+    off = float((got - expected).abs().max() / peak)
+    if not off <= SIGNAL_ERROR:  # NaN too fails this
+        raise ParityError(f"{where}: signals differ by {off:.2g} of their peak, allowed is {SIGNAL_ERROR:g}")
+    return off
+
+
+def draw(batch: int, size: Size, generator: torch.Generator) -> Tensor:
+    """Make signals in [-1, 1], `(b, *size)`, in turn noise, one flat value, nothing but extremes, smooth gradients."""
     noise = torch.rand(batch, *size, generator=generator) * 2 - 1
-    flat = noise[:, :, :1, :1].expand_as(noise)
-    smooth = torch.nn.functional.interpolate(noise[:, :, :2, :2], size[1:], mode="bilinear", align_corners=True)
+    one, two = noise, noise
+    for axis in range(2, noise.ndim):
+        one, two = one[(slice(None),) * axis + (slice(1),)], two[(slice(None),) * axis + (slice(2),)]
+    flat = one.expand_as(noise)
+    mode = {2: "linear", 3: "bilinear"}[len(size)]
+    smooth = torch.nn.functional.interpolate(two, size[1:], mode=mode, align_corners=True)
     kinds = torch.stack([noise, flat, noise.sign(), smooth])
     return kinds[torch.arange(batch) % len(kinds), torch.arange(batch)].contiguous()
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-__all__ = ["DECODER", "ENCODER", "FORMAT_VERSION", "Bundle", "load"]
+__all__ = ["DECODER", "ENCODER", "FORMAT_VERSION", "Bundle", "ImageBundle", "SoundBundle", "load"]
 
 FORMAT_VERSION = 1
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
@@ -26,7 +26,9 @@ AGAIN = "export it again with varitok-export"
 Array = npt.NDArray[Any]
 
 
-def load(path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True) -> "Bundle":
+def load(
+    path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True
+) -> "ImageBundle | SoundBundle":
     """Open an exported bundle.
 
     Args:
@@ -52,11 +54,16 @@ def load(path: str | PathLike[str], *, providers: Sequence[str] | None = None, v
     for provider in providers or ():
         if provider not in available:
             raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
-    return Bundle(folder, config, list(providers or ["CPUExecutionProvider"]))
+    kinds: dict[Any, type[ImageBundle | SoundBundle]] = {"image": ImageBundle, "audio": SoundBundle}
+    if config.get("modality") not in kinds:
+        raise UserError(
+            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {AGAIN}"
+        )
+    return kinds[config["modality"]](folder, config, list(providers or ["CPUExecutionProvider"]))
 
 
 class Bundle:
-    """An exported codec, opened by `load`.
+    """An exported codec, opened by `load`: an `ImageBundle` or a `SoundBundle`.
 
     Each direction's graph is read when it is first used.
 
@@ -67,8 +74,8 @@ class Bundle:
 
     Attributes:
         config: Its config.json.
-        tokens: The most tokens of an image, N.
-        image_size: Side of its images in pixels, S.
+        tokens: The most tokens of a signal, N; 0 where their number follows from its length.
+        channels: Of a signal.
         book_sizes: Entries of each book; none where codes are continuous.
         rows: Rows of a code: books, or the channels of continuous ones.
     """
@@ -79,20 +86,87 @@ class Bundle:
         self.providers = providers
         try:
             self.tokens = int(config["tokens"])
-            self.image_size = int(config["image_size"])
             self.channels = int(config["channels"])
             self.book_sizes = tuple(int(size) for size in config["book_sizes"])
             self.rows = int(config.get("code_rows", len(self.book_sizes)))
+            self._read()
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
 
-    def __repr__(self) -> str:
-        side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
-        return f"Bundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {books} codes)"
+    def _read(self) -> None:
+        """Take what only one modality has out of the config."""
 
     def bits(self, tokens: int) -> float:
-        """Count the payload bits of an image's first `tokens` tokens, exactly."""
+        """Count the payload bits of `tokens` tokens, exactly."""
         return tokens * (sum(math.log2(size) for size in self.book_sizes) if self.book_sizes else 32.0 * self.rows)
+
+    def decode(self, codes: Any) -> npt.NDArray[np.float32]:
+        """Turn codes `(b, books, k)` into signals, float32 `(b, c, *grid)` in [-1, 1].
+
+        Codes may be of any integer type, and a prefix of the books; continuous ones are floats, all channels. k is
+        from 1 to N, or any where the number of tokens follows from the signal's length.
+
+        Raises:
+            UserError: A shape, type or code that the codec doesn't have.
+        """
+        codes = np.asarray(codes)
+        kind, least, what = ("iu", 1, "whole numbers") if self.book_sizes else ("f", self.rows, "floats")
+        if codes.dtype.kind not in kind:
+            raise UserError(f"codes: {what} are expected, got {codes.dtype}")
+        if codes.ndim != 3 or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
+            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
+            most = f"1 to {self.tokens}" if self.tokens else "tokens"
+            raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
+        self._check_tokens(codes.shape[2])
+        # ONNX Runtime would take -1 for the last entry.
+        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
+            low, high = codes[:, book].min(), codes[:, book].max()
+            if low < 0 or high >= size:
+                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
+        codes = codes.astype(np.int64 if self.book_sizes else np.float32)
+        graph = self._decoder
+        signal: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: codes})[0]
+        return signal
+
+    def run_encoder(self, signal: npt.NDArray[np.float32]) -> Array:
+        """Turn signals, float32 `(b, c, *grid)` in [-1, 1], into codes; nothing is checked."""
+        graph = self._encoder
+        codes: Array = graph.run(None, {graph.get_inputs()[0].name: signal})[0]
+        return codes
+
+    def _check_tokens(self, tokens: int) -> None:
+        if tokens < 1 or (self.tokens and tokens > self.tokens):
+            raise UserError(f"{tokens} tokens: this codec takes from 1 {f'to {self.tokens}' if self.tokens else 'on'}")
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return self._session(ENCODER)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return self._session(DECODER)
+
+    def _session(self, name: str) -> Any:
+        try:
+            return _runtime().InferenceSession(str(self.folder / name), providers=self.providers)
+        except Exception as error:  # ONNX Runtime's own classes, made in C++
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+
+
+class ImageBundle(Bundle):
+    """A tokenizer of images.
+
+    Attributes:
+        image_size: Side of its images in pixels, S.
+    """
+
+    def _read(self) -> None:
+        self.image_size = int(self.config["image_size"])
+
+    def __repr__(self) -> str:
+        side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
+        return f"ImageBundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {books} codes)"
 
     def encode(self, image: Any, *, tokens: int | None = None) -> Array:
         """Turn images into codes.
@@ -110,44 +184,12 @@ class Bundle:
         """
         kept = self.tokens if tokens is None else tokens
         self._check_tokens(kept)
-        codes: Array = self._encoder.run(None, {"pixel_values": self._signal(image)})[0]
-        return codes[..., :kept]
-
-    def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, books, k)`, k from 1 to N, into images, float32 `(b, c, S, S)`.
-
-        Codes may be of any integer type, and a prefix of the books; continuous ones are floats, all channels.
-
-        Raises:
-            UserError: A shape, type or code that the codec doesn't have.
-        """
-        codes = np.asarray(codes)
-        kind, least = ("iu", 1) if self.book_sizes else ("f", self.rows)
-        if codes.dtype.kind not in kind:
-            raise UserError(
-                f"codes: {'whole numbers' if self.book_sizes else 'floats'} are expected, got {codes.dtype}"
-            )
-        if codes.ndim != 3 or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
-            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
-            raise UserError(f"codes: shape (batch, {rows}, 1 to {self.tokens}) is expected, got {codes.shape}")
-        self._check_tokens(codes.shape[2])
-        # ONNX Runtime would take -1 for the last entry.
-        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
-            low, high = codes[:, book].min(), codes[:, book].max()
-            if low < 0 or high >= size:
-                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
-        codes = codes.astype(np.int64 if self.book_sizes else np.float32)
-        signal: npt.NDArray[np.float32] = self._decoder.run(None, {"image_codes": codes})[0]
-        return signal
+        return self.run_encoder(self._signal(image))[..., :kept]
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""
         values = (np.asarray(signal, dtype=np.float32) + 1) * np.float32(127.5)
         return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
-
-    def _check_tokens(self, tokens: int) -> None:
-        if not 1 <= tokens <= self.tokens:
-            raise UserError(f"{tokens} tokens: this codec takes from 1 to {self.tokens}")
 
     def _signal(self, image: Any) -> npt.NDArray[np.float32]:
         """Bring whatever an image is given as to float32 `(b, c, S, S)` in [-1, 1]."""
@@ -170,20 +212,57 @@ class Bundle:
             raise UserError("image: float values must lie in [-1, 1]; some don't, or aren't numbers")
         return values.astype(np.float32)
 
-    @cached_property
-    def _encoder(self) -> Any:
-        return self._session(ENCODER)
 
-    @cached_property
-    def _decoder(self) -> Any:
-        return self._session(DECODER)
+class SoundBundle(Bundle):
+    """A codec of sounds.
 
-    def _session(self, name: str) -> Any:
-        try:
-            return _runtime().InferenceSession(str(self.folder / name), providers=self.providers)
-        except Exception as error:  # ONNX Runtime's own classes, made in C++
-            first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+    Attributes:
+        sample_rate: Of its sounds, Hz.
+        hop: Samples to a token.
+    """
+
+    def _read(self) -> None:
+        self.sample_rate = int(self.config["sampling_rate"])
+        self.hop = int(self.config["hop_length"])
+
+    def __repr__(self) -> str:
+        rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
+        return f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {books} codes a second)"
+
+    def encode(self, wave: Any, sample_rate: int, *, books: int | None = None) -> Array:
+        """Turn sounds into codes; the last token's sound is filled up with zeros.
+
+        Args:
+            wave: float values in [-1, 1] or int16, `(t,)`, `(c, t)` or `(b, c, t)`.
+            sample_rate: Of the sounds, Hz. Only the codec's own is taken: resample before.
+            books: Keep only so many books; all where None.
+
+        Returns:
+            int64 `(b, books, n)`, a token for every `hop` samples begun; float32 where codes are continuous.
+
+        Raises:
+            UserError: A shape, type, value or rate that the codec doesn't take.
+        """
+        if sample_rate != self.sample_rate:
+            raise UserError(
+                f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the sound before"
+            )
+        kept = self.rows if books is None else books
+        if not 1 <= kept <= self.rows or (not self.book_sizes and kept != self.rows):
+            raise UserError(
+                f"{kept} books: this codec has {self.rows}" + (", or fewer" if self.book_sizes else ", all needed")
+            )
+        values = np.asarray(wave)
+        if values.dtype == np.int16:
+            values = values.astype(np.float32) / np.float32(32768)
+        if values.dtype.kind != "f":
+            raise UserError(f"wave: floats in [-1, 1] or int16 are expected, got {values.dtype}")
+        values = values.reshape((1,) * (3 - values.ndim) + values.shape) if values.ndim < 3 else values
+        if values.ndim != 3 or values.shape[1] != self.channels or not values.size:
+            raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
+        if not np.abs(values).max() <= 1 + 1e-3:  # NaN too fails this
+            raise UserError("wave: values must lie in [-1, 1]; some don't, or aren't numbers")
+        return self.run_encoder(values.astype(np.float32))[:, :kept]
 
 
 def _runtime() -> Any:

@@ -80,7 +80,7 @@ class RegisterEncoder(nn.Module):
         if image_size % patch:
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
         side = image_size // patch
-        self.patch = patch
+        self.hop = (patch, patch)
         self.tokens = tokens
         self.width = width
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)

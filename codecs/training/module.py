@@ -132,11 +132,11 @@ class CodecTraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
-        kept = self.draw(len(real))
+        kept = self.draw(batch)
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
         result = self.codec(real, kept.lengths, kept.depth)
-        positions = len(real) * math.prod(real.shape[2:])
+        positions = batch.lengths.sum() * math.prod(real.shape[3:])
         self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
         self.batch += 1
         self.stepped = due = self.batch % self.accumulate == 0
@@ -190,18 +190,20 @@ class CodecTraining(pl.LightningModule):
         optimizer.zero_grad()
         return norm
 
-    def draw(self, batch: int) -> Kept:
+    def draw(self, batch: Batch) -> Kept:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
+        size = batch.signal.shape[2:]
         torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # of noise in bottlenecks
         kept = self.codec.length.sample(
-            batch,
-            self.codec.tokens,
+            len(batch.signal),
+            self.codec.count(size),
             self.codec.books,
             seed=(self.seed, self.batch),
             rank=self.global_rank,
             progress=self.update / self.total,
         )
-        return Kept(*(axis.to(self.device, non_blocking=True) for axis in kept))
+        lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)
+        return Kept(torch.minimum(lengths, self.codec.valid(batch.lengths, size)), depth)
 
     def log_values(self, values: dict[str, Tensor], factor: float) -> None:
         """Collect the step's values; hand their means to the loggers when a reading is due."""

@@ -17,10 +17,12 @@ from varitok.codecs.bottlenecks.residual import Residual, Split, residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, KMeansQuantizer, VectorQuantizer
 from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import LengthPolicy, MaskToken, Mechanism, Truncate, Uniform, Zeros
+from varitok.codecs.lengths import Axis, Full, LengthPolicy, MaskToken, Mechanism, Truncate, Uniform, Zeros
+from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
 
 WIDTH, TOKENS, SIZE, PATCH = 16, 6, 16, 8
+RATE, HOP = 8000, 40  # of the small codec of sounds
 
 BOTTLENECKS: dict[str, Callable[[], Bottleneck]] = {
     "fsq": lambda: FiniteScalarQuantizer([8, 5, 5]),
@@ -135,4 +137,18 @@ def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: b
         RegisterDecoder(**sizes, shortcut=shortcut),
         LengthPolicy(Uniform(), MECHANISMS[mechanism]()),
         unit_latents=shortcut,
+    )
+
+
+def sound_codec(unit_latents: bool = False) -> Codec:
+    """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 books of 32 entries."""
+    torch.manual_seed(0)
+    sizes = {"width": WIDTH, "base": 8, "strides": [2, 4, 5]}
+    return Codec(
+        ConvEncoder(**sizes),
+        residual(lambda: EMAVectorQuantizer(12, 32), 4),
+        ConvDecoder(**sizes, tanh=True),
+        LengthPolicy(Full(), Truncate(), depth=Axis(Uniform())),
+        unit_latents=unit_latents,
+        sample_rate=RATE,
     )

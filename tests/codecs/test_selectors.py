@@ -25,7 +25,7 @@ N = 12
 class Row(nn.Module):
     """Makes a token of each pixel of a row, or a row of tokens: what is cut off is black."""
 
-    tokens, patch, width = N, 1, 1
+    tokens, hop, width = N, (1, 1), 1
 
     def forward(self, x, mask=None, height=0, width=0):
         return x.flatten(1)[..., None] if x.dim() == 4 else x.transpose(1, 2)[:, :, None, :]
@@ -63,8 +63,7 @@ def qualities(codec, signals, metric):
         rows = []
         for signal in signals:
             codes = codec.encode(signal[None])
-            grid = signal.shape[-2] // codec.patch, signal.shape[-1] // codec.patch
-            decoded = [codec.decode(codes[..., :k], grid).clamp(-1, 1) for k in range(1, codec.tokens + 1)]
+            decoded = [codec.decode(codes[..., :k], signal.shape[1:]).clamp(-1, 1) for k in range(1, codec.tokens + 1)]
             rows.append(torch.cat([metric(one, signal[None]) for one in decoded]))
         return torch.stack(rows)
 

@@ -169,7 +169,7 @@ def test_examples_of_the_card_run(exported):
     checks = (
         f"assert image.shape == (1, 3, {SIZE}, {SIZE}), image.shape",
         f"assert pixels.shape == (1, {SIZE}, {SIZE}, 3) and pixels.dtype == np.uint8",
-        f"assert image.shape == (1, 3, {SIZE}, {SIZE}), image.shape",
+        f"assert back.shape == (1, 3, {SIZE}, {SIZE}), back.shape",
     )
     for example, holds in zip(examples, checks, strict=True):
         done = subprocess.run(
@@ -200,7 +200,7 @@ def drifting():
 
 
 def test_failed_parity_leaves_no_bundle(tmp_path):
-    with pytest.raises(ParityError, match=rf"^model\.safetensors, batch 1, 1 of {TOKENS} tokens: images differ by \d"):
+    with pytest.raises(ParityError, match=rf"^model\.safetensors, batch 1, 1 of {TOKENS} tokens: signals differ by \d"):
         export_bundle(drifting(), tmp_path / "bundle", formats=["safetensors"])
     assert not list(tmp_path.iterdir())
 

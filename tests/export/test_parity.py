@@ -31,7 +31,7 @@ def codec():
 
 
 def test_equal_passes(codec):
-    parity = check(codec.train(), {"it": Coder(codec)}, SHAPE)["it"]
+    parity = check(codec.train(), {"it": Coder(codec)}, [SHAPE])["it"]
     assert parity.codes_equal == 1 and parity.signal_error < 1e-6 and parity.tokens == 9 * TOKENS
     assert codec.training, "the codec was changed"
 
@@ -44,13 +44,13 @@ def test_one_flip_is_judged_over_many_tokens(codec):
         codes[0, 0, 0] = (codes[0, 0, 0] + next(flips, 0)) % 37
         return codes
 
-    parity = check(codec, {"it": Coder(codec, codes=once)}, SHAPE)["it"]
+    parity = check(codec, {"it": Coder(codec, codes=once)}, [SHAPE])["it"]
     assert parity.tokens >= 20_000 and parity.codes_equal == pytest.approx(1 - 1 / parity.tokens)
 
 
 def test_wrong_codes_are_told(codec):
     with pytest.raises(ParityError, match=r"^a\.file, .* codes are equal .* needed are 99\.99%"):
-        check(codec, {"a.file": Coder(codec, codes=lambda codes: (codes + 1) % 37)}, SHAPE)
+        check(codec, {"a.file": Coder(codec, codes=lambda codes: (codes + 1) % 37)}, [SHAPE])
 
 
 @pytest.mark.parametrize("kept", [1, 2, TOKENS - 1, TOKENS])
@@ -59,17 +59,17 @@ def test_a_wrong_signal_at_one_size_is_told(codec, kept, off):
     def signal(signal, codes):
         return signal + off if codes.shape[-1] == kept and len(codes) == 3 else signal
 
-    with pytest.raises(ParityError, match=f"^it, batch 3, {kept} of {TOKENS} tokens: images differ by"):
-        check(codec, {"it": Coder(codec, signal=signal)}, SHAPE)
+    with pytest.raises(ParityError, match=f"^it, batch 3, {kept} of {TOKENS} tokens: signals differ by"):
+        check(codec, {"it": Coder(codec, signal=signal)}, [SHAPE])
 
 
 def test_wrong_shapes_and_types_are_told(codec):
     with pytest.raises(ParityError, match=r"codes are torch\.int32"):
-        check(codec, {"it": Coder(codec, codes=lambda codes: codes.int())}, SHAPE)
-    with pytest.raises(ParityError, match=r"images \(1, 3, 8, 16\)"):
-        check(codec, {"it": Coder(codec, signal=lambda signal, codes: signal[:, :, :8])}, SHAPE)
+        check(codec, {"it": Coder(codec, codes=lambda codes: codes.int())}, [SHAPE])
+    with pytest.raises(ParityError, match=r"signals \(1, 3, 8, 16\)"):
+        check(codec, {"it": Coder(codec, signal=lambda signal, codes: signal[:, :, :8])}, [SHAPE])
 
 
 def test_a_codec_in_half_precision_is_compared_in_float32(codec):
-    assert check(codec.to(torch.float64), {"it": Coder(codec)}, SHAPE)["it"].codes_equal == 1
+    assert check(codec.to(torch.float64), {"it": Coder(codec)}, [SHAPE])["it"].codes_equal == 1
     codec.float()

@@ -1,0 +1,184 @@
+"""Activations of convolutional codecs, by name: ELU, SiLU, GELU, and Snake's two forms.
+
+All are 0 at 0, so that what was masked stays masked.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+from varitok import UserError
+
+__all__ = ["ACTIVATIONS", "Activation", "Snake", "SnakeBeta"]
+
+ACTIVATIONS = ("elu", "gelu", "silu", "leaky_relu", "snake", "snake_beta")
+TAPS = 12
+
+
+class _SnakeFunction(torch.autograd.Function):
+    """`x + sin(a x)^2 / b`, keeping for backward nothing of the signal's size but x itself.
+
+    On a CPU both ways go channel block by channel block, so that what is between stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, rate, scale)
+        y = torch.empty_like(x)
+        for now in _blocks(x):
+            torch.addcmul(x[now], (x[now] * rate[now]).sin_().square_(), scale[now], out=y[now])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, rate, scale = ctx.saved_tensors
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        to_x, to_rate, to_scale = torch.empty_like(x), torch.empty_like(rate), torch.empty_like(scale)
+        for now in _blocks(x):
+            angles = x[now] * rate[now]
+            # The slope of sin(u)^2 is sin(2u) = 2 sin(u) cos(u).
+            sines = angles.sin()
+            slope = angles.cos_().mul_(sines).mul_(gradient[now]).mul_(2)
+            torch.addcmul(gradient[now], slope, rate[now] * scale[now], out=to_x[now])
+            to_rate[now] = slope.mul_(x[now]).sum(axes, keepdim=True) * scale[now]
+            to_scale[now] = sines.square_().mul_(gradient[now]).sum(axes, keepdim=True)
+        return to_x, to_rate, to_scale
+
+
+def _blocks(x: Tensor) -> list[tuple[slice, slice]]:
+    """Cut the channels of `(b, c, ...)` into blocks of about 2^16 numbers; into one on devices other than a CPU."""
+    channels = x.shape[1]
+    each = max(1, 2**16 * channels // max(x.numel(), 1)) if x.device.type == "cpu" else max(channels, 1)
+    return [(slice(None), slice(start, start + each)) for start in range(0, channels, each)]
+
+
+def _snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
+    """Give `x + scale * sin(rate * x)^2`; rate and scale are `(1, c, 1, ...)`."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return torch.addcmul(x, (x * rate).sin().square(), scale)
+    return _eager_snake(x, rate, scale)
+
+
+@torch.jit.unused
+def _eager_snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
+        return torch.addcmul(x, (x * rate).sin().square(), scale)
+    return _SnakeFunction.apply(x, rate, scale)  # type: ignore[no-any-return]
+
+
+class Snake(nn.Module):
+    """`x + sin(a x)^2 / a` with a learned `a` for each channel, 1 at the start (arXiv 2006.08195, section 3).
+
+    Args:
+        channels: Channels of the signal.
+        dims: Its axes behind the channels.
+    """
+
+    def __init__(self, channels: int, dims: int = 1) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, *[1] * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate `(b, c, *grid)`."""
+        alpha = self.alpha.to(x.dtype)
+        return _snake(x, alpha, 1.0 / (alpha + 1e-9))
+
+
+class SnakeBeta(nn.Module):
+    """`x + sin(a x)^2 / b` with learned logarithms of a and b for each channel (BigVGAN, arXiv 2206.04658).
+
+    Args:
+        channels: Channels of the signal.
+        dims: Its axes behind the channels.
+    """
+
+    def __init__(self, channels: int, dims: int = 1) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.zeros(1, channels, *[1] * dims))
+        self.log_beta = nn.Parameter(torch.zeros(1, channels, *[1] * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate `(b, c, *grid)`."""
+        return _snake(x, self.log_alpha.exp().to(x.dtype), (-self.log_beta).exp().to(x.dtype))
+
+
+class Activation(nn.Module):
+    """An activation by its name, at the signal's rate or, `anti_aliased`, at twice of it between two low-pass filters.
+
+    What an activation bends above the Nyquist frequency is then cut instead of folded back (BigVGAN, arXiv 2206.04658,
+    section 3.2; 12 taps). The filters look both ways: a causal codec can't have them.
+
+    Args:
+        name: One of `ACTIVATIONS`.
+        channels: Channels of the signal.
+        dims: Its axes behind the channels.
+        anti_aliased: Whether it is filtered; for one axis only.
+
+    Raises:
+        UserError: There is none of that name, or it would be filtered along more than one axis.
+    """
+
+    low: Tensor
+
+    def __init__(self, name: str, channels: int, dims: int = 1, anti_aliased: bool = False) -> None:
+        super().__init__()
+        if anti_aliased and dims > 1:
+            raise UserError(f"activation: anti_aliased is for one axis, not for {dims}")
+        self.inner = _named(name, channels, dims)
+        self.anti_aliased = anti_aliased
+        self.pad = TAPS // 2 - 1
+        self.register_buffer("low", _low_pass(TAPS) if anti_aliased else torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Activate `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`. The filters take 0 for what isn't valid."""
+        if not self.anti_aliased:
+            plain: Tensor = self.inner(x)
+            return plain
+        b, c, t = x.shape
+        low = self.low.to(x.dtype)
+        inside: Tensor | None = None
+        if mask is not None:
+            x = torch.where(mask, x, torch.zeros_like(x))
+            inside = mask.repeat_interleave(2, dim=2)
+        # One filter serves all channels, so they go with the batch.
+        up = functional.conv_transpose1d(x.reshape(b * c, 1, t), 2 * low, stride=2, padding=self.pad)
+        active = self.inner(up.reshape(b, c, 2 * t))
+        if inside is not None:
+            active = torch.where(inside, active, torch.zeros_like(active))
+        down = functional.conv1d(active.reshape(b * c, 1, 2 * t), low, stride=2, padding=self.pad)
+        return down.reshape(b, c, t)
+
+
+def _low_pass(taps: int) -> Tensor:
+    """Give a Kaiser-windowed sinc that halves the bandwidth, `(1, 1, taps)`, of sum 1 (cut-off 0.25, width 0.3)."""
+    half = taps // 2
+    # Kaiser's own formulas: the attenuation that this many taps reach over a transition of 0.3, and its beta.
+    attenuation = 2.285 * (half - 1) * torch.pi * 4 * 0.3 + 7.95
+    if attenuation > 50:
+        beta = 0.1102 * (attenuation - 8.7)
+    else:
+        beta = 0.5842 * max(attenuation - 21, 0.0) ** 0.4 + 0.07886 * max(attenuation - 21, 0.0)
+    window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
+    places = torch.arange(-half, half, dtype=torch.float64) + 0.5
+    sinc = torch.sinc(0.5 * places) * window
+    return (sinc / sinc.sum()).float()[None, None]
+
+
+def _named(name: str, channels: int, dims: int) -> nn.Module:
+    if name == "snake":
+        return Snake(channels, dims)
+    if name == "snake_beta":
+        return SnakeBeta(channels, dims)
+    plain: dict[str, nn.Module] = {
+        "elu": nn.ELU(),
+        "gelu": nn.GELU(),
+        "silu": nn.SiLU(),
+        "leaky_relu": nn.LeakyReLU(0.1),
+    }
+    if name not in plain:
+        raise UserError(f"activation={name}: there is {', '.join(ACTIVATIONS)}")
+    return plain[name]

@@ -1,0 +1,369 @@
+"""Convolutional encoders and decoders over 1, 2 or 3 axes: SEANet's and DAC's, of which every audio codec is a variant.
+
+An encoder is a convolution, then for each stride residual units and a strided convolution of twice the stride's taps,
+then a last convolution; a decoder is its mirror. SEANet (EnCodec, arXiv 2210.13438, section 3.1) has one residual unit
+a stage with ELU and narrowed inside, DAC (arXiv 2306.06546, section 3.1) three of dilations 1, 3, 9 with Snake. Where
+the published ones pad by reflection ours pad with zeros, so that a chunk, a padded batch and a single item agree.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from .activations import Activation
+from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, masked, per_axis
+
+__all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
+
+
+class _Plan:
+    """The sizes that an encoder and its decoder share, and the layers made of them."""
+
+    def __init__(
+        self,
+        base: int,
+        strides: Sequence[int | Sequence[int]],
+        multipliers: Sequence[int] | None,
+        dims: int,
+        causal: bool,
+        norm: Norm,
+        activation: str,
+        anti_aliased: bool,
+    ) -> None:
+        if multipliers is not None and len(multipliers) != len(strides) + 1:
+            raise UserError(
+                f"codec: {len(strides)} strides need {len(strides) + 1} multipliers, not {len(multipliers)}"
+            )
+        if causal and anti_aliased:
+            raise UserError("codec: anti_aliased filters look ahead, a causal codec can't have them")
+        if not strides:
+            raise UserError("codec: strides are empty")
+        self.strides = [per_axis(stride, dims) for stride in strides]
+        self.widths = [base * m for m in multipliers or [2**level for level in range(len(strides) + 1)]]
+        self.dims = dims
+        self.causal = causal
+        self.norm = norm
+        self.activation = activation
+        self.anti_aliased = anti_aliased
+
+    def hop(self, resample: int) -> tuple[int, ...]:
+        products = [math.prod(stride[axis] for stride in self.strides) for axis in range(self.dims)]
+        return (products[0] * resample, *products[1:])
+
+    def conv(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Convolution:
+        return Convolution(
+            inputs, outputs, kernel, dilation=dilation, dims=self.dims, causal=self.causal, norm=self.norm
+        )
+
+    def act(self, channels: int) -> Activation:
+        return Activation(self.activation, channels, self.dims, self.anti_aliased)
+
+    def taps(self, stride: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(2 * step if step > 1 else 1 for step in stride)
+
+    def units(
+        self, channels: int, kernel: int, dilations: Sequence[int], narrowing: int, mapped: bool
+    ) -> nn.ModuleList:
+        return nn.ModuleList(
+            ResidualUnit(self, channels, kernel, dilation, narrowing, mapped) for dilation in dilations
+        )
+
+
+class ResidualUnit(nn.Module):
+    """Activation, dilated convolution, activation, convolution of one tap, added to the input (DAC's and SEANet's).
+
+    Args:
+        plan: The codec's sizes.
+        channels: Channels in and out.
+        kernel: Taps of the first convolution.
+        dilation: Its dilation.
+        narrowing: Channels over the channels inside; 2 in SEANet.
+        mapped: The input is added through a convolution of one tap (EnCodec) instead of as it is.
+    """
+
+    def __init__(self, plan: _Plan, channels: int, kernel: int, dilation: int, narrowing: int, mapped: bool) -> None:
+        super().__init__()
+        inside = max(channels // narrowing, 1)
+        self.act_in = plan.act(channels)
+        self.wide = plan.conv(channels, inside, kernel, dilation)
+        self.act_out = plan.act(inside)
+        self.pointwise = plan.conv(inside, channels, 1)
+        self.shortcut = plan.conv(channels, channels, 1) if mapped else None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Transform `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`."""
+        y = self.wide(self.act_in(x, mask), mask)
+        y = self.pointwise(self.act_out(y, mask), mask)
+        if self.shortcut is not None:
+            x = self.shortcut(x, mask)
+        return x + y  # type: ignore[no-any-return]
+
+
+class _Down(nn.Module):
+    """Residual units, then fewer steps of more channels."""
+
+    def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
+        super().__init__()
+        stride, width = plan.strides[level], plan.widths[level]
+        self.units = units
+        self.act = plan.act(width)
+        self.conv = Convolution(
+            width,
+            plan.widths[level + 1],
+            plan.taps(stride),
+            stride,
+            dims=plan.dims,
+            causal=plan.causal,
+            norm=plan.norm,
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for unit in self.units:
+            x = unit(x, mask)
+        y: Tensor = self.conv(self.act(x, mask), mask)
+        return y
+
+
+class _Up(nn.Module):
+    """More steps of fewer channels, then residual units."""
+
+    def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
+        super().__init__()
+        stride, width = plan.strides[level], plan.widths[level + 1]
+        self.act = plan.act(width)
+        self.conv = TransposedConvolution(
+            width, plan.widths[level], plan.taps(stride), stride, dims=plan.dims, causal=plan.causal, norm=plan.norm
+        )
+        self.units = units
+
+    def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None) -> Tensor:
+        """Here `mask` is at the rate that comes in, `wide` at the one that goes out."""
+        x = self.conv(self.act(x, mask), mask)
+        for unit in self.units:
+            x = unit(x, wide)
+        return x
+
+
+def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
+    if module is not None and dims > 1:
+        raise UserError("codec: inner and middle networks are for one axis only")
+    return module
+
+
+class ConvEncoder(nn.Module):
+    """Reads a signal into latents, one for each hop of each axis.
+
+    Args:
+        width: Width of the latents.
+        base: Channels after the first convolution; each stage has twice as many as the one before.
+        strides: Of the stages, in the order in which they act; for each one number, or one for each axis.
+        channels: Channels of the signal.
+        dims: Axes of the signal: 1 for sound, 2 for images, 3 for video.
+        multipliers: Channels over `base` of all stages, one more than strides; powers of two where None.
+        kernel: Taps of the first convolution.
+        last_kernel: Taps of the last.
+        residual_kernel: Taps of the residual units.
+        dilations: Dilations of the residual units of each stage, one unit for each.
+        narrowing: How much narrower the units are inside.
+        mapped_shortcuts: Units' inputs are added through a convolution of one tap.
+        activation: See `activations.ACTIVATIONS`.
+        anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
+        norm: `weight`, `group` or `none`; see `Convolution`.
+        causal: Latent i depends on the signal up to the end of its hop only, along the first axis.
+        inner: A network on `(b, n, d)` before the last convolution, d being the last stage's width: EnCodec's LSTM.
+        middle: A network on `(b, n, width)` after the last convolution: Mimi's transformer.
+        resample: Stride of one more convolution behind the middle (Mimi: 2); 1 for none.
+
+    Attributes:
+        hop: Steps of each axis for a latent.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        base: int,
+        strides: Sequence[int | Sequence[int]],
+        channels: int = 1,
+        dims: int = 1,
+        multipliers: Sequence[int] | None = None,
+        kernel: int = 7,
+        last_kernel: int = 3,
+        residual_kernel: int = 7,
+        dilations: Sequence[int] = (1, 3, 9),
+        narrowing: int = 1,
+        mapped_shortcuts: bool = False,
+        activation: str = "snake",
+        anti_aliased: bool = False,
+        norm: Norm = "weight",
+        causal: bool = False,
+        inner: nn.Module | None = None,
+        middle: nn.Module | None = None,
+        resample: int = 1,
+    ) -> None:
+        super().__init__()
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased)
+        self.width = width
+        self.dims = dims
+        self.causal = causal
+        self.hop = plan.hop(resample)
+        self.rate = self.hop[0]
+        self.strides = [stride[0] for stride in plan.strides]
+        self.resample = resample
+        self.first = plan.conv(channels, plan.widths[0], kernel)
+        self.stages = nn.ModuleList(
+            _Down(plan, level, plan.units(wide, residual_kernel, dilations, narrowing, mapped_shortcuts))
+            for level, wide in enumerate(plan.widths[:-1])
+        )
+        self.inner = _along_time(inner, dims)
+        self.act = plan.act(plan.widths[-1])
+        self.last = plan.conv(plan.widths[-1], width, last_kernel)
+        self.middle = _along_time(middle, dims)
+        self.down: Convolution | None = None
+        if resample > 1:
+            self.down = Convolution(width, width, 2 * resample, resample, bias=False, dims=dims, causal=causal)
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Turn signals `(b, c, *grid)`, each axis a multiple of its hop, into latents `(b, n, width)`.
+
+        `mask` is bool `(b, n)`, True for the latents that are of a sample: a prefix of the first axis of their grid.
+        What comes out of the others is of no meaning.
+        """
+        rate = self.rate
+        mask = along_first(mask, signal.shape[2] // rate, self.dims)
+        here = at_rate(mask, rate, self.dims)
+        x = self.first(signal, here)
+        for level, stage in enumerate(self.stages):
+            x = stage(x, here)
+            rate = rate // self.strides[level]
+            here = at_rate(mask, rate, self.dims)
+        if self.inner is not None:
+            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+        x = self.last(self.act(x, here), here)
+        if self.middle is not None:
+            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+        if self.down is not None:
+            x = self.down(x, here)
+        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class ConvDecoder(nn.Module):
+    """Makes a signal from latents: the encoder's mirror, of exactly `n * hop` steps of each axis.
+
+    Args:
+        width: Width of the latents.
+        base: Channels before the last convolution; it has to be the encoder's for a mirror only.
+        strides: The encoder's, in the encoder's order: they act from the last to the first.
+        channels: Channels of the signal.
+        dims: Axes of the signal.
+        multipliers: Channels over `base`, in the encoder's order; powers of two where None.
+        kernel: Taps of the first convolution.
+        last_kernel: Taps of the last.
+        residual_kernel: Taps of the residual units.
+        dilations: Dilations of the residual units of each stage.
+        narrowing: How much narrower the units are inside.
+        mapped_shortcuts: Units' inputs are added through a convolution of one tap.
+        activation: See `activations.ACTIVATIONS`.
+        anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
+        norm: `weight`, `group` or `none`; see `Convolution`.
+        causal: Step i depends on latents up to `i // hop` only, along the first axis.
+        tanh: The signal goes through tanh at the end (DAC).
+        inner: A network on `(b, n, d)` behind the first convolution, d being the widest stage's width: EnCodec's LSTM.
+        middle: A network on `(b, n, width)` before the first convolution: Mimi's transformer.
+        resample: The encoder's; undone before the middle, each channel for itself (Mimi).
+
+    Attributes:
+        hop: Steps of each axis for a latent.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        base: int,
+        strides: Sequence[int | Sequence[int]],
+        channels: int = 1,
+        dims: int = 1,
+        multipliers: Sequence[int] | None = None,
+        kernel: int = 7,
+        last_kernel: int = 7,
+        residual_kernel: int = 7,
+        dilations: Sequence[int] = (1, 3, 9),
+        narrowing: int = 1,
+        mapped_shortcuts: bool = False,
+        activation: str = "snake",
+        anti_aliased: bool = False,
+        norm: Norm = "weight",
+        causal: bool = False,
+        tanh: bool = False,
+        inner: nn.Module | None = None,
+        middle: nn.Module | None = None,
+        resample: int = 1,
+    ) -> None:
+        super().__init__()
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased)
+        self.width = width
+        self.dims = dims
+        self.causal = causal
+        self.hop = plan.hop(resample)
+        self.rate = self.hop[0]
+        self.strides = [stride[0] for stride in reversed(plan.strides)]
+        self.resample = resample
+        self.tanh = tanh
+        self.up: TransposedConvolution | None = None
+        if resample > 1:
+            self.up = TransposedConvolution(
+                width, width, 2 * resample, resample, groups=width, bias=False, dims=dims, causal=causal
+            )
+        self.middle = _along_time(middle, dims)
+        self.first = plan.conv(width, plan.widths[-1], kernel)
+        self.inner = _along_time(inner, dims)
+        self.stages = nn.ModuleList(
+            _Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, narrowing, mapped_shortcuts))
+            for level in reversed(range(len(plan.strides)))
+        )
+        self.act = plan.act(plan.widths[0])
+        self.last = plan.conv(plan.widths[0], channels, last_kernel)
+
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, second: int = 0, third: int = 0
+    ) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, *grid * hop)`; what isn't valid becomes 0.
+
+        `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid, axis by axis, which one
+        axis alone doesn't need.
+        """
+        x = latents.transpose(1, 2)
+        if self.dims == 2:
+            x = x.reshape(x.shape[0], x.shape[1], first, second)
+        elif self.dims == 3:
+            x = x.reshape(x.shape[0], x.shape[1], first, second, third)
+        mask = along_first(mask, x.shape[2], self.dims)
+        rate = 1
+        here = at_rate(mask, rate, self.dims)
+        if self.up is not None:
+            x = self.up(x, here)
+            rate = rate * self.resample
+            here = at_rate(mask, rate, self.dims)
+        if self.middle is not None:
+            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+        x = self.first(x, here)
+        if self.inner is not None:
+            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+        for level, stage in enumerate(self.stages):
+            rate = rate * self.strides[level]
+            wide = at_rate(mask, rate, self.dims)
+            x = stage(x, here, wide)
+            here = wide
+        x = self.last(self.act(x, here), here)
+        return masked(torch.tanh(x) if self.tanh else x, here)

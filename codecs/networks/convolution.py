@@ -1,0 +1,252 @@
+"""Convolutions over 1, 2 or 3 axes with exact lengths: `t` steps in, `t / stride` out, or `t * stride` transposed.
+
+All padding is zeros, explicit, and the same for a padded batch as for a single item: what a mask calls invalid is
+zeroed before any layer that looks ahead. A causal layer looks back only, along the first axis, by `context` steps; a
+suffix that isn't valid can't reach it, so it needs no mask.
+
+A chunk with its state would go so: a causal `Convolution` keeps the last `context` steps of its input (zeros at the
+start) and puts them before the next chunk instead of padding; a causal `TransposedConvolution` keeps the last `context`
+input steps likewise, and drops the first `context * stride` steps of what it makes of both. The state of a network is
+then one flat tensor of all of these.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+from varitok import UserError
+
+__all__ = ["Convolution", "Norm", "StepNorm", "TransposedConvolution", "along_first", "at_rate", "masked", "per_axis"]
+
+Norm = Literal["weight", "group", "none"]
+_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Give a number for each axis: one number stands for all of them.
+
+    Raises:
+        UserError: There are not as many numbers as axes, or one is below 1.
+    """
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or min(values) < 1:
+        raise UserError(f"convolution: {value!r} should be 1 or {dims} whole numbers, each at least 1")
+    return values
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero what isn't valid; `mask` is bool, broadcast over x, None for all valid."""
+    return x if mask is None else torch.where(mask, x, torch.zeros_like(x))
+
+
+def along_first(mask: Tensor | None, steps: int, dims: int) -> Tensor | None:
+    """Bring a mask of all tokens of a grid, bool `(b, n)`, to its first axis, `(b, steps)`: only there are lengths."""
+    if mask is None or dims == 1:
+        return mask
+    return mask.reshape(mask.shape[0], steps, -1)[:, :, 0]
+
+
+def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
+    """Spread a mask of tokens, bool `(b, n)`, over signals with `rate` steps a token: bool `(b, 1, n * rate, ...)`."""
+    if mask is None:
+        return None
+    spread = mask.unsqueeze(2).expand(-1, -1, rate).flatten(1).unsqueeze(1)
+    for _ in range(dims - 1):
+        spread = spread.unsqueeze(-1)
+    return spread
+
+
+class StepNorm(nn.Module):
+    """Group normalisation whose statistics are of valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
+
+    Args:
+        channels: Channels; `groups` divides them.
+        groups: Groups of channels, each with its own mean and variance over its channels and all steps.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        if channels % groups:
+            raise UserError(f"group norm: {groups} groups don't divide {channels} channels")
+        self.groups = groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Normalise `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`, what isn't valid becomes 0."""
+        if mask is None:
+            return functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        # Summed by hand, so that the padding enters neither sum nor count.
+        b, each = x.shape[0], x.shape[1] // self.groups
+        valid = mask.expand_as(x[:, :1]).flatten(2)
+        flat = masked(x.flatten(2), valid).float()
+        count = valid.sum(2).clamp(min=1) * each
+        mean = flat.reshape(b, self.groups, -1).sum(2) / count
+        flat = masked(flat - mean.repeat_interleave(each, dim=1).unsqueeze(2), valid)
+        variance = flat.square().reshape(b, self.groups, -1).sum(2) / count
+        flat = flat * (variance + self.eps).rsqrt().repeat_interleave(each, dim=1).unsqueeze(2)
+        return masked(flat * self.weight.unsqueeze(1) + self.bias.unsqueeze(1), valid).reshape(x.shape)
+
+
+class _Layer(nn.Module):
+    """What both kinds share: sizes for each axis, the norm, and whether a mask is needed."""
+
+    def __init__(
+        self, outputs: int, dims: int, kernel: int | Sequence[int], stride: int | Sequence[int], causal: bool, norm: str
+    ) -> None:
+        super().__init__()
+        if dims not in (1, 2, 3):
+            raise UserError(f"convolution: dims={dims} should be 1, 2 or 3")
+        if norm not in ("weight", "group", "none"):
+            raise UserError(f"convolution: norm={norm} should be weight, group or none")
+        if causal and norm == "group":
+            raise UserError("convolution: a causal one can't have norm=group, whose statistics look ahead")
+        self.kernel = per_axis(kernel, dims)
+        self.stride = per_axis(stride, dims)
+        self.causal = causal
+        self.step_norm = StepNorm(outputs) if norm == "group" else None
+
+
+class Convolution(_Layer):
+    """A convolution: `(b, c, t, ...)` to `(b, c', t / stride, ...)`, for sizes that its strides divide.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel: Taps, one number or one for each axis; spread by the dilation they reach at least over a stride.
+        stride: Likewise.
+        dilation: Likewise.
+        groups: Groups of channels that don't see each other.
+        bias: Whether there is one.
+        dims: Axes, 1 to 3.
+        causal: Output i sees the input up to step `i * stride + stride - 1` of the first axis, and no further.
+        norm: `weight`, weight normalisation (arXiv 1602.07868), which export folds; `group`, of the output; `none`.
+
+    Attributes:
+        context: Steps of the first axis that a causal layer looks back to beyond its own stride.
+
+    Raises:
+        UserError: The taps don't reach over a stride, or sizes or norm are not possible.
+    """
+
+    pads: list[int]
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        dims: int = 1,
+        causal: bool = False,
+        norm: Norm = "none",
+    ) -> None:
+        super().__init__(outputs, dims, kernel, stride, causal, norm)
+        spread = per_axis(dilation, dims)
+        totals = [(k - 1) * d + 1 - s for k, s, d in zip(self.kernel, self.stride, spread, strict=True)]
+        if min(totals) < 0:
+            raise UserError(f"convolution: kernel {self.kernel} is shorter than stride {self.stride}")
+        left = [total // 2 for total in totals]
+        if causal:
+            left[0] = totals[0]
+        right = [total - before for total, before in zip(totals, left, strict=True)]
+        self.context = totals[0]
+        self.looks_ahead = right[0] > 0
+        even = left == right
+        # The layer's own padding copies nothing; F.pad's numbers go from the last axis to the first.
+        self.pads = [] if even else [n for pair in zip(left[::-1], right[::-1], strict=True) for n in pair]
+        self.layer: nn.Module = _PLAIN[dims - 1](
+            inputs, outputs, self.kernel, self.stride, tuple(left) if even else 0, spread, groups, bias
+        )
+        if norm == "weight":
+            weight_norm(self.layer)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
+        if self.looks_ahead:
+            x = masked(x, mask)
+        if len(self.pads) > 0:
+            x = functional.pad(x, self.pads)
+        y: Tensor = self.layer(x)
+        if self.step_norm is not None:
+            y = self.step_norm(y, None if mask is None else mask[:, :, :: self.stride[0]])
+        return y
+
+
+class TransposedConvolution(_Layer):
+    """A transposed convolution: `(b, c, t, ...)` to `(b, c', t * stride, ...)`.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel: Taps, one number or one for each axis, at least the stride.
+        stride: Likewise.
+        groups: Groups of channels that don't see each other.
+        bias: Whether there is one.
+        dims: Axes, 1 to 3.
+        causal: Output i sees the input up to step `i // stride` of the first axis, and no further.
+        norm: `weight`, `group` or `none`, as in `Convolution`.
+
+    Attributes:
+        context: Input steps of the first axis that a causal layer looks back to.
+
+    Raises:
+        UserError: The taps don't reach over a stride, or sizes or norm are not possible.
+    """
+
+    rest: list[int]
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int],
+        groups: int = 1,
+        bias: bool = True,
+        dims: int = 1,
+        causal: bool = False,
+        norm: Norm = "none",
+    ) -> None:
+        super().__init__(outputs, dims, kernel, stride, causal, norm)
+        totals = [k - s for k, s in zip(self.kernel, self.stride, strict=True)]
+        if min(totals) < 0:
+            raise UserError(f"convolution: kernel {self.kernel} is shorter than stride {self.stride}")
+        # What is cut on the left the layer cuts itself, on both sides; the rest of the right is narrowed off.
+        left = [total // 2 for total in totals]
+        if causal:
+            left[0] = 0
+        self.rest = [total - 2 * before for total, before in zip(totals, left, strict=True)]
+        self.context = math.ceil(totals[0] / self.stride[0])
+        self.mixes = self.kernel[0] > self.stride[0]
+        self.layer: nn.Module = _TRANSPOSED[dims - 1](
+            inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias
+        )
+        if norm == "weight":
+            weight_norm(self.layer)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
+        if self.mixes and not self.causal:
+            x = masked(x, mask)
+        y: Tensor = self.layer(x)
+        for axis, rest in enumerate(self.rest):
+            if rest > 0:
+                y = y.narrow(axis + 2, 0, y.shape[axis + 2] - rest)
+        if self.step_norm is not None:
+            spread: Tensor | None = None
+            if mask is not None:
+                spread = mask.repeat_interleave(self.stride[0], dim=2)
+            y = self.step_norm(y, spread)
+        return y

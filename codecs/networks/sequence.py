@@ -1,0 +1,385 @@
+"""Networks on sequences `(b, n, d)`: a transformer with rotary positions and a window, a recurrent one, patch codecs.
+
+They are the middles of convolutional codecs (Mimi's transformer, EnCodec's LSTM) and, between patches and latents, the
+whole of TAAE (arXiv 2411.19842).
+
+A chunk with its state: a causal layer keeps the keys and values of the last `context` steps, the keys before their
+rotation, and rotates by places counted from the first that it keeps; only differences of places matter, so that the
+result is the same.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from .convolution import Convolution, TransposedConvolution, at_rate, masked
+
+__all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
+
+
+class Rotary(nn.Module):
+    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
+
+    Args:
+        width: Width of a head, even.
+        base: Of the wavelengths.
+    """
+
+    rates: Tensor
+
+    def __init__(self, width: int, base: float) -> None:
+        super().__init__()
+        self.register_buffer("rates", base ** (-torch.arange(0, width, 2) / width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their place."""
+        angles = torch.arange(x.shape[2], device=x.device)[:, None] * self.rates
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class _Attention(nn.Module):
+    """Self-attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int, base: float, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        each = width // heads
+        self.rotary = Rotary(each, base)
+        self.q_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
+        """Attend where `allowed`, bool, broadcast over `(b, heads, n, n)`, says; where it is None, as `causal` says."""
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.rotary(self.q_norm(q)), self.rotary(self.k_norm(k))
+        y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
+        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
+        return attended
+
+
+class _Perceptron(nn.Module):
+    """Two layers with GELU, or gated by SiLU (SwiGLU, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, gated: bool) -> None:
+        super().__init__()
+        self.gated = gated
+        self.wide = nn.Linear(width, 2 * hidden if gated else hidden, bias=gated)
+        self.out = nn.Linear(hidden, width, bias=gated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+            x = x * functional.silu(gate)
+        else:
+            x = functional.gelu(x)
+        y: Tensor = self.out(x)
+        return y
+
+
+class _Block(nn.Module):
+    """Attention and perceptron, each normalised, scaled for each channel, and added."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, base: float, scale: float, qk_norm: bool, gated: bool, eps: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps)
+        self.attention = _Attention(width, heads, base, qk_norm, eps)
+        self.mlp_norm = nn.LayerNorm(width, eps)
+        self.mlp = _Perceptron(width, hidden, gated)
+        self.attention_scale = nn.Parameter(torch.full((width,), scale))
+        self.mlp_scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
+        x = x + self.attention_scale * self.attention(self.attention_norm(x), allowed, causal)
+        x = x + self.mlp_scale * self.mlp(self.mlp_norm(x))
+        return x
+
+
+class SequenceTransformer(nn.Module):
+    """A pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
+
+    Args:
+        width: Width of the tokens.
+        depth: Blocks.
+        heads: Heads of each; `width / heads` is even.
+        hidden: Hidden width of the perceptrons; four times the width where None.
+        causal: A token attends to none behind it.
+        window: Steps within which tokens attend to each other, themselves counted: `i - j < window`, and without
+            `causal` also `j - i < window`; None for all.
+        layer_scale: Start of the scales of each branch (arXiv 2103.17239); 1 for about none.
+        qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
+        gated: The perceptrons are gated by SiLU, instead of GELU.
+        eps: Of the layer norms; TAAE needs 1e-2, or quiet steps blow up.
+        base: Of the rotary wavelengths.
+
+    Attributes:
+        context: Steps that a causal layer looks back to; 0 where that is all of them.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        layer_scale: float = 0.01,
+        qk_norm: bool = False,
+        gated: bool = False,
+        eps: float = 1e-5,
+        base: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
+        if window is not None and window < 1:
+            raise UserError(f"transformer: window={window} should be at least 1")
+        self.width = width
+        self.causal = causal
+        self.window = window or 0
+        self.context = max(self.window - 1, 0)
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, hidden or 4 * width, base, layer_scale, qk_norm, gated, eps) for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True where a token is valid."""
+        allowed: Tensor | None = None
+        # To a causal one what isn't valid can't come, being a suffix.
+        if self.window > 0 or (mask is not None and not self.causal):
+            places = torch.arange(x.shape[1], device=x.device)
+            back = places[:, None] - places
+            near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
+            if self.window > 0:
+                near = near & (back.abs() < self.window)
+            allowed = near[None, None]
+            if mask is not None and not self.causal:
+                # Itself each may attend to: a row without anything allowed is NaN.
+                allowed = allowed & (mask[:, None, None, :] | (back == 0)[None, None])
+        causal = self.causal and allowed is None
+        for block in self.blocks:
+            x = block(x, allowed, causal)
+        return x
+
+
+class _LSTM(nn.Module):
+    """One LSTM layer. To ONNX it goes as that format's own operator: torch.export takes its length for a constant."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(inputs, outputs, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read `(b, n, inputs)` to `(b, n, outputs)`."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            y: Tensor = self.lstm(x)[0]
+        else:
+            y = self._eager(x)
+        return y
+
+    @torch.jit.unused
+    def _eager(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return self.lstm(x)[0]  # type: ignore[no-any-return]
+        lstm = self.lstm
+
+        def gates(name: str) -> Tensor:
+            """Bring torch's order of gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
+            i, f, c, o = lstm.get_parameter(name).chunk(4)
+            return torch.cat([i, o, f, c])
+
+        weights = [gates("weight_ih_l0")[None], gates("weight_hh_l0")[None]]
+        bias = torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")])[None]
+        y = torch.onnx.ops.symbolic(
+            "LSTM",
+            [x.transpose(0, 1), *weights, bias],
+            {"hidden_size": lstm.hidden_size},
+            dtype=x.dtype,
+            shape=[x.shape[1], 1, x.shape[0], lstm.hidden_size],
+            version=14,
+        )
+        return y.squeeze(1).transpose(0, 1)
+
+
+class Recurrent(nn.Module):
+    """LSTM layers added to their input (EnCodec, arXiv 2210.13438, section 3.1: two of them).
+
+    Args:
+        width: Width of the tokens.
+        depth: Layers.
+        bidirectional: Each layer reads both ways, half of its width each (SpeechTokenizer's encoder, which has the full
+            width each way); padding is not read.
+    """
+
+    def __init__(self, width: int, depth: int = 2, bidirectional: bool = False) -> None:
+        super().__init__()
+        if bidirectional and width % 2:
+            raise UserError(f"recurrent: width={width} should be even, for both ways")
+        self.bidirectional = bidirectional
+        ways = 2 if bidirectional else 1
+        self.onward = nn.ModuleList(_LSTM(width, width // ways) for _ in range(depth))
+        self.returning = nn.ModuleList(_LSTM(width, width // ways) for _ in range(depth if bidirectional else 0))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True up to each sample's length."""
+        y = x
+        if not self.bidirectional:
+            for layer in self.onward:
+                y = layer(y)
+            return x + y
+        # Each sample is turned around by itself, so that the way back begins at its own end.
+        places = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
+        lengths = places[:, :1] + x.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        turned = torch.where(places < lengths, lengths - 1 - places, places).unsqueeze(2)
+        for layer, back in zip(self.onward, self.returning):  # noqa: B905 (TorchScript knows no strict)
+            reverse = back(y.gather(1, turned.expand(-1, -1, y.shape[2])))
+            y = torch.cat([layer(y), reverse.gather(1, turned.expand(-1, -1, reverse.shape[2]))], dim=2)
+        return x + y
+
+
+class _Stage(nn.Module):
+    """A transformer and a change of rate, before it in an encoder and behind it in a decoder."""
+
+    def __init__(self, transformer: SequenceTransformer, resample: nn.Module | None, decodes: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.resample = resample
+        self.decodes = decodes
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        """Transform `(b, n, d)`; the masks, `(b, 1, n)`, are of the rate that comes in and of the one that goes out."""
+        if self.resample is not None and not self.decodes:
+            x = self.resample(x.transpose(1, 2), before).transpose(1, 2)
+        slow = before if self.decodes else after
+        x = self.transformer(x, None if slow is None else slow[:, 0])
+        if self.resample is not None and self.decodes:
+            x = self.resample(x.transpose(1, 2), before).transpose(1, 2)
+        return x
+
+
+class _PatchCodec(nn.Module):
+    """What patch encoder and decoder share, which is all but the direction."""
+
+    decodes: bool
+    strides: list[int]
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        base: int,
+        patch: int,
+        strides: Sequence[int],
+        depths: Sequence[int],
+        heads: int,
+        window: int | None = 64,
+        channels: int = 1,
+        hidden: int | None = None,
+        causal: bool = False,
+        layer_scale: float = 0.01,
+        qk_norm: bool = True,
+        gated: bool = True,
+        eps: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        if len(strides) != len(depths) or not strides:
+            raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths should be as many, one at least")
+        self.width = width
+        self.patch = patch
+        self.channels = channels
+        self.causal = causal
+        self.rate = patch * math.prod(strides)
+        self.hop = (self.rate,)
+        change = TransposedConvolution if self.decodes else Convolution
+        stages = [
+            _Stage(
+                SequenceTransformer(base, depth, heads, hidden, causal, window, layer_scale, qk_norm, gated, eps),
+                change(base, base, 2 * stride, stride, causal=causal) if stride > 1 else None,
+                self.decodes,
+            )
+            for stride, depth in zip(strides, depths, strict=True)
+        ]
+        # In the order in which they act.
+        self.strides = list(reversed(strides) if self.decodes else strides)
+        self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
+        self.embed = nn.Linear(width if self.decodes else channels * patch, base)
+        self.out = nn.Linear(base, channels * patch if self.decodes else width)
+
+
+class PatchEncoder(_PatchCodec):
+    """Reads sound into latents by transformers over patches (TAAE, arXiv 2411.19842, section 3.1).
+
+    Each stage is a strided convolution, where its stride is above 1, and a transformer behind it.
+
+    Args:
+        width: Width of the latents.
+        base: Width of the transformers.
+        patch: Samples of a patch.
+        strides: Of the stages.
+        depths: Blocks of each stage's transformer.
+        heads: Heads of each block.
+        window: See `SequenceTransformer`, as are the other arguments.
+        channels: Channels of the signal.
+        hidden: Hidden width of the perceptrons.
+        causal: Latent i depends on the signal up to the end of its hop only.
+        layer_scale: Start of the scales of each branch.
+        qk_norm: Queries and keys are normalised.
+        gated: The perceptrons are gated.
+        eps: Of the layer norms.
+
+    Attributes:
+        hop: Samples for a latent, as a tuple of one.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    decodes = False
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`."""
+        x = signal.reshape(signal.shape[0], self.channels, -1, self.patch).transpose(1, 2).flatten(2)
+        x = self.embed(x)
+        rate = self.rate // self.patch
+        for level, stage in enumerate(self.stages):
+            before = at_rate(mask, rate, 1)
+            rate = rate // self.strides[level]
+            x = stage(x, before, at_rate(mask, rate, 1))
+        latents: Tensor = self.out(x)
+        return latents
+
+
+class PatchDecoder(_PatchCodec):
+    """Makes sound from latents by transformers over patches: the mirror of `PatchEncoder`, whose arguments it takes.
+
+    Strides and depths are in the encoder's order. Where causal, sample i depends on latents up to `i // hop` only.
+    """
+
+    decodes = True
+
+    def forward(self, latents: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`; `mask` is bool `(b, n)`, `first` of no use."""
+        x = self.embed(latents)
+        rate = 1
+        for level, stage in enumerate(self.stages):
+            before = at_rate(mask, rate, 1)
+            rate = rate * self.strides[level]
+            x = stage(x, before, at_rate(mask, rate, 1))
+        patches = self.out(x).reshape(x.shape[0], x.shape[1], self.channels, self.patch)
+        return masked(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))

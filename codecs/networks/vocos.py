@@ -1,0 +1,228 @@
+"""A decoder at the rate of the latents: ConvNeXt blocks, then an inverse short-time Fourier transform.
+
+Vocos (arXiv 2306.00814, section 3); WavTokenizer (arXiv 2408.16532, section 3.3) puts residual blocks around one
+attention before it. The transform is a transposed convolution with the windowed Fourier basis: real arithmetic, which
+every export format knows.
+
+A chunk with its state: the convolutions as in `convolution.py`; a causal head keeps the last `window - hop` samples of
+its overlap, which are not yet whole, and adds them to the next chunk's first.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from .convolution import Convolution, StepNorm, at_rate, masked
+
+__all__ = ["ISTFT", "VocosDecoder"]
+
+
+class ISTFT(nn.Module):
+    """Inverse short-time Fourier transform with a periodic Hann window, in real arithmetic: n frames to n hops.
+
+    Overlapping frames are added and divided by the sum of their squared windows, as in torch.istft, to which it is
+    equal but for the places of frames: here frame i is centred on its own hop (Vocos' `same` padding).
+
+    Args:
+        window: Length of the window and of the transform, even.
+        hop: Samples between frames; divides `window`.
+        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop` only. What would lie
+            before the first frame counts as silence.
+
+    Raises:
+        UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
+    """
+
+    basis: Tensor
+    square: Tensor
+    steady: Tensor
+
+    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+        super().__init__()
+        if window % hop or window % 2 or window < 2 * hop:
+            raise UserError(f"istft: window={window} should be even, and 2 or more times hop={hop}")
+        self.window = window
+        self.hop = hop
+        self.causal = causal
+        hann = torch.hann_window(window, dtype=torch.float64)
+        bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
+        angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
+        # All bins but the first and last stand for their mirror too.
+        twice = torch.full((window // 2 + 1, 1), 2.0, dtype=torch.float64)
+        twice[0] = twice[-1] = 1.0
+        basis = torch.cat([angles.cos(), -angles.sin()]) * twice.repeat(2, 1) / window * hann
+        square = hann.square()
+        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+        self.register_buffer("square", square.float()[None, None], persistent=False)
+        self.register_buffer("steady", square.view(-1, hop).sum(0).float(), persistent=False)
+
+    def forward(self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
+        b, n = real.shape[0], real.shape[2]
+        spectrum = masked(torch.cat([real, imaginary], dim=1), mask)
+        added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop)
+        if self.causal:
+            signal = (added[:, 0, : n * self.hop].reshape(b, n, self.hop) / self.steady).reshape(b, 1, n * self.hop)
+        else:
+            there = torch.ones_like(real[:, :1]) if mask is None else mask.to(real.dtype)
+            weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop)
+            left = (self.window - self.hop) // 2
+            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop]
+        return masked(signal, at_rate(None if mask is None else mask[:, 0], self.hop, 1))
+
+
+class _ConvNeXt(nn.Module):
+    """Depthwise convolution, norm, two-layer perceptron, scale, added (ConvNeXt, arXiv 2201.03545, section 2)."""
+
+    def __init__(self, width: int, hidden: int, scale: float, causal: bool) -> None:
+        super().__init__()
+        self.depthwise = Convolution(width, width, 7, groups=width, causal=causal)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.wide = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        normed = self.norm(self.depthwise(x, mask).transpose(1, 2))
+        y: Tensor = self.scale * self.out(functional.gelu(self.wide(normed)))
+        return x + y.transpose(1, 2)
+
+
+class _Residual(nn.Module):
+    """Norm, SiLU and convolution, twice, added (WavTokenizer's, after DDPM's)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm_in = StepNorm(width, groups, eps=1e-6)
+        self.conv_in = Convolution(width, width, 3)
+        self.norm_out = StepNorm(width, groups, eps=1e-6)
+        self.conv_out = Convolution(width, width, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        y = self.conv_in(functional.silu(self.norm_in(x, mask)), mask)
+        y = self.conv_out(functional.silu(self.norm_out(y, mask)), mask)
+        return x + y  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """One head over all steps, added (WavTokenizer's)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = StepNorm(width, groups, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(self.norm(x, mask).transpose(1, 2)).unsqueeze(1).chunk(3, dim=-1)
+        allowed: Tensor | None = None
+        if mask is not None:
+            allowed = mask.unsqueeze(1)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed).squeeze(1)
+        return x + self.out(y).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class VocosDecoder(nn.Module):
+    """Makes sound from latents by ConvNeXt blocks at their rate and an inverse Fourier transform.
+
+    Args:
+        width: Width of the latents.
+        base: Width of the blocks.
+        hidden: Their hidden width; 3 times the base in Vocos and WavTokenizer.
+        depth: Blocks.
+        hop: Samples of a latent.
+        window: Of the transform; WavTokenizer's is 4 hops.
+        channels: Channels of the signal.
+        attention: Put WavTokenizer's two residual blocks, one attention and two residual blocks first; not causal.
+        groups: Groups of their norms.
+        middle: A network on `(b, n, base)` behind the first convolution: the transformer of X-Codec 2, with depth 0.
+        causal: Sample i depends on latents up to `i // hop` only.
+
+    Attributes:
+        hop: Samples of a latent, as a tuple of one.
+
+    Raises:
+        UserError: Sizes that don't fit each other, or attention in a causal one.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        base: int,
+        hidden: int,
+        depth: int,
+        hop: int,
+        window: int,
+        channels: int = 1,
+        attention: bool = False,
+        groups: int = 32,
+        middle: nn.Module | None = None,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if causal and attention:
+            raise UserError("codec.decoder: attention looks ahead, a causal one can't have it; give it a `middle`")
+        self.width = width
+        self.rate = hop
+        self.hop = (hop,)
+        self.channels = channels
+        self.causal = causal
+        self.bins = window // 2 + 1
+        self.first = Convolution(width, base, 7, causal=causal)
+        self.before = nn.ModuleList()
+        if attention:
+            kinds = (_Residual, _Residual, _Attention, _Residual, _Residual)
+            self.before.extend(kind(base, groups) for kind in kinds)
+        self.before_norm = StepNorm(base, groups, eps=1e-6) if attention else None
+        self.norm = nn.LayerNorm(base, eps=1e-6)
+        # LayerScale starts at 1 / depth, as in Vocos.
+        self.blocks = nn.ModuleList(_ConvNeXt(base, hidden, 1 / max(depth, 1), causal) for _ in range(depth))
+        self.last_norm = nn.LayerNorm(base, eps=1e-6)
+        self.out = nn.Linear(base, channels * 2 * self.bins)
+        self.istft = ISTFT(window, hop, causal)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.middle = middle  # it has its own start
+
+    def forward(self, latents: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`; `mask` is bool `(b, n)`, `first` of no use."""
+        here = at_rate(mask, 1, 1)
+        x = self.first(latents.transpose(1, 2), here)
+        for layer in self.before:
+            x = layer(x, here)
+        if self.before_norm is not None:
+            x = self.before_norm(x, here)
+        if self.middle is not None:
+            x = self.middle(x.transpose(1, 2), mask).transpose(1, 2)
+        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, here)
+        spectrum = self.out(self.last_norm(x.transpose(1, 2))).transpose(1, 2)
+        b, n = latents.shape[0], latents.shape[1]
+        # Each channel is a sample of its own to the transform, in float32 whatever the autocast.
+        spectrum = spectrum.float().reshape(b * self.channels, 2 * self.bins, n)
+        size, phase = spectrum.chunk(2, dim=1)
+        size = size.exp().clamp(max=100.0)
+        each = None if here is None else here.repeat_interleave(self.channels, dim=0)
+        real, imaginary = size * phase.cos(), size * phase.sin()
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            signal: Tensor = self.istft(real, imaginary, each)
+        else:
+            signal = self._precise(real, imaginary, each)
+        return signal.reshape(b, self.channels, n * self.rate)
+
+    @torch.jit.unused
+    def _precise(self, real: Tensor, imaginary: Tensor, mask: Tensor | None) -> Tensor:
+        """Transform back in float32 whatever the autocast, which TorchScript doesn't have."""
+        if not torch.is_autocast_enabled(real.device.type):  # the exporter doesn't know the block below
+            return self.istft(real, imaginary, mask)  # type: ignore[no-any-return]
+        with torch.autocast(real.device.type, enabled=False):
+            return self.istft(real, imaginary, mask)  # type: ignore[no-any-return]

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from .contract import Feature, Judgement
+
 __all__ = ["PatchDiscriminator"]
 
 
@@ -34,7 +36,14 @@ class PatchDiscriminator(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, signal: Tensor) -> Tensor:
-        """Turn images `(b, c, h, w)` in [-1, 1] into logits `(b, 1, h', w')`, h' about h / 2^layers."""
-        logits: Tensor = self.net(signal)
-        return logits
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+        """Judge images `(b, c, h, w)` in [-1, 1] by logits `(b, 1, h', w')`, h' about h / 2^layers.
+
+        All rows are valid, so `lengths` is not needed.
+        """
+        features = []
+        for module in self.net:
+            signal = module(signal)
+            if isinstance(module, nn.LeakyReLU):
+                features.append(Feature(signal, None))
+        return [Judgement(signal, None, features)]

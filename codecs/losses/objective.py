@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .adversarial import Adversarial
+from .balancer import Balancer
 
 __all__ = ["Objective"]
 
@@ -18,13 +19,19 @@ class Objective(nn.Module):
     Args:
         terms: `{name: {"weight": float, "module": Module}}`, where a module compares `(fake, real, lengths)` to a
             scalar. Weight 0 means logged, not trained; None in place of a term removes it.
-        adversarial: The adversarial term, or None.
+        adversarial: The adversarial term, or None. Its losses are named "adversarial" and "features".
+        balancer: Makes weights shares of the gradient; None sums the terms.
 
     Raises:
-        UserError: A term lacks its weight or its module.
+        UserError: A term lacks its weight or its module, or has one of the adversarial term's names.
     """
 
-    def __init__(self, terms: Mapping[str, Mapping[str, Any] | None], adversarial: Adversarial | None = None) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, Mapping[str, Any] | None],
+        adversarial: Adversarial | None = None,
+        balancer: Balancer | None = None,
+    ) -> None:
         super().__init__()
         self.weights: dict[str, float] = {}
         self.terms = nn.ModuleDict()
@@ -33,22 +40,42 @@ class Objective(nn.Module):
                 continue
             if set(term) != {"weight", "module"}:
                 raise UserError(f"objective.terms.{name}: expected `weight` and `module`, got {sorted(term)}")
+            if adversarial and name in adversarial.weights:
+                raise UserError(f"objective.terms.{name}: the adversarial term has a loss of this name")
             self.weights[name] = float(term["weight"])
             self.terms[name] = term["module"]
         self.adversarial = adversarial
+        self.balancer = balancer
+        if balancer:
+            balancer.follow([*self.weights, *(adversarial.weights if adversarial else ())])
 
-    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, fake: Tensor, real: Tensor, lengths: Tensor, update: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare signals `(b, c, *grid)` in [-1, 1], of which the first `lengths` steps are valid.
 
+        Args:
+            fake: The reconstruction.
+            real: The signal.
+            lengths: int64 `(b,)`.
+            update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
+
         Returns:
-            The weighted sum, and each term's value before its weight, detached.
+            The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.
         """
-        total = fake.new_zeros(())
+        weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
-        for name, module in self.terms.items():
-            weight = self.weights[name]
-            value = module(fake if weight else fake.detach(), real, lengths)
-            values[name] = value.detach()
-            if weight:
-                total = total + weight * value
-        return total, values
+        for name, term in self.terms.items():
+            values[name] = term(fake if name in weights else fake.detach(), real, lengths)
+        heard = self.adversarial.heard(update) if self.adversarial and update is not None else {}
+        if self.adversarial and heard:
+            values |= self.adversarial.codec_losses(fake, real, lengths)
+            weights |= heard
+        trained = {name: values[name] for name in values if name in weights}
+        if self.balancer and trained:
+            total = self.balancer(trained, weights, fake)
+        else:
+            total = fake.new_zeros(())
+            for name, value in trained.items():
+                total = total + weights[name] * value
+        return total, {name: value.detach() for name, value in values.items()}

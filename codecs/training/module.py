@@ -143,16 +143,20 @@ class CodecTraining(pl.LightningModule):
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial
         values: dict[str, Tensor] = {}
-        if adversarial and adversarial.learns(self.update):
-            loss, means = adversarial.discriminator_loss(result.signal, real)
+        judged = adversarial is not None and adversarial.learns(self.update)
+        shared = adversarial is not None and adversarial.shared
+        if adversarial and judged:
+            loss, means = adversarial.discriminator_loss(result.signal, real, batch.lengths)
             values |= {"discriminator/loss": loss} | {f"discriminator/{name}": mean for name, mean in means.items()}
-            self.manual_backward(loss / self.accumulate)
-            if due:
-                # The raw optimizer: stepping Lightning's wrapper would count a second global step.
-                values["discriminator/grad_norm"] = self.step(self.trainer.optimizers[1], adversarial, factor)
+            self.manual_backward(loss / self.accumulate, retain_graph=shared)
+        if judged and due and not shared:
+            values["discriminator/grad_norm"] = self.step_discriminator(factor)
         loss, terms = self.codec_loss(result, real, batch.lengths)
         values |= terms
         self.manual_backward(loss / self.accumulate)
+        if judged and due and shared:
+            # The codec has heard it as it was: a step in between would change what the gradient goes back through.
+            values["discriminator/grad_norm"] = self.step_discriminator(factor)
         if due:
             optimizers = self.optimizers()
             first = optimizers[0] if isinstance(optimizers, list) else optimizers
@@ -167,19 +171,17 @@ class CodecTraining(pl.LightningModule):
 
     def codec_loss(self, result: Reconstruction, real: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
-        quantized, adversarial = result.quantized, self.objective.adversarial
-        loss, terms = self.objective(result.signal, real, lengths)
+        quantized = result.quantized
+        loss, terms = self.objective(result.signal, real, lengths, self.update)
         loss = loss + sum(quantized.penalties.values())
         values = {f"loss/{name}": value for name, value in terms.items()}
         values |= {f"bottleneck/{name}": value for name, value in (quantized.penalties | quantized.metrics).items()}
-        weight = adversarial.heard(self.update) if adversarial else 0.0
-        if adversarial and weight:
-            # Its own parameters need no gradient in the codec's turn.
-            adversarial.requires_grad_(False)
-            values["loss/adversarial"] = adversarial.codec_loss(result.signal)
-            adversarial.requires_grad_(True)
-            loss = loss + weight * values["loss/adversarial"]
         return loss, values | {"loss": loss}
+
+    def step_discriminator(self, factor: float) -> Tensor:
+        """Step the raw optimizer: stepping Lightning's wrapper would count a second global step."""
+        assert self.objective.adversarial is not None
+        return self.step(self.trainer.optimizers[1], self.objective.adversarial, factor)
 
     def step(self, optimizer: Any, module: nn.Module, factor: float) -> Tensor:
         """Clip the module's gradient and step; gives the norm before clipping."""

@@ -75,10 +75,30 @@ def test_objective_names_a_term_that_lacks_its_weight():
         Objective({"l1": {"module": L1()}})
 
 
+def test_objective_names_a_term_that_takes_the_discriminators_name():
+    with pytest.raises(UserError, match=r"objective\.terms\.features"):
+        Objective({"features": {"weight": 1.0, "module": L1()}}, Adversarial(nn.Identity()))
+
+
+def test_objective_hears_the_discriminator_from_its_update_on():
+    torch.manual_seed(0)
+    fake, real, lengths = _pair()
+    adversarial = Adversarial(PatchDiscriminator(width=8, layers=2), weight=0.5, features=2.0, head_start=3)
+    objective = Objective({"l1": {"weight": 1.0, "module": L1()}}, adversarial)
+    plain = L1()(fake, real, lengths)
+    for update in (None, 2):
+        total, values = objective(fake, real, lengths, update)
+        torch.testing.assert_close(total, plain)
+        assert set(values) == {"l1"}
+    total, values = objective(fake, real, lengths, 3)
+    torch.testing.assert_close(total, plain + 0.5 * values["adversarial"] + 2 * values["features"])
+
+
 def test_adversarial_timetable():
     term = Adversarial(nn.Identity(), weight=0.4, start=10, head_start=5, ramp=3)
     assert [term.learns(u) for u in (9, 10)] == [False, True]
-    assert [term.heard(u) for u in (14, 15, 16, 18, 1000)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+    heard = [term.heard(u).get("adversarial", 0) for u in (14, 15, 16, 18, 1000)]
+    assert heard == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
 
 
 @pytest.mark.parametrize("kind", ["hinge", "nonsaturating"])
@@ -97,8 +117,9 @@ def test_discriminator_learns_to_tell_and_the_codec_hears_it(kind):
     assert loss < first and means["real"] > means["fake"]
     assert fake.grad is None
     assert term.real_average > term.fake_average
-    gain = torch.autograd.grad(term.codec_loss(fake), fake)[0]
-    assert term.codec_loss(fake - 5 * gain.sign() * 0.01) < term.codec_loss(fake)
+    said = term.codec_losses(fake, real)["adversarial"]
+    gain = torch.autograd.grad(said, fake)[0]
+    assert term.codec_losses(fake - 5 * gain.sign() * 0.01, real)["adversarial"] < said
 
 
 def test_lecam_averages_are_saved():
@@ -109,4 +130,5 @@ def test_discriminator_judges_an_image_the_same_in_any_batch():
     torch.manual_seed(0)
     net = PatchDiscriminator(width=8)
     _, real, _ = _pair()
-    torch.testing.assert_close(net(real)[2:3], net(real[2:3]), atol=1e-5, rtol=0)
+    (together,), (alone,) = net(real), net(real[2:3])
+    torch.testing.assert_close(together.logits[2:3], alone.logits, atol=1e-5, rtol=0)

@@ -121,6 +121,8 @@ class Killed(pl.Callback):
         [],
         ADVERSARIAL,
         [*ADVERSARIAL, "training.accumulate=2"],
+        [*ADVERSARIAL, "objective.adversarial.features=1.0", "objective.adversarial.shared=true"],
+        [*ADVERSARIAL, "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"],
         [*RESIDUAL, "length=two_axes"],
         [*RESIDUAL, "training.accumulate=2"],
         DRAWN,

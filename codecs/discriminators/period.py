@@ -1,0 +1,47 @@
+"""Discriminators that look at every p-th sample of a sound."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .contract import Judgement, Layers, silenced
+
+__all__ = ["PeriodDiscriminator"]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Multi-period discriminator (HiFi-GAN, arXiv 2010.05646, section 2.3): one network for each period p.
+
+    A sound is folded to rows of p samples, the last one filled with zeros (in the paper: by reflection, which would
+    rest on where a sample ends in its batch), and convolved along the columns.
+
+    Args:
+        periods: Periods, in samples.
+        channels: Channels of the sound.
+        width: Channels of the first layer; 4, 16 and 32 times as many follow.
+    """
+
+    def __init__(self, periods: Sequence[int] = (2, 3, 5, 7, 11), channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.periods = list(periods)
+        widths = [channels, width, 4 * width, 16 * width, 32 * width, 32 * width]
+        self.nets = nn.ModuleList()
+        for _ in self.periods:
+            layers = [
+                nn.Conv2d(narrow, wide, (5, 1), stride=(stride, 1), padding=(2, 0))
+                for narrow, wide, stride in zip(widths, widths[1:], (3, 3, 3, 3, 1), strict=False)
+            ]
+            self.nets.append(Layers([*layers, nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]))
+
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+        """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, t', p)`."""
+        signal = silenced(signal, lengths)
+        b, c, t = signal.shape
+        judgements = []
+        for period, net in zip(self.periods, self.nets, strict=True):
+            rows = functional.pad(signal, (0, -t % period)).view(b, c, -1, period)
+            steps = None if lengths is None else (lengths + period - 1).div(period, rounding_mode="floor")
+            logits, _, features = net(rows, steps)
+            judgements.append(Judgement(logits.values, logits.valid, features))
+        return judgements

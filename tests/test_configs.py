@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from varitok import UserError
 from varitok.configs import compose
@@ -215,8 +216,18 @@ def test_an_experiment_composes(name: Path) -> None:
     ids=lambda path: path.relative_to(CONFIGS).as_posix(),
 )
 def test_an_option_composes(path: Path) -> None:
+    """With images, or where it asks for what only sounds have, with sounds."""
+    option = f"{path.parent.name}={path.stem}"
+    try:
+        _compose(option)
+    except InterpolationKeyError as error:
+        assert "'data." in str(error)
+        _compose("experiment=audio/demo", option)
+
+
+def _compose(*overrides: str) -> None:
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [f"{path.parent.name}={path.stem}"])
+        config = hydra.compose("train", list(overrides))
         for key in OmegaConf.missing_keys(config):
             OmegaConf.update(config, key, "FOLDER")
         compose.check(config)

@@ -70,13 +70,23 @@ class Splits(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack what could be read, and keep the names of what could not."""
+    """Stack what could be read, filled up with zeros to the longest first axis; keep the names of what could not."""
     signals = [sample.signal for sample in samples if sample.signal is not None]
     bad = tuple(name for sample in samples for name in sample.bad)
     if not signals:
         return Batch(torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64), bad)
     lengths = torch.tensor([signal.shape[1] for signal in signals])
+    longest = int(lengths.max())
+    if int(lengths.min()) < longest:
+        signals = [_filled(signal, longest) for signal in signals]
     return Batch(torch.stack(signals), lengths, bad)
+
+
+def _filled(signal: Tensor, steps: int) -> Tensor:
+    """Put zeros behind the first axis."""
+    filled = signal.new_zeros(signal.shape[0], steps, *signal.shape[2:])
+    filled[:, : signal.shape[1]] = signal
+    return filled
 
 
 def normalise(signal: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Images: from files of any kind to uint8 squares."""
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from varitok import UserError
 
 from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
+from .folders import fetched, list_files
 
 __all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "cifar10", "decode_image", "image_folder", "imagenette"]
 
@@ -148,8 +148,7 @@ class ImageDataset(Dataset[Tensor]):
 class ImageFolder(ImageDataset):
     """All images below a folder.
 
-    Where the folder has subfolders `train` and `val`, these are the splits; otherwise every `1/val_share`-th file, by
-    the hash of its path below the folder, is held out.
+    Which files are trained on and which are held out: see `list_files`.
 
     Args:
         root: The folder.
@@ -179,7 +178,7 @@ class ImageFolder(ImageDataset):
     ) -> None:
         self.root = Path(root)
         self.least_side = least_side
-        self.files = _list_images(self.root, split, val_share)
+        self.files = list_files(self.root, split, val_share, SUFFIXES, "image")
         super().__init__(
             self._read,
             len(self.files),
@@ -192,27 +191,6 @@ class ImageFolder(ImageDataset):
 
     def _read(self, index: int, shorter_side: int | None) -> Tensor:
         return decode_image(self.files[index], shorter_side, self.least_side)
-
-
-def _list_images(root: Path, split: str, val_share: float) -> list[Path]:
-    """List a split's image files, sorted."""
-    if not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder")
-    parted = (root / "train").is_dir() and (root / "val").is_dir()
-    folder = root / split if parted else root
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise UserError(f"data.root={folder}: no image in this folder (looked for {' '.join(SUFFIXES)})")
-    if parted:
-        return files
-
-    def rank(path: Path) -> str:
-        return hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()
-
-    if len(files) == 1:
-        return files  # nothing can be held out of one image: it is both
-    held = set(sorted(files, key=rank)[: min(len(files) - 1, max(1, round(val_share * len(files))))])
-    return [path for path in files if (path in held) == (split == "val")]
 
 
 def image_folder(
@@ -247,7 +225,7 @@ def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool =
     from torchvision.datasets import CIFAR10  # noqa: PLC0415
 
     def split(train: bool) -> ImageDataset:
-        data = _fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
+        data = fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
         return ImageDataset(
             lambda i, _: pixels[i],
@@ -282,7 +260,7 @@ def imagenette(
     archive = {"full": "imagenette2.tgz", "320px": "imagenette2-320.tgz", "160px": "imagenette2-160.tgz"}[version]
 
     def split(name: Literal["train", "val"]) -> ImageDataset:
-        data = _fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
+        data = fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
         files = [Path(file) for file, _ in data._samples]
         return ImageDataset(
             lambda i, side: decode_image(files[i], side),
@@ -299,14 +277,3 @@ def imagenette(
 
 def _about(name: str, image_size: int) -> dict[str, str]:
     return {"dataset": f"{name}, validation split", "protocol": f"{PROTOCOL}; {image_size} x {image_size} pixels"}
-
-
-def _fetched(make: Callable[[], Any], root: str, archive: str) -> Any:
-    """Make one of torchvision's datasets; say in one line what to do where it can't be had."""
-    try:
-        Path(root).mkdir(parents=True, exist_ok=True)
-        return make()
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise UserError(
-            f"data.root={root}: {archive} is not there and could not be fetched ({error}); place it in that folder"
-        ) from error

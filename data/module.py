@@ -102,9 +102,10 @@ class DataModule(pl.LightningDataModule):
         seed: Seed of the order.
         max_bad_share: Share of unreadable files that ends a run.
         overfit: Give the first batch of the data over and over.
+        bucket: Batches among which samples are sorted by length, so that little is filled up; 0 doesn't sort.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: A number is out of range, or the data have no lengths to sort by.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
         max_bad_share: float = 0.01,
         overfit: bool = False,
+        bucket: int = 0,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -134,6 +136,9 @@ class DataModule(pl.LightningDataModule):
         self.accumulate = accumulate
         self.seed = seed
         self.overfit = overfit
+        self.bucket = bucket
+        if bucket and not hasattr(splits.train, "sizes"):
+            raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
         self.bad = BadSampleCount(max_bad_share)
 
     def _rank(self) -> tuple[int, int]:
@@ -150,7 +155,15 @@ class DataModule(pl.LightningDataModule):
         done = int(module.updates) if module else 0
         start = done * self.accumulate
         sampler = UpdateBatchSampler(
-            len(readable), self.batch_size, self.batches, seed=self.seed, rank=rank, world=world, start=start
+            len(readable),
+            self.batch_size,
+            self.batches,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            start=start,
+            sizes=self.splits.train.sizes() if self.bucket else None,  # type: ignore[attr-defined]
+            window=max(1, self.bucket),
         )
         return loader(readable, sampler, self.workers)
 

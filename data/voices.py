@@ -64,7 +64,7 @@ class Voices(Dataset[Tensor]):
     ) -> None:
         for name, value, least in (
             ("sample_rate", sample_rate, 4000),
-            ("crop", samples, 1),
+            ("crop_tokens", samples, 1),
             ("length", length, 1),
             ("seed", seed, 0),
         ):
@@ -98,8 +98,9 @@ class Voices(Dataset[Tensor]):
 
 def voices(
     sample_rate: int = 24_000,
-    crop: int = 24_000,
-    seconds: float = 2.0,
+    crop_tokens: int = 75,
+    hop: int = 320,
+    val_seconds: float = 2.0,
     length: int = 10_000,
     val_length: int = 64,
     channels: int = 1,
@@ -109,8 +110,9 @@ def voices(
 
     Args:
         sample_rate: In Hz.
-        crop: Samples of a training sound.
-        seconds: Length of the sounds to evaluate on.
+        crop_tokens: Length of a training sound in tokens.
+        hop: Samples of a token.
+        val_seconds: Length of the sounds to evaluate on.
         length: Training sounds of an epoch; each epoch has new ones.
         val_length: Sounds to evaluate on, the same at all times.
         channels: 1 or 2.
@@ -121,14 +123,14 @@ def voices(
     """
     if val_length < 1:
         raise UserError(f"data.val_length={val_length}: must be at least 1")
-    if not seconds * sample_rate >= 1:
-        raise UserError(f"data.seconds={seconds}: must be at least one sample long")
+    if not val_seconds * sample_rate >= 1:
+        raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     return Splits(
-        Voices(sample_rate, crop, length, channels, seed),
-        Voices(sample_rate, round(seconds * sample_rate), val_length, channels, seed, train=False),
+        Voices(sample_rate, crop_tokens * hop, length, channels, seed),
+        Voices(sample_rate, round(val_seconds * sample_rate), val_length, channels, seed, train=False),
         about={
             "dataset": f"voices, {val_length} synthetic sounds, seed {seed}",
-            "protocol": f"made at {sample_rate} Hz, {seconds:g} s each; nothing else",
+            "protocol": f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else",
         },
     )
 
@@ -145,6 +147,8 @@ def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> 
         if kind == 3:
             other = (_tones if rng.random() < 0.5 else _bursts)(rng, rate, samples)
             mono = _levelled(mono) + _levelled(other) * np.float32(10 ** (rng.uniform(-25, -5) / 20))
+    # A recording is never silent between words: a room has its noise.
+    mono = _levelled(mono) + _room(rng, samples) * np.float32(10 ** (rng.uniform(-60, -35) / 20))
     sound = mono[None]
     if channels == 2:
         late = min(samples - 1, int(rng.integers(0, max(1, rate // 1500))))
@@ -154,6 +158,14 @@ def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> 
     peak = np.abs(sound).max()
     result: Floats = np.ascontiguousarray(sound * np.float32(min(1.0, PEAK / max(peak, 1e-9))), np.float32)
     return result
+
+
+def _room(rng: np.random.Generator, samples: int) -> Floats:
+    """Make steady noise, red to a degree: `(samples,)`, with a root mean square of 1."""
+    white = rng.standard_normal(samples, np.float32)
+    # A moving sum of a few samples is red enough at a fraction of a recursive filter's time.
+    width = min(samples, int(rng.integers(1, 9)))
+    return _levelled(np.convolve(white, np.hanning(width + 2)[1:-1].astype(np.float32), "same"))
 
 
 def _levelled(sound: Floats) -> Floats:

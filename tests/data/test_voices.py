@@ -30,7 +30,7 @@ def test_the_same_key_is_the_same_sound_and_no_other():
 
 
 def test_evaluation_has_its_own_sounds_the_same_in_every_epoch():
-    splits = voices(16000, 4000, 0.25, length=10, val_length=3)
+    splits = voices(16000, 25, 160, 0.25, length=10, val_length=3)
     assert len(splits.train) == 10 and len(splits.val) == 3
     assert torch.equal(splits.val[0, 1], splits.val[5, 1])
     assert not torch.equal(splits.val[0, 1], splits.train[0, 1])
@@ -52,7 +52,8 @@ def test_sounds_have_pitch_and_are_not_all_alike():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sample_rate": 100}, {"crop": 0}, {"channels": 3}, {"val_length": 0}, {"seconds": 0.0}, {"length": 0}]
+    "wrong",
+    [{"sample_rate": 100}, {"crop_tokens": 0}, {"channels": 3}, {"val_length": 0}, {"val_seconds": 0.0}, {"length": 0}],
 )
 def test_wrong_numbers_are_told(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

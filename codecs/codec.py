@@ -20,6 +20,7 @@ from .distributions import Full
 from .lengths import LengthPolicy, prefix_mask
 from .perturbation import Perturbation
 from .result import Quantized, Reconstruction
+from .streaming import arrange, check_chunk, obstacle, pack, state_size, unpack
 
 __all__ = ["Codec"]
 
@@ -63,12 +64,14 @@ class Codec(nn.Module):
         self.unit_latents = unit_latents
         self.encoder = encoder
         self.project_in = nn.Linear(int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
+        nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
         self.bottleneck = bottleneck
         self.project_out = nn.Linear(bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
         self.decoder = decoder
         self.length = length
         self.perturbation = perturbation
         self.sample_rate = sample_rate
+        self._shapes: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
 
@@ -98,6 +101,58 @@ class Codec(nn.Module):
     def books(self) -> int:
         """How many books each token has; 0 where the bottleneck is continuous."""
         return len(self.bottleneck.book_sizes)
+
+    @property
+    def obstacle(self) -> str:
+        """Why it can't code chunk by chunk, in a few words; empty where it can."""
+        if self.ordered or len(self.hop) > 1:
+            return "its tokens " + ("are about the whole signal" if self.ordered else "lie on more than one axis")
+        if self.unit_latents:
+            return "unit_latents scales by the whole signal"
+        return obstacle(self.encoder) or obstacle(self.decoder)
+
+    @property
+    def streams(self) -> bool:
+        """Whether it codes chunk by chunk as it codes a whole signal: it looks back only, and not without end."""
+        return not self.obstacle
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that are made at once: of the books of several rates, those of the slowest code; else 1."""
+        rates = (getattr(module, "book_strides", ()) for module in self.bottleneck.modules())
+        return math.lcm(*(stride for strides in rates for stride in strides))
+
+    @property
+    def latency(self) -> int:
+        """Samples that a codec that streams waits for before it can give a token, of which every chunk is made."""
+        return self.hop[0] * self.chunk_tokens
+
+    @property
+    def state_sizes(self) -> tuple[int, int]:
+        """Count the numbers of a sample's state, of the encoder and of the decoder.
+
+        Raises:
+            UserError: It can't code chunk by chunk.
+        """
+        return state_size(self.memory_shapes("encoder")), state_size(self.memory_shapes("decoder"))
+
+    def memory_shapes(self, side: str) -> list[list[int]]:
+        """Tell the shapes of what the `encoder` or `decoder` remembers between chunks; see `streaming.arrange`.
+
+        Raises:
+            UserError: It can't code chunk by chunk.
+        """
+        if self.obstacle:
+            raise UserError(f"this codec can't code chunk by chunk: {self.obstacle}")
+        if side not in self._shapes:
+            encoder, decoder, here = self.encoder, self.decoder, self.project_out.weight
+            if side == "encoder":
+                chunk = here.new_zeros(1, int(encoder.channels), self.hop[0])  # type: ignore[arg-type]
+                self._shapes[side] = arrange(encoder, lambda memory: encoder(chunk, memory=memory))
+            else:
+                latents = here.new_zeros(1, 1, int(decoder.width))  # type: ignore[arg-type]
+                self._shapes[side] = arrange(decoder, lambda memory: decoder(latents, memory=memory))
+        return self._shapes[side]
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
@@ -248,3 +303,58 @@ class Codec(nn.Module):
             codes = nn.functional.pad(codes, (0, self.tokens - kept))
         painted = self.paint(self.bottleneck.decode(codes), lengths, steps)
         return painted if size is None else self._cropped(painted, size)
+
+    def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Turn the next chunk of signals into codes: all chunks' codes together are those of the whole signals.
+
+        Args:
+            signal: `(b, c, t)`, t a multiple of `latency`; of the last chunk any, which is filled up with zeros.
+            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
+            last: Whether the signals end here.
+
+        Returns:
+            Codes `(b, books, n)` and the state for the next chunk.
+
+        Raises:
+            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+        """
+        shapes = self.memory_shapes("encoder")
+        check_chunk(signal.shape[2], self.latency, last, "samples")
+        before = self._state(state, len(signal), shapes)
+        memory = unpack(before, shapes)
+        filled = nn.functional.pad(signal, (0, -signal.shape[2] % self.hop[0]))
+        codes = self.bottleneck.encode(self.project_in(self.encoder(filled, memory=memory)))
+        return codes, pack(memory, shapes, before)
+
+    def decode_chunk(self, codes: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Turn the next chunk of codes into signals: all chunks' signals together are those of all codes.
+
+        Args:
+            codes: `(b, books, n)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books is
+                allowed.
+            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
+            last: Whether the codes end here.
+
+        Returns:
+            Signals `(b, c, n * hop)` and the state for the next chunk.
+
+        Raises:
+            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+        """
+        shapes = self.memory_shapes("decoder")
+        check_chunk(codes.shape[2], self.chunk_tokens, last, "tokens")
+        before = self._state(state, len(codes), shapes)
+        memory = unpack(before, shapes)
+        signal = self.decoder(self.project_out(self.bottleneck.decode(codes)), memory=memory)
+        return signal, pack(memory, shapes, before)
+
+    def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:
+        """Check a state; make that of the start where there is none."""
+        size = state_size(shapes)
+        if state is None:
+            return torch.zeros(batch, size, device=self.project_in.weight.device)
+        if state.shape != (batch, size):
+            raise UserError(
+                f"state: {tuple(state.shape)}, this codec's is {(batch, size)}; give what the last chunk gave"
+            )
+        return state

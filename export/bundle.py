@@ -28,10 +28,11 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths import Full
 
 from .card import card
-from .frozen import FrozenCodec
+from .frozen import FrozenCodec, FrozenStream, freeze
 from .onnx import NAMES, OPSET, Names, export_onnx
-from .parity import Coder, ParityError, Size, check, draw
-from .runtime import DECODER, FORMAT_VERSION, Bundle, load
+from .parity import ChunkCoder, Chunked, Coder, ParityError, Size, check, draw
+from .runtime import DECODER, FORMAT_VERSION, Bundle, SoundBundle, load
+from .stream import run_stream
 from .torchscript import export_torchscript, load_torchscript
 
 __all__ = ["FORMATS", "architecture", "export_bundle", "main"]
@@ -66,13 +67,14 @@ def export_bundle(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
-    frozen = FrozenCodec(codec)
+    frozen = freeze(codec)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
         size = tuple(
             int(side) for side in frozen.decode(torch.zeros(1, codec.bottleneck.rows, 1, dtype=kind)).shape[1:]
         )
-    config = _describe(codec, size) | ({"architecture": dict(architecture)} if architecture else {})
+    config = _describe(codec, size) | _describe_stream(codec, frozen)
+    config |= {"architecture": dict(architecture)} if architecture else {}
     sizes = [size]
     if not codec.ordered:
         # One sample, a step begun, and so many that no length is taken for a constant.
@@ -123,6 +125,21 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     }
 
 
+def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
+    """Say what one who codes chunk by chunk must know; nothing where the codec can't."""
+    if not isinstance(frozen, FrozenStream):
+        return {}
+    streaming: dict[str, Any] = {
+        "encoder_state_size": frozen.encoder_state_size,
+        "decoder_state_size": frozen.decoder_state_size,
+        "chunk_samples": codec.latency,
+        "chunk_tokens": codec.chunk_tokens,
+    }
+    if codec.sample_rate:
+        streaming["latency_ms"] = 1000 * codec.latency / codec.sample_rate
+    return {"streaming": streaming}
+
+
 def _write(
     codec: Codec,
     frozen: FrozenCodec,
@@ -150,10 +167,16 @@ def _write(
         artefacts[name] = _refilled(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
-        artefacts["codec.ts"] = load_torchscript(folder / "codec.ts")[0]
+        artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
+        if codec.streams:
+            artefacts["codec.ts, streaming"] = Chunked(scripted, codec.latency, codec.chunk_tokens)
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
-        artefacts["onnx"] = _Runtime(load(folder, verify=False))
+        bundle = load(folder, verify=False)
+        artefacts["onnx"] = _Runtime(bundle)
+        if codec.streams and isinstance(bundle, SoundBundle):
+            stream: ChunkCoder = _StreamRuntime(bundle)
+            artefacts["onnx, streaming"] = Chunked(stream, codec.latency, codec.chunk_tokens)
     parity = check(codec, artefacts, sizes)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
@@ -184,6 +207,23 @@ class _Runtime:
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.from_numpy(self.bundle.decode(codes.numpy()))
+
+
+class _StreamRuntime:
+    """The exported streaming graphs, likewise."""
+
+    def __init__(self, bundle: SoundBundle) -> None:
+        self.encoder, self.decoder = bundle.streaming_graphs
+        self.encoder_state_size = int(bundle.config["streaming"]["encoder_state_size"])
+        self.decoder_state_size = int(bundle.config["streaming"]["decoder_state_size"])
+
+    def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        codes, after = run_stream(self.encoder, signal.numpy(), state.numpy())
+        return torch.from_numpy(codes), torch.from_numpy(after)
+
+    def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        signal, after = run_stream(self.decoder, codes.numpy(), state.numpy())
+        return torch.from_numpy(signal), torch.from_numpy(after)
 
 
 def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:

@@ -9,8 +9,18 @@ from torch.nn.utils import parametrize
 
 from varitok import UserError
 from varitok.codecs.codec import Codec
+from varitok.codecs.streaming import pack, state_size, unpack
 
-__all__ = ["FrozenCodec"]
+__all__ = ["FrozenCodec", "FrozenStream", "freeze"]
+
+
+def freeze(codec: Codec) -> "FrozenCodec":
+    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk.
+
+    Raises:
+        UserError: Tokens lie on a grid of more than one axis.
+    """
+    return FrozenStream(codec) if codec.streams else FrozenCodec(codec)
 
 
 class FrozenCodec(nn.Module):
@@ -32,6 +42,7 @@ class FrozenCodec(nn.Module):
     def __init__(self, codec: Codec) -> None:
         super().__init__()
         codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
+        self._arrange(codec)
         for module in codec.modules():
             _fold(module)
         if not codec.ordered and len(codec.hop) > 1:
@@ -50,6 +61,10 @@ class FrozenCodec(nn.Module):
         self.register_buffer("mask_token", torch.zeros(0) if fill is None else fill.detach().clone())
         self.register_buffer("places", torch.arange(self.tokens), persistent=False)
         self.eval()
+
+    @torch.jit.unused
+    def _arrange(self, codec: Codec) -> None:
+        """Take from the copied codec what only a kind of frozen codec needs."""
 
     @torch.jit.export
     def encode(self, signal: Tensor) -> Tensor:
@@ -83,6 +98,50 @@ class FrozenCodec(nn.Module):
     def forward(self, signal: Tensor) -> Tensor:
         """Encode and decode."""
         return self.decode(self.encode(signal))
+
+
+class FrozenStream(FrozenCodec):
+    """A codec that also goes chunk by chunk, with a state of its own for each direction; zeros are the start.
+
+    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last.
+
+    Args:
+        codec: What is copied; it stays as it is.
+
+    Attributes:
+        encoder_state_size: Numbers of a sample's state, S, in the encoder.
+        decoder_state_size: Likewise in the decoder.
+
+    Raises:
+        UserError: It can't code chunk by chunk.
+    """
+
+    encoder_shapes: list[list[int]]
+    decoder_shapes: list[list[int]]
+
+    @torch.jit.unused
+    def _arrange(self, codec: Codec) -> None:
+        self.encoder_shapes = codec.memory_shapes("encoder")
+        self.decoder_shapes = codec.memory_shapes("decoder")
+        self.encoder_state_size = state_size(self.encoder_shapes)
+        self.decoder_state_size = state_size(self.decoder_shapes)
+
+    @torch.jit.export
+    def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a chunk of signals `(b, c, t)` and a state `(b, S)` into codes and the next chunk's state."""
+        memory = unpack(state, self.encoder_shapes)
+        signal = functional.pad(signal, [0, -signal.shape[2] % self.hop])
+        latents = self.project_in(self.encoder(signal, memory=memory))
+        codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
+        return codes, pack(memory, self.encoder_shapes, state)
+
+    @torch.jit.export
+    def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a chunk of codes `(b, books, n)` and a state `(b, S)` into signals, clamped, and the next state."""
+        memory = unpack(state, self.decoder_shapes)
+        latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
+        signal: Tensor = self.decoder(latents, memory=memory).clamp(-1.0, 1.0)
+        return signal, pack(memory, self.decoder_shapes, state)
 
 
 def _fold(module: nn.Module) -> None:

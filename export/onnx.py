@@ -1,4 +1,4 @@
-"""A frozen codec as two ONNX graphs."""
+"""A frozen codec as two ONNX graphs, or four where it also goes chunk by chunk."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from .frozen import FrozenCodec
+from .frozen import FrozenCodec, FrozenStream
 
 __all__ = ["NAMES", "Names", "export_onnx"]
 
@@ -36,6 +36,24 @@ class _Decoder(nn.Module):
         return self.codec.decode(codes)
 
 
+class _StreamingEncoder(nn.Module):
+    def __init__(self, codec: FrozenStream) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.codec.encode_chunk(signal, state)
+
+
+class _StreamingDecoder(nn.Module):
+    def __init__(self, codec: FrozenStream) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.codec.decode_chunk(codes, state)
+
+
 class Names(NamedTuple):
     """What the ecosystem's libraries call a modality's graph inputs and outputs.
 
@@ -57,7 +75,9 @@ NAMES = {
 
 
 def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: Names) -> None:
-    """Write `encoder_model.onnx` and `decoder_model.onnx`.
+    """Write `encoder_model.onnx` and `decoder_model.onnx`; of a codec that streams the two `_streaming` too.
+
+    Those take a `state`, float32 `(batch, S)`, zeros at the start, and also give a `state_out` for the next chunk.
 
     Args:
         codec: What is exported.
@@ -77,39 +97,44 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         tokens, given, back = None, "num_tokens", sides
     else:
         sides, tokens, given, back = ["num_samples"], "num_frames", "num_frames", ["num_samples_out"]
-    _export(
-        _Encoder(codec),
-        example,
-        folder / "encoder_model.onnx",
-        (names.signal, ["batch", None, *sides]),
-        (names.codes, ["batch", None, tokens]),
-        metadata | {"codec.role": "encoder"},
-    )
-    _export(
-        _Decoder(codec),
-        kept,
-        folder / "decoder_model.onnx",
-        (names.codes, ["batch", books, given]),
-        (names.back, ["batch", None, *back]),
-        metadata | {"codec.role": "decoder"},
-    )
+    signal: Port = (names.signal, ["batch", None, *sides])
+    found: Port = (names.codes, ["batch", None, tokens])
+    read: Port = (names.codes, ["batch", books, given])
+    painted: Port = (names.back, ["batch", None, *back])
+    encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
+    _export(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
+    _export(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
+    if isinstance(codec, FrozenStream):
+        before: Port = ("state", ["batch", None])
+        after: Port = ("state_out", ["batch", None])
+        state = torch.zeros(len(example), codec.encoder_state_size)
+        path = folder / "encoder_model_streaming.onnx"
+        _export(_StreamingEncoder(codec), [example, state], path, [signal, before], [found, after], encoder)
+        state = torch.zeros(len(kept), codec.decoder_state_size)
+        path = folder / "decoder_model_streaming.onnx"
+        _export(_StreamingDecoder(codec), [kept, state], path, [read, before], [painted, after], decoder)
 
 
 Port = tuple[str, list[str | None]]
 
 
 def _export(
-    module: nn.Module, example: Tensor, path: Path, source: Port, target: Port, metadata: dict[str, str]
+    module: nn.Module,
+    examples: list[Tensor],
+    path: Path,
+    sources: list[Port],
+    targets: list[Port],
+    metadata: dict[str, str],
 ) -> None:
     """Export one direction; a port is a name and the names of its free axes."""
-    dynamic = {axis: name for axis, name in enumerate(source[1]) if name}
+    dynamic = tuple({axis: name for axis, name in enumerate(axes) if name} for _, axes in sources)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
-            input_names=[source[0]],
-            output_names=[target[0]],
-            dynamic_shapes=(dynamic,),
+            tuple(examples),
+            input_names=[name for name, _ in sources],
+            output_names=[name for name, _ in targets],
+            dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -118,8 +143,8 @@ def _export(
     assert program is not None
     model = program.model_proto
     _clean(model)
-    _name_axes(model.graph.input[0], source[1])
-    _name_axes(model.graph.output[0], target[1])
+    for value, (_, axes) in zip((*model.graph.input, *model.graph.output), (*sources, *targets), strict=True):
+        _name_axes(value, axes)
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)

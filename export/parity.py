@@ -1,8 +1,8 @@
 """Whether what was exported still is the codec that was trained."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, product
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from varitok.codecs.codec import Codec
 
-__all__ = ["Coder", "Parity", "ParityError", "Size", "check", "draw"]
+__all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw"]
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first book
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
 ENOUGH = 20_000  # tokens over which a share of equal codes means something
 BATCHES = (1, 3, 5)
 MANY = 64  # signals in a batch where more tokens are needed
+CHUNKS = (1, 3, 2)  # of how many wholes a stream's chunks are, in turn
 
 Size: TypeAlias = tuple[int, ...]
 
@@ -29,6 +30,55 @@ class Coder(Protocol):
 
     def decode(self, codes: Tensor, /) -> Tensor:
         """Turn codes into signals."""
+
+
+class ChunkCoder(Protocol):
+    """Anything that goes chunk by chunk; states are float32 `(b, S)`."""
+
+    encoder_state_size: int
+    decoder_state_size: int
+
+    def encode_chunk(self, signal: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Turn a chunk of signals into codes."""
+
+    def decode_chunk(self, codes: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Turn a chunk of codes into signals."""
+
+
+class Chunked:
+    """What goes chunk by chunk as if it went whole, in chunks of several sizes, so that it can be compared.
+
+    Args:
+        coder: What goes chunk by chunk.
+        samples: Of which all chunks of a signal have a multiple.
+        tokens: Likewise those of codes.
+    """
+
+    def __init__(self, coder: ChunkCoder, samples: int, tokens: int) -> None:
+        self.coder = coder
+        self.samples = samples
+        self.tokens = tokens
+
+    def encode(self, signal: Tensor) -> Tensor:
+        """Turn signals into codes, chunk by chunk."""
+        state = torch.zeros(len(signal), self.coder.encoder_state_size)
+        return _through(self.coder.encode_chunk, signal, state, self.samples)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes into signals, chunk by chunk."""
+        state = torch.zeros(len(codes), self.coder.decoder_state_size)
+        return _through(self.coder.decode_chunk, codes, state, self.tokens)
+
+
+def _through(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, state: Tensor, whole: int) -> Tensor:
+    """Send what has steps along its last axis through `step` in chunks."""
+    parts, begin, sizes = [], 0, cycle(CHUNKS)
+    while begin < x.shape[2]:
+        end = begin + next(sizes) * whole
+        part, state = step(x[:, :, begin:end].contiguous(), state)
+        parts.append(part)
+        begin = end
+    return torch.cat(parts, dim=2)
 
 
 class Parity(NamedTuple):

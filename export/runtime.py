@@ -17,10 +17,13 @@ import numpy.typing as npt
 
 from varitok import UserError
 
+from .stream import DecodingStream, EncodingStream
+
 __all__ = ["DECODER", "ENCODER", "FORMAT_VERSION", "Bundle", "ImageBundle", "SoundBundle", "load"]
 
 FORMAT_VERSION = 1
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
+STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.onnx"
 AGAIN = "export it again with varitok-export"
 
 Array = npt.NDArray[Any]
@@ -109,21 +112,8 @@ class Bundle:
         Raises:
             UserError: A shape, type or code that the codec doesn't have.
         """
-        codes = np.asarray(codes)
-        kind, least, what = ("iu", 1, "whole numbers") if self.book_sizes else ("f", self.rows, "floats")
-        if codes.dtype.kind not in kind:
-            raise UserError(f"codes: {what} are expected, got {codes.dtype}")
-        if codes.ndim != 3 or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
-            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
-            most = f"1 to {self.tokens}" if self.tokens else "tokens"
-            raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
+        codes = self._codes(codes)
         self._check_tokens(codes.shape[2])
-        # ONNX Runtime would take -1 for the last entry.
-        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
-            low, high = codes[:, book].min(), codes[:, book].max()
-            if low < 0 or high >= size:
-                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
-        codes = codes.astype(np.int64 if self.book_sizes else np.float32)
         graph = self._decoder
         signal: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: codes})[0]
         return signal
@@ -133,6 +123,24 @@ class Bundle:
         graph = self._encoder
         codes: Array = graph.run(None, {graph.get_inputs()[0].name: signal})[0]
         return codes
+
+    def _codes(self, codes: Any) -> Array:
+        """Check codes, of which there may be none yet; give them in the graph's type."""
+        codes = np.asarray(codes)
+        kind, least, what = ("iu", 1, "whole numbers") if self.book_sizes else ("f", self.rows, "floats")
+        if codes.dtype.kind not in kind:
+            raise UserError(f"codes: {what} are expected, got {codes.dtype}")
+        if codes.ndim != 3 or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
+            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
+            most = f"1 to {self.tokens}" if self.tokens else "tokens"
+            raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
+        # ONNX Runtime would take -1 for the last entry.
+        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
+            low, high = codes[:, book].min(initial=0), codes[:, book].max(initial=0)
+            if low < 0 or high >= size:
+                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
+        checked: Array = codes.astype(np.int64 if self.book_sizes else np.float32)
+        return checked
 
     def _check_tokens(self, tokens: int) -> None:
         if tokens < 1 or (self.tokens and tokens > self.tokens):
@@ -219,11 +227,14 @@ class SoundBundle(Bundle):
     Attributes:
         sample_rate: Of its sounds, Hz.
         hop: Samples to a token.
+        latency_ms: Milliseconds of sound that a stream waits for before it can give a token; None: it can't stream.
     """
 
     def _read(self) -> None:
         self.sample_rate = int(self.config["sampling_rate"])
         self.hop = int(self.config["hop_length"])
+        streaming = self.config.get("streaming")
+        self.latency_ms = float(streaming["latency_ms"]) if streaming else None
 
     def __repr__(self) -> str:
         rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
@@ -243,6 +254,54 @@ class SoundBundle(Bundle):
         Raises:
             UserError: A shape, type, value or rate that the codec doesn't take.
         """
+        kept = self._kept(sample_rate, books)
+        values = self._values(wave)
+        if not values.size:
+            raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
+        return self.run_encoder(values)[:, :kept]
+
+    def encoding(self, sample_rate: int, *, books: int | None = None, batch: int = 1) -> EncodingStream:
+        """Start a stream of sound into codes: it takes chunks of any number of samples.
+
+        All its codes together are those that `encode` gives for the whole sound.
+
+        Args:
+            sample_rate: Of the sounds, Hz. Only the codec's own is taken.
+            books: Keep only so many books; all where None.
+            batch: Sounds that go side by side.
+
+        Raises:
+            UserError: The codec can't stream, or a rate or number of books that it doesn't have.
+        """
+        kept = self._kept(sample_rate, books)
+        graph, about = self.streaming_graphs[0], self.config["streaming"]
+        return EncodingStream(graph, self._values, int(about["chunk_samples"]), batch, kept)
+
+    def decoding(self, *, batch: int = 1) -> DecodingStream:
+        """Start a stream of codes into sound: all its sound together is what `decode` gives for all codes.
+
+        Args:
+            batch: Sounds that go side by side.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        graph, about = self.streaming_graphs[1], self.config["streaming"]
+        return DecodingStream(graph, self._codes, int(about["chunk_tokens"]), batch, self.channels)
+
+    @cached_property
+    def streaming_graphs(self) -> tuple[Any, Any]:
+        """The encoder's and the decoder's graphs that go chunk by chunk, as ONNX Runtime's sessions.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        if self.latency_ms is None:
+            raise UserError(f"{self.folder}: this codec can't stream, it looks ahead; encode and decode whole sounds")
+        return self._session(STREAMING[0]), self._session(STREAMING[1])
+
+    def _kept(self, sample_rate: int, books: int | None) -> int:
+        """Check what is asked for; give the number of books."""
         if sample_rate != self.sample_rate:
             raise UserError(
                 f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the sound before"
@@ -252,17 +311,21 @@ class SoundBundle(Bundle):
             raise UserError(
                 f"{kept} books: this codec has {self.rows}" + (", or fewer" if self.book_sizes else ", all needed")
             )
+        return kept
+
+    def _values(self, wave: Any) -> npt.NDArray[np.float32]:
+        """Bring whatever a sound is given as, perhaps of no samples, to float32 `(b, c, t)` in [-1, 1]."""
         values = np.asarray(wave)
         if values.dtype == np.int16:
             values = values.astype(np.float32) / np.float32(32768)
         if values.dtype.kind != "f":
             raise UserError(f"wave: floats in [-1, 1] or int16 are expected, got {values.dtype}")
         values = values.reshape((1,) * (3 - values.ndim) + values.shape) if values.ndim < 3 else values
-        if values.ndim != 3 or values.shape[1] != self.channels or not values.size:
+        if values.ndim != 3 or values.shape[1] != self.channels or not values.shape[0]:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
-        if not np.abs(values).max() <= 1 + 1e-3:  # NaN too fails this
+        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
             raise UserError("wave: values must lie in [-1, 1]; some don't, or aren't numbers")
-        return self.run_encoder(values.astype(np.float32))[:, :kept]
+        return values.astype(np.float32)
 
 
 def _runtime() -> Any:

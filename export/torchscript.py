@@ -1,4 +1,8 @@
-"""A frozen codec as one TorchScript file with the methods `encode` and `decode`."""
+"""A frozen codec as one TorchScript file with the methods `encode` and `decode`.
+
+One that streams also has `encode_chunk(signal, state)` and `decode_chunk(codes, state)`, which give the next state too,
+and the numbers `encoder_state_size` and `decoder_state_size`; the first state is zeros `(batch, size)`.
+"""
 
 import json
 import warnings
@@ -6,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .frozen import FrozenCodec
+from .frozen import FrozenCodec, FrozenStream
 
 __all__ = ["export_torchscript", "load_torchscript"]
 
@@ -17,7 +21,10 @@ def export_torchscript(codec: FrozenCodec, path: Path, metadata: dict[str, str])
         # TorchScript is deprecated; it is what C++ and mobile users can load.
         warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
         warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
-        scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=["encode", "decode", "tokens"])
+        kept = ["encode", "decode", "tokens"]
+        if isinstance(codec, FrozenStream):
+            kept += ["encode_chunk", "decode_chunk", "encoder_state_size", "decoder_state_size"]
+        scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=kept)
         torch.jit.save(scripted, path, _extra_files={"codec.json": json.dumps(metadata, sort_keys=True)})
 
 

@@ -94,9 +94,9 @@ class ResidualUnit(nn.Module):
         self.pointwise = plan.conv(inside, channels, 1)
         self.shortcut = plan.conv(channels, channels, 1) if mapped else None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None = None) -> Tensor:
         """Transform `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`."""
-        y = self.wide(self.act_in(x, mask), mask)
+        y = self.wide(self.act_in(x, mask), mask, memory)
         y = self.pointwise(self.act_out(y, mask), mask)
         if self.shortcut is not None:
             x = self.shortcut(x, mask)
@@ -121,10 +121,10 @@ class _Down(nn.Module):
             norm=plan.norm,
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         for unit in self.units:
-            x = unit(x, mask)
-        y: Tensor = self.conv(self.act(x, mask), mask)
+            x = unit(x, mask, memory)
+        y: Tensor = self.conv(self.act(x, mask), mask, memory)
         return y
 
 
@@ -140,11 +140,11 @@ class _Up(nn.Module):
         )
         self.units = units
 
-    def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Here `mask` is at the rate that comes in, `wide` at the one that goes out."""
-        x = self.conv(self.act(x, mask), mask)
+        x = self.conv(self.act(x, mask), mask, memory)
         for unit in self.units:
-            x = unit(x, wide)
+            x = unit(x, wide, memory)
         return x
 
 
@@ -211,6 +211,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased)
         self.width = width
+        self.channels = channels
         self.dims = dims
         self.causal = causal
         self.hop = plan.hop(resample)
@@ -230,27 +231,27 @@ class ConvEncoder(nn.Module):
         if resample > 1:
             self.down = Convolution(width, width, 2 * resample, resample, bias=False, dims=dims, causal=causal)
 
-    def forward(self, signal: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)`, each axis a multiple of its hop, into latents `(b, n, width)`.
 
         `mask` is bool `(b, n)`, True for the latents that are of a sample: a prefix of the first axis of their grid.
-        What comes out of the others is of no meaning.
+        What comes out of the others is of no meaning. `memory` is of the chunks before; see `codecs/streaming.py`.
         """
         rate = self.rate
         mask = along_first(mask, signal.shape[2] // rate, self.dims)
         here = at_rate(mask, rate, self.dims)
-        x = self.first(signal, here)
+        x = self.first(signal, here, memory)
         for level, stage in enumerate(self.stages):
-            x = stage(x, here)
+            x = stage(x, here, memory)
             rate = rate // self.strides[level]
             here = at_rate(mask, rate, self.dims)
         if self.inner is not None:
-            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
-        x = self.last(self.act(x, here), here)
+            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
+        x = self.last(self.act(x, here), here, memory)
         if self.middle is not None:
-            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         if self.down is not None:
-            x = self.down(x, here)
+            x = self.down(x, here, memory)
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
@@ -336,12 +337,18 @@ class ConvDecoder(nn.Module):
         self.last = plan.conv(plan.widths[0], channels, last_kernel)
 
     def forward(
-        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, second: int = 0, third: int = 0
+        self,
+        latents: Tensor,
+        mask: Tensor | None = None,
+        first: int = 0,
+        second: int = 0,
+        third: int = 0,
+        memory: list[Tensor] | None = None,
     ) -> Tensor:
         """Turn latents `(b, n, width)` into signals `(b, c, *grid * hop)`; what isn't valid becomes 0.
 
         `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid, axis by axis, which one
-        axis alone doesn't need.
+        axis alone doesn't need. `memory` is as in the encoder.
         """
         x = latents.transpose(1, 2)
         if self.dims == 2:
@@ -352,18 +359,18 @@ class ConvDecoder(nn.Module):
         rate = 1
         here = at_rate(mask, rate, self.dims)
         if self.up is not None:
-            x = self.up(x, here)
+            x = self.up(x, here, memory)
             rate = rate * self.resample
             here = at_rate(mask, rate, self.dims)
         if self.middle is not None:
-            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
-        x = self.first(x, here)
+            x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
+        x = self.first(x, here, memory)
         if self.inner is not None:
-            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0]).transpose(1, 2)
+            x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         for level, stage in enumerate(self.stages):
             rate = rate * self.strides[level]
             wide = at_rate(mask, rate, self.dims)
-            x = stage(x, here, wide)
+            x = stage(x, here, wide, memory)
             here = wide
-        x = self.last(self.act(x, here), here)
+        x = self.last(self.act(x, here), here, memory)
         return masked(torch.tanh(x) if self.tanh else x, here)

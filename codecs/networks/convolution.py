@@ -4,10 +4,10 @@ All padding is zeros, explicit, and the same for a padded batch as for a single 
 zeroed before any layer that looks ahead. A causal layer looks back only, along the first axis, by `context` steps; a
 suffix that isn't valid can't reach it, so it needs no mask.
 
-A chunk with its state would go so: a causal `Convolution` keeps the last `context` steps of its input (zeros at the
-start) and puts them before the next chunk instead of padding; a causal `TransposedConvolution` keeps the last `context`
-input steps likewise, and drops the first `context * stride` steps of what it makes of both. The state of a network is
-then one flat tensor of all of these.
+A causal layer reads a signal chunk by chunk where it gets a `memory`: a list with a place (`slot`) for every layer that
+looks back. A `Convolution` keeps the last `context` steps of its input there (zeros at the start) and puts them before
+the next chunk instead of padding; a `TransposedConvolution` keeps the last `context` input steps likewise, and drops
+the first `context * stride` steps of what it makes of both. `codecs/streaming.py` makes one flat tensor of all places.
 """
 
 import math
@@ -21,7 +21,18 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from varitok import UserError
 
-__all__ = ["Convolution", "Norm", "StepNorm", "TransposedConvolution", "along_first", "at_rate", "masked", "per_axis"]
+__all__ = [
+    "Convolution",
+    "Norm",
+    "StepNorm",
+    "TransposedConvolution",
+    "along_first",
+    "at_rate",
+    "continued",
+    "masked",
+    "per_axis",
+    "recalled",
+]
 
 Norm = Literal["weight", "group", "none"]
 _PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -62,6 +73,21 @@ def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
     return spread
 
 
+def recalled(memory: list[Tensor], slot: int, x: Tensor, shape: list[int]) -> Tensor:
+    """Take what a layer left in its place of the memory; zeros of a shape, of x's kind, where nothing is there yet."""
+    past = memory[slot]
+    return x.new_zeros(shape) if past.dim() == 1 else past.to(x.dtype)
+
+
+def continued(x: Tensor, memory: list[Tensor], slot: int, context: int, axis: int) -> Tensor:
+    """Put the last `context` steps of what came before in front of x, along an axis, and remember x's own last ones."""
+    shape = list(x.shape)
+    shape[axis] = context
+    x = torch.cat([recalled(memory, slot, x, shape), x], dim=axis)
+    memory[slot] = x.narrow(axis, x.shape[axis] - context, context)
+    return x
+
+
 class StepNorm(nn.Module):
     """Group normalisation whose statistics are of valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
 
@@ -70,6 +96,8 @@ class StepNorm(nn.Module):
         groups: Groups of channels, each with its own mean and variance over its channels and all steps.
         eps: Added to the variance.
     """
+
+    obstacle = "a group norm's statistics are of the whole signal"
 
     def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -97,7 +125,7 @@ class StepNorm(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What both kinds share: sizes for each axis, the norm, and whether a mask is needed."""
+    """What both kinds share: sizes for each axis, the norm, whether a mask is needed, and what keeps it from chunks."""
 
     def __init__(
         self, outputs: int, dims: int, kernel: int | Sequence[int], stride: int | Sequence[int], causal: bool, norm: str
@@ -112,7 +140,16 @@ class _Layer(nn.Module):
         self.kernel = per_axis(kernel, dims)
         self.stride = per_axis(stride, dims)
         self.causal = causal
+        self.slot = 0
+        self.obstacle = "a convolution isn't causal" if self.kernel[0] > self.stride[0] and not causal else ""
         self.step_norm = StepNorm(outputs) if norm == "group" else None
+
+    def initialise(self, norm: str) -> None:
+        """Start the biases at 0 (DAC): speech is quiet, torch's own would drown it, and all latents would be alike."""
+        if self.layer.bias is not None:
+            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
+        if norm == "weight":
+            weight_norm(self.layer)
 
 
 class Convolution(_Layer):
@@ -132,12 +169,14 @@ class Convolution(_Layer):
 
     Attributes:
         context: Steps of the first axis that a causal layer looks back to beyond its own stride.
+        slot: Its place in a memory.
 
     Raises:
         UserError: The taps don't reach over a stride, or sizes or norm are not possible.
     """
 
     pads: list[int]
+    chunk_pads: list[int]
 
     def __init__(
         self,
@@ -166,18 +205,22 @@ class Convolution(_Layer):
         even = left == right
         # The layer's own padding copies nothing; F.pad's numbers go from the last axis to the first.
         self.pads = [] if even else [n for pair in zip(left[::-1], right[::-1], strict=True) for n in pair]
+        self.chunk_pads = self.pads[:-2] if any(self.pads[:-2]) else []
         self.layer: nn.Module = _PLAIN[dims - 1](
             inputs, outputs, self.kernel, self.stride, tuple(left) if even else 0, spread, groups, bias
         )
-        if norm == "weight":
-            weight_norm(self.layer)
+        self.initialise(norm)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
         if self.looks_ahead:
             x = masked(x, mask)
-        if len(self.pads) > 0:
-            x = functional.pad(x, self.pads)
+        pads = self.pads
+        if memory is not None and self.context > 0:
+            x = continued(x, memory, self.slot, self.context, 2)
+            pads = self.chunk_pads
+        if len(pads) > 0:
+            x = functional.pad(x, pads)
         y: Tensor = self.layer(x)
         if self.step_norm is not None:
             y = self.step_norm(y, None if mask is None else mask[:, :, :: self.stride[0]])
@@ -200,6 +243,7 @@ class TransposedConvolution(_Layer):
 
     Attributes:
         context: Input steps of the first axis that a causal layer looks back to.
+        slot: Its place in a memory.
 
     Raises:
         UserError: The taps don't reach over a stride, or sizes or norm are not possible.
@@ -233,17 +277,22 @@ class TransposedConvolution(_Layer):
         self.layer: nn.Module = _TRANSPOSED[dims - 1](
             inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias
         )
-        if norm == "weight":
-            weight_norm(self.layer)
+        self.initialise(norm)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
         if self.mixes and not self.causal:
             x = masked(x, mask)
+        past = 0
+        if memory is not None and self.context > 0:
+            x = continued(x, memory, self.slot, self.context, 2)
+            past = self.context * self.stride[0]
         y: Tensor = self.layer(x)
         for axis, rest in enumerate(self.rest):
             if rest > 0:
                 y = y.narrow(axis + 2, 0, y.shape[axis + 2] - rest)
+        if past > 0:
+            y = y.narrow(2, past, y.shape[2] - past)
         if self.step_norm is not None:
             spread: Tensor | None = None
             if mask is not None:

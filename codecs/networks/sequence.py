@@ -3,9 +3,9 @@
 They are the middles of convolutional codecs (Mimi's transformer, EnCodec's LSTM) and, between patches and latents, the
 whole of TAAE (arXiv 2411.19842).
 
-A chunk with its state: a causal layer keeps the keys and values of the last `context` steps, the keys before their
-rotation, and rotates by places counted from the first that it keeps; only differences of places matter, so that the
-result is the same.
+Chunk by chunk, a causal layer keeps in its memory (see `convolution.py`) the keys and values of the last `context`
+steps, the keys before their rotation, and rotates by places counted from the first that it keeps; only differences of
+places matter, so that the result is the same.
 """
 
 import math
@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .convolution import Convolution, TransposedConvolution, at_rate, masked
+from .convolution import Convolution, TransposedConvolution, at_rate, continued, masked
+from .lstm import LSTM
 
 __all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
 
@@ -36,9 +37,9 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("rates", base ** (-torch.arange(0, width, 2) / width), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their place."""
-        angles = torch.arange(x.shape[2], device=x.device)[:, None] * self.rates
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their place, the first being `start`."""
+        angles = torch.arange(start, start + x.shape[2], device=x.device)[:, None] * self.rates
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -50,6 +51,7 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, base: float, qk_norm: bool, eps: float) -> None:
         super().__init__()
         self.heads = heads
+        self.slot = 0
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         each = width // heads
@@ -57,11 +59,21 @@ class _Attention(nn.Module):
         self.q_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
-        """Attend where `allowed`, bool, broadcast over `(b, heads, n, n)`, says; where it is None, as `causal` says."""
+    def forward(
+        self, x: Tensor, allowed: Tensor | None, causal: bool, context: int, memory: list[Tensor] | None
+    ) -> Tensor:
+        """Attend where `allowed`, bool, broadcast over `(b, heads, n, n)`, says; where it is None, as `causal` says.
+
+        With a memory there are keys and values of `context` steps more, which come first.
+        """
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.rotary(self.q_norm(q)), self.rotary(self.k_norm(k))
+        q, k = self.q_norm(q), self.k_norm(k)
+        start = 0
+        if memory is not None and context > 0:
+            k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
+            start = context
+        q, k = self.rotary(q, start), self.rotary(k)
         y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
         attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
         return attended
@@ -98,11 +110,14 @@ class _Block(nn.Module):
         self.attention = _Attention(width, heads, base, qk_norm, eps)
         self.mlp_norm = nn.LayerNorm(width, eps)
         self.mlp = _Perceptron(width, hidden, gated)
-        self.attention_scale = nn.Parameter(torch.full((width,), scale))
-        self.mlp_scale = nn.Parameter(torch.full((width,), scale))
+        self.attention_scale = nn.Parameter(torch.full((width,), float(scale)))
+        self.mlp_scale = nn.Parameter(torch.full((width,), float(scale)))
 
-    def forward(self, x: Tensor, allowed: Tensor | None, causal: bool) -> Tensor:
-        x = x + self.attention_scale * self.attention(self.attention_norm(x), allowed, causal)
+    def forward(
+        self, x: Tensor, allowed: Tensor | None, causal: bool, context: int, memory: list[Tensor] | None
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), allowed, causal, context, memory)
+        x = x + self.attention_scale * attended
         x = x + self.mlp_scale * self.mlp(self.mlp_norm(x))
         return x
 
@@ -126,6 +141,7 @@ class SequenceTransformer(nn.Module):
 
     Attributes:
         context: Steps that a causal layer looks back to; 0 where that is all of them.
+        slot: Its place in a memory, for what of the blocks' memory is of real steps: 1 there, 0 before the start.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -154,17 +170,21 @@ class SequenceTransformer(nn.Module):
         self.causal = causal
         self.window = window or 0
         self.context = max(self.window - 1, 0)
+        self.slot = 0
+        self.obstacle = "" if causal and window else "a transformer isn't causal, or has no window"
         self.blocks = nn.ModuleList(
             _Block(width, heads, hidden or 4 * width, base, layer_scale, qk_norm, gated, eps) for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True where a token is valid."""
         allowed: Tensor | None = None
         # To a causal one what isn't valid can't come, being a suffix.
         if self.window > 0 or (mask is not None and not self.causal):
             places = torch.arange(x.shape[1], device=x.device)
             back = places[:, None] - places
+            if memory is not None and self.context > 0:
+                back = places[:, None] + self.context - torch.arange(self.context + x.shape[1], device=x.device)
             near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
             if self.window > 0:
                 near = near & (back.abs() < self.window)
@@ -172,49 +192,13 @@ class SequenceTransformer(nn.Module):
             if mask is not None and not self.causal:
                 # Itself each may attend to: a row without anything allowed is NaN.
                 allowed = allowed & (mask[:, None, None, :] | (back == 0)[None, None])
+            if memory is not None and self.context > 0:
+                real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, self.context, 1)
+                allowed = allowed & (real > 0)[:, None, None, :]
         causal = self.causal and allowed is None
         for block in self.blocks:
-            x = block(x, allowed, causal)
+            x = block(x, allowed, causal, self.context, memory)
         return x
-
-
-class _LSTM(nn.Module):
-    """One LSTM layer. To ONNX it goes as that format's own operator: torch.export takes its length for a constant."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(inputs, outputs, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Read `(b, n, inputs)` to `(b, n, outputs)`."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            y: Tensor = self.lstm(x)[0]
-        else:
-            y = self._eager(x)
-        return y
-
-    @torch.jit.unused
-    def _eager(self, x: Tensor) -> Tensor:
-        if not torch.onnx.is_in_onnx_export():
-            return self.lstm(x)[0]  # type: ignore[no-any-return]
-        lstm = self.lstm
-
-        def gates(name: str) -> Tensor:
-            """Bring torch's order of gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
-            i, f, c, o = lstm.get_parameter(name).chunk(4)
-            return torch.cat([i, o, f, c])
-
-        weights = [gates("weight_ih_l0")[None], gates("weight_hh_l0")[None]]
-        bias = torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")])[None]
-        y = torch.onnx.ops.symbolic(
-            "LSTM",
-            [x.transpose(0, 1), *weights, bias],
-            {"hidden_size": lstm.hidden_size},
-            dtype=x.dtype,
-            shape=[x.shape[1], 1, x.shape[0], lstm.hidden_size],
-            version=14,
-        )
-        return y.squeeze(1).transpose(0, 1)
 
 
 class Recurrent(nn.Module):
@@ -232,16 +216,17 @@ class Recurrent(nn.Module):
         if bidirectional and width % 2:
             raise UserError(f"recurrent: width={width} should be even, for both ways")
         self.bidirectional = bidirectional
+        self.obstacle = "a recurrent layer reads both ways" if bidirectional else ""
         ways = 2 if bidirectional else 1
-        self.onward = nn.ModuleList(_LSTM(width, width // ways) for _ in range(depth))
-        self.returning = nn.ModuleList(_LSTM(width, width // ways) for _ in range(depth if bidirectional else 0))
+        self.onward = nn.ModuleList(LSTM(width, width // ways) for _ in range(depth))
+        self.returning = nn.ModuleList(LSTM(width, width // ways) for _ in range(depth if bidirectional else 0))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True up to each sample's length."""
         y = x
         if not self.bidirectional:
             for layer in self.onward:
-                y = layer(y)
+                y = layer(y, memory)
             return x + y
         # Each sample is turned around by itself, so that the way back begins at its own end.
         places = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
@@ -262,14 +247,14 @@ class _Stage(nn.Module):
         self.resample = resample
         self.decodes = decodes
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Transform `(b, n, d)`; the masks, `(b, 1, n)`, are of the rate that comes in and of the one that goes out."""
         if self.resample is not None and not self.decodes:
-            x = self.resample(x.transpose(1, 2), before).transpose(1, 2)
+            x = self.resample(x.transpose(1, 2), before, memory).transpose(1, 2)
         slow = before if self.decodes else after
-        x = self.transformer(x, None if slow is None else slow[:, 0])
+        x = self.transformer(x, None if slow is None else slow[:, 0], memory)
         if self.resample is not None and self.decodes:
-            x = self.resample(x.transpose(1, 2), before).transpose(1, 2)
+            x = self.resample(x.transpose(1, 2), before, memory).transpose(1, 2)
         return x
 
 
@@ -319,6 +304,7 @@ class _PatchCodec(nn.Module):
         self.strides = list(reversed(strides) if self.decodes else strides)
         self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
         self.embed = nn.Linear(width if self.decodes else channels * patch, base)
+        nn.init.zeros_(self.embed.bias)
         self.out = nn.Linear(base, channels * patch if self.decodes else width)
 
 
@@ -352,15 +338,18 @@ class PatchEncoder(_PatchCodec):
 
     decodes = False
 
-    def forward(self, signal: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`."""
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`.
+
+        `memory` is of the chunks before; see `codecs/streaming.py`.
+        """
         x = signal.reshape(signal.shape[0], self.channels, -1, self.patch).transpose(1, 2).flatten(2)
         x = self.embed(x)
         rate = self.rate // self.patch
         for level, stage in enumerate(self.stages):
             before = at_rate(mask, rate, 1)
             rate = rate // self.strides[level]
-            x = stage(x, before, at_rate(mask, rate, 1))
+            x = stage(x, before, at_rate(mask, rate, 1), memory)
         latents: Tensor = self.out(x)
         return latents
 
@@ -373,13 +362,18 @@ class PatchDecoder(_PatchCodec):
 
     decodes = True
 
-    def forward(self, latents: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`; `mask` is bool `(b, n)`, `first` of no use."""
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
+
+        `mask` is bool `(b, n)`, `first` of no use, `memory` as in the encoder.
+        """
         x = self.embed(latents)
         rate = 1
         for level, stage in enumerate(self.stages):
             before = at_rate(mask, rate, 1)
             rate = rate * self.strides[level]
-            x = stage(x, before, at_rate(mask, rate, 1))
+            x = stage(x, before, at_rate(mask, rate, 1), memory)
         patches = self.out(x).reshape(x.shape[0], x.shape[1], self.channels, self.patch)
         return masked(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))

@@ -4,8 +4,8 @@ Vocos (arXiv 2306.00814, section 3); WavTokenizer (arXiv 2408.16532, section 3.3
 attention before it. The transform is a transposed convolution with the windowed Fourier basis: real arithmetic, which
 every export format knows.
 
-A chunk with its state: the convolutions as in `convolution.py`; a causal head keeps the last `window - hop` samples of
-its overlap, which are not yet whole, and adds them to the next chunk's first.
+Chunk by chunk, a causal head keeps in its memory (see `convolution.py`) the last `window - hop` samples of its overlap,
+which are not yet whole, and adds them to the next chunk's first.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .convolution import Convolution, StepNorm, at_rate, masked
+from .convolution import Convolution, StepNorm, at_rate, masked, recalled
 
 __all__ = ["ISTFT", "VocosDecoder"]
 
@@ -48,6 +48,8 @@ class ISTFT(nn.Module):
         self.window = window
         self.hop = hop
         self.causal = causal
+        self.slot = 0
+        self.obstacle = "" if causal else "its Fourier transform isn't causal"
         hann = torch.hann_window(window, dtype=torch.float64)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
         angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
@@ -60,11 +62,17 @@ class ISTFT(nn.Module):
         self.register_buffer("square", square.float()[None, None], persistent=False)
         self.register_buffer("steady", square.view(-1, hop).sum(0).float(), persistent=False)
 
-    def forward(self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
+    ) -> Tensor:
         """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
         b, n = real.shape[0], real.shape[2]
         spectrum = masked(torch.cat([real, imaginary], dim=1), mask)
         added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop)
+        if memory is not None:
+            tail = recalled(memory, self.slot, added, [b, 1, self.window - self.hop])
+            added = added + functional.pad(tail, [0, added.shape[2] - tail.shape[2]])
+            memory[self.slot] = added[:, :, n * self.hop :]
         if self.causal:
             signal = (added[:, 0, : n * self.hop].reshape(b, n, self.hop) / self.steady).reshape(b, 1, n * self.hop)
         else:
@@ -86,8 +94,8 @@ class _ConvNeXt(nn.Module):
         self.out = nn.Linear(hidden, width)
         self.scale = nn.Parameter(torch.full((width,), scale))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        normed = self.norm(self.depthwise(x, mask).transpose(1, 2))
+    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        normed = self.norm(self.depthwise(x, mask, memory).transpose(1, 2))
         y: Tensor = self.scale * self.out(functional.gelu(self.wide(normed)))
         return x + y.transpose(1, 2)
 
@@ -192,19 +200,24 @@ class VocosDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
         self.middle = middle  # it has its own start
 
-    def forward(self, latents: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`; `mask` is bool `(b, n)`, `first` of no use."""
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
+
+        `mask` is bool `(b, n)`, `first` of no use, `memory` of the chunks before (see `codecs/streaming.py`).
+        """
         here = at_rate(mask, 1, 1)
-        x = self.first(latents.transpose(1, 2), here)
+        x = self.first(latents.transpose(1, 2), here, memory)
         for layer in self.before:
             x = layer(x, here)
         if self.before_norm is not None:
             x = self.before_norm(x, here)
         if self.middle is not None:
-            x = self.middle(x.transpose(1, 2), mask).transpose(1, 2)
+            x = self.middle(x.transpose(1, 2), mask, memory).transpose(1, 2)
         x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
-            x = block(x, here)
+            x = block(x, here, memory)
         spectrum = self.out(self.last_norm(x.transpose(1, 2))).transpose(1, 2)
         b, n = latents.shape[0], latents.shape[1]
         # Each channel is a sample of its own to the transform, in float32 whatever the autocast.
@@ -214,15 +227,15 @@ class VocosDecoder(nn.Module):
         each = None if here is None else here.repeat_interleave(self.channels, dim=0)
         real, imaginary = size * phase.cos(), size * phase.sin()
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            signal: Tensor = self.istft(real, imaginary, each)
+            signal: Tensor = self.istft(real, imaginary, each, memory)
         else:
-            signal = self._precise(real, imaginary, each)
+            signal = self._precise(real, imaginary, each, memory)
         return signal.reshape(b, self.channels, n * self.rate)
 
     @torch.jit.unused
-    def _precise(self, real: Tensor, imaginary: Tensor, mask: Tensor | None) -> Tensor:
+    def _precise(self, real: Tensor, imaginary: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Transform back in float32 whatever the autocast, which TorchScript doesn't have."""
         if not torch.is_autocast_enabled(real.device.type):  # the exporter doesn't know the block below
-            return self.istft(real, imaginary, mask)  # type: ignore[no-any-return]
+            return self.istft(real, imaginary, mask, memory)  # type: ignore[no-any-return]
         with torch.autocast(real.device.type, enabled=False):
-            return self.istft(real, imaginary, mask)  # type: ignore[no-any-return]
+            return self.istft(real, imaginary, mask, memory)  # type: ignore[no-any-return]

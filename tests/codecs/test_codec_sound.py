@@ -69,3 +69,11 @@ def test_placed_tokens_have_no_most_and_cannot_be_dropped():
         _ = codec.tokens
     with pytest.raises(UserError, match="none can go; choose full or quantizer_dropout"):
         Codec(codec.encoder, codec.bottleneck, codec.decoder, LengthPolicy(Uniform(), Truncate()))
+
+
+def test_latents_of_quiet_sounds_differ_from_the_start():
+    """Were biases louder than the signal, all latents would be alike, and all of them would get one code."""
+    codec = sound_codec(unit_latents=True).eval()
+    quiet = 0.02 * torch.randn(4, 1, 40 * HOP, generator=torch.Generator().manual_seed(0))
+    latents = codec.latents(quiet)[:, 3:-3]  # away from the padding
+    assert latents.std((0, 1)).norm() > 3 * latents.mean((0, 1)).norm()

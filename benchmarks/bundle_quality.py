@@ -8,6 +8,7 @@ at batches of 1 and 5. The table must have been made on the same images.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,16 +36,19 @@ class Exported:
     def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule | None = None) -> None:
         self.bundle = bundle
         self.script = script
-        self.tokens = bundle.tokens
+        self.tokens, self.ordered, self.sample_rate = bundle.tokens, True, None
         self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes)
 
-    def bits(self, tokens: int) -> float:
+    def bits(self, tokens: int, books: int | None = None) -> float:
         return self.bundle.bits(tokens)
 
-    def encode(self, signal: Tensor) -> Tensor:
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        return torch.full_like(lengths, self.tokens)
+
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.script.encode(signal) if self.script else torch.from_numpy(self.bundle.encode(signal.numpy()))
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         return self.script.decode(codes) if self.script else torch.from_numpy(self.bundle.decode(codes.numpy()))
 
 

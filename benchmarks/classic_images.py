@@ -213,7 +213,8 @@ def _compare(options: argparse.Namespace, command: str) -> None:
 
 def _curve(rows: list[dict[str, object]], kind: str, account: str) -> Curve:
     mine: list[Any] = [row for row in rows if row["codec"] == kind and row["counted"] == account]
-    return Curve(kind, *([row[name] for row in mine] for name in ("bytes", "psnr", "ssim")))
+    sizes, psnr, ssim = ([row[name] for row in mine] for name in ("bytes", "psnr", "ssim"))
+    return Curve(kind, sizes, {"psnr": psnr, "ssim": ssim})
 
 
 def _header(options: argparse.Namespace, command: str, table: Table, images: int) -> dict[str, str]:

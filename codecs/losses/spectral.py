@@ -182,6 +182,7 @@ class MultiResolutionSTFT(nn.Module):
         logarithm: Weight of the mean absolute difference of logarithms.
         magnitude: Weight of the mean absolute difference of magnitudes.
         floor: Magnitudes below it count as it, in logarithms.
+        quiet: Root mean square of noise; a sound with less energy counts as with as much in `convergence` (ours).
         scale: Factor on all; the mean over resolutions where None.
 
     Raises:
@@ -198,6 +199,7 @@ class MultiResolutionSTFT(nn.Module):
         logarithm: float = 1.0,
         magnitude: float = 0.0,
         floor: float = 1e-5,
+        quiet: float = 0.01,
         scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -211,6 +213,7 @@ class MultiResolutionSTFT(nn.Module):
         self.logarithm = logarithm
         self.magnitude = magnitude
         self.floor = floor
+        self.quiet = quiet
         self.scale = 1 / len(ffts) if scale is None else scale
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -222,7 +225,9 @@ class MultiResolutionSTFT(nn.Module):
             on_fake, on_real = on_fake.abs(), on_real.abs()
             valid = prefix_mask(frames, on_fake.shape[2])
             if self.convergence:
-                total = total + self.convergence * self._converged(on_fake, on_real, valid)
+                assert isinstance(spectrum, Spectrum)
+                quiet = spectrum.hann.square().sum() * self.quiet**2
+                total = total + self.convergence * self._converged(on_fake, on_real, valid, quiet)
             if self.magnitude:
                 total = total + self.magnitude * _frames((on_fake - on_real).abs(), valid)
             if self.logarithm:
@@ -230,12 +235,14 @@ class MultiResolutionSTFT(nn.Module):
                 total = total + self.logarithm * _frames(difference.abs(), valid)
         return self.scale * total
 
-    def _converged(self, fake: Tensor, real: Tensor, valid: Tensor) -> Tensor:
+    def _converged(self, fake: Tensor, real: Tensor, valid: Tensor, quiet: Tensor) -> Tensor:
         mask = valid[:, None, :, None]
         error = ((fake - real) * mask).square().flatten(1).sum(1)
         energy = (real * mask).square().flatten(1).sum(1)
-        # Floors under the roots: a silent sample gives neither infinity nor a gradient that isn't a number.
-        return ((error + self.floor**2).sqrt() / (energy + self.floor).sqrt()).mean()
+        # A pause would be divided by next to nothing and drown all else: it counts as noise that is just heard.
+        least = mask.expand_as(real).flatten(1).sum(1) * quiet
+        # A floor under the root, or its gradient at 0 would not be a number.
+        return ((error + self.floor**2).sqrt() / torch.maximum(energy, least + self.floor).sqrt()).mean()
 
 
 class SISDR(nn.Module):

@@ -1,6 +1,6 @@
 """Quality over size, drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,50 +15,65 @@ GREYS = ("#1f2937", "#6b7280", "#9ca3af")
 MARKERS = ("s", "^", "D")
 
 
+LABELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "mel": "mel distance (lower is better)",
+    "stft": "STFT distance (lower is better)",
+    "si_sdr": "SI-SDR (dB)",
+    "pesq": "PESQ",
+    "stoi": "STOI",
+    "estoi": "ESTOI",
+}
+
+
 class Curve(NamedTuple):
     """Points of quality over size.
 
     Attributes:
         name: For the legend.
-        bytes: Mean size of an image.
-        psnr: dB.
-        ssim: In [-1, 1].
+        sizes: Mean size of a signal at each point, or its rate.
+        values: Of each metric that is drawn, by name.
         labels: A word at each point, or nothing.
     """
 
     name: str
-    bytes: Sequence[float]
-    psnr: Sequence[float]
-    ssim: Sequence[float]
+    sizes: Sequence[float]
+    values: Mapping[str, Sequence[float]]
     labels: Sequence[str] = ()
 
 
-def draw_curves(path: Path, ours: Curve, others: Sequence[Curve] = (), title: str = "Quality per byte") -> None:
-    """Draw PSNR and SSIM over bytes (a logarithmic axis) to a PNG: ours in colour, others in greys."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, field, label in ((left, "psnr", "PSNR (dB)"), (right, "ssim", "SSIM")):
+def draw_curves(
+    path: Path,
+    ours: Curve,
+    others: Sequence[Curve] = (),
+    title: str = "Quality per byte",
+    sizes: str = "bytes per image",
+) -> None:
+    """Draw each of our metrics over size (a logarithmic axis) to a PNG: ours in colour, others in greys."""
+    figure = Figure(figsize=(5 * len(ours.values), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(ours.values), squeeze=False)[0]
+    for axes, (metric, values) in zip(panels, ours.values.items(), strict=True):
         for index, curve in enumerate(others):
             style = {"color": GREYS[index % 3], "marker": MARKERS[index % 3], "linestyle": "--"}
-            axes.plot(curve.bytes, getattr(curve, field), label=curve.name, markersize=4, linewidth=1.2, **style)
-        values = getattr(ours, field)
-        axes.plot(ours.bytes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
-        for word, x, y in zip(ours.labels, ours.bytes, values, strict=False):
+            axes.plot(curve.sizes, curve.values[metric], label=curve.name, markersize=4, linewidth=1.2, **style)
+        axes.plot(ours.sizes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
+        for word, x, y in zip(ours.labels, ours.sizes, values, strict=False):
             axes.annotate(word, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=ACCENT)
-        _dress(axes, label)
+        _dress(axes, LABELS.get(metric, metric), sizes)
     if others:
-        left.legend(frameon=False, fontsize=9)
+        panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _dress(axes: Axes, label: str) -> None:
+def _dress(axes: Axes, label: str, sizes: str) -> None:
     """Give a panel its axes, labels and grid."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("bytes per image")
+    axes.set_xlabel(sizes)
     axes.set_ylabel(label)
     axes.margins(y=0.12)
     axes.grid(color="#e5e7eb", linewidth=0.8)

@@ -11,22 +11,44 @@ from torch import Tensor
 
 from ..processes import gather_rows
 
-__all__ = ["DEFINITIONS", "USE", "CodeCounts", "entropy", "packed_bytes", "perplexity", "usage"]
+__all__ = ["USE", "CodeCounts", "definitions", "entropy", "packed_bytes", "perplexity", "usage"]
 
 DENSE = 1 << 16  # entries up to which a book has a counter for each
 PENDING = 1 << 20  # codes of a larger book that are kept as they are before they are counted
 
-DEFINITIONS = {
-    "bits": "payload of an image, exact: k * sum of log2(book size) over the books",
-    "bytes": "payload of an image, packed in whole bits: ceil(k * sum of ceil(log2(book size)) / 8)",
-    "bpp": "bits / pixels",
-    "usage": "share of a book's entries seen among the first k codes of all images, mean of the books",
-    "entropy": "bits, of the distribution of a book's entries among those codes, mean of the books",
-    "perplexity": "2 ** entropy of a book, mean of the books",
-}
-"""What each name means, in the words that go above a table."""
-
 USE = ("usage", "entropy", "perplexity")  # those that only books have
+
+
+def definitions(noun: str, axis: str, counted: bool) -> dict[str, str]:
+    """Say what the columns mean that a code's price and its use of the books have, in the words above a table.
+
+    Args:
+        noun: What one signal is called.
+        axis: "k" where the kept number is of tokens, "books" where it is of books.
+        counted: Whether there are books.
+    """
+    whole = f"mean payload of one {noun}"
+    if axis == "k":
+        meanings = {
+            "k": "tokens kept",
+            "bits": f"{whole}, exact: k * sum of log2(book size) over the books",
+            "bytes": f"{whole}, packed in whole bits: ceil(k * sum of ceil(log2(book size)) / 8)",
+        }
+        codes = f"the first k codes of all {noun}s"
+    else:
+        meanings = {
+            "books": "books kept of each token",
+            "bits": f"{whole}, exact: its tokens * sum of log2(book size) over the kept books",
+            "bytes": f"{whole}, packed in whole bits: ceil(its tokens * sum of ceil(log2(book size)) / 8)",
+        }
+        codes = f"the codes of all {noun}s"
+    if counted:
+        meanings |= {
+            "usage": f"share of a book's entries seen among {codes}, mean of the kept books",
+            "entropy": "bits, of the distribution of a book's entries among those codes, mean of the kept books",
+            "perplexity": "2 ** entropy of a book, mean of the kept books",
+        }
+    return meanings
 
 
 def packed_bytes(book_sizes: Sequence[int], tokens: int) -> int:

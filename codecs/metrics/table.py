@@ -1,4 +1,4 @@
-"""The table of an evaluation: a row for each number of kept tokens, and above it what the numbers mean."""
+"""The table of an evaluation: a row for each length of a code, and above it what the numbers mean."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,15 @@ from varitok import UserError
 
 from .figure import Curve, draw_curves
 
-__all__ = ["Row", "Table", "read_csv", "write_rows"]
+__all__ = ["SHOWN", "Row", "Table", "read_csv", "write_rows"]
 
 Row = dict[str, float]
 
+SHOWN = (("psnr", "ssim"), ("mel", "si_sdr"))  # pairs of metrics that are drawn
+
 PRINTED = {
     "k": ("tokens", "{:.0f}"),
+    "books": ("books", "{:.0f}"),
     "bytes": ("bytes", "{:.0f}"),
     "bpp": ("bpp", "{:.4f}"),
     "psnr": ("PSNR", "{:.2f}"),
@@ -27,6 +30,13 @@ PRINTED = {
     "lpips_alex": ("LPIPS alex", "{:.4f}"),
     "lpips_vgg": ("LPIPS vgg", "{:.4f}"),
     "rfid": ("rFID", "{:.2f}"),
+    "kbps": ("kbit/s", "{:.3f}"),
+    "mel": ("mel", "{:.3f}"),
+    "stft": ("STFT", "{:.3f}"),
+    "si_sdr": ("SI-SDR", "{:.2f}"),
+    "pesq": ("PESQ", "{:.2f}"),
+    "stoi": ("STOI", "{:.3f}"),
+    "estoi": ("ESTOI", "{:.3f}"),
     "usage": ("used", "{:.1%}"),
     "entropy": ("entropy", "{:.2f}"),
     "perplexity": ("perplexity", "{:.1f}"),
@@ -49,7 +59,7 @@ class Table:
     """What `evaluate` found.
 
     Attributes:
-        rows: A row for each number of kept tokens, upwards; all with the same columns.
+        rows: A row for each kept number of tokens or books, upwards; all with the same columns.
         header: What the numbers mean and where they come from, by key.
     """
 
@@ -64,20 +74,31 @@ class Table:
         """Write the table, the header as comment lines above it; `read_csv` reads it back."""
         write_rows(path, self.header, self.rows)
 
-    def curve(self, name: str) -> Curve:
-        """Give the table's points of quality over size."""
-        labels = [f"{k:.0f}" for k in self.column("k")]
-        return Curve(name, self.column("bytes"), self.column("psnr"), self.column("ssim"), labels)
+    @property
+    def axis(self) -> str:
+        """Name of the column of kept numbers: "k" of tokens, "books" of books."""
+        return "k" if "k" in self.rows[0] else "books"
 
-    def plot(self, path: Path, others: Iterable[Curve] = (), title: str = "Quality per kept tokens") -> None:
-        """Draw PSNR and SSIM over bytes to a PNG, each point with its number of tokens; needs psnr and ssim."""
-        draw_curves(path, self.curve("varitok, at its tokens"), tuple(others), title)
+    def curve(self, name: str) -> Curve:
+        """Give the table's points of quality over size: bytes of an image, kbit/s of a sound."""
+        labels = [f"{keep:.0f}" for keep in self.column(self.axis)]
+        shown = next(pair for pair in SHOWN if set(pair) <= self.rows[0].keys())
+        sizes = self.column("kbps" if "kbps" in self.rows[0] else "bytes")
+        return Curve(name, sizes, {metric: self.column(metric) for metric in shown}, labels)
+
+    def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:
+        """Draw quality over size to a PNG, each point with its kept number; needs one of the pairs in `SHOWN`."""
+        noun = "tokens" if self.axis == "k" else "books"
+        sizes = "kbit/s" if "kbps" in self.rows[0] else "bytes per image"
+        draw_curves(
+            path, self.curve(f"varitok, at its {noun}"), tuple(others), title or f"Quality per kept {noun}", sizes
+        )
 
     def print(self, console: Console | None = None) -> None:
         """Print the table."""
         columns = [name for name in PRINTED if name in self.rows[0]]
         shown = RichTable(
-            title="Quality per kept tokens (PSNR in dB, entropy in bits)",
+            title=f"Quality per kept {'tokens' if self.axis == 'k' else 'books'} (PSNR, SI-SDR in dB, entropy in bits)",
             box=rich.box.SIMPLE_HEAD,
             title_justify="left",
         )
@@ -103,8 +124,8 @@ def read_csv(path: Path) -> Table:
         raise UserError(f"{path}: {error.strerror}; give the CSV file that varitok-evaluate wrote") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a table of numbers; give the CSV file that varitok-evaluate wrote") from error
-    if not rows or "k" not in rows[0]:
-        raise UserError(f"{path}: no row with the column k; give the CSV file that varitok-evaluate wrote")
+    if not rows or not {"k", "books"} & rows[0].keys():
+        raise UserError(f"{path}: no row with a column k or books; give the CSV file that varitok-evaluate wrote")
     return Table(rows, {key: value for key, _, value in (line.partition(": ") for line in comments)})
 
 

@@ -1,4 +1,4 @@
-"""The quality of each number of kept tokens, measured while a run goes on and at its end."""
+"""The quality at each length of a code, measured while a run goes on and at its end."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 
 from varitok.data.module import DataModule
 
-from ..metrics.evaluate import available, evaluate
+from ..metrics.evaluate import evaluate
+from ..metrics.medium import medium_of
 from ..metrics.rate import USE
 from ..metrics.table import Table
 from .module import CodecTraining
@@ -22,14 +23,15 @@ class Evaluation(pl.Callback):
     """Evaluates every so many updates and at the end of the run, with the loop that `varitok-evaluate` uses.
 
     The last table goes to `evaluation/evaluation.csv` and `.png` in the run's folder and is printed; all of them go to
-    the loggers, quality as `val/psnr@k`.
+    the loggers, quality as `val/psnr@k`, k being the kept number.
 
     Args:
         every: Updates between two evaluations.
-        metrics: What is measured on the way; at the end it is all that can be measured on this machine.
+        metrics: What is measured on the way, None for the two that are drawn; at the end it is all that can be measured
+            on this machine.
     """
 
-    def __init__(self, every: int, metrics: Sequence[str] = ("psnr", "ssim")) -> None:
+    def __init__(self, every: int, metrics: Sequence[str] | None = None) -> None:
         self.every = every
         self.metrics = metrics
 
@@ -43,7 +45,7 @@ class Evaluation(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the end of the run; print the table, write it, draw it."""
         assert isinstance(pl_module, CodecTraining)
-        table = self._evaluate(trainer, pl_module, available())
+        table = self._evaluate(trainer, pl_module, medium_of(pl_module.codec).available())
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "evaluation"
             table.write_csv(folder / "evaluation.csv")
@@ -51,10 +53,11 @@ class Evaluation(pl.Callback):
             table.print()
             _log.info("evaluation: %s", folder)
 
-    def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str]) -> Table:
+    def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str] | None) -> Table:
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         table = evaluate(module.evaluated, data.val_dataloader(), metrics=metrics, header=data.splits.about)
-        values = {f"val/{name}@{row['k']:.0f}": row[name] for row in table.rows for name in ("psnr", "ssim")}
+        shown = medium_of(module.codec).shown
+        values = {f"val/{name}@{row[table.axis]:.0f}": row[name] for row in table.rows for name in shown if name in row}
         last = table.rows[-1]  # a continuous codec has no books to use
         values |= {f"val/{name}": last[name] for name in USE if name in last}
         for logger in trainer.loggers:

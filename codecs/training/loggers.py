@@ -1,17 +1,16 @@
-"""Where a run's scalars and pictures go. No logger ever stops a run."""
+"""Where a run's scalars, pictures and sounds go. No logger ever stops a run."""
 
 import csv
 import logging
 import os
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from netrc import netrc
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog(Logger):
-    """A logger that takes pictures too.
+    """A logger that takes pictures and sounds too.
 
     Args:
         folder: The run's folder.
@@ -44,8 +43,12 @@ class RunLog(Logger):
         return self.folder.name
 
     @abstractmethod
-    def log_picture(self, name: str, picture: Image.Image, update: int) -> None:
-        """Log a picture of the given update."""
+    def log_picture(self, name: str, picture: Path, update: int) -> None:
+        """Log a picture's file, of the given update."""
+
+    @abstractmethod
+    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
+        """Log sounds' files by their names, of the given update; there may be none."""
 
 
 class CsvLog(RunLog):
@@ -69,8 +72,11 @@ class CsvLog(RunLog):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: `config.yaml` in the same folder has them."""
 
-    def log_picture(self, name: str, picture: Image.Image, update: int) -> None:
+    def log_picture(self, name: str, picture: Path, update: int) -> None:
         """Do nothing: pictures are in the run's folder already."""
+
+    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
+        """Do nothing: sounds are in the run's folder already."""
 
 
 def _unharmed(method: Callable[..., None]) -> Callable[..., None]:
@@ -147,11 +153,21 @@ class WandbLog(RunLog):
 
     @rank_zero_only
     @_unharmed
-    def log_picture(self, name: str, picture: Image.Image, update: int) -> None:
+    def log_picture(self, name: str, picture: Path, update: int) -> None:
         """Log a picture against `update`."""
         import wandb  # noqa: PLC0415
 
-        self.run.log({name: wandb.Image(picture), "update": update})
+        self.run.log({name: wandb.Image(str(picture)), "update": update})
+
+    @rank_zero_only
+    @_unharmed
+    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
+        """Log sounds against `update`."""
+        import wandb  # noqa: PLC0415
+
+        if sounds:
+            heard = {f"{name}/{label}": wandb.Audio(str(path)) for label, path in sounds.items()}
+            self.run.log({**heard, "update": update})
 
     @rank_zero_only
     @_unharmed

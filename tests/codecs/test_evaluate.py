@@ -1,6 +1,7 @@
 """`evaluate` on a codec whose distortion is known, its table, and the command."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.codecs.metrics import evaluate as module
-from varitok.codecs.metrics.evaluate import evaluate, main
+from varitok.codecs.metrics import command as module
+from varitok.codecs.metrics import frechet
+from varitok.codecs.metrics.command import main
+from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.figure import Curve
+from varitok.codecs.metrics.image import BASIC
 from varitok.codecs.metrics.table import Table, read_csv
 from varitok.data.batch import Batch
 
@@ -30,21 +34,24 @@ class Offset(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
         self.drop = nn.Dropout()
         self.bottleneck = SimpleNamespace(book_sizes=(8, 4))
-        self.tokens = N
+        self.tokens, self.ordered, self.sample_rate = N, True, None
         self.below = below  # grey levels below rounding
         self.encoded = 0
 
-    def bits(self, tokens: int) -> float:
+    def bits(self, tokens: int, books: int | None = None) -> float:
         return tokens * 5.0
 
-    def encode(self, signal: Tensor) -> Tensor:
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        return torch.full_like(lengths, N)
+
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         assert not self.training and not self.drop.training and torch.is_inference_mode_enabled()
         self.encoded += 1
         self.signal = signal
         steps = torch.arange(N).expand(len(signal), 2, N)
         return torch.stack([steps[:, 0], steps[:, 1] % 2], 1)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         return self.signal + (N - codes.shape[-1] + self.below) / 127.5
 
 
@@ -69,7 +76,7 @@ def test_psnr_of_a_known_distortion_on_the_ladder() -> None:
 
 def test_psnr_is_the_mean_of_the_images_decibels() -> None:
     class Half(Offset):
-        def decode(self, codes: Tensor) -> Tensor:
+        def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
             return self.signal + torch.tensor([1.0, 10.0])[:, None, None, None] / 127.5
 
     (row,) = evaluate(Half(), _batches(2), [N]).rows
@@ -112,22 +119,22 @@ def test_a_number_of_tokens_out_of_range_is_refused(keeps: list[int]) -> None:
 
 def test_images_of_another_size_than_the_codecs_are_refused() -> None:
     class Smaller(Offset):
-        def decode(self, codes: Tensor) -> Tensor:
+        def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
             return self.signal[..., :12]
 
-    with pytest.raises(UserError, match="16 x 16 pixels, and the codec gives back 12 x 16"):
+    with pytest.raises(UserError, match="16 x 16 samples, and the codec gives back 12 x 16"):
         evaluate(Smaller(), _batches(1))
 
 
 def test_rfid_is_none_for_a_perfect_codec_and_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.frechet, "WIDTH", 3)
-    monkeypatch.setattr(module.frechet, "inception", lambda device: lambda images: images.double().mean((2, 3)))
+    monkeypatch.setattr(frechet, "WIDTH", 3)
+    monkeypatch.setattr(frechet, "inception", lambda device: lambda images: images.double().mean((2, 3)))
     table = evaluate(Offset(), _batches(4, 4), metrics=["rfid"])
     assert table.column("rfid") == pytest.approx([3 * 16, 3 * 9, 3 * 1, 0], abs=1e-6)  # squared shift of 3 means
 
 
 def test_the_table_comes_back_from_its_file(tmp_path: Path) -> None:
-    table = evaluate(Offset(), _batches(2), header={"dataset": "noise: made\nhere"})
+    table = evaluate(Offset(), _batches(2), metrics=BASIC, header={"dataset": "noise: made\nhere"})
     table.write_csv(tmp_path / "new" / "evaluation.csv")
     back = read_csv(tmp_path / "new" / "evaluation.csv")
     assert back.header == table.header | {"dataset": "noise: made here"}
@@ -148,7 +155,7 @@ def test_a_file_that_is_no_table_is_told(text: str | None, tmp_path: Path) -> No
 
 def test_the_table_is_drawn_and_printed(tmp_path: Path) -> None:
     table = Table([{"k": k, "bytes": 2 * k, "psnr": 20.0 + k, "ssim": k / 9, "usage": 0.5} for k in (1, 2, 8)])
-    table.plot(tmp_path / "plot.png", [Curve("JPEG", [300, 400], [20, 25], [0.5, 0.8])])
+    table.plot(tmp_path / "plot.png", [Curve("JPEG", [300, 400], {"psnr": [20, 25], "ssim": [0.5, 0.8]})])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     console = Console(width=100, record=True, quiet=False, file=(tmp_path / "out").open("w"))
     table.print(console)

@@ -142,6 +142,13 @@ def test_spectral_convergence_and_logarithms_are_as_defined():
     torch.testing.assert_close(logarithms.item(), math.log(2), atol=1e-3, rtol=0)
 
 
+def test_a_pause_does_not_drown_the_others():
+    """Its spectrum has next to no norm; divided by it, an error that nobody hears would outweigh a voice's."""
+    real = 1e-6 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0))
+    fake = 1e-3 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(1))
+    assert MultiResolutionSTFT(logarithm=0.0)(fake, real, torch.tensor([4000])) < 0.2
+
+
 def test_si_sdr_is_known_and_deaf_to_scale_and_offset():
     time = torch.arange(1600) / RATE
     real, noise = (2 * math.pi * 100 * time).sin()[None, None], 0.1 * (2 * math.pi * 200 * time).sin()[None, None]

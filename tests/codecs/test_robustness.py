@@ -1,6 +1,6 @@
 """Perturbed latents in training, and the quality under replaced codes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from varitok.codecs.bottlenecks.continuous import Autoencoder
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
-from varitok.codecs.metrics import evaluate as command
+from varitok.codecs.metrics import command
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.robustness import (
     DERIVATIVES,
@@ -196,19 +196,22 @@ class Blocks(nn.Module):
     def __init__(self, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.bottleneck = bottleneck
-        self.tokens = (SIDE // BLOCK) ** 2
+        self.tokens, self.ordered, self.sample_rate = (SIDE // BLOCK) ** 2, True, None
 
-    def bits(self, tokens: int) -> float:
+    def bits(self, tokens: int, books: int | None = None) -> float:
         return tokens * self.bottleneck.bits
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        return torch.full_like(lengths, self.tokens)
 
     def latents(self, signal: Tensor) -> Tensor:
         assert not self.bottleneck.training
         return nn.functional.avg_pool2d(signal, BLOCK).flatten(2).transpose(1, 2)
 
-    def encode(self, signal: Tensor) -> Tensor:
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.bottleneck.encode(self.latents(signal))
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         colours = nn.functional.pad(self.bottleneck.decode(codes), (0, 0, 0, self.tokens - codes.shape[-1]))
         small = colours.transpose(1, 2).unflatten(2, (SIDE // BLOCK, -1))
         return nn.functional.interpolate(small, scale_factor=BLOCK)

@@ -1,0 +1,123 @@
+"""The numbers at which a code is cut: of tokens where they are ordered, of books where tokens lie on a grid."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from varitok import UserError
+
+from .. import lengths
+from .rate import packed_bytes
+
+__all__ = ["Code", "Evaluable", "Ladder"]
+
+
+class Evaluable(Protocol):
+    """What a codec needs to be evaluated; `varitok.codecs.codec.Codec` has it, and so can anything else."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a prefix of the tokens is a shorter code; else a prefix of the books is."""
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that a signal has, N, where they are ordered."""
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Of sounds, Hz; None where signals are images."""
+
+    @property
+    def bottleneck(self) -> Any:
+        """Has `book_sizes`."""
+
+    def bits(self, tokens: int, books: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens with their first `books` books, all where None."""
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens, int64 `(b,)`, of signals whose first `lengths` samples are valid."""
+
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, books, N)` or `(b, books, *grid)`."""
+
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Turn codes, or a prefix of them, into signals."""
+
+
+class Code(NamedTuple):
+    """A batch's code, from which shorter ones are cut.
+
+    Attributes:
+        codes: As `Evaluable.encode` gives them.
+        tokens: int64 `(b,)`, the valid tokens of each signal.
+        size: The signals' size.
+    """
+
+    codes: Tensor
+    tokens: Tensor
+    size: Sequence[int]
+
+
+class Ladder:
+    """The rungs of a codec, and how a code is cut to one.
+
+    Args:
+        codec: What codes.
+        keeps: The numbers that are kept; 1, 2, 4, ... and all where None; any others are sorted.
+
+    Attributes:
+        axis: The rungs' name: "k" of tokens, "books" of books.
+        keeps: The rungs, upwards.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(self, codec: Evaluable, keeps: Sequence[int] | None = None) -> None:
+        self.codec = codec
+        self.axis = "k" if codec.ordered else "books"
+        noun = "tokens" if codec.ordered else "books"
+        # A continuous codec has no books to leave out.
+        most = codec.tokens if codec.ordered else max(1, len(codec.bottleneck.book_sizes))
+        self.keeps = sorted(set(lengths.ladder(most) if keeps is None else keeps))
+        if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:
+            wrong = next((k for k in self.keeps if not 1 <= k <= most), "no")
+            raise UserError(f"{wrong} {noun} to keep: this codec keeps from 1 to {most}")
+
+    def encode(self, signal: Tensor, samples: Tensor) -> Code:
+        """Code signals `(b, c, *grid)` whose first `samples` samples, int64 `(b,)`, are valid."""
+        size = signal.shape[2:]
+        tokens = self.codec.valid(samples, size)
+        return Code(self.codec.encode(signal, None if self.codec.ordered else tokens), tokens, size)
+
+    def decode(self, code: Code, keep: int) -> Tensor:
+        """Decode what is kept of a code."""
+        if self.codec.ordered:
+            return self.codec.decode(code.codes[..., :keep])
+        discrete = bool(self.codec.bottleneck.book_sizes)
+        return self.codec.decode(code.codes[:, :keep] if discrete else code.codes, code.size, code.tokens)
+
+    def kept(self, code: Code, start: int, end: int) -> Tensor:
+        """Mark the valid codes from `start` up to `end`, bool `(b, books, n)`, of codes with one axis for the grid."""
+        flat = code.codes.flatten(2)
+        valid = lengths.prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
+        along = 2 if self.codec.ordered else 1
+        valid.narrow(along, end, valid.shape[along] - end).fill_(False)
+        valid.narrow(along, 0, start).fill_(False)
+        return valid
+
+    def books(self, keep: int) -> tuple[int, ...]:
+        """List the sizes of the books that a rung has."""
+        sizes: tuple[int, ...] = self.codec.bottleneck.book_sizes
+        return sizes if self.codec.ordered else sizes[:keep]
+
+    def price(self, code: Code, keep: int) -> tuple[float, int]:
+        """Sum bits, exactly, and bytes, packed, of a batch's codes."""
+        bits, packed = 0.0, 0
+        for tokens in code.tokens.tolist():
+            count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)
+            each = self.codec.bits(count, books)
+            bits += each
+            packed += packed_bytes(self.books(keep), count) if self.books(keep) else -(-each // 8)  # type: ignore
+        return bits, packed

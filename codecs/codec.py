@@ -25,6 +25,15 @@ from .streaming import arrange, check_chunk, obstacle, pack, state_size, unpack
 __all__ = ["Codec"]
 
 
+def _fit(encoder: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    """Make the map between a network and the bottleneck."""
+    if not getattr(encoder, "direct", False):
+        return nn.Linear(inputs, outputs)
+    if inputs != outputs:
+        raise UserError(f"codec: widths {inputs} and {outputs} should be equal, there is no map between them")
+    return nn.Identity()
+
+
 class Codec(nn.Module):
     """A variable-length tokenizer.
 
@@ -32,7 +41,8 @@ class Codec(nn.Module):
 
     Args:
         encoder: `(b, c, *grid)` to `(b, n, encoder.width)`. Has `hop`, the samples of each axis to a step of the grid;
-            and `tokens`, their number, where they are ordered.
+            `tokens`, their number, where they are ordered; and `direct`, where its latents, and so the decoder's, are
+            the bottleneck's own, with no maps.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
         decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
@@ -63,10 +73,11 @@ class Codec(nn.Module):
             perturbation.check(bottleneck)
         self.unit_latents = unit_latents
         self.encoder = encoder
-        self.project_in = nn.Linear(int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
-        nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
+        self.project_in = _fit(encoder, int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
+        if isinstance(self.project_in, nn.Linear):
+            nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
         self.bottleneck = bottleneck
-        self.project_out = nn.Linear(bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
+        self.project_out = _fit(encoder, bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
         self.decoder = decoder
         self.length = length
         self.perturbation = perturbation
@@ -145,7 +156,7 @@ class Codec(nn.Module):
         if self.obstacle:
             raise UserError(f"this codec can't code chunk by chunk: {self.obstacle}")
         if side not in self._shapes:
-            encoder, decoder, here = self.encoder, self.decoder, self.project_out.weight
+            encoder, decoder, here = self.encoder, self.decoder, next(self.parameters())
             if side == "encoder":
                 chunk = here.new_zeros(1, int(encoder.channels), self.hop[0])  # type: ignore[arg-type]
                 self._shapes[side] = arrange(encoder, lambda memory: encoder(chunk, memory=memory))
@@ -156,9 +167,7 @@ class Codec(nn.Module):
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
-        if books is None or not self.books:
-            return tokens * self.bottleneck.bits
-        return tokens * sum(math.log2(size) for size in self.bottleneck.book_sizes[:books])
+        return self.bottleneck.payload(tokens, books)
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Count the steps of a signal of a size, the last of them perhaps not full.
@@ -272,7 +281,11 @@ class Codec(nn.Module):
             int64 `(b, books, N)` where tokens are ordered: keep a prefix of the last axis for a shorter code. Else
             `(b, books, *grid)`: keep a prefix of the books.
         """
-        codes = self.bottleneck.encode(self.latents(signal, lengths))
+        latents = self.latents(signal, lengths)
+        if lengths is None or self.ordered:
+            codes = self.bottleneck.encode(latents)
+        else:
+            codes = self.bottleneck.encode_valid(latents, lengths)
         return codes if self.ordered else codes.reshape(*codes.shape[:2], *self.grid(signal.shape[2:]))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
@@ -352,7 +365,7 @@ class Codec(nn.Module):
         """Check a state; make that of the start where there is none."""
         size = state_size(shapes)
         if state is None:
-            return torch.zeros(batch, size, device=self.project_in.weight.device)
+            return torch.zeros(batch, size, device=next(self.parameters()).device)
         if state.shape != (batch, size):
             raise UserError(
                 f"state: {tuple(state.shape)}, this codec's is {(batch, size)}; give what the last chunk gave"

@@ -48,11 +48,13 @@ class Batch(NamedTuple):
         signal: `(b, c, *grid)`, uint8 or float in [-1, 1]; b is 0 where no file of the batch could be read.
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
+        whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
     """
 
     signal: Tensor
     lengths: Tensor
     bad: tuple[str, ...]
+    whole: bool = False
 
 
 class Splits(NamedTuple):
@@ -77,9 +79,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         return Batch(torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64), bad)
     lengths = torch.tensor([signal.shape[1] for signal in signals])
     longest = int(lengths.max())
-    if int(lengths.min()) < longest:
+    whole = int(lengths.min()) == longest
+    if not whole:
         signals = [_filled(signal, longest) for signal in signals]
-    return Batch(torch.stack(signals), lengths, bad)
+    return Batch(torch.stack(signals), lengths, bad, whole)
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:

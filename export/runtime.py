@@ -80,6 +80,7 @@ class Bundle:
         tokens: The most tokens of a signal, N; 0 where their number follows from its length.
         channels: Of a signal.
         book_sizes: Entries of each book; none where codes are continuous.
+        book_strides: Tokens for which a code of each book stands, itself repeated.
         rows: Rows of a code: books, or the channels of continuous ones.
     """
 
@@ -91,6 +92,7 @@ class Bundle:
             self.tokens = int(config["tokens"])
             self.channels = int(config["channels"])
             self.book_sizes = tuple(int(size) for size in config["book_sizes"])
+            self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
             self.rows = int(config.get("code_rows", len(self.book_sizes)))
             self._read()
         except (KeyError, TypeError, ValueError) as error:
@@ -101,7 +103,10 @@ class Bundle:
 
     def bits(self, tokens: int) -> float:
         """Count the payload bits of `tokens` tokens, exactly."""
-        return tokens * (sum(math.log2(size) for size in self.book_sizes) if self.book_sizes else 32.0 * self.rows)
+        if not self.book_sizes:
+            return tokens * 32.0 * self.rows
+        books = zip(self.book_sizes, self.book_strides, strict=True)
+        return sum(-(-tokens // stride) * math.log2(size) for size, stride in books)
 
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
         """Turn codes `(b, books, k)` into signals, float32 `(b, c, *grid)` in [-1, 1].

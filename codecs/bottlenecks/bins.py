@@ -1,4 +1,4 @@
-"""Discrete codes of a trained continuous codec, without training."""
+"""Discrete codes without training: each dimension is cut into bins, and is a book."""
 
 import copy
 import math
@@ -11,10 +11,10 @@ from varitok import UserError
 
 from ..codec import Codec
 from ..result import Quantized
-from .continuous import KLBottleneck
+from .continuous import Autoencoder, KLBottleneck
 from .contract import Bottleneck, straight_through
 
-__all__ = ["DimensionBins", "bridge"]
+__all__ = ["DimensionBins", "UniformBins", "bridge"]
 
 
 class _FrozenBins(nn.Module):
@@ -26,7 +26,7 @@ class _FrozenBins(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, bins: "DimensionBins") -> None:
+    def __init__(self, bins: "_Bins") -> None:
         super().__init__()
         self.continuous = copy.deepcopy(bins.continuous).frozen()
         for name in ("edges", "centres", "shift", "scale"):
@@ -49,48 +49,23 @@ class _FrozenBins(nn.Module):
         return values * kept * self.scale + self.shift
 
 
-class DimensionBins(Bottleneck):
-    """Cuts each dimension of a KL codec into bins of equal probability (TokenBridge, arXiv 2503.16430, section 3.2).
-
-    Nothing is trained: a dimension is taken for Gaussian, with a mean and deviation measured once (`bridge`), and each
-    bin stands for the mean of its part of the Gaussian. A dimension is a book; one that is left out is its mean.
-
-    Args:
-        continuous: The trained bottleneck.
-        bins: To a dimension, 2 or more.
-        reach: Deviations at which the Gaussian is cut off.
-
-    Raises:
-        UserError: There are fewer than 2 bins.
-    """
+class _Bins(Bottleneck):
+    """Cuts each dimension, less `shift` and over `scale`, at `edges`; what lies between two stands for a centre."""
 
     edges: Tensor
     centres: Tensor
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: float = 5.0) -> None:
+    def __init__(self, continuous: Bottleneck, edges: Tensor, centres: Tensor) -> None:
         super().__init__()
-        if bins < 2:
-            raise UserError(f"bottleneck.bins={bins}: must be at least 2")
         self.continuous = continuous
         self.dim = continuous.dim
-        self.book_sizes = (bins,) * self.dim
-        ends = torch.special.ndtr(torch.tensor([-reach, reach], dtype=torch.float64))
-        shares = torch.linspace(float(ends[0]), float(ends[1]), bins + 1, dtype=torch.float64)
-        edges = torch.special.ndtri(shares).clamp(-reach, reach)
-        density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
-        self.register_buffer("edges", edges[1:-1].float(), persistent=False)
-        self.register_buffer("centres", ((density[:-1] - density[1:]) / shares.diff()).float(), persistent=False)
+        self.book_sizes = (len(centres),) * self.dim
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("shift", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
-
-    @torch.no_grad()
-    def measure(self, latents: Tensor) -> None:
-        """Take mean and deviation of each dimension from the continuous latents `(b, d, n)` of some signals."""
-        rows = latents.transpose(1, 2).flatten(0, 1).double()
-        self.shift.copy_(rows.mean(0))
-        self.scale.copy_(rows.std(0).clamp(min=1e-6))
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
@@ -121,6 +96,63 @@ class DimensionBins(Bottleneck):
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
         return _FrozenBins(self)
+
+
+class DimensionBins(_Bins):
+    """Cuts each dimension of a KL codec into bins of equal probability (TokenBridge, arXiv 2503.16430, section 3.2).
+
+    Nothing is trained: a dimension is taken for Gaussian, with a mean and deviation measured once (`bridge`), and each
+    bin stands for the mean of its part of the Gaussian. A dimension is a book; one that is left out is its mean.
+
+    Args:
+        continuous: The trained bottleneck.
+        bins: To a dimension, 2 or more.
+        reach: Deviations at which the Gaussian is cut off.
+
+    Raises:
+        UserError: There are fewer than 2 bins.
+    """
+
+    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: float = 5.0) -> None:
+        if bins < 2:
+            raise UserError(f"bottleneck.bins={bins}: must be at least 2")
+        ends = torch.special.ndtr(torch.tensor([-reach, reach], dtype=torch.float64))
+        shares = torch.linspace(float(ends[0]), float(ends[1]), bins + 1, dtype=torch.float64)
+        edges = torch.special.ndtri(shares).clamp(-reach, reach)
+        density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
+        centres = (density[:-1] - density[1:]) / shares.diff()
+        super().__init__(continuous, edges[1:-1].float(), centres.float())
+
+    @torch.no_grad()
+    def measure(self, latents: Tensor) -> None:
+        """Take mean and deviation of each dimension from the continuous latents `(b, d, n)` of some signals."""
+        rows = latents.transpose(1, 2).flatten(0, 1).double()
+        self.shift.copy_(rows.mean(0))
+        self.scale.copy_(rows.std(0).clamp(min=1e-6))
+
+
+class UniformBins(_Bins):
+    """Rounds each dimension to the nearest of a few even levels (dMel, arXiv 2407.15835, section 2.1).
+
+    A dimension is a book; one that is left out lies at the lowest level, as does what is below it.
+
+    Args:
+        dim: Width of the latents.
+        levels: Of a dimension, 2 or more.
+        smallest: The lowest.
+        largest: The highest.
+
+    Raises:
+        UserError: There are fewer than 2 levels, or they don't rise.
+    """
+
+    def __init__(self, dim: int, levels: int = 16, smallest: float = -7.0, largest: float = 2.0) -> None:
+        if levels < 2 or not smallest < largest:
+            raise UserError(f"bottleneck: levels={levels} from {smallest} to {largest}: 2 or more, in rising order")
+        digits = torch.arange(levels, dtype=torch.float32)
+        super().__init__(Autoencoder(dim), digits[1:] - 0.5, digits)
+        self.shift.fill_(smallest)
+        self.scale.fill_((largest - smallest) / (levels - 1))
 
 
 @torch.no_grad()

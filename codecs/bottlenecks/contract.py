@@ -55,9 +55,22 @@ class Bottleneck(nn.Module, ABC):
         return len(self.book_sizes) or self.dim
 
     @property
+    def book_strides(self) -> tuple[int, ...]:
+        """Say for how many tokens a code of each book stands, itself repeated: 1, but for books of several rates."""
+        return (1,) * len(self.book_sizes)
+
+    @property
     def bits(self) -> float:
-        """Count the bits of a token, exactly: `sum(log2(size))` over books; 32 a channel where it is continuous."""
-        return sum(math.log2(size) for size in self.book_sizes) if self.book_sizes else 32.0 * self.dim
+        """Count the bits of a token: `sum(log2(size) / stride)` over books; 32 a channel where it is continuous."""
+        books = zip(self.book_sizes, self.book_strides, strict=True)
+        return sum(math.log2(size) / stride for size, stride in books) if self.book_sizes else 32.0 * self.dim
+
+    def payload(self, tokens: int, books: int | None = None) -> float:
+        """Count the bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
+        if not self.book_sizes:
+            return tokens * self.bits
+        each = list(zip(self.book_sizes, self.book_strides, strict=True))[:books]
+        return sum(-(-tokens // stride) * math.log2(size) for size, stride in each)
 
     @abstractmethod
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
@@ -73,6 +86,13 @@ class Bottleneck(nn.Module, ABC):
     @abstractmethod
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+
+    def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
+        """Turn latents of which the first `lengths`, int64 `(b,)`, are valid into codes.
+
+        Only a bottleneck whose codes are of several steps each needs to know (`MultiRate`).
+        """
+        return self.encode(latents)
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:

@@ -119,5 +119,6 @@ class Ladder:
             count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)
             each = self.codec.bits(count, books)
             bits += each
-            packed += packed_bytes(self.books(keep), count) if self.books(keep) else -(-each // 8)  # type: ignore
+            strides = getattr(self.codec.bottleneck, "book_strides", ())
+            packed += packed_bytes(self.books(keep), count, strides) if self.books(keep) else -(-each // 8)  # type: ignore
         return bits, packed

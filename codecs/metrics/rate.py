@@ -5,6 +5,7 @@ the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits 
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -51,9 +52,16 @@ def definitions(noun: str, axis: str, counted: bool) -> dict[str, str]:
     return meanings
 
 
-def packed_bytes(book_sizes: Sequence[int], tokens: int) -> int:
-    """Count the bytes of `tokens` tokens when each index takes `ceil(log2(book size))` bits, without a header."""
-    return -(-tokens * sum((size - 1).bit_length() for size in book_sizes) // 8)
+def packed_bytes(book_sizes: Sequence[int], tokens: int, strides: Sequence[int] = ()) -> int:
+    """Count the bytes of `tokens` tokens when each index takes `ceil(log2(book size))` bits, without a header.
+
+    Args:
+        book_sizes: Entries of each book.
+        tokens: How many.
+        strides: Tokens for which an index of each book stands; 1 where there is none.
+    """
+    books = zip_longest(book_sizes, strides[: len(book_sizes)], fillvalue=1)
+    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in books) // 8)
 
 
 class CodeCounts:

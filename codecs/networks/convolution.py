@@ -124,6 +124,13 @@ class StepNorm(nn.Module):
         return masked(flat * self.weight.unsqueeze(1) + self.bias.unsqueeze(1), valid).reshape(x.shape)
 
 
+def _begun(layer: Any, norm: str) -> nn.Module:
+    """Start the biases at 0 (DAC): speech is quiet, torch's own would drown it, and all latents would be alike."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return weight_norm(layer) if norm == "weight" else layer  # type: ignore[no-any-return]
+
+
 class _Layer(nn.Module):
     """What both kinds share: sizes for each axis, the norm, whether a mask is needed, and what keeps it from chunks."""
 
@@ -143,13 +150,6 @@ class _Layer(nn.Module):
         self.slot = 0
         self.obstacle = "a convolution isn't causal" if self.kernel[0] > self.stride[0] and not causal else ""
         self.step_norm = StepNorm(outputs) if norm == "group" else None
-
-    def initialise(self, norm: str) -> None:
-        """Start the biases at 0 (DAC): speech is quiet, torch's own would drown it, and all latents would be alike."""
-        if self.layer.bias is not None:
-            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
-        if norm == "weight":
-            weight_norm(self.layer)
 
 
 class Convolution(_Layer):
@@ -206,10 +206,9 @@ class Convolution(_Layer):
         # The layer's own padding copies nothing; F.pad's numbers go from the last axis to the first.
         self.pads = [] if even else [n for pair in zip(left[::-1], right[::-1], strict=True) for n in pair]
         self.chunk_pads = self.pads[:-2] if any(self.pads[:-2]) else []
-        self.layer: nn.Module = _PLAIN[dims - 1](
-            inputs, outputs, self.kernel, self.stride, tuple(left) if even else 0, spread, groups, bias
-        )
-        self.initialise(norm)
+        padding = tuple(left) if even else 0
+        layer = _PLAIN[dims - 1](inputs, outputs, self.kernel, self.stride, padding, spread, groups, bias)
+        self.layer = _begun(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
@@ -274,10 +273,8 @@ class TransposedConvolution(_Layer):
         self.rest = [total - 2 * before for total, before in zip(totals, left, strict=True)]
         self.context = math.ceil(totals[0] / self.stride[0])
         self.mixes = self.kernel[0] > self.stride[0]
-        self.layer: nn.Module = _TRANSPOSED[dims - 1](
-            inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias
-        )
-        self.initialise(norm)
+        layer = _TRANSPOSED[dims - 1](inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias)
+        self.layer = _begun(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""

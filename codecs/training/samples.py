@@ -119,7 +119,7 @@ class Samples(pl.Callback):
         if self.chosen is None:
             self.chosen = self._choose(trainer)
         codec = module.evaluated.eval()
-        device = next(codec.parameters()).device
+        device = module.device  # a codec may have no parameter
         batch = self.chosen._replace(
             signal=self.chosen.signal.to(device),
             lengths=self.chosen.lengths.to(device),

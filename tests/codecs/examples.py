@@ -1,17 +1,18 @@
 """Bottlenecks and small codecs that the tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
+from varitok.codecs.bottlenecks.multirate import MultiRate, multirate
 from varitok.codecs.bottlenecks.product import Product, grouped
 from varitok.codecs.bottlenecks.residual import Residual, Split, residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, KMeansQuantizer, VectorQuantizer
@@ -43,6 +44,7 @@ SMALLER: dict[str, list[str]] = {
     "rvq": ["level.dim=32", "level.codebook_size=256"],
     "rvq_factorised": ["dim=256", "codebook_size=256"],
     "rvq_masked": ["dim=32", "level.codebook_size=256"],
+    "rvq_multirate": ["level.dim=64", "level.codebook_size=256"],
     "rvq_probabilistic": ["books=8", "level.dim=32", "level.codebook_size=256"],
     "rvq_shared": ["level.dim=32", "level.codebook_size=512"],
     "rvq_split": [
@@ -65,6 +67,11 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
     "fsq_entropy": lambda: FiniteScalarQuantizer([8, 5, 3], entropy=0.1, entropy_group=2),
     "fsq_residual_alone": lambda: ResidualScalarQuantizer([2, 3], 1),
     "lfq_plain": lambda: LookupFreeQuantizer(3, entropy=0.0),
+    "multirate_alone": lambda: multirate(partial(VectorQuantizer, 4, 11, cosine=True), [3]),
+    "multirate_plain": lambda: multirate(partial(VectorQuantizer, 5, 19), [4, 2, 1]),
+    "multirate_of_residual": lambda: MultiRate(
+        [residual(partial(EMAVectorQuantizer, 4, 9), 2), FiniteScalarQuantizer([5, 3, 3, 3])], [2, 3]
+    ),
     "product_alone": lambda: Product([VectorQuantizer(3, 9)]),
     "product_mixed": lambda: Product(
         [FiniteScalarQuantizer([5, 3]), residual(partial(EMAVectorQuantizer, 4, 11), 3), BinarySphericalQuantizer(6)]
@@ -152,3 +159,20 @@ def sound_codec(unit_latents: bool = False) -> Codec:
         unit_latents=unit_latents,
         sample_rate=RATE,
     )
+
+
+NARROW = {"base": 16, "width": 16, "hidden": 16, "heads": 1, "depth": 1, "groups": 4}
+
+
+def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:
+    """Make networks narrow and shallow in place, whatever they are; recurrent ones fit one width only, and go."""
+    for key, value in node.items():
+        if OmegaConf.is_dict(value):
+            if value.get("_target_", "").endswith("Recurrent"):
+                node[key] = None
+            else:
+                shrink(value, sizes)
+        elif OmegaConf.is_list(value) and key in ("depths", "widths"):
+            node[key] = [1 if key == "depths" else sizes["width"]] * len(value)
+        elif key in sizes and isinstance(value, int):
+            node[key] = sizes[key]

@@ -104,6 +104,7 @@ def test_any_sample_rate_is_brought_to_one(tmp_path, rate):
 def test_batches_fill_short_sounds_up_and_know_their_lengths(folder):
     (batch,) = validation_loader(_folder(folder).val, 8)
     assert batch.signal.shape == (4, 1, 3200) and batch.lengths.tolist() == [800, 1600, 2400, 3200]
+    assert not batch.whole
     for signal, length in zip(batch.signal, batch.lengths, strict=True):
         assert not signal[:, length:].any() and signal[:, :length].any()
 
@@ -111,6 +112,7 @@ def test_batches_fill_short_sounds_up_and_know_their_lengths(folder):
 def test_images_of_one_size_are_stacked_as_before():
     batch = collate([Sample(torch.ones(3, 4, 5, dtype=torch.uint8))] * 2)
     assert batch.signal.shape == (2, 3, 4, 5) and batch.signal.dtype == torch.uint8 and batch.lengths.tolist() == [4, 4]
+    assert batch.whole
 
 
 def test_unreadable_files_in_an_epoch_are_skipped_and_counted(folder):

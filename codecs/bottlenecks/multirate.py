@@ -1,0 +1,162 @@
+"""Residual books at several rates: the coarse ones speak for several neighbouring latents at once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..lengths import prefix_mask
+from ..result import Quantized
+from .composite import Composite, FrozenComposite, MeasuredParts
+from .contract import Bottleneck, straight_through
+from .factorised import FactorisedResidualQuantizer
+from .residual import Split
+
+__all__ = ["MultiRate", "multirate"]
+
+
+def _averaged(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
+    """Average each group of `stride` steps of `(b, n, d)` over its valid ones, bool `(b, n)`, all where None.
+
+    The last group may have fewer. A group without a valid step is 0.
+    """
+    b, n, d = latents.shape
+    if valid is None:
+        valid = torch.ones_like(latents[:, :, 0], dtype=torch.bool)
+    latents = torch.where(valid.unsqueeze(2), latents, torch.zeros_like(latents))
+    missing = -n % stride
+    groups = nn.functional.pad(latents, [0, 0, 0, missing]).reshape(b, -1, stride, d)
+    counts = nn.functional.pad(valid.to(torch.float32), [0, missing]).reshape(b, -1, stride).sum(2)
+    return groups.sum(2) / counts.clamp(min=1.0).unsqueeze(2)
+
+
+def _spread(values: Tensor, stride: int, steps: int, dim: int) -> Tensor:
+    """Repeat each group's value over its steps along an axis, of which there are `steps` then."""
+    return values.index_select(dim, torch.arange(steps, device=values.device) // stride)
+
+
+class _FrozenMultiRate(FrozenComposite):
+    def __init__(self, multirate: "MultiRate") -> None:
+        super().__init__(multirate)
+        self.strides = list(multirate.strides)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        remaining = latents
+        codes: list[Tensor] = []
+        for index, part in enumerate(self.parts):
+            stride, steps = self.strides[index], latents.shape[1]
+            found = part.encode(_averaged(remaining, stride, None))  # type: ignore[operator]
+            remaining = remaining - _spread(part.decode(found), stride, steps, 1)  # type: ignore[operator]
+            codes.append(_spread(found, stride, steps, 2))
+        return torch.cat(codes, 1)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        total = torch.zeros(1)
+        for index, part in enumerate(self.parts):
+            stride = self.strides[index]
+            coarse = part.decode_kept(codes[:, :, ::stride], kept)  # type: ignore[operator]
+            total = total + _spread(coarse, stride, codes.shape[2], 1)
+        return total
+
+
+class MultiRate(Composite):
+    """Residual levels, each at a rate of its own (SNAC, arXiv 2410.14411, section 3.1).
+
+    Level i sees what the levels before it left, averaged over groups of `strides[i]` steps, and what it finds is
+    repeated over them. Codes have one shape all the same, `(b, books, n)`: a group's code stands at each of its steps,
+    counts once, and decoding reads it at the group's first step. Groups are of valid steps only; where a length is no
+    multiple of a stride, the last group averages the steps that there are, and costs a whole code: n tokens take
+    `sum(ceil(n / stride) * log2(size))` bits (`payload`). `bits`, of a token among many, leaves that out.
+
+    The gradient goes once around all levels, straight through, and each level's finding is cut from it before it is
+    subtracted (see `Residual`). Where a level has maps that learn by the decoder's gradient, as those of
+    `FactorisedResidualQuantizer` and `Split`, it goes through the levels instead, as published.
+
+    Args:
+        levels: Bottlenecks of one width.
+        strides: Steps of a group, for each level.
+
+    Raises:
+        UserError: Widths differ, or there are not as many strides as levels, or one is below 1.
+    """
+
+    def __init__(self, levels: Sequence[Bottleneck], strides: Sequence[int]) -> None:
+        super().__init__(levels[0].dim if levels else 0, levels, interleave=False)
+        if any(level.dim != self.dim for level in levels):
+            raise UserError(f"bottleneck: levels of one width, got {[level.dim for level in levels]}")
+        if len(strides) != len(levels) or min(strides) < 1:
+            raise UserError(f"bottleneck.strides={list(strides)}: one of at least 1 for each of {len(levels)} levels")
+        self.strides = tuple(strides)
+        # A map out learns only by the gradient of what comes out of it.
+        self.passes = any(isinstance(part, FactorisedResidualQuantizer | Split) for part in self.modules())
+
+    @property
+    def book_strides(self) -> tuple[int, ...]:
+        """Say for how many tokens a code of each book stands."""
+        levels = zip(self.strides, self.parts, strict=True)
+        return tuple(stride * own for stride, part in levels for own in part.book_strides)  # type: ignore[union-attr]
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        with torch.autocast(latents.device.type, enabled=False):
+            remaining, steps = latents.float(), latents.shape[1]
+            valid = prefix_mask(lengths, steps)
+            total = torch.zeros_like(remaining)
+            codes, measured = [], MeasuredParts()
+            for index, stride in enumerate(self.strides):
+                coarse = remaining if stride == 1 else _averaged(remaining, stride, valid)
+                part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, depth)
+                codes.append(_spread(part.codes, stride, steps, 2))
+                # A sample of lower depth goes on too; see `Residual.forward`.
+                level = self.parts[index]
+                whole = part.latents
+                if len(level.book_sizes) > 1:  # type: ignore[arg-type]
+                    whole = straight_through(part.latents, level.decode(part.codes))  # type: ignore[operator]
+                if not self.passes:
+                    kept, whole = kept.detach(), whole.detach()
+                total = total + _spread(kept, stride, steps, 1)
+                remaining = remaining - _spread(whole, stride, steps, 1)
+                measured.add(part)
+            quantized = total if self.passes else straight_through(latents.float(), total)
+        return Quantized(quantized, self.arrange(codes), measured.penalties, measured.means())
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find the codes level by level, every step valid; see `Bottleneck.encode`."""
+        return self.encode_valid(latents, torch.full_like(latents[:, 0, 0], latents.shape[1], dtype=torch.int64))
+
+    def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
+        """Find the codes of latents `(b, n, d)` of which the first `lengths`, int64 `(b,)`, are valid."""
+        with torch.autocast(latents.device.type, enabled=False):
+            remaining, codes, steps = latents.float(), [], latents.shape[1]
+            valid = prefix_mask(lengths, steps)
+            for part, stride in zip(self.parts, self.strides, strict=True):
+                found = part.encode(_averaged(remaining, stride, valid))  # type: ignore[operator]
+                remaining = remaining - _spread(part.decode(found), stride, steps, 1)  # type: ignore[operator]
+                codes.append(_spread(found, stride, steps, 2))
+            return self.arrange(codes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add up the levels, each group by its first step's code; see `Bottleneck.decode`."""
+        total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
+        for index, stride in enumerate(self.strides):
+            part = self.decode_part(index, codes[:, :, ::stride])
+            total = total if part is None else total + _spread(part, stride, codes.shape[2], 1)
+        return total
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenMultiRate(self)
+
+
+def multirate(level: Callable[[], Bottleneck], strides: Sequence[int]) -> MultiRate:
+    """Make residual levels of one kind, each at its own rate.
+
+    Args:
+        level: Makes one.
+        strides: Steps of a group, for each level; SNAC's halve from level to level, and end with 1.
+    """
+    return MultiRate([level() for _ in strides], strides)

@@ -1,0 +1,341 @@
+"""Focal modulation over sequences, and the compressor of FocalCodec that is made of it.
+
+Where attention lets each step ask all others, focal modulation (FocalNet, arXiv 2203.11926, section 3) gathers contexts
+of growing reach by depthwise convolutions, the last of which is the whole signal's mean, weighs them by gates that each
+step sets for itself, and multiplies the step by what comes out: linear in the length. FocalCodec (arXiv 2502.04465,
+section 3) compresses features by it, and expands them again for a vocoder.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from .activations import Activation
+from .convolution import Convolution, TransposedConvolution, at_rate, masked
+
+__all__ = ["FocalDecoder", "FocalEncoder", "FocalSequence"]
+
+
+class _Modulation(nn.Module):
+    """Multiplies each step by the gated sum of its contexts (FocalNet, equations 4 to 7)."""
+
+    def __init__(self, width: int, window: int, levels: int, growth: int, causal: bool, span: int) -> None:
+        super().__init__()
+        self.obstacle = "" if causal else "focal modulation isn't causal"
+        self.sizes = [width, width, levels + 1]
+        self.into = nn.Linear(width, 2 * width + levels + 1)
+        self.levels = nn.ModuleList(
+            Convolution(width, width, window + growth * level, groups=width, causal=causal) for level in range(levels)
+        )
+        self.past = Convolution(width, width, span, groups=width, causal=True) if causal else None
+        self.mix = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Modulate `(b, n, width)`; `mask` is bool `(b, 1, n)`."""
+        query, context, gates = self.into(x).split(self.sizes, dim=2)
+        context, gates = context.transpose(1, 2), gates.transpose(1, 2)
+        total = torch.zeros_like(context)
+        for level, layer in enumerate(self.levels):
+            context = functional.gelu(layer(context, mask, memory))
+            total = total + context * gates[:, level : level + 1]
+        if self.past is not None:
+            whole = self.past(context, mask, memory)
+        elif mask is None:
+            whole = context.mean(2, keepdim=True)
+        else:
+            whole = masked(context, mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp(min=1)
+        total = total + functional.gelu(whole) * gates[:, -1:]
+        modulated: Tensor = self.out(query * self.mix(total.transpose(1, 2)))
+        return modulated
+
+
+class _Block(nn.Module):
+    """Modulation and a perceptron with GELU, each normalised, scaled for each channel, and added."""
+
+    def __init__(
+        self, width: int, hidden: int, window: int, levels: int, growth: int, scale: float, causal: bool, span: int
+    ) -> None:
+        super().__init__()
+        self.modulation_norm = nn.LayerNorm(width)
+        self.modulation = _Modulation(width, window, levels, growth, causal, span)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.wide = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+        self.modulation_scale = nn.Parameter(torch.full((width,), scale))
+        self.mlp_scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        x = x + self.modulation_scale * self.modulation(self.modulation_norm(x), mask, memory)
+        x = x + self.mlp_scale * self.out(functional.gelu(self.wide(self.mlp_norm(x))))
+        return x
+
+
+class FocalSequence(nn.Module):
+    """Blocks of focal modulation, where others have a transformer: a `middle` of `ConvEncoder` or `VocosDecoder`.
+
+    Args:
+        width: Width of the tokens.
+        depth: Blocks.
+        hidden: Hidden width of the perceptrons; four times the width where None.
+        window: Taps of the first level's convolution.
+        levels: Convolutions of a block, each on what the one before it gathered.
+        growth: Taps by which each is longer than the one before.
+        layer_scale: Start of the scales of each branch; 1 for about none.
+        causal: A token sees none behind it; in the place of the mean there is a convolution over the past.
+        span: Its taps (512 in FocalCodec-Stream, arXiv 2509.16195); of no use where not causal.
+
+    Attributes:
+        context: Steps that a causal one looks back to; 0 where not causal.
+
+    Raises:
+        UserError: A size is not possible.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        hidden: int | None = None,
+        window: int = 7,
+        levels: int = 2,
+        growth: int = 2,
+        layer_scale: float = 1.0,
+        causal: bool = False,
+        span: int = 512,
+    ) -> None:
+        super().__init__()
+        if min(width, depth, window, levels, span) < 1 or growth < 0:
+            raise UserError(
+                f"focal: width={width}, depth={depth}, window={window}, levels={levels} and span={span} should be at "
+                f"least 1, and growth={growth} at least 0"
+            )
+        self.width = width
+        self.causal = causal
+        each = sum(window + growth * level - 1 for level in range(levels)) + span - 1
+        self.context = depth * each if causal else 0
+        self.blocks = nn.ModuleList(
+            _Block(width, hidden or 4 * width, window, levels, growth, layer_scale, causal, span) for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, `memory` of the chunks before."""
+        here = at_rate(mask, 1, 1)
+        for block in self.blocks:
+            x = block(x, here, memory)
+        return x
+
+
+class _Stage(nn.Module):
+    """A change of rate and width, and blocks behind it in an encoder, before it in a decoder."""
+
+    def __init__(self, blocks: FocalSequence, act: Activation, resample: nn.Module, decodes: bool) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.act = act
+        self.resample = resample
+        self.decodes = decodes
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Transform `(b, n, d)`; the masks, bool `(b, n)`, are of the rates that come in and go out."""
+        here = at_rate(before, 1, 1)
+        if self.decodes:
+            x = self.blocks(x, before, memory).transpose(1, 2)
+            return self.resample(self.act(x, here), here, memory).transpose(1, 2)  # type: ignore[no-any-return]
+        x = self.resample(x.transpose(1, 2), here, memory)
+        return self.blocks(self.act(x, at_rate(after, 1, 1)).transpose(1, 2), after, memory)  # type: ignore[no-any-return]
+
+
+def _slower(mask: Tensor | None, rate: int) -> Tensor | None:
+    """Spread a mask of latents, bool `(b, n)`, over `rate` steps each, `(b, n * rate)`."""
+    spread = at_rate(mask, rate, 1)
+    return None if spread is None else spread[:, 0]
+
+
+class _FocalCodec(nn.Module):
+    """What encoder and decoder share, which is all but the direction and what lies outside of it."""
+
+    decodes: bool
+    strides: list[int]
+
+    def __init__(
+        self,
+        outside: nn.Module,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        depth: int,
+        hidden: int | None,
+        window: int,
+        levels: int,
+        growth: int,
+        layer_scale: float,
+        activation: str,
+        causal: bool,
+        span: int,
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(strides) or not widths or min(strides) < 1:
+            raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides should be as many, 1 at least")
+        if causal and not getattr(outside, "causal", False):
+            raise UserError(f"focal: a causal codec needs a causal {type(outside).__name__}")
+        self.width = widths[-1]
+        self.channels = 1
+        self.causal = causal
+        self.slowdown = math.prod(strides)
+        self.rate = int(outside.hop[0]) * self.slowdown  # type: ignore[index]
+        self.hop = (self.rate,)
+        ends = [int(outside.width), *widths]  # type: ignore[arg-type]
+        change = TransposedConvolution if self.decodes else Convolution
+        stages = []
+        for level, stride in enumerate(strides):
+            outer, inner = ends[level], ends[level + 1]
+            blocks = FocalSequence(inner, depth, hidden, window, levels, growth, layer_scale, causal, span)
+            sizes = (inner, outer) if self.decodes else (outer, inner)
+            resample = change(*sizes, stride, stride, causal=causal)
+            stages.append(_Stage(blocks, Activation(activation, inner), resample, self.decodes))
+        # In the order in which they act.
+        self.strides = list(reversed(strides) if self.decodes else strides)
+        self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
+
+
+class FocalEncoder(_FocalCodec):
+    """Compresses features of a sound by focal modulation (FocalCodec, arXiv 2502.04465, section 3.1).
+
+    Each stage is a convolution over as many steps as its stride, an activation, and blocks. The published features are
+    of WavLM's sixth layer; any network that turns signals `(b, c, n * hop)` and a mask into `(b, n, features.width)`
+    will do.
+
+    Args:
+        features: Makes the features; has `width` and `hop`, and takes a mask of its own steps.
+        widths: Of the stages; the last is that of the latents.
+        strides: Of the stages.
+        hop: Samples of a feature, for the data's sake.
+        depth: Blocks of a stage.
+        hidden: See `FocalSequence`, as are the other arguments.
+        window: Taps of the first level.
+        levels: Of a block.
+        growth: Taps from level to level.
+        layer_scale: Start of the scales.
+        activation: See `activations.ACTIVATIONS`.
+        causal: Latent i depends on the signal up to the end of its hop only.
+        span: Taps over the past.
+
+    Attributes:
+        hop: Samples of a latent, as a tuple of one.
+
+    Raises:
+        UserError: Sizes that don't fit each other, or features that look ahead in a causal one.
+    """
+
+    decodes = False
+
+    def __init__(
+        self,
+        *,
+        features: nn.Module,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        hop: int,
+        depth: int = 1,
+        hidden: int | None = None,
+        window: int = 7,
+        levels: int = 2,
+        growth: int = 2,
+        layer_scale: float = 1.0,
+        activation: str = "snake",
+        causal: bool = False,
+        span: int = 512,
+    ) -> None:
+        super().__init__(
+            features, widths, strides, depth, hidden, window, levels, growth, layer_scale, activation, causal, span
+        )
+        if hop * self.slowdown != self.rate:
+            raise UserError(f"focal: hop={hop}, but a feature is of {self.rate // self.slowdown} samples")
+        self.features = features
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`.
+
+        `memory` is of the chunks before; see `codecs/streaming.py`.
+        """
+        rate = self.slowdown
+        here = _slower(mask, rate)
+        x = self.features(signal, here, memory=memory)
+        for level, stage in enumerate(self.stages):
+            rate = rate // self.strides[level]
+            after = _slower(mask, rate)
+            x = stage(x, here, after, memory)
+            here = after
+        latents: Tensor = x
+        return latents
+
+
+class FocalDecoder(_FocalCodec):
+    """Expands latents to features by focal modulation, and makes sound of them: the mirror of `FocalEncoder`.
+
+    Args:
+        vocoder: Turns features `(b, n, vocoder.width)` and a mask into a signal: `VocosDecoder`.
+        widths: The encoder's, in the encoder's order.
+        strides: Likewise.
+        depth: See `FocalEncoder`, as are the other arguments.
+        hidden: Hidden width of the perceptrons.
+        window: Taps of the first level.
+        levels: Of a block.
+        growth: Taps from level to level.
+        layer_scale: Start of the scales.
+        activation: See `activations.ACTIVATIONS`.
+        causal: Sample i depends on latents up to `i // hop` only.
+        span: Taps over the past.
+
+    Attributes:
+        hop: Samples of a latent, as a tuple of one.
+
+    Raises:
+        UserError: Sizes that don't fit each other, or a vocoder that looks ahead in a causal one.
+    """
+
+    decodes = True
+
+    def __init__(
+        self,
+        *,
+        vocoder: nn.Module,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        depth: int = 1,
+        hidden: int | None = None,
+        window: int = 7,
+        levels: int = 2,
+        growth: int = 2,
+        layer_scale: float = 1.0,
+        activation: str = "snake",
+        causal: bool = False,
+        span: int = 512,
+    ) -> None:
+        super().__init__(
+            vocoder, widths, strides, depth, hidden, window, levels, growth, layer_scale, activation, causal, span
+        )
+        self.vocoder = vocoder
+
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
+
+        `mask` is bool `(b, n)`, `first` of no use, `memory` as in the encoder.
+        """
+        x = latents
+        here = mask
+        rate = 1
+        for level, stage in enumerate(self.stages):
+            rate = rate * self.strides[level]
+            after = _slower(mask, rate)
+            x = stage(x, here, after, memory)
+            here = after
+        signal: Tensor = self.vocoder(x, here, memory=memory)
+        return signal

@@ -1,0 +1,254 @@
+"""A codec of sounds without a parameter: logarithmic mel bands, and back by their pseudo-inverse and Griffin-Lim.
+
+dMel (arXiv 2407.15835, section 2.1): `bottlenecks.bins.UniformBins` rounds each band's logarithm to one of a few even
+levels. All is real arithmetic with a fixed number of steps, which every export format knows.
+"""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+from varitok import UserError
+
+from .convolution import at_rate, continued, masked
+
+__all__ = ["MelDecoder", "MelFeatures"]
+
+FLOOR = 1e-9  # of magnitudes: a logarithm needs one
+
+
+def _bank(sample_rate: int, bands: int, window: int, low: float, high: float | None) -> Tensor:
+    """Give the mel bands' weights, Slaney's of equal area, `(bands, window / 2 + 1)`."""
+    with warnings.catch_warnings():
+        # Of short windows the lowest bands may be empty: they say the lowest level always.
+        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
+        top = sample_rate / 2 if high is None else high
+        bank = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm="slaney", mel_scale="slaney")
+    weights: Tensor = bank.T.contiguous()
+    return weights
+
+
+class _STFT(nn.Module):
+    """Short-time Fourier transform with a periodic Hann window, n hops to n frames.
+
+    Frame i is centred on its hop, as those of `ISTFT` are, or ends with it where causal.
+    """
+
+    basis: Tensor
+
+    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+        super().__init__()
+        if window % 2 or window < hop:
+            raise UserError(f"mel: window={window} should be even, and at least hop={hop}")
+        self.hop = hop
+        self.slot = 0
+        self.obstacle = "" if causal else "a mel frame isn't causal"
+        self.left = window - hop if causal else (window - hop) // 2
+        self.right = window - hop - self.left
+        hann = torch.hann_window(window, dtype=torch.float64)
+        bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
+        angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
+        basis = torch.cat([angles.cos(), -angles.sin()]) * hann
+        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+
+    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn `(b, 1, n * hop)` into real and imaginary parts, `(b, window + 2, n)`."""
+        if memory is not None and self.left > 0:
+            padded = continued(signal, memory, self.slot, self.left, 2)
+        else:
+            padded = functional.pad(signal, [self.left, self.right])
+        return functional.conv1d(padded, self.basis, stride=self.hop)
+
+
+class _Precise(nn.Module):
+    """Computes in float32 whatever the autocast, which TorchScript doesn't have."""
+
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Do the work."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Call `compute`; `mask` is bool `(b, n)`, `first` of no use, `memory` of the chunks before."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            y: Tensor = self.compute(x, mask, memory)
+        else:
+            y = self._eager(x, mask, memory)
+        return y
+
+    @torch.jit.unused
+    def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):  # the exporter doesn't know the block below
+            return self.compute(x, mask, memory)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.compute(x.float(), mask, memory)
+
+
+class MelFeatures(_Precise):
+    """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop)` to `(b, n, bands)`.
+
+    Args:
+        sample_rate: Of the sound, Hz.
+        bands: Mel bands (Slaney's, of equal area).
+        window: Of the transform, samples, periodic Hann; even.
+        hop: Samples of a frame.
+        low: Lowest frequency, Hz.
+        high: Highest, Hz; half of the sample rate where None.
+        floor: Magnitudes below it count as it.
+        causal: A frame ends with its hop, instead of being centred on it.
+        direct: As an encoder, its frames are the bottleneck's latents, with no map between (dMel).
+
+    Attributes:
+        width: The bands.
+        hop: Samples of a frame, as a tuple of one.
+
+    Raises:
+        UserError: The window is odd, or shorter than the hop.
+    """
+
+    bank: Tensor
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        bands: int = 80,
+        window: int = 800,
+        hop: int = 200,
+        low: float = 0.0,
+        high: float | None = None,
+        floor: float = FLOOR,
+        causal: bool = False,
+        direct: bool = False,
+    ) -> None:
+        super().__init__()
+        self.width = bands
+        self.channels = 1
+        self.rate = hop
+        self.hop = (hop,)
+        self.floor = floor
+        self.causal = causal
+        self.direct = direct
+        self.stft = _STFT(window, hop, causal)
+        self.register_buffer("bank", _bank(sample_rate, bands, window, low, high), persistent=False)
+
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Turn float32 signals into logarithms; `mask` is bool `(b, n)`."""
+        real, imaginary = self.stft(masked(x, at_rate(mask, self.rate, 1)), memory).chunk(2, dim=1)
+        magnitude = (real.square() + imaginary.square() + self.floor**2).sqrt()  # a root's slope at 0 is no number
+        return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)
+
+
+class MelDecoder(_Precise):
+    """Makes sound from rounded mel bands, by their pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
+
+    Phases begin as those of a chirp, the same for all sounds, and are then made those of a sound, step by step. These
+    steps magnify what is rounded by about 10^6, so that they are in float64, and by matrices: float32 gives sounds that
+    differ by 8 % of the peak from one batch size, or export format, to the next, and ONNX Runtime has no convolution of
+    float64. The first arguments are those of `MelFeatures`.
+
+    Args:
+        sample_rate: Of the sound, Hz.
+        bands: Mel bands.
+        window: Of the transform, samples.
+        hop: Samples of a latent.
+        low: Lowest frequency, Hz.
+        high: Highest, Hz; half of the sample rate where None.
+        iterations: Of Griffin-Lim.
+        momentum: How far each goes beyond the last's difference, in [0, 1); 0 is plain Griffin-Lim.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    inverse: Tensor
+    start: Tensor
+    square: Tensor
+    back: Tensor
+    taps: Tensor
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        bands: int = 80,
+        window: int = 800,
+        hop: int = 200,
+        low: float = 0.0,
+        high: float | None = None,
+        iterations: int = 16,
+        momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        if window % hop:
+            raise UserError(f"mel: window={window} should be a multiple of hop={hop}")
+        if iterations < 0 or not 0 <= momentum < 1:
+            raise UserError(f"mel: iterations={iterations} and momentum={momentum}: 0 or more, and in [0, 1)")
+        self.width = bands
+        self.channels = 1
+        self.rate = hop
+        self.hop = (hop,)
+        self.causal = False
+        self.direct = True
+        self.iterations = iterations
+        self.momentum = momentum
+        self.stft = _STFT(window, hop)
+        square = torch.hann_window(window, dtype=torch.float64).square()
+        self.register_buffer("square", square.float(), persistent=False)
+        bank = _bank(sample_rate, bands, window, low, high)
+        self.register_buffer("inverse", torch.linalg.pinv(bank.double()).float().T.contiguous(), persistent=False)
+        # Back, all bins but the first and last stand for their mirror too.
+        back = torch.full((window // 2 + 1,), 2.0 / window)
+        back[0] = back[-1] = 1.0 / window
+        self.register_buffer("back", back.repeat(2), persistent=False)
+        # Bins turn on from frame to frame by their own frequency; there are `window / hop` places in that circle.
+        self.turns = window // hop
+        self.register_buffer("taps", torch.arange(window), persistent=False)
+        bins = torch.arange(window // 2 + 1, dtype=torch.float64)
+        places = torch.arange(self.turns, dtype=torch.float64)[:, None]
+        angles = 2 * math.pi * (bins * places / self.turns) + math.pi * bins.square() / len(bins)
+        self.register_buffer("start", torch.cat([angles.cos(), angles.sin()], 1).float(), persistent=False)
+
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Turn latents `(b, n, bands)` into float32 signals `(b, 1, n * hop)`; `mask` is bool `(b, n)`."""
+        # To thousandths, far from any level's edge: the last bit of a float, which may be each export's own, is noise.
+        mel = ((x.double() * 1000).round() / 1000).exp()
+        b, n = x.shape[0], x.shape[1]
+        magnitude = torch.matmul(mel, self.inverse.double()).clamp(min=0.0).unsqueeze(2)
+        there = torch.ones_like(mel[:, :, :1]) if mask is None else mask.unsqueeze(2).double()
+        magnitude = torch.where(there.unsqueeze(3) > 0.0, magnitude, torch.zeros_like(magnitude))
+        basis = self.stft.basis[:, 0].double()
+        back = basis * self.back.double().unsqueeze(1)
+        # What isn't valid of a frame's sound is cut, or it would come back in the next round's frames.
+        weight = there.expand(-1, -1, self.rate).flatten(1)
+        weight = weight / self._overlapped(there * self.square.double()).clamp(min=1e-6)
+        samples = torch.arange(n, device=x.device).unsqueeze(1) * self.rate + self.taps
+        places = torch.arange(n, device=x.device) % self.turns
+        phase = self.start.index_select(0, places).double().reshape(1, n, 2, -1)
+        before = torch.zeros_like(magnitude)
+        for _ in range(self.iterations):
+            signal = self._overlapped(torch.matmul((magnitude * phase).flatten(2), back)) * weight
+            padded = functional.pad(signal, [self.stft.left, self.stft.right])
+            frames = padded.index_select(1, samples.flatten()).reshape(b, n, -1)
+            found = torch.matmul(frames, basis.T).reshape(b, n, 2, -1)
+            ahead = found - self.momentum / (1 + self.momentum) * before
+            before = found
+            phase = ahead / (ahead.square().sum(2, keepdim=True) + 1e-24).sqrt()
+        signal = self._overlapped(torch.matmul((magnitude * phase).flatten(2), back)) * weight
+        return signal.float().unsqueeze(1)
+
+    def _overlapped(self, frames: Tensor) -> Tensor:
+        """Add up frames `(b, n, window)` where they lie, `(b, n * hop)`.
+
+        Rows of a turn's hops, one longer than they are read again, are each one hop behind the row before.
+        """
+        b, n = frames.shape[0], frames.shape[1]
+        rows = functional.pad(frames.reshape(b, n, self.turns, self.rate).transpose(1, 2), [0, 0, 0, self.turns])
+        length = (n + self.turns - 1) * self.rate
+        added = rows.flatten(1).narrow(1, 0, self.turns * length).reshape(b, self.turns, length).sum(1)
+        return added.narrow(1, self.stft.left, n * self.rate)

@@ -138,6 +138,8 @@ class Sound:
         raw = source.read(start, frames)
         if source.exact and raw.shape[1] < frames:
             raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {source.frames} samples")
+        if not raw.shape[1]:
+            raise BadSample(str(self.path), "no samples")
         peak = float(np.abs(raw).max(initial=0))  # NaN where one is
         if not np.isfinite(peak):
             raise BadSample(str(self.path), "holds values that are not finite")
@@ -285,6 +287,8 @@ class _FFmpeg:
             raise BadSample(str(path), "a video by a sound's name")
         if not streams.audio:
             raise BadSample(str(path), "has no sound")
+        if streams.audio[0].codec_context is None:
+            raise BadSample(str(path), "its sound is of a kind that FFmpeg doesn't know")
         # Threads of FFmpeg's deadlock in some releases where the reading stops early; workers are the parallel ones.
         streams.audio[0].codec_context.thread_count = 1
         return streams.audio[0]
@@ -297,15 +301,16 @@ class _FFmpeg:
         before = start / self.rate - PREROLL
         if before > 0 and self._tick > 1 and self._first is None:
             self._container.seek(begin - round(PREROLL / stream.time_base), stream=stream)
-            self._first = next(self._container.decode(stream)).samples
+            self._first = next((frame.samples for frame in self._container.decode(stream)), None)
         self._container.seek(begin + round(before / stream.time_base), stream=stream)
-        planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        # Interleaved: of more than 8 planes, PyAV 18 reads those beyond the eighth from memory that isn't theirs.
+        interleaved = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         parts: list[Floats] = []
         have, place = 0, None
         for decoded in self._container.decode(stream):
             place = self._place(decoded, begin, place)
-            for frame in planar.resample(decoded):
-                part = np.asarray(frame.to_ndarray(), np.float32)
+            for frame in interleaved.resample(decoded):
+                part = np.asarray(frame.to_ndarray(), np.float32).reshape(-1, self.channels).T
                 wanted = part[:, max(0, start + have - place) :][:, : frames - have]
                 place += part.shape[1]
                 if wanted.shape[1]:

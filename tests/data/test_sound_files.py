@@ -158,6 +158,19 @@ def test_channels(tmp_path):
     _is_named(stereo, "2 channels are fewer than 3", channels=3)
 
 
+def test_many_channels_that_only_ffmpeg_reads(tmp_path):
+    values = np.random.default_rng(0).integers(-20_000, 20_000, (4800, 12), np.int16)
+    with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=48_000, layout="12 channels")
+        frame = av.AudioFrame(format="s16", layout="12 channels", samples=4800)
+        frame.planes[0].update(values.tobytes().ljust(frame.planes[0].buffer_size, b"\0"))
+        frame.rate, frame.pts = 48_000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    sound = decode_sound(tmp_path / "a.mka")
+    assert torch.equal(sound, torch.from_numpy(values.T / np.float32(32768)))
+
+
 class _Counting(soundfile.SoundFile):
     """A file that counts what is read of it."""
 
@@ -185,6 +198,15 @@ def test_little_silent_and_clipped_sounds_are_sounds(tmp_path, name):
     assert not decode_sound(_write(tmp_path, name, np.zeros((500, 1)), 16_000)).any()
     loud = decode_sound(_write(tmp_path, name, np.sign(_tone(4000)), 16_000))
     assert 0.9 < loud.abs().max() <= 1
+
+
+@pytest.mark.parametrize("rate", [None, 24_000])
+@pytest.mark.parametrize("name", ["a.mp3", "a.webm"])
+def test_a_stretch_after_what_is_left_has_no_samples(tmp_path, kinds, name, rate):
+    data = kinds[name].read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 3 // 10])
+    with Sound(tmp_path / name, rate) as sound, pytest.raises(BadSample, match=r"no samples|End of file|seek"):
+        sound.read(sound.length - 1000, 500)
 
 
 def test_a_negative_start_is_told(tmp_path):

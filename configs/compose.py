@@ -37,7 +37,7 @@ PACKAGES = (
     "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
-LISTED = 24  # names that a message lists at most
+LISTED = 60  # names that a message lists at most
 
 
 def run_with(task: Callable[[DictConfig], Any]) -> None:
@@ -238,7 +238,7 @@ def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
         known = [str(option) for option in error.options or []]
     else:
         name = name.removeprefix(f"{group}/")
-        known = _options(group, folders)
+        known = [option for option in _options(group, folders) if not option.startswith("base/")]  # parts of others
     near = [f"{group}={option}" for option in _near(name, known)]
     return f"{group}={name}: no such option" + _did_you_mean(near, []) + _have(known)
 

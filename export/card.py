@@ -96,6 +96,20 @@ back = codec.decode(codes)  # float32 (1, {channels}, samples)
 ```
 """
 
+STREAM = """
+## Chunk by chunk
+
+It waits for {latency:g} ms of sound. `onnx/*_streaming.onnx` take a `state`, zeros at the start, and give `state_out`.
+
+```python
+import numpy as np, varitok
+codec = varitok.load(".")
+encode, decode = codec.encoding({rate}), codec.decoding()
+codes = encode(np.zeros(({channels}, 1000), np.float32))  # chunks of any size
+back = decode(np.concatenate([codes, encode.flush()], axis=2))
+```
+"""
+
 TORCHSCRIPT = """
 ## With TorchScript
 
@@ -139,6 +153,8 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         **{name: config[name] for name in ("tokens", "channels", "quantizer", "code_type", "format_version")},
     }
     parts = {"onnx": ONNX_SOUND if sound else ONNX_IMAGE, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
+    if config.get("streaming"):
+        parts["onnx"] += STREAM
     told = [text for name, text in parts.items() if name in formats]
     return "".join([SOUND if sound else IMAGE, CHECKS, *told]).format(**fills)
 
@@ -161,12 +177,14 @@ def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
     """Say what only a card of sounds has."""
     sizes, frames, rows = config["book_sizes"], config["frame_rate"], config["code_rows"]
     books = ladder(len(sizes)) if sizes else [rows]
-    price = {book: sum(math.log2(size) for size in sizes[:book]) if sizes else 32 * rows for book in books}
+    each = [math.log2(size) / stride for size, stride in zip(sizes, config["book_strides"], strict=True)]
+    price = {book: sum(each[:book]) if sizes else 32 * rows for book in books}
     some = max(1, rows // 2) if sizes else rows
     return {
         "rate": config["sampling_rate"],
         "frames": frames,
         "hop": config["hop_length"],
+        "latency": config.get("streaming", {}).get("latency_ms", 0),
         "some": some,
         "shape": config["sampling_rate"],
         "prefix": f"[:, :{some}]",

@@ -16,7 +16,11 @@ from varitok.configs import compose
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-EXPERIMENTS = sorted(path.relative_to(CONFIGS / "experiment") for path in (CONFIGS / "experiment").rglob("*.yaml"))
+EXPERIMENTS = sorted(
+    path.relative_to(CONFIGS / "experiment")
+    for path in (CONFIGS / "experiment").rglob("*.yaml")
+    if path.parent.name != "base"  # parts of others
+)
 
 # A run that trains nothing: composes, checks, saves, and then does what `name` says.
 PROGRAM = """

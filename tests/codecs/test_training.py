@@ -25,7 +25,8 @@ from .examples import TINY_RUN, shrink, tiny_codec
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(
     path.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
-    for path in (ROOT / "configs/experiment").glob("[!b]*/*.yaml")
+    for path in (ROOT / "configs/experiment").rglob("*.yaml")
+    if path.parent.name != "base"  # parts of others
 )
 TINY = [
     *TINY_RUN,

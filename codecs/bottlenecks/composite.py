@@ -105,6 +105,7 @@ class _FrozenLeaf(nn.Module):
         latents: Tensor = self.module.decode(codes)  # type: ignore[operator]
         return latents
 
+    @torch.jit.export  # or TorchScript may have made the type, for another part of it, before it knows the method
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         latents: Tensor = self.module.decode(codes[:, self.places])  # type: ignore[operator]
         return latents * kept[self.places][0]
@@ -113,6 +114,7 @@ class _FrozenLeaf(nn.Module):
 class _FrozenBranch(_FrozenLeaf):
     """A part with several books."""
 
+    @torch.jit.export
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         latents: Tensor = self.module.decode_kept(codes[:, self.places], kept[self.places])  # type: ignore[operator]
         return latents

@@ -15,6 +15,12 @@ QUICK = ("fsq", "vq", "rvq", "product_rvq", "rvq_factorised", "bsq_36", "token_b
 SIZES = [(1, 1), (1, 5), (3, 1), (3, 5)]
 
 
+@pytest.fixture(autouse=True)
+def fresh_types(monkeypatch):
+    """What TorchScript has compiled before must not help."""
+    monkeypatch.setattr(torch.jit._recursive, "concrete_type_store", torch.jit._recursive.ConcreteTypeStore())
+
+
 class _Frozen(nn.Module):
     """Stands where a frozen codec would, with nothing around the bottleneck."""
 
@@ -107,18 +113,18 @@ def test_onnx(name, tmp_path):
     books = "books" if len(bottleneck.book_sizes) > 1 else None
     _export(
         _Encoder(frozen),
-        latents,
+        [latents],
         tmp_path / "encoder.onnx",
-        ("latents", ["batch", "tokens", None]),
-        ("codes", ["batch", None, "tokens"]),
+        [("latents", ["batch", "tokens", None])],
+        [("codes", ["batch", None, "tokens"])],
         {},
     )
     _export(
         _Decoder(frozen),
-        bottleneck.encode(latents),
+        [bottleneck.encode(latents)],
         tmp_path / "decoder.onnx",
-        ("codes", ["batch", books, "tokens"]),
-        ("latents", ["batch", "tokens", None]),
+        [("codes", ["batch", books, "tokens"])],
+        [("latents", ["batch", "tokens", None])],
         {},
     )
     _check(bottleneck, _runner(tmp_path / "encoder.onnx"), _runner(tmp_path / "decoder.onnx"))

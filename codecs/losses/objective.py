@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from varitok import UserError
@@ -50,14 +51,14 @@ class Objective(nn.Module):
             balancer.follow([*self.weights, *(adversarial.weights if adversarial else ())])
 
     def forward(
-        self, fake: Tensor, real: Tensor, lengths: Tensor, update: int | None = None
+        self, fake: Tensor, real: Tensor, lengths: Tensor | None, update: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare signals `(b, c, *grid)` in [-1, 1], of which the first `lengths` steps are valid.
 
         Args:
             fake: The reconstruction.
             real: The signal.
-            lengths: int64 `(b,)`.
+            lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
             update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
 
         Returns:
@@ -65,8 +66,9 @@ class Objective(nn.Module):
         """
         weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
+        valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
         for name, term in self.terms.items():
-            values[name] = term(fake if name in weights else fake.detach(), real, lengths)
+            values[name] = term(fake if name in weights else fake.detach(), real, valid)
         heard = self.adversarial.heard(update) if self.adversarial and update is not None else {}
         if self.adversarial and heard:
             values |= self.adversarial.codec_losses(fake, real, lengths)

@@ -54,7 +54,7 @@ class Spectrum(nn.Module):
         """Transform `(b, c, t)`, of which the first `lengths` samples are valid; None for all.
 
         Returns:
-            complex64 `(b, c, t // hop + 1, fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
+            complex64 `(b, c, ceil(t / hop), fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
         """
         signal = signal.float()
         b, c, t = signal.shape
@@ -73,6 +73,8 @@ class Spectrum(nn.Module):
                 pad_mode="constant",
                 return_complex=True,
             )
+        # A frame that is centred behind the end does not count, as behind a length.
+        spectrum = spectrum[..., : -(-t // self.hop)]
         return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames
 
 

@@ -136,6 +136,7 @@ class CodecTraining(pl.LightningModule):
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
         # A mask that hides nothing costs convolutions a tenth of their time.
+        lengths = None if batch.whole else batch.lengths
         unmasked = batch.whole and not self.codec.ordered
         result = self.codec(real, None if unmasked else kept.lengths, kept.depth)
         positions = batch.lengths.sum() * math.prod(real.shape[3:])
@@ -148,12 +149,12 @@ class CodecTraining(pl.LightningModule):
         judged = adversarial is not None and adversarial.learns(self.update)
         shared = adversarial is not None and adversarial.shared
         if adversarial and judged:
-            loss, means = adversarial.discriminator_loss(result.signal, real, batch.lengths)
+            loss, means = adversarial.discriminator_loss(result.signal, real, lengths)
             values |= {"discriminator/loss": loss} | {f"discriminator/{name}": mean for name, mean in means.items()}
             self.manual_backward(loss / self.accumulate, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
-        loss, terms = self.codec_loss(result, real, batch.lengths)
+        loss, terms = self.codec_loss(result, real, lengths)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
             self.manual_backward(loss / self.accumulate)
@@ -172,7 +173,9 @@ class CodecTraining(pl.LightningModule):
         self.log_values(values, factor)
         return None
 
-    def codec_loss(self, result: Reconstruction, real: Tensor, lengths: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def codec_loss(
+        self, result: Reconstruction, real: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
         quantized = result.quantized
         loss, terms = self.objective(result.signal, real, lengths, self.update)

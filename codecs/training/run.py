@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CPUAccelerator
 
 from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
 from .checkpoints import Checkpoints
+from .memory import keep_freed_memory
 from .module import CodecTraining
 from .progress import Progress
 
@@ -89,6 +91,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
     resume = str(checkpoint_of(config.resume)) if config.resume else None
     return Run(trainer, module, data, resume)
 

@@ -17,10 +17,11 @@ from varitok import UserError
 
 from .bottlenecks.contract import Bottleneck
 from .distributions import Full
+from .filling import filled
 from .lengths import LengthPolicy, prefix_mask
 from .perturbation import Perturbation
 from .result import Quantized, Reconstruction
-from .streaming import arrange, check_chunk, obstacle, pack, state_size, unpack
+from .streaming import arrange_frames, at_grid, check_chunk, obstacle, pack, state_size, unpack
 
 __all__ = ["Codec"]
 
@@ -41,8 +42,8 @@ class Codec(nn.Module):
 
     Args:
         encoder: `(b, c, *grid)` to `(b, n, encoder.width)`. Has `hop`, the samples of each axis to a step of the grid;
-            `tokens`, their number, where they are ordered; and `direct`, where its latents, and so the decoder's, are
-            the bottleneck's own, with no maps.
+            `tokens`, their number, where they are ordered; `lead`, where copies of the first frame go before it;
+            and `direct`, where its latents, and so the decoder's, are the bottleneck's own, with no maps.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
         decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
@@ -53,6 +54,7 @@ class Codec(nn.Module):
         perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.
+        frame_rate: Of clips, frames a second; None where it isn't known, or signals are something else.
 
     Raises:
         UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
@@ -67,6 +69,7 @@ class Codec(nn.Module):
         unit_latents: bool = False,
         perturbation: Perturbation | None = None,
         sample_rate: int | None = None,
+        frame_rate: float | None = None,
     ) -> None:
         super().__init__()
         if perturbation is not None:
@@ -82,7 +85,8 @@ class Codec(nn.Module):
         self.length = length
         self.perturbation = perturbation
         self.sample_rate = sample_rate
-        self._shapes: dict[str, list[list[int]]] = {}
+        self.frame_rate = frame_rate
+        self._layouts: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
 
@@ -109,6 +113,14 @@ class Codec(nn.Module):
         return hop
 
     @property
+    def lead(self) -> int:
+        """Copies of the first frame that go before it, so that it alone makes the first step of the first axis.
+
+        A causal codec of clips has one less than frames to a step: an image is a clip of one frame.
+        """
+        return int(getattr(self.encoder, "lead", 0))
+
+    @property
     def books(self) -> int:
         """How many books each token has; 0 where the bottleneck is continuous."""
         return len(self.bottleneck.book_sizes)
@@ -116,8 +128,8 @@ class Codec(nn.Module):
     @property
     def obstacle(self) -> str:
         """Why it can't code chunk by chunk, in a few words; empty where it can."""
-        if self.ordered or len(self.hop) > 1:
-            return "its tokens " + ("are about the whole signal" if self.ordered else "lie on more than one axis")
+        if self.ordered:
+            return "its tokens are about the whole signal"
         if self.unit_latents:
             return "unit_latents scales by the whole signal"
         return obstacle(self.encoder) or obstacle(self.decoder)
@@ -138,32 +150,46 @@ class Codec(nn.Module):
         """Samples that a codec that streams waits for before it can give a token, of which every chunk is made."""
         return self.hop[0] * self.chunk_tokens
 
-    @property
-    def state_sizes(self) -> tuple[int, int]:
+    def state_sizes(self, grid: Sequence[int] = ()) -> tuple[int, int]:
         """Count the numbers of a sample's state, of the encoder and of the decoder.
+
+        Args:
+            grid: Of frames, the rows and columns of their latents.
 
         Raises:
             UserError: It can't code chunk by chunk.
         """
-        return state_size(self.memory_shapes("encoder")), state_size(self.memory_shapes("decoder"))
+        encoder, decoder = (state_size(self._shapes(side, grid)) for side in ("encoder", "decoder"))
+        return encoder, decoder
 
-    def memory_shapes(self, side: str) -> list[list[int]]:
-        """Tell the shapes of what the `encoder` or `decoder` remembers between chunks; see `streaming.arrange`.
+    def memory_layout(self, side: str) -> list[list[int]]:
+        """Tell what the `encoder` or `decoder` remembers between chunks; see `streaming.arrange_frames`.
 
         Raises:
             UserError: It can't code chunk by chunk.
         """
         if self.obstacle:
             raise UserError(f"this codec can't code chunk by chunk: {self.obstacle}")
-        if side not in self._shapes:
+        if side not in self._layouts:
             encoder, decoder, here = self.encoder, self.decoder, next(self.parameters())
-            if side == "encoder":
-                chunk = here.new_zeros(1, int(encoder.channels), self.hop[0])  # type: ignore[arg-type]
-                self._shapes[side] = arrange(encoder, lambda memory: encoder(chunk, memory=memory))
-            else:
-                latents = here.new_zeros(1, 1, int(decoder.width))  # type: ignore[arg-type]
-                self._shapes[side] = arrange(decoder, lambda memory: decoder(latents, memory=memory))
-        return self._shapes[side]
+
+            def encode(memory: list[Tensor], *grid: int) -> None:
+                sides = [step * count for step, count in zip(self.hop, (1, *grid), strict=False)]
+                encoder(here.new_zeros(1, int(encoder.channels), *sides), memory=memory)  # type: ignore[arg-type]
+
+            def decode(memory: list[Tensor], *grid: int) -> None:
+                steps = (1, *grid)[: len(self.hop)]
+                latents = here.new_zeros(1, math.prod(steps), int(decoder.width))  # type: ignore[arg-type]
+                decoder(latents, None, *(steps if len(steps) > 1 else ()), memory=memory)
+
+            network, run = (encoder, encode) if side == "encoder" else (decoder, decode)
+            self._layouts[side] = arrange_frames(network, run)
+        return self._layouts[side]
+
+    def _shapes(self, side: str, grid: Sequence[int]) -> list[list[int]]:
+        """Give the shapes of a memory of latents of a grid, without its first axis."""
+        rows, columns = (*grid, 1, 1)[:2]
+        return at_grid(self.memory_layout(side), rows, columns)
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
@@ -178,7 +204,8 @@ class Codec(nn.Module):
         if self.ordered and any(side % step for side, step in zip(size, self.hop, strict=True)):
             sides = " x ".join(str(side) for side in reversed(size))
             raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.hop[0]}")
-        return tuple(-(-side // step) for side, step in zip(size, self.hop, strict=True))
+        leads = (self.lead, *(0 for _ in size[1:]))
+        return tuple(-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True))
 
     def count(self, size: Sequence[int]) -> int:
         """Count the tokens of a signal of a size `(*grid)`, in samples."""
@@ -188,13 +215,14 @@ class Codec(nn.Module):
         """Count the tokens, int64 `(b,)`, of signals whose first `lengths` samples of the first axis are valid."""
         if self.ordered:
             return torch.full_like(lengths, self.tokens)
-        return (lengths + self.hop[0] - 1) // self.hop[0] * math.prod(self.grid(size)[1:])
+        steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
+        return steps * math.prod(self.grid(size)[1:])
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the encoder alone: `(b, n, encoder.width)`, what the halting head reads.
 
         Args:
-            signal: `(b, c, *grid)`; the last step of the grid is filled up with zeros.
+            signal: `(b, c, *grid)`; the last steps of the grid are filled up (`filling.filled`).
             lengths: int64 `(b,)`, valid tokens; all where None.
 
         Raises:
@@ -205,10 +233,8 @@ class Codec(nn.Module):
         if self.ordered:
             features: Tensor = self.encoder(signal)
             return features
-        missing = [(0, step * hop - side) for side, step, hop in zip(size, grid, self.hop, strict=True)]
-        padded = nn.functional.pad(signal, [pad for pair in reversed(missing) for pad in pair])
         mask = None if lengths is None else prefix_mask(lengths, math.prod(grid))
-        features = self.encoder(padded, mask)
+        features = self.encoder(filled(signal, list(self.hop), self.lead), mask)
         return features
 
     def latents(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -265,9 +291,9 @@ class Codec(nn.Module):
         return Reconstruction(painted, quantized)
 
     def _cropped(self, painted: Tensor, size: Sequence[int]) -> Tensor:
-        """Cut a signal of whole steps to its size."""
+        """Cut a signal of whole steps to its size, and the lead off."""
         for axis, side in enumerate(size):
-            painted = painted.narrow(2 + axis, 0, side)
+            painted = painted.narrow(2 + axis, 0 if axis else self.lead, side)
         return painted
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -294,7 +320,7 @@ class Codec(nn.Module):
         Args:
             codes: `(b, books, k)`, k from 1 to N, where tokens are ordered, else `(b, books, *grid)`; a prefix of the
                 books is allowed.
-            size: The signals' size; where None that of training, or of whole steps.
+            size: The signals' size; where None that of training, or of whole steps (without a lead).
             lengths: int64 `(b,)`, how many of the tokens each sample keeps; all where None.
 
         Raises:
@@ -315,51 +341,57 @@ class Codec(nn.Module):
         if self.ordered:
             codes = nn.functional.pad(codes, (0, self.tokens - kept))
         painted = self.paint(self.bottleneck.decode(codes), lengths, steps)
-        return painted if size is None else self._cropped(painted, size)
+        return painted[:, :, self.lead :] if size is None else self._cropped(painted, size)
 
     def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Turn the next chunk of signals into codes: all chunks' codes together are those of the whole signals.
 
         Args:
-            signal: `(b, c, t)`, t a multiple of `latency`; of the last chunk any, which is filled up with zeros.
+            signal: `(b, c, t, ...)`, t a multiple of `latency`, in the first chunk less the `lead`; of the last chunk
+                any, which is filled up as a whole signal is.
             state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
             last: Whether the signals end here.
 
         Returns:
-            Codes `(b, books, n)` and the state for the next chunk.
+            Codes `(b, books, n, ...)` and the state for the next chunk.
 
         Raises:
             UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
         """
-        shapes = self.memory_shapes("encoder")
-        check_chunk(signal.shape[2], self.latency, last, "samples")
+        lead = self.lead if state is None else 0
+        size = (signal.shape[2] + lead, *signal.shape[3:])
+        grid = tuple(-(-side // step) for side, step in zip(size, self.hop, strict=True))
+        shapes = self._shapes("encoder", grid[1:])
+        check_chunk(size[0], self.latency, last, "samples", lead)
         before = self._state(state, len(signal), shapes)
         memory = unpack(before, shapes)
-        filled = nn.functional.pad(signal, (0, -signal.shape[2] % self.hop[0]))
-        codes = self.bottleneck.encode(self.project_in(self.encoder(filled, memory=memory)))
-        return codes, pack(memory, shapes, before)
+        latents = self.project_in(self.encoder(filled(signal, list(self.hop), lead), memory=memory))
+        codes = self.bottleneck.encode(latents)
+        return codes.reshape(*codes.shape[:2], *grid), pack(memory, shapes, before)
 
     def decode_chunk(self, codes: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Turn the next chunk of codes into signals: all chunks' signals together are those of all codes.
 
         Args:
-            codes: `(b, books, n)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books is
-                allowed.
+            codes: `(b, books, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books
+                is allowed.
             state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
             last: Whether the codes end here.
 
         Returns:
-            Signals `(b, c, n * hop)` and the state for the next chunk.
+            Signals of whole steps `(b, c, n * hop, ...)`, the first without the lead, and the state for the next chunk.
 
         Raises:
             UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
         """
-        shapes = self.memory_shapes("decoder")
-        check_chunk(codes.shape[2], self.chunk_tokens, last, "tokens")
+        grid = codes.shape[2:]
+        shapes = self._shapes("decoder", grid[1:])
+        check_chunk(grid[0], self.chunk_tokens, last, "tokens")
         before = self._state(state, len(codes), shapes)
         memory = unpack(before, shapes)
-        signal = self.decoder(self.project_out(self.bottleneck.decode(codes)), memory=memory)
-        return signal, pack(memory, shapes, before)
+        latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))
+        signal: Tensor = self.decoder(latents, None, *(grid if len(grid) > 1 else ()), memory=memory)
+        return signal[:, :, self.lead if state is None else 0 :], pack(memory, shapes, before)
 
     def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:
         """Check a state; make that of the start where there is none."""

@@ -7,7 +7,6 @@ the next.
 """
 
 import inspect
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-__all__ = ["arrange", "check_chunk", "obstacle", "pack", "state_size", "unpack"]
+__all__ = ["arrange", "arrange_frames", "at_grid", "check_chunk", "obstacle", "pack", "state_size", "unpack"]
 
 
 def obstacle(network: nn.Module) -> str:
@@ -49,9 +48,57 @@ def arrange(network: nn.Module, run: Callable[[list[Tensor]], object]) -> list[l
     return [list(kept.shape) if kept.numel() else [] for kept in memory]
 
 
+def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], object]) -> list[list[int]]:
+    """Do the same for a network of frames, whose memory grows with them; `at_grid` makes shapes of what this gives.
+
+    Args:
+        network: As in `arrange`.
+        run: Sends a chunk of frames through the network, of so many rows and columns of latents.
+
+    Returns:
+        For each place three numbers for each of its axes: the steps of one latent, and whether (1) or not (0) there
+        are as many for each row and for each column of the latents' grid.
+    """
+    one, taller, wider = (
+        arrange(network, lambda memory, size=size: run(memory, *size))  # type: ignore[misc]
+        for size in ((1, 1), (2, 1), (1, 2))
+    )
+    return [
+        [n for a, b, c in zip(*places, strict=True) for n in (a, int(b > a), int(c > a))]
+        for places in zip(one, taller, wider, strict=True)
+    ]
+
+
+def at_grid(layout: list[list[int]], rows: int, columns: int) -> list[list[int]]:
+    """Give the shapes in a memory of frames of `rows` x `columns` latents; see `arrange_frames`; scriptable."""
+    shapes: list[list[int]] = []
+    for places in layout:
+        shape: list[int] = []
+        for axis in range(len(places) // 3):
+            steps = places[3 * axis]
+            if places[3 * axis + 1] == 1:
+                steps = steps * rows
+            if places[3 * axis + 2] == 1:
+                steps = steps * columns
+            shape.append(steps)
+        shapes.append(shape)
+    return shapes
+
+
 def state_size(shapes: list[list[int]]) -> int:
-    """Count the numbers of a sample's state, S."""
-    return sum(math.prod(shape) for shape in shapes if shape)
+    """Count the numbers of a sample's state, S; scriptable."""
+    total = 0
+    for shape in shapes:
+        if len(shape) > 0:
+            total += _product(shape)
+    return total
+
+
+def _product(shape: list[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
 
 
 def unpack(state: Tensor, shapes: list[list[int]]) -> list[Tensor]:
@@ -62,9 +109,7 @@ def unpack(state: Tensor, shapes: list[list[int]]) -> list[Tensor]:
         if len(shape) == 0:
             memory.append(torch.zeros(0))
         else:
-            size = 1
-            for side in shape:
-                size *= side
+            size = _product(shape)
             memory.append(state[:, begin : begin + size].reshape([-1] + shape[1:]))  # noqa: RUF005 (TorchScript)
             begin += size
     return memory
@@ -79,11 +124,21 @@ def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor
     return torch.cat(kept, dim=1) if len(kept) > 0 else state
 
 
-def check_chunk(steps: int, whole: int, last: bool, what: str) -> None:
+def check_chunk(steps: int, whole: int, last: bool, what: str, lead: int = 0) -> None:
     """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
+
+    Args:
+        steps: Of the chunk, those of its lead too.
+        whole: Of which it should be made.
+        last: Whether it is the last.
+        what: What steps are called.
+        lead: How many of them are copies of the first.
 
     Raises:
         UserError: So it is.
     """
-    if not steps or (steps % whole and not last):
-        raise UserError(f"a chunk of {steps} {what}: it should have a multiple of {whole}, if it isn't the last")
+    if steps == lead or (steps % whole and not last):
+        less = f", less {lead} in the first" if lead else ""
+        raise UserError(
+            f"a chunk of {steps - lead} {what}: it should have a multiple of {whole}{less}, if it isn't the last"
+        )

@@ -72,7 +72,10 @@ class Splits(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack what could be read, filled up with zeros to the longest first axis; keep the names of what could not."""
+    """Stack what could be read, filled up to the longest first axis; keep the names of what could not.
+
+    Behind a sound come zeros, behind a clip copies of its last frame.
+    """
     signals = [sample.signal for sample in samples if sample.signal is not None]
     bad = tuple(name for sample in samples for name in sample.bad)
     if not signals:
@@ -86,10 +89,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:
-    """Put zeros behind the first axis."""
-    filled = signal.new_zeros(signal.shape[0], steps, *signal.shape[2:])
-    filled[:, : signal.shape[1]] = signal
-    return filled
+    """Fill up the first axis."""
+    missing = steps - signal.shape[1]
+    if signal.ndim > 2:
+        return torch.cat([signal, signal[:, -1:].expand(-1, missing, *signal.shape[2:])], dim=1)
+    return torch.nn.functional.pad(signal, (0, missing))
 
 
 def normalise(signal: Tensor) -> Tensor:

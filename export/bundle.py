@@ -29,10 +29,11 @@ from varitok.codecs.lengths import Full
 
 from .card import card
 from .frozen import FrozenCodec, FrozenStream, freeze
+from .graphs import DECODER, FORMAT_VERSION, Bundle
 from .onnx import NAMES, OPSET, Names, export_onnx
-from .parity import ChunkCoder, Chunked, Coder, ParityError, Size, check, draw
-from .runtime import DECODER, FORMAT_VERSION, Bundle, SoundBundle, load
-from .stream import run_stream
+from .parity import Chunked, Coder, ParityError, Size, check, draw
+from .runtime import load
+from .stream import run_stream, stream_form
 from .torchscript import export_torchscript, load_torchscript
 
 __all__ = ["FORMATS", "architecture", "export_bundle", "main"]
@@ -70,15 +71,20 @@ def export_bundle(
     frozen = freeze(codec)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
-        size = tuple(
-            int(side) for side in frozen.decode(torch.zeros(1, codec.bottleneck.rows, 1, dtype=kind)).shape[1:]
-        )
+        axes = 1 if codec.ordered else len(codec.hop)
+        least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in range(axes)), dtype=kind)
+        size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen)
     config |= {"architecture": dict(architecture)} if architecture else {}
     sizes = [size]
     if not codec.ordered:
-        # One sample, a step begun, and so many that no length is taken for a constant.
-        sizes = [(size[0], count) for count in (1, 2 * size[1] + 1, 7 * size[1])]
+        # One sample or frame, steps begun, and so many, of each axis other ones, that no size is taken for a constant.
+        (first, *rest), counts = codec.hop, range(3, 5)
+        sizes = [
+            (size[0], 1, *rest),
+            (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
+            (size[0], 7 * first, *(count * step for count, step in zip(counts, rest, strict=False))),
+        ]
     with _replacing(Path(folder)) as partial:
         return _write(codec, frozen, config, sizes, partial, formats)
 
@@ -103,8 +109,13 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     if codec.sample_rate:
         rate = codec.sample_rate / codec.hop[0]
         own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
+        layouts = "b c t", "b q t"
+    elif len(codec.hop) == 3:
+        own = {"modality": "video", "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
+        layouts = "b c t h w", "b q t h w"
     else:
         own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
+        layouts = "b c h w", "b q k" if codec.ordered else "b q h w"
     return {
         "format_version": FORMAT_VERSION,
         **own,
@@ -118,8 +129,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
         "variable_length": not isinstance(codec.length.distribution, Full),
-        "input_layout": "b c t" if codec.sample_rate else "b c h w",
-        "token_layout": "b q k" if codec.ordered else "b q t",
+        "input_layout": layouts[0],
+        "token_layout": layouts[1],
         "value_range": [-1.0, 1.0],
         "output": "clamped to value_range",
         "dtype": "float32",
@@ -130,15 +141,27 @@ def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
     """Say what one who codes chunk by chunk must know; nothing where the codec can't."""
     if not isinstance(frozen, FrozenStream):
         return {}
+    encoder, decoder = (_state_terms(sizes) for sizes in zip(*(frozen.state_sizes(*g) for g in GRIDS), strict=True))
     streaming: dict[str, Any] = {
-        "encoder_state_size": frozen.encoder_state_size,
-        "decoder_state_size": frozen.decoder_state_size,
+        "encoder_state_size": encoder if frozen.on_grid else encoder[0],
+        "decoder_state_size": decoder if frozen.on_grid else decoder[0],
         "chunk_samples": codec.latency,
         "chunk_tokens": codec.chunk_tokens,
     }
-    if codec.sample_rate:
-        streaming["latency_ms"] = 1000 * codec.latency / codec.sample_rate
+    rate = codec.sample_rate or codec.frame_rate
+    if rate:
+        streaming["latency_ms"] = 1000 * codec.latency / rate
     return {"streaming": streaming}
+
+
+GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # of latents, at which states are measured
+
+
+def _state_terms(sizes: Sequence[int]) -> list[int]:
+    """Give p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
+    one, taller, wider, both = sizes
+    q, s, u = taller - one, wider - one, both - taller - wider + one
+    return [one - (q - u) - (s - u) - u, q - u, s - u, u]
 
 
 def _write(
@@ -170,14 +193,13 @@ def _write(
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
         if codec.streams:
-            artefacts["codec.ts, streaming"] = Chunked(scripted, codec.latency, codec.chunk_tokens)
+            artefacts["codec.ts, streaming"] = Chunked(scripted, codec)
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         bundle = load(folder, verify=False)
         artefacts["onnx"] = _Runtime(bundle)
-        if codec.streams and isinstance(bundle, SoundBundle):
-            stream: ChunkCoder = _StreamRuntime(bundle)
-            artefacts["onnx, streaming"] = Chunked(stream, codec.latency, codec.chunk_tokens)
+        if codec.streams:
+            artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
     parity = check(codec, artefacts, sizes)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
@@ -207,16 +229,19 @@ class _Runtime:
         return torch.from_numpy(self.bundle.run_encoder(signal.numpy()))
 
     def decode(self, codes: Tensor) -> Tensor:
-        return torch.from_numpy(self.bundle.decode(codes.numpy()))
+        return torch.from_numpy(self.bundle.run_decoder(codes.numpy()))
 
 
 class _StreamRuntime:
     """The exported streaming graphs, likewise."""
 
-    def __init__(self, bundle: SoundBundle) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self.encoder, self.decoder = bundle.streaming_graphs
-        self.encoder_state_size = int(bundle.config["streaming"]["encoder_state_size"])
-        self.decoder_state_size = int(bundle.config["streaming"]["decoder_state_size"])
+        self.forms = [stream_form(bundle.config, side) for side in ("encoder", "decoder")]
+
+    def state_sizes(self, *grid: int) -> tuple[int, int]:
+        encoder, decoder = (form.state_size(grid) for form in self.forms)
+        return encoder, decoder
 
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         codes, after = run_stream(self.encoder, signal.numpy(), state.numpy())
@@ -240,9 +265,9 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
     """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
         codes = frozen.encode(signal)
-        total = codes.shape[-1]
+        total = codes.shape[2]
         kept = {1, max(1, total // 2), total}
-        back = {f"{names.back}.{k}": frozen.decode(codes[..., :k]).contiguous() for k in sorted(kept)}
+        back = {f"{names.back}.{k}": frozen.decode(codes[:, :, :k]).contiguous() for k in sorted(kept)}
     save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
 
 
@@ -325,7 +350,7 @@ def _print(report: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     for name, parity in report["parity"].items():
         figures = f"{parity['codes_equal']:.2%} of {parity['tokens']} codes equal"
-        console.print(f"{name}: {figures}, images within {parity['signal_error']:.1e} of the peak", highlight=False)
+        console.print(f"{name}: {figures}, signals within {parity['signal_error']:.1e} of the peak", highlight=False)
     console.print(f"parity holds; written to {folder}", highlight=False, soft_wrap=True)
 
 

@@ -41,6 +41,29 @@ Exported by varitok {version} in format {format_version}.
 {rows}
 """
 
+CLIP = """\
+# A codec of clips: a token for {hop_t} frames of {hop_h} x {hop_w} pixels
+
+It turns a clip of any number of frames of any size into a grid of tokens of {books} codes each, and back.
+Exported by varitok {version} in format {format_version}.
+
+- Clips: float32 `(batch, {channels}, frames, height, width)`, values in [-1, 1] (`pixels / 127.5 - 1`). {first}
+  The last frame, row and column are repeated until all steps are full; what comes back has whole steps, clamped to that
+  range: cut it to the clip's size.
+- Codes: {code_type} `(batch, {books}, t, h, w)`, t = ceil((frames + {lead}) / {hop_t}), h = ceil(height / {hop_h}),
+  w = ceil(width / {hop_w}); {ranges}.
+- Bottleneck: {quantizer}, {bits:g} bits a token.
+
+| books kept | bits a pixel of a long clip |
+|---:|---:|
+{rows}
+"""
+
+LED = """The first
+  frame alone makes the first step of tokens, each {hop_t} more make another: an image is a clip of one frame."""
+EVEN = """Each
+  {hop_t} frames make a step of tokens."""
+
 CHECKS = """
 `export.json` tells how each file compares with the trained codec and holds every file's SHA-256; `golden.safetensors`
 has signals, codes and reconstructions to test another implementation with.
@@ -96,6 +119,47 @@ back = codec.decode(codes)  # float32 (1, {channels}, samples)
 ```
 """
 
+ONNX_CLIP = """
+## With ONNX Runtime alone
+
+```python
+import numpy as np, onnxruntime as ort
+encoder = ort.InferenceSession("onnx/encoder_model.onnx")
+decoder = ort.InferenceSession("onnx/decoder_model.onnx")
+clip = np.zeros((1, {channels}, 9, 64, 48), np.float32)  # pixels / 127.5 - 1, channels first
+codes = encoder.run(None, {{"pixel_values_videos": clip}})[0]
+back = decoder.run(None, {{"video_codes": codes}})[0][:, :, :9, :64, :48]
+```
+
+ONNX Runtime takes codes that are out of range without a word; check them, or use varitok:
+
+## With varitok (numpy and ONNX Runtime; no torch)
+
+```python
+import numpy as np, varitok
+codec = varitok.load(".")
+clip = np.zeros((9, 64, 48, {channels}), np.uint8)
+codes = codec.encode(clip, books={some})
+pixels = codec.pixels(codec.decode(codes, (9, 64, 48)))  # uint8 (1, 9, 64, 48, {channels})
+```
+"""
+
+STREAM_CLIP = """
+## Chunk by chunk
+
+`onnx/*_streaming.onnx` take whole steps and a `state`, zeros at the start, and give `state_out`. {lead} copies of the
+first frame go before it, and come back before it. A state of frames of h x w tokens has p + q h + s w + u h w numbers;
+`config.json` tells p, q, s, u as `encoder_state_size` and `decoder_state_size`. varitok does all that:
+
+```python
+import numpy as np, varitok
+codec = varitok.load(".")
+encode, decode = codec.encoding(), codec.decoding()
+codes = encode(np.zeros((5, 64, 48, {channels}), np.uint8))  # chunks of any number of frames
+back = decode(np.concatenate([codes, encode.flush()], axis=2))
+```
+"""
+
 STREAM = """
 ## Chunk by chunk
 
@@ -142,26 +206,32 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         config: Its config.json.
         formats: What was exported.
     """
-    sound = config["modality"] == "audio"
+    kind = config["modality"]
     bits = config["bits_per_token"]
+    own = {"audio": _of_sound, "video": _of_clip, "image": _of_image}[kind]
+    about, onnx, stream = {
+        "audio": (SOUND, ONNX_SOUND, STREAM),
+        "video": (CLIP, ONNX_CLIP, STREAM_CLIP),
+        "image": (IMAGE, ONNX_IMAGE, ""),
+    }[kind]
     fills = {
         "books": config["code_rows"],
         "bits": bits,
         "version": __version__,
         "ranges": _ranges(config["book_sizes"]),
-        **(_of_sound(config) if sound else _of_image(config, bits)),
+        **own(config),
         **{name: config[name] for name in ("tokens", "channels", "quantizer", "code_type", "format_version")},
     }
-    parts = {"onnx": ONNX_SOUND if sound else ONNX_IMAGE, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
+    parts = {"onnx": onnx, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
     if config.get("streaming"):
-        parts["onnx"] += STREAM
+        parts["onnx"] += stream
     told = [text for name, text in parts.items() if name in formats]
-    return "".join([SOUND if sound else IMAGE, CHECKS, *told]).format(**fills)
+    return "".join([about, CHECKS, *told]).format(**fills)
 
 
-def _of_image(config: Mapping[str, Any], bits: float) -> dict[str, Any]:
+def _of_image(config: Mapping[str, Any]) -> dict[str, Any]:
     """Say what only a card of images has."""
-    side, tokens = config["image_size"], config["tokens"]
+    side, tokens, bits = config["image_size"], config["tokens"], config["bits_per_token"]
     some = max(1, tokens // 2)
     return {
         "side": side,
@@ -175,11 +245,8 @@ def _of_image(config: Mapping[str, Any], bits: float) -> dict[str, Any]:
 
 def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
     """Say what only a card of sounds has."""
-    sizes, frames, rows = config["book_sizes"], config["frame_rate"], config["code_rows"]
-    books = ladder(len(sizes)) if sizes else [rows]
-    each = [math.log2(size) / stride for size, stride in zip(sizes, config["book_strides"], strict=True)]
-    price = {book: sum(each[:book]) if sizes else 32 * rows for book in books}
-    some = max(1, rows // 2) if sizes else rows
+    frames = config["frame_rate"]
+    price, some = _prices(config)
     return {
         "rate": config["sampling_rate"],
         "frames": frames,
@@ -188,8 +255,33 @@ def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
         "some": some,
         "shape": config["sampling_rate"],
         "prefix": f"[:, :{some}]",
-        "rows": "\n".join(f"| {book} | {price[book] * frames:.6g} |" for book in books),
+        "rows": "\n".join(f"| {book} | {each * frames:.6g} |" for book, each in price.items()),
     }
+
+
+def _of_clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what only a card of clips has."""
+    hop = config["hop"]
+    price, some = _prices(config)
+    return {
+        "hop_t": hop[0],
+        "hop_h": hop[1],
+        "hop_w": hop[2],
+        "lead": config["lead"],
+        "first": (LED if config["lead"] else EVEN).format(hop_t=hop[0]),
+        "some": some,
+        "shape": "9, 64, 48",
+        "prefix": f"[:, :{some}]",
+        "rows": "\n".join(f"| {book} | {each / math.prod(hop):.3g} |" for book, each in price.items()),
+    }
+
+
+def _prices(config: Mapping[str, Any]) -> tuple[dict[int, float], int]:
+    """Give the bits of a token by the books that are kept, and a number of books for an example."""
+    sizes, rows = config["book_sizes"], config["code_rows"]
+    each = [math.log2(size) / stride for size, stride in zip(sizes, config["book_strides"], strict=True)]
+    books = ladder(len(sizes)) if sizes else [rows]
+    return {book: sum(each[:book]) if sizes else 32 * rows for book in books}, max(1, rows // 2) if sizes else rows
 
 
 def _ranges(sizes: Sequence[int]) -> str:

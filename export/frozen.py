@@ -4,38 +4,31 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from varitok import UserError
 from varitok.codecs.codec import Codec
-from varitok.codecs.streaming import pack, state_size, unpack
+from varitok.codecs.filling import filled
+from varitok.codecs.streaming import at_grid, pack, state_size, unpack
 
 __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
 
 
 def freeze(codec: Codec) -> "FrozenCodec":
-    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk.
-
-    Raises:
-        UserError: Tokens lie on a grid of more than one axis.
-    """
+    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk."""
     return FrozenStream(codec) if codec.streams else FrozenCodec(codec)
 
 
 class FrozenCodec(nn.Module):
     """The two directions of a codec, with no branch on data, so that they script, trace and export.
 
-    With ordered tokens it takes signals of the size of training, and any number of kept tokens; with tokens placed
-    along one axis, signals of any length. The batch and the number of books are free.
+    With ordered tokens it takes signals of the size of training, and any number of kept tokens; with placed tokens,
+    signals of any size. The batch and the number of books are free.
 
     Args:
         codec: What is copied; it stays as it is.
-
-    Raises:
-        UserError: Tokens lie on a grid of more than one axis.
     """
 
+    __constants__ = ("on_grid",)  # so that TorchScript leaves out what isn't for this codec
     mask_token: Tensor
     places: Tensor
 
@@ -45,11 +38,11 @@ class FrozenCodec(nn.Module):
         self._arrange(codec)
         for module in codec.modules():
             _fold(module)
-        if not codec.ordered and len(codec.hop) > 1:
-            raise UserError("export: tokens on a grid of several axes can't be exported yet, only along one")
         self.ordered = codec.ordered
         self.tokens = codec.tokens if codec.ordered else 0
-        self.hop = codec.hop[0]
+        self.hop = list(codec.hop)
+        self.lead = codec.lead
+        self.on_grid = not codec.ordered and len(codec.hop) > 1  # placed on several axes: clips
         self.unit_latents = codec.unit_latents
         self.encoder = codec.encoder
         self.project_in = codec.project_in
@@ -68,13 +61,22 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def encode(self, signal: Tensor) -> Tensor:
-        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes `(b, books, n)`."""
+        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes `(b, books, n)`, of clips `(b, books, *grid)`."""
         if not self.ordered:
-            signal = functional.pad(signal, [0, -signal.shape[2] % self.hop])
-        latents = self.project_in(self.encoder(signal))
+            signal = filled(signal, self.hop, self.lead)
+        return self._coded(self.encoder(signal), signal)
+
+    def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
+        """Turn what the encoder made of a signal of whole steps into codes."""
+        latents = self.project_in(features)
         if self.unit_latents:
             latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
+        if self.on_grid:
+            shape = [codes.shape[0], codes.shape[1]]
+            for axis, step in enumerate(self.hop):
+                shape.append(signal.shape[axis + 2] // step)
+            codes = codes.reshape(shape)
         return codes
 
     @torch.jit.export
@@ -82,18 +84,23 @@ class FrozenCodec(nn.Module):
         """Turn codes into signals clamped to [-1, 1].
 
         Ordered ones `(b, books, k)`, k from 1 to N, into signals of the size of training; placed ones `(b, books, n)`
-        into n whole steps.
+        or `(b, books, *grid)` into whole steps, without the lead.
         """
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
-            filled = codes[:, :, self.places.clamp(max=k - 1)]
-            latents = self.project_out(self.bottleneck.decode(filled))  # type: ignore[operator]
+            repeated = codes[:, :, self.places.clamp(max=k - 1)]
+            latents = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
             latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
-        signal: Tensor = self.decoder(latents).clamp(-1.0, 1.0)
-        return signal
+            latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
+        if self.on_grid:
+            signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1])
+            signal = signal[:, :, self.lead :]
+        else:
+            signal = self.decoder(latents)
+        bounded: Tensor = signal.clamp(-1.0, 1.0)
+        return bounded
 
     def forward(self, signal: Tensor) -> Tensor:
         """Encode and decode."""
@@ -103,45 +110,63 @@ class FrozenCodec(nn.Module):
 class FrozenStream(FrozenCodec):
     """A codec that also goes chunk by chunk, with a state of its own for each direction; zeros are the start.
 
-    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last.
+    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last. A lead
+    is the caller's: copies of the first frame go into the first chunk, and come back before the first frame.
 
     Args:
         codec: What is copied; it stays as it is.
-
-    Attributes:
-        encoder_state_size: Numbers of a sample's state, S, in the encoder.
-        decoder_state_size: Likewise in the decoder.
 
     Raises:
         UserError: It can't code chunk by chunk.
     """
 
-    encoder_shapes: list[list[int]]
-    decoder_shapes: list[list[int]]
+    encoder_layout: list[list[int]]
+    decoder_layout: list[list[int]]
 
     @torch.jit.unused
     def _arrange(self, codec: Codec) -> None:
-        self.encoder_shapes = codec.memory_shapes("encoder")
-        self.decoder_shapes = codec.memory_shapes("decoder")
-        self.encoder_state_size = state_size(self.encoder_shapes)
-        self.decoder_state_size = state_size(self.decoder_shapes)
+        self.encoder_layout = codec.memory_layout("encoder")
+        self.decoder_layout = codec.memory_layout("decoder")
+
+    @torch.jit.export
+    def state_sizes(self, rows: int = 1, columns: int = 1) -> tuple[int, int]:
+        """Count the numbers of a sample's state, S, in the encoder and in the decoder.
+
+        Args:
+            rows: Of the latents of frames; 1 for sounds.
+            columns: Likewise.
+        """
+        return (
+            state_size(at_grid(self.encoder_layout, rows, columns)),
+            state_size(at_grid(self.decoder_layout, rows, columns)),
+        )
 
     @torch.jit.export
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of signals `(b, c, t)` and a state `(b, S)` into codes and the next chunk's state."""
-        memory = unpack(state, self.encoder_shapes)
-        signal = functional.pad(signal, [0, -signal.shape[2] % self.hop])
-        latents = self.project_in(self.encoder(signal, memory=memory))
-        codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
-        return codes, pack(memory, self.encoder_shapes, state)
+        """Turn a chunk of signals `(b, c, t, ...)` and a state `(b, S)` into codes and the next chunk's state."""
+        signal = filled(signal, self.hop)
+        rows, columns = 1, 1
+        if self.on_grid:
+            rows, columns = signal.shape[3] // self.hop[1], signal.shape[-1] // self.hop[-1]
+        shapes = at_grid(self.encoder_layout, rows, columns)
+        memory = unpack(state, shapes)
+        codes = self._coded(self.encoder(signal, memory=memory), signal)
+        return codes, pack(memory, shapes, state)
 
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of codes `(b, books, n)` and a state `(b, S)` into signals, clamped, and the next state."""
-        memory = unpack(state, self.decoder_shapes)
-        latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
-        signal: Tensor = self.decoder(latents, memory=memory).clamp(-1.0, 1.0)
-        return signal, pack(memory, self.decoder_shapes, state)
+        """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals, clamped, and the next state."""
+        latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
+        if self.on_grid:
+            shapes = at_grid(self.decoder_layout, codes.shape[3], codes.shape[-1])
+            memory = unpack(state, shapes)
+            signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1], memory)
+        else:
+            shapes = at_grid(self.decoder_layout, 1, 1)
+            memory = unpack(state, shapes)
+            signal = self.decoder(latents, memory=memory)
+        bounded: Tensor = signal.clamp(-1.0, 1.0)
+        return bounded, pack(memory, shapes, state)
 
 
 def _fold(module: nn.Module) -> None:

@@ -71,6 +71,19 @@ class Names(NamedTuple):
 NAMES = {
     "image": Names("pixel_values", "image_codes", "reconstruction"),
     "audio": Names("input_values", "audio_codes", "audio_values"),
+    "video": Names("pixel_values_videos", "video_codes", "reconstruction"),
+}
+
+# What the free axes of placed tokens are called, by their number: in the signal, in the codes, in what comes back.
+Axes = list[str | None]
+AXES: dict[int, tuple[Axes, Axes, Axes]] = {
+    1: (["num_samples"], ["num_frames"], ["num_samples_out"]),
+    2: (["height", "width"], ["latent_height", "latent_width"], ["height_out", "width_out"]),
+    3: (
+        ["num_frames", "height", "width"],
+        ["latent_frames", "latent_height", "latent_width"],
+        ["num_frames_out", "height_out", "width_out"],
+    ),
 }
 
 
@@ -90,32 +103,37 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     with torch.inference_mode():
         codes = codec.encode(example)
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
-    kept = codes[..., : max(2, codes.shape[-1] - 1)].repeat(3, 1, 1)[:5].clone()
+    kept = codes[:, :, : max(2, codes.shape[2] - 1)].repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
     books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
     if codec.ordered:
-        sides: list[str | None] = [None] * (example.ndim - 2)
-        tokens, given, back = None, "num_tokens", sides
+        sides: Axes = [None] * (example.ndim - 2)
+        tokens: Axes = [None]
+        given: Axes = ["num_tokens"]
+        back = sides
     else:
-        sides, tokens, given, back = ["num_samples"], "num_frames", "num_frames", ["num_samples_out"]
+        sides, given, back = AXES[example.ndim - 2]
+        tokens = given
     signal: Port = (names.signal, ["batch", None, *sides])
-    found: Port = (names.codes, ["batch", None, tokens])
-    read: Port = (names.codes, ["batch", books, given])
+    found: Port = (names.codes, ["batch", None, *tokens])
+    read: Port = (names.codes, ["batch", books, *given])
     painted: Port = (names.back, ["batch", None, *back])
     encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
     _export(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
     _export(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
-        before: Port = ("state", ["batch", None])
-        after: Port = ("state_out", ["batch", None])
-        state = torch.zeros(len(example), codec.encoder_state_size)
+        size = "state_size" if codec.on_grid else None  # as large as frames are
+        before: Port = ("state", ["batch", size])
+        after: Port = ("state_out", ["batch", size])
+        sizes = codec.state_sizes(*codes.shape[3:])
+        state = torch.zeros(len(example), sizes[0])
         path = folder / "encoder_model_streaming.onnx"
         _export(_StreamingEncoder(codec), [example, state], path, [signal, before], [found, after], encoder)
-        state = torch.zeros(len(kept), codec.decoder_state_size)
+        state = torch.zeros(len(kept), sizes[1])
         path = folder / "decoder_model_streaming.onnx"
         _export(_StreamingDecoder(codec), [kept, state], path, [read, before], [painted, after], decoder)
 
 
-Port = tuple[str, list[str | None]]
+Port = tuple[str, Axes]
 
 
 def _export(

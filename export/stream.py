@@ -1,20 +1,53 @@
-"""Sounds that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone, as `runtime.py`.
+"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone, as `runtime.py`.
 
-A graph takes whole steps and a state. What comes in between, any number of samples or tokens, waits here until a step
-is full.
+A graph takes whole steps and a state. What comes in between, any number of samples, frames or tokens, waits here until
+a step is full.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
 
-__all__ = ["DecodingStream", "EncodingStream", "run_stream"]
+__all__ = ["DecodingStream", "EncodingStream", "StreamForm", "run_stream", "stream_form"]
 
 Array = npt.NDArray[Any]
+
+
+class StreamForm(NamedTuple):
+    """What a stream must know of its codec.
+
+    Attributes:
+        whole: Steps of the first axis that a graph takes at once: samples or frames, or those of codes.
+        state: Four numbers; of frames of r x c latents a state has state[0] + state[1] r + state[2] c + state[3] r c.
+        hop: Pixels of each other axis to a latent; none for sounds.
+        lead: Copies of the first frame that go before it, and come back before it.
+    """
+
+    whole: int
+    state: Sequence[int]
+    hop: tuple[int, ...] = ()
+    lead: int = 0
+
+    def state_size(self, grid: Sequence[int]) -> int:
+        """Count the numbers of a sample's state, of frames of so many rows and columns of latents."""
+        rows, columns = (*grid, 1, 1)[:2]
+        return self.state[0] + self.state[1] * rows + self.state[2] * columns + self.state[3] * rows * columns
+
+
+def stream_form(config: Mapping[str, Any], side: str) -> StreamForm:
+    """Read from a bundle's config.json what a stream of its `encoder` or `decoder` must know."""
+    about = config["streaming"]
+    size = about[f"{side}_state_size"]
+    return StreamForm(
+        int(about["chunk_samples" if side == "encoder" else "chunk_tokens"]),
+        (size, 0, 0, 0) if isinstance(size, int) else tuple(size),
+        tuple(config.get("hop", ())[1:]),
+        int(config.get("lead", 0)),
+    )
 
 
 def run_stream(graph: Any, chunk: Array, state: npt.NDArray[np.float32]) -> tuple[Array, npt.NDArray[np.float32]]:
@@ -27,31 +60,45 @@ def run_stream(graph: Any, chunk: Array, state: npt.NDArray[np.float32]) -> tupl
 class _Stream:
     """What both directions share: what waits, and the state."""
 
-    def __init__(self, graph: Any, check: Callable[[Any], Array], whole: int, batch: int) -> None:
+    def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int) -> None:
         if batch < 1:
             raise UserError(f"batch={batch}: it should be at least 1")
         self._graph = graph
         self._check = check
-        self._whole = whole
+        self._form = form
         self._batch = batch
-        self._size = int(graph.get_inputs()[1].shape[1])
+        self._seen: tuple[int, ...] = tuple(0 for _ in form.hop)  # rows and columns of latents
         self._reset()
 
     def _reset(self) -> None:
         self._waiting: Array | None = None
-        self._state = np.zeros((self._batch, self._size), np.float32)
+        self._state: npt.NDArray[np.float32] | None = None
+
+    def _grid(self, values: Array) -> tuple[int, ...]:
+        """Give the rows and columns of the latents of what came in."""
+        return values.shape[3:]
+
+    def _led(self, values: Array) -> Array:
+        """Put before the first values what goes before them."""
+        return values
 
     def _next(self, given: Any, what: str) -> Array | None:
-        """Take what came in; give the whole steps that are there, None where there are none."""
+        """Take what came in; give what the whole steps that are there make, None where there are none."""
         values = self._check(given)
         if values.shape[0] != self._batch:
             raise UserError(f"{what}: this stream is of {self._batch} side by side, got {values.shape[0]}")
+        self._seen = self._grid(values)
         if self._waiting is not None:
             if values.shape[1] != self._waiting.shape[1]:
                 raise UserError(f"{what}: {self._waiting.shape[1]} rows before, {values.shape[1]} now")
+            if values.shape[3:] != self._waiting.shape[3:]:
+                raise UserError(f"{what}: frames of {self._waiting.shape[3:]} before, {values.shape[3:]} now")
             values = np.concatenate([self._waiting, values], axis=2)
-        ready = values.shape[2] // self._whole * self._whole
-        self._waiting = values[:, :, ready:]
+        elif values.shape[2]:
+            values = self._led(values)
+        ready = values.shape[2] // self._form.whole * self._form.whole
+        if self._waiting is not None or values.shape[2]:
+            self._waiting = values[:, :, ready:]
         return self._run(values[:, :, :ready]) if ready else None
 
     def _rest(self) -> Array | None:
@@ -62,71 +109,92 @@ class _Stream:
         return made
 
     def _run(self, chunk: Array) -> Array:
-        made, self._state = run_stream(self._graph, np.ascontiguousarray(chunk), self._state)
+        state = self._state
+        if state is None:
+            state = np.zeros((self._batch, self._form.state_size(self._grid(chunk))), np.float32)
+        made, self._state = run_stream(self._graph, np.ascontiguousarray(chunk), state)
         return made
 
 
 class EncodingStream(_Stream):
-    """Sound into codes; `SoundBundle.encoding` makes one.
+    """A signal into codes; `SoundBundle.encoding` and `VideoBundle.encoding` make one.
 
     Args:
         graph: The streaming encoder, an ONNX Runtime session.
-        check: Brings a chunk to float32 `(b, c, t)`.
-        whole: Samples that it takes at once.
-        batch: Sounds side by side.
+        check: Brings a chunk to float32 `(b, c, t, ...)`.
+        form: What it must know of its codec.
+        batch: Signals side by side.
         books: How many are kept.
     """
 
-    def __init__(self, graph: Any, check: Callable[[Any], Array], whole: int, batch: int, books: int) -> None:
-        super().__init__(graph, check, whole, batch)
+    def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, books: int) -> None:
+        super().__init__(graph, check, form, batch)
         self._books = books
-        kind = np.int64 if "int" in graph.get_outputs()[0].type else np.float32
-        self._none = np.zeros((batch, books, 0), kind)
+        self._kind = np.int64 if "int" in graph.get_outputs()[0].type else np.float32
 
-    def __call__(self, wave: Any) -> Array:
-        """Take the next chunk, of any number of samples; give the codes `(b, books, n)` that it completes.
+    def _grid(self, values: Array) -> tuple[int, ...]:
+        return tuple(-(-side // step) for side, step in zip(values.shape[3:], self._form.hop, strict=True))
+
+    def _led(self, values: Array) -> Array:
+        return np.concatenate([values[:, :, :1]] * self._form.lead + [values], axis=2)
+
+    def __call__(self, signal: Any) -> Array:
+        """Take the next chunk, of any number of samples or frames; give the codes `(b, books, n, ...)` it completes.
 
         n may be 0.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take; what was there before is kept.
         """
-        codes = self._next(wave, "wave")
-        return self._none if codes is None else codes[:, : self._books]
+        return self._kept(self._next(signal, "frames" if self._form.hop else "wave"))
 
     def flush(self) -> Array:
-        """End the sound: give the codes of what is left, filled up with zeros. A new sound may begin then."""
-        codes = self._rest()
-        return self._none if codes is None else codes[:, : self._books]
+        """End the signal: give the codes of what is left, filled up. A new signal may begin then."""
+        return self._kept(self._rest())
+
+    def _kept(self, codes: Array | None) -> Array:
+        """Keep the first books; of no codes too."""
+        return (
+            np.zeros((self._batch, self._books, 0, *self._seen), self._kind)
+            if codes is None
+            else codes[:, : self._books]
+        )
 
 
 class DecodingStream(_Stream):
-    """Codes into sound; `SoundBundle.decoding` makes one.
+    """Codes into a signal; `SoundBundle.decoding` and `VideoBundle.decoding` make one.
 
     Args:
         graph: The streaming decoder, an ONNX Runtime session.
         check: Checks codes, and brings them to the graph's type.
-        whole: Tokens that it takes at once.
-        batch: Sounds side by side.
+        form: What it must know of its codec.
+        batch: Signals side by side.
         channels: Of each.
     """
 
-    def __init__(self, graph: Any, check: Callable[[Any], Array], whole: int, batch: int, channels: int) -> None:
-        super().__init__(graph, check, whole, batch)
-        self._none = np.zeros((batch, channels, 0), np.float32)
+    def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, channels: int) -> None:
+        super().__init__(graph, check, form, batch)
+        self._channels = channels
 
     def __call__(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Take the next codes, `(b, books, n)` of any n; give the sound `(b, c, t)` that they complete.
+        """Take the next codes, `(b, books, n, ...)` of any n; give the signal `(b, c, t, ...)` that they complete.
 
         All of a stream's codes have as many books. t may be 0.
 
         Raises:
             UserError: A shape, type or code that the codec doesn't have; what was there before is kept.
         """
-        sound = self._next(codes, "codes")
-        return self._none if sound is None else sound
+        return self._made(self._next(codes, "codes"))
 
     def flush(self) -> npt.NDArray[np.float32]:
-        """End the codes: give the sound of what is left. A new sound may begin then."""
-        sound = self._rest()
-        return self._none if sound is None else sound
+        """End the codes: give the signal of what is left. A new one may begin then."""
+        return self._made(self._rest())
+
+    def _made(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+        """Give what was made; where that is nothing, a signal of no length."""
+        sides = (count * step for count, step in zip(self._seen, self._form.hop, strict=True))
+        return np.zeros((self._batch, self._channels, 0, *sides), np.float32) if signal is None else signal
+
+    def _run(self, chunk: Array) -> Array:
+        lead = self._form.lead if self._state is None else 0
+        return super()._run(chunk)[:, :, lead:]

@@ -1,7 +1,8 @@
 """A frozen codec as one TorchScript file with the methods `encode` and `decode`.
 
 One that streams also has `encode_chunk(signal, state)` and `decode_chunk(codes, state)`, which give the next state too,
-and the numbers `encoder_state_size` and `decoder_state_size`; the first state is zeros `(batch, size)`.
+and `state_sizes(rows, columns)`, of the encoder and of the decoder (of sounds without arguments); the first state is
+zeros `(batch, size)`.
 """
 
 import json
@@ -23,7 +24,7 @@ def export_torchscript(codec: FrozenCodec, path: Path, metadata: dict[str, str])
         warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
         kept = ["encode", "decode", "tokens"]
         if isinstance(codec, FrozenStream):
-            kept += ["encode_chunk", "decode_chunk", "encoder_state_size", "decoder_state_size"]
+            kept += ["encode_chunk", "decode_chunk", "state_sizes"]
         scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=kept)
         torch.jit.save(scripted, path, _extra_files={"codec.json": json.dumps(metadata, sort_keys=True)})
 

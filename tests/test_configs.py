@@ -243,3 +243,12 @@ def test_check_names_every_missing_value() -> None:
         UserError, match=r"data\.root, data\.size are required: give data\.root=FOLDER data\.size=VALUE"
     ):
         compose.check(config)
+
+
+@pytest.mark.parametrize(
+    "group", ["perceptual", "perceptual_adversarial", "video_perceptual", "video_perceptual_adversarial"]
+)
+def test_lpips_takes_the_place_of_structure(group):
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        terms = hydra.compose("train", ["experiment=image/demo", f"objective={group}"]).objective.terms
+    assert terms.structure is None and terms.lpips.weight == 1

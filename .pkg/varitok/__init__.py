@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varitok.export.runtime import ImageBundle, SoundBundle
+    from varitok.export.runtime import ImageBundle, SoundBundle, VideoBundle
 
 __all__ = ["UserError", "__version__", "load"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ class UserError(ValueError):
     """A user's mistake; its text says in one line what is wrong, where, and what to do."""
 
 
-def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle":
+def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle":
     """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
 
     Args:

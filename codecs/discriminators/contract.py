@@ -79,7 +79,9 @@ class Layers(nn.Module):
         last: Whether the last convolution gives logits: no activation follows, and it is no feature.
     """
 
-    def __init__(self, convolutions: Sequence[nn.Conv1d | nn.Conv2d], slope: float = 0.1, last: bool = True) -> None:
+    def __init__(
+        self, convolutions: Sequence[nn.Conv1d | nn.Conv2d | nn.Conv3d], slope: float = 0.1, last: bool = True
+    ) -> None:
         super().__init__()
         self.geometry = [
             (convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0]), convolution.dilation[0])

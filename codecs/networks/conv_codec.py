@@ -180,6 +180,7 @@ class ConvEncoder(nn.Module):
 
     Attributes:
         hop: Steps of each axis for a latent.
+        lead: Copies of the first frame that a codec puts before it, so that it alone makes a latent: of clips, causal.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -216,6 +217,7 @@ class ConvEncoder(nn.Module):
         self.causal = causal
         self.hop = plan.hop(resample)
         self.rate = self.hop[0]
+        self.lead = self.hop[0] - 1 if causal and dims == 3 else 0
         self.strides = [stride[0] for stride in plan.strides]
         self.resample = resample
         self.first = plan.conv(channels, plan.widths[0], kernel)

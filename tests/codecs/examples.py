@@ -161,6 +161,38 @@ def sound_codec(unit_latents: bool = False) -> Codec:
     )
 
 
+def clip_codec(causal: bool = True, unit_latents: bool = False) -> Codec:
+    """Make a codec of clips at 8 frames a second, a token for every 4 x 8 x 8 frames, rows and columns."""
+    torch.manual_seed(0)
+    form = {
+        "width": 12,
+        "base": 4,
+        "strides": [[1, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "dims": 3,
+        "kernel": 3,
+        "last_kernel": 3,
+        "residual_kernel": 3,
+        "dilations": [1],
+        "channels": 3,
+        "activation": "silu",
+        "norm": "none",
+        "causal": causal,
+    }
+    codec = Codec(
+        ConvEncoder(**form),
+        FiniteScalarQuantizer([8, 8, 8]),
+        ConvDecoder(**form),
+        LengthPolicy(Full(), Truncate()),
+        unit_latents=unit_latents,
+        frame_rate=8.0,
+    )
+    with torch.no_grad():
+        for part in codec.parameters():
+            if part.ndim > 1:
+                part.normal_(std=2 / part[0].numel() ** 0.5)  # so that codes differ
+    return codec.eval()
+
+
 NARROW = {"base": 16, "width": 16, "hidden": 16, "heads": 1, "depth": 1, "groups": 4}
 
 

@@ -104,14 +104,14 @@ def _check(codec: Codec, sound: Tensor, cuts: list[int]) -> None:
             part, state = codec.encode_chunk(chunk, state, last=chunk is chunks[-1])
             found.append(part)
             assert part.shape[2] == -(-chunk.shape[2] // codec.hop[0])
-            assert state.shape == (len(sound), codec.state_sizes[0]) and state.dtype == torch.float32
+            assert state.shape == (len(sound), codec.state_sizes()[0]) and state.dtype == torch.float32
         assert torch.equal(torch.cat(found, 2), codes)
         state, made = None, []
         parts = codes.split(_cut(codes.shape[2], cuts, codec.chunk_tokens), dim=2)
         for index, part in enumerate(parts):
             painted, state = codec.decode_chunk(part, state, last=index == len(parts) - 1)
             made.append(painted)
-            assert state.shape == (len(sound), codec.state_sizes[1])
+            assert state.shape == (len(sound), codec.state_sizes()[1])
         torch.testing.assert_close(torch.cat(made, 2), signal, atol=1e-5, rtol=0)
 
 
@@ -267,6 +267,6 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="chunk of 0 samples"):
         codec.encode_chunk(torch.zeros(1, 1, 0), last=True)
     with pytest.raises(UserError, match="give what the last chunk gave"):
-        codec.encode_chunk(torch.zeros(2, 1, hop), torch.zeros(1, codec.state_sizes[0]))
+        codec.encode_chunk(torch.zeros(2, 1, hop), torch.zeros(1, codec.state_sizes()[0]))
     with pytest.raises(UserError, match="chunk of 0 tokens"):
         codec.decode_chunk(torch.zeros(1, 3, 0, dtype=torch.int64))

@@ -45,3 +45,12 @@ def test_chance_depends_on_seed_epoch_and_index() -> None:
 def test_a_bad_sample_crosses_from_a_worker():
     error = pickle.loads(pickle.dumps(BadSample("a.png", "torn")))
     assert str(error) == "a.png: torn"
+
+
+def test_a_shorter_clip_stays_as_its_last_frame_and_a_sound_ends_in_silence() -> None:
+    clip, sound = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4), torch.ones(1, 3)
+    clips = collate([Sample(clip), Sample(clip[:, :2])])
+    assert clips.lengths.tolist() == [3, 2] and not clips.whole
+    assert torch.equal(clips.signal[1], torch.cat([clip[:, :2], clip[:, 1:2]], dim=1))
+    sounds = collate([Sample(sound), Sample(sound[:, :1])])
+    assert sounds.signal.tolist() == [[[1, 1, 1]], [[1, 0, 0]]]

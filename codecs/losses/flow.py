@@ -1,0 +1,89 @@
+"""Consistency of motion, by a trained network of optical flow."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.optical_flow import raft_large, raft_small
+
+from varitok import UserError
+
+from ..lengths import masked_mean, prefix_mask
+from ..metrics.weights import require_weights
+
+__all__ = ["NETWORKS", "FlowConsistency", "Network"]
+
+STEP = 8  # pixels of which a side has to be a multiple
+SMALLEST = 128  # pixels; RAFT's correlation has nothing left to pool below
+
+
+class Network(NamedTuple):
+    """A network of optical flow.
+
+    Attributes:
+        build: Makes it, without weights.
+        filename: Its weights, as torchvision publishes them.
+    """
+
+    build: Any
+    filename: str
+
+
+NETWORKS = {
+    "small": Network(raft_small, "raft_small_C_T_V2-01064c6d.pth"),
+    "large": Network(raft_large, "raft_large_C_T_SKHT_V2-ff5fadd5.pth"),
+}
+
+
+class FlowConsistency(nn.Module):
+    """Mean absolute difference of both clips' optical flows, of neighbouring frames, in pixels (Cosmos tokenizer).
+
+    The flow of RAFT (arXiv 2003.12039), frozen, goes both ways in time. Its weights are looked for on this machine
+    only. As `LPIPS`, the network is kept out of the module tree.
+
+    Args:
+        net: "small" or "large".
+        updates: Refinements of a flow.
+        scale: Clips are resized by it before; Cosmos has a half.
+
+    Raises:
+        UserError: The weights aren't there; the message says which file to place where.
+    """
+
+    def __init__(self, net: Literal["small", "large"] = "small", updates: int = 12, scale: float = 0.5) -> None:
+        super().__init__()
+        if net not in NETWORKS:
+            raise UserError(f"flow net={net!r}: it is one of {', '.join(NETWORKS)}")
+        network = NETWORKS[net]
+        path = require_weights(network.filename, "the flow term", "torchvision's RAFT")
+        raft = network.build(weights=None)
+        try:
+            raft.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # pickle's, zip's and torch's own
+            raise UserError(f"{path}: not torchvision's weights of RAFT; place the right file there") from error
+        self._raft = [raft.eval().requires_grad_(False)]
+        self.updates = updates
+        self.scale = scale
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare clips `(b, 3, t, h, w)` in [-1, 1] over their first `lengths` frames; one frame has no motion."""
+        b, _, t = fake.shape[:3]
+        if t == 1:
+            return fake.new_zeros(())
+        with torch.no_grad():
+            wanted = self._flows(real)
+        error = (self._flows(fake) - wanted).abs().mean((1, 2, 3)).view(2, b, t - 1).mean(0)
+        return masked_mean(error, prefix_mask((lengths - 1).clamp(min=0), t - 1))
+
+    def _flows(self, clip: Tensor) -> Tensor:
+        """Give the flows from frame to frame, then those back: `(2 * b * (t - 1), 2, h', w')`, in pixels."""
+        raft = self._raft[0] = self._raft[0].to(clip.device)
+        b, c, t, h, w = clip.shape
+        sides = [max(SMALLEST, round(side * self.scale / STEP) * STEP) for side in (h, w)]
+        frames = clip.float().transpose(1, 2).reshape(b * t, c, h, w)
+        frames = functional.interpolate(frames, sides, mode="bilinear", antialias=True, align_corners=False)
+        frames = frames.view(b, t, c, *sides)
+        before, after = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        flows: list[Tensor] = raft(torch.cat([before, after]), torch.cat([after, before]), self.updates)
+        return flows[-1]

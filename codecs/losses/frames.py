@@ -1,0 +1,56 @@
+"""Terms of clips: what compares images, frame by frame, and what changes from frame to frame."""
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..lengths import masked_mean, prefix_mask
+
+__all__ = ["EachFrame", "TemporalDifference"]
+
+
+class EachFrame(nn.Module):
+    """Compares clips by a term of images, each valid frame as one.
+
+    Args:
+        module: Compares images `(n, c, h, w)` to a scalar.
+        frames: How many frames of the batch are compared, drawn anew each time; all where None.
+
+    Raises:
+        UserError: The number is below 1.
+    """
+
+    def __init__(self, module: nn.Module, frames: int | None = None) -> None:
+        super().__init__()
+        if frames is not None and frames < 1:
+            raise UserError(f"objective: frames={frames} should be 1 or more, or null for all")
+        self.module = module
+        self.frames = frames
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare clips `(b, c, t, h, w)` in [-1, 1] over their first `lengths` frames."""
+        fake, real = fake.transpose(1, 2).flatten(0, 1), real.transpose(1, 2).flatten(0, 1)
+        steps = len(fake) // len(lengths)
+        chosen = prefix_mask(lengths, steps).flatten().nonzero()[:, 0]
+        if self.frames is not None and len(chosen) > self.frames:
+            # From the CPU's source of chance, so that a run is the same on any device.
+            chosen = chosen[torch.randperm(len(chosen))[: self.frames].to(chosen.device)]
+        if len(chosen) < len(fake):
+            fake, real = fake[chosen], real[chosen]
+        heights = torch.full((len(fake),), fake.shape[2], device=fake.device)
+        return self.module(fake, real, heights)  # type: ignore[no-any-return]
+
+
+class TemporalDifference(nn.Module):
+    """Mean absolute difference of the changes from frame to frame; what flickers pays, what is still doesn't.
+
+    A clip of one frame has none, and counts as 0.
+    """
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare clips `(b, c, t, h, w)` in [-1, 1] over their first `lengths` frames."""
+        if fake.shape[2] == 1:
+            return fake.new_zeros(())
+        change = (fake - real).diff(dim=2).abs().mean((1, 3, 4))
+        return masked_mean(change, prefix_mask((lengths - 1).clamp(min=0), change.shape[1]))

@@ -1,0 +1,129 @@
+"""An exported codec of clips; numpy and ONNX Runtime alone, as `runtime.py`."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+from .graphs import Array, Bundle
+from .stream import DecodingStream, EncodingStream, stream_form
+
+__all__ = ["VideoBundle"]
+
+
+class VideoBundle(Bundle):
+    """A codec of clips, of any number of frames of any size; an image is a clip of one frame.
+
+    Attributes:
+        hop: Frames, rows and columns of pixels to a latent.
+        lead: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 where the
+            codec isn't causal.
+        frame_rate: That of training, frames a second; None where it isn't known.
+    """
+
+    axes = 3
+
+    def _read(self) -> None:
+        self.hop = tuple(int(step) for step in self.config["hop"])
+        self.lead = int(self.config["lead"])
+        rate = self.config.get("frame_rate")
+        self.frame_rate = None if rate is None else float(rate)
+
+    def __repr__(self) -> str:
+        hop, books = " x ".join(map(str, self.hop)), " x ".join(str(size) for size in self.book_sizes)
+        return f"VideoBundle({str(self.folder)!r}: a token of {books} codes for {hop} frames, rows, columns)"
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Count the steps of a clip's codes along each axis."""
+        first, second, third = (
+            -(-side // step) for side, step in zip((frames + self.lead, height, width), self.hop, strict=True)
+        )
+        return first, second, third
+
+    def encode(self, frames: Any, *, books: int | None = None) -> Array:
+        """Turn clips into codes; the last frame, row and column are repeated until all steps are full.
+
+        Args:
+            frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
+            books: Keep only so many books; all where None.
+
+        Returns:
+            int64 `(b, books, t', h', w')`, see `grid`; float32 where codes are continuous.
+
+        Raises:
+            UserError: A shape, type or value that the codec doesn't take.
+        """
+        kept = self._kept(books)
+        values = self._values(frames)
+        if not values.size:
+            raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
+        return self.run_encoder(values)[:, :kept]
+
+    def decode(self, codes: Any, size: tuple[int, int, int] | None = None) -> npt.NDArray[np.float32]:
+        """Turn codes `(b, books, t', h', w')` into clips, float32 `(b, c, t, h, w)` in [-1, 1].
+
+        Args:
+            codes: Of any integer type, a prefix of the books; continuous ones are floats, all channels.
+            size: Frames, height and width of the clips; None gives whole steps.
+
+        Raises:
+            UserError: A shape, type or code that the codec doesn't have, or a size that isn't these codes'.
+        """
+        codes = self._codes(codes)
+        if not codes.size:
+            raise UserError(f"codes: shape {codes.shape} has none")
+        if size is not None and self.grid(*size) != codes.shape[2:]:
+            raise UserError(f"size: {size} has codes {self.grid(*size)}, these are {codes.shape[2:]}")
+        clips = self.run_decoder(codes)
+        return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
+
+    def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Turn clips `(b, c, t, h, w)` in [-1, 1] into uint8 `(b, t, h, w, c)`, rounded to the nearest."""
+        values = (np.asarray(clips, dtype=np.float32) + 1) * np.float32(127.5)
+        return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
+
+    def encoding(self, *, books: int | None = None, batch: int = 1) -> EncodingStream:
+        """Start a stream of frames into codes: it takes chunks of any number of frames, as `encode` takes clips.
+
+        All its codes together are those that `encode` gives for the whole clip.
+
+        Args:
+            books: Keep only so many books; all where None.
+            batch: Clips that go side by side.
+
+        Raises:
+            UserError: The codec can't stream, or doesn't have so many books.
+        """
+        graph = self.streaming_graphs[0]
+        return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, self._kept(books))
+
+    def decoding(self, *, batch: int = 1) -> DecodingStream:
+        """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.
+
+        Args:
+            batch: Clips that go side by side.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        graph = self.streaming_graphs[1]
+        return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
+
+    def _values(self, frames: Any) -> npt.NDArray[np.float32]:
+        """Bring whatever clips are given as, perhaps of no frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""
+        values, c = np.asarray(frames), self.channels
+        if values.dtype == np.uint8:
+            values = values[None] if values.ndim == 4 else values
+            if values.ndim != 5 or values.shape[4] != c or not all(values.shape[2:4]):
+                raise UserError(f"frames: pixels (frames, height, width, {c}) are expected, got {np.shape(frames)}")
+            return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
+        if values.dtype.kind != "f":
+            raise UserError(f"frames: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
+        if values.ndim != 5 or values.shape[1] != c or not all(values.shape[3:]) or not values.shape[0]:
+            shape = f"(batch, {c}, frames, height, width)"
+            raise UserError(f"frames: float values {shape} are expected, got {values.shape}")
+        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
+            raise UserError("frames: float values must lie in [-1, 1]; some don't, or aren't numbers")
+        return values.astype(np.float32)

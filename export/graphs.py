@@ -1,0 +1,213 @@
+"""A bundle's graphs, whatever its signals are; numpy and ONNX Runtime alone, as `runtime.py`."""
+
+import hashlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+__all__ = [
+    "AGAIN",
+    "DECODER",
+    "ENCODER",
+    "FORMAT_VERSION",
+    "STREAMING",
+    "Array",
+    "Bundle",
+    "onnx_runtime",
+    "read_json",
+    "verify_files",
+]
+
+FORMAT_VERSION = 1
+ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
+STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.onnx"
+AGAIN = "export it again with varitok-export"
+
+Array = npt.NDArray[Any]
+
+
+class Bundle:
+    """An exported codec, opened by `load`: an `ImageBundle` or a `SoundBundle`.
+
+    Each direction's graph is read when it is first used.
+
+    Args:
+        folder: Where it lies.
+        config: Its config.json.
+        providers: ONNX Runtime's execution providers.
+
+    Attributes:
+        config: Its config.json.
+        tokens: The most tokens of a signal, N; 0 where their number follows from its length.
+        channels: Of a signal.
+        book_sizes: Entries of each book; none where codes are continuous.
+        book_strides: Tokens for which a code of each book stands, itself repeated.
+        rows: Rows of a code: books, or the channels of continuous ones.
+        axes: Of the grid that codes lie on, 1 for tokens in a row.
+        latency_ms: Milliseconds of a signal that a stream waits for before it can give a code; None: it can't stream,
+            or no rate is known.
+    """
+
+    axes = 1
+
+    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
+        self.folder = folder
+        self.config = config
+        self.providers = providers
+        try:
+            self.tokens = int(config["tokens"])
+            self.channels = int(config["channels"])
+            self.book_sizes = tuple(int(size) for size in config["book_sizes"])
+            self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
+            self.rows = int(config.get("code_rows", len(self.book_sizes)))
+            self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
+            self._read()
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
+
+    def _read(self) -> None:
+        """Take what only one modality has out of the config."""
+
+    def bits(self, tokens: int) -> float:
+        """Count the payload bits of `tokens` tokens, exactly."""
+        if not self.book_sizes:
+            return tokens * 32.0 * self.rows
+        books = zip(self.book_sizes, self.book_strides, strict=True)
+        return sum(-(-tokens // stride) * math.log2(size) for size, stride in books)
+
+    def decode(self, codes: Any) -> npt.NDArray[np.float32]:
+        """Turn codes `(b, books, k)`, of clips `(b, books, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].
+
+        Codes may be of any integer type, and a prefix of the books; continuous ones are floats, all channels. k is
+        from 1 to N, or any where the number of tokens follows from the signal's length.
+
+        Raises:
+            UserError: A shape, type or code that the codec doesn't have.
+        """
+        codes = self._codes(codes)
+        self._check_tokens(codes.shape[2])
+        return self.run_decoder(codes)
+
+    def run_decoder(self, codes: Array) -> npt.NDArray[np.float32]:
+        """Turn codes of the graph's own type into signals; nothing is checked."""
+        graph = self._decoder
+        signal: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: codes})[0]
+        return signal
+
+    def run_encoder(self, signal: npt.NDArray[np.float32]) -> Array:
+        """Turn signals, float32 `(b, c, *grid)` in [-1, 1], into codes; nothing is checked."""
+        graph = self._encoder
+        codes: Array = graph.run(None, {graph.get_inputs()[0].name: signal})[0]
+        return codes
+
+    def _codes(self, codes: Any) -> Array:
+        """Check codes, of which there may be none yet; give them in the graph's type."""
+        codes = np.asarray(codes)
+        kind, least, what = ("iu", 1, "whole numbers") if self.book_sizes else ("f", self.rows, "floats")
+        if codes.dtype.kind not in kind:
+            raise UserError(f"codes: {what} are expected, got {codes.dtype}")
+        if codes.ndim != 2 + self.axes or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
+            rows = f"{least} to {self.rows}" if least < self.rows else self.rows
+            most = f"1 to {self.tokens}" if self.tokens else ("tokens" if self.axes == 1 else "frames, rows, columns")
+            raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
+        # ONNX Runtime would take -1 for the last entry.
+        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
+            low, high = codes[:, book].min(initial=0), codes[:, book].max(initial=0)
+            if low < 0 or high >= size:
+                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
+        checked: Array = codes.astype(np.int64 if self.book_sizes else np.float32)
+        return checked
+
+    @cached_property
+    def streaming_graphs(self) -> tuple[Any, Any]:
+        """The encoder's and the decoder's graphs that go chunk by chunk, as ONNX Runtime's sessions.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        if not self.config.get("streaming"):
+            raise UserError(f"{self.folder}: this codec can't stream, it looks ahead; encode and decode whole signals")
+        return self._session(STREAMING[0]), self._session(STREAMING[1])
+
+    def _kept(self, books: int | None) -> int:
+        """Check the number of books that is asked for; give it, all where None."""
+        kept = self.rows if books is None else books
+        if not 1 <= kept <= self.rows or (not self.book_sizes and kept != self.rows):
+            raise UserError(
+                f"{kept} books: this codec has {self.rows}" + (", or fewer" if self.book_sizes else ", all needed")
+            )
+        return kept
+
+    def _check_tokens(self, tokens: int) -> None:
+        if tokens < 1 or (self.tokens and tokens > self.tokens):
+            raise UserError(f"{tokens} tokens: this codec takes from 1 {f'to {self.tokens}' if self.tokens else 'on'}")
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return self._session(ENCODER)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return self._session(DECODER)
+
+    def _session(self, name: str) -> Any:
+        try:
+            return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
+        except Exception as error:  # ONNX Runtime's own classes, made in C++
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+
+
+def onnx_runtime() -> Any:
+    """Give the module `onnxruntime`.
+
+    Raises:
+        UserError: It isn't installed.
+    """
+    try:
+        import onnxruntime  # noqa: PLC0415 (looking at a bundle's folder should not need it)
+    except ImportError as error:
+        raise UserError("ONNX Runtime is not installed; pip install onnxruntime") from error
+    return onnxruntime
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of a bundle.
+
+    Raises:
+        UserError: It isn't there, or is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); is {path.parent} a bundle of varitok?") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a bundle's; {AGAIN}")
+    return found
+
+
+def verify_files(folder: Path) -> None:
+    """Compare the files that the runtime reads with export.json."""
+    files = read_json(folder / "export.json").get("files")
+    if not isinstance(files, dict) or not {"config.json", ENCODER, DECODER} <= files.keys():
+        raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {AGAIN}")
+    for name, known in files.items():
+        if name != "config.json" and not name.startswith("onnx/"):
+            continue
+        path, digest = folder / name, hashlib.sha256()
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {AGAIN}")
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != known["sha256"]:
+            raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")

@@ -1,0 +1,115 @@
+"""A bundle of clips: any size, alone and chunk by chunk, with numpy and ONNX Runtime."""
+
+import re
+import runpy
+
+import numpy as np
+import pytest
+import torch
+
+import varitok
+from varitok import UserError
+from varitok.export.bundle import export_bundle
+
+from ..codecs.examples import clip_codec
+
+NEAR = 1e-4  # of values that are clamped to [-1, 1]; the codec's own reach to 5
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return clip_codec()
+
+
+@pytest.fixture(scope="module")
+def folder(codec, tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "bundle"
+    parity = export_bundle(codec, path)["parity"]
+    assert set(parity) == {"model.safetensors", "codec.ts", "codec.ts, streaming", "onnx", "onnx, streaming"}
+    assert all(one["codes_equal"] == 1 for one in parity.values())
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(folder):
+    return varitok.load(folder)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return np.random.default_rng(0).integers(0, 256, (11, 20, 30, 3), np.uint8)
+
+
+def test_it_codes_as_the_codec(codec, bundle, clip):
+    codes = bundle.encode(clip)
+    signal = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        wanted = codec.encode(signal)
+        back = codec.decode(wanted, (11, 20, 30)).clamp(-1, 1)
+    assert np.array_equal(codes, wanted.numpy()) and codes.shape[2:] == bundle.grid(11, 20, 30)
+    clips = bundle.decode(codes, (11, 20, 30))
+    np.testing.assert_allclose(clips, back.numpy(), rtol=0, atol=NEAR)
+    assert bundle.pixels(clips).shape == (1, 11, 20, 30, 3)
+    assert np.array_equal(bundle.encode(signal.numpy()), codes)
+    assert "4 x 8 x 8" in repr(bundle) and bundle.latency_ms == 500
+
+
+def test_an_image_is_a_clip_of_one_frame(bundle, clip):
+    codes = bundle.encode(clip[:1])
+    assert np.array_equal(codes, bundle.encode(clip)[:, :, :1])
+    assert bundle.decode(codes).shape == (1, 3, 1, 24, 32)
+
+
+@pytest.mark.parametrize("sizes", [(11,), (1,) * 11, (3, 0, 1, 7), (5, 6)])
+def test_it_streams_chunks_of_any_size(bundle, clip, sizes):
+    whole, stream, parts = bundle.encode(clip), bundle.encoding(), []
+    begin = 0
+    for size in sizes:
+        parts.append(stream(clip[begin : begin + size]))
+        begin += size
+    parts.append(stream.flush())
+    assert np.array_equal(np.concatenate([part for part in parts if part.size], axis=2), whole)
+    decode, back = bundle.decoding(), []
+    for part in parts:
+        back.append(decode(part) if part.size else decode(whole[:, :, :0]))
+    back.append(decode.flush())
+    back = np.concatenate([part for part in back if part.size], axis=2)
+    np.testing.assert_allclose(back, bundle.decode(whole), rtol=0, atol=NEAR)
+
+
+def test_a_stream_begins_anew_after_its_end(bundle, clip):
+    stream = bundle.encoding()
+    first = [stream(clip), stream.flush()]
+    again = [stream(clip), stream.flush()]
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    with pytest.raises(UserError, match=r"frames of \(20, 30\) before, \(16, 16\) now"):
+        stream(clip[:2]), stream(clip[:, :16, :16])
+
+
+def test_what_it_does_not_take_is_one_line(bundle, clip):
+    codes = bundle.encode(clip)
+    for call, message in [
+        (lambda: bundle.encode(clip[..., :1]), r"pixels (frames, height, width, 3) are expected, got (11, 20, 30, 1)"),
+        (lambda: bundle.encode(clip.astype(np.int32)), "uint8 pixels or floats in [-1, 1] are expected, got int32"),
+        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), 2.0)), "float values must lie in [-1, 1]"),
+        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), np.nan)), "float values must lie in [-1, 1]"),
+        (lambda: bundle.encode(np.zeros((3, 1, 8, 8))), "float values (batch, 3, frames, height, width) are expected"),
+        (lambda: bundle.encode(clip[:0]), "1 or more are expected"),
+        (lambda: bundle.encode(clip, books=2), "2 books: this codec has 1"),
+        (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
+        (lambda: bundle.decode(codes + 512), "book 0 has codes 0 to 511"),
+        (lambda: bundle.decode(codes, (5, 20, 30)), "size: (5, 20, 30) has codes (2, 3, 4), these are (4, 3, 4)"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            call()
+
+
+def test_examples_of_the_card_run(folder, monkeypatch):
+    text = (folder / "README.md").read_text()
+    assert "an image is a clip of one frame" in text
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        (folder.parent / "example.py").write_text(block)
+        runpy.run_path(str(folder.parent / "example.py"))

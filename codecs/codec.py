@@ -358,6 +358,7 @@ class Codec(nn.Module):
         Raises:
             UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
         """
+        self.memory_layout("encoder")  # before all else, it says why where there is none
         lead = self.lead if state is None else 0
         size = (signal.shape[2] + lead, *signal.shape[3:])
         grid = tuple(-(-side // step) for side, step in zip(size, self.hop, strict=True))

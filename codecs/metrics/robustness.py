@@ -26,7 +26,7 @@ from ..bottlenecks.contract import Bottleneck
 from ..perturbation import neighbours, shaken, table_of
 from ..processes import processes, sums_over_processes
 from . import frechet, image
-from .table import write_rows
+from .table import wide_console, write_rows
 
 __all__ = [
     "DERIVATIVES",
@@ -228,7 +228,7 @@ class Robustness:
             shown.add_column(name, justify="left" if name == "way" else "right")
         for row in self.rows:
             shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-        (console or Console()).print(shown)
+        (console or wide_console()).print(shown)
 
 
 @torch.inference_mode()

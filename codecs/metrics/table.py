@@ -13,7 +13,7 @@ from varitok import UserError
 
 from .figure import Curve, draw_curves
 
-__all__ = ["SHOWN", "Row", "Table", "read_csv", "write_rows"]
+__all__ = ["SHOWN", "Row", "Table", "read_csv", "wide_console", "write_rows"]
 
 Row = dict[str, float]
 
@@ -39,7 +39,6 @@ PRINTED = {
     "estoi": ("ESTOI", "{:.3f}"),
     "usage": ("used", "{:.1%}"),
     "entropy": ("entropy", "{:.2f}"),
-    "perplexity": ("perplexity", "{:.1f}"),
 }
 
 
@@ -101,12 +100,20 @@ class Table:
             title=f"Quality per kept {'tokens' if self.axis == 'k' else 'books'} (PSNR, SI-SDR in dB, entropy in bits)",
             box=rich.box.SIMPLE_HEAD,
             title_justify="left",
+            collapse_padding=True,
+            pad_edge=False,
         )
         for name in columns:
             shown.add_column(PRINTED[name][0], justify="right")
         for row in self.rows:
             shown.add_row(*(PRINTED[name][1].format(row[name]) for name in columns))
-        (console or Console()).print(shown)
+        (console or wide_console()).print(shown)
+
+
+def wide_console() -> Console:
+    """Give a console that does not cut tables off in files and logs, which have no width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def read_csv(path: Path) -> Table:

@@ -26,20 +26,27 @@ __all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
 
+    Of several axes each turns a share of the pairs, with wavelengths of its own.
+
     Args:
         width: Width of a head, even.
         base: Of the wavelengths.
+        axes: Of a place.
     """
 
     rates: Tensor
 
-    def __init__(self, width: int, base: float) -> None:
+    def __init__(self, width: int, base: float, axes: int = 1) -> None:
         super().__init__()
-        self.register_buffer("rates", base ** (-torch.arange(0, width, 2) / width), persistent=False)
+        rates = torch.zeros(axes, width // 2)
+        shares = torch.arange(width // 2).tensor_split(axes)
+        for axis, share in enumerate(shares):
+            rates[axis, share] = base ** (-torch.arange(len(share)) / len(share))
+        self.register_buffer("rates", rates, persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their place, the first being `start`."""
-        angles = torch.arange(start, start + x.shape[2], device=x.device)[:, None] * self.rates
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places `(n, axes)`."""
+        angles = (places[:, :, None] * self.rates).sum(1)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -48,32 +55,37 @@ class Rotary(nn.Module):
 class _Attention(nn.Module):
     """Self-attention with rotary positions."""
 
-    def __init__(self, width: int, heads: int, base: float, qk_norm: bool, eps: float) -> None:
+    def __init__(self, width: int, heads: int, base: float, qk_norm: bool, eps: float, axes: int) -> None:
         super().__init__()
         self.heads = heads
         self.slot = 0
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         each = width // heads
-        self.rotary = Rotary(each, base)
+        self.rotary = Rotary(each, base, axes)
         self.q_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, allowed: Tensor | None, causal: bool, context: int, memory: list[Tensor] | None
+        self,
+        x: Tensor,
+        places: Tensor,
+        allowed: Tensor | None,
+        causal: bool,
+        context: int,
+        memory: list[Tensor] | None,
     ) -> Tensor:
         """Attend where `allowed`, bool, broadcast over `(b, heads, n, n)`, says; where it is None, as `causal` says.
 
-        With a memory there are keys and values of `context` steps more, which come first.
+        `places` are those of the keys. With a memory there are keys and values of `context` tokens more, which come
+        first.
         """
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        start = 0
         if memory is not None and context > 0:
             k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
-            start = context
-        q, k = self.rotary(q, start), self.rotary(k)
+        q, k = self.rotary(q, places[places.shape[0] - n :]), self.rotary(k, places)
         y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
         attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
         return attended
@@ -103,20 +115,35 @@ class _Block(nn.Module):
     """Attention and perceptron, each normalised, scaled for each channel, and added."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, base: float, scale: float, qk_norm: bool, gated: bool, eps: float
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        base: float,
+        scale: float,
+        qk_norm: bool,
+        gated: bool,
+        eps: float,
+        axes: int,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps)
-        self.attention = _Attention(width, heads, base, qk_norm, eps)
+        self.attention = _Attention(width, heads, base, qk_norm, eps, axes)
         self.mlp_norm = nn.LayerNorm(width, eps)
         self.mlp = _Perceptron(width, hidden, gated)
         self.attention_scale = nn.Parameter(torch.full((width,), float(scale)))
         self.mlp_scale = nn.Parameter(torch.full((width,), float(scale)))
 
     def forward(
-        self, x: Tensor, allowed: Tensor | None, causal: bool, context: int, memory: list[Tensor] | None
+        self,
+        x: Tensor,
+        places: Tensor,
+        allowed: Tensor | None,
+        causal: bool,
+        context: int,
+        memory: list[Tensor] | None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), allowed, causal, context, memory)
+        attended = self.attention(self.attention_norm(x), places, allowed, causal, context, memory)
         x = x + self.attention_scale * attended
         x = x + self.mlp_scale * self.mlp(self.mlp_norm(x))
         return x
@@ -125,12 +152,15 @@ class _Block(nn.Module):
 class SequenceTransformer(nn.Module):
     """A pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
 
+    A step may be a frame of rows x columns tokens: then it is block-causal, a frame's tokens attend to each other and
+    to those of frames before.
+
     Args:
         width: Width of the tokens.
         depth: Blocks.
         heads: Heads of each; `width / heads` is even.
         hidden: Hidden width of the perceptrons; four times the width where None.
-        causal: A token attends to none behind it.
+        causal: A step attends to none behind it.
         window: Steps within which tokens attend to each other, themselves counted: `i - j < window`, and without
             `causal` also `j - i < window`; None for all.
         layer_scale: Start of the scales of each branch (arXiv 2103.17239); 1 for about none.
@@ -138,6 +168,7 @@ class SequenceTransformer(nn.Module):
         gated: The perceptrons are gated by SiLU, instead of GELU.
         eps: Of the layer norms; TAAE needs 1e-2, or quiet steps blow up.
         base: Of the rotary wavelengths.
+        axes: Of a token's place: 1, the step alone, or 3, step, row and column.
 
     Attributes:
         context: Steps that a causal layer looks back to; 0 where that is all of them.
@@ -160,31 +191,58 @@ class SequenceTransformer(nn.Module):
         gated: bool = False,
         eps: float = 1e-5,
         base: float = 10000.0,
+        axes: int = 1,
     ) -> None:
         super().__init__()
+        if axes not in (1, 3):
+            raise UserError(f"transformer: axes={axes} should be 1, of sequences, or 3, of frames")
         if width % (2 * heads):
             raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
         if window is not None and window < 1:
             raise UserError(f"transformer: window={window} should be at least 1")
         self.width = width
+        self.axes = axes
         self.causal = causal
         self.window = window or 0
         self.context = max(self.window - 1, 0)
         self.slot = 0
         self.obstacle = "" if causal and window else "a transformer isn't causal, or has no window"
         self.blocks = nn.ModuleList(
-            _Block(width, heads, hidden or 4 * width, base, layer_scale, qk_norm, gated, eps) for _ in range(depth)
+            _Block(width, heads, hidden or 4 * width, base, layer_scale, qk_norm, gated, eps, axes)
+            for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True where a token is valid."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        memory: list[Tensor] | None = None,
+        rows: int = 1,
+        columns: int = 1,
+    ) -> Tensor:
+        """Transform tokens `(b, n, width)`, of frames row by row.
+
+        Args:
+            x: The tokens.
+            mask: bool `(b, n)`, True where a token is valid.
+            memory: Of the chunks before.
+            rows: Of tokens in a frame.
+            columns: Of tokens in a frame.
+        """
+        frame = rows * columns
+        context = self.context * frame if memory is not None else 0
+        index = torch.arange(context + x.shape[1], device=x.device)
+        step = index // frame
+        places = index[:, None]
+        if self.axes == 3:
+            # Not by `%`, which ONNX's exporter takes with a constant only.
+            inside = index - step * frame
+            row = inside // columns
+            places = torch.stack([step, row, inside - row * columns], dim=1)
         allowed: Tensor | None = None
         # To a causal one what isn't valid can't come, being a suffix.
-        if self.window > 0 or (mask is not None and not self.causal):
-            places = torch.arange(x.shape[1], device=x.device)
-            back = places[:, None] - places
-            if memory is not None and self.context > 0:
-                back = places[:, None] + self.context - torch.arange(self.context + x.shape[1], device=x.device)
+        if self.window > 0 or (self.causal and self.axes == 3) or (mask is not None and not self.causal):
+            back = step[context:, None] - step
             near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
             if self.window > 0:
                 near = near & (back.abs() < self.window)
@@ -192,12 +250,12 @@ class SequenceTransformer(nn.Module):
             if mask is not None and not self.causal:
                 # Itself each may attend to: a row without anything allowed is NaN.
                 allowed = allowed & (mask[:, None, None, :] | (back == 0)[None, None])
-            if memory is not None and self.context > 0:
-                real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, self.context, 1)
+            if memory is not None and context > 0:
+                real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, context, 1)
                 allowed = allowed & (real > 0)[:, None, None, :]
         causal = self.causal and allowed is None
         for block in self.blocks:
-            x = block(x, allowed, causal, self.context, memory)
+            x = block(x, places, allowed, causal, context, memory)
         return x
 
 

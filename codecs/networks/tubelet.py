@@ -1,0 +1,212 @@
+"""Transformers on tubelets of clips: block-causal (BSQ-ViT), or space and time in turn (OmniTokenizer).
+
+A tubelet is a box of frames, rows and columns; one linear map makes a token of it, another makes it of a token.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from .convolution import along_first, at_rate, masked
+from .sequence import SequenceTransformer
+
+__all__ = ["TubeletDecoder", "TubeletEncoder"]
+
+Attention = Literal["block", "axial"]
+
+
+class _Trunk(nn.Module):
+    """The transformer that both directions share: what follows the encoder's map, and precedes the decoder's.
+
+    "block" attends from a frame's tokens to all of its own and of the frames before (BSQ-ViT, arXiv 2406.07548, section
+    3.2); "axial" first within frames, then, `depth` blocks later, along time (OmniTokenizer, arXiv 2406.09399).
+    """
+
+    def __init__(
+        self, base: int, depth: int, heads: int, hidden: int | None, attention: str, window: int | None, causal: bool
+    ) -> None:
+        super().__init__()
+        if attention not in ("block", "axial"):
+            raise UserError(f"codec: attention={attention!r} is block or axial")
+        form = {"width": base, "depth": depth, "heads": heads, "hidden": hidden, "layer_scale": 1.0, "qk_norm": True}
+        self.blocks: SequenceTransformer | None = None
+        self.within: SequenceTransformer | None = None
+        self.along: SequenceTransformer | None = None
+        if attention == "block":
+            self.blocks = SequenceTransformer(**form, causal=causal, window=window, axes=3)  # type: ignore[arg-type]
+        else:
+            self.within = SequenceTransformer(**form, axes=3)  # type: ignore[arg-type]
+            self.within.obstacle = ""  # a frame is there as a whole
+            self.along = SequenceTransformer(**form, causal=causal, window=window)  # type: ignore[arg-type]
+        self.norm = nn.LayerNorm(base)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rows: int, columns: int, memory: list[Tensor] | None, onward: bool
+    ) -> Tensor:
+        """Transform tokens `(b, n, d)`; `onward` goes within frames first, else along time first."""
+        if self.blocks is not None:
+            x = self.blocks(x, mask, memory, rows, columns)
+        elif onward:
+            x = self._along(self._within(x, rows, columns), mask, rows * columns, memory)
+        else:
+            x = self._within(self._along(x, mask, rows * columns, memory), rows, columns)
+        y: Tensor = self.norm(x)
+        return y
+
+    def _within(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        b, n, d = x.shape
+        assert self.within is not None
+        frames: Tensor = self.within(x.reshape(-1, rows * columns, d), None, None, rows, columns)
+        return frames.reshape(b, n, d)
+
+    def _along(self, x: Tensor, mask: Tensor | None, frame: int, memory: list[Tensor] | None) -> Tensor:
+        b, n, d = x.shape
+        assert self.along is not None
+        steps: Tensor | None = None
+        if mask is not None:
+            steps = mask.reshape(b, -1, frame).transpose(1, 2).reshape(b * frame, -1)
+        tubes = x.reshape(b, -1, frame, d).transpose(1, 2).reshape(b * frame, -1, d)
+        moved: Tensor = self.along(tubes, steps, memory)
+        return moved.reshape(b, frame, -1, d).transpose(1, 2).reshape(b, n, d)
+
+
+class TubeletEncoder(nn.Module):
+    """Reads clips into latents, one for each tubelet.
+
+    Args:
+        width: Width of the latents.
+        patch: Frames, rows and columns of a tubelet.
+        base: Width of the transformer.
+        depth: Its blocks; of "axial", of each kind.
+        heads: Heads of each.
+        hidden: Hidden width of the perceptrons; four times the base where None.
+        attention: "block" or "axial".
+        window: Latent frames that a token sees, its own counted; None for all, with which it can't go chunk by chunk.
+        causal: A token sees none of the frames behind its own.
+        channels: Channels of the clip.
+
+    Attributes:
+        hop: Frames, rows and columns for a latent.
+        lead: Copies of the first frame that a causal codec puts before it, so that it alone makes a latent.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        patch: Sequence[int],
+        base: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        hidden: int | None = None,
+        attention: Attention = "block",
+        window: int | None = None,
+        causal: bool = True,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        first, second, third = _patch(patch)
+        self.width = width
+        self.channels = channels
+        self.causal = causal
+        self.hop = (first, second, third)
+        self.lead = first - 1 if causal else 0
+        self.embed = nn.Linear(channels * first * second * third, base)
+        nn.init.zeros_(self.embed.bias)
+        self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
+        self.out = nn.Linear(base, width)
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b, n, width)`.
+
+        `mask` is bool `(b, n)`, True for the latents that are of a clip: a prefix of its frames. `memory` is of the
+        chunks before; see `codecs/streaming.py`.
+        """
+        b, c = signal.shape[0], signal.shape[1]
+        first, second, third = self.hop
+        rows, columns = signal.shape[3] // second, signal.shape[4] // third
+        x = signal.reshape(b, c, -1, first, rows, second, columns, third).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        x = self.embed(x.reshape(b, -1, c * first * second * third))
+        latents: Tensor = self.out(self.trunk(x, mask, rows, columns, memory, True))
+        return latents
+
+
+class TubeletDecoder(nn.Module):
+    """Makes clips from latents: the encoder's mirror.
+
+    Args:
+        width: Width of the latents.
+        patch: Frames, rows and columns of a tubelet.
+        base: Width of the transformer.
+        depth: Its blocks; of "axial", of each kind.
+        heads: Heads of each.
+        hidden: Hidden width of the perceptrons; four times the base where None.
+        attention: "block" or "axial".
+        window: Latent frames that a token sees, its own counted; None for all.
+        causal: A token sees none of the frames behind its own.
+        channels: Channels of the clip.
+
+    Attributes:
+        hop: Frames, rows and columns for a latent.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        patch: Sequence[int],
+        base: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        hidden: int | None = None,
+        attention: Attention = "block",
+        window: int | None = None,
+        causal: bool = True,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        first, second, third = _patch(patch)
+        self.width = width
+        self.channels = channels
+        self.causal = causal
+        self.hop = (first, second, third)
+        self.embed = nn.Linear(width, base)
+        self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
+        self.out = nn.Linear(base, channels * first * second * third)
+
+    def forward(
+        self,
+        latents: Tensor,
+        mask: Tensor | None = None,
+        first: int = 1,
+        second: int = 1,
+        third: int = 1,
+        memory: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Turn latents `(b, n, width)` of a grid into clips `(b, c, *grid * hop)`; what isn't valid becomes 0.
+
+        `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid. `memory` is as in the
+        encoder.
+        """
+        x = self.out(self.trunk(self.embed(latents), mask, second, third, memory, False))
+        deep, high, wide = self.hop
+        x = x.reshape(latents.shape[0], first, second, third, self.channels, deep, high, wide)
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
+        x = x.reshape(latents.shape[0], self.channels, first * deep, second * high, third * wide)
+        return masked(x, at_rate(along_first(mask, first, 3), deep, 3))
+
+
+def _patch(patch: Sequence[int]) -> tuple[int, int, int]:
+    if len(patch) != 3 or min(patch) < 1:
+        raise UserError(f"codec: patch={list(patch)} should be frames, rows and columns, each at least 1")
+    first, second, third = patch
+    return first, second, third

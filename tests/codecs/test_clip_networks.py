@@ -1,0 +1,233 @@
+"""Networks of clips: causal where they say so, chunk by chunk as whole, padded as alone, any grid, exportable."""
+
+import onnxruntime
+import pytest
+import torch
+
+from varitok import UserError
+from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
+from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
+from varitok.codecs.networks.wavelet import Haar, InverseHaar
+from varitok.codecs.streaming import arrange_frames, at_grid, obstacle, pack, state_size, unpack
+
+WIDTH = 6
+
+
+def _factored(causal=True, **form):
+    form = {"width": WIDTH, "base": 8, "depth": 1, "causal": causal} | form
+    return FactoredEncoder(**form), FactoredDecoder(**form)
+
+
+def _tubelet(causal=True, **form):
+    form = {"width": WIDTH, "patch": (2, 4, 4), "base": 16, "depth": 2, "heads": 2, "causal": causal} | form
+    return TubeletEncoder(**form), TubeletDecoder(**form)
+
+
+def _joint(causal=True):
+    form = {"width": WIDTH, "base": 4, "strides": [[1, 2, 2], [2, 2, 2]], "dims": 3, "channels": 3, "causal": causal}
+    form |= {"kernel": 3, "last_kernel": 3, "residual_kernel": 3, "dilations": [1], "activation": "elu", "norm": "none"}
+    return ConvEncoder(**form), ConvDecoder(**form)
+
+
+SPLIT = {"strides": [[1, 2, 2], [2, 2, 2]], "multipliers": [1, 2, 2]}
+NETWORKS = {
+    "vidtok": lambda causal=True: _factored(causal, **SPLIT),
+    "cosmos": lambda causal=True: _factored(
+        causal, strides=[2], multipliers=[1, 1], units="factorised", wavelets=1, window=3
+    ),
+    "magvit2": lambda causal=True: _factored(causal, **SPLIT, units="joint", attention=False),
+    "convolutions": _joint,
+    "block": lambda causal=True: _tubelet(causal, window=3),
+    "axial": lambda causal=True: _tubelet(causal, attention="axial", window=2),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def name(request):
+    return request.param
+
+
+def networks(name, causal=True):
+    torch.manual_seed(0)
+    encoder, decoder = NETWORKS[name](causal)
+    with torch.no_grad():
+        for part in [*encoder.parameters(), *decoder.parameters()]:
+            part.add_(0.1 * torch.randn_like(part))
+    return encoder.eval(), decoder.eval()
+
+
+def clips(encoder, latents=4, rows=2, columns=3, b=2):
+    sides = [step * count for step, count in zip(encoder.hop, (latents, rows, columns), strict=True)]
+    return torch.randn(b, 3, *sides)
+
+
+def near(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
+
+
+@torch.no_grad()
+def test_sizes_are_exact(name):
+    encoder, decoder = networks(name)
+    assert encoder.lead == encoder.hop[0] - 1 and encoder.hop == decoder.hop
+    for grid in [(1, 1, 1), (3, 2, 3), (2, 5, 1)]:
+        x = clips(encoder, *grid)
+        z = encoder(x)
+        assert z.shape == (2, grid[0] * grid[1] * grid[2], WIDTH)
+        y = decoder(z, None, *grid)
+        assert y.shape == x.shape and y.isfinite().all()
+
+
+@torch.no_grad()
+def test_causal_ones_look_back_only(name):
+    encoder, decoder = networks(name)
+    x, step = clips(encoder), encoder.hop[0]
+    later = x.clone()
+    later[:, :, 2 * step :] += 1
+    one, other = encoder(x), encoder(later)
+    near(other[:, :12], one[:, :12])
+    assert (one[:, 12:] - other[:, 12:]).abs().max() > 1e-3
+    moved = one.clone()
+    moved[:, 12:] += 1
+    one, other = decoder(one, None, 4, 2, 3), decoder(moved, None, 4, 2, 3)
+    near(other[:, :, : 2 * step], one[:, :, : 2 * step])
+    assert (one[:, :, 2 * step :] - other[:, :, 2 * step :]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(1,) * 5, (2, 3), (4, 1)])
+def test_chunks_are_the_whole(name, sizes):
+    encoder, decoder = networks(name)
+    assert not obstacle(encoder) and not obstacle(decoder)
+    x, step = clips(encoder, 5), encoder.hop[0]
+    whole = encoder(x)
+    back = decoder(whole, None, 5, 2, 3)
+
+    def run(network, parts):
+        layout = arrange_frames(network, lambda memory, *grid: parts(0, 1, memory, grid, True))
+        shapes = at_grid(layout, 2, 3)
+        state, made, begin = torch.zeros(2, state_size(shapes)), [], 0
+        for size in sizes:
+            memory = unpack(state, shapes)
+            made.append(parts(begin, size, memory, (2, 3), False))
+            state = pack(memory, shapes, state)
+            begin += size
+        return made
+
+    def encode(begin, size, memory, grid, empty):
+        if empty:
+            sides = (step * size, *(side * count for side, count in zip(encoder.hop[1:], grid, strict=True)))
+            return encoder(torch.zeros(1, 3, *sides), None, memory)
+        return encoder(x[:, :, begin * step : (begin + size) * step], None, memory)
+
+    def decode(begin, size, memory, grid, empty):
+        z = torch.zeros(1, grid[0] * grid[1], WIDTH) if empty else whole[:, begin * 6 : (begin + size) * 6]
+        return decoder(z, None, size, *grid, memory)
+
+    near(torch.cat(run(encoder, encode), 1), whole)
+    near(torch.cat(run(decoder, decode), 2), back)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_changes_nothing_valid(name, causal):
+    encoder, decoder = networks(name, causal)
+    x, step = clips(encoder, 4), encoder.hop[0]
+    mask = torch.arange(24) < torch.tensor([[24], [12]])
+    z = encoder(x, mask)
+    y = decoder(z, mask, 4, 2, 3)
+    alone = encoder(x[1:, :, : 2 * step])
+    near(z[1:, :12], alone)
+    near(z[:1], encoder(x[:1]))
+    near(y[1:, :, : 2 * step], decoder(alone, None, 2, 2, 3))
+    assert y[1:, :, 2 * step :].abs().max() == 0
+
+
+def test_gradients_reach_all_parameters(name):
+    encoder, decoder = networks(name)
+    decoder(encoder(clips(encoder)), None, 4, 2, 3).square().sum().backward()
+    for part in (*encoder.named_parameters(), *decoder.named_parameters()):
+        assert part[1].grad is not None and part[1].grad.abs().sum() > 0, part[0]
+
+
+@torch.no_grad()
+def test_they_script(name):
+    encoder, decoder = networks(name)
+    x = clips(encoder)
+    scripted, back = torch.jit.script(encoder), torch.jit.script(decoder)
+    z = encoder(x)
+    near(scripted(x), z)
+    near(back(z, None, 4, 2, 3), decoder(z, None, 4, 2, 3))
+    x = clips(encoder, 1, 3, 1)
+    near(scripted(x), encoder(x))
+
+
+class _Around(torch.nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z):
+        return self.decoder(z.flatten(1, 3), None, z.shape[1], z.shape[2], z.shape[3])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["block", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cosmos", "vidtok", "axial"))]
+)
+def test_they_export(name, tmp_path):
+    encoder, decoder = networks(name)
+    free = {0: "b", 2: "t", 3: "h", 4: "w"}
+    x = clips(encoder, 5, 3, 4)
+    z = encoder(x).view(2, 5, 3, 4, WIDTH)
+    grid = {0: "b", 1: "t", 2: "h", 3: "w"}
+    for network, example, dynamic, file in [(encoder, x, free, "e"), (_Around(decoder), z, grid, "d")]:
+        torch.onnx.export(
+            network,
+            (example,),
+            tmp_path / file,
+            dynamo=True,
+            dynamic_shapes=(dynamic,),
+            opset_version=20,
+            verbose=False,
+        )
+    into, back = (onnxruntime.InferenceSession(tmp_path / file) for file in ("e", "d"))
+    for sides in [(1, 1, 1), (3, 2, 5)]:
+        x = clips(encoder, *sides, b=1)
+        wanted = encoder(x)
+        near(torch.from_numpy(into.run(None, {into.get_inputs()[0].name: x.numpy()})[0]), wanted)
+        z = wanted.view(1, *sides, WIDTH)
+        got = back.run(None, {back.get_inputs()[0].name: z.numpy()})[0]
+        near(torch.from_numpy(got), decoder(wanted, None, *sides))
+
+
+def test_wavelets_lose_nothing_and_keep_the_energy():
+    x = torch.randn(2, 3, 8, 4, 12)
+    for levels in (0, 1, 2):
+        haar, back = Haar(3, levels), InverseHaar(3, levels)
+        y = haar(x)
+        assert y.shape == (2, haar.outputs, *(side // haar.rate for side in (8, 4, 12)))
+        torch.testing.assert_close(y.square().sum(), x.square().sum())
+        torch.testing.assert_close(back(y), x)
+    flat = Haar(1, 2)(torch.ones(1, 1, 4, 4, 4))
+    assert flat[0, 0].item() == pytest.approx(8) and flat[0, 1:].abs().max() < 1e-6
+
+
+def test_a_window_is_needed_to_go_chunk_by_chunk():
+    encoder, _ = _tubelet()
+    assert obstacle(encoder) == "a transformer isn't causal, or has no window"
+    assert obstacle(_factored(False, **SPLIT)[0]) == "a convolution isn't causal"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: _factored(strides=[2], multipliers=[1]), "1 strides need 2 multipliers, not 1"),
+        (lambda: _factored(**SPLIT, units="other"), "units='other' is one of split, factorised, joint"),
+        (lambda: _tubelet(attention="other"), "attention='other' is block or axial"),
+        (lambda: _tubelet(patch=(2, 0, 4)), r"patch=\[2, 0, 4\] should be frames, rows and columns"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

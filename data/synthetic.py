@@ -12,7 +12,7 @@ from varitok import UserError
 
 from .batch import Key, Splits
 
-__all__ = ["DeadLeaves", "dead_leaves"]
+__all__ = ["DeadLeaves", "Leaves", "dead_leaves", "draw_leaves", "noise_fields", "paint"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -65,7 +65,7 @@ class DeadLeaves(Dataset[Tensor]):
         self.seed = seed
         self.train = train
         self.least_radius = least_radius
-        self._fields = _noise(np.random.default_rng(seed))
+        self._fields = noise_fields(np.random.default_rng(seed))
 
     def __len__(self) -> int:
         """Count the images of an epoch."""
@@ -81,7 +81,7 @@ class DeadLeaves(Dataset[Tensor]):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of {self.length} images")
         rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
-        canvas = _paint(_leaves(rng, self.image_size, self.least_radius), self._fields, self.image_size)
+        canvas = paint(draw_leaves(rng, self.image_size, self.least_radius), self._fields, self.image_size)
         return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
 
@@ -112,7 +112,7 @@ def dead_leaves(
     )
 
 
-class _Leaves(NamedTuple):
+class Leaves(NamedTuple):
     """Leaves from the back to the front, n of them; lengths in pixels, angles in radians."""
 
     centre: Floats  # (n, 2), y and x
@@ -129,7 +129,7 @@ class _Leaves(NamedTuple):
     field: Ints  # (n, 3), which noise and where in it
 
 
-def _leaves(rng: np.random.Generator, side: int, least_radius: float) -> _Leaves:
+def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Leaves:
     """Draw the leaves of one image; the first is the ground, larger than the image."""
     largest = MOST_RADIUS * side
     least = min(least_radius * FINENESS ** rng.random(), largest / 2)
@@ -167,7 +167,7 @@ def _leaves(rng: np.random.Generator, side: int, least_radius: float) -> _Leaves
         "grain": rng.exponential(0.12, n),
     }
     field = rng.integers(0, (FIELDS, FIELD_SIDE, FIELD_SIDE), (n, 3), dtype=np.int32)
-    return _Leaves(polygon=polygon, field=field, **{name: a.astype(np.float32) for name, a in arrays.items()})
+    return Leaves(polygon=polygon, field=field, **{name: a.astype(np.float32) for name, a in arrays.items()})
 
 
 def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -214,7 +214,7 @@ LMS_TO_RGB = np.array([
 ])  # fmt: skip
 
 
-def _noise(rng: np.random.Generator) -> Floats:
+def noise_fields(rng: np.random.Generator) -> Floats:
     """Make periodic fields of 1/f noise with a variance of 1: `(FIELDS, FIELD_SIDE, FIELD_SIDE)`."""
     white = np.fft.rfft2(rng.normal(size=(FIELDS, FIELD_SIDE, FIELD_SIDE)))
     down, right = np.fft.fftfreq(FIELD_SIDE)[:, None], np.fft.rfftfreq(FIELD_SIDE)
@@ -225,7 +225,7 @@ def _noise(rng: np.random.Generator) -> Floats:
     return fields
 
 
-def _paint(leaves: _Leaves, fields: Floats, side: int) -> Floats:
+def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     """Paint leaves from the back to the front: `(3, side, side)`.
 
     All pixels of all leaves lie in one flat array, leaf after leaf, so that numpy is called once for all of them.
@@ -265,7 +265,7 @@ def _paint(leaves: _Leaves, fields: Floats, side: int) -> Floats:
     return canvas
 
 
-def _boxes(leaves: _Leaves, side: int) -> tuple[Ints, Ints]:
+def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
     """Give the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
     cos, sin = np.cos(leaves.turn), np.sin(leaves.turn)
     down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
@@ -276,7 +276,7 @@ def _boxes(leaves: _Leaves, side: int) -> tuple[Ints, Ints]:
     return low, high
 
 
-def _distance(leaves: _Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
+def _distance(leaves: Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
     """Give each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
     scale = 1 / leaves.radius
     scale_u, scale_v = np.repeat(scale.T, sizes, axis=1)

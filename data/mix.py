@@ -36,16 +36,25 @@ class Mix(Dataset[Tensor]):
         return sum(self.counts)
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the sample of `(epoch, index)`; what it is drawn from follows from the key.
+        """Give the sample of `(epoch, index)`; the data set that it is drawn from follows from the index.
 
         Raises:
             BadSample: The file can't be read.
         """
         generator = sample_generator(self.seed, key)
-        which = int(torch.multinomial(self.shares, 1, generator=generator))
+        which = self._source(key[1])
         place = int(torch.randint(self.counts[which], (), generator=generator))
         # The index stands in for the epoch: two draws of one file are two variations of it.
         return self.datasets[which][key[0] * len(self) + key[1], place]
+
+    def sizes(self) -> list[int]:
+        """Tell about how large each sample is: as the largest of the data set that it is drawn from."""
+        largest = [max(data.sizes()) for data in self.datasets]  # type: ignore[attr-defined]
+        return [largest[self._source(index)] for index in range(len(self))]
+
+    def _source(self, index: int) -> int:
+        """Tell which data set a sample is drawn from, in every epoch, so that samples of a kind can share a batch."""
+        return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
 
 
 class _Joined(Dataset[Tensor]):

@@ -89,7 +89,7 @@ class _Tally:
             return
         signal, lengths = normalise(batch.signal.to(self.device)), batch.lengths.to(self.device)
         real = self.medium.as_written(signal)
-        self.seen += torch.tensor([len(real), 0, len(real) * min(real.shape[2:])])
+        self.seen += torch.tensor([len(real), 0, len(real) * min(real.shape[2:][-2:])])
         self.amount += self.medium.amount(real, batch.lengths)
         code = self.ladder.encode(signal, lengths)
         if self.features:

@@ -1,7 +1,7 @@
 """What differs between kinds of signals when they are measured: what a file would hold, distances, a rate's name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from varitok import UserError
 from varitok.data.batch import to_uint8
 
-from . import audio, frechet, image
+from . import audio, frechet, image, video
 
-__all__ = ["Comparison", "Images", "Medium", "Sounds", "medium_of"]
+__all__ = ["Clips", "Comparison", "Images", "Medium", "Sounds", "medium_of"]
 
 Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(decoded, original, lengths) to one value for each signal, NaN where it has none."""
@@ -88,10 +88,7 @@ class Images(Medium):
 
     def definitions(self, names: Sequence[str], side: int) -> dict[str, str]:
         """Say what metrics mean."""
-        meanings = {name: frechet.DEFINITION if name == "rfid" else image.DEFINITIONS[name] for name in names}
-        if "ms_ssim" in meanings:
-            meanings["ms_ssim"] = meanings["ms_ssim"].format(scales=image.scales(side, side))
-        return meanings
+        return _of_frames(image.DEFINITIONS | {"rfid": frechet.DEFINITION}, names, side)
 
     def as_written(self, signal: Tensor) -> Tensor:
         """Give 8-bit values."""
@@ -143,7 +140,48 @@ class Sounds(Medium):
         return float(lengths.sum()) / self.sample_rate * 1000
 
 
+class Clips(Medium):
+    """Clips `(b, 3, t, h, w)`, compared as 8-bit values.
+
+    Their rate is in bits a pixel, since what a second of them costs hangs on a frame rate that not every file tells.
+    """
+
+    noun = "clip"
+    rounding = Images.rounding
+    shown = Images.shown
+    rate = "bpp"
+    rate_meaning = "bits / (pixels of a frame * frames)"
+
+    def available(self) -> tuple[str, ...]:
+        """List the metrics that can be computed on this machine: the basic ones, and those whose weights are found."""
+        return video.available()
+
+    def comparison(self, name: str, device: torch.device) -> Comparison:
+        """Make the comparison of that name."""
+        return video.comparison(name, device)
+
+    def definitions(self, names: Sequence[str], side: int) -> dict[str, str]:
+        """Say what metrics mean."""
+        return _of_frames(video.DEFINITIONS, names, side)
+
+    def as_written(self, signal: Tensor) -> Tensor:
+        """Give 8-bit values."""
+        return to_uint8(signal)
+
+    def amount(self, signal: Tensor, lengths: Tensor) -> float:
+        """Count pixels."""
+        return float(lengths.sum()) * signal.shape[3] * signal.shape[4]
+
+
+def _of_frames(definitions: Mapping[str, str], names: Sequence[str], side: int) -> dict[str, str]:
+    """Choose definitions; MS-SSIM's tells its scales."""
+    scales = image.scales(side, side) if "ms_ssim" in names else 0
+    return {name: definitions[name].replace("{scales}", str(scales)) for name in names}
+
+
 def medium_of(codec: object) -> Medium:
-    """Tell what a codec's signals are: sounds where it has a `sample_rate`."""
+    """Tell what a codec's signals are: sounds where it has a `sample_rate`, clips where its `hop` has three axes."""
     sample_rate = getattr(codec, "sample_rate", None)
-    return Images() if sample_rate is None else Sounds(sample_rate)
+    if sample_rate is not None:
+        return Sounds(sample_rate)
+    return Clips() if len(getattr(codec, "hop", ())) == 3 else Images()

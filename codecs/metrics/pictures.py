@@ -1,13 +1,16 @@
-"""Sounds to look at and to hear: spectrograms as a PNG, and 16-bit WAV files."""
+"""Signals to look at and to hear: pictures, WAV files and MP4 files."""
 
 import wave
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from varitok import UserError
@@ -15,11 +18,48 @@ from varitok import UserError
 from ..losses.spectral import Spectrum
 from .audio import written
 
-__all__ = ["decibels", "draw_spectrograms", "write_wav"]
+__all__ = ["decibels", "draw_clips", "draw_images", "draw_spectrograms", "write_mp4", "write_wav"]
 
+LEGEND = 72  # pixels left of images for the labels
+STRIP = 5  # frames that are shown of a clip
 WINDOW = 0.032  # seconds; a power of two samples that is nearest
 RANGE = 80.0  # dB shown below a sine of full scale
 COLUMNS = 600  # frames of a picture, at most about twice as many
+
+
+def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
+    """Draw images in a grid: a column for each, a labelled line for each row.
+
+    Args:
+        rows: A label and images, uint8 `(3, h, w)`, all of one size, for each.
+        scale: Each pixel is drawn as a square of this side.
+    """
+    grid = torch.stack([torch.stack(list(images)) for _, images in rows])
+    lines, b, _, h, w = grid.shape
+    pixels = Image.fromarray(
+        np.ascontiguousarray(grid.permute(0, 3, 1, 4, 2).reshape(lines * h, b * w, 3).numpy())
+    ).resize((b * w * scale, lines * h * scale), Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (LEGEND + pixels.width, pixels.height), "white")
+    sheet.paste(pixels, (LEGEND, 0))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for line, (label, _) in enumerate(rows):
+        pen.text((LEGEND - 6, (line + 0.5) * h * scale), label, fill="black", font=font, anchor="rm")
+    return sheet
+
+
+def draw_clips(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
+    """Draw some frames of each clip, from its first to its last, in a grid as `draw_images` does.
+
+    Args:
+        rows: A label and clips, uint8 `(3, t, h, w)`, of frames of one size, for each.
+        scale: Each pixel is drawn as a square of this side.
+    """
+
+    def strip(clip: Tensor) -> Tensor:
+        chosen = torch.linspace(0, clip.shape[1] - 1, STRIP).round().long()
+        return clip[:, chosen].transpose(1, 2).flatten(2)
+
+    return draw_images([(label, [strip(clip) for clip in clips]) for label, clips in rows], scale)
 
 
 def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
@@ -77,6 +117,29 @@ def draw_spectrograms(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], 
     figure.colorbar(picture, ax=panels, label="dB", shrink=0.6, pad=0.01)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
+
+
+def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
+    """Write a clip, uint8 `(3, t, h, w)`, as H.264 of near-lossless quality; odd sides lose their last row or column.
+
+    Raises:
+        UserError: A side is below two pixels, or the file can't be written.
+    """
+    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has colours for two rows and columns
+    if not height or not width:
+        raise UserError(f"{path}: frames of {clip.shape[3]} x {clip.shape[2]} pixels can't be written as MP4")
+    frames = clip[:, :, :height, :width].permute(1, 2, 3, 0).cpu().contiguous().numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "12", "preset": "fast"}
+            for frame in frames:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode(None))
+    except OSError as error:  # PyAV's errors of files are its children
+        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:

@@ -27,6 +27,7 @@ PRINTED = {
     "psnr": ("PSNR", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "ms_ssim": ("MS-SSIM", "{:.4f}"),
+    "flicker": ("flicker", "{:.2f}"),
     "lpips_alex": ("LPIPS alex", "{:.4f}"),
     "lpips_vgg": ("LPIPS vgg", "{:.4f}"),
     "rfid": ("rFID", "{:.2f}"),
@@ -88,7 +89,7 @@ class Table:
     def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:
         """Draw quality over size to a PNG, each point with its kept number; needs one of the pairs in `SHOWN`."""
         noun = "tokens" if self.axis == "k" else "books"
-        sizes = "kbit/s" if "kbps" in self.rows[0] else "bytes per image"
+        sizes = "kbit/s" if "kbps" in self.rows[0] else f"bytes per {'clip' if 'clips' in self.rows[0] else 'image'}"
         draw_curves(
             path, self.curve(f"varitok, at its {noun}"), tuple(others), title or f"Quality per kept {noun}", sizes
         )

@@ -6,7 +6,7 @@ import os
 from abc import abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from netrc import netrc
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class RunLog(Logger):
         """Log a picture's file, of the given update."""
 
     @abstractmethod
-    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
-        """Log sounds' files by their names, of the given update; there may be none."""
+    def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
+        """Log files of sounds and clips by their names, of the given update; there may be none."""
 
 
 class CsvLog(RunLog):
@@ -75,8 +75,8 @@ class CsvLog(RunLog):
     def log_picture(self, name: str, picture: Path, update: int) -> None:
         """Do nothing: pictures are in the run's folder already."""
 
-    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
-        """Do nothing: sounds are in the run's folder already."""
+    def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
+        """Do nothing: they are in the run's folder already."""
 
 
 def _unharmed(method: Callable[..., None]) -> Callable[..., None]:
@@ -161,13 +161,14 @@ class WandbLog(RunLog):
 
     @rank_zero_only
     @_unharmed
-    def log_sounds(self, name: str, sounds: Mapping[str, Path], update: int) -> None:
-        """Log sounds against `update`."""
+    def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
+        """Log sounds and clips against `update`."""
         import wandb  # noqa: PLC0415
 
-        if sounds:
-            heard = {f"{name}/{label}": wandb.Audio(str(path)) for label, path in sounds.items()}
-            self.run.log({**heard, "update": update})
+        if files:
+            kinds: dict[str, Callable[[str], Any]] = {".wav": wandb.Audio, ".mp4": partial(wandb.Video, format="mp4")}
+            media = {f"{name}/{label}": kinds[path.suffix](str(path)) for label, path in files.items()}
+            self.run.log({**media, "update": update})
 
     @rank_zero_only
     @_unharmed

@@ -4,24 +4,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from varitok import UserError
 from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
 
+from ..codec import Codec
 from ..metrics.ladder import Evaluable, Ladder
 from ..metrics.medium import medium_of
-from ..metrics.pictures import draw_spectrograms, write_wav
+from ..metrics.pictures import draw_clips, draw_images, draw_spectrograms, write_mp4, write_wav
 from .loggers import RunLog
 from .module import CodecTraining
 
-__all__ = ["Row", "Samples", "draw_images", "reconstructions"]
+__all__ = ["Row", "Samples", "reconstructions", "write_samples"]
 
-LEGEND = 72  # pixels left of the pictures for the labels
+UNKNOWN_RATE = 8.0  # frames a second at which clips are shown that tell none
 
 
 class Row(NamedTuple):
@@ -63,30 +62,43 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
     ]
 
 
-def draw_images(rows: list[Row], scale: int = 1) -> Image.Image:
-    """Draw images in a grid: a column for each, a labelled line for each row.
+def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> tuple[Path, dict[str, Path]]:
+    """Write rows of signals: a picture `STEM.png`, and below `STEM/` what can't be seen in it.
+
+    Sounds are shown by their spectrograms and written as WAV files; of clips some frames are shown, and each is
+    written as an MP4 file, the original beside what its codes give back.
 
     Args:
-        rows: Of images, uint8 `(3, h, w)`, all of one size.
+        stem: Path of the files without their suffixes.
+        rows: The originals first.
+        codec: Whose signals they are.
         scale: Each pixel is drawn as a square of this side.
+
+    Returns:
+        The picture's path, and those of the others by name.
     """
-    grid = torch.stack([torch.stack(row.signals) for row in rows])
-    lines, b, _, h, w = grid.shape
-    pixels = Image.fromarray(
-        np.ascontiguousarray(grid.permute(0, 3, 1, 4, 2).reshape(lines * h, b * w, 3).numpy())
-    ).resize((b * w * scale, lines * h * scale), Image.Resampling.NEAREST)
-    sheet = Image.new("RGB", (LEGEND + pixels.width, pixels.height), "white")
-    sheet.paste(pixels, (LEGEND, 0))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for line, row in enumerate(rows):
-        pen.text((LEGEND - 6, (line + 0.5) * h * scale), row.label, fill="black", font=font, anchor="rm")
-    return sheet
+    picture, media = stem.with_suffix(".png"), {}
+    if codec.sample_rate is not None:
+        draw_spectrograms(picture, rows, codec.sample_rate)
+        for row in rows:
+            for column, sound in enumerate(row.signals):
+                name = f"{column}_{row.label.replace(': ', '_')}"
+                media[name] = stem / f"{name}.wav"
+                write_wav(media[name], sound, codec.sample_rate)
+    elif len(codec.hop) == 3:
+        draw_clips(rows, scale).save(picture)
+        for column, clips in enumerate(zip(*(row.signals for row in rows), strict=True)):
+            media[str(column)] = stem / f"{column}.mp4"
+            write_mp4(media[str(column)], torch.cat(clips, dim=3), codec.frame_rate or UNKNOWN_RATE)
+    else:
+        draw_images(rows, scale).save(picture)
+    return picture, media
 
 
 class Samples(pl.Callback):
     """Reconstructs the same validation signals every so many updates, into `samples/` and to the loggers.
 
-    Images give a picture `update_N.png`; sounds one of their spectrograms, and their WAV files in `update_N/`.
+    `samples/update_N.png` shows them, and what there is to hear or to play lies in `samples/update_N/`.
 
     Args:
         every: Updates between two; the end of the run gets one in any case.
@@ -129,21 +141,11 @@ class Samples(pl.Callback):
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(exist_ok=True)
         stem = folder / f"update_{module.update:07d}"
-        picture = stem.with_suffix(".png")
-        sounds: dict[str, Path] = {}
-        if codec.sample_rate is None:
-            draw_images(rows, self.scale).save(picture)
-        else:
-            draw_spectrograms(picture, rows, codec.sample_rate)
-            for row in rows:
-                for column, sound in enumerate(row.signals):
-                    name = f"{column}_{row.label.replace(': ', '_')}"
-                    sounds[name] = stem / f"{name}.wav"
-                    write_wav(sounds[name], sound, codec.sample_rate)
+        picture, media = write_samples(stem, rows, codec, self.scale)
         for logger in trainer.loggers:
             if isinstance(logger, RunLog):
                 logger.log_picture("samples", picture, module.update)
-                logger.log_sounds("samples", sounds, module.update)
+                logger.log_media("samples", media, module.update)
 
     def _choose(self, trainer: pl.Trainer) -> Batch:
         """Take signals spread evenly over the validation set."""

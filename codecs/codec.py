@@ -79,6 +79,8 @@ class Codec(nn.Module):
         self.project_in = _fit(encoder, int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
         if isinstance(self.project_in, nn.Linear):
             nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
+            # Features of unit size give latents of unit size; torch's own start would bring all near one code.
+            nn.init.kaiming_normal_(self.project_in.weight, nonlinearity="linear")
         self.bottleneck = bottleneck
         self.project_out = _fit(encoder, bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
         self.decoder = decoder

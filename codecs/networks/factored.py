@@ -110,10 +110,15 @@ class _Units(nn.Module):
         return x
 
 
+def _beside(units: str) -> tuple[int, int]:
+    """Give the rows and columns that a convolution that changes the rate of frames sees: of VidTok, its neighbours."""
+    return (1, 1) if units == "factorised" else (3, 3)
+
+
 class _Down(nn.Module):
     """Fewer rows and columns by a strided convolution; fewer frames by one blended with their mean (VidTok)."""
 
-    def __init__(self, channels: int, stride: Kernel, causal: bool) -> None:
+    def __init__(self, channels: int, stride: Kernel, causal: bool, units: str) -> None:
         super().__init__()
         self.time = stride[0]
         space = (1, *stride[1:])
@@ -121,9 +126,9 @@ class _Down(nn.Module):
         self.across = Convolution(channels, channels, taps, space, dims=3, causal=causal) if max(space) > 1 else None
         self.along: Convolution | None = None
         if self.time > 1:
-            taps = (2 * self.time - 1, 1, 1)
+            taps = (2 * self.time - 1, *_beside(units))
             self.along = Convolution(channels, channels, taps, (self.time, 1, 1), dims=3, causal=causal)
-        self.blend = nn.Parameter(torch.zeros(1)) if self.time > 1 else None
+        self.blend = nn.Parameter(torch.full((1,), 2.0)) if self.time > 1 else None
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         if self.across is not None:
@@ -138,13 +143,15 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """More frames, by repeating them and blending with a convolution of that (VidTok); then more rows and columns."""
 
-    def __init__(self, channels: int, stride: Kernel, causal: bool) -> None:
+    def __init__(self, channels: int, stride: Kernel, causal: bool, units: str) -> None:
         super().__init__()
         self.time = stride[0]
         self.space = list(stride[1:])
         taps = tuple(3 if step > 1 else 1 for step in stride[1:])
-        self.along = Convolution(channels, channels, TIME, dims=3, causal=causal) if self.time > 1 else None
-        self.blend = nn.Parameter(torch.zeros(1)) if self.time > 1 else None
+        self.along: Convolution | None = None
+        if self.time > 1:
+            self.along = Convolution(channels, channels, (3, *_beside(units)), dims=3, causal=causal)
+        self.blend = nn.Parameter(torch.full((1,), 2.0)) if self.time > 1 else None
         self.across: Convolution | None = None
         if max(self.space) > 1:
             self.across = Convolution(channels, channels, (1, *taps), dims=3, causal=causal)
@@ -291,12 +298,14 @@ class FactoredEncoder(nn.Module):
             for before, wide in zip(befores, plan.widths, strict=True)
         )
         self.downs = nn.ModuleList(
-            _Down(wide, stride, causal) for wide, stride in zip(plan.widths[:-1], plan.strides, strict=True)
+            _Down(wide, stride, causal, units) for wide, stride in zip(plan.widths[:-1], plan.strides, strict=True)
         )
         self.middle = _Middle(plan.widths[-1], units, attention, window, causal, activation)
         self.norm = ChannelNorm(plan.widths[-1])
         self.act = Activation(activation, plan.widths[-1], 3)
         self.last = _Chain(plan.widths[-1], width, plan.around, causal)
+        for conv in self.last.convs:  # so that latents have unit size
+            nn.init.kaiming_normal_(conv.layer.weight, nonlinearity="linear")  # type: ignore[union-attr, arg-type]
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b, n, width)`.
@@ -374,7 +383,7 @@ class FactoredDecoder(nn.Module):
             for before, wide in zip(befores, widths, strict=True)
         )
         self.ups = nn.ModuleList(
-            _Up(wide, stride, causal) for wide, stride in zip(widths[:-1], reversed(plan.strides), strict=True)
+            _Up(wide, stride, causal, units) for wide, stride in zip(widths[:-1], reversed(plan.strides), strict=True)
         )
         self.norm = ChannelNorm(widths[-1])
         self.act = Activation(activation, widths[-1], 3)

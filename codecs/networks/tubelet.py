@@ -121,6 +121,7 @@ class TubeletEncoder(nn.Module):
         nn.init.zeros_(self.embed.bias)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
         self.out = nn.Linear(base, width)
+        nn.init.kaiming_normal_(self.out.weight, nonlinearity="linear")  # latents of unit size
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b, n, width)`.

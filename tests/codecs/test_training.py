@@ -313,6 +313,10 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     if experiment.startswith("audio/"):
         # What a run leaves is tested with one of them, in test_evaluate_sound.py.
         small += ["data=voices", "data.crop_tokens=8", "callbacks.samples=null", "callbacks.evaluation=null"]
+    elif experiment.startswith("video/"):
+        # And of these in test_evaluate_video.py.
+        small += ["data=scenes", "data.crop_tokens=2", "data.image_size=16", "loader.bucket=0"]
+        small += ["callbacks.samples=null", "callbacks.evaluation=null", "trainer.precision=32-true"]
     else:
         small += [
             "data=dead_leaves", "data.image_size=32", "codec.encoder.width=16", "codec.encoder.depth=1",
@@ -320,10 +324,10 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
         ]  # fmt: skip
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", [f"experiment={experiment}", *small])
-    if experiment.startswith("audio/"):
+    if not experiment.startswith("image/"):
         if experiment != "audio/dmel":  # its widths are its bands
             shrink(config.codec)
-        shrink(config.objective, {"width": 2})
+        shrink(config.objective, {"width": 2, "layers": 1})
         OmegaConf.set_struct(config, False)
         for key in ("loudness", "gain"):  # of files
             config.data.pop(key, None)

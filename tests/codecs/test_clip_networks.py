@@ -172,9 +172,8 @@ class _Around(torch.nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", ["block", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cosmos", "vidtok", "axial"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["block", "cosmos", "vidtok", "axial"])
 def test_they_export(name, tmp_path):
     encoder, decoder = networks(name)
     free = {0: "b", 2: "t", 3: "h", 4: "w"}

@@ -99,9 +99,8 @@ def test_they_script(kind: str) -> None:
     check_script(codec(kind), CHANNELS.get(kind, 1))
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind == "odd" else pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_they_export(kind: str) -> None:
     check_onnx(codec(kind), CHANNELS.get(kind, 1))
 

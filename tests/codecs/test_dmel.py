@@ -60,6 +60,7 @@ def test_scripted_ones_agree() -> None:
     check_script(pair())
 
 
+@pytest.mark.slow
 def test_onnx_agrees() -> None:
     check_onnx(pair())
 

@@ -75,7 +75,8 @@ def test_scripted_ones_agree(kind: str) -> None:
     check_script(codec(kind))
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("causal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "causal"])
 def test_onnx_agrees(kind: str) -> None:
     check_onnx(codec(kind))
 

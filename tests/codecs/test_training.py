@@ -270,7 +270,13 @@ def _train_py(folder, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("bottleneck", "error"), [(["bottleneck=vq"], 2e-4), (RESIDUAL, 1e-3)], ids=["vq", "rvq"])
+@pytest.mark.parametrize(
+    ("bottleneck", "error"),
+    [
+        pytest.param(["bottleneck=vq"], 2e-4, id="vq"),
+        pytest.param(RESIDUAL, 1e-3, id="rvq", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_what_one_gives(tmp_path, bottleneck, error):
     """The same codec, codebook, average and discriminator at the same global batch."""
     shared = [*TINY, *ADVERSARIAL, "length=full", *bottleneck, "data.val_length=6"]

@@ -43,7 +43,7 @@ def allowed(importer: str) -> tuple[str, ...]:
         return (*own, "varitok.data", "varitok.codecs")
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
-    if below(importer, "varitok.export.runtime"):
+    if below(importer, *(f"varitok.export.{name}" for name in ("runtime", "graphs", "clips", "stream"))):
         return (*own, "varitok.export")
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 

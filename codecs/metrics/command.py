@@ -75,8 +75,9 @@ def _run(options: argparse.Namespace, command: str) -> None:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"--device {options.device}: this device is not there") from error
-    if rates and codec.sample_rate is not None:
-        raise UserError("--robustness is measured on images, and this codec's signals are sounds")
+    noun = f"{medium_of(codec).noun}s"
+    if rates and noun != "images":
+        raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
     splits = _validation(config, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
@@ -94,7 +95,6 @@ def _run(options: argparse.Namespace, command: str) -> None:
         found = robustness(codec, batches, rates, tokens=kept, features=maps, header=header | versions())
         found.write_csv(folder / "robustness.csv")
         found.print()
-    noun = f"{medium_of(codec).noun}s"
     print(f"{table.rows[0][noun]} {noun}; written to {folder}")
 
 
@@ -127,6 +127,11 @@ def _validation(config: DictConfig, folder: Path | None) -> Splits:
         return sound_folder(str(folder), sample_rate=rate, crop_tokens=None, hop=1, **form)
     if config.data.get("image_size") is None:
         raise UserError("--data: the run's configuration has no data.image_size to bring images to")
+    if config.data.get("hop") is not None:
+        from varitok.data.videos import video_folder  # noqa: PLC0415 (so is PyAV)
+
+        names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
+        return video_folder(str(folder), **{key: config.data[key] for key in names if key in config.data})
     from varitok.data.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
 
     return image_folder(str(folder), image_size=config.data.image_size)

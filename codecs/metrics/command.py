@@ -15,7 +15,7 @@ from varitok.data.batch import Splits
 from varitok.data.module import validation_loader
 
 from ..build import build, load_run
-from . import audio, image
+from . import audio, fvd, image
 from .evaluate import evaluate, versions
 from .medium import medium_of
 from .robustness import available_features, robustness
@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1,4,16",
         help="numbers of tokens, or of books where tokens lie on a grid; 1, 2, 4, ... and all by default",
     )
-    names = f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)}"
+    names = (
+        f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)};"
+        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)}"
+    )
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
     parser.add_argument(
         "--robustness",

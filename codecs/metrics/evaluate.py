@@ -65,7 +65,8 @@ class _Tally:
         self.medium = medium_of(codec)
         self.device = device
         self.metrics = list(self.medium.shown if metrics is None else metrics)
-        self.names = [name for name in self.metrics if name != "rfid"]
+        spreads = [name for name in self.metrics if name in self.medium.spreads]
+        self.names = [name for name in self.metrics if name not in spreads]
         self.comparisons = [self.medium.comparison(name, device) for name in self.names]
         rungs = len(self.ladder.keeps)
         # Values and how many there are: some signals have none.
@@ -77,9 +78,11 @@ class _Tally:
         # For each rung, the codes that it adds to the rung below; none where the codec is continuous.
         self.book_sizes: tuple[int, ...] = codec.bottleneck.book_sizes
         self.counts = [rate.CodeCounts(self.book_sizes, device) for _ in range(rungs)] if self.book_sizes else []
-        self.features = self.medium.features(device) if "rfid" in self.metrics else None
-        moments = rungs + 1 if self.features else 0  # of each rung, and of the originals
-        self.moments = [frechet.Moments(frechet.WIDTH) for _ in range(moments)]
+        self.networks = {name: self.medium.network(name, device) for name in spreads}
+        # Of each rung, and of the originals.
+        self.moments = {
+            name: [frechet.Moments(network.width) for _ in range(rungs + 1)] for name, network in self.networks.items()
+        }
 
     def add(self, batch: Batch) -> None:
         """Take in a batch."""
@@ -92,8 +95,8 @@ class _Tally:
         self.seen += torch.tensor([len(real), 0, len(real) * min(real.shape[2:][-2:])])
         self.amount += self.medium.amount(real, batch.lengths)
         code = self.ladder.encode(signal, lengths)
-        if self.features:
-            self.moments[-1].add(self.features(real))
+        for name, network in self.networks.items():
+            self.moments[name][-1].add(network.features(real, lengths))
         for rung, (start, keep) in enumerate(pairwise([0, *self.ladder.keeps])):
             self.prices[rung] += torch.tensor(self.ladder.price(code, keep), dtype=torch.float64)
             if self.counts:
@@ -108,8 +111,8 @@ class _Tally:
             for column, compare in enumerate(self.comparisons):
                 values = compare(fake, real, lengths).double().cpu()
                 self.sums[:, rung, column] += torch.stack([values.nansum(), values.isfinite().sum()])
-            if self.features:
-                self.moments[rung].add(self.features(fake))
+            for name, network in self.networks.items():
+                self.moments[name][rung].add(network.features(fake, lengths))
 
     def gather(self) -> None:
         """Add up over processes.
@@ -118,7 +121,8 @@ class _Tally:
             UserError: There is not one signal.
         """
         if dist.is_available() and dist.is_initialized():
-            moments = [sums for moment in self.moments for sums in (moment.count, moment.sum, moment.outer)]
+            all_moments = (moment for rungs in self.moments.values() for moment in rungs)
+            moments = [sums for moment in all_moments for sums in (moment.count, moment.sum, moment.outer)]
             for values in [self.sums, self.prices, self.amount, self.seen, *moments]:
                 shared = values.to(self.device, copy=True)  # NCCL wants it on the device
                 dist.all_reduce(shared)
@@ -144,8 +148,8 @@ class _Tally:
             }
             total, number = self.sums[:, rung]
             row |= dict(zip(self.names, (total / number).tolist(), strict=True))
-            if self.features:
-                row["rfid"] = frechet.frechet_distance(self.moments[rung], self.moments[-1])
+            for name, moments in self.moments.items():
+                row[name] = frechet.frechet_distance(moments[rung], moments[-1])
             if self.counts:
                 used.include(self.counts[rung].rows())
                 row |= _use(used, len(self.ladder.books(keep)))

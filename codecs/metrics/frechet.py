@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from varitok import UserError
 
 from .weights import find_weights, require_weights
 
-__all__ = ["DEFINITION", "WIDTH", "Features", "Moments", "available", "frechet_distance", "inception"]
+__all__ = ["DEFINITION", "WIDTH", "Features", "Moments", "Network", "available", "frechet_distance", "inception"]
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
 """uint8 images `(b, 3, h, w)` to features `(b, d)`."""
@@ -22,6 +22,18 @@ DEFINITION = (
     "Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; torch-fidelity's Inception,"
     " 2048 features; lower is better; too high where images are few (50,000 are usual)"
 )
+
+
+class Network(NamedTuple):
+    """A network on whose features a Fréchet distance is taken.
+
+    Attributes:
+        features: uint8 signals `(b, 3, *grid)` and their lengths `(b,)` to features `(b, width)`.
+        width: How many there are.
+    """
+
+    features: Callable[[Tensor, Tensor], Tensor]
+    width: int
 
 
 class Moments:

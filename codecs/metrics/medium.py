@@ -10,7 +10,7 @@ from torch import Tensor
 from varitok import UserError
 from varitok.data.batch import to_uint8
 
-from . import audio, frechet, image, video
+from . import audio, frechet, fvd, image, video
 
 __all__ = ["Clips", "Comparison", "Images", "Medium", "Sounds", "medium_of"]
 
@@ -25,6 +25,7 @@ class Medium(ABC):
         noun: What one signal is called.
         rounding: What is compared, in the words that go above a table.
         shown: The metrics that are measured while a run goes on, and drawn.
+        spreads: Those that compare all signals with all reconstructions: Fréchet distances.
         rate: Name of the column of bits per `amount`.
         rate_meaning: What that is.
     """
@@ -32,6 +33,7 @@ class Medium(ABC):
     noun: str
     rounding: str
     shown: tuple[str, str]
+    spreads: tuple[str, ...] = ()
     rate: str
     rate_meaning: str
 
@@ -59,13 +61,13 @@ class Medium(ABC):
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
         """Count what bits are divided by, over a batch."""
 
-    def features(self, device: torch.device) -> frechet.Features:
-        """Give the network on whose features "rfid" is taken.
+    def network(self, name: str, device: torch.device) -> frechet.Network:
+        """Give the network on whose features one of `spreads` is taken.
 
         Raises:
-            UserError: This kind has none.
+            UserError: Its weights aren't on this machine.
         """
-        raise UserError(f"metric 'rfid' is of images, and these are {self.noun}s")
+        raise UserError(f"metric {name!r} is not of {self.noun}s")
 
 
 class Images(Medium):
@@ -74,6 +76,7 @@ class Images(Medium):
     noun = "image"
     rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
     shown = ("psnr", "ssim")
+    spreads = ("rfid",)
     rate = "bpp"
     rate_meaning = "bits / pixels"
 
@@ -98,9 +101,10 @@ class Images(Medium):
         """Count pixels."""
         return float(signal[:, 0].numel())
 
-    def features(self, device: torch.device) -> frechet.Features:
+    def network(self, name: str, device: torch.device) -> frechet.Network:
         """Give Inception."""
-        return frechet.inception(device)
+        inception = frechet.inception(device)
+        return frechet.Network(lambda images, _: inception(images), frechet.WIDTH)
 
 
 class Sounds(Medium):
@@ -149,12 +153,13 @@ class Clips(Medium):
     noun = "clip"
     rounding = Images.rounding
     shown = Images.shown
+    spreads = tuple(fvd.DEFINITIONS)
     rate = "bpp"
     rate_meaning = "bits / (pixels of a frame * frames)"
 
     def available(self) -> tuple[str, ...]:
         """List the metrics that can be computed on this machine: the basic ones, and those whose weights are found."""
-        return video.available()
+        return video.available() + fvd.available()
 
     def comparison(self, name: str, device: torch.device) -> Comparison:
         """Make the comparison of that name."""
@@ -162,7 +167,11 @@ class Clips(Medium):
 
     def definitions(self, names: Sequence[str], side: int) -> dict[str, str]:
         """Say what metrics mean."""
-        return _of_frames(video.DEFINITIONS, names, side)
+        return _of_frames(video.DEFINITIONS | fvd.DEFINITIONS, names, side)
+
+    def network(self, name: str, device: torch.device) -> frechet.Network:
+        """Give I3D, or its stand-in."""
+        return fvd.network(name, device)
 
     def as_written(self, signal: Tensor) -> Tensor:
         """Give 8-bit values."""

@@ -31,6 +31,8 @@ PRINTED = {
     "lpips_alex": ("LPIPS alex", "{:.4f}"),
     "lpips_vgg": ("LPIPS vgg", "{:.4f}"),
     "rfid": ("rFID", "{:.2f}"),
+    "fvd": ("FVD", "{:.1f}"),
+    "fvd_random": ("random FVD", "{:.4g}"),
     "kbps": ("kbit/s", "{:.3f}"),
     "mel": ("mel", "{:.3f}"),
     "stft": ("STFT", "{:.3f}"),

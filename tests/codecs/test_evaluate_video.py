@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from varitok import UserError
-from varitok.codecs.metrics import image, video
+from varitok.codecs.metrics import frechet, fvd, image, video
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.medium import medium_of
 from varitok.codecs.metrics.pictures import draw_clips, write_mp4
 from varitok.codecs.metrics.table import read_csv
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Sample, collate, to_uint8
+from varitok.data.scenes import Scenes
 
 from .examples import clip_codec
 
@@ -120,3 +121,54 @@ def test_samples_are_8_bit_values():
         medium_of(clip_codec()).as_written(torch.tensor([-2.0, 0.5])).tolist()
         == to_uint8(torch.tensor([-2.0, 0.5])).tolist()
     )
+
+
+class _I3D(torch.nn.Module):
+    """Takes what I3D's file takes, and gives as many features."""
+
+    def forward(
+        self, clip: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ) -> torch.Tensor:
+        assert rescale and resize and return_features
+        return clip.mean((3, 4)).flatten(1)[:, :8].repeat(1, 50)
+
+
+def test_fvd_reads_its_network_from_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARITOK_WEIGHTS", str(tmp_path))
+    assert "fvd" not in fvd.available()
+    with pytest.raises(UserError, match=r"fvd needs the file i3d_torchscript\.pt"):
+        fvd.network("fvd", CPU)
+    (tmp_path / "i3d_torchscript.pt").write_bytes(b"other")
+    with pytest.raises(UserError, match="not I3D as TorchScript"):
+        fvd.network("fvd", CPU)
+    torch.jit.save(torch.jit.script(_I3D()), tmp_path / "i3d_torchscript.pt")
+    assert "fvd" in medium_of(clip_codec()).available()
+    features = fvd.network("fvd", CPU).features(clips(2, 12)[1], torch.tensor([12, 10]))
+    assert features.shape == (2, 400)
+    with pytest.raises(UserError, match="10 frames or more, and there is one of 9"):
+        fvd.network("fvd", CPU).features(clips(1, 12)[1], torch.tensor([9]))
+
+
+def test_the_stand_in_hears_noise_and_order_and_no_padding():
+    network = fvd.network("fvd_random", CPU)
+    lengths = torch.full((24,), 6)
+    real = torch.stack([Scenes(6, 16)[0, i] for i in range(24)])
+    noise = torch.randint(-40, 41, real.shape)
+
+    def distance(other):
+        both = [frechet.Moments(network.width) for _ in range(2)]
+        for moments, signal in zip(both, (real, other), strict=True):
+            moments.add(network.features(signal, lengths))
+        return frechet.frechet_distance(*both)
+
+    noisy = [(real.long() + noise * share // 4).clamp(0, 255).to(torch.uint8) for share in (1, 4)]
+    same, little, much, shuffled = (distance(other) for other in (real, *noisy, real[:, :, [3, 0, 5, 1, 4, 2]]))
+    assert same < 1e-6 < little < much and shuffled > 1e-4
+    padded = torch.cat([real[:1], torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8)], dim=2)
+    torch.testing.assert_close(network.features(padded, lengths[:1]), network.features(real[:1], lengths[:1]))
+
+
+def test_fvd_is_measured_where_it_is_asked_for():
+    batch = collate([Sample(signal) for signal in clips(3)[1]])
+    table = evaluate(clip_codec(), [batch], metrics=["psnr", "fvd_random"])
+    assert table.rows[0]["fvd_random"] > 0 and "a stand-in" in table.header["column fvd_random"]

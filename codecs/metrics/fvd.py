@@ -1,0 +1,88 @@
+"""FVD, the Fréchet distance between the features of clips and of their reconstructions (arXiv 1812.01717)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from .frechet import Network
+from .weights import find_weights, require_weights
+
+__all__ = ["DEFINITIONS", "available", "network"]
+
+FILENAME = "i3d_torchscript.pt"
+FEWEST = 10  # frames that I3D's pooling leaves something of
+I3D_WIDTH, RANDOM_WIDTH = 400, 128
+
+DEFINITIONS = {
+    "fvd": "Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; I3D of Kinetics-400 as"
+    " StyleGAN-V has it, 400 features; lower is better; too high where clips are few (2,048 are usual)",
+    "fvd_random": "Fréchet distance of features of a fixed network of random weights, 128 of them: a stand-in where no"
+    " weights are, not comparable with FVD; lower is better",
+}
+
+
+def available() -> tuple[str, ...]:
+    """List what has its weights on this machine; the stand-in has to be asked for."""
+    return ("fvd",) if find_weights(FILENAME) else ()
+
+
+def network(name: str, device: torch.device) -> Network:
+    """Make the feature extractor of a key of `DEFINITIONS`.
+
+    Raises:
+        UserError: The weights aren't on this machine, or the file holds something else.
+    """
+    if name == "fvd_random":
+        return Network(_each(_Random().eval().to(device)), RANDOM_WIDTH)
+    path = require_weights(FILENAME, "fvd", "I3D as TorchScript, of StyleGAN-V")
+    try:
+        i3d = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+    except Exception as error:  # torch raises RuntimeError, ValueError and more
+        raise UserError(f"{path}: not I3D as TorchScript ({type(error).__name__}); get it anew") from error
+
+    def features(clip: Tensor) -> Tensor:
+        if clip.shape[2] < FEWEST:
+            raise UserError(f"fvd needs clips of {FEWEST} frames or more, and there is one of {clip.shape[2]}")
+        found: Tensor = i3d(clip, rescale=True, resize=True, return_features=True)
+        return found
+
+    return Network(_each(features), I3D_WIDTH)
+
+
+def _each(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Take the features of each clip's own frames."""
+
+    def of_all(clips: Tensor, lengths: Tensor) -> Tensor:
+        own = (clip[None, :, :length].float() for clip, length in zip(clips, lengths.tolist(), strict=True))
+        with torch.no_grad():
+            return torch.cat([features(clip) for clip in own])
+
+    return of_all
+
+
+class _Random(nn.Module):
+    """Three convolutions over space and time whose weights are drawn once and for all, and their mean responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(32, 3, 3, 5, 5), (64, 32, 3, 3, 3), (RANDOM_WIDTH, 64, 3, 3, 3)]
+        self.weights = nn.ParameterList(
+            nn.Parameter(
+                torch.randn(shape, generator=generator) * (2 / (shape[1] * shape[2] * shape[3] * shape[4])) ** 0.5,
+                requires_grad=False,
+            )
+            for shape in shapes
+        )
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Give `(b, 128)` of clips `(b, 3, t, h, w)` in [0, 255]."""
+        x = clip / 127.5 - 1
+        for weight in self.weights:
+            space = weight.shape[3] // 2
+            x = functional.relu(functional.conv3d(x, weight, stride=(1, 2, 2), padding=(1, space, space)))
+        return x.mean((2, 3, 4))

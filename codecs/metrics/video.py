@@ -12,7 +12,7 @@ from torch import Tensor
 from ..lengths import prefix_mask
 from . import image
 
-__all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "flicker"]
+__all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "flicker", "seam_error"]
 
 Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(decoded, original, lengths) to one value for each clip, NaN where it has none."""
@@ -33,6 +33,24 @@ def flicker(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
     error = (fake.float() - real.float()).diff(dim=2).abs().mean((1, 3, 4))
     pairs = (lengths - 1).clamp(min=0)
     return torch.where(prefix_mask(pairs, error.shape[1]), error, 0.0).sum(1) / pairs  # 0 / 0 is NaN
+
+
+def seam_error(fake: Tensor, real: Tensor, chunk: int) -> Tensor:
+    """Compute how much more a clip flickers where chunks meet than within them, in 8-bit levels; 0 where none is seen.
+
+    A codec that looks ahead has to code long clips as chunks of their own; one that goes chunk by chunk has no seams.
+
+    Args:
+        fake: uint8 `(b, 3, t, h, w)`, coded as chunks and put together.
+        real: The originals.
+        chunk: Frames of a chunk, at least 2 and fewer than t.
+
+    Returns:
+        `(b,)`.
+    """
+    error = (fake.float() - real.float()).diff(dim=2).abs().mean((1, 3, 4))
+    seams = torch.arange(1, error.shape[1] + 1, device=error.device) % chunk == 0
+    return error[:, seams].mean(1) - error[:, ~seams].mean(1)
 
 
 def available() -> tuple[str, ...]:

@@ -47,6 +47,15 @@ def test_flicker_is_the_error_of_changes():
     assert values[:3].tolist() == [0, 10, 0] and values[3].isnan()
 
 
+def test_seams_are_seen_where_chunks_meet_and_nowhere_else():
+    real = torch.full((2, 3, 8, 8, 8), 100, dtype=torch.uint8)
+    fake = real.clone()
+    fake[0, :, 4:] += 12  # one jump, where chunks of four meet
+    fake[1] += 12
+    assert video.seam_error(fake, real, 4).tolist() == [12, 0]
+    assert video.seam_error(fake, real, 3)[0].item() == pytest.approx(-12 / 5)
+
+
 def test_what_is_not_measured_is_told():
     with pytest.raises(UserError, match="metric 'mel' is unknown"):
         video.comparison("mel", CPU)

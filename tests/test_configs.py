@@ -220,13 +220,13 @@ def test_an_experiment_composes(name: Path) -> None:
     ids=lambda path: path.relative_to(CONFIGS).as_posix(),
 )
 def test_an_option_composes(path: Path) -> None:
-    """With images, or where it asks for what only sounds have, with sounds."""
+    """With images, or where it asks for what only sounds or clips have, with those."""
     option = f"{path.parent.name}={path.stem}"
     try:
         _compose(option)
     except InterpolationKeyError as error:
         assert "'data." in str(error)
-        _compose("experiment=audio/demo", option)
+        _compose(f"experiment={'video' if 'frame_rate' in str(error) else 'audio'}/demo", option)
 
 
 def _compose(*overrides: str) -> None:

@@ -46,6 +46,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_every_variant_and_the_peer_take_turns(audio: ModuleType) -> None:
     clock, seen = Clock(), []
 
@@ -74,6 +75,7 @@ def test_every_variant_and_the_peer_take_turns(audio: ModuleType) -> None:
     assert rows["exact"].figure == pytest.approx(2 * 8 * 320 / 24000 / 0.1)
 
 
+@pytest.mark.slow
 def test_forms_code_alike_and_are_timed_against_the_first_peer(audio: ModuleType) -> None:
     cell = audio.Cell("tiny", "encodec", TINY, (), 2, {}, None)
     torch.manual_seed(0)

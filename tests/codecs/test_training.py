@@ -295,6 +295,7 @@ def test_two_processes_give_what_one_gives(tmp_path, bottleneck, error):
     assert tables[0].split(",")[-1] == tables[1].split(",")[-1] == "6"
 
 
+@pytest.mark.slow
 def test_saved_configuration_repeats_the_run(tmp_path):
     exporting = [word for word in TINY if word != "export=none"]
     _train_py(tmp_path, *exporting, "export.formats=[safetensors]", "hydra.run.dir=first")

@@ -16,16 +16,18 @@ from ..codecs.examples import clip_codec
 NEAR = 1e-4  # of values that are clamped to [-1, 1]; the codec's own reach to 5
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return clip_codec()
+# Four graphs of which two have states that grow with the frames: one looks back only.
+@pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow, id="causal"), False])
+def codec(request):
+    return clip_codec(causal=request.param)
 
 
 @pytest.fixture(scope="module")
 def folder(codec, tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "bundle"
     parity = export_bundle(codec, path)["parity"]
-    assert set(parity) == {"model.safetensors", "codec.ts", "codec.ts, streaming", "onnx", "onnx, streaming"}
+    assert {"model.safetensors", "codec.ts", "onnx"} <= set(parity)
+    assert {"codec.ts, streaming", "onnx, streaming"} <= set(parity) or not codec.streams
     assert all(one["codes_equal"] == 1 for one in parity.values())
     return path
 
@@ -33,6 +35,13 @@ def folder(codec, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(folder):
     return varitok.load(folder)
+
+
+@pytest.fixture
+def causal(codec, bundle):
+    if not codec.streams:
+        pytest.skip("looks ahead")
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +60,19 @@ def test_it_codes_as_the_codec(codec, bundle, clip):
     np.testing.assert_allclose(clips, back.numpy(), rtol=0, atol=NEAR)
     assert bundle.pixels(clips).shape == (1, 11, 20, 30, 3)
     assert np.array_equal(bundle.encode(signal.numpy()), codes)
-    assert "4 x 8 x 8" in repr(bundle) and bundle.latency_ms == 500
+    assert "4 x 8 x 8" in repr(bundle) and bundle.latency_ms == (500 if codec.streams else None)
+    assert bundle.frame_rate == 8
 
 
-def test_an_image_is_a_clip_of_one_frame(bundle, clip):
-    codes = bundle.encode(clip[:1])
-    assert np.array_equal(codes, bundle.encode(clip)[:, :, :1])
-    assert bundle.decode(codes).shape == (1, 3, 1, 24, 32)
+def test_an_image_is_a_clip_of_one_frame(causal, clip):
+    codes = causal.encode(clip[:1])
+    assert np.array_equal(codes, causal.encode(clip)[:, :, :1])
+    assert causal.decode(codes).shape == (1, 3, 1, 24, 32)
 
 
 @pytest.mark.parametrize("sizes", [(11,), (1,) * 11, (3, 0, 1, 7), (5, 6)])
-def test_it_streams_chunks_of_any_size(bundle, clip, sizes):
+def test_it_streams_chunks_of_any_size(causal, clip, sizes):
+    bundle = causal
     whole, stream, parts = bundle.encode(clip), bundle.encoding(), []
     begin = 0
     for size in sizes:
@@ -77,8 +88,8 @@ def test_it_streams_chunks_of_any_size(bundle, clip, sizes):
     np.testing.assert_allclose(back, bundle.decode(whole), rtol=0, atol=NEAR)
 
 
-def test_a_stream_begins_anew_after_its_end(bundle, clip):
-    stream = bundle.encoding()
+def test_a_stream_begins_anew_after_its_end(causal, clip):
+    stream = causal.encoding()
     first = [stream(clip), stream.flush()]
     again = [stream(clip), stream.flush()]
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
@@ -86,8 +97,16 @@ def test_a_stream_begins_anew_after_its_end(bundle, clip):
         stream(clip[:2]), stream(clip[:, :16, :16])
 
 
+def test_one_that_looks_ahead_has_no_stream(codec, bundle):
+    if not codec.streams:
+        for start in (bundle.encoding, bundle.decoding):
+            with pytest.raises(UserError, match="can't stream, it looks ahead"):
+                start()
+
+
 def test_what_it_does_not_take_is_one_line(bundle, clip):
     codes = bundle.encode(clip)
+    steps = codes.shape[2:]
     for call, message in [
         (lambda: bundle.encode(clip[..., :1]), r"pixels (frames, height, width, 3) are expected, got (11, 20, 30, 1)"),
         (lambda: bundle.encode(clip.astype(np.int32)), "uint8 pixels or floats in [-1, 1] are expected, got int32"),
@@ -98,18 +117,18 @@ def test_what_it_does_not_take_is_one_line(bundle, clip):
         (lambda: bundle.encode(clip, books=2), "2 books: this codec has 1"),
         (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
         (lambda: bundle.decode(codes + 512), "book 0 has codes 0 to 511"),
-        (lambda: bundle.decode(codes, (5, 20, 30)), "size: (5, 20, 30) has codes (2, 3, 4), these are (4, 3, 4)"),
+        (lambda: bundle.decode(codes, (5, 20, 30)), f"size: (5, 20, 30) has codes (2, 3, 4), these are {steps}"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             call()
 
 
-def test_examples_of_the_card_run(folder, monkeypatch):
+def test_examples_of_the_card_run(codec, folder, monkeypatch):
     text = (folder / "README.md").read_text()
-    assert "an image is a clip of one frame" in text
+    assert ("an image is a clip of one frame" in text) == codec.streams
     monkeypatch.chdir(folder)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == (4 if codec.streams else 3)
     for block in blocks:
         (folder.parent / "example.py").write_text(block)
         runpy.run_path(str(folder.parent / "example.py"))

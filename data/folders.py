@@ -1,13 +1,19 @@
 """Folders of files as data sets: what is trained on, what is held out, and what is fetched."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.utils.data import Dataset
+
 from varitok import UserError
 
-__all__ = ["fetched", "list_files"]
+from .batch import BadSample
+
+__all__ = ["FileDataset", "fetched", "list_files"]
 
 
 def list_files(root: Path, split: str, val_share: float, suffixes: Collection[str], what: str) -> list[Path]:
@@ -41,6 +47,39 @@ def list_files(root: Path, split: str, val_share: float, suffixes: Collection[st
 
     held = set(sorted(files, key=rank)[: min(len(files) - 1, max(1, round(val_share * len(files))))])
     return [path for path in files if (path in held) == (split == "val")]
+
+
+class FileDataset(Dataset[Tensor], ABC):
+    """A data set of files, each a signal that has a length.
+
+    Args:
+        files: The files.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+
+    def __len__(self) -> int:
+        """Count the files."""
+        return len(self.files)
+
+    @abstractmethod
+    def size(self, path: Path) -> int:
+        """Count the samples or frames that a file gives, from its header.
+
+        Raises:
+            BadSample: It can't be read.
+        """
+
+    def sizes(self) -> list[int]:
+        """Count those of each file; 0 where it can't be read."""
+        found = []
+        for path in self.files:
+            try:
+                found.append(self.size(path))
+            except BadSample:
+                found.append(0)
+        return found
 
 
 def fetched(make: Callable[[], Any], root: str, archive: str) -> Any:

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 
 from .batch import Key, Splits
+from .embedded import Embedded, at_least
 from .synthetic import FIELD_SIDE, Floats, Leaves, draw_leaves, noise_fields, paint
 
 __all__ = ["Motion", "Scenes", "scenes"]
@@ -61,7 +61,7 @@ class Motion:
         )
 
 
-class Scenes(Dataset[Tensor]):
+class Scenes(Embedded):
     """Moving dead leaves: an endless stand-in for clips, with pans, zooms, occlusion, turning and swinging things.
 
     Args:
@@ -89,31 +89,17 @@ class Scenes(Dataset[Tensor]):
         least_radius: float = 4.0,
         speed: float = 0.5,
     ) -> None:
-        for name, value, least in (
-            ("frames", frames, 1),
-            ("image_size", image_size, 8),
-            ("length", length, 1),
-            ("seed", seed, 0),
-            ("least_radius", least_radius, 1),
-            ("speed", speed, 0),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}={value}: must be at least {least}")
+        at_least({"frames": (frames, 1), "image_size": (image_size, 8), "least_radius": (least_radius, 1)})
+        at_least({"speed": (speed, 0)})
+        super().__init__(length, seed, train)
         if not frame_rate > 0:
             raise UserError(f"data.frame_rate={frame_rate}: must be above 0")
         self.frames = frames
         self.image_size = image_size
         self.frame_rate = frame_rate
-        self.length = length
-        self.seed = seed
-        self.train = train
         self.least_radius = least_radius
         self.speed = speed
         self._fields = noise_fields(np.random.default_rng(seed))
-
-    def __len__(self) -> int:
-        """Count the clips of an epoch."""
-        return self.length
 
     def __getitem__(self, key: Key) -> Tensor:
         """Make the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`.
@@ -131,10 +117,7 @@ class Scenes(Dataset[Tensor]):
         Raises:
             IndexError: There is no such index.
         """
-        epoch, index = key
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} clips")
-        rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
+        rng = self.chance(key)
         leaves = draw_leaves(rng, self.image_size, self.least_radius)
         # The ground is below the camera wherever it pans to, and of one light.
         leaves.radius[0] *= 4
@@ -178,8 +161,7 @@ def scenes(
     Raises:
         UserError: A number is out of range.
     """
-    if val_length < 1:
-        raise UserError(f"data.val_length={val_length}: must be at least 1")
+    at_least({"val_length": (val_length, 1)})
     frames = crop_tokens * hop - lead
     form = {"frame_rate": frame_rate, "seed": seed, "least_radius": least_radius, "speed": speed}
     train, val = (

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS, SPEECHCOMMANDS
 from torchaudio.functional import loudness as measured_loudness
 
 from varitok import UserError
 
-from .batch import BadSample, Key, Splits, sample_generator
+from .batch import Key, Splits, sample_generator
 from .crops import random_box
-from .folders import fetched, list_files
+from .folders import FileDataset, fetched, list_files
 from .mix import mix
 from .sound_files import Sound
 
@@ -42,7 +41,7 @@ BLOCK = 0.4  # seconds of which BS.1770 takes the loudness
 MOST_MEASURED = 5  # channels that it knows
 
 
-class SoundDataset(Dataset[Tensor]):
+class SoundDataset(FileDataset):
     """Stretches of sound files.
 
     While training: a stretch from anywhere in the file, brought to a loudness, changed in gain and sign by chance.
@@ -75,7 +74,7 @@ class SoundDataset(Dataset[Tensor]):
         loudness: float | None = None,
         seed: int = 0,
     ) -> None:
-        self.files = list(files)
+        super().__init__(files)
         self.sample_rate = sample_rate
         self.samples = samples
         self.channels = channels
@@ -85,20 +84,10 @@ class SoundDataset(Dataset[Tensor]):
         self.loudness = loudness
         self.seed = seed
 
-    def __len__(self) -> int:
-        """Count the files."""
-        return len(self.files)
-
-    def sizes(self) -> list[int]:
-        """Count the samples that each file gives, from its header; 0 where it can't be read."""
-        return [self._size(path) for path in self.files]
-
-    def _size(self, path: Path) -> int:
-        try:
-            with Sound(path, self.sample_rate, self.channels) as sound:
-                return sound.length if self.samples is None else min(sound.length, self.samples)
-        except BadSample:
-            return 0
+    def size(self, path: Path) -> int:
+        """Count the samples that a file gives, from its header."""
+        with Sound(path, self.sample_rate, self.channels) as sound:
+            return sound.length if self.samples is None else min(sound.length, self.samples)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.

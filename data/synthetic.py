@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-
-from varitok import UserError
 
 from .batch import Key, Splits
+from .embedded import Embedded, at_least
 
 __all__ = ["DeadLeaves", "Leaves", "dead_leaves", "draw_leaves", "noise_fields", "paint"]
 
@@ -26,7 +24,7 @@ FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their texture
 NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
 
 
-class DeadLeaves(Dataset[Tensor]):
+class DeadLeaves(Embedded):
     """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
 
     Radii follow r^-3, which makes the image look alike at every scale as nature does (Lee, Mumford and Huang, 2001,
@@ -52,24 +50,11 @@ class DeadLeaves(Dataset[Tensor]):
         train: bool = True,
         least_radius: float = 2.0,
     ) -> None:
-        for name, value, least in (
-            ("image_size", image_size, 8),
-            ("length", length, 1),
-            ("seed", seed, 0),
-            ("least_radius", least_radius, 1),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}={value}: must be at least {least}")
+        at_least({"image_size": (image_size, 8), "least_radius": (least_radius, 1)})
+        super().__init__(length, seed, train)
         self.image_size = image_size
-        self.length = length
-        self.seed = seed
-        self.train = train
         self.least_radius = least_radius
         self._fields = noise_fields(np.random.default_rng(seed))
-
-    def __len__(self) -> int:
-        """Count the images of an epoch."""
-        return self.length
 
     def __getitem__(self, key: Key) -> Tensor:
         """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
@@ -77,11 +62,7 @@ class DeadLeaves(Dataset[Tensor]):
         Raises:
             IndexError: There is no such index.
         """
-        epoch, index = key
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} images")
-        rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
-        canvas = paint(draw_leaves(rng, self.image_size, self.least_radius), self._fields, self.image_size)
+        canvas = paint(draw_leaves(self.chance(key), self.image_size, self.least_radius), self._fields, self.image_size)
         return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
 
@@ -100,8 +81,7 @@ def dead_leaves(
     Raises:
         UserError: A number is out of range.
     """
-    if val_length < 1:
-        raise UserError(f"data.val_length={val_length}: must be at least 1")
+    at_least({"val_length": (val_length, 1)})
     return Splits(
         DeadLeaves(image_size, length, seed, least_radius=least_radius),
         DeadLeaves(image_size, val_length, seed, train=False, least_radius=least_radius),

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 
 from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
-from .folders import list_files
+from .folders import FileDataset, list_files
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .mix import mix
 from .video_files import SUFFIXES, Video
@@ -28,7 +27,7 @@ PROTOCOL = (
 LEAST_SIDE = 8  # pixels; smaller files count as unreadable
 
 
-class VideoDataset(Dataset[Tensor]):
+class VideoDataset(FileDataset):
     """Stretches of files of clips, all of one size.
 
     While training: a stretch from anywhere in the file, a crop from anywhere in it, mirrored by chance. Otherwise: the
@@ -60,7 +59,7 @@ class VideoDataset(Dataset[Tensor]):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self.files = list(files)
+        super().__init__(files)
         self.frames = frames
         self.height = height
         self.width = width
@@ -70,20 +69,10 @@ class VideoDataset(Dataset[Tensor]):
         self.flip = flip
         self.seed = seed
 
-    def __len__(self) -> int:
-        """Count the files."""
-        return len(self.files)
-
-    def sizes(self) -> list[int]:
-        """Count the frames that each file gives, from its header; 0 where it can't be read."""
-        return [self._size(path) for path in self.files]
-
-    def _size(self, path: Path) -> int:
-        try:
-            with Video(path, self.frame_rate) as video:
-                return video.length if self.frames is None else min(video.length, self.frames)
-        except BadSample:
-            return 0
+    def size(self, path: Path) -> int:
+        """Count the frames that a file gives, from its header."""
+        with Video(path, self.frame_rate) as video:
+            return video.length if self.frames is None else min(video.length, self.frames)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`.

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 
 from .batch import Key, Splits
+from .embedded import Embedded, at_least
 
 __all__ = ["Voices", "voices"]
 
@@ -33,7 +33,7 @@ LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # dB of the root mean square below a squ
 PEAK = 0.95
 
 
-class Voices(Dataset[Tensor]):
+class Voices(Embedded):
     """Speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
 
     A voice is a train of glottal pulses with a moving pitch, and noise, through formants that glide from one phoneme
@@ -62,26 +62,13 @@ class Voices(Dataset[Tensor]):
         seed: int = 0,
         train: bool = True,
     ) -> None:
-        for name, value, least in (
-            ("sample_rate", sample_rate, 4000),
-            ("crop_tokens", samples, 1),
-            ("length", length, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}={value}: must be at least {least}")
+        at_least({"sample_rate": (sample_rate, 4000), "crop_tokens": (samples, 1)})
+        super().__init__(length, seed, train)
         if channels not in (1, 2):
             raise UserError(f"data.channels={channels}: must be 1 or 2")
         self.sample_rate = sample_rate
         self.samples = samples
-        self.length = length
         self.channels = channels
-        self.seed = seed
-        self.train = train
-
-    def __len__(self) -> int:
-        """Count the sounds of an epoch."""
-        return self.length
 
     def __getitem__(self, key: Key) -> Tensor:
         """Make the sound of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1].
@@ -89,11 +76,7 @@ class Voices(Dataset[Tensor]):
         Raises:
             IndexError: There is no such index.
         """
-        epoch, index = key
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} sounds")
-        rng = np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
-        return torch.from_numpy(_sound(rng, self.sample_rate, self.samples, self.channels))
+        return torch.from_numpy(_sound(self.chance(key), self.sample_rate, self.samples, self.channels))
 
 
 def voices(
@@ -121,8 +104,7 @@ def voices(
     Raises:
         UserError: A number is out of range.
     """
-    if val_length < 1:
-        raise UserError(f"data.val_length={val_length}: must be at least 1")
+    at_least({"val_length": (val_length, 1)})
     if not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     return Splits(

@@ -49,6 +49,7 @@ class Format(NamedTuple):
         settings: Qualities to try (CRF), from the best to the lowest that there is.
         options: Further settings of the encoder's.
         least: Pixels that a side must have; smaller frames are filled up with copies of their last row and column.
+            x265 writes beyond its memory where sides are between 33 and 50.
     """
 
     encoder: str
@@ -61,7 +62,7 @@ class Format(NamedTuple):
 FORMATS = {
     "H.264": Format("libx264", "h264", (18, 23, 28, 33, 38, 43, 47, 51), {"preset": "veryslow"}, 2),
     "H.265": Format(
-        "libx265", "hevc", (18, 23, 28, 33, 38, 43, 47, 51), {"preset": "slow", "x265-params": "log-level=none"}, 32
+        "libx265", "hevc", (18, 23, 28, 33, 38, 43, 47, 51), {"preset": "slow", "x265-params": "log-level=none"}, 64
     ),
     "AV1": Format("libsvtav1", "libdav1d", (25, 35, 45, 50, 55, 60, 63), {"preset": "4"}, 64),
     "VP9": Format("libvpx-vp9", "vp9", (20, 30, 40, 50, 56, 63), {"b": "0", "deadline": "good", "cpu-used": "1"}, 2),

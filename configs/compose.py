@@ -82,6 +82,12 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full:
             raise
         _fail(error)
+    except ValueError:  # of Hydra: an option that is neither text nor a list
+        if told_in_full or started:
+            raise
+        words, folders = _command_line()
+        chosen = [word for word in words if word.lstrip("+").partition("=")[0] in _groups(folders)]
+        _fail(UserError(f"{' '.join(chosen)}: the option of a group must be a name, or a list of names"))
     except OSError as error:
         # Before the job, Hydra has nothing to write but the run's folder.
         if told_in_full or started:

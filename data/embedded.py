@@ -1,30 +1,14 @@
 """What data sets made from nothing share: an epoch of new signals after another, each a function of its key."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok import UserError
+from varitok import at_least
 
 from .batch import Key
 
-__all__ = ["Embedded", "at_least"]
-
-
-def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
-    """Check numbers of a configuration against the least that they may be.
-
-    Args:
-        numbers: The number and its least, by its name below `data`.
-
-    Raises:
-        UserError: One is too small.
-    """
-    for name, (value, least) in numbers.items():
-        if not value >= least:
-            raise UserError(f"data.{name}={value}: must be at least {least}")
+__all__ = ["Embedded"]
 
 
 class Embedded(Dataset[Tensor]):
@@ -40,7 +24,7 @@ class Embedded(Dataset[Tensor]):
     """
 
     def __init__(self, length: int, seed: int, train: bool) -> None:
-        at_least({"length": (length, 1), "seed": (seed, 0)})
+        at_least({"data.length": (length, 1), "data.seed": (seed, 0)})
         self.length = length
         self.seed = seed
         self.train = train

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
@@ -101,8 +101,7 @@ class ImageDataset(Dataset[Tensor]):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        if image_size < 2:  # torch 2.14 fails to resize bytes to one pixel
-            raise UserError(f"data.image_size={image_size}: must be at least 2")
+        at_least({"data.image_size": (image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
         if not 0 < least_scale <= 1:
             raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
         self.read = read

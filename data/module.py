@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
 from .sampler import UpdateBatchSampler
@@ -122,13 +122,8 @@ class DataModule(pl.LightningDataModule):
         bucket: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "loader.batch_size": batch_size,
-            "updates": updates,
-            "training.accumulate": accumulate,
-        }.items():
-            if value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
+        counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
+        at_least({key: (count, 1) for key, count in counts.items()})
         self.splits = splits
         self.batch_size = batch_size
         self.workers = workers

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from .batch import Key, Splits
-from .embedded import Embedded, at_least
+from .embedded import Embedded
 from .synthetic import FIELD_SIDE, Floats, Leaves, draw_leaves, noise_fields, paint
 
 __all__ = ["Motion", "Scenes", "scenes"]
@@ -89,8 +89,8 @@ class Scenes(Embedded):
         least_radius: float = 4.0,
         speed: float = 0.5,
     ) -> None:
-        at_least({"frames": (frames, 1), "image_size": (image_size, 8), "least_radius": (least_radius, 1)})
-        at_least({"speed": (speed, 0)})
+        at_least({"data.frames": (frames, 1), "data.image_size": (image_size, 8)})
+        at_least({"data.least_radius": (least_radius, 1), "data.speed": (speed, 0)})
         super().__init__(length, seed, train)
         if not frame_rate > 0:
             raise UserError(f"data.frame_rate={frame_rate}: must be above 0")
@@ -161,7 +161,7 @@ def scenes(
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"val_length": (val_length, 1)})
+    at_least({"data.val_length": (val_length, 1)})
     frames = crop_tokens * hop - lead
     form = {"frame_rate": frame_rate, "seed": seed, "least_radius": least_radius, "speed": speed}
     train, val = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS, SPEECHCOMMANDS
 from torchaudio.functional import loudness as measured_loudness
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from .batch import Key, Splits, sample_generator
 from .crops import random_box
@@ -261,14 +261,8 @@ def splits_of(
     Raises:
         UserError: A number is out of range.
     """
-    for key, value, least in (
-        ("sample_rate", sample_rate, LEAST_RATE),
-        ("channels", channels, 1),
-        ("hop", hop, 1),
-        ("crop_tokens", 1 if crop_tokens is None else crop_tokens, 1),
-    ):
-        if value < least:
-            raise UserError(f"data.{key}={value}: must be at least {least}")
+    at_least({"data.sample_rate": (sample_rate, LEAST_RATE), "data.channels": (channels, 1), "data.hop": (hop, 1)})
+    at_least({"data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1)})
     if val_seconds is not None and not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     if len(gain) != 2 or gain[0] > gain[1]:

@@ -7,8 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from varitok import at_least
+
 from .batch import Key, Splits
-from .embedded import Embedded, at_least
+from .embedded import Embedded
 
 __all__ = ["DeadLeaves", "Leaves", "dead_leaves", "draw_leaves", "noise_fields", "paint"]
 
@@ -50,7 +52,7 @@ class DeadLeaves(Embedded):
         train: bool = True,
         least_radius: float = 2.0,
     ) -> None:
-        at_least({"image_size": (image_size, 8), "least_radius": (least_radius, 1)})
+        at_least({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
         super().__init__(length, seed, train)
         self.image_size = image_size
         self.least_radius = least_radius
@@ -81,7 +83,7 @@ def dead_leaves(
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"val_length": (val_length, 1)})
+    at_least({"data.val_length": (val_length, 1)})
     return Splits(
         DeadLeaves(image_size, length, seed, least_radius=least_radius),
         DeadLeaves(image_size, val_length, seed, train=False, least_radius=least_radius),

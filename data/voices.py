@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from .batch import Key, Splits
-from .embedded import Embedded, at_least
+from .embedded import Embedded
 
 __all__ = ["Voices", "voices"]
 
@@ -62,7 +62,7 @@ class Voices(Embedded):
         seed: int = 0,
         train: bool = True,
     ) -> None:
-        at_least({"sample_rate": (sample_rate, 4000), "crop_tokens": (samples, 1)})
+        at_least({"data.sample_rate": (sample_rate, 4000), "data.crop_tokens": (samples, 1)})
         super().__init__(length, seed, train)
         if channels not in (1, 2):
             raise UserError(f"data.channels={channels}: must be 1 or 2")
@@ -104,7 +104,7 @@ def voices(
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"val_length": (val_length, 1)})
+    at_least({"data.val_length": (val_length, 1)})
     if not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     return Splits(

@@ -14,6 +14,7 @@ __all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "c
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first book
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
+QUIET = 0.1  # least peak that counts: what is left of louder parts that cancel is as wrong as they are
 ENOUGH = 20_000  # tokens over which a share of equal codes means something
 BATCHES = (1, 3, 5)
 MANY = 64  # signals in a batch where more tokens are needed
@@ -90,7 +91,8 @@ class Parity(NamedTuple):
     Attributes:
         tokens: First-book tokens that were compared.
         codes_equal: Share of them that are equal.
-        signal_error: Largest error of a reconstruction, over the largest value that the codec gave before clamping.
+        signal_error: Largest error of a reconstruction, over the largest value that the codec gave before clamping, at
+            least 0.1.
     """
 
     tokens: int
@@ -115,7 +117,7 @@ def check(codec: Codec, artefacts: Mapping[str, Coder], sizes: Sequence[Size]) -
 
     Raises:
         ParityError: Fewer than 99.99 % of the first book's codes are equal, or a signal is off by more than 1e-5 of
-            its peak.
+            its peak, or of 0.1 where it is quieter.
     """
     reference = copy.deepcopy(codec).cpu().float().eval()
     with torch.no_grad():
@@ -153,7 +155,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
 
 def _error(painted: Tensor, got: Tensor, where: str) -> float:
     """Compare a reconstruction with the codec's, which is not clamped yet; relative to its peak."""
-    expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=1e-6)
+    expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=QUIET)
     if got.shape != expected.shape:
         raise ParityError(f"{where}: signals {tuple(got.shape)}, the codec makes {tuple(expected.shape)}")
     off = float((got - expected).abs().max() / peak)

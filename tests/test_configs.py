@@ -70,6 +70,7 @@ class Result:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["export=null"], ["export=null: the option of a group must be a name"]),
         (["experiment=image/dmeo"], ["experiment=image/dmeo: no such option", "did you mean experiment=image/demo"]),
         (["experiment=dmeo"], ["experiment=dmeo: no such option", "experiment=image/demo"]),
         (["experiment=nothing_alike"], ["have: ", "image/demo"]),

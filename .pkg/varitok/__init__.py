@@ -5,18 +5,33 @@ many codes are kept is a free choice, at training and at use. This file is the p
 to the checkout's top level (ARCHITECTURE.md, "Where the package is").
 """
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from varitok.export.runtime import ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "at_least", "load"]
 __version__ = "0.1.0"
 
 
 class UserError(ValueError):
     """A user's mistake; its text says in one line what is wrong, where, and what to do."""
+
+
+def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
+    """Hold numbers of a configuration against the least that they may be.
+
+    Args:
+        numbers: Each and its least, by its key in the configuration.
+
+    Raises:
+        UserError: One is too small.
+    """
+    for key, (value, least) in numbers.items():
+        if not value >= least:
+            raise UserError(f"{key}={value}: must be at least {least}")
 
 
 def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from varitok import at_least
 from varitok.data.module import DataModule
 
 from ..metrics.evaluate import evaluate
@@ -32,6 +33,7 @@ class Evaluation(pl.Callback):
     """
 
     def __init__(self, every: int, metrics: Sequence[str] | None = None) -> None:
+        at_least({"callbacks.evaluation.every": (every, 1)})
         self.every = every
         self.metrics = metrics
 

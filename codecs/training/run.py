@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
+from varitok import at_least
 from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
@@ -51,6 +52,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     optim, loop = config.optim, config.training
+    at_least({"checkpoint_every": (config.checkpoint_every, 1), "training.log_every": (loop.log_every, 1)})
     data = DataModule(
         build(config.data),
         **plain["loader"],

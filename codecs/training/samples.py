@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from varitok import UserError
+from varitok import UserError, at_least
 from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
 
 from ..codec import Codec
@@ -108,6 +108,7 @@ class Samples(pl.Callback):
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:
+        at_least({"callbacks.samples.every": (every, 1)})
         self.every = every
         self.count = count
         self.scale = scale

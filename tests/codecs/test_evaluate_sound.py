@@ -104,7 +104,8 @@ def test_what_sounds_do_not_have_is_told(keeps, metrics):
 
 
 TINY = [
-    "experiment=audio/demo", "codec.encoder.base=4", "codec.decoder.base=4", "codec.encoder.width=16",
+    "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
+    "codec.decoder.vocoder.base=8", "codec.decoder.vocoder.hidden=16", "codec.decoder.vocoder.depth=1",
     "bottleneck.books=3", "bottleneck.level.dim=8", "bottleneck.level.codebook_size=16", "data.crop_tokens=8",
     "data.length=8", "data.val_length=3", "data.val_seconds=0.5", "loader.batch_size=2", "loader.workers=0",
     "updates=2", "training.log_every=1", "callbacks.samples.every=1", "callbacks.samples.count=2",

@@ -199,6 +199,15 @@ def test_an_unknown_part_is_named(tmp_path, option):
         build_run(compose(f"training.{option}=[encodr]"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["callbacks.samples.every", "callbacks.evaluation.every", "checkpoint_every", "training.log_every", "updates"],
+)
+def test_what_must_count_is_told(tmp_path, key):
+    with pytest.raises(UserError, match=rf"^{key}=0: must be at least 1$"):
+        build_run(compose(f"{key}=0"), tmp_path)
+
+
 def test_float16_is_refused(tmp_path):
     run = build_run(compose(), tmp_path)
     run.trainer._accelerator_connector._precision_flag = "16-mixed"

@@ -1,5 +1,7 @@
 """Parity passes what is equal and names what is not."""
 
+import copy
+
 import pytest
 import torch
 
@@ -61,6 +63,19 @@ def test_a_wrong_signal_at_one_size_is_told(codec, kept, off):
 
     with pytest.raises(ParityError, match=f"^it, batch 3, {kept} of {TOKENS} tokens: signals differ by"):
         check(codec, {"it": Coder(codec, signal=signal)}, [SHAPE])
+
+
+@pytest.mark.parametrize(("off", "passes"), [(5e-7, True), (2e-6, False)])
+def test_what_is_left_of_louder_parts_may_be_off_as_they_may(codec, off, passes):
+    quiet = copy.deepcopy(codec)
+    for parameter in list(quiet.decoder.parameters())[-2:]:  # of the last layer
+        parameter.data *= 1e-4
+    coder = Coder(quiet, signal=lambda signal, codes: signal + off)
+    if passes:
+        assert check(quiet, {"it": coder}, [SHAPE])["it"].signal_error == pytest.approx(off / 0.1, rel=0.2)
+    else:
+        with pytest.raises(ParityError, match="signals differ by 2"):
+            check(quiet, {"it": coder}, [SHAPE])
 
 
 def test_wrong_shapes_and_types_are_told(codec):

@@ -33,11 +33,11 @@ from varitok.codecs.metrics.table import write_rows  # noqa: E402
 from varitok.data.batch import BadSample  # noqa: E402
 from varitok.data.folders import list_files  # noqa: E402
 from varitok.data.sound_files import decode_sound  # noqa: E402
+from varitok.data.sounds import SUFFIXES  # noqa: E402
 
 __all__ = ["FORMATS", "Coded", "Format", "decode", "encode", "main"]
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff")
-VAL_SHARE = 0.05
+VAL_SHARE = 0.05  # as in configs/data/sound_folder.yaml
 APPLICATIONS = ("audio", "voip")
 
 

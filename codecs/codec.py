@@ -3,8 +3,8 @@
 signal --encoder--> latents --bottleneck--> codes --(length: how many are kept)--> latents --decoder--> signal
 
 Tokens are of one of two kinds. *Ordered* tokens are answers to an encoder's queries, each about the whole signal, and a
-prefix of them is a shorter code. *Placed* tokens lie on a grid over the signal, one for each step; their number follows
-from the signal's size, and a shorter code has fewer books.
+prefix of them is a shorter code; of clips, each block of frames has its own. *Placed* tokens lie on a grid over the
+signal, one for each step; their number follows from the signal's size, and a shorter code has fewer books.
 """
 
 import math
@@ -42,8 +42,9 @@ class Codec(nn.Module):
 
     Args:
         encoder: `(b, c, *grid)` to `(b, n, encoder.width)`. Has `hop`, the samples of each axis to a step of the grid;
-            `tokens`, their number, where they are ordered; `lead`, where copies of the first frame go before it;
-            and `direct`, where its latents, and so the decoder's, are the bottleneck's own, with no maps.
+            `tokens`, their number, where they are ordered (then it gives `(b * blocks, n, width)` of clips); `lead`,
+            where copies of the first frame go before it; and `direct`, where its latents, and so the decoder's, are
+            the bottleneck's own, with no maps.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
         decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
@@ -98,8 +99,18 @@ class Codec(nn.Module):
         return hasattr(self.encoder, "tokens")
 
     @property
+    def blocked(self) -> bool:
+        """Whether each block of a clip's frames, a step of the first axis, has ordered tokens of its own."""
+        return self.ordered and len(self.hop) == 3
+
+    @property
+    def code_axis(self) -> int:
+        """The axis of codes along which there may be fewer of them: ordered tokens, or steps of the first axis."""
+        return 3 if self.blocked else 2
+
+    @property
     def tokens(self) -> int:
-        """The most tokens that a signal has, N.
+        """The most tokens that a signal, or a block of frames, has, N.
 
         Raises:
             UserError: Tokens lie on a grid.
@@ -131,7 +142,7 @@ class Codec(nn.Module):
     def obstacle(self) -> str:
         """Why it can't code chunk by chunk, in a few words; empty where it can."""
         if self.ordered:
-            return "its tokens are about the whole signal"
+            return "its tokens are about the whole signal, or blocks of it"
         if self.unit_latents:
             return "unit_latents scales by the whole signal"
         return obstacle(self.encoder) or obstacle(self.decoder)
@@ -203,18 +214,25 @@ class Codec(nn.Module):
         Raises:
             UserError: Tokens are ordered, and a step isn't full: their encoder has no place for it.
         """
-        if self.ordered and any(side % step for side, step in zip(size, self.hop, strict=True)):
+        if self.ordered and not self.blocked and any(side % step for side, step in zip(size, self.hop, strict=True)):
             sides = " x ".join(str(side) for side in reversed(size))
             raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.hop[0]}")
         leads = (self.lead, *(0 for _ in size[1:]))
         return tuple(-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True))
 
+    def blocks(self, size: Sequence[int]) -> int:
+        """Count the blocks with tokens of their own, in which all below goes, of a signal of a size; 1 for most."""
+        return self.grid(size)[0] if self.blocked else 1
+
     def count(self, size: Sequence[int]) -> int:
-        """Count the tokens of a signal of a size `(*grid)`, in samples."""
+        """Count the tokens of a signal, or of each of its blocks, of a size `(*grid)`, in samples."""
         return self.tokens if self.ordered else math.prod(self.grid(size))
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b,)`, of signals whose first `lengths` samples of the first axis are valid."""
+        """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
+        if self.blocked:
+            begin = torch.arange(self.blocks(size), device=lengths.device) * self.hop[0] - self.lead
+            return ((begin.clamp(min=0) < lengths[:, None]) * self.tokens).flatten()
         if self.ordered:
             return torch.full_like(lengths, self.tokens)
         steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
@@ -230,10 +248,10 @@ class Codec(nn.Module):
         Raises:
             UserError: The patch doesn't divide the image's sides.
         """
-        size = signal.shape[2:]
-        grid = self.grid(size)
+        grid = self.grid(signal.shape[2:])
         if self.ordered:
-            features: Tensor = self.encoder(signal)
+            whole = filled(signal, list(self.hop), self.lead) if self.blocked else signal
+            features: Tensor = self.encoder(whole)
             return features
         mask = None if lengths is None else prefix_mask(lengths, math.prod(grid))
         features = self.encoder(filled(signal, list(self.hop), self.lead), mask)
@@ -269,9 +287,9 @@ class Codec(nn.Module):
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
-            lengths: int64 `(b,)`, tokens kept where they are ordered, tokens that are valid where they are placed; all
-                where None.
-            depth: int64 `(b,)`, books kept; all where None.
+            lengths: int64 `(b * blocks,)`, tokens kept where they are ordered, tokens that are valid where they are
+                placed; all where None.
+            depth: int64 `(b * blocks,)`, books kept; all where None.
         """
         size = signal.shape[2:]
         features = self.features(signal, lengths)
@@ -287,7 +305,11 @@ class Codec(nn.Module):
         painted = self._cropped(self.paint(put, shown, self.grid(size)), size)
         if self.training and self.length.halting is not None:
             # Only with all of its books does a sample say what a number of tokens comes to.
-            error = (painted.detach().float() - signal).abs().flatten(1).mean(1)
+            error = (painted.detach().float() - signal).abs()
+            if self.blocked:
+                steps = filled(error, list(self.hop), self.lead).transpose(1, 2)
+                error = steps.reshape(-1, self.hop[0], *steps.shape[2:])
+            error = error.flatten(1).mean(1)
             loss = self.length.halting.loss(features, error, lengths, depth >= self.books)
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
         return Reconstruction(painted, quantized)
@@ -306,30 +328,40 @@ class Codec(nn.Module):
             lengths: int64 `(b,)`, valid tokens where they are placed; all where None.
 
         Returns:
-            int64 `(b, books, N)` where tokens are ordered: keep a prefix of the last axis for a shorter code. Else
-            `(b, books, *grid)`: keep a prefix of the books.
+            int64 `(b, books, N)` where tokens are ordered, of clips `(b, books, blocks, N)`: keep a prefix of the last
+            axis for a shorter code. Else `(b, books, *grid)`: keep a prefix of the books.
         """
         latents = self.latents(signal, lengths)
         if lengths is None or self.ordered:
             codes = self.bottleneck.encode(latents)
         else:
             codes = self.bottleneck.encode_valid(latents, lengths)
+        if self.blocked:
+            return codes.reshape(len(signal), -1, *codes.shape[1:]).transpose(1, 2)
         return codes if self.ordered else codes.reshape(*codes.shape[:2], *self.grid(signal.shape[2:]))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes into signals.
 
         Args:
-            codes: `(b, books, k)`, k from 1 to N, where tokens are ordered, else `(b, books, *grid)`; a prefix of the
-                books is allowed.
+            codes: `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, where tokens are ordered, else
+                `(b, books, *grid)`; a prefix of the books is allowed.
             size: The signals' size; where None that of training, or of whole steps (without a lead).
-            lengths: int64 `(b,)`, how many of the tokens each sample keeps; all where None.
+            lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all where None.
 
         Raises:
-            UserError: k is 0 or above N, or a length is 0 or above k.
+            UserError: k is 0 or above N, a length is 0 or above k, or there are other blocks than the size has.
         """
         steps: Sequence[int] = self.grid(size) if size is not None else ()
-        if not self.ordered:
+        if self.blocked:
+            blocks = codes.shape[2]
+            if size is not None and blocks != steps[0]:
+                raise UserError(f"codes of {blocks} blocks: a clip of {size[0]} frames has {steps[0]}")
+            steps = steps or (blocks, 0, 0)
+            codes = codes.transpose(1, 2).flatten(0, 1)
+            if lengths is not None:
+                lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
+        elif not self.ordered:
             steps = codes.shape[2:]
             codes = codes.flatten(2)
         kept = codes.shape[-1]

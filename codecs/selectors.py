@@ -1,8 +1,9 @@
-"""How many tokens to keep at use: a number, a budget of bytes, a quality, or what a trained head says.
+"""How many tokens to keep at use: a number, a budget of bytes, a share of one, a quality, or what a trained head says.
 
 A selector is called with a codec in evaluation mode and signals, and gives a length for each: the first so many tokens
-are kept. A lower bound on quality takes decoder passes (ElasticTok's search, arXiv 2410.08368, section 3.3); the head
-(KARL, arXiv 2507.07995) takes none.
+are kept. Where blocks of a clip have tokens of their own, a length is for each of its blocks, and a budget can be
+shared out over them. A lower bound on quality takes decoder passes (ElasticTok's search, arXiv 2410.08368, section
+3.3); the head (KARL, arXiv 2507.07995) takes none.
 """
 
 import logging
@@ -17,7 +18,7 @@ from varitok import UserError
 from .codec import Codec
 from .lengths import ladder
 
-__all__ = ["ByteBudget", "FixedLength", "Halting", "Quality", "Search", "Selector", "psnr"]
+__all__ = ["Allocation", "ByteBudget", "FixedLength", "Halting", "Quality", "Search", "Selector", "psnr"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Selector(Protocol):
     """Chooses how many tokens each signal keeps."""
 
     def __call__(self, codec: Codec, signals: Tensor) -> Tensor:
-        """Choose int64 `(b,)` in [1, N].
+        """Choose int64 `(b,)`, or for each block `(b, blocks)`, in [1, N].
 
         Args:
             codec: In evaluation mode.
@@ -84,6 +85,74 @@ class ByteBudget:
         if not fitting:
             raise UserError(f"{self.bytes:g} bytes: one token of this codec takes {codec.bits(1) / 8:.3g}")
         return torch.full((len(signals),), fitting[-1], device=signals.device)
+
+
+class Allocation:
+    """Shares a budget of tokens out over the blocks of clips, so that their errors' sum is least.
+
+    AdapTok's integer program (arXiv 2505.17011, section 3.3), solved exactly, over the numbers 1, 2, 4, ... N. There a
+    scorer foretells the errors; here the decoder tells them, in log2(N) passes, with all blocks cut alike.
+
+    Args:
+        tokens: The mean over blocks that is not to be exceeded.
+        over: Share out over the blocks of each "signal", or of the whole "batch".
+
+    Raises:
+        UserError: When called: the codec has no blocks, or a block can't have so few tokens.
+    """
+
+    def __init__(self, tokens: float, over: Literal["signal", "batch"] = "signal") -> None:
+        self.tokens = tokens
+        self.over = over
+
+    @torch.no_grad()
+    def __call__(self, codec: Codec, signals: Tensor) -> Tensor:
+        """Give the lengths, int64 `(b, blocks)`."""
+        if not codec.blocked:
+            raise UserError("an allocation over blocks: this codec has none; its tokens are about the whole signal")
+        if not self.tokens >= 1:
+            raise UserError(f"an allocation of {self.tokens:g} tokens: each block has one at least")
+        choices, size = ladder(codec.tokens), signals.shape[2:]
+        codes, lead = codec.encode(signals), codec.lead
+        errors = []
+        for kept in choices:
+            error = (codec.decode(codes[..., :kept], size) - signals).square().mean((1, 3, 4)).cpu()
+            steps = torch.nn.functional.pad(error, (lead, codes.shape[2] * codec.hop[0] - lead - size[0]))
+            errors.append(steps.reshape(len(signals), -1, codec.hop[0]).sum(2))
+        costs = torch.stack(errors, dim=2).double()  # (b, blocks, choices)
+        groups = costs.flatten(0, 1)[None] if self.over == "batch" else costs
+        budget = int(self.tokens * groups.shape[1])
+        chosen = torch.stack([_least(group, choices, budget) for group in groups])
+        return chosen.reshape(costs.shape[:2]).to(signals.device)
+
+
+def _least(costs: Tensor, choices: list[int], budget: int) -> Tensor:
+    """Choose a number for each row so that all are `budget` at most and the costs' sum is least.
+
+    A multiple-choice knapsack, row by row over all budgets.
+
+    Args:
+        costs: float64 `(rows, choices)`.
+        choices: Upwards, the first being 1.
+        budget: At least the number of rows.
+
+    Returns:
+        int64 `(rows,)`.
+    """
+    best = torch.zeros(budget + 1, dtype=torch.float64)  # of the rows so far, by what they may take
+    picks = []
+    for row in costs:
+        tries = torch.full((len(choices), budget + 1), torch.inf, dtype=torch.float64)
+        for index, number in enumerate(choices):
+            if number <= budget:
+                tries[index, number:] = best[: budget + 1 - number] + row[index]
+        best, pick = tries.min(0)
+        picks.append(pick)
+    chosen, left = [], budget
+    for pick in reversed(picks):
+        chosen.append(choices[int(pick[left])])
+        left -= chosen[-1]
+    return torch.tensor(chosen[::-1])
 
 
 class Search(NamedTuple):

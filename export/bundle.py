@@ -71,13 +71,15 @@ def export_bundle(
     frozen = freeze(codec)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
-        axes = 1 if codec.ordered else len(codec.hop)
+        axes = 2 if codec.blocked else 1 if codec.ordered else len(codec.hop)
         least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in range(axes)), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen)
     config |= {"architecture": dict(architecture)} if architecture else {}
     sizes = [size]
-    if not codec.ordered:
+    if codec.blocked:
+        sizes = [(size[0], frames, *size[2:]) for frames in (1, 2 * codec.hop[0] + 1, 3 * codec.hop[0])]
+    elif not codec.ordered:
         # One sample or frame, steps begun, and so many, of each axis other ones, that no size is taken for a constant.
         (first, *rest), counts = codec.hop, range(3, 5)
         sizes = [
@@ -112,7 +114,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         layouts = "b c t", "b q t"
     elif len(codec.hop) == 3:
         own = {"modality": "video", "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
-        layouts = "b c t h w", "b q t h w"
+        layouts = "b c t h w", "b q t k" if codec.blocked else "b q t h w"
+        own |= {"frame_size": list(size[2:])} if codec.blocked else {}
     else:
         own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
         layouts = "b c h w", "b q k" if codec.ordered else "b q h w"
@@ -265,9 +268,9 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
     """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
         codes = frozen.encode(signal)
-        total = codes.shape[2]
-        kept = {1, max(1, total // 2), total}
-        back = {f"{names.back}.{k}": frozen.decode(codes[:, :, :k]).contiguous() for k in sorted(kept)}
+        total = codes.shape[frozen.code_axis]
+        kept = {k: codes.narrow(frozen.code_axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
+        back = {f"{names.back}.{k}": frozen.decode(some).contiguous() for k, some in kept.items()}
     save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
 
 

@@ -59,6 +59,24 @@ Exported by varitok {version} in format {format_version}.
 {rows}
 """
 
+BLOCKS = """\
+# A codec of clips: up to {tokens} tokens for {hop_t} frames of {side_w} x {side_h} pixels
+
+It turns a clip of any number of frames into blocks of {hop_t} frames, each of at most {tokens} tokens of {books} codes,
+and back. {order}
+Exported by varitok {version} in format {format_version}.
+
+- Clips: float32 `(batch, {channels}, frames, {side_h}, {side_w})`, values in [-1, 1] (`pixels / 127.5 - 1`). {first}
+  The last frame is repeated until all blocks are full; what comes back has whole blocks, clamped to that range: cut it
+  to the clip's size.
+- Codes: {code_type} `(batch, {books}, t, k)`, t = ceil((frames + {lead}) / {hop_t}), k from 1 to {tokens}; {ranges}.
+- Bottleneck: {quantizer}, {bits:g} bits a token.
+
+| tokens kept of a block | bits a pixel of a long clip |
+|---:|---:|
+{rows}
+"""
+
 LED = """The first
   frame alone makes the first step of tokens, each {hop_t} more make another: an image is a clip of one frame."""
 EVEN = """Each
@@ -126,9 +144,9 @@ ONNX_CLIP = """
 import numpy as np, onnxruntime as ort
 encoder = ort.InferenceSession("onnx/encoder_model.onnx")
 decoder = ort.InferenceSession("onnx/decoder_model.onnx")
-clip = np.zeros((1, {channels}, 9, 64, 48), np.float32)  # pixels / 127.5 - 1, channels first
+clip = np.zeros((1, {channels}, 9, {side_h}, {side_w}), np.float32)  # pixels / 127.5 - 1, channels first
 codes = encoder.run(None, {{"pixel_values_videos": clip}})[0]
-back = decoder.run(None, {{"video_codes": codes}})[0][:, :, :9, :64, :48]
+back = decoder.run(None, {{"video_codes": codes{prefix}}})[0][:, :, :9, :{side_h}, :{side_w}]
 ```
 
 ONNX Runtime takes codes that are out of range without a word; check them, or use varitok:
@@ -138,9 +156,9 @@ ONNX Runtime takes codes that are out of range without a word; check them, or us
 ```python
 import numpy as np, varitok
 codec = varitok.load(".")
-clip = np.zeros((9, 64, 48, {channels}), np.uint8)
-codes = codec.encode(clip, books={some})
-pixels = codec.pixels(codec.decode(codes, (9, 64, 48)))  # uint8 (1, 9, 64, 48, {channels})
+clip = np.zeros((9, {side_h}, {side_w}, {channels}), np.uint8)
+codes = codec.encode(clip, {kept}={some})
+pixels = codec.pixels(codec.decode(codes, (9, {side_h}, {side_w})))  # uint8 (1, 9, {side_h}, {side_w}, {channels})
 ```
 """
 
@@ -155,7 +173,7 @@ first frame go before it, and come back before it. A state of frames of h x w to
 import numpy as np, varitok
 codec = varitok.load(".")
 encode, decode = codec.encoding(), codec.decoding()
-codes = encode(np.zeros((5, 64, 48, {channels}), np.uint8))  # chunks of any number of frames
+codes = encode(np.zeros((5, {side_h}, {side_w}, {channels}), np.uint8))  # chunks of any number of frames
 back = decode(np.concatenate([codes, encode.flush()], axis=2))
 ```
 """
@@ -194,7 +212,7 @@ SAFETENSORS = """
 """
 
 ORDER = {
-    True: "It was trained to do with fewer: keep the first k, and the image gets\nsimpler, not broken.",
+    True: "It was trained to do with fewer: keep the first k, and what comes back gets\nsimpler, not broken.",
     False: "It was trained with all of them kept: the first k\ndecode too, but poorly.",
 }
 
@@ -211,7 +229,7 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
     own = {"audio": _of_sound, "video": _of_clip, "image": _of_image}[kind]
     about, onnx, stream = {
         "audio": (SOUND, ONNX_SOUND, STREAM),
-        "video": (CLIP, ONNX_CLIP, STREAM_CLIP),
+        "video": (BLOCKS if config["tokens"] else CLIP, ONNX_CLIP, STREAM_CLIP),
         "image": (IMAGE, ONNX_IMAGE, ""),
     }[kind]
     fills = {
@@ -261,18 +279,26 @@ def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_clip(config: Mapping[str, Any]) -> dict[str, Any]:
     """Say what only a card of clips has."""
-    hop = config["hop"]
+    hop, tokens = config["hop"], config["tokens"]
     price, some = _prices(config)
+    height, width = config.get("frame_size", (64, 48))
+    if tokens:
+        price, some = {k: k * config["bits_per_token"] for k in ladder(tokens)}, max(1, tokens // 2)
+    pixels = hop[0] * height * width if tokens else math.prod(hop)
     return {
         "hop_t": hop[0],
         "hop_h": hop[1],
         "hop_w": hop[2],
         "lead": config["lead"],
         "first": (LED if config["lead"] else EVEN).format(hop_t=hop[0]),
+        "side_h": height,
+        "side_w": width,
+        "order": ORDER[config["variable_length"]],
+        "kept": "tokens" if tokens else "books",
         "some": some,
-        "shape": "9, 64, 48",
-        "prefix": f"[:, :{some}]",
-        "rows": "\n".join(f"| {book} | {each / math.prod(hop):.3g} |" for book, each in price.items()),
+        "shape": f"9, {height}, {width}",
+        "prefix": f"[..., :{some}]" if tokens else f"[:, :{some}]",
+        "rows": "\n".join(f"| {kept} | {each / pixels:.3g} |" for kept, each in price.items()),
     }
 
 

@@ -16,11 +16,14 @@ __all__ = ["VideoBundle"]
 class VideoBundle(Bundle):
     """A codec of clips, of any number of frames of any size; an image is a clip of one frame.
 
+    Where each block of frames has ordered tokens of its own (`tokens` isn't 0), frames have the size of training.
+
     Attributes:
         hop: Frames, rows and columns of pixels to a latent.
         lead: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 where the
             codec isn't causal.
         frame_rate: That of training, frames a second; None where it isn't known.
+        frame_size: Height and width of frames; None for any.
     """
 
     axes = 3
@@ -30,9 +33,16 @@ class VideoBundle(Bundle):
         self.lead = int(self.config["lead"])
         rate = self.config.get("frame_rate")
         self.frame_rate = None if rate is None else float(rate)
+        self.frame_size: tuple[int, ...] | None = None
+        if self.tokens:
+            self.axes = 2
+            self.frame_size = tuple(int(side) for side in self.config["frame_size"])
 
     def __repr__(self) -> str:
         hop, books = " x ".join(map(str, self.hop)), " x ".join(str(size) for size in self.book_sizes)
+        if self.tokens:
+            most = f"up to {self.tokens} tokens of {books} codes"
+            return f"VideoBundle({str(self.folder)!r}: {most} for {self.hop[0]} frames)"
         return f"VideoBundle({str(self.folder)!r}: a token of {books} codes for {hop} frames, rows, columns)"
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -42,27 +52,33 @@ class VideoBundle(Bundle):
         )
         return first, second, third
 
-    def encode(self, frames: Any, *, books: int | None = None) -> Array:
+    def encode(self, frames: Any, *, tokens: int | None = None, books: int | None = None) -> Array:
         """Turn clips into codes; the last frame, row and column are repeated until all steps are full.
 
         Args:
             frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
+            tokens: Keep only so many of each block, 1 to N; all where None, or where tokens lie on a grid.
             books: Keep only so many books; all where None.
 
         Returns:
-            int64 `(b, books, t', h', w')`, see `grid`; float32 where codes are continuous.
+            int64 `(b, books, t', h', w')`, see `grid`, or `(b, books, t', tokens)`; float32 where codes are continuous.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
         """
         kept = self._kept(books)
+        if tokens is not None:
+            if not self.tokens:
+                raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer books instead")
+            self._check_tokens(tokens)
         values = self._values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
-        return self.run_encoder(values)[:, :kept]
+        codes = self.run_encoder(values)[:, :kept]
+        return codes if tokens is None else codes[..., :tokens]
 
     def decode(self, codes: Any, size: tuple[int, int, int] | None = None) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, books, t', h', w')` into clips, float32 `(b, c, t, h, w)` in [-1, 1].
+        """Turn codes, as `encode` gives them, into clips, float32 `(b, c, t, h, w)` in [-1, 1].
 
         Args:
             codes: Of any integer type, a prefix of the books; continuous ones are floats, all channels.
@@ -74,8 +90,15 @@ class VideoBundle(Bundle):
         codes = self._codes(codes)
         if not codes.size:
             raise UserError(f"codes: shape {codes.shape} has none")
-        if size is not None and self.grid(*size) != codes.shape[2:]:
-            raise UserError(f"size: {size} has codes {self.grid(*size)}, these are {codes.shape[2:]}")
+        if self.tokens:
+            self._check_tokens(codes.shape[3])
+        if size is not None:
+            grid = self.grid(*size)
+            if self.tokens:
+                self._check_size(*size[1:])
+                grid = grid[0], codes.shape[3], 0
+            if grid[: self.axes] != codes.shape[2:]:
+                raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
         clips = self.run_decoder(codes)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
@@ -118,6 +141,7 @@ class VideoBundle(Bundle):
             values = values[None] if values.ndim == 4 else values
             if values.ndim != 5 or values.shape[4] != c or not all(values.shape[2:4]):
                 raise UserError(f"frames: pixels (frames, height, width, {c}) are expected, got {np.shape(frames)}")
+            self._check_size(*values.shape[2:4])
             return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
         if values.dtype.kind != "f":
             raise UserError(f"frames: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
@@ -126,4 +150,11 @@ class VideoBundle(Bundle):
             raise UserError(f"frames: float values {shape} are expected, got {values.shape}")
         if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
             raise UserError("frames: float values must lie in [-1, 1]; some don't, or aren't numbers")
+        self._check_size(*values.shape[3:])
         return values.astype(np.float32)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if self.frame_size not in (None, (height, width)):
+            assert self.frame_size is not None
+            there = " x ".join(map(str, reversed(self.frame_size)))
+            raise UserError(f"frames: {width} x {height} pixels, this codec takes {there}; resize them before")

@@ -21,14 +21,14 @@ def freeze(codec: Codec) -> "FrozenCodec":
 class FrozenCodec(nn.Module):
     """The two directions of a codec, with no branch on data, so that they script, trace and export.
 
-    With ordered tokens it takes signals of the size of training, and any number of kept tokens; with placed tokens,
-    signals of any size. The batch and the number of books are free.
+    With ordered tokens it takes signals of the size of training, clips of any number of frames, and any number of kept
+    tokens; with placed tokens, signals of any size. The batch and the number of books are free.
 
     Args:
         codec: What is copied; it stays as it is.
     """
 
-    __constants__ = ("on_grid",)  # so that TorchScript leaves out what isn't for this codec
+    __constants__ = ("blocked", "on_grid")  # so that TorchScript leaves out what isn't for this codec
     mask_token: Tensor
     places: Tensor
 
@@ -39,6 +39,8 @@ class FrozenCodec(nn.Module):
         for module in codec.modules():
             _fold(module)
         self.ordered = codec.ordered
+        self.blocked = codec.blocked
+        self.code_axis = codec.code_axis
         self.tokens = codec.tokens if codec.ordered else 0
         self.hop = list(codec.hop)
         self.lead = codec.lead
@@ -61,8 +63,11 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def encode(self, signal: Tensor) -> Tensor:
-        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes `(b, books, n)`, of clips `(b, books, *grid)`."""
-        if not self.ordered:
+        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes.
+
+        They are `(b, books, n)`, of clips `(b, books, *grid)`, or `(b, books, blocks, N)`.
+        """
+        if self.blocked or not self.ordered:
             signal = filled(signal, self.hop, self.lead)
         return self._coded(self.encoder(signal), signal)
 
@@ -72,6 +77,8 @@ class FrozenCodec(nn.Module):
         if self.unit_latents:
             latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
+        if self.blocked:
+            codes = codes.reshape(signal.shape[0], -1, codes.shape[1], codes.shape[2]).transpose(1, 2)
         if self.on_grid:
             shape = [codes.shape[0], codes.shape[1]]
             for axis, step in enumerate(self.hop):
@@ -83,9 +90,12 @@ class FrozenCodec(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes into signals clamped to [-1, 1].
 
-        Ordered ones `(b, books, k)`, k from 1 to N, into signals of the size of training; placed ones `(b, books, n)`
-        or `(b, books, *grid)` into whole steps, without the lead.
+        Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
+        placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
         """
+        blocks = codes.shape[2]
+        if self.blocked:
+            codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
@@ -96,6 +106,9 @@ class FrozenCodec(nn.Module):
             latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
         if self.on_grid:
             signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1])
+            signal = signal[:, :, self.lead :]
+        elif self.blocked:
+            signal = self.decoder(latents, None, blocks)
             signal = signal[:, :, self.lead :]
         else:
             signal = self.decoder(latents)

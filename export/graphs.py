@@ -50,7 +50,7 @@ class Bundle:
         book_sizes: Entries of each book; none where codes are continuous.
         book_strides: Tokens for which a code of each book stands, itself repeated.
         rows: Rows of a code: books, or the channels of continuous ones.
-        axes: Of the grid that codes lie on, 1 for tokens in a row.
+        axes: Of the grid that codes lie on, 1 for tokens in a row, 2 for those of blocks.
         latency_ms: Milliseconds of a signal that a stream waits for before it can give a code; None: it can't stream,
             or no rate is known.
     """
@@ -115,7 +115,8 @@ class Bundle:
             raise UserError(f"codes: {what} are expected, got {codes.dtype}")
         if codes.ndim != 2 + self.axes or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
             rows = f"{least} to {self.rows}" if least < self.rows else self.rows
-            most = f"1 to {self.tokens}" if self.tokens else ("tokens" if self.axes == 1 else "frames, rows, columns")
+            most = ["tokens", f"blocks, 1 to {self.tokens}", "frames, rows, columns"][self.axes - 1]
+            most = f"1 to {self.tokens}" if self.tokens and self.axes == 1 else most
             raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
         # ONNX Runtime would take -1 for the last entry.
         for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):

@@ -103,12 +103,17 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     with torch.inference_mode():
         codes = codec.encode(example)
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
-    kept = codes[:, :, : max(2, codes.shape[2] - 1)].repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
+    kept = codes.narrow(codec.code_axis, 0, max(2, codes.shape[codec.code_axis] - 1))
+    kept = kept.repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
     books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
-    if codec.ordered:
-        sides: Axes = [None] * (example.ndim - 2)
-        tokens: Axes = [None]
-        given: Axes = ["num_tokens"]
+    sides: Axes
+    tokens: Axes
+    given: Axes
+    if codec.blocked:
+        sides, tokens = ["num_frames", None, None], ["latent_frames", None]
+        given, back = ["latent_frames", "num_tokens"], ["num_frames_out", None, None]
+    elif codec.ordered:
+        sides, tokens, given = [None] * (example.ndim - 2), [None], ["num_tokens"]
         back = sides
     else:
         sides, given, back = AXES[example.ndim - 2]

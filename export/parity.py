@@ -131,14 +131,15 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
     for size, batch in product(sizes, BATCHES):
         signal = draw(batch, size, generator)
         codes = reference.encode(signal)
-        total, books = codes.shape[2], len(reference.bottleneck.book_sizes)
+        along = reference.code_axis
+        total, books = codes.shape[along], len(reference.bottleneck.book_sizes)
         where = f"{name}, batch {batch}" + (f", size {' x '.join(map(str, size[1:]))}" if len(sizes) > 1 else "")
         equal += _equal(codes, coder.encode(signal), where)
         tokens += codes[:, 0].numel()
         parts = [(kept, codes.shape[1]) for kept in sorted({1, min(2, total), max(1, total - 1), total})]
         parts += [(total, some) for some in sorted({1, books - 1}) if 0 < some < books]
         for kept, rows in parts:
-            some = codes[:, :rows, :kept].contiguous()
+            some = codes[:, :rows].narrow(along, 0, kept).contiguous()
             part = f"{where}, {kept} of {total} tokens" + (f", {rows} of {books} books" if rows < books else "")
             error = max(error, _error(reference.decode(some), coder.decode(some), part))
     # One token on a tie is a large share of few: look at more before judging.

@@ -36,7 +36,7 @@ class Evaluable(Protocol):
         """Count the payload bits of `tokens` tokens with their first `books` books, all where None."""
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b,)`, of signals whose first `lengths` samples are valid."""
+        """Count the tokens, int64 `(b * blocks,)`, of signals whose first `lengths` samples are valid."""
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, books, N)` or `(b, books, *grid)`."""
@@ -50,7 +50,7 @@ class Code(NamedTuple):
 
     Attributes:
         codes: As `Evaluable.encode` gives them.
-        tokens: int64 `(b,)`, the valid tokens of each signal.
+        tokens: int64 `(b * blocks,)`, the valid tokens of each signal, or of each block of it.
         size: The signals' size.
     """
 
@@ -98,9 +98,15 @@ class Ladder:
         discrete = bool(self.codec.bottleneck.book_sizes)
         return self.codec.decode(code.codes[:, :keep] if discrete else code.codes, code.size, code.tokens)
 
+    def flat(self, code: Code) -> Tensor:
+        """Give codes with one axis for the grid, `(b, books, n)`; blocks of a clip follow each other as signals do."""
+        if self.codec.ordered and code.codes.ndim == 4:
+            return code.codes.transpose(1, 2).flatten(0, 1)
+        return code.codes.flatten(2)
+
     def kept(self, code: Code, start: int, end: int) -> Tensor:
-        """Mark the valid codes from `start` up to `end`, bool `(b, books, n)`, of codes with one axis for the grid."""
-        flat = code.codes.flatten(2)
+        """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""
+        flat = self.flat(code)
         valid = lengths.prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
         along = 2 if self.codec.ordered else 1
         valid.narrow(along, end, valid.shape[along] - end).fill_(False)

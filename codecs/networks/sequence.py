@@ -152,8 +152,8 @@ class _Block(nn.Module):
 class SequenceTransformer(nn.Module):
     """A pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
 
-    A step may be a frame of rows x columns tokens: then it is block-causal, a frame's tokens attend to each other and
-    to those of frames before.
+    A step may be a frame of rows x columns tokens, behind some that have no place in it: then it is block-causal, a
+    frame's tokens attend to each other and to those of frames before.
 
     Args:
         width: Width of the tokens.
@@ -219,6 +219,7 @@ class SequenceTransformer(nn.Module):
         memory: list[Tensor] | None = None,
         rows: int = 1,
         columns: int = 1,
+        free: int = 0,
     ) -> Tensor:
         """Transform tokens `(b, n, width)`, of frames row by row.
 
@@ -228,28 +229,30 @@ class SequenceTransformer(nn.Module):
             memory: Of the chunks before.
             rows: Of tokens in a frame.
             columns: Of tokens in a frame.
+            free: Tokens of each step that come before its rows, and are in none.
         """
-        frame = rows * columns
+        frame = free + rows * columns
         context = self.context * frame if memory is not None else 0
         index = torch.arange(context + x.shape[1], device=x.device)
         step = index // frame
         places = index[:, None]
         if self.axes == 3:
             # Not by `%`, which ONNX's exporter takes with a constant only.
-            inside = index - step * frame
+            inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
             places = torch.stack([step, row, inside - row * columns], dim=1)
         allowed: Tensor | None = None
-        # To a causal one what isn't valid can't come, being a suffix.
-        if self.window > 0 or (self.causal and self.axes == 3) or (mask is not None and not self.causal):
+        # To a causal one what isn't valid can't come, being a suffix; but for free tokens, of any step.
+        masks = mask is not None and (free > 0 or not self.causal)
+        if self.window > 0 or (self.causal and self.axes == 3) or masks:
             back = step[context:, None] - step
             near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
             if self.window > 0:
                 near = near & (back.abs() < self.window)
             allowed = near[None, None]
-            if mask is not None and not self.causal:
+            if mask is not None and masks:
                 # Itself each may attend to: a row without anything allowed is NaN.
-                allowed = allowed & (mask[:, None, None, :] | (back == 0)[None, None])
+                allowed = allowed & (mask[:, None, None, :] | (index[context:, None] == index)[None, None])
             if memory is not None and context > 0:
                 real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, context, 1)
                 allowed = allowed & (real > 0)[:, None, None, :]

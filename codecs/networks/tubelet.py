@@ -13,9 +13,38 @@ from varitok import UserError
 from .convolution import along_first, at_rate, masked
 from .sequence import SequenceTransformer
 
-__all__ = ["TubeletDecoder", "TubeletEncoder"]
+__all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets", "tubelet"]
 
 Attention = Literal["block", "axial"]
+
+
+def tubelet(patch: Sequence[int]) -> tuple[int, int, int]:
+    """Check the frames, rows and columns of a tubelet.
+
+    Raises:
+        UserError: They are not three, or one is below 1.
+    """
+    if len(patch) != 3 or min(patch) < 1:
+        raise UserError(f"codec: patch={list(patch)} should be frames, rows and columns, each at least 1")
+    first, second, third = patch
+    return first, second, third
+
+
+def to_tubelets(signal: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cut clips `(b, c, t, h, w)` into tubelets `(b, n, c * patch)`, frame by frame and row by row; scriptable."""
+    b, c = signal.shape[0], signal.shape[1]
+    first, second, third = patch
+    rows, columns = signal.shape[3] // second, signal.shape[4] // third
+    x = signal.reshape(b, c, -1, first, rows, second, columns, third).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(b, -1, c * first * second * third)
+
+
+def from_tubelets(x: Tensor, patch: tuple[int, int, int], channels: int, rows: int, columns: int) -> Tensor:
+    """Lay tubelets `(b, n, c * patch)` of frames of rows x columns out as clips `(b, c, t, h, w)`; scriptable."""
+    b = x.shape[0]
+    first, second, third = patch
+    x = x.reshape(b, -1, rows, columns, channels, first, second, third).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(b, channels, -1, rows * second, columns * third)
 
 
 class _Trunk(nn.Module):
@@ -111,7 +140,7 @@ class TubeletEncoder(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        first, second, third = _patch(patch)
+        first, second, third = tubelet(patch)
         self.width = width
         self.channels = channels
         self.causal = causal
@@ -129,11 +158,8 @@ class TubeletEncoder(nn.Module):
         `mask` is bool `(b, n)`, True for the latents that are of a clip: a prefix of its frames. `memory` is of the
         chunks before; see `codecs/streaming.py`.
         """
-        b, c = signal.shape[0], signal.shape[1]
-        first, second, third = self.hop
-        rows, columns = signal.shape[3] // second, signal.shape[4] // third
-        x = signal.reshape(b, c, -1, first, rows, second, columns, third).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        x = self.embed(x.reshape(b, -1, c * first * second * third))
+        rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
+        x = self.embed(to_tubelets(signal, self.hop))
         latents: Tensor = self.out(self.trunk(x, mask, rows, columns, memory, True))
         return latents
 
@@ -175,7 +201,7 @@ class TubeletDecoder(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        first, second, third = _patch(patch)
+        first, second, third = tubelet(patch)
         self.width = width
         self.channels = channels
         self.causal = causal
@@ -199,15 +225,5 @@ class TubeletDecoder(nn.Module):
         encoder.
         """
         x = self.out(self.trunk(self.embed(latents), mask, second, third, memory, False))
-        deep, high, wide = self.hop
-        x = x.reshape(latents.shape[0], first, second, third, self.channels, deep, high, wide)
-        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
-        x = x.reshape(latents.shape[0], self.channels, first * deep, second * high, third * wide)
-        return masked(x, at_rate(along_first(mask, first, 3), deep, 3))
-
-
-def _patch(patch: Sequence[int]) -> tuple[int, int, int]:
-    if len(patch) != 3 or min(patch) < 1:
-        raise UserError(f"codec: patch={list(patch)} should be frames, rows and columns, each at least 1")
-    first, second, third = patch
-    return first, second, third
+        x = from_tubelets(x, self.hop, self.channels, second, third)
+        return masked(x, at_rate(along_first(mask, first, 3), self.hop[0], 3))

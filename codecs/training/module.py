@@ -201,9 +201,10 @@ class CodecTraining(pl.LightningModule):
     def draw(self, batch: Batch) -> Kept:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
         size = batch.signal.shape[2:]
+        blocks = self.codec.blocks(size)
         torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # of noise in bottlenecks
         kept = self.codec.length.sample(
-            len(batch.signal),
+            len(batch.signal) * blocks,
             self.codec.count(size),
             self.codec.books,
             seed=(self.seed, self.batch),

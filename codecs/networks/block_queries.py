@@ -1,0 +1,162 @@
+"""Transformers that read each block of a clip's frames into tokens of its own, in the order of their importance.
+
+A block has the tubelets of a few frames and N queries; a block's tokens attend to each other and to those of the blocks
+before (AdapTok, arXiv 2505.17011, section 3.1; ElasticTok, arXiv 2410.08368, section 3). The queries leave as latents.
+The decoder sees what is kept of each block's latents, and a canvas that becomes its tubelets.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from .register_vit import GridTable
+from .sequence import SequenceTransformer
+from .tubelet import from_tubelets, to_tubelets, tubelet
+
+__all__ = ["BlockQueryDecoder", "BlockQueryEncoder"]
+
+
+class _BlockQueries(nn.Module):
+    """What both directions share, which is all but the direction."""
+
+    decodes: bool
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: Sequence[int],
+        tokens: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int | None = None,
+        window: int | None = None,
+        causal: bool = True,
+        channels: int = 3,
+        shortcut: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hop = tubelet(patch)
+        first, high, wide = self.hop
+        if image_size % high or image_size % wide:
+            raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
+        if tokens < 1:
+            raise UserError(f"codec: tokens={tokens} should be at least 1")
+        self.rows, self.columns = image_size // high, image_size // wide
+        self.tokens = tokens
+        self.width = width
+        self.channels = channels
+        self.causal = causal
+        self.lead = first - 1 if causal else 0
+        self.pixels = channels * first * high * wide
+        self.queries = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02) if self.decodes else None
+        # At the start a mean, or a sum, is as large as one of what it is of.
+        size = tokens**-0.5 if self.decodes else math.sqrt(self.rows * self.columns)
+        places = torch.randn(1, tokens, self.rows, self.columns)
+        self.shortcut = GridTable(places * size) if shortcut else None
+        scale = 0.1 if shortcut else 1.0
+        self.transformer = SequenceTransformer(
+            width, depth, heads, hidden, causal, window, layer_scale=scale, qk_norm=True, axes=3
+        )
+        self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
+        self.map = nn.Linear(width, self.pixels) if self.decodes else nn.Linear(self.pixels, width)
+        nn.init.zeros_(self.map.bias)
+
+    def transform(self, free: Tensor, placed: Tensor, kept: Tensor | None, rows: int, columns: int) -> Tensor:
+        """Transform the blocks of a clip, each `free` tokens, and behind them those that have a place.
+
+        Args:
+            free: `(b * blocks, k, width)`.
+            placed: `(b, blocks * rows * columns, width)`.
+            kept: bool `(b * blocks, k)`, which of the free ones are there; all where None.
+            rows: Of tubelets.
+            columns: Of tubelets.
+
+        Returns:
+            `(b * blocks, k + rows * columns, width)`.
+        """
+        b, frame = placed.shape[0], rows * columns
+        k = free.shape[1]
+        x = torch.cat([free, placed.reshape(-1, frame, self.width)], dim=1)
+        mask: Tensor | None = None
+        if kept is not None:
+            mask = torch.cat([kept, torch.ones_like(x[:, k:, 0], dtype=torch.bool)], dim=1).reshape(b, -1)
+        x = self.transformer(x.reshape(b, -1, self.width), mask, None, rows, columns, k)
+        y: Tensor = self.norm(x.reshape(-1, k + frame, self.width))
+        return y
+
+
+class BlockQueryEncoder(_BlockQueries):
+    """Reads each block of frames into `tokens` latents.
+
+    Args:
+        image_size: Side of the frames of training, in pixels; rotary positions take any other too.
+        patch: Frames of a block, and rows and columns of a tubelet.
+        tokens: Latents of a block, N.
+        width: Width of the transformer and of the latents.
+        depth: Its blocks.
+        heads: Heads of each.
+        hidden: Hidden width of the perceptrons; four times the width where None.
+        window: Blocks of frames that a token sees, its own counted; None for all.
+        causal: A token sees none of the blocks behind its own.
+        channels: Channels of the clip.
+        shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
+            mean of its block's tubelets, and nothing is normalised on the way out.
+
+    Attributes:
+        hop: Frames of a block, rows and columns of a tubelet.
+        lead: Copies of the first frame that a causal codec puts before it, so that it alone makes a block.
+
+    Raises:
+        UserError: Sizes that don't fit each other.
+    """
+
+    decodes = False
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b * blocks, N, width)`."""
+        rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
+        patches = self.map(to_tubelets(signal, self.hop))
+        blocks = patches.reshape(-1, rows * columns, self.width)
+        queries = self.queries.expand(blocks.shape[0], -1, -1)
+        if self.shortcut is not None:
+            queries = queries + self.shortcut(rows, columns).transpose(1, 2) @ blocks / (rows * columns)
+        latents: Tensor = self.transform(queries, patches, None, rows, columns)[:, : self.tokens]
+        return latents
+
+
+class BlockQueryDecoder(_BlockQueries):
+    """Makes clips from what is kept of each block's latents; its arguments are the encoder's."""
+
+    decodes = True
+
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, first: int = 1, second: int = 0, third: int = 0
+    ) -> Tensor:
+        """Turn latents `(b * blocks, k, width)`, k from 1 to N, into clips `(b, c, t, h, w)` of whole blocks.
+
+        Args:
+            latents: Of all blocks of all clips.
+            mask: bool `(b * blocks, k)`, False where a latent is not there.
+            first: Blocks of a clip.
+            second: Rows of tubelets; 0 stands for those of training.
+            third: Columns likewise.
+        """
+        rows = second if second > 0 else self.rows
+        columns = third if third > 0 else self.columns
+        k = latents.shape[1]
+        assert self.canvas is not None
+        canvas = self.canvas.expand(latents.shape[0], rows * columns, -1)
+        if self.shortcut is not None:
+            there = latents if mask is None else latents * mask.unsqueeze(-1)
+            canvas = canvas + self.shortcut(rows, columns)[:, :, :k] @ there
+        placed = canvas.reshape(-1, first * rows * columns, self.width)
+        painted = self.transform(latents + self.queries[:, :k], placed, mask, rows, columns)[:, k:]
+        x = self.map(painted).reshape(-1, first * rows * columns, self.pixels)
+        return from_tubelets(x, self.hop, self.channels, rows, columns)

@@ -9,6 +9,7 @@ from varitok import UserError
 
 from .graphs import Array, Bundle
 from .stream import DecodingStream, EncodingStream, stream_form
+from .tiles import decode_tiled, encode_tiled
 
 __all__ = ["VideoBundle"]
 
@@ -52,13 +53,17 @@ class VideoBundle(Bundle):
         )
         return first, second, third
 
-    def encode(self, frames: Any, *, tokens: int | None = None, books: int | None = None) -> Array:
+    def encode(
+        self, frames: Any, *, tokens: int | None = None, books: int | None = None, tile: int | None = None
+    ) -> Array:
         """Turn clips into codes; the last frame, row and column are repeated until all steps are full.
 
         Args:
             frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
             tokens: Keep only so many of each block, 1 to N; all where None, or where tokens lie on a grid.
             books: Keep only so many books; all where None.
+            tile: Most pixels of a side that go through the codec at once, so that large frames need little memory; the
+                rest comes in tiles that overlap (`tiles.py`). None: whole frames.
 
         Returns:
             int64 `(b, books, t', h', w')`, see `grid`, or `(b, books, t', tokens)`; float32 where codes are continuous.
@@ -71,18 +76,32 @@ class VideoBundle(Bundle):
             if not self.tokens:
                 raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer books instead")
             self._check_tokens(tokens)
+        if tile is None:
+            codes = self._encoded(frames)
+        else:
+            pixels = np.asarray(frames)
+            axes = (
+                (pixels.ndim - 3, pixels.ndim - 2) if pixels.dtype == np.uint8 else (pixels.ndim - 2, pixels.ndim - 1)
+            )
+            codes = encode_tiled(self._encoded, pixels, axes, self._tiled(), tile)
+        return codes[:, :kept] if tokens is None else codes[:, :kept, :, :tokens]
+
+    def _encoded(self, frames: Any) -> Array:
         values = self._values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
-        codes = self.run_encoder(values)[:, :kept]
-        return codes if tokens is None else codes[..., :tokens]
+        return self.run_encoder(values)
 
-    def decode(self, codes: Any, size: tuple[int, int, int] | None = None) -> npt.NDArray[np.float32]:
+    def decode(
+        self, codes: Any, size: tuple[int, int, int] | None = None, *, tile: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Turn codes, as `encode` gives them, into clips, float32 `(b, c, t, h, w)` in [-1, 1].
 
         Args:
             codes: Of any integer type, a prefix of the books; continuous ones are floats, all channels.
             size: Frames, height and width of the clips; None gives whole steps.
+            tile: Most pixels of a side that go through the codec at once, as in `encode`; where tiles overlap, one
+                fades into the other.
 
         Raises:
             UserError: A shape, type or code that the codec doesn't have, or a size that isn't these codes'.
@@ -99,7 +118,10 @@ class VideoBundle(Bundle):
                 grid = grid[0], codes.shape[3], 0
             if grid[: self.axes] != codes.shape[2:]:
                 raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
-        clips = self.run_decoder(codes)
+        if tile is None:
+            clips = self.run_decoder(codes)
+        else:
+            clips = decode_tiled(self.run_decoder, codes, self._tiled(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
@@ -152,6 +174,12 @@ class VideoBundle(Bundle):
             raise UserError("frames: float values must lie in [-1, 1]; some don't, or aren't numbers")
         self._check_size(*values.shape[3:])
         return values.astype(np.float32)
+
+    def _tiled(self) -> tuple[int, ...]:
+        """Give the hop of tiles' sides."""
+        if self.tokens:
+            raise UserError("tile: this codec's frames have one size, they can't be tiles of others")
+        return self.hop[1:]
 
     def _check_size(self, height: int, width: int) -> None:
         if self.frame_size not in (None, (height, width)):

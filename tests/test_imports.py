@@ -36,14 +36,14 @@ def below(name: str, *packages: str) -> bool:
 
 def allowed(importer: str) -> tuple[str, ...]:
     """Tell what of ours a module may import."""
-    own = ("varitok.UserError", "varitok.__version__")  # and `import varitok` itself
+    own = ("varitok.UserError", "varitok.at_least", "varitok.__version__")  # and `import varitok` itself
     if below(importer, "varitok.data"):
         return (*own, "varitok.data")
     if below(importer, "varitok.codecs"):
         return (*own, "varitok.data", "varitok.codecs")
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
-    if below(importer, *(f"varitok.export.{name}" for name in ("runtime", "graphs", "clips", "stream"))):
+    if below(importer, *(f"varitok.export.{name}" for name in ("runtime", "graphs", "clips", "stream", "tiles"))):
         return (*own, "varitok.export")
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 

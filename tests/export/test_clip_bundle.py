@@ -64,6 +64,17 @@ def test_it_codes_as_the_codec(codec, bundle, clip):
     assert bundle.frame_rate == 8
 
 
+def test_large_frames_go_in_tiles(bundle):
+    scene = np.random.default_rng(1).integers(0, 256, (5, 6, 9, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    size = scene.shape[:3]
+    codes, tiled = bundle.encode(scene), bundle.encode(scene, tile=64)
+    assert tiled.shape == codes.shape and np.mean(tiled == codes) > 0.9
+    signal = np.moveaxis(scene, -1, 0)[None] / np.float32(127.5) - 1
+    assert np.array_equal(bundle.encode(signal, tile=64), tiled)
+    whole, parts = bundle.decode(codes, size), bundle.decode(codes, size, tile=64)
+    assert parts.shape == whole.shape and np.median(np.abs(parts - whole)) < NEAR
+
+
 def test_an_image_is_a_clip_of_one_frame(causal, clip):
     codes = causal.encode(clip[:1])
     assert np.array_equal(codes, causal.encode(clip)[:, :, :1])
@@ -114,6 +125,8 @@ def test_what_it_does_not_take_is_one_line(bundle, clip):
         (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), np.nan)), "float values must lie in [-1, 1]"),
         (lambda: bundle.encode(np.zeros((3, 1, 8, 8))), "float values (batch, 3, frames, height, width) are expected"),
         (lambda: bundle.encode(clip[:0]), "1 or more are expected"),
+        (lambda: bundle.encode(clip, tile=8), "tile=8: tiles must have at least two steps, 16 pixels"),
+        (lambda: bundle.encode(clip, tokens=2), "2 tokens: this codec's lie on a grid"),
         (lambda: bundle.encode(clip, books=2), "2 books: this codec has 1"),
         (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
         (lambda: bundle.decode(codes + 512), "book 0 has codes 0 to 511"),

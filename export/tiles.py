@@ -1,0 +1,137 @@
+"""Large frames in tiles: as much memory as a tile takes, whatever their size; numpy alone, as `runtime.py`.
+
+Tiles overlap. Of the codes that two tiles have for a place that is kept which lies further inside its tile, so that the
+codes of tiles are one grid; where decoded tiles overlap, one fades into the other.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+__all__ = ["Window", "decode_tiled", "encode_tiled", "windows"]
+
+OVERLAP = 4  # a tile shares at most one part in so many with each neighbour
+
+Array = npt.NDArray[Any]
+
+
+class Window(NamedTuple):
+    """A tile's part of an axis, in steps.
+
+    Attributes:
+        begin: Its first step.
+        end: Behind its last.
+        first: The first step that is kept of it.
+        last: Behind the last one that is kept.
+    """
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+
+def windows(steps: int, tile: int) -> list[Window]:
+    """Cut an axis into windows of at most `tile` steps, each of which shares some with the next.
+
+    What is kept of them follows one another without gaps, from 0 to `steps`.
+    """
+    tile = min(tile, steps)
+    stride = max(1, tile - max(1, tile // OVERLAP))
+    begins = [*range(0, steps - tile, stride), steps - tile]
+    cuts = [0, *((b + a + tile) // 2 for a, b in pairwise(begins)), steps]
+    return [Window(b, b + tile, cuts[i], cuts[i + 1]) for i, b in enumerate(begins)]
+
+
+def encode_tiled(
+    encode: Callable[[Array], Array], frames: Array, axes: tuple[int, int], hop: Sequence[int], tile: int
+) -> Array:
+    """Turn clips into codes, tile by tile.
+
+    Args:
+        encode: Turns clips of the size of a tile into codes `(b, books, t, h, w)`.
+        frames: Clips, of any layout.
+        axes: Which of their axes are height and width.
+        hop: Rows and columns of pixels to a step.
+        tile: Most rows and columns of a tile, in pixels.
+
+    Returns:
+        Codes of the whole.
+
+    Raises:
+        UserError: A tile is smaller than two steps.
+    """
+    sides = [frames.shape[axis] for axis in axes]
+    rows, columns = (windows(-(-side // step), _steps(tile, step)) for side, step in zip(sides, hop, strict=True))
+    lines = []
+    for row in rows:
+        line = []
+        for column in columns:
+            index: list[slice] = [slice(None)] * frames.ndim
+            for axis, window, step in zip(axes, (row, column), hop, strict=True):
+                index[axis] = slice(window.begin * step, window.end * step)
+            codes = encode(frames[tuple(index)])
+            line.append(
+                codes[
+                    ...,
+                    row.first - row.begin : row.last - row.begin,
+                    column.first - column.begin : column.last - column.begin,
+                ]
+            )
+        lines.append(np.concatenate(line, axis=-1))
+    return np.concatenate(lines, axis=-2)
+
+
+def decode_tiled(
+    decode: Callable[[Array], npt.NDArray[np.float32]], codes: Array, hop: Sequence[int], tile: int
+) -> npt.NDArray[np.float32]:
+    """Turn codes `(b, books, t, h, w)` into clips `(b, c, t, h, w)` of whole steps, tile by tile.
+
+    Args:
+        decode: Turns the codes of a tile into its clip.
+        codes: Of the whole.
+        hop: Rows and columns of pixels to a step.
+        tile: Most rows and columns of a tile, in pixels.
+
+    Raises:
+        UserError: A tile is smaller than two steps.
+    """
+    rows, columns = (windows(side, _steps(tile, step)) for side, step in zip(codes.shape[-2:], hop, strict=True))
+    whole: npt.NDArray[np.float32] | None = None
+    for row in rows:
+        for column in columns:
+            part = decode(np.ascontiguousarray(codes[..., row.begin : row.end, column.begin : column.end]))
+            if whole is None:
+                sides = [side * step for side, step in zip(codes.shape[-2:], hop, strict=True)]
+                whole = np.zeros((*part.shape[:-2], *sides), np.float32)
+            weight = _fade(row, rows, hop[0])[:, None] * _fade(column, columns, hop[1])
+            whole[..., row.begin * hop[0] : row.end * hop[0], column.begin * hop[1] : column.end * hop[1]] += (
+                part * weight
+            )
+    assert whole is not None
+    return whole
+
+
+def _steps(tile: int, step: int) -> int:
+    if tile < 2 * step:
+        raise UserError(f"tile={tile}: tiles must have at least two steps, {2 * step} pixels")
+    return tile // step
+
+
+def _fade(window: Window, among: Sequence[Window], step: int) -> npt.NDArray[np.float32]:
+    """Give a window's weight at each of its pixels; those of all windows sum to 1."""
+    places = np.arange(window.begin * step, window.end * step, dtype=np.float32) + np.float32(0.5)
+    share: npt.NDArray[np.float32] = _tent(window, places, step) / sum(_tent(other, places, step) for other in among)
+    return share
+
+
+def _tent(window: Window, places: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float32]:
+    """Rise from both ends of a window as far as windows may overlap; 0 outside."""
+    rise = np.float32(max(1, (window.end - window.begin) // OVERLAP) * step)
+    inside = np.minimum(places - window.begin * step, window.end * step - places)
+    return np.clip(inside / rise, 0, 1)

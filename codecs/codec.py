@@ -139,6 +139,11 @@ class Codec(nn.Module):
         return len(self.bottleneck.book_sizes)
 
     @property
+    def runs(self) -> bool:
+        """Whether a token that nothing changes is repeated in its place, so that a run of it need be told once only."""
+        return getattr(self.encoder, "run_length", None) is not None
+
+    @property
     def obstacle(self) -> str:
         """Why it can't code chunk by chunk, in a few words; empty where it can."""
         if self.ordered:

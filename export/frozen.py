@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from varitok.codecs.codec import Codec
 from varitok.codecs.filling import filled
+from varitok.codecs.networks.run_length import RunLength
 from varitok.codecs.streaming import at_grid, pack, state_size, unpack
 
 __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
@@ -38,6 +39,8 @@ class FrozenCodec(nn.Module):
         self._arrange(codec)
         for module in codec.modules():
             _fold(module)
+            if isinstance(module, RunLength):
+                module.packs = False
         self.ordered = codec.ordered
         self.blocked = codec.blocked
         self.code_axis = codec.code_axis

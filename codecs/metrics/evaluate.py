@@ -161,7 +161,7 @@ class _Tally:
     def definitions(self) -> dict[str, str]:
         """Say what the columns mean, and how many files could not be read."""
         side = int(self.seen[2]) // int(self.seen[0])
-        meanings = rate.definitions(self.medium.noun, self.ladder.axis, bool(self.counts))
+        meanings = rate.definitions(self.medium.noun, self.ladder.axis, bool(self.counts), self.ladder.runs)
         meanings |= {self.medium.rate: self.medium.rate_meaning} | self.medium.definitions(self.metrics, side)
         notes = {"unreadable files left out": str(int(self.seen[1]))} if self.seen[1] else {}
         return notes | {f"column {name}": meaning for name, meaning in meanings.items()}

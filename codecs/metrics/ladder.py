@@ -1,5 +1,6 @@
 """The numbers at which a code is cut: of tokens where they are ordered, of books where tokens lie on a grid."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from varitok import UserError
 
 from .. import lengths
-from .rate import packed_bytes
+from .rate import packed_bytes, run_flags
 
 __all__ = ["Code", "Evaluable", "Ladder"]
 
@@ -69,6 +70,7 @@ class Ladder:
     Attributes:
         axis: The rungs' name: "k" of tokens, "books" of books.
         keeps: The rungs, upwards.
+        runs: Whether a token that is repeated in its place counts once.
 
     Raises:
         UserError: A number is out of range.
@@ -77,6 +79,7 @@ class Ladder:
     def __init__(self, codec: Evaluable, keeps: Sequence[int] | None = None) -> None:
         self.codec = codec
         self.axis = "k" if codec.ordered else "books"
+        self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.book_sizes)
         noun = "tokens" if codec.ordered else "books"
         # A continuous codec has no books to leave out.
         most = codec.tokens if codec.ordered else max(1, len(codec.bottleneck.book_sizes))
@@ -121,10 +124,15 @@ class Ladder:
     def price(self, code: Code, keep: int) -> tuple[float, int]:
         """Sum bits, exactly, and bytes, packed, of a batch's codes."""
         bits, packed = 0.0, 0
-        for tokens in code.tokens.tolist():
+        strides = getattr(self.codec.bottleneck, "book_strides", ())
+        for number, tokens in enumerate(code.tokens.tolist()):
             count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)
+            ideal, flags = 0.0, 0
+            if self.runs:
+                steps = tokens // math.prod(code.codes.shape[3:])
+                count, ideal, flags = run_flags(code.codes[number, :keep, :steps])
             each = self.codec.bits(count, books)
-            bits += each
-            strides = getattr(self.codec.bottleneck, "book_strides", ())
-            packed += packed_bytes(self.books(keep), count, strides) if self.books(keep) else -(-each // 8)  # type: ignore
+            bits += each + ideal
+            whole = packed_bytes(self.books(keep), count, strides) if self.books(keep) else -(-each // 8)
+            packed += int(whole) + -(-flags // 8)
         return bits, packed

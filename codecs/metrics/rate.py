@@ -1,9 +1,11 @@
 """What codes cost and how evenly they are used.
 
 Two prices of k tokens: the exact payload, `k * sum(log2(book size))` bits, which an ideal coder that knows nothing of
-the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits for each index.
+the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits for each index. Of a codec with run
+lengths a token that is repeated counts once, and a flag for each place says where it is.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ..processes import gather_rows
 
-__all__ = ["USE", "CodeCounts", "definitions", "entropy", "packed_bytes", "perplexity", "usage"]
+__all__ = ["USE", "CodeCounts", "definitions", "entropy", "packed_bytes", "perplexity", "run_flags", "usage"]
 
 DENSE = 1 << 16  # entries up to which a book has a counter for each
 PENDING = 1 << 20  # codes of a larger book that are kept as they are before they are counted
@@ -20,13 +22,14 @@ PENDING = 1 << 20  # codes of a larger book that are kept as they are before the
 USE = ("usage", "entropy", "perplexity")  # those that only books have
 
 
-def definitions(noun: str, axis: str, counted: bool) -> dict[str, str]:
+def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict[str, str]:
     """Say what the columns mean that a code's price and its use of the books have, in the words above a table.
 
     Args:
         noun: What one signal is called.
         axis: "k" where the kept number is of tokens, "books" where it is of books.
         counted: Whether there are books.
+        runs: Whether a run of a token in its place counts once.
     """
     whole = f"mean payload of one {noun}"
     if axis == "k":
@@ -43,6 +46,10 @@ def definitions(noun: str, axis: str, counted: bool) -> dict[str, str]:
             "bytes": f"{whole}, packed in whole bits: ceil(its tokens * sum of ceil(log2(book size)) / 8)",
         }
         codes = f"the codes of all {noun}s"
+        if runs:
+            flags = "plus flags of which tokens follow an equal one in their place, which are left out,"
+            meanings["bits"] += f", {flags} n H(share)"
+            meanings["bytes"] += f", {flags} by a bit each"
     if counted:
         meanings |= {
             "usage": f"share of a book's entries seen among {codes}, mean of the kept books",
@@ -62,6 +69,24 @@ def packed_bytes(book_sizes: Sequence[int], tokens: int, strides: Sequence[int] 
     """
     books = zip_longest(book_sizes, strides[: len(book_sizes)], fillvalue=1)
     return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in books) // 8)
+
+
+def run_flags(codes: Tensor) -> tuple[int, float, int]:
+    """Count what is sent of a clip's codes where a token that equals the one before, in its place, is left out.
+
+    Args:
+        codes: int64 `(books, t, h, w)`.
+
+    Returns:
+        Tokens that are sent, and the bits of the flags that say which: of an ideal coder that knows how many they are,
+        and a bit for each place behind the first step.
+    """
+    frame = math.prod(codes.shape[2:])
+    places = (codes.shape[1] - 1) * frame
+    changed = int((codes[:, 1:] != codes[:, :-1]).any(0).sum())
+    share = changed / max(1, places)
+    ideal = -sum(places * p * math.log2(p) for p in (share, 1 - share) if p > 0)
+    return frame + changed, ideal, places
 
 
 class CodeCounts:

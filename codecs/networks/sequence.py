@@ -45,8 +45,8 @@ class Rotary(nn.Module):
         self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places `(n, axes)`."""
-        angles = (places[:, :, None] * self.rates).sum(1)
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places, `(b, n, axes)` or for all."""
+        angles = (places[:, None, :, :, None] * self.rates).sum(3)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -85,7 +85,7 @@ class _Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if memory is not None and context > 0:
             k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
-        q, k = self.rotary(q, places[places.shape[0] - n :]), self.rotary(k, places)
+        q, k = self.rotary(q, places[:, places.shape[1] - n :]), self.rotary(k, places)
         y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
         attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
         return attended
@@ -220,6 +220,7 @@ class SequenceTransformer(nn.Module):
         rows: int = 1,
         columns: int = 1,
         free: int = 0,
+        some: Tensor | None = None,
     ) -> Tensor:
         """Transform tokens `(b, n, width)`, of frames row by row.
 
@@ -230,29 +231,31 @@ class SequenceTransformer(nn.Module):
             rows: Of tokens in a frame.
             columns: Of tokens in a frame.
             free: Tokens of each step that come before its rows, and are in none.
+            some: int64 `(b, n)`, which of all tokens these are, where some are left out; then `mask` counts for all.
         """
         frame = free + rows * columns
         context = self.context * frame if memory is not None else 0
-        index = torch.arange(context + x.shape[1], device=x.device)
+        index = torch.arange(context + x.shape[1], device=x.device)[None] if some is None else some
         step = index // frame
-        places = index[:, None]
+        places = index[:, :, None]
         if self.axes == 3:
             # Not by `%`, which ONNX's exporter takes with a constant only.
             inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
-            places = torch.stack([step, row, inside - row * columns], dim=1)
+            places = torch.stack([step, row, inside - row * columns], dim=2)
         allowed: Tensor | None = None
-        # To a causal one what isn't valid can't come, being a suffix; but for free tokens, of any step.
-        masks = mask is not None and (free > 0 or not self.causal)
+        # To a causal one what isn't valid can't come, being a suffix; but for free tokens, of any step, and for some.
+        masks = mask is not None and (free > 0 or some is not None or not self.causal)
         if self.window > 0 or (self.causal and self.axes == 3) or masks:
-            back = step[context:, None] - step
+            back = step[:, context:, None] - step[:, None]
             near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
             if self.window > 0:
                 near = near & (back.abs() < self.window)
-            allowed = near[None, None]
+            allowed = near[:, None]
             if mask is not None and masks:
                 # Itself each may attend to: a row without anything allowed is NaN.
-                allowed = allowed & (mask[:, None, None, :] | (index[context:, None] == index)[None, None])
+                itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+                allowed = allowed & (mask[:, None, None, :] | itself)
             if memory is not None and context > 0:
                 real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, context, 1)
                 allowed = allowed & (real > 0)[:, None, None, :]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .convolution import along_first, at_rate, masked
+from .run_length import RunLength, changed
 from .sequence import SequenceTransformer
 
 __all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets", "tubelet"]
@@ -73,11 +74,21 @@ class _Trunk(nn.Module):
         self.norm = nn.LayerNorm(base)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rows: int, columns: int, memory: list[Tensor] | None, onward: bool
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rows: int,
+        columns: int,
+        memory: list[Tensor] | None,
+        onward: bool,
+        some: Tensor | None = None,
     ) -> Tensor:
-        """Transform tokens `(b, n, d)`; `onward` goes within frames first, else along time first."""
+        """Transform tokens `(b, n, d)`; `onward` goes within frames first, else along time first.
+
+        `some` says of "block" which of all tokens these are.
+        """
         if self.blocks is not None:
-            x = self.blocks(x, mask, memory, rows, columns)
+            x = self.blocks(x, mask, memory, rows, columns, 0, some)
         elif onward:
             x = self._along(self._within(x, rows, columns), mask, rows * columns, memory)
         else:
@@ -116,6 +127,7 @@ class TubeletEncoder(nn.Module):
         window: Latent frames that a token sees, its own counted; None for all, with which it can't go chunk by chunk.
         causal: A token sees none of the frames behind its own.
         channels: Channels of the clip.
+        run_length: Of "block": leave out tubelets that change by less, see `run_length.changed`; None for none.
 
     Attributes:
         hop: Frames, rows and columns for a latent.
@@ -138,9 +150,13 @@ class TubeletEncoder(nn.Module):
         window: int | None = None,
         causal: bool = True,
         channels: int = 3,
+        run_length: float | None = None,
     ) -> None:
         super().__init__()
         first, second, third = tubelet(patch)
+        if run_length is not None and attention != "block":
+            raise UserError("codec.encoder.run_length: only attention=block can leave tokens out")
+        self.run_length = None if run_length is None else RunLength(base, run_length)
         self.width = width
         self.channels = channels
         self.causal = causal
@@ -160,7 +176,12 @@ class TubeletEncoder(nn.Module):
         """
         rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
         x = self.embed(to_tubelets(signal, self.hop))
-        latents: Tensor = self.out(self.trunk(x, mask, rows, columns, memory, True))
+        if self.run_length is not None:
+            change = changed(signal, self.hop, self.run_length.threshold)
+            some, order, there, standing = self.run_length(x, change, mask, rows * columns)
+            latents: Tensor = self.out(self.trunk(some, there, rows, columns, None, True, order))
+            return latents.gather(1, standing.unsqueeze(2).expand(-1, -1, latents.shape[2]))
+        latents = self.out(self.trunk(x, mask, rows, columns, memory, True))
         return latents
 
 

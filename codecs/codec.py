@@ -21,7 +21,7 @@ from .filling import filled
 from .lengths import LengthPolicy, prefix_mask
 from .perturbation import Perturbation
 from .result import Quantized, Reconstruction
-from .streaming import arrange_frames, at_grid, check_chunk, obstacle, pack, state_size, unpack
+from .streaming import arrange, arrange_frames, at_grid, check_chunk, obstacle, pack, state_size, unpack
 
 __all__ = ["Codec"]
 
@@ -146,9 +146,9 @@ class Codec(nn.Module):
     @property
     def obstacle(self) -> str:
         """Why it can't code chunk by chunk, in a few words; empty where it can."""
-        if self.ordered:
-            return "its tokens are about the whole signal, or blocks of it"
-        if self.unit_latents:
+        if self.ordered and not self.blocked:
+            return "its tokens are about the whole signal"
+        if self.unit_latents and not self.blocked:
             return "unit_latents scales by the whole signal"
         return obstacle(self.encoder) or obstacle(self.decoder)
 
@@ -197,11 +197,17 @@ class Codec(nn.Module):
 
             def decode(memory: list[Tensor], *grid: int) -> None:
                 steps = (1, *grid)[: len(self.hop)]
-                latents = here.new_zeros(1, math.prod(steps), int(decoder.width))  # type: ignore[arg-type]
+                count = self.tokens if self.blocked else math.prod(steps)
+                latents = here.new_zeros(1, count, int(decoder.width))  # type: ignore[arg-type]
                 decoder(latents, None, *(steps if len(steps) > 1 else ()), memory=memory)
 
             network, run = (encoder, encode) if side == "encoder" else (decoder, decode)
-            self._layouts[side] = arrange_frames(network, run)
+            if self.blocked:  # frames are of one size
+                sides = int(network.rows), int(network.columns)  # type: ignore[arg-type]
+                shapes = arrange(network, lambda memory: run(memory, *sides))
+                self._layouts[side] = [[n for count in shape for n in (count, 0, 0)] for shape in shapes]
+            else:
+                self._layouts[side] = arrange_frames(network, run)
         return self._layouts[side]
 
     def _shapes(self, side: str, grid: Sequence[int]) -> list[list[int]]:
@@ -278,13 +284,20 @@ class Codec(nn.Module):
             latents = latents * (scale + 1e-6).rsqrt()[:, None, None]
         return latents
 
-    def paint(self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = ()) -> Tensor:
+    def paint(
+        self,
+        latents: Tensor,
+        lengths: Tensor | None,
+        grid: Sequence[int] = (),
+        memory: list[Tensor] | None = None,
+    ) -> Tensor:
         """Decode quantized latents `(b, n, d)` to a signal of whole steps; `lengths` are kept, all where None."""
         visible, mask = self.project_out(latents), None
         if lengths is not None:
             visible, mask = self.length.mechanism(visible, lengths)
         # Along one axis the number of latents says the grid.
-        signal: Tensor = self.decoder(visible, mask, *(grid if len(self.hop) > 1 else ()))
+        more = {} if memory is None else {"memory": memory}
+        signal: Tensor = self.decoder(visible, mask, *(grid if len(self.hop) > 1 else ()), **more)
         return signal
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
@@ -341,9 +354,13 @@ class Codec(nn.Module):
             codes = self.bottleneck.encode(latents)
         else:
             codes = self.bottleneck.encode_valid(latents, lengths)
+        return self._gridded(codes, len(signal), self.grid(signal.shape[2:]))
+
+    def _gridded(self, codes: Tensor, batch: int, grid: Sequence[int]) -> Tensor:
+        """Lay codes `(b * blocks, books, n)` out on their grid."""
         if self.blocked:
-            return codes.reshape(len(signal), -1, *codes.shape[1:]).transpose(1, 2)
-        return codes if self.ordered else codes.reshape(*codes.shape[:2], *self.grid(signal.shape[2:]))
+            return codes.reshape(batch, -1, *codes.shape[1:]).transpose(1, 2)
+        return codes if self.ordered else codes.reshape(*codes.shape[:2], *grid)
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes into signals.
@@ -363,12 +380,18 @@ class Codec(nn.Module):
             if size is not None and blocks != steps[0]:
                 raise UserError(f"codes of {blocks} blocks: a clip of {size[0]} frames has {steps[0]}")
             steps = steps or (blocks, 0, 0)
-            codes = codes.transpose(1, 2).flatten(0, 1)
             if lengths is not None:
                 lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
         elif not self.ordered:
             steps = codes.shape[2:]
-            codes = codes.flatten(2)
+        painted = self._painted(codes, lengths, steps)
+        return painted[:, :, self.lead :] if size is None else self._cropped(painted, size)
+
+    def _painted(
+        self, codes: Tensor, lengths: Tensor | None, steps: Sequence[int], memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Decode codes on their grid to a signal of whole steps."""
+        codes = codes.transpose(1, 2).flatten(0, 1) if self.blocked else codes.flatten(2)
         kept = codes.shape[-1]
         if not kept or (self.ordered and kept > self.tokens):
             most = f"to {self.tokens}" if self.ordered else "on"
@@ -379,8 +402,7 @@ class Codec(nn.Module):
             raise UserError(f"lengths from {int(lengths.min())} to {int(lengths.max())}: there are 1 to {kept} tokens")
         if self.ordered:
             codes = nn.functional.pad(codes, (0, self.tokens - kept))
-        painted = self.paint(self.bottleneck.decode(codes), lengths, steps)
-        return painted[:, :, self.lead :] if size is None else self._cropped(painted, size)
+        return self.paint(self.bottleneck.decode(codes), lengths, steps, memory)
 
     def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Turn the next chunk of signals into codes: all chunks' codes together are those of the whole signals.
@@ -405,16 +427,16 @@ class Codec(nn.Module):
         check_chunk(size[0], self.latency, last, "samples", lead)
         before = self._state(state, len(signal), shapes)
         memory = unpack(before, shapes)
-        latents = self.project_in(self.encoder(filled(signal, list(self.hop), lead), memory=memory))
-        codes = self.bottleneck.encode(latents)
-        return codes.reshape(*codes.shape[:2], *grid), pack(memory, shapes, before)
+        features = self.encoder(filled(signal, list(self.hop), lead), memory=memory)
+        codes = self.bottleneck.encode(self._narrowed(features, None))
+        return self._gridded(codes, len(signal), grid), pack(memory, shapes, before)
 
     def decode_chunk(self, codes: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Turn the next chunk of codes into signals: all chunks' signals together are those of all codes.
 
         Args:
             codes: `(b, books, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books
-                is allowed.
+                is allowed, and of each block's tokens.
             state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
             last: Whether the codes end here.
 
@@ -429,8 +451,7 @@ class Codec(nn.Module):
         check_chunk(grid[0], self.chunk_tokens, last, "tokens")
         before = self._state(state, len(codes), shapes)
         memory = unpack(before, shapes)
-        latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))
-        signal: Tensor = self.decoder(latents, None, *(grid if len(grid) > 1 else ()), memory=memory)
+        signal = self._painted(codes, None, (grid[0], 0, 0) if self.blocked else grid, memory)
         return signal[:, :, self.lead if state is None else 0 :], pack(memory, shapes, before)
 
     def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:

@@ -172,15 +172,27 @@ class FrozenStream(FrozenCodec):
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals, clamped, and the next state."""
-        latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
+        rows, columns = 1, 1
         if self.on_grid:
-            shapes = at_grid(self.decoder_layout, codes.shape[3], codes.shape[-1])
-            memory = unpack(state, shapes)
-            signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1], memory)
+            rows, columns = codes.shape[3], codes.shape[-1]
+        shapes = at_grid(self.decoder_layout, rows, columns)
+        memory = unpack(state, shapes)
+        if self.blocked:
+            # What is remembered has all N places: those that aren't kept are hidden, or replaced.
+            blocks, k = codes.shape[2], codes.shape[-1]
+            codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], k)[:, :, self.places.clamp(max=k - 1)]
+            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
+            mask: Tensor | None = (self.places < k).expand(latents.shape[0], -1)
+            if self.masks:
+                latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
+                mask = None
+            signal = self.decoder(latents, mask, blocks, 0, 0, memory)
         else:
-            shapes = at_grid(self.decoder_layout, 1, 1)
-            memory = unpack(state, shapes)
-            signal = self.decoder(latents, memory=memory)
+            latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
+            if self.on_grid:
+                signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1], memory)
+            else:
+                signal = self.decoder(latents, memory=memory)
         bounded: Tensor = signal.clamp(-1.0, 1.0)
         return bounded, pack(memory, shapes, state)
 

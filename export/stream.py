@@ -25,12 +25,16 @@ class StreamForm(NamedTuple):
         state: Four numbers; of frames of r x c latents a state has state[0] + state[1] r + state[2] c + state[3] r c.
         hop: Pixels of each other axis to a latent; none for sounds.
         lead: Copies of the first frame that go before it, and come back before it.
+        tokens: Of each block of frames; 0 where they lie on a grid.
+        frame: Height and width of frames, where these are of one size.
     """
 
     whole: int
     state: Sequence[int]
     hop: tuple[int, ...] = ()
     lead: int = 0
+    tokens: int = 0
+    frame: tuple[int, ...] = ()
 
     def state_size(self, grid: Sequence[int]) -> int:
         """Count the numbers of a sample's state, of frames of so many rows and columns of latents."""
@@ -47,6 +51,8 @@ def stream_form(config: Mapping[str, Any], side: str) -> StreamForm:
         (size, 0, 0, 0) if isinstance(size, int) else tuple(size),
         tuple(config.get("hop", ())[1:]),
         int(config.get("lead", 0)),
+        int(config["tokens"]),
+        tuple(config.get("frame_size", ())),
     )
 
 
@@ -91,9 +97,10 @@ class _Stream:
         if self._waiting is not None:
             if values.shape[1] != self._waiting.shape[1]:
                 raise UserError(f"{what}: {self._waiting.shape[1]} rows before, {values.shape[1]} now")
-            if values.shape[3:] != self._waiting.shape[3:]:
-                raise UserError(f"{what}: frames of {self._waiting.shape[3:]} before, {values.shape[3:]} now")
-            values = np.concatenate([self._waiting, values], axis=2)
+            if self._waiting.shape[2]:
+                if values.shape[3:] != self._waiting.shape[3:]:
+                    raise UserError(f"{what}: frames of {self._waiting.shape[3:]} before, {values.shape[3:]} now")
+                values = np.concatenate([self._waiting, values], axis=2)
         elif values.shape[2]:
             values = self._led(values)
         ready = values.shape[2] // self._form.whole * self._form.whole
@@ -133,6 +140,8 @@ class EncodingStream(_Stream):
         self._kind = np.int64 if "int" in graph.get_outputs()[0].type else np.float32
 
     def _grid(self, values: Array) -> tuple[int, ...]:
+        if self._form.tokens:
+            return (self._form.tokens,)
         return tuple(-(-side // step) for side, step in zip(values.shape[3:], self._form.hop, strict=True))
 
     def _led(self, values: Array) -> Array:
@@ -192,7 +201,7 @@ class DecodingStream(_Stream):
 
     def _made(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
         """Give what was made; where that is nothing, a signal of no length."""
-        sides = (count * step for count, step in zip(self._seen, self._form.hop, strict=True))
+        sides = self._form.frame or (count * step for count, step in zip(self._seen, self._form.hop, strict=True))
         return np.zeros((self._batch, self._channels, 0, *sides), np.float32) if signal is None else signal
 
     def _run(self, chunk: Array) -> Array:

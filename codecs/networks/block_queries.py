@@ -47,7 +47,8 @@ class _BlockQueries(nn.Module):
             raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
         if tokens < 1:
             raise UserError(f"codec: tokens={tokens} should be at least 1")
-        self.rows, self.columns = image_size // high, image_size // wide
+        self.rows = image_size // high
+        self.columns = image_size // wide
         self.tokens = tokens
         self.width = width
         self.channels = channels
@@ -68,7 +69,15 @@ class _BlockQueries(nn.Module):
         self.map = nn.Linear(width, self.pixels) if self.decodes else nn.Linear(self.pixels, width)
         nn.init.zeros_(self.map.bias)
 
-    def transform(self, free: Tensor, placed: Tensor, kept: Tensor | None, rows: int, columns: int) -> Tensor:
+    def transform(
+        self,
+        free: Tensor,
+        placed: Tensor,
+        kept: Tensor | None,
+        rows: int,
+        columns: int,
+        memory: list[Tensor] | None,
+    ) -> Tensor:
         """Transform the blocks of a clip, each `free` tokens, and behind them those that have a place.
 
         Args:
@@ -77,6 +86,7 @@ class _BlockQueries(nn.Module):
             kept: bool `(b * blocks, k)`, which of the free ones are there; all where None.
             rows: Of tubelets.
             columns: Of tubelets.
+            memory: Of the chunks before.
 
         Returns:
             `(b * blocks, k + rows * columns, width)`.
@@ -87,7 +97,7 @@ class _BlockQueries(nn.Module):
         mask: Tensor | None = None
         if kept is not None:
             mask = torch.cat([kept, torch.ones_like(x[:, k:, 0], dtype=torch.bool)], dim=1).reshape(b, -1)
-        x = self.transformer(x.reshape(b, -1, self.width), mask, None, rows, columns, k)
+        x = self.transformer(x.reshape(b, -1, self.width), mask, memory, rows, columns, k)
         y: Tensor = self.norm(x.reshape(-1, k + frame, self.width))
         return y
 
@@ -119,15 +129,18 @@ class BlockQueryEncoder(_BlockQueries):
 
     decodes = False
 
-    def forward(self, signal: Tensor) -> Tensor:
-        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b * blocks, N, width)`."""
+    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b * blocks, N, width)`.
+
+        `memory` is of the chunks before; see `codecs/streaming.py`.
+        """
         rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
         patches = self.map(to_tubelets(signal, self.hop))
         blocks = patches.reshape(-1, rows * columns, self.width)
         queries = self.queries.expand(blocks.shape[0], -1, -1)
         if self.shortcut is not None:
             queries = queries + self.shortcut(rows, columns).transpose(1, 2) @ blocks / (rows * columns)
-        latents: Tensor = self.transform(queries, patches, None, rows, columns)[:, : self.tokens]
+        latents: Tensor = self.transform(queries, patches, None, rows, columns, memory)[:, : self.tokens]
         return latents
 
 
@@ -137,7 +150,13 @@ class BlockQueryDecoder(_BlockQueries):
     decodes = True
 
     def forward(
-        self, latents: Tensor, mask: Tensor | None = None, first: int = 1, second: int = 0, third: int = 0
+        self,
+        latents: Tensor,
+        mask: Tensor | None = None,
+        first: int = 1,
+        second: int = 0,
+        third: int = 0,
+        memory: list[Tensor] | None = None,
     ) -> Tensor:
         """Turn latents `(b * blocks, k, width)`, k from 1 to N, into clips `(b, c, t, h, w)` of whole blocks.
 
@@ -147,6 +166,7 @@ class BlockQueryDecoder(_BlockQueries):
             first: Blocks of a clip.
             second: Rows of tubelets; 0 stands for those of training.
             third: Columns likewise.
+            memory: As in the encoder; then k is N.
         """
         rows = second if second > 0 else self.rows
         columns = third if third > 0 else self.columns
@@ -157,6 +177,6 @@ class BlockQueryDecoder(_BlockQueries):
             there = latents if mask is None else latents * mask.unsqueeze(-1)
             canvas = canvas + self.shortcut(rows, columns)[:, :, :k] @ there
         placed = canvas.reshape(-1, first * rows * columns, self.width)
-        painted = self.transform(latents + self.queries[:, :k], placed, mask, rows, columns)[:, k:]
+        painted = self.transform(latents + self.queries[:, :k], placed, mask, rows, columns, memory)[:, k:]
         x = self.map(painted).reshape(-1, first * rows * columns, self.pixels)
         return from_tubelets(x, self.hop, self.channels, rows, columns)

@@ -252,13 +252,14 @@ class SequenceTransformer(nn.Module):
             if self.window > 0:
                 near = near & (back.abs() < self.window)
             allowed = near[:, None]
-            if mask is not None and masks:
-                # Itself each may attend to: a row without anything allowed is NaN.
-                itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-                allowed = allowed & (mask[:, None, None, :] | itself)
+            shown = mask if masks else None
             if memory is not None and context > 0:
-                real = continued(torch.ones_like(x[:, :, 0]), memory, self.slot, context, 1)
-                allowed = allowed & (real > 0)[:, None, None, :]
+                real = torch.ones_like(x[:, :, 0]) if shown is None else shown.to(x.dtype)
+                shown = continued(real, memory, self.slot, context, 1) > 0
+            if shown is not None:
+                # Itself each may attend to: a row without anything allowed is NaN.
+                every = torch.arange(context + x.shape[1], device=x.device)
+                allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
         causal = self.causal and allowed is None
         for block in self.blocks:
             x = block(x, places, allowed, causal, context, memory)

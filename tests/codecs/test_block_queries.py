@@ -3,6 +3,7 @@
 import itertools
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,6 +149,47 @@ def test_an_allocation_wants_blocks_and_a_token_for_each():
         Allocation(0.5)(tiny(), clip(5))
     lengths = FixedLength(2)(tiny(), clip(5))
     assert tiny().decode(tiny().encode(clip(5)), (5, SIDE, SIDE), lengths).shape == (2, 3, 5, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("mechanism", ["truncate", "zeros", "mask_token"])
+@pytest.mark.parametrize("cuts", [(1, 4, 4, 4), (5, 8), (9, 2)])
+def test_chunks_are_the_whole(mechanism, cuts):
+    codec, signal = tiny(mechanism, window=2, shortcut=True), clip(sum(cuts))
+    codes, state, begin = [], None, 0
+    for size in cuts:
+        chunk = signal[:, :, begin : begin + size]
+        part, state = codec.encode_chunk(chunk, state, last=begin + size == signal.shape[2])
+        codes.append(part)
+        begin += size
+    whole = codec.encode(signal)
+    assert torch.equal(torch.cat(codes, dim=2), whole)
+    for kept in (2, TOKENS):
+        frames, state = [], None
+        for part in whole[..., :kept].split([1, whole.shape[2] - 1], dim=2):
+            made, state = codec.decode_chunk(part, state)
+            frames.append(made)
+        back = codec.decode(whole[..., :kept])
+        torch.testing.assert_close(torch.cat(frames, dim=2), back, rtol=0, atol=1e-5)
+
+
+def test_without_a_window_it_does_not_stream():
+    assert "no window" in tiny().obstacle and not tiny(window=2).obstacle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["truncate", "mask_token"])
+def test_a_bundle_streams_blocks_of_any_length(tmp_path, mechanism):
+    codec = tiny(mechanism, window=2)
+    assert "onnx, streaming" in export_bundle(codec, tmp_path / "bundle")["parity"]
+    bundle, signal = varitok.load(tmp_path / "bundle"), clip(9).numpy()
+    encode, decode, codes = bundle.encoding(batch=2), bundle.decoding(batch=2), bundle.encode(signal)
+    parts = [encode(signal[:, :, :1]), encode(signal[:, :, 1:3]), encode(signal[:, :, 3:]), encode.flush()]
+    assert np.array_equal(np.concatenate(parts, axis=2), codes)
+    frames = [decode(codes[:, :, :1]), decode(codes[:, :, 1:, :2])]
+    with torch.no_grad():
+        wanted = codec.decode(torch.from_numpy(codes), lengths=torch.tensor([[TOKENS, 2, 2]] * 2))
+    np.testing.assert_allclose(np.concatenate(frames, axis=2), wanted.clamp(-1, 1).numpy(), rtol=0, atol=1e-4)
+    assert decode.flush().shape == (2, 3, 0, SIDE, SIDE)
 
 
 @pytest.mark.slow

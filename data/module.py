@@ -1,7 +1,10 @@
 """From datasets to batches."""
 
 import logging
+import math
 from collections import deque
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
-from .sampler import UpdateBatchSampler
+from .sampler import BucketSampler, UpdateBatchSampler
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -29,13 +32,15 @@ class _Readable(Dataset[Sample]):
         dataset: Indexed by `Key`; raises `BadSample`.
         substitute: Put the next readable sample in the place of a bad one, so that batches keep their size; without
             it the place stays empty.
+        kinds: Of each sample, where one can only stand in for another of its kind.
     """
 
     TRIES = 16
 
-    def __init__(self, dataset: Dataset[Tensor], substitute: bool) -> None:
+    def __init__(self, dataset: Dataset[Tensor], substitute: bool, kinds: Sequence[int] | None = None) -> None:
         self.dataset = dataset
         self.substitute = substitute
+        self.kinds = kinds
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -43,9 +48,11 @@ class _Readable(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         bad: list[str] = []
-        for step in range(min(self.TRIES, len(self)) if self.substitute else 1):
+        others = ((index + step) % len(self) for step in range(len(self)))
+        alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
+        for at in islice(alike, self.TRIES if self.substitute else 1):
             try:
-                return Sample(self.dataset[epoch, (index + step) % len(self)], tuple(bad))
+                return Sample(self.dataset[epoch, at], tuple(bad))
             except BadSample as error:
                 bad.append(str(error))
         return Sample(None, tuple(bad))
@@ -103,9 +110,11 @@ class DataModule(pl.LightningDataModule):
         max_bad_share: Share of unreadable files that ends a run.
         overfit: Give the first batch of the data over and over.
         bucket: Batches among which samples are sorted by length, so that little is filled up; 0 doesn't sort.
+        budget: Pixels of each process's batch, of data that have shapes (`data.buckets`): small shapes make large
+            batches. None: all have `batch_size`.
 
     Raises:
-        UserError: A number is out of range, or the data have no lengths to sort by.
+        UserError: A number is out of range, or the data have no lengths to sort by, or no shapes.
     """
 
     def __init__(
@@ -120,6 +129,7 @@ class DataModule(pl.LightningDataModule):
         max_bad_share: float = 0.01,
         overfit: bool = False,
         bucket: int = 0,
+        budget: int | None = None,
     ) -> None:
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
@@ -134,6 +144,12 @@ class DataModule(pl.LightningDataModule):
         self.bucket = bucket
         if bucket and not hasattr(splits.train, "sizes"):
             raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
+        self.budget = budget
+        self.shapes: list[tuple[int, ...]] = getattr(splits.train, "shapes", [])
+        if budget is not None and not self.shapes:
+            raise UserError("loader.budget: these data have one shape; give data.buckets, or loader.budget=null")
+        if self.shapes and bucket:
+            raise UserError("loader.bucket: data.buckets sort already; give loader.bucket=0")
         self.bad = BadSampleCount(max_bad_share)
 
     def _rank(self) -> tuple[int, int]:
@@ -141,22 +157,24 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the batches that the run still needs."""
-        readable = _Readable(self.splits.train, substitute=True)
+        kinds = self.splits.train.kinds() if self.shapes else None  # type: ignore[attr-defined]
+        readable = _Readable(self.splits.train, substitute=True, kinds=kinds)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)
         rank, world = self._rank()
         module: Any = self.trainer.lightning_module if self.trainer else None
         done = int(module.updates) if module else 0
-        start = done * self.accumulate
+        place = {"seed": self.seed, "rank": rank, "world": world, "start": done * self.accumulate}
+        if kinds is not None:
+            volumes = [math.prod(shape) for shape in self.shapes]
+            sizes = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
+            return loader(readable, BucketSampler(kinds, sizes, self.batches, **place), self.workers)
         sampler = UpdateBatchSampler(
             len(readable),
             self.batch_size,
             self.batches,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            start=start,
+            **place,
             sizes=self.splits.train.sizes() if self.bucket else None,  # type: ignore[attr-defined]
             window=max(1, self.bucket),
         )

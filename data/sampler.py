@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from .batch import Key
 
-__all__ = ["UpdateBatchSampler"]
+__all__ = ["BucketSampler", "UpdateBatchSampler"]
 
 
 class UpdateBatchSampler(Sampler[list[Key]]):
@@ -83,3 +83,64 @@ class UpdateBatchSampler(Sampler[list[Key]]):
         cards = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
         for _ in range(self.start, self.batches):
             yield list(islice(cards, self.batch_size))
+
+
+class BucketSampler(Sampler[list[Key]]):
+    """Gives a fixed number of batches, each of samples of one kind, the same on all processes at the same time.
+
+    So no process waits for another whose batch is larger. Each epoch is drawn from (seed, epoch) and has as many
+    batches as any other; what a kind's last batch lacks are its first samples once more.
+
+    Args:
+        kinds: Of each sample.
+        batch_sizes: Samples of each process's batch, of each kind.
+        batches: Batches of the whole run.
+        seed: Seed of the order.
+        rank: This process.
+        world: Number of processes.
+        start: Batches that an earlier part of the run has used.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[int],
+        batch_sizes: Sequence[int],
+        batches: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+    ) -> None:
+        of = torch.tensor(kinds)
+        self.groups = [(of == kind).nonzero().flatten() for kind in range(len(batch_sizes))]
+        self.dealt = [size * world for size in batch_sizes]
+        self.batches = batches
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.start = start
+
+    def __len__(self) -> int:
+        """Count the batches of the whole run, those before `start` too."""
+        return self.batches
+
+    def epoch(self, epoch: int) -> list[list[Key]]:
+        """Give the batches of one epoch, all processes together."""
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & (2**63 - 1))
+        found: list[list[Key]] = []
+        for group, dealt in zip(self.groups, self.dealt, strict=True):
+            order = group[torch.randperm(len(group), generator=generator)]
+            whole = -(-len(order) // dealt) * dealt
+            order = order.repeat(-(-whole // max(1, len(order))))[:whole]
+            found += [[(epoch, index) for index in part.tolist()] for part in torch.split(order, dealt) if len(part)]
+        return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Give batches of keys, from `start` on."""
+        each = len(self.epoch(0))
+        epochs = (self.epoch(epoch) for epoch in count(self.start // each))
+        for batch in islice(
+            chain.from_iterable(epochs), self.start % each, self.start % each + self.batches - self.start
+        ):
+            yield batch[self.rank :: self.world]

@@ -1,6 +1,7 @@
 """Clips: from files of any kind to stretches of one frame rate and size."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +33,8 @@ class VideoDataset(FileDataset):
 
     While training: a stretch from anywhere in the file, a crop from anywhere in it, mirrored by chance. Otherwise: the
     file's beginning and the largest centred crop. A file that is shorter is given as it is; a batch fills it up and
-    knows its length. An image is a clip of one frame.
+    knows its length. An image is a clip of one frame. Where there are several shapes each file has the one that is most
+    like it (`shape_of`).
 
     Args:
         files: The files.
@@ -44,6 +46,7 @@ class VideoDataset(FileDataset):
         least_scale: Smallest random crop, as a share of the largest, in (0, 1].
         flip: Mirror every other clip.
         seed: Seed of all chance.
+        shapes: Frames, height and width of several; none for one.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class VideoDataset(FileDataset):
         least_scale: float = 0.8,
         flip: bool = True,
         seed: int = 0,
+        shapes: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         super().__init__(files)
+        self.shapes = list(shapes)
         self.frames = frames
         self.height = height
         self.width = width
@@ -74,6 +79,17 @@ class VideoDataset(FileDataset):
         with Video(path, self.frame_rate) as video:
             return video.length if self.frames is None else min(video.length, self.frames)
 
+    def kinds(self) -> list[int]:
+        """Tell which of the shapes each file has, from its header; 0 where it can't be read."""
+        found = []
+        for path in self.files:
+            try:
+                with Video(path, self.frame_rate) as video:
+                    found.append(shape_of(self.shapes, video))
+            except BadSample:
+                found.append(0)
+        return found
+
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`.
 
@@ -85,21 +101,43 @@ class VideoDataset(FileDataset):
         with Video(path, self.frame_rate) as video:
             if min(video.height, video.width) < LEAST_SIDE:
                 raise BadSample(str(path), f"{video.width} x {video.height} pixels are too few")
-            start, frames = 0, video.length if self.frames is None else self.frames
+            crop, start, frames = (self.height, self.width), 0, video.length if self.frames is None else self.frames
+            if self.shapes:
+                frames, *sides = self.shapes[shape_of(self.shapes, video)]
+                crop = sides[0], sides[1]
             scale = 1.0
             if self.train:
                 ((start, frames),) = random_box((video.length,), (frames,), generator)
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
             # The frame's size at which the crop is as large as it may be, over its share.
-            fit = max(self.height / video.height, self.width / video.width) / scale
-            whole = max(self.height, round(video.height * fit)), max(self.width, round(video.width * fit))
+            fit = max(crop[0] / video.height, crop[1] / video.width) / scale
+            whole = max(crop[0], round(video.height * fit)), max(crop[1], round(video.width * fit))
             clip = video.read(start, frames, whole)
-        crop = (self.height, self.width)
         (top, height), (left, width) = random_box(whole, crop, generator) if self.train else centre_box(whole, crop)
         clip = clip[:, :, top : top + height, left : left + width]
         if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
         return clip.contiguous()
+
+
+def shape_of(shapes: Sequence[tuple[int, int, int]], video: Video) -> int:
+    """Choose the shape most like a file: of its frames' form, and of those the longest that it fills.
+
+    Args:
+        shapes: Frames, height and width of each.
+        video: The file.
+
+    Returns:
+        The shape's number.
+    """
+
+    def unlike(number: int) -> tuple[float, bool, int, int]:
+        frames, height, width = shapes[number]
+        form = abs(math.log(height / width * video.width / video.height))
+        short = frames > video.length
+        return round(form, 2), short, frames if short else -frames, -height * width
+
+    return min(range(len(shapes)), key=unlike)
 
 
 def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
@@ -149,6 +187,7 @@ def splits_of(
     hop: int = 4,
     lead: int = 3,
     val_tokens: int | None = None,
+    buckets: Sequence[Sequence[int]] | None = None,
     image_size: int | Sequence[int] = 64,
     frame_rate: float | None = None,
     least_scale: float = 0.8,
@@ -165,6 +204,8 @@ def splits_of(
         hop: Frames of a latent frame.
         lead: Copies of the first frame that the codec puts before it: N latent frames are `N * hop - lead` frames.
         val_tokens: Length of a clip to evaluate on; as in training where None.
+        buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
+            `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
         image_size: Side, or height and width, in pixels.
         frame_rate: Frames a second; None keeps each file's.
         least_scale: Smallest random crop, as a share of the largest, in (0, 1].
@@ -187,16 +228,24 @@ def splits_of(
         raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
     if frame_rate is not None and not frame_rate > 0:
         raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
+    shapes = [_bucket(bucket, hop, lead) for bucket in buckets or ()]
     form = {"frame_rate": frame_rate, "least_scale": least_scale, "flip": flip, "seed": seed}
     rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
     return Splits(
-        VideoDataset(train, lengths[0], height, width, **form),  # type: ignore[arg-type]
+        VideoDataset(train, lengths[0], height, width, shapes=shapes, **form),  # type: ignore[arg-type]
         VideoDataset(val, lengths[1], height, width, train=False, **form),  # type: ignore[arg-type]
         about={
             "dataset": f"{name}, validation split",
             "protocol": f"{PROTOCOL}; {width} x {height} pixels, the first {lengths[1]} frames at {rate}",
         },
     )
+
+
+def _bucket(bucket: Sequence[int], hop: int, lead: int) -> tuple[int, int, int]:
+    """Check a bucket; give its frames, height and width."""
+    if len(bucket) != 3 or min(bucket) < 1:
+        raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
+    return bucket[0] * hop - lead, bucket[1], bucket[2]
 
 
 def clips_and_images(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varitok.data.batch import Key
-from varitok.data.sampler import UpdateBatchSampler
+from varitok.data.sampler import BucketSampler, UpdateBatchSampler
 
 LENGTHS, SIZES, WORLDS, BATCHES = st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 12)
 
@@ -44,3 +44,25 @@ def test_a_later_start_gives_the_rest(length: int, size: int, batches: int, worl
 def test_seed_and_epoch_change_the_order() -> None:
     orders = {tuple(i for _, i in UpdateBatchSampler(50, 1, 1, seed=seed).epoch(e)) for seed in (0, 1) for e in (0, 1)}
     assert len(orders) == 4
+
+
+KINDS = st.lists(st.integers(0, 2), min_size=1, max_size=30)
+
+
+@given(kinds=KINDS, sizes=st.tuples(SIZES, SIZES, SIZES), batches=BATCHES, world=WORLDS, data=st.data())
+def test_a_batch_is_of_one_kind_on_all_processes(kinds, sizes, batches, world, data) -> None:
+    ranks = [list(BucketSampler(kinds, sizes, batches, rank=rank, world=world)) for rank in range(world)]
+    for together in zip(*ranks, strict=True):
+        (kind,) = {kinds[index] for batch in together for _, index in batch}
+        assert all(len(batch) == sizes[kind] for batch in together)
+    assert all(len(rank) == batches for rank in ranks)
+    start, rank = data.draw(st.integers(0, batches)), data.draw(st.integers(0, world - 1))
+    rest = BucketSampler(kinds, sizes, batches, rank=rank, world=world, start=start)
+    assert list(rest) == ranks[rank][start:] and len(rest) == batches
+
+
+@given(kinds=KINDS, sizes=st.tuples(SIZES, SIZES, SIZES), world=WORLDS)
+def test_an_epoch_has_every_sample(kinds, sizes, world) -> None:
+    batches = BucketSampler(kinds, sizes, 1, world=world).epoch(4)
+    assert {key for batch in batches for key in batch} == {(4, index) for index in range(len(kinds))}
+    assert len(batches) == len(BucketSampler(kinds, sizes, 1, world=world).epoch(5))

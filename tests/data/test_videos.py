@@ -88,6 +88,50 @@ def test_clips_and_images_share_a_vocabulary_and_seldom_a_batch(folder, pictures
     assert sum(mixed) <= 3
 
 
+BUCKETS = [[2, 16, 16], [1, 16, 32], [3, 16, 32], [1, 32, 16]]
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory):
+    """Clips, wide, square, high and short, an image and a broken file."""
+    root = tmp_path_factory.mktemp("shaped")
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        write(root / split / "a_wide.mp4", frames(14, 32, 64))
+        write(root / split / "b_short.mp4", frames(2, 32, 64))
+        write(root / split / "c_square.mp4", frames(14, 32, 32))
+        write(root / split / "d_high.mp4", frames(14, 64, 32))
+        Image.fromarray(frames(1, 32, 64)[0]).save(root / split / "e_image.png")
+    (root / "train" / "f.mp4").write_bytes(b"nothing")
+    return str(root)
+
+
+def test_each_file_has_the_shape_most_like_it(shaped):
+    train = video_folder(shaped, **FORM, buckets=BUCKETS).train
+    assert train.shapes == [(5, 16, 16), (1, 16, 32), (9, 16, 32), (1, 32, 16)]
+    assert train.kinds() == [2, 1, 0, 3, 1, 0]
+    assert [train[0, index].shape[1:] for index in range(5)] == [train.shapes[kind] for kind in train.kinds()[:5]]
+
+
+def test_a_budget_of_pixels_makes_batches_of_shapes(shaped):
+    splits = video_folder(shaped, **FORM, buckets=BUCKETS)
+    data = DataModule(splits, batch_size=1, workers=0, updates=12, budget=2 * 9 * 16 * 32, max_bad_share=1.0)
+    batches = list(data.train_dataloader())
+    assert all(batch.signal[0].numel() * len(batch.signal) // 3 <= 2 * 9 * 16 * 32 for batch in batches)
+    sizes = {tuple(batch.signal.shape[2:]): len(batch.signal) for batch in batches}
+    assert sizes == {(5, 16, 16): 7, (1, 16, 32): 18, (9, 16, 32): 2, (1, 32, 16): 18}
+    assert any(batch.bad for batch in batches), "the broken file was not tried"
+    assert {tuple(batch.signal.shape[3:]) for batch in data.val_dataloader()} == {(16, 16)}
+    even = DataModule(splits, batch_size=3, workers=0, updates=4, max_bad_share=1.0)
+    assert {len(batch.signal) for batch in even.train_dataloader()} == {3}
+
+
+@pytest.mark.parametrize(("buckets", "options"), [(None, {"budget": 100}), (BUCKETS, {"bucket": 8})])
+def test_a_budget_needs_shapes_and_shapes_no_sorting(shaped, buckets, options):
+    with pytest.raises(UserError, match=r"^loader\.(budget|bucket): "):
+        DataModule(video_folder(shaped, **FORM, buckets=buckets), batch_size=1, updates=1, **options)
+
+
 def test_an_unreadable_file_is_a_bad_sample(folder, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
@@ -124,7 +168,15 @@ def test_ucf101_and_kinetics_read_what_is_unpacked(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop_tokens": 0}, {"image_size": 1}, {"least_scale": 0}, {"frame_rate": 0.0}, {"val_tokens": 0}],
+    [
+        {"crop_tokens": 0},
+        {"image_size": 1},
+        {"least_scale": 0},
+        {"frame_rate": 0.0},
+        {"val_tokens": 0},
+        {"buckets": [[1, 16]]},
+        {"buckets": [[0, 16, 16]]},
+    ],
 )
 def test_numbers_out_of_range_are_told(folder, wrong):
     with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):

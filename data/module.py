@@ -45,7 +45,8 @@ class _Readable(Dataset[Sample]):
         bad: list[str] = []
         for step in range(min(self.TRIES, len(self)) if self.substitute else 1):
             try:
-                return Sample(self.dataset[epoch, (index + step) % len(self)], tuple(bad))
+                place = (index + step) % len(self)
+                return Sample(self.dataset[epoch, place], tuple(bad), place)
             except BadSample as error:
                 bad.append(str(error))
         return Sample(None, tuple(bad))

@@ -8,6 +8,7 @@ from torch import Tensor
 from varitok import UserError
 
 from .. import lengths
+from ..implicit import ImplicitCodec
 from .rate import packed_bytes
 
 __all__ = ["Code", "Evaluable", "Ladder"]
@@ -113,7 +114,10 @@ class Ladder:
         return sizes if self.codec.ordered else sizes[:keep]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
-        """Sum bits, exactly, and bytes, packed, of a batch's codes."""
+        """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
+        if isinstance(self.codec, ImplicitCodec):
+            coded = self.codec.coded(code.codes).ends[keep - 1]
+            return 8.0 * coded, coded
         bits, packed = 0.0, 0
         for tokens in code.tokens.tolist():
             count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)

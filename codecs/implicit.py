@@ -148,12 +148,13 @@ class ImplicitCodec(Codec):
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Paint the clip from the first bits of all weights: `(b, 3, frames, height, width)`."""
-        numbers = torch.split(torch.arange(self.hop[0], device=codes.device), FRAMES)
-        clips = []
-        for one in torch.split(codes, 1):
-            weights = self.painter(one)
-            clips.append(torch.cat([functional_call(self.decoder, weights, (some,)) for some in numbers]))
-        return torch.stack(clips).transpose(1, 2)
+        numbers = torch.arange(self.hop[0], device=codes.device)
+        return torch.stack([self.painted(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
+
+    def painted(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        """Paint the frames of these numbers, int64 `(n,)`, from bits `(1, bits, n)`: `(n, 3, height, width)`."""
+        weights = self.painter(codes)
+        return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
         """Send the clip through its code, at full depth."""
@@ -172,7 +173,7 @@ class ImplicitCodec(Codec):
         every = (numbers[:, None] + torch.arange(steps, device=numbers.device)).flatten()
         if depth is None:
             painted = self.decoder(every)
-            quantized = Quantized(painted[:0], numbers[:0], {}, {})
+            quantized = Quantized(painted[:0], numbers[:0], {}, {})  # nothing is
         else:
             quantized = self.bottleneck(self._flat(), depth.new_full((1,), self.weights), depth[:1])
             painted = functional_call(self.decoder, self._named(quantized.latents, self.ranges()), (every,))

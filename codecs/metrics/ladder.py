@@ -53,11 +53,13 @@ class Code(NamedTuple):
         codes: As `Evaluable.encode` gives them.
         tokens: int64 `(b,)`, the valid tokens of each signal.
         size: The signals' size.
+        ends: After how many bytes each book is known, where an entropy coder made them.
     """
 
     codes: Tensor
     tokens: Tensor
     size: Sequence[int]
+    ends: Sequence[int] = ()
 
 
 class Ladder:
@@ -90,7 +92,9 @@ class Ladder:
         """Code signals `(b, c, *grid)` whose first `samples` samples, int64 `(b,)`, are valid."""
         size = signal.shape[2:]
         tokens = self.codec.valid(samples, size)
-        return Code(self.codec.encode(signal, None if self.codec.ordered else tokens), tokens, size)
+        codes = self.codec.encode(signal, None if self.codec.ordered else tokens)
+        ends = self.codec.coded(codes).ends if isinstance(self.codec, ImplicitCodec) else ()
+        return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
         """Decode what is kept of a code."""
@@ -115,9 +119,8 @@ class Ladder:
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
         """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
-        if isinstance(self.codec, ImplicitCodec):
-            coded = self.codec.coded(code.codes).ends[keep - 1]
-            return 8.0 * coded, coded
+        if code.ends:
+            return 8.0 * code.ends[keep - 1], code.ends[keep - 1]
         bits, packed = 0.0, 0
         for tokens in code.tokens.tolist():
             count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)

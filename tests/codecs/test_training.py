@@ -332,6 +332,7 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
         small += ["data=voices", "data.crop_tokens=8", "callbacks.samples=null", "callbacks.evaluation=null"]
     elif experiment.startswith("video/nerv"):
         small += ["data=one_scene", "data.frames=3", "data.image_size=80"]  # and of these in test_nerv.py
+        small += ["callbacks.samples=null", "callbacks.evaluation=null"]
     elif experiment.startswith("video/"):
         # And of these in test_evaluate_video.py.
         small += ["data=scenes", "data.crop_tokens=2", "data.image_size=16", "loader.bucket=0"]

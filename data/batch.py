@@ -35,10 +35,12 @@ class Sample(NamedTuple):
     Attributes:
         signal: `(c, *grid)`, or None where the file could not be read and nothing stands in for it.
         bad: "path: reason" of each file that was tried and could not be read.
+        place: Which signal of its data set it is.
     """
 
     signal: Tensor | None
     bad: tuple[str, ...] = ()
+    place: int = 0
 
 
 class Batch(NamedTuple):
@@ -49,12 +51,14 @@ class Batch(NamedTuple):
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
+        places: int64 `(b,)`, which signals of their data set they are.
     """
 
     signal: Tensor
     lengths: Tensor
     bad: tuple[str, ...]
     whole: bool = False
+    places: Tensor | None = None
 
 
 class Splits(NamedTuple):
@@ -85,7 +89,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     whole = int(lengths.min()) == longest
     if not whole:
         signals = [_filled(signal, longest) for signal in signals]
-    return Batch(torch.stack(signals), lengths, bad, whole)
+    places = torch.tensor([sample.place for sample in samples if sample.signal is not None])
+    return Batch(torch.stack(signals), lengths, bad, whole, places)
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:

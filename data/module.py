@@ -52,7 +52,7 @@ class _Readable(Dataset[Sample]):
         alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
         for at in islice(alike, self.TRIES if self.substitute else 1):
             try:
-                return Sample(self.dataset[epoch, at], tuple(bad))
+                return Sample(self.dataset[epoch, at], tuple(bad), at)
             except BadSample as error:
                 bad.append(str(error))
         return Sample(None, tuple(bad))

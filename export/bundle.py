@@ -1,17 +1,11 @@
 """A codec as a folder that others can use without this code; the command `varitok-export`."""
 
 import argparse
-import contextlib
 import copy
-import hashlib
-import json
 import math
 import os
-import platform
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +16,18 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from varitok import UserError, __version__
+from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
+from varitok.codecs.implicit import ImplicitCodec
 from varitok.codecs.lengths import Full
 
 from .card import card
+from .folder import describe, replacing, report
 from .frozen import FrozenCodec, FrozenStream, freeze
 from .graphs import DECODER, FORMAT_VERSION, Bundle
-from .onnx import NAMES, OPSET, Names, export_onnx
+from .implicit import export_clip
+from .onnx import NAMES, Names, export_onnx
 from .parity import Chunked, Coder, ParityError, Size, check, draw
 from .runtime import load
 from .stream import run_stream, stream_form
@@ -68,6 +65,8 @@ def export_bundle(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
+    if isinstance(codec, ImplicitCodec):
+        return export_clip(codec, folder, architecture=architecture, formats=formats)
     frozen = freeze(codec)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
@@ -87,7 +86,7 @@ def export_bundle(
             (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
             (size[0], 7 * first, *(count * step for count, step in zip(counts, rest, strict=False))),
         ]
-    with _replacing(Path(folder)) as partial:
+    with replacing(Path(folder)) as partial:
         return _write(codec, frozen, config, sizes, partial, formats)
 
 
@@ -176,15 +175,7 @@ def _write(
     formats: Sequence[str],
 ) -> dict[str, Any]:
     """Fill the folder."""
-    metadata = {
-        "codec.format_version": str(FORMAT_VERSION),
-        "codec.role": "codec",
-        "codec.config": json.dumps(config, sort_keys=True),
-        "codec.weights_sha256": _weights_sha256(frozen.state_dict()),
-        "codec.torch": str(torch.__version__),
-        "codec.library_version": __version__,
-    }
-    _write_json(folder / "config.json", config)
+    metadata = describe(folder, config, frozen.state_dict())
     example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
     names = NAMES[config["modality"]]
     artefacts: dict[str, Coder] = {}
@@ -200,26 +191,14 @@ def _write(
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         bundle = load(folder, verify=False)
+        assert isinstance(bundle, Bundle)
         artefacts["onnx"] = _Runtime(bundle)
         if codec.streams:
             artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
     parity = check(codec, artefacts, sizes)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
-    report = {
-        "format_version": FORMAT_VERSION,
-        "parity": {name: result._asdict() for name, result in parity.items()},
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
-        "versions": {"varitok": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},
-        "opset": OPSET,
-    }
-    _write_json(folder / "export.json", report)
-    return report
+    return report(folder, parity)
 
 
 class _Runtime:
@@ -272,57 +251,6 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
         kept = {k: codes.narrow(frozen.code_axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
         back = {f"{names.back}.{k}": frozen.decode(some).contiguous() for k, some in kept.items()}
     save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to be filled; it takes that one's place when all went well, and goes otherwise."""
-    folder = folder.resolve()
-    if folder.exists() and not (folder / "export.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there and is not a bundle; name another folder")
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written ({error.strerror}); name another folder") from error
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(old)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    except OSError as error:
-        raise UserError(f"{folder}: can't be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Digest names, types, shapes and values of weights, whatever file they lie in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
-"""An exported codec of clips; numpy and ONNX Runtime alone, as `runtime.py`."""
+"""Exported codecs of clips, and of one clip; numpy and ONNX Runtime alone, as `runtime.py`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,13 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from .graphs import Array, Bundle
+from .graphs import DECODER, Array, Bundle, Opened, to_pixels
 from .stream import DecodingStream, EncodingStream, stream_form
 from .tiles import decode_tiled, encode_tiled
 
-__all__ = ["VideoBundle"]
+__all__ = ["ClipBundle", "VideoBundle"]
+
+AT_ONCE = 8  # frames that a network paints at once
 
 
 class VideoBundle(Bundle):
@@ -30,10 +33,10 @@ class VideoBundle(Bundle):
     axes = 3
 
     def _read(self) -> None:
+        super()._read()
         self.hop = tuple(int(step) for step in self.config["hop"])
         self.lead = int(self.config["lead"])
-        rate = self.config.get("frame_rate")
-        self.frame_rate = None if rate is None else float(rate)
+        self.frame_rate = _rate(self.config)
         self.frame_size: tuple[int, ...] | None = None
         if self.tokens:
             self.axes = 2
@@ -126,8 +129,7 @@ class VideoBundle(Bundle):
 
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn clips `(b, c, t, h, w)` in [-1, 1] into uint8 `(b, t, h, w, c)`, rounded to the nearest."""
-        values = (np.asarray(clips, dtype=np.float32) + 1) * np.float32(127.5)
-        return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
+        return to_pixels(clips)
 
     def encoding(self, *, books: int | None = None, batch: int = 1) -> EncodingStream:
         """Start a stream of frames into codes: it takes chunks of any number of frames, as `encode` takes clips.
@@ -186,3 +188,53 @@ class VideoBundle(Bundle):
             assert self.frame_size is not None
             there = " x ".join(map(str, reversed(self.frame_size)))
             raise UserError(f"frames: {width} x {height} pixels, this codec takes {there}; resize them before")
+
+
+class ClipBundle(Opened):
+    """One clip, as a network that paints its frames.
+
+    Attributes:
+        frames: How many it has.
+        height: Of a frame, in pixels.
+        width: Likewise.
+        frame_rate: Frames a second; None where it isn't known.
+    """
+
+    graphs = (DECODER,)
+
+    def _read(self) -> None:
+        self.frames, self.height, self.width = (int(self.config[key]) for key in ("frames", "height", "width"))
+        self.frame_rate = _rate(self.config)
+
+    def __repr__(self) -> str:
+        return f"ClipBundle({str(self.folder)!r}: {self.frames} frames of {self.width} x {self.height} pixels)"
+
+    def decode(self, frames: Any = None) -> npt.NDArray[np.uint8]:
+        """Paint frames, in any order: uint8 `(t, h, w, 3)`.
+
+        Args:
+            frames: Their numbers, from 0 on, or one number; all where None.
+
+        Raises:
+            UserError: It has no such frame.
+        """
+        numbers = np.atleast_1d(np.asarray(range(self.frames) if frames is None else frames))
+        if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+            raise UserError(f"frames: whole numbers (t,) are expected, got {numbers.dtype} {numbers.shape}")
+        for wrong in numbers[(numbers < 0) | (numbers >= self.frames)]:
+            raise UserError(f"frames: {wrong} is not there; this clip has 0 to {self.frames - 1}")
+        blocks = (numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE))
+        painted = [to_pixels(self.run_decoder(block.astype(np.int64))) for block in blocks]
+        return np.concatenate(painted)
+
+    def run_decoder(self, numbers: Array) -> npt.NDArray[np.float32]:
+        """Paint frames of these numbers, int64 `(t,)`: float32 `(t, 3, h, w)` in [-1, 1]; nothing is checked."""
+        graph = self._decoder
+        painted: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: numbers})[0]
+        return painted
+
+
+def _rate(config: Mapping[str, Any]) -> float | None:
+    """Give the frame rate, where it is known."""
+    rate = config.get("frame_rate")
+    return None if rate is None else float(rate)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ __all__ = [
     "STREAMING",
     "Array",
     "Bundle",
+    "Opened",
     "onnx_runtime",
     "read_json",
+    "to_pixels",
     "verify_files",
 ]
 
@@ -33,10 +36,8 @@ AGAIN = "export it again with varitok-export"
 Array = npt.NDArray[Any]
 
 
-class Bundle:
-    """An exported codec, opened by `load`: an `ImageBundle` or a `SoundBundle`.
-
-    Each direction's graph is read when it is first used.
+class Opened:
+    """A bundle's folder, opened by `load`; each graph is read when it is first used.
 
     Args:
         folder: Where it lies.
@@ -44,7 +45,44 @@ class Bundle:
         providers: ONNX Runtime's execution providers.
 
     Attributes:
+        graphs: The files that it can't do without.
         config: Its config.json.
+    """
+
+    graphs: tuple[str, ...] = (ENCODER, DECODER)
+
+    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
+        self.folder = folder
+        self.config = config
+        self.providers = providers
+        try:
+            self._read()
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
+
+    def _read(self) -> None:
+        """Take what is of use out of the config."""
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return self._session(ENCODER)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return self._session(DECODER)
+
+    def _session(self, name: str) -> Any:
+        try:
+            return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
+        except Exception as error:  # ONNX Runtime's own classes, made in C++
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+
+
+class Bundle(Opened):
+    """An exported codec of any signals: an `ImageBundle`, a `SoundBundle` or a `VideoBundle`.
+
+    Attributes:
         tokens: The most tokens of a signal, N; 0 where their number follows from its length.
         channels: Of a signal.
         book_sizes: Entries of each book; none where codes are continuous.
@@ -57,23 +95,14 @@ class Bundle:
 
     axes = 1
 
-    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
-        self.folder = folder
-        self.config = config
-        self.providers = providers
-        try:
-            self.tokens = int(config["tokens"])
-            self.channels = int(config["channels"])
-            self.book_sizes = tuple(int(size) for size in config["book_sizes"])
-            self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
-            self.rows = int(config.get("code_rows", len(self.book_sizes)))
-            self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
-            self._read()
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
-
     def _read(self) -> None:
-        """Take what only one modality has out of the config."""
+        config = self.config
+        self.tokens = int(config["tokens"])
+        self.channels = int(config["channels"])
+        self.book_sizes = tuple(int(size) for size in config["book_sizes"])
+        self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
+        self.rows = int(config.get("code_rows", len(self.book_sizes)))
+        self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
 
     def bits(self, tokens: int) -> float:
         """Count the payload bits of `tokens` tokens, exactly."""
@@ -150,20 +179,11 @@ class Bundle:
         if tokens < 1 or (self.tokens and tokens > self.tokens):
             raise UserError(f"{tokens} tokens: this codec takes from 1 {f'to {self.tokens}' if self.tokens else 'on'}")
 
-    @cached_property
-    def _encoder(self) -> Any:
-        return self._session(ENCODER)
 
-    @cached_property
-    def _decoder(self) -> Any:
-        return self._session(DECODER)
-
-    def _session(self, name: str) -> Any:
-        try:
-            return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
-        except Exception as error:  # ONNX Runtime's own classes, made in C++
-            first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+def to_pixels(signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Turn signals `(b, c, ...)` in [-1, 1] into uint8 `(b, ..., c)`, rounded to the nearest."""
+    values = (np.asarray(signal, dtype=np.float32) + 1) * np.float32(127.5)
+    return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
 
 
 def onnx_runtime() -> Any:
@@ -196,10 +216,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def verify_files(folder: Path) -> None:
-    """Compare the files that the runtime reads with export.json."""
+def verify_files(folder: Path, graphs: Sequence[str]) -> None:
+    """Compare the files that the runtime reads, these graphs among them, with export.json."""
     files = read_json(folder / "export.json").get("files")
-    if not isinstance(files, dict) or not {"config.json", ENCODER, DECODER} <= files.keys():
+    if not isinstance(files, dict) or not {"config.json", *graphs} <= files.keys():
         raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {AGAIN}")
     for name, known in files.items():
         if name != "config.json" and not name.startswith("onnx/"):

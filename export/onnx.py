@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .frozen import FrozenCodec, FrozenStream
 
-__all__ = ["NAMES", "Names", "export_onnx"]
+__all__ = ["NAMES", "Names", "Port", "export_graph", "export_onnx"]
 
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
@@ -123,8 +123,8 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     read: Port = (names.codes, ["batch", books, *given])
     painted: Port = (names.back, ["batch", None, *back])
     encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
-    _export(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
-    _export(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
+    export_graph(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
+    export_graph(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
         size = "state_size" if codec.on_grid else None  # as large as frames are
         before: Port = ("state", ["batch", size])
@@ -132,16 +132,16 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         sizes = codec.state_sizes(*codes.shape[3:])
         state = torch.zeros(len(example), sizes[0])
         path = folder / "encoder_model_streaming.onnx"
-        _export(_StreamingEncoder(codec), [example, state], path, [signal, before], [found, after], encoder)
+        export_graph(_StreamingEncoder(codec), [example, state], path, [signal, before], [found, after], encoder)
         state = torch.zeros(len(kept), sizes[1])
         path = folder / "decoder_model_streaming.onnx"
-        _export(_StreamingDecoder(codec), [kept, state], path, [read, before], [painted, after], decoder)
+        export_graph(_StreamingDecoder(codec), [kept, state], path, [read, before], [painted, after], decoder)
 
 
 Port = tuple[str, Axes]
 
 
-def _export(
+def export_graph(
     module: nn.Module,
     examples: list[Tensor],
     path: Path,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varitok.codecs.codec import Codec
 
-__all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw"]
+__all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw", "signal_error"]
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first book
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
@@ -141,7 +141,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
         for kept, rows in parts:
             some = codes[:, :rows].narrow(along, 0, kept).contiguous()
             part = f"{where}, {kept} of {total} tokens" + (f", {rows} of {books} books" if rows < books else "")
-            error = max(error, _error(reference.decode(some), coder.decode(some), part))
+            error = max(error, signal_error(reference.decode(some), coder.decode(some), part))
     # One token on a tie is a large share of few: look at more before judging.
     while equal < tokens < ENOUGH and tokens - equal <= (1 - CODES_EQUAL) * ENOUGH:
         signal = draw(max(1, MANY // len(sizes)), sizes[-1], generator)
@@ -154,8 +154,12 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
     return Parity(tokens, equal / tokens, error)
 
 
-def _error(painted: Tensor, got: Tensor, where: str) -> float:
-    """Compare a reconstruction with the codec's, which is not clamped yet; relative to its peak."""
+def signal_error(painted: Tensor, got: Tensor, where: str) -> float:
+    """Compare a reconstruction with the codec's, which is not clamped yet; relative to its peak.
+
+    Raises:
+        ParityError: It is another.
+    """
     expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=QUIET)
     if got.shape != expected.shape:
         raise ParityError(f"{where}: signals {tuple(got.shape)}, the codec makes {tuple(expected.shape)}")

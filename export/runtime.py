@@ -13,26 +13,25 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from .clips import VideoBundle
+from .clips import ClipBundle, VideoBundle
 from .graphs import (
     AGAIN,
-    DECODER,
-    ENCODER,
     FORMAT_VERSION,
     Array,
     Bundle,
     onnx_runtime,
     read_json,
+    to_pixels,
     verify_files,
 )
 from .stream import DecodingStream, EncodingStream, stream_form
 
-__all__ = ["ImageBundle", "SoundBundle", "VideoBundle", "load"]
+__all__ = ["ClipBundle", "ImageBundle", "SoundBundle", "VideoBundle", "load"]
 
 
 def load(
     path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True
-) -> "ImageBundle | SoundBundle | VideoBundle":
+) -> "ImageBundle | SoundBundle | VideoBundle | ClipBundle":
     """Open an exported bundle.
 
     Args:
@@ -49,25 +48,27 @@ def load(
     if version != FORMAT_VERSION:
         known = f"this varitok reads format {FORMAT_VERSION}"
         raise UserError(f"{folder / 'config.json'}: format_version {version!r}, {known}; update varitok or {AGAIN}")
-    for name in (ENCODER, DECODER):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
-    if verify:
-        verify_files(folder)
-    available = onnx_runtime().get_available_providers()
-    for provider in providers or ():
-        if provider not in available:
-            raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
-    kinds: dict[Any, type[ImageBundle | SoundBundle | VideoBundle]] = {
+    kinds: dict[Any, type[ImageBundle | SoundBundle | VideoBundle | ClipBundle]] = {
         "image": ImageBundle,
         "audio": SoundBundle,
         "video": VideoBundle,
+        "clip": ClipBundle,
     }
     if config.get("modality") not in kinds:
         raise UserError(
             f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {AGAIN}"
         )
-    return kinds[config["modality"]](folder, config, list(providers or ["CPUExecutionProvider"]))
+    kind = kinds[config["modality"]]
+    for name in kind.graphs:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
+    if verify:
+        verify_files(folder, kind.graphs)
+    available = onnx_runtime().get_available_providers()
+    for provider in providers or ():
+        if provider not in available:
+            raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
+    return kind(folder, config, list(providers or ["CPUExecutionProvider"]))
 
 
 class ImageBundle(Bundle):
@@ -78,6 +79,7 @@ class ImageBundle(Bundle):
     """
 
     def _read(self) -> None:
+        super()._read()
         self.image_size = int(self.config["image_size"])
 
     def __repr__(self) -> str:
@@ -104,8 +106,7 @@ class ImageBundle(Bundle):
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""
-        values = (np.asarray(signal, dtype=np.float32) + 1) * np.float32(127.5)
-        return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
+        return to_pixels(signal)
 
     def _signal(self, image: Any) -> npt.NDArray[np.float32]:
         """Bring whatever an image is given as to float32 `(b, c, S, S)` in [-1, 1]."""
@@ -138,6 +139,7 @@ class SoundBundle(Bundle):
     """
 
     def _read(self) -> None:
+        super()._read()
         self.sample_rate = int(self.config["sampling_rate"])
         self.hop = int(self.config["hop_length"])
 

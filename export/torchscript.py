@@ -7,25 +7,35 @@ zeros `(batch, size)`.
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from .frozen import FrozenCodec, FrozenStream
+from .frozen import FrozenStream
 
 __all__ = ["export_torchscript", "load_torchscript"]
 
+WHOLE, CHUNKS = ("encode", "decode", "tokens"), ("encode_chunk", "decode_chunk", "state_sizes")
 
-def export_torchscript(codec: FrozenCodec, path: Path, metadata: dict[str, str]) -> None:
-    """Script, freeze and save; the metadata lies in the archive as `extra/codec.json`."""
+
+def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], kept: Sequence[str] = ()) -> None:
+    """Script, freeze and save; the metadata lies in the archive as `extra/codec.json`.
+
+    Args:
+        codec: A frozen one.
+        path: The file.
+        metadata: Goes into it.
+        kept: Methods and attributes that can be called; where none are named, those of a `FrozenCodec`.
+    """
+    if not kept:
+        kept = WHOLE + (CHUNKS if isinstance(codec, FrozenStream) else ())
     with warnings.catch_warnings():
         # TorchScript is deprecated; it is what C++ and mobile users can load.
         warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
         warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
-        kept = ["encode", "decode", "tokens"]
-        if isinstance(codec, FrozenStream):
-            kept += ["encode_chunk", "decode_chunk", "state_sizes"]
-        scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=kept)
+        scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=list(kept))
         torch.jit.save(scripted, path, _extra_files={"codec.json": json.dumps(metadata, sort_keys=True)})
 
 

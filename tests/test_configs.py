@@ -221,13 +221,15 @@ def test_an_experiment_composes(name: Path) -> None:
     ids=lambda path: path.relative_to(CONFIGS).as_posix(),
 )
 def test_an_option_composes(path: Path) -> None:
-    """With images, or where it asks for what only sounds or clips have, with those."""
+    """With images, or where it asks for what only sounds, clips or one clip have, with those."""
     option = f"{path.parent.name}={path.stem}"
     try:
         _compose(option)
     except InterpolationKeyError as error:
         assert "'data." in str(error)
-        _compose(f"experiment={'video' if 'frame_rate' in str(error) else 'audio'}/demo", option)
+        kinds = {"'data.frames'": "video/nerv_pp_small", "'data.frame_rate'": "video/demo"}
+        named = [experiment for key, experiment in kinds.items() if key in str(error)]
+        _compose(f"experiment={named[0] if named else 'audio/demo'}", option)
 
 
 def _compose(*overrides: str) -> None:

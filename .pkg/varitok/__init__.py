@@ -10,7 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varitok.export.runtime import ImageBundle, SoundBundle, VideoBundle
+    from varitok.export.runtime import ClipBundle, ImageBundle, SoundBundle, VideoBundle
 
 __all__ = ["UserError", "__version__", "at_least", "load"]
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
             raise UserError(f"{key}={value}: must be at least {least}")
 
 
-def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle":
+def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle | ClipBundle":
     """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
 
     Args:

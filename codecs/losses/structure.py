@@ -16,18 +16,21 @@ class MultiScaleStructure(nn.Module):
     Args:
         scales: Number of scales; an image stops being halved where it would be smaller than the window.
         window: Side of the SSIM window, in pixels.
+        edges: False leaves the differences of neighbouring pixels out.
     """
 
-    def __init__(self, scales: int = 3, window: int = 7) -> None:
+    def __init__(self, scales: int = 3, window: int = 7, edges: bool = True) -> None:
         super().__init__()
         self.scales = scales
         self.window = window
+        self.edges = edges
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare images `(b, c, h, w)` in [-1, 1]; all rows are valid, so `lengths` is not needed."""
         losses = []
         for _ in range(self.scales):
-            losses.append((1 - self._similarity(fake, real)) / 2 + self._edges(fake, real))
+            loss = (1 - self._similarity(fake, real)) / 2
+            losses.append(loss + self._edges(fake, real) if self.edges else loss)
             if min(fake.shape[-2:]) < 2 * self.window:
                 break
             fake, real = functional.avg_pool2d(fake, 2), functional.avg_pool2d(real, 2)

@@ -15,6 +15,7 @@ from varitok.data.batch import Splits
 from varitok.data.module import validation_loader
 
 from ..build import build, load_run
+from ..implicit import ImplicitCodec
 from . import audio, fvd, image
 from .evaluate import evaluate, versions
 from .medium import medium_of
@@ -81,6 +82,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
     noun = f"{medium_of(codec).noun}s"
     if rates and noun != "images":
         raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
+    if options.data and isinstance(codec, ImplicitCodec):
+        raise UserError("--data: this codec is of one clip alone; leave it out")
     splits = _validation(config, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}

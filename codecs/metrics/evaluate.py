@@ -63,6 +63,7 @@ class _Tally:
     ) -> None:
         self.ladder = Ladder(codec, keeps)
         self.medium = medium_of(codec)
+        self.meanings: dict[str, str] = getattr(codec, "meanings", {})
         self.device = device
         self.metrics = list(self.medium.shown if metrics is None else metrics)
         spreads = [name for name in self.metrics if name in self.medium.spreads]
@@ -162,7 +163,9 @@ class _Tally:
         """Say what the columns mean, and how many files could not be read."""
         side = int(self.seen[2]) // int(self.seen[0])
         meanings = rate.definitions(self.medium.noun, self.ladder.axis, bool(self.counts), self.ladder.runs)
-        meanings |= {self.medium.rate: self.medium.rate_meaning} | self.medium.definitions(self.metrics, side)
+        meanings |= (
+            self.meanings | {self.medium.rate: self.medium.rate_meaning} | self.medium.definitions(self.metrics, side)
+        )
         notes = {"unreadable files left out": str(int(self.seen[1]))} if self.seen[1] else {}
         return notes | {f"column {name}": meaning for name, meaning in meanings.items()}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from varitok import UserError
 
 from .. import lengths
+from ..implicit import ImplicitCodec
 from .rate import packed_bytes, run_flags
 
 __all__ = ["Code", "Evaluable", "Ladder"]
@@ -53,11 +54,13 @@ class Code(NamedTuple):
         codes: As `Evaluable.encode` gives them.
         tokens: int64 `(b * blocks,)`, the valid tokens of each signal, or of each block of it.
         size: The signals' size.
+        ends: After how many bytes each book is known, where an entropy coder made them.
     """
 
     codes: Tensor
     tokens: Tensor
     size: Sequence[int]
+    ends: Sequence[int] = ()
 
 
 class Ladder:
@@ -92,7 +95,9 @@ class Ladder:
         """Code signals `(b, c, *grid)` whose first `samples` samples, int64 `(b,)`, are valid."""
         size = signal.shape[2:]
         tokens = self.codec.valid(samples, size)
-        return Code(self.codec.encode(signal, None if self.codec.ordered else tokens), tokens, size)
+        codes = self.codec.encode(signal, None if self.codec.ordered else tokens)
+        ends = self.codec.coded(codes).ends if isinstance(self.codec, ImplicitCodec) else ()
+        return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
         """Decode what is kept of a code."""
@@ -122,7 +127,9 @@ class Ladder:
         return sizes if self.codec.ordered else sizes[:keep]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
-        """Sum bits, exactly, and bytes, packed, of a batch's codes."""
+        """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
+        if code.ends:
+            return 8.0 * code.ends[keep - 1], code.ends[keep - 1]
         bits, packed = 0.0, 0
         strides = getattr(self.codec.bottleneck, "book_strides", ())
         for number, tokens in enumerate(code.tokens.tolist()):

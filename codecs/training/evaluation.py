@@ -30,12 +30,14 @@ class Evaluation(pl.Callback):
         every: Updates between two evaluations.
         metrics: What is measured on the way, None for the two that are drawn; at the end it is all that can be measured
             on this machine.
+        keeps: The numbers of tokens or books that are kept; 1, 2, 4, ... and all where None.
     """
 
-    def __init__(self, every: int, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, every: int, metrics: Sequence[str] | None = None, keeps: Sequence[int] | None = None) -> None:
         at_least({"callbacks.evaluation.every": (every, 1)})
         self.every = every
         self.metrics = metrics
+        self.keeps = keeps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         """Evaluate when it is due."""
@@ -57,7 +59,7 @@ class Evaluation(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str] | None) -> Table:
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        table = evaluate(module.evaluated, data.val_dataloader(), metrics=metrics, header=data.splits.about)
+        table = evaluate(module.evaluated, data.val_dataloader(), self.keeps, metrics, data.splits.about)
         shown = medium_of(module.codec).shown
         values = {f"val/{name}@{row[table.axis]:.0f}": row[name] for row in table.rows for name in shown if name in row}
         last = table.rows[-1]  # a continuous codec has no books to use

@@ -132,15 +132,9 @@ class CodecTraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
-        kept = self.draw(batch)
-        if self.codec.perturbation is not None:
-            self.codec.perturbation.progress = self.update / self.total
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        unmasked = batch.whole and not self.codec.ordered
-        result = self.codec(real, None if unmasked else kept.lengths, kept.depth)
-        positions = batch.lengths.sum() * math.prod(real.shape[3:])
-        self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
+        result = self.reconstruct(batch, real)
         self.batch += 1
         self.stepped = due = self.batch % self.accumulate == 0
         factor = self.factor(self.update)
@@ -172,6 +166,17 @@ class CodecTraining(pl.LightningModule):
                 self.average.update(self.codec, self.update)
         self.log_values(values, factor)
         return None
+
+    def reconstruct(self, batch: Batch, real: Tensor) -> Reconstruction:
+        """Send a batch through the codec, with as much of its codes as is drawn, whose health is taken."""
+        kept = self.draw(batch)
+        if self.codec.perturbation is not None:
+            self.codec.perturbation.progress = self.update / self.total
+        unmasked = batch.whole and not self.codec.ordered
+        result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.depth)
+        positions = batch.lengths.sum() * math.prod(real.shape[3:])
+        self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
+        return result
 
     def codec_loss(
         self, result: Reconstruction, real: Tensor, lengths: Tensor | None

@@ -13,7 +13,9 @@ from varitok import at_least
 from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
+from ..implicit import ImplicitCodec
 from .checkpoints import Checkpoints
+from .implicit import ClipTraining
 from .memory import keep_freed_memory
 from .module import CodecTraining
 from .progress import Progress
@@ -63,7 +65,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     codec = build_codec(config)
     if config.init_from:
         codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
-    module = CodecTraining(
+    training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
+    module = training(
         codec,
         build(config.objective),
         optimizer=build(optim.codec),

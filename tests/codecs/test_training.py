@@ -322,13 +322,17 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     """With its own objective, networks and schedules, on small images and with a stand-in for LPIPS's weights."""
     monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: _StandIn())
     small = [
-        "data.length=4", "data.val_length=2", "loader.batch_size=2",
-        "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
+        "loader.batch_size=2", "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "training.log_every=1", "export=none",
     ]  # fmt: skip
+    if not experiment.startswith("video/nerv"):
+        small += ["data.length=4", "data.val_length=2"]
     if experiment.startswith("audio/"):
         # What a run leaves is tested with one of them, in test_evaluate_sound.py.
         small += ["data=voices", "data.crop_tokens=8", "callbacks.samples=null", "callbacks.evaluation=null"]
+    elif experiment.startswith("video/nerv"):
+        small += ["data=one_scene", "data.frames=3", "data.image_size=80"]  # and of these in test_nerv.py
+        small += ["callbacks.samples=null", "callbacks.evaluation=null"]
     elif experiment.startswith("video/"):
         # And of these in test_evaluate_video.py.
         small += ["data=scenes", "data.crop_tokens=2", "data.image_size=16", "loader.bucket=0"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from varitok.export.onnx import _Decoder, _Encoder, _export
+from varitok.export.onnx import _Decoder, _Encoder, export_graph
 from varitok.export.torchscript import export_torchscript, load_torchscript
 
 from ..codecs.examples import EXAMPLES, example
@@ -111,7 +111,7 @@ def test_onnx(name, tmp_path):
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
     latents = _latents(bottleneck.dim, 3, 7)
     books = "books" if len(bottleneck.book_sizes) > 1 else None
-    _export(
+    export_graph(
         _Encoder(frozen),
         [latents],
         tmp_path / "encoder.onnx",
@@ -119,7 +119,7 @@ def test_onnx(name, tmp_path):
         [("codes", ["batch", None, "tokens"])],
         {},
     )
-    _export(
+    export_graph(
         _Decoder(frozen),
         [bottleneck.encode(latents)],
         tmp_path / "decoder.onnx",

@@ -1,0 +1,23 @@
+"""Fitting a codec of one clip to it."""
+
+from torch import Tensor
+
+from varitok.data.batch import Batch
+
+from ..implicit import ImplicitCodec
+from ..result import Reconstruction
+from .module import CodecTraining
+
+__all__ = ["ClipTraining"]
+
+
+class ClipTraining(CodecTraining):
+    """Trains an `ImplicitCodec`: each sample is a stretch of the clip, of which only the number is seen."""
+
+    codec: ImplicitCodec
+
+    def reconstruct(self, batch: Batch, real: Tensor) -> Reconstruction:
+        """Paint the batch's frames."""
+        assert batch.places is not None
+        depth = self.draw(batch).depth if self.codec.length.depth else None
+        return self.codec.frames(batch.places * real.shape[2], real.shape[2], depth)

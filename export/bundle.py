@@ -44,6 +44,7 @@ def export_bundle(
     *,
     architecture: Mapping[str, Any] | None = None,
     formats: Sequence[str] = FORMATS,
+    streaming: bool = True,
 ) -> dict[str, Any]:
     """Write a codec's bundle; every artefact is read back and compared with the codec first.
 
@@ -54,6 +55,7 @@ def export_bundle(
         folder: Where to.
         architecture: How the codec was built, plain data; goes into config.json (see `architecture`).
         formats: Out of `FORMATS`.
+        streaming: Also what goes chunk by chunk, where the codec can.
 
     Returns:
         What export.json holds: `parity`, `files` and `versions`.
@@ -67,7 +69,7 @@ def export_bundle(
         raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
     if isinstance(codec, ImplicitCodec):
         return export_clip(codec, folder, architecture=architecture, formats=formats)
-    frozen = freeze(codec)
+    frozen = freeze(codec, streaming)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
         axes = 2 if codec.blocked else 1 if codec.ordered else len(codec.hop)
@@ -186,14 +188,14 @@ def _write(
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
-        if codec.streams:
+        if isinstance(frozen, FrozenStream):
             artefacts["codec.ts, streaming"] = Chunked(scripted, codec)
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         bundle = load(folder, verify=False)
         assert isinstance(bundle, Bundle)
         artefacts["onnx"] = _Runtime(bundle)
-        if codec.streams:
+        if isinstance(frozen, FrozenStream):
             artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
     parity = check(codec, artefacts, sizes)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
@@ -258,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("varitok-export", description="Export a run's codec for use without varitok.")
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; the run's bundle/ by default")
+    parser.add_argument("--no-streaming", action="store_true", help="leave out what goes chunk by chunk")
     parser.add_argument("--formats", default=",".join(FORMATS), metavar="NAMES", help="default: %(default)s")
     options = parser.parse_args(arguments)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
@@ -265,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         codec, config = load_run(options.run)
         about = architecture(config)
-        _print(export_bundle(codec, folder, architecture=about, formats=options.formats.split(",")), folder)
+        formats, streaming = options.formats.split(","), not options.no_streaming
+        _print(export_bundle(codec, folder, architecture=about, formats=formats, streaming=streaming), folder)
     except (UserError, ParityError) as error:
         print(f"varitok-export: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

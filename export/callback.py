@@ -21,10 +21,12 @@ class ExportBundle(pl.Callback):
 
     Args:
         formats: What is written besides the description; ONNX is what `varitok.load` reads.
+        streaming: Also what goes chunk by chunk, where the codec can; of clips it takes minutes.
     """
 
-    def __init__(self, formats: Sequence[str] = FORMATS) -> None:
+    def __init__(self, formats: Sequence[str] = FORMATS, streaming: bool = True) -> None:
         self.formats = tuple(formats)
+        self.streaming = streaming
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, on one process."""
@@ -34,6 +36,12 @@ class ExportBundle(pl.Callback):
         folder = Path(trainer.default_root_dir)
         resolved = folder / "config.yaml"
         about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
-        export_bundle(pl_module.evaluated, folder / "bundle", architecture=about, formats=self.formats)
+        export_bundle(
+            pl_module.evaluated,
+            folder / "bundle",
+            architecture=about,
+            formats=self.formats,
+            streaming=self.streaming,
+        )
         _log.info("pictures: %s", folder / "samples")
         _log.info("bundle: %s", folder / "bundle")

@@ -14,9 +14,9 @@ from varitok.codecs.streaming import at_grid, pack, state_size, unpack
 __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
 
 
-def freeze(codec: Codec) -> "FrozenCodec":
-    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk."""
-    return FrozenStream(codec) if codec.streams else FrozenCodec(codec)
+def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
+    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk, and should."""
+    return FrozenStream(codec) if streaming and codec.streams else FrozenCodec(codec)
 
 
 class FrozenCodec(nn.Module):

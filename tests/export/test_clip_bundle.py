@@ -111,7 +111,7 @@ def test_a_stream_begins_anew_after_its_end(causal, clip):
 def test_one_that_looks_ahead_has_no_stream(codec, bundle):
     if not codec.streams:
         for start in (bundle.encoding, bundle.decoding):
-            with pytest.raises(UserError, match="can't stream, it looks ahead"):
+            with pytest.raises(UserError, match="can't stream: it looks ahead"):
                 start()
 
 

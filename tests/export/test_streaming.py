@@ -203,6 +203,12 @@ def test_mistakes_are_told(exported, bundle):
         bundle.decoding()(np.full((1, codec.books, 1), -1))
 
 
+def test_streaming_can_be_left_out(exported, tmp_path):
+    codec = exported[0]
+    report = export_bundle(codec, tmp_path / "bundle", formats=["torchscript"], streaming=False)
+    assert set(report["parity"]) == {"codec.ts"} and "streaming" not in (tmp_path / "bundle" / "config.json").read_text()
+
+
 def test_a_codec_that_looks_ahead_has_no_stream(exported, tmp_path):
     assert not isinstance(freeze(sound_codec().eval()), FrozenStream)
     shutil.copytree(exported[1], tmp_path / "bundle")
@@ -212,5 +218,5 @@ def test_a_codec_that_looks_ahead_has_no_stream(exported, tmp_path):
     bundle = load(tmp_path / "bundle", verify=False)
     assert bundle.latency_ms is None
     for start in (lambda: bundle.encoding(RATE), bundle.decoding):
-        with pytest.raises(UserError, match="this codec can't stream, it looks ahead"):
+        with pytest.raises(UserError, match="this codec can't stream: it looks ahead"):
             start()

@@ -163,7 +163,8 @@ class Bundle(Opened):
             UserError: The codec can't stream.
         """
         if not self.config.get("streaming"):
-            raise UserError(f"{self.folder}: this codec can't stream: it looks ahead, or was exported without; encode and decode whole signals")
+            reason = "it looks ahead, or was exported without; encode and decode whole signals"
+            raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
     def _kept(self, books: int | None) -> int:

@@ -206,7 +206,9 @@ def test_mistakes_are_told(exported, bundle):
 def test_streaming_can_be_left_out(exported, tmp_path):
     codec = exported[0]
     report = export_bundle(codec, tmp_path / "bundle", formats=["torchscript"], streaming=False)
-    assert set(report["parity"]) == {"codec.ts"} and "streaming" not in (tmp_path / "bundle" / "config.json").read_text()
+    assert (
+        set(report["parity"]) == {"codec.ts"} and "streaming" not in (tmp_path / "bundle" / "config.json").read_text()
+    )
 
 
 def test_a_codec_that_looks_ahead_has_no_stream(exported, tmp_path):

@@ -74,7 +74,7 @@ class _Norm(nn.Module):
 
     def __init__(self, ours: factored.ChannelNorm) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(ours.weight.flatten().clone()), ours.eps
+        self.weight, self.eps = nn.Parameter(ours.weight.clone()), ours.eps
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.rms_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.eps)

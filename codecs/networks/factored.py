@@ -48,12 +48,12 @@ class ChannelNorm(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(b, c, t, h, w)`."""
         scale = (x.float().square().mean(1, keepdim=True) + self.eps).rsqrt()
-        return x * scale.to(x.dtype) * self.weight
+        return x * scale.to(x.dtype) * self.weight[:, None, None, None]
 
 
 class _Chain(nn.Module):

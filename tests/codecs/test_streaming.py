@@ -146,7 +146,7 @@ def test_what_was_before_matters(name: str) -> None:
 
 
 def test_every_causal_preset_streams_and_no_other() -> None:
-    causal = [name for name in NAMES if _config(name).encoder.get("causal", False)]
+    causal = [name for name in NAMES if _config(name).get("encoder", {}).get("causal", False)]
     assert sorted(SMALLER) == causal
     for name in SMALLER:
         assert _codec(name).streams and not _codec(name).obstacle

@@ -68,7 +68,8 @@ class Ladder:
 
     Args:
         codec: What codes.
-        keeps: The numbers that are kept; 1, 2, 4, ... and all where None; any others are sorted.
+        keeps: The numbers that are kept; where None the whole layers of a hierarchy, else 1, 2, 4, ... and all; any
+            others are sorted.
 
     Attributes:
         axis: The rungs' name: "k" of tokens, "books" of books.
@@ -86,7 +87,8 @@ class Ladder:
         noun = "tokens" if codec.ordered else "books"
         # A continuous codec has no books to leave out.
         most = codec.tokens if codec.ordered else max(1, len(codec.bottleneck.book_sizes))
-        self.keeps = sorted(set(lengths.ladder(most) if keeps is None else keeps))
+        usual = getattr(codec.bottleneck, "rungs", lengths.ladder(most))
+        self.keeps = sorted(set(usual if keeps is None else keeps))
         if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:
             wrong = next((k for k in self.keeps if not 1 <= k <= most), "no")
             raise UserError(f"{wrong} {noun} to keep: this codec keeps from 1 to {most}")

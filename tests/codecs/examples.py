@@ -12,6 +12,7 @@ from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFr
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
+from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
 from varitok.codecs.bottlenecks.multirate import MultiRate, multirate
 from varitok.codecs.bottlenecks.product import Product, grouped
 from varitok.codecs.bottlenecks.residual import Residual, Split, residual
@@ -35,6 +36,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "bottleneck"
 # Every configuration is an example, at its own sizes but where a test would then take seconds.
 SMALLER: dict[str, list[str]] = {
     "dual_token": ["parts.0.level.codebook_size=256", "parts.1.level.codebook_size=256"],
+    "hierarchy": ["level.dim=4", "level.codebook_size=64"],
     "ibq": ["codebook_size=2048"],
     "kmeans": ["dim=64"],
     "lfq": ["bits=12"],
@@ -66,6 +68,8 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
     "dithered_split": lambda: DitheredScalarQuantizer([17, 17]).split([5, 5], 2),
     "fsq_entropy": lambda: FiniteScalarQuantizer([8, 5, 3], entropy=0.1, entropy_group=2),
     "fsq_residual_alone": lambda: ResidualScalarQuantizer([2, 3], 1),
+    "hierarchy_alone": lambda: hierarchy(partial(VectorQuantizer, 4, 11, cosine=True), [1]),
+    "hierarchy_mixed": lambda: Hierarchy([VectorQuantizer(2, 19), FiniteScalarQuantizer([5, 3])], [2, 6]),
     "lfq_plain": lambda: LookupFreeQuantizer(3, entropy=0.0),
     "multirate_alone": lambda: multirate(partial(VectorQuantizer, 4, 11, cosine=True), [3]),
     "multirate_plain": lambda: multirate(partial(VectorQuantizer, 5, 19), [4, 2, 1]),

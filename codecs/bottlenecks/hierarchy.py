@@ -1,0 +1,175 @@
+"""Layers of codes for one token: the first for all of its cells at once, each next one for smaller groups of them."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+
+from ..result import Quantized
+from .composite import MeasuredParts
+from .contract import Bottleneck, straight_through
+
+__all__ = ["Hierarchy", "hierarchy"]
+
+
+def _means(cells: Tensor, groups: int) -> Tensor:
+    """Average cells `(b, cells, n, d)` over each of so many groups of neighbours: `(b * groups, n, d)`."""
+    b, count, n, d = cells.shape
+    return cells.reshape(b * groups, count // groups, n, d).mean(1)
+
+
+def _spread(means: Tensor, groups: int, count: int) -> Tensor:
+    """Give each of `count` cells what stands for its group, `(b * groups, n, d)`: `(b, count, n, d)`."""
+    n, d = means.shape[1], means.shape[2]
+    return means.reshape(-1, groups, 1, n, d).expand(-1, -1, count // groups, -1, -1).reshape(-1, count, n, d)
+
+
+def _cells(latents: Tensor, count: int) -> Tensor:
+    """Take tokens `(b, n, count * d)` apart into cells `(b, count, n, d)`."""
+    return latents.reshape(latents.shape[0], latents.shape[1], count, -1).transpose(1, 2)
+
+
+def _tokens(cells: Tensor) -> Tensor:
+    """Put cells `(b, count, n, d)` together into tokens `(b, n, count * d)`."""
+    return cells.transpose(1, 2).flatten(2)
+
+
+class _FrozenHierarchy(nn.Module):
+    """The export form; what is missing from a prefix of the books is looked up as code 0, and left out by a mask."""
+
+    places: Tensor
+
+    def __init__(self, made: "Hierarchy") -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(level.frozen() for level in made.levels)  # type: ignore[operator]
+        self.groups = list(made.groups)
+        self.register_buffer("places", torch.arange(len(made.book_sizes)), persistent=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        count = self.groups[-1]
+        remaining = _cells(latents, count)
+        codes: list[Tensor] = []
+        for index, level in enumerate(self.levels):
+            groups = self.groups[index]
+            found = level.encode(_means(remaining, groups))  # type: ignore[operator]
+            remaining = remaining - _spread(level.decode(found), groups, count)  # type: ignore[operator]
+            codes.append(found.reshape(-1, groups, found.shape[2]))
+        return torch.cat(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        given, steps, count = codes.shape[1], codes.shape[2], self.groups[-1]
+        kept = (self.places < given).unsqueeze(-1)
+        whole = codes[:, self.places.clamp(max=given - 1)] * kept
+        total = torch.zeros(1)
+        begin = 0
+        for index, level in enumerate(self.levels):
+            groups = self.groups[index]
+            part = level.decode(whole[:, begin : begin + groups].reshape(-1, 1, steps))  # type: ignore[operator]
+            there = part.reshape(-1, groups, steps, part.shape[2]) * kept[begin : begin + groups].unsqueeze(-1)
+            total = total + _spread(there.reshape(-1, steps, part.shape[2]), groups, count)
+            begin += groups
+        return _tokens(total)
+
+
+class Hierarchy(Bottleneck):
+    """Codebooks in layers, as VQ-VAE-2's (arXiv 1906.00446, section 3.1) and HiTVideo's (arXiv 2503.11513, section 3).
+
+    A token's latents are those of the cells that it covers, `networks/nested.py` says in which order. The first layer
+    codes the mean of groups of them, each next one what the layers before left of the means of smaller groups, the last
+    one cell by cell. So a token has as many books as all layers have groups, coarse ones first: a prefix of them is a
+    shorter code, with whole layers and perhaps a part of one.
+
+    The gradient goes around all layers at once, straight through, and each layer's finding is cut from it before it is
+    subtracted (see `Residual`).
+
+    Args:
+        levels: Bottlenecks of one book and one width, without maps of their own.
+        groups: Of cells, for each level; each divides the next, and the last is the number of cells.
+
+    Attributes:
+        rungs: The numbers of books that are whole layers.
+
+    Raises:
+        UserError: Widths differ, a level has several books, or groups don't nest.
+    """
+
+    def __init__(self, levels: Sequence[Bottleneck], groups: Sequence[int]) -> None:
+        super().__init__()
+        apart = not levels or len(levels) != len(groups)
+        if apart or min(groups) < 1 or any(after % before for before, after in pairwise(groups)):
+            raise UserError(f"bottleneck.groups={list(groups)}: one for each level, at least 1, each divides the next")
+        if any(len(level.book_sizes) != 1 or level.dim != levels[0].dim for level in levels):
+            raise UserError("bottleneck.level: all levels of a hierarchy have one book and one width")
+        self.levels = nn.ModuleList(levels)
+        self.groups = tuple(groups)
+        self.dim = levels[0].dim * groups[-1]
+        pairs = list(zip(levels, groups, strict=True))
+        self.book_sizes = tuple(level.book_sizes[0] for level, count in pairs for _ in range(count))
+        self.rungs = [sum(groups[: place + 1]) for place in range(len(groups))]
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        b, steps, count = latents.shape[0], latents.shape[1], self.groups[-1]
+        with torch.autocast(latents.device.type, enabled=False):
+            remaining = _cells(latents.float(), count)
+            total, codes, measured = torch.zeros_like(remaining), [], MeasuredParts()
+            books = torch.arange(len(self.book_sizes), device=latents.device)
+            kept = torch.split(books < depth[:, None], list(self.groups), 1)
+            for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
+                # A group whose code isn't kept measures nothing.
+                valid = torch.where(there, lengths[:, None], 0).flatten()
+                means = _means(remaining, groups)
+                part: Quantized = level(means, valid, torch.ones_like(valid))
+                found = part.latents.detach()
+                total = total + _spread(torch.where(there.reshape(-1, 1, 1), found, 0.0), groups, count)
+                # A sample of lower depth goes on too; see `Residual.forward`.
+                remaining = remaining - _spread(found, groups, count)
+                codes.append(part.codes.reshape(b, groups, steps))
+                measured.add(part)
+            quantized = straight_through(latents.float(), _tokens(total))
+        return Quantized(quantized, torch.cat(codes, 1), measured.penalties, measured.means())
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find the codes layer by layer; see `Bottleneck.encode`."""
+        count = self.groups[-1]
+        with torch.autocast(latents.device.type, enabled=False):
+            remaining, codes = _cells(latents.float(), count), []
+            for level, groups in zip(self.levels, self.groups, strict=True):
+                found = level.encode(_means(remaining, groups))  # type: ignore[operator]
+                remaining = remaining - _spread(level.decode(found), groups, count)  # type: ignore[operator]
+                codes.append(found.reshape(-1, groups, latents.shape[1]))
+            return torch.cat(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add up the layers; see `Bottleneck.decode`."""
+        b, given, steps = codes.shape
+        width, count = self.dim // self.groups[-1], self.groups[-1]
+        total = torch.zeros(b, count, steps, width, device=codes.device)
+        begin = 0
+        for level, groups in zip(self.levels, self.groups, strict=True):
+            here = min(groups, given - begin)
+            if here > 0:
+                part = level.decode(codes[:, begin : begin + here].reshape(-1, 1, steps))  # type: ignore[operator]
+                there = nn.functional.pad(part.reshape(b, here, steps, width), [0, 0, 0, 0, 0, groups - here])
+                total = total + _spread(there.flatten(0, 1), groups, count)
+            begin += groups
+        return _tokens(total)
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return _FrozenHierarchy(self)
+
+
+def hierarchy(level: Callable[[], Bottleneck], groups: Sequence[int]) -> Hierarchy:
+    """Make layers of one kind.
+
+    Args:
+        level: Makes one.
+        groups: Of cells, for each layer; see `Hierarchy`.
+    """
+    return Hierarchy([level() for _ in groups], groups)

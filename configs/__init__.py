@@ -13,6 +13,7 @@ __all__: list[str] = []
 
 def _hop(encoder: Any) -> int:
     """Multiply an encoder's strides along its first axis: the samples, or frames, of a token."""
+    encoder = encoder.get("network", encoder)  # that a nested encoder is around
     strides = [_first(stride) for stride in encoder.get("strides", [])]
     own = [_first(encoder.get(key, 1)) for key in ("hop", "patch", "resample")]
     return int(math.prod([*strides, *own, 2 ** int(encoder.get("wavelets", 0))]))
@@ -24,7 +25,7 @@ def _first(value: Any) -> int:
 
 def _lead(encoder: Any) -> int:
     """Count the copies of the first frame that a causal codec of clips puts before it."""
-    return _hop(encoder) - 1 if encoder.get("causal") else 0
+    return _hop(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
 
 
 # In YAML, `${hop:${codec.encoder}}`: data are cut in tokens, and only the encoder knows how long they are.

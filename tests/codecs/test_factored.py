@@ -1,5 +1,6 @@
 """Presets of clips: of the published sizes, as long as the data believe, and codecs of any size, chunk by chunk."""
 
+import random
 from functools import cache
 
 import hydra
@@ -10,9 +11,15 @@ from torch import Tensor, nn
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.streaming import obstacle
 
-PRESETS = ("vidtok", "vidtok_noncausal", "cosmos", "magvit2", "bsq_vit", "omnitokenizer", "adaptok")
-SMALL = tuple(f"{name}_small" for name in PRESETS if name not in ("vidtok_noncausal", "adaptok"))
+# Samples of frames, rows and columns to a token.
+PRESETS = {
+    **dict.fromkeys(("vidtok", "vidtok_noncausal", "cosmos", "magvit2", "omnitokenizer", "adaptok"), (4, 8, 8)),
+    "bsq_vit": (1, 8, 8),
+    "hitvideo": (4, 64, 64),
+}
+SMALL = tuple(f"{name}_small" for name in PRESETS if name not in ("vidtok_noncausal", "adaptok", "hitvideo"))
 # Millions of weights of both networks: of VidTok what its released layers come to, of BSQ-ViT what its table 1 tells.
 SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
 
@@ -25,7 +32,8 @@ def _config(name: str, *more: str):
 @cache
 def _codec(name: str) -> Codec:
     torch.manual_seed(0)
-    codec = build_codec(_config(name)).eval()
+    more = ["bottleneck=hierarchy", "bottleneck.level.codebook_size=64"] if name == "hitvideo_small" else []
+    codec = build_codec(_config(name, *more)).eval()
     with torch.no_grad():
         codec.project_in.weight.mul_(8)  # or an untrained one's latents would nearly all have the same code
     return codec
@@ -40,8 +48,9 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
     config = _config(name)
     with torch.device("meta"):
         encoder, decoder = build(config.codec.encoder), build(config.codec.decoder)
-    assert encoder.hop == decoder.hop == ((1, 8, 8) if name == "bsq_vit" else (4, 8, 8))
+    assert encoder.hop == decoder.hop == PRESETS[name]
     assert encoder.causal == decoder.causal == (name != "vidtok_noncausal")
+    assert (obstacle(encoder) == "") == (obstacle(decoder) == "") == encoder.causal
     assert (config.data.hop, config.data.lead) == (encoder.hop[0], encoder.lead)
     if name in SIZES:
         size, share = SIZES[name]
@@ -63,21 +72,27 @@ def test_small_ones_code_any_size_and_an_image(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*SMALL, "adaptok_small"])
-def test_small_ones_go_chunk_by_chunk(name):
+@pytest.mark.parametrize("name", [*SMALL, "adaptok_small", "hitvideo_small"])
+@pytest.mark.parametrize("lengths", [(41,), pytest.param(range(1, 41), marks=pytest.mark.slow, id="all")])
+def test_small_ones_go_chunk_by_chunk(name, lengths):
     codec = _codec(name)
-    # More latent frames than any window; one whose frames have one size has its own.
-    x = _clip(41, 64, 64) if codec.blocked else _clip(41)
-    whole = codec.encode(x)
-    assert len(whole.unique()) > 30
+    chance = random.Random(0)
+    for frames in lengths:  # more latent frames than any window; those whose frames have one size have their own
+        x = _clip(frames, 64, 64) if codec.blocked else _clip(frames)
+        _goes_chunk_by_chunk(codec, x, [1 + codec.hop[0] * step for step in range(10) if chance.random() < 0.4])
+
+
+def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
+    whole, length = codec.encode(x), x.shape[2]
+    assert length < 41 or len(whole.unique()) > 30
     state, codes, begin = None, [], 0
-    for end in (1, 13, 17, 41):
-        part, state = codec.encode_chunk(x[:, :, begin:end], state)
+    for end in [*(cut for cut in cuts if cut < length), length]:
+        part, state = codec.encode_chunk(x[:, :, begin:end], state, last=end == length)
         codes.append(part)
         begin = end
     assert torch.equal(torch.cat(codes, 2), whole)
     state, signal, begin = None, [], 0
-    for end in (2, 3, 11):
+    for end in sorted({min(2, whole.shape[2]), min(3, whole.shape[2]), whole.shape[2]}):
         part, state = codec.decode_chunk(whole[:, :, begin:end], state)
         signal.append(part)
         begin = end

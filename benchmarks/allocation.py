@@ -1,0 +1,55 @@
+"""What it gains to give blocks of clips different numbers of tokens, where all have as many together (AdapTok), in dB.
+
+    python train.py experiment=video/adaptok_small data.root=CLIPS
+    python benchmarks/allocation.py RUN [--tokens 2 4 8 16 32] [--out benchmarks/results/video/allocation.csv]
+
+The validation clips of the run, whole batches of them: "signal" shares out over the blocks of each clip, "batch" over
+those of all clips of a batch. PSNR is of all clips' mean squared error (the quantity that is shared out), in dB.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
+
+import torch
+
+from varitok.codecs.build import build, load_run
+from varitok.codecs.selectors import Allocation, FixedLength
+from varitok.data.batch import normalise
+from varitok.data.module import validation_loader
+
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a finished run of a codec whose blocks have tokens of their own")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a block, on average")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    codec, config = load_run(options.run)
+    batches = [normalise(batch.signal) for batch in validation_loader(build(config.data).val, BATCH, 0)]
+    lines = ["tokens,equal dB,signal dB,batch dB,least,most"]
+    for tokens in options.tokens:
+        ways = [FixedLength(tokens), Allocation(tokens), Allocation(tokens, "batch")]
+        errors, lengths = torch.zeros(len(ways), dtype=torch.float64), torch.zeros(0)
+        with torch.inference_mode():
+            for clips in batches:
+                codes = codec.encode(clips)
+                for place, way in enumerate(ways):
+                    lengths = way(codec, clips)
+                    back = codec.decode(codes, clips.shape[2:], lengths).clamp(-1, 1)
+                    errors[place] += float((back - clips).square().sum())
+        mean = errors / sum(clips.numel() for clips in batches)
+        values = [f"{value:.3f}" for value in (10 * torch.log10(4 / mean)).tolist()]
+        lines.append(",".join([str(tokens), *values, str(int(lengths.min())), str(int(lengths.max()))]))
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        options.out.write_text(f"# python benchmarks/allocation.py {options.run} (of {config.name})\n{text}")
+
+
+if __name__ == "__main__":
+    main()

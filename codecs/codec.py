@@ -56,9 +56,11 @@ class Codec(nn.Module):
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.
         frame_rate: Of clips, frames a second; None where it isn't known, or signals are something else.
+        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are features, of any size.
 
     Raises:
-        UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
+        UserError: The bottleneck doesn't have the perturbation's neighbours, placed tokens are to be dropped, or blocks
+            of unlike numbers of tokens are to have one scale.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Codec(nn.Module):
         perturbation: Perturbation | None = None,
         sample_rate: int | None = None,
         frame_rate: float | None = None,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         if perturbation is not None:
@@ -89,9 +92,12 @@ class Codec(nn.Module):
         self.perturbation = perturbation
         self.sample_rate = sample_rate
         self.frame_rate = frame_rate
+        self.bounded = bounded
         self._layouts: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
+        if unit_latents and self.ordered and self.later_tokens < self.tokens:
+            raise UserError("codec.unit_latents: blocks of unlike numbers of tokens have no scale in common; give false")
 
     @property
     def ordered(self) -> bool:
@@ -118,6 +124,11 @@ class Codec(nn.Module):
         if not self.ordered:
             raise UserError("this codec's tokens lie on a grid: their number follows from the signal's size")
         return int(self.encoder.tokens)  # type: ignore[arg-type]
+
+    @property
+    def later_tokens(self) -> int:
+        """The most tokens that a block behind a clip's first has."""
+        return int(getattr(self.encoder, "later_tokens", self.tokens))
 
     @property
     def hop(self) -> tuple[int, ...]:
@@ -243,7 +254,8 @@ class Codec(nn.Module):
         """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
         if self.blocked:
             begin = torch.arange(self.blocks(size), device=lengths.device) * self.hop[0] - self.lead
-            return ((begin.clamp(min=0) < lengths[:, None]) * self.tokens).flatten()
+            most = torch.where(begin > 0, self.later_tokens, self.tokens)
+            return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
         if self.ordered:
             return torch.full_like(lengths, self.tokens)
         steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
@@ -314,7 +326,7 @@ class Codec(nn.Module):
         latents = self._narrowed(features, lengths)
         shown = lengths  # a mask that hides nothing costs a convolutional decoder 6 % of its time
         if lengths is None:
-            lengths = torch.full((len(latents),), latents.shape[1], device=latents.device)
+            lengths = self.valid(torch.full((len(signal),), size[0], device=signal.device), size)
         depth = depth if depth is not None else self.bottleneck.depths(latents)
         quantized: Quantized = self.bottleneck(latents, lengths, depth)
         put = quantized.latents

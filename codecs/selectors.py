@@ -112,7 +112,7 @@ class Allocation:
             raise UserError("an allocation over blocks: this codec has none; its tokens are about the whole signal")
         if not self.tokens >= 1:
             raise UserError(f"an allocation of {self.tokens:g} tokens: each block has one at least")
-        choices, size = ladder(codec.tokens), signals.shape[2:]
+        choices, size = sorted({*ladder(codec.tokens), *ladder(codec.later_tokens)}), signals.shape[2:]
         codes, lead = codec.encode(signals), codec.lead
         errors = []
         for kept in choices:
@@ -120,6 +120,7 @@ class Allocation:
             steps = torch.nn.functional.pad(error, (lead, codes.shape[2] * codec.hop[0] - lead - size[0]))
             errors.append(steps.reshape(len(signals), -1, codec.hop[0]).sum(2))
         costs = torch.stack(errors, dim=2).double()  # (b, blocks, choices)
+        costs[:, 1:, torch.tensor(choices) > codec.later_tokens] = torch.inf  # later blocks don't have as many
         groups = costs.flatten(0, 1)[None] if self.over == "batch" else costs
         budget = int(self.tokens * groups.shape[1])
         chosen = torch.stack([_least(group, choices, budget) for group in groups])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
 from varitok.data.batch import Splits
@@ -16,7 +16,7 @@ from varitok.data.module import validation_loader
 
 from ..build import build, load_run
 from ..implicit import ImplicitCodec
-from . import audio, fvd, image
+from . import audio, feature, fvd, image
 from .evaluate import evaluate, versions
 from .medium import medium_of
 from .robustness import available_features, robustness
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = (
         f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)};"
-        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)}"
+        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)}; of features {', '.join(feature.DEFINITIONS)}"
     )
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
     parser.add_argument(
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
         raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
     if options.data and isinstance(codec, ImplicitCodec):
         raise UserError("--data: this codec is of one clip alone; leave it out")
-    splits = _validation(config, options.data)
+    splits = _validation(config.data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else medium_of(codec).available()
@@ -121,26 +121,32 @@ def _shares(text: str) -> list[float]:
     return rates
 
 
-def _validation(config: DictConfig, folder: Path | None) -> Splits:
+def _validation(data: DictConfig, folder: Path | None) -> Splits:
     """Find the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them."""
     if folder is None:
-        splits: Splits = build(config.data)
+        splits: Splits = build(data)
         return splits
-    if (rate := config.data.get("sample_rate")) is not None:
+    if "teacher" in data:
+        # What is measured of the features is of the run's own training clips.
+        clips = _validation(data.clips, folder)._replace(train=build(data.clips).train)
+        others = OmegaConf.masked_copy(data, [key for key in data if key != "clips"])
+        features: Splits = build(others, clips=clips)
+        return features
+    if (rate := data.get("sample_rate")) is not None:
         from varitok.data.sounds import sound_folder  # noqa: PLC0415 (torchaudio is slow to import)
 
-        form = {key: config.data[key] for key in ("channels", "val_seconds") if key in config.data}
+        form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
         return sound_folder(str(folder), sample_rate=rate, crop_tokens=None, hop=1, **form)
-    if config.data.get("image_size") is None:
+    if data.get("image_size") is None:
         raise UserError("--data: the run's configuration has no data.image_size to bring images to")
-    if config.data.get("hop") is not None:
+    if data.get("hop") is not None:
         from varitok.data.videos import video_folder  # noqa: PLC0415 (so is PyAV)
 
         names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
-        return video_folder(str(folder), **{key: config.data[key] for key in names if key in config.data})
+        return video_folder(str(folder), **{key: data[key] for key in names if key in data})
     from varitok.data.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
 
-    return image_folder(str(folder), image_size=config.data.image_size)
+    return image_folder(str(folder), image_size=data.image_size)
 
 
 if __name__ == "__main__":

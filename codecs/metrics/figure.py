@@ -18,6 +18,8 @@ MARKERS = ("s", "^", "D")
 LABELS = {
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
+    "mse": "mean squared error (lower is better)",
+    "cosine": "cosine similarity",
     "mel": "mel distance (lower is better)",
     "stft": "STFT distance (lower is better)",
     "si_sdr": "SI-SDR (dB)",

@@ -10,9 +10,9 @@ from torch import Tensor
 from varitok import UserError
 from varitok.data.batch import to_uint8
 
-from . import audio, frechet, fvd, image, video
+from . import audio, feature, frechet, fvd, image, video
 
-__all__ = ["Clips", "Comparison", "Images", "Medium", "Sounds", "medium_of"]
+__all__ = ["Clips", "Comparison", "Features", "Images", "Medium", "Sounds", "medium_of"]
 
 Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(decoded, original, lengths) to one value for each signal, NaN where it has none."""
@@ -182,6 +182,36 @@ class Clips(Medium):
         return float(lengths.sum()) * signal.shape[3] * signal.shape[4]
 
 
+class Features(Medium):
+    """Feature clips `(b, c, t, rows, columns)`, compared as they are."""
+
+    noun = "clip"
+    rounding = "none: features are compared as floats"
+    shown = ("mse", "cosine")
+    rate = "bpf"
+    rate_meaning = "bits / frames"
+
+    def available(self) -> tuple[str, ...]:
+        """List the metrics."""
+        return tuple(feature.DEFINITIONS)
+
+    def comparison(self, name: str, device: torch.device) -> Comparison:
+        """Make the comparison of that name."""
+        return feature.comparison(name)
+
+    def definitions(self, names: Sequence[str], side: int) -> dict[str, str]:
+        """Say what metrics mean."""
+        return {name: feature.DEFINITIONS[name] for name in names}
+
+    def as_written(self, signal: Tensor) -> Tensor:
+        """Give them as they are."""
+        return signal.float()
+
+    def amount(self, signal: Tensor, lengths: Tensor) -> float:
+        """Count frames."""
+        return float(lengths.sum())
+
+
 def _of_frames(definitions: Mapping[str, str], names: Sequence[str], side: int) -> dict[str, str]:
     """Choose definitions; MS-SSIM's tells its scales."""
     scales = image.scales(side, side) if "ms_ssim" in names else 0
@@ -189,8 +219,13 @@ def _of_frames(definitions: Mapping[str, str], names: Sequence[str], side: int) 
 
 
 def medium_of(codec: object) -> Medium:
-    """Tell what a codec's signals are: sounds where it has a `sample_rate`, clips where its `hop` has three axes."""
+    """Tell what a codec's signals are.
+
+    Sounds where it has a `sample_rate`; clips where its `hop` has three axes, of features where they aren't `bounded`.
+    """
     sample_rate = getattr(codec, "sample_rate", None)
     if sample_rate is not None:
         return Sounds(sample_rate)
-    return Clips() if len(getattr(codec, "hop", ())) == 3 else Images()
+    if len(getattr(codec, "hop", ())) != 3:
+        return Images()
+    return Clips() if getattr(codec, "bounded", True) else Features()

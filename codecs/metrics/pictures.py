@@ -18,7 +18,7 @@ from varitok import UserError
 from ..losses.spectral import Spectrum
 from .audio import written
 
-__all__ = ["decibels", "draw_clips", "draw_images", "draw_spectrograms", "write_mp4", "write_wav"]
+__all__ = ["decibels", "draw_clips", "draw_images", "draw_spectrograms", "principal_colours", "write_mp4", "write_wav"]
 
 LEGEND = 72  # pixels left of images for the labels
 STRIP = 5  # frames that are shown of a clip
@@ -60,6 +60,33 @@ def draw_clips(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> 
         return clip[:, chosen].transpose(1, 2).flatten(2)
 
     return draw_images([(label, [strip(clip) for clip in clips]) for label, clips in rows], scale)
+
+
+def principal_colours(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple[str, list[Tensor]]]:
+    """Turn features into colours that can be drawn: the first three principal components of the first row's.
+
+    All rows have the same components, and a colour's range is two standard deviations of the first row's to each side.
+
+    Args:
+        rows: A label and feature clips, floats `(c, t, rows, columns)`, for each.
+
+    Returns:
+        The same with clips, uint8 `(3, t, rows, columns)`; of fewer than three channels the last colours are grey.
+    """
+    known = torch.cat([clip.flatten(1) for clip in rows[0][1]], dim=1).double()
+    mean = known.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh((known - mean) @ (known - mean).T / known.shape[1])
+    axes, spread = vectors.flip(1)[:, :3], values.flip(0)[:3].clamp(min=1e-12).sqrt()
+    # An axis has no direction of its own, and a solver may give either.
+    axes = axes * axes.sum(0).sign()
+
+    def colours(clip: Tensor) -> Tensor:
+        parts = axes.T @ (clip.flatten(1).double() - mean) / spread[:, None]
+        levels = (parts / 4 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        grey = levels.new_full((3 - len(levels), levels.shape[1]), 128)
+        return torch.cat([levels, grey]).reshape(3, *clip.shape[1:])
+
+    return [(label, [colours(clip) for clip in clips]) for label, clips in rows]
 
 
 def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:

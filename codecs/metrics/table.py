@@ -17,7 +17,7 @@ __all__ = ["SHOWN", "Row", "Table", "read_csv", "wide_console", "write_rows"]
 
 Row = dict[str, float]
 
-SHOWN = (("psnr", "ssim"), ("mel", "si_sdr"))  # pairs of metrics that are drawn
+SHOWN = (("psnr", "ssim"), ("mel", "si_sdr"), ("mse", "cosine"))  # pairs of metrics that are drawn
 
 PRINTED = {
     "k": ("tokens", "{:.0f}"),
@@ -33,6 +33,9 @@ PRINTED = {
     "rfid": ("rFID", "{:.2f}"),
     "fvd": ("FVD", "{:.1f}"),
     "fvd_random": ("random FVD", "{:.4g}"),
+    "bpf": ("bits/frame", "{:.1f}"),
+    "mse": ("MSE", "{:.4f}"),
+    "cosine": ("cosine", "{:.4f}"),
     "kbps": ("kbit/s", "{:.3f}"),
     "mel": ("mel", "{:.3f}"),
     "stft": ("STFT", "{:.3f}"),

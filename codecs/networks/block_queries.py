@@ -2,7 +2,8 @@
 
 A block has the tubelets of a few frames and N queries; a block's tokens attend to each other and to those of the blocks
 before (AdapTok, arXiv 2505.17011, section 3.1; ElasticTok, arXiv 2410.08368, section 3). The queries leave as latents.
-The decoder sees what is kept of each block's latents, and a canvas that becomes its tubelets.
+The decoder sees what is kept of each block's latents, and a canvas that becomes its tubelets. Blocks behind the first,
+which know what was there before, may have fewer tokens (LanDiff, arXiv 2503.04606, section 3.1: I-frames and P-frames).
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
+from .convolution import continued
 from .register_vit import GridTable
 from .sequence import SequenceTransformer
 from .tubelet import from_tubelets, to_tubelets, tubelet
@@ -28,7 +30,7 @@ class _BlockQueries(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: int | Sequence[int],
         patch: Sequence[int],
         tokens: int,
         width: int,
@@ -39,17 +41,23 @@ class _BlockQueries(nn.Module):
         causal: bool = True,
         channels: int = 3,
         shortcut: bool = False,
+        later_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.hop = tubelet(patch)
         first, high, wide = self.hop
-        if image_size % high or image_size % wide:
+        height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height % high or across % wide:
             raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
         if tokens < 1:
             raise UserError(f"codec: tokens={tokens} should be at least 1")
-        self.rows = image_size // high
-        self.columns = image_size // wide
+        if later_tokens is not None and not 1 <= later_tokens <= tokens:
+            raise UserError(f"codec: later_tokens={later_tokens} should be from 1 to tokens={tokens}")
+        self.rows = height // high
+        self.columns = across // wide
         self.tokens = tokens
+        self.later_tokens = tokens if later_tokens is None else later_tokens
+        self.slot = 0  # for whether a block came before
         self.width = width
         self.channels = channels
         self.causal = causal
@@ -68,6 +76,26 @@ class _BlockQueries(nn.Module):
         self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
         self.map = nn.Linear(width, self.pixels) if self.decodes else nn.Linear(self.pixels, width)
         nn.init.zeros_(self.map.bias)
+
+    def own(self, placed: Tensor, frame: int, k: int, memory: list[Tensor] | None) -> Tensor | None:
+        """Mark those of the first k tokens that blocks have, bool `(b * blocks, k)`; None where all have all.
+
+        Args:
+            placed: `(b, blocks * frame, width)`.
+            frame: Tokens of a block that have a place.
+            k: How many are asked about.
+            memory: Of the chunks before.
+        """
+        if self.later_tokens == self.tokens:
+            return None
+        ones = torch.ones_like(placed[:, :, 0]).reshape(placed.shape[0], -1, frame)[:, :, 0]
+        if memory is None:
+            before = torch.cat([torch.zeros_like(ones[:, :1]), ones], dim=1)
+        else:
+            before = continued(ones, memory, self.slot, 1, 1)
+        first = before[:, :-1].reshape(-1, 1) == 0
+        places = torch.arange(k, device=placed.device)
+        return (places < self.later_tokens) | (first & (places < self.tokens))
 
     def transform(
         self,
@@ -106,7 +134,7 @@ class BlockQueryEncoder(_BlockQueries):
     """Reads each block of frames into `tokens` latents.
 
     Args:
-        image_size: Side of the frames of training, in pixels; rotary positions take any other too.
+        image_size: Side, or height and width, of the frames of training, in pixels; rotary positions take any other too.
         patch: Frames of a block, and rows and columns of a tubelet.
         tokens: Latents of a block, N.
         width: Width of the transformer and of the latents.
@@ -118,6 +146,8 @@ class BlockQueryEncoder(_BlockQueries):
         channels: Channels of the clip.
         shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
             mean of its block's tubelets, and nothing is normalised on the way out.
+        later_tokens: Of each block but a clip's first; as many as that where None. Latents beyond them are 0, and
+            nothing sees them.
 
     Attributes:
         hop: Frames of a block, rows and columns of a tubelet.
@@ -140,8 +170,9 @@ class BlockQueryEncoder(_BlockQueries):
         queries = self.queries.expand(blocks.shape[0], -1, -1)
         if self.shortcut is not None:
             queries = queries + self.shortcut(rows, columns).transpose(1, 2) @ blocks / (rows * columns)
-        latents: Tensor = self.transform(queries, patches, None, rows, columns, memory)[:, : self.tokens]
-        return latents
+        own = self.own(patches, rows * columns, self.tokens, memory)
+        latents: Tensor = self.transform(queries, patches, own, rows, columns, memory)[:, : self.tokens]
+        return latents if own is None else latents * own.unsqueeze(-1)
 
 
 class BlockQueryDecoder(_BlockQueries):
@@ -173,6 +204,9 @@ class BlockQueryDecoder(_BlockQueries):
         k = latents.shape[1]
         assert self.canvas is not None
         canvas = self.canvas.expand(latents.shape[0], rows * columns, -1)
+        own = self.own(canvas.reshape(-1, first * rows * columns, self.width), rows * columns, k, memory)
+        if own is not None:
+            mask = own if mask is None else mask & own
         if self.shortcut is not None:
             there = latents if mask is None else latents * mask.unsqueeze(-1)
             canvas = canvas + self.shortcut(rows, columns)[:, :, :k] @ there

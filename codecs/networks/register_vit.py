@@ -29,18 +29,18 @@ class GridTable(nn.Module):
     """A learned vector for each place of a grid, interpolated (bicubic) where the grid has another size.
 
     Args:
-        start: The vectors at the start, `(1, d, side, side)`.
+        start: The vectors at the start, `(1, d, height, width)`.
     """
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.side = start.shape[-1]
+        self.height, self.width = int(start.shape[2]), int(start.shape[3])
         self.table = nn.Parameter(start)
 
     def forward(self, height: int, width: int) -> Tensor:
         """Give the vectors of a grid, `(1, height * width, d)`."""
         table: Tensor = self.table
-        if height != self.side or width != self.side:
+        if height != self.height or width != self.width:
             table = functional.interpolate(table, [height, width], mode="bicubic", align_corners=False)
         return table.flatten(2).transpose(1, 2)
 

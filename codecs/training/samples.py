@@ -14,7 +14,7 @@ from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
 from ..codec import Codec
 from ..metrics.ladder import Evaluable, Ladder
 from ..metrics.medium import medium_of
-from ..metrics.pictures import draw_clips, draw_images, draw_spectrograms, write_mp4, write_wav
+from ..metrics.pictures import draw_clips, draw_images, draw_spectrograms, principal_colours, write_mp4, write_wav
 from .loggers import RunLog
 from .module import CodecTraining
 
@@ -66,7 +66,8 @@ def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> 
     """Write rows of signals: a picture `STEM.png`, and below `STEM/` what can't be seen in it.
 
     Sounds are shown by their spectrograms and written as WAV files; of clips some frames are shown, and each is
-    written as an MP4 file, the original beside what its codes give back.
+    written as an MP4 file, the original beside what its codes give back. Features are drawn as colours
+    (`principal_colours`).
 
     Args:
         stem: Path of the files without their suffixes.
@@ -85,6 +86,8 @@ def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> 
                 name = f"{column}_{row.label.replace(': ', '_')}"
                 media[name] = stem / f"{name}.wav"
                 write_wav(media[name], sound, codec.sample_rate)
+    elif not codec.bounded:
+        draw_clips(principal_colours(rows), scale).save(picture)
     elif len(codec.hop) == 3:
         draw_clips(rows, scale).save(picture)
         for column, clips in enumerate(zip(*(row.signals for row in rows), strict=True)):

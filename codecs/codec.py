@@ -97,7 +97,9 @@ class Codec(nn.Module):
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
         if unit_latents and self.ordered and self.later_tokens < self.tokens:
-            raise UserError("codec.unit_latents: blocks of unlike numbers of tokens have no scale in common; give false")
+            raise UserError(
+                "codec.unit_latents: blocks of unlike numbers of tokens have no scale in common; give false"
+            )
 
     @property
     def ordered(self) -> bool:

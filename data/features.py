@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ class RandomTeacher(Teacher):
         widths = [3, *(16 << level for level in range(halvings - 1)), channels]
         self.weights = nn.ParameterList(
             torch.randn(wide, narrow, 4, 4, generator=generator) * (2 / (16 * narrow)) ** 0.5
-            for narrow, wide in zip(widths, widths[1:], strict=False)
+            for narrow, wide in pairwise(widths)
         ).requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -143,7 +143,9 @@ def _pretrained(folder: Path, prefix: str) -> nn.Module:
     missing = sorted(name for name in told["missing_keys"] if not name.startswith("pooler"))
     if missing or not hasattr(found.config, "patch_size"):
         reason = f"{len(missing)} weights are missing, {missing[0]} first" if missing else "it has no patch_size"
-        raise UserError(f"data.teacher.folder={folder}: not a whole vision transformer, {reason}; see data.teacher.prefix")
+        raise UserError(
+            f"data.teacher.folder={folder}: not a whole vision transformer, {reason}; see data.teacher.prefix"
+        )
     return cast(nn.Module, found)
 
 
@@ -202,7 +204,7 @@ def _features(teacher: Teacher, clip: Tensor, device: str) -> Tensor:
         teacher.to(device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"data.device={device}: this device is not there; cpu is") from error
-    blocks = clip.transpose(0, 1).split(AT_ONCE)
+    blocks = torch.split(clip.transpose(0, 1), AT_ONCE)
     return torch.cat([teacher(block.to(device)).cpu() for block in blocks]).transpose(0, 1)
 
 

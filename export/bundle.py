@@ -114,9 +114,10 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
         layouts = "b c t", "b q t"
     elif len(codec.hop) == 3:
-        own = {"modality": "video", "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
+        modality = "video" if codec.bounded else "features"
+        own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
         layouts = "b c t h w", "b q t k" if codec.blocked else "b q t h w"
-        own |= {"frame_size": list(size[2:])} if codec.blocked else {}
+        own |= {"frame_size": list(size[2:]), "later_tokens": codec.later_tokens} if codec.blocked else {}
     else:
         own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
         layouts = "b c h w", "b q k" if codec.ordered else "b q h w"
@@ -135,8 +136,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "variable_length": not isinstance(codec.length.distribution, Full),
         "input_layout": layouts[0],
         "token_layout": layouts[1],
-        "value_range": [-1.0, 1.0],
-        "output": "clamped to value_range",
+        "value_range": [-1.0, 1.0] if codec.bounded else None,
+        "output": "clamped to value_range" if codec.bounded else "as decoded",
         "dtype": "float32",
     }
 

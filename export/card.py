@@ -7,6 +7,8 @@ from typing import Any
 from varitok import __version__
 from varitok.codecs.lengths import ladder
 
+from .onnx import NAMES
+
 __all__ = ["card"]
 
 IMAGE = """\
@@ -42,40 +44,56 @@ Exported by varitok {version} in format {format_version}.
 """
 
 CLIP = """\
-# A codec of clips: a token for {hop_t} frames of {hop_h} x {hop_w} pixels
+# A codec of {noun}: a token for {hop_t} frames of {hop_h} x {hop_w} {unit}s
 
 It turns a clip of any number of frames of any size into a grid of tokens of {books} codes each, and back.
 Exported by varitok {version} in format {format_version}.
 
-- Clips: float32 `(batch, {channels}, frames, height, width)`, values in [-1, 1] (`pixels / 127.5 - 1`). {first}
-  The last frame, row and column are repeated until all steps are full; what comes back has whole steps, clamped to that
-  range: cut it to the clip's size.
+- Clips: float32 `(batch, {channels}, frames, height, width)`, {values}. {first}
+  The last frame, row and column are repeated until all steps are full; what comes back has whole steps, {limits}:
+  cut it to the clip's size.
 - Codes: {code_type} `(batch, {books}, t, h, w)`, t = ceil((frames + {lead}) / {hop_t}), h = ceil(height / {hop_h}),
   w = ceil(width / {hop_w}); {ranges}.
 - Bottleneck: {quantizer}, {bits:g} bits a token.
 
-| books kept | bits a pixel of a long clip |
+| books kept | bits a {unit} of a long clip |
 |---:|---:|
 {rows}
 """
 
 BLOCKS = """\
-# A codec of clips: up to {tokens} tokens for {hop_t} frames of {side_w} x {side_h} pixels
+# A codec of {noun}: up to {tokens} tokens for {hop_t} frames of {side_w} x {side_h} {unit}s
 
 It turns a clip of any number of frames into blocks of {hop_t} frames, each of at most {tokens} tokens of {books} codes,
 and back. {order}
 Exported by varitok {version} in format {format_version}.
 
-- Clips: float32 `(batch, {channels}, frames, {side_h}, {side_w})`, values in [-1, 1] (`pixels / 127.5 - 1`). {first}
-  The last frame is repeated until all blocks are full; what comes back has whole blocks, clamped to that range: cut it
-  to the clip's size.
-- Codes: {code_type} `(batch, {books}, t, k)`, t = ceil((frames + {lead}) / {hop_t}), k from 1 to {tokens}; {ranges}.
+- Clips: float32 `(batch, {channels}, frames, {side_h}, {side_w})`, {values}. {first}
+  The last frame is repeated until all blocks are full; what comes back has whole blocks, {limits}:
+  cut it to the clip's size.
+- Codes: {code_type} `(batch, {books}, t, k)`, t = ceil((frames + {lead}) / {hop_t}), k from 1 to {tokens};
+  {ranges}.{later}
 - Bottleneck: {quantizer}, {bits:g} bits a token.
 
-| tokens kept of a block | bits a pixel of a long clip |
+| tokens kept of a block | bits a {unit} of a long clip |
 |---:|---:|
 {rows}
 """
+
+PIXELS = {
+    "noun": "clips",
+    "unit": "pixel",
+    "values": "values in [-1, 1] (`pixels / 127.5 - 1`)",
+    "limits": "clamped to that range",
+    "meaning": "pixels / 127.5 - 1",
+}
+FEATURES = {
+    "noun": "feature clips",
+    "unit": "position",
+    "values": "features of any size, standardised as in training",
+    "limits": "not clamped",
+    "meaning": "standardised features",
+}
 
 LED = """The first
   frame alone makes the first step of tokens, each {hop_t} more make another: an image is a clip of one frame."""
@@ -144,9 +162,9 @@ ONNX_CLIP = """
 import numpy as np, onnxruntime as ort
 encoder = ort.InferenceSession("onnx/encoder_model.onnx")
 decoder = ort.InferenceSession("onnx/decoder_model.onnx")
-clip = np.zeros((1, {channels}, 9, {side_h}, {side_w}), np.float32)  # pixels / 127.5 - 1, channels first
-codes = encoder.run(None, {{"pixel_values_videos": clip}})[0]
-back = decoder.run(None, {{"video_codes": codes{prefix}}})[0][:, :, :9, :{side_h}, :{side_w}]
+clip = np.zeros((1, {channels}, 9, {side_h}, {side_w}), np.float32)  # {meaning}, channels first
+codes = encoder.run(None, {{"{signal_name}": clip}})[0]
+back = decoder.run(None, {{"{codes_name}": codes{prefix}}})[0][:, :, :9, :{side_h}, :{side_w}]
 ```
 
 ONNX Runtime takes codes that are out of range without a word; check them, or use varitok:
@@ -156,9 +174,9 @@ ONNX Runtime takes codes that are out of range without a word; check them, or us
 ```python
 import numpy as np, varitok
 codec = varitok.load(".")
-clip = np.zeros((9, {side_h}, {side_w}, {channels}), np.uint8)
+clip = {clip_9}
 codes = codec.encode(clip, {kept}={some})
-pixels = codec.pixels(codec.decode(codes, (9, {side_h}, {side_w})))  # uint8 (1, 9, {side_h}, {side_w}, {channels})
+{back}
 ```
 """
 
@@ -173,7 +191,7 @@ first frame go before it, and come back before it. A state of frames of h x w to
 import numpy as np, varitok
 codec = varitok.load(".")
 encode, decode = codec.encoding(), codec.decoding()
-codes = encode(np.zeros((5, {side_h}, {side_w}, {channels}), np.uint8))  # chunks of any number of frames
+codes = encode({clip_5})  # chunks of any number of frames
 back = decode(np.concatenate([codes, encode.flush()], axis=2))
 ```
 """
@@ -226,12 +244,11 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
     """
     kind = config["modality"]
     bits = config["bits_per_token"]
-    own = {"audio": _of_sound, "video": _of_clip, "image": _of_image}[kind]
+    own = {"audio": _of_sound, "image": _of_image}.get(kind, _of_clip)
     about, onnx, stream = {
         "audio": (SOUND, ONNX_SOUND, STREAM),
-        "video": (BLOCKS if config["tokens"] else CLIP, ONNX_CLIP, STREAM_CLIP),
         "image": (IMAGE, ONNX_IMAGE, ""),
-    }[kind]
+    }.get(kind, (BLOCKS if config["tokens"] else CLIP, ONNX_CLIP, STREAM_CLIP))
     fills = {
         "books": config["code_rows"],
         "bits": bits,
@@ -278,14 +295,17 @@ def _of_sound(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what only a card of clips has."""
-    hop, tokens = config["hop"], config["tokens"]
+    """Say what only a card of clips has, of pixels or of features."""
+    hop, tokens, later = config["hop"], config["tokens"], config.get("later_tokens", 0)
     price, some = _prices(config)
     height, width = config.get("frame_size", (64, 48))
     if tokens:
-        price, some = {k: k * config["bits_per_token"] for k in ladder(tokens)}, max(1, tokens // 2)
+        price, some = {k: min(k, later) * config["bits_per_token"] for k in ladder(tokens)}, max(1, tokens // 2)
     pixels = hop[0] * height * width if tokens else math.prod(hop)
+    fewer = f" Each\n  block but the first has {later} at most: its codes beyond them say nothing, and none is read."
     return {
+        **_of_values(config, height, width),
+        "later": fewer if later < tokens else "",
         "hop_t": hop[0],
         "hop_h": hop[1],
         "hop_w": hop[2],
@@ -300,6 +320,24 @@ def _of_clip(config: Mapping[str, Any]) -> dict[str, Any]:
         "prefix": f"[..., :{some}]" if tokens else f"[:, :{some}]",
         "rows": "\n".join(f"| {kept} | {each / pixels:.3g} |" for kept, each in price.items()),
     }
+
+
+def _of_values(config: Mapping[str, Any], height: int, width: int) -> dict[str, str]:
+    """Say what the values of clips are, and how clips of zeros are written in an example."""
+    c, names = config["channels"], NAMES[config["modality"]]
+    own = {"signal_name": names.signal, "codes_name": names.codes}
+    if config["value_range"] is None:
+        clips = {f"clip_{t}": f"np.zeros((1, {c}, {t}, {height}, {width}), np.float32)" for t in (5, 9)}
+        back = f"back = codec.decode(codes, (9, {height}, {width}))  # float32 (1, {c}, 9, {height}, {width})"
+        return FEATURES | own | clips | {"back": back}
+    clips = {f"clip_{t}": f"np.zeros(({t}, {height}, {width}, {c}), np.uint8)" for t in (5, 9)}
+    size = f"9, {height}, {width}"
+    return (
+        PIXELS
+        | own
+        | clips
+        | {"back": f"pixels = codec.pixels(codec.decode(codes, ({size})))  # uint8 (1, {size}, {c})"}
+    )
 
 
 def _prices(config: Mapping[str, Any]) -> tuple[dict[int, float], int]:

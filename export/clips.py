@@ -1,4 +1,4 @@
-"""Exported codecs of clips, and of one clip; numpy and ONNX Runtime alone, as `runtime.py`."""
+"""Exported codecs of clips, of their features, and of one clip; numpy and ONNX Runtime alone, as `runtime.py`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from .graphs import DECODER, Array, Bundle, Opened, to_pixels
 from .stream import DecodingStream, EncodingStream, stream_form
 from .tiles import decode_tiled, encode_tiled
 
-__all__ = ["ClipBundle", "VideoBundle"]
+__all__ = ["ClipBundle", "FeatureBundle", "VideoBundle"]
 
 AT_ONCE = 8  # frames that a network paints at once
 
@@ -28,9 +28,12 @@ class VideoBundle(Bundle):
             codec isn't causal.
         frame_rate: That of training, frames a second; None where it isn't known.
         frame_size: Height and width of frames; None for any.
+        later_tokens: The most tokens of a block behind the first, where blocks have tokens. Codes of such a block
+            beyond them say nothing, and none is read.
     """
 
     axes = 3
+    unit = "pixels"
 
     def _read(self) -> None:
         super()._read()
@@ -41,13 +44,26 @@ class VideoBundle(Bundle):
         if self.tokens:
             self.axes = 2
             self.frame_size = tuple(int(side) for side in self.config["frame_size"])
+        self.later_tokens = int(self.config.get("later_tokens", self.tokens))
+
+    def valid(self, codes: Array) -> npt.NDArray[np.int64]:
+        """Count the tokens that say something in each block of codes `(b, books, t, k)`: int64 `(t,)`.
+
+        Raises:
+            UserError: Tokens lie on a grid, where all do.
+        """
+        if not self.tokens:
+            raise UserError("valid: this codec's tokens lie on a grid, and all of them say something")
+        most = np.full(codes.shape[2], self.later_tokens)
+        most[:1] = self.tokens
+        return np.minimum(most, codes.shape[3]).astype(np.int64)
 
     def __repr__(self) -> str:
         hop, books = " x ".join(map(str, self.hop)), " x ".join(str(size) for size in self.book_sizes)
+        name = f"{type(self).__name__}({str(self.folder)!r}"
         if self.tokens:
-            most = f"up to {self.tokens} tokens of {books} codes"
-            return f"VideoBundle({str(self.folder)!r}: {most} for {self.hop[0]} frames)"
-        return f"VideoBundle({str(self.folder)!r}: a token of {books} codes for {hop} frames, rows, columns)"
+            return f"{name}: up to {self.tokens} tokens of {books} codes for {self.hop[0]} frames)"
+        return f"{name}: a token of {books} codes for {hop} frames, rows, columns)"
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Count the steps of a clip's codes along each axis."""
@@ -187,7 +203,36 @@ class VideoBundle(Bundle):
         if self.frame_size not in (None, (height, width)):
             assert self.frame_size is not None
             there = " x ".join(map(str, reversed(self.frame_size)))
-            raise UserError(f"frames: {width} x {height} pixels, this codec takes {there}; resize them before")
+            raise UserError(f"frames: {width} x {height} {self.unit}, this codec takes {there}; resize them before")
+
+
+class FeatureBundle(VideoBundle):
+    """A codec of the features that a vision transformer sees in clips, standardised as in training: floats of any size.
+
+    Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`.
+    """
+
+    unit = "positions"
+
+    def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Refuse: what this codec gives back are features.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("pixels: this codec gives features back, from which a generator has to paint")
+
+    def _values(self, frames: Any) -> npt.NDArray[np.float32]:
+        """Check feature clips, perhaps of no frames: float32 `(b, c, t, rows, columns)`."""
+        values, shape = np.asarray(frames), f"(batch, {self.channels}, frames, rows, columns)"
+        if values.dtype.kind != "f":
+            raise UserError(f"frames: features are expected, floats {shape}, got {values.dtype}")
+        if values.ndim != 5 or values.shape[1] != self.channels or not all(values.shape[3:]) or not values.shape[0]:
+            raise UserError(f"frames: features {shape} are expected, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise UserError("frames: some features aren't numbers")
+        self._check_size(*values.shape[3:])
+        return values.astype(np.float32)
 
 
 class ClipBundle(Opened):

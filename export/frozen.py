@@ -43,6 +43,7 @@ class FrozenCodec(nn.Module):
                 module.packs = False
         self.ordered = codec.ordered
         self.blocked = codec.blocked
+        self.bounded = codec.bounded
         self.code_axis = codec.code_axis
         self.tokens = codec.tokens if codec.ordered else 0
         self.hop = list(codec.hop)
@@ -91,7 +92,7 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into signals clamped to [-1, 1].
+        """Turn codes into signals, clamped to [-1, 1] where the codec's are bounded.
 
         Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
         placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
@@ -115,8 +116,11 @@ class FrozenCodec(nn.Module):
             signal = signal[:, :, self.lead :]
         else:
             signal = self.decoder(latents)
-        bounded: Tensor = signal.clamp(-1.0, 1.0)
-        return bounded
+        return self._limited(signal)
+
+    def _limited(self, signal: Tensor) -> Tensor:
+        """Clamp what has bounds."""
+        return signal.clamp(-1.0, 1.0) if self.bounded else signal
 
     def forward(self, signal: Tensor) -> Tensor:
         """Encode and decode."""
@@ -171,7 +175,7 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals, clamped, and the next state."""
+        """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals and the next state."""
         rows, columns = 1, 1
         if self.on_grid:
             rows, columns = codes.shape[3], codes.shape[-1]
@@ -193,8 +197,7 @@ class FrozenStream(FrozenCodec):
                 signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1], memory)
             else:
                 signal = self.decoder(latents, memory=memory)
-        bounded: Tensor = signal.clamp(-1.0, 1.0)
-        return bounded, pack(memory, shapes, state)
+        return self._limited(signal), pack(memory, shapes, state)
 
 
 def _fold(module: nn.Module) -> None:

@@ -72,6 +72,7 @@ NAMES = {
     "image": Names("pixel_values", "image_codes", "reconstruction"),
     "audio": Names("input_values", "audio_codes", "audio_values"),
     "video": Names("pixel_values_videos", "video_codes", "reconstruction"),
+    "features": Names("input_features", "feature_codes", "reconstruction"),
 }
 
 # What the free axes of placed tokens are called, by their number: in the signal, in the codes, in what comes back.

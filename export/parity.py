@@ -141,7 +141,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
         for kept, rows in parts:
             some = codes[:, :rows].narrow(along, 0, kept).contiguous()
             part = f"{where}, {kept} of {total} tokens" + (f", {rows} of {books} books" if rows < books else "")
-            error = max(error, signal_error(reference.decode(some), coder.decode(some), part))
+            error = max(error, signal_error(reference.decode(some), coder.decode(some), part, reference.bounded))
     # One token on a tie is a large share of few: look at more before judging.
     while equal < tokens < ENOUGH and tokens - equal <= (1 - CODES_EQUAL) * ENOUGH:
         signal = draw(max(1, MANY // len(sizes)), sizes[-1], generator)
@@ -154,13 +154,14 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size]) -
     return Parity(tokens, equal / tokens, error)
 
 
-def signal_error(painted: Tensor, got: Tensor, where: str) -> float:
-    """Compare a reconstruction with the codec's, which is not clamped yet; relative to its peak.
+def signal_error(painted: Tensor, got: Tensor, where: str, bounded: bool = True) -> float:
+    """Compare a reconstruction with the codec's, which is not clamped yet where it should be; relative to its peak.
 
     Raises:
         ParityError: It is another.
     """
-    expected, peak = painted.clamp(-1, 1), painted.abs().max().clamp(min=QUIET)
+    expected = painted.clamp(-1, 1) if bounded else painted
+    peak = painted.abs().max().clamp(min=QUIET)
     if got.shape != expected.shape:
         raise ParityError(f"{where}: signals {tuple(got.shape)}, the codec makes {tuple(expected.shape)}")
     off = float((got - expected).abs().max() / peak)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from .clips import ClipBundle, VideoBundle
+from .clips import ClipBundle, FeatureBundle, VideoBundle
 from .graphs import (
     AGAIN,
     FORMAT_VERSION,
@@ -26,7 +26,7 @@ from .graphs import (
 )
 from .stream import DecodingStream, EncodingStream, stream_form
 
-__all__ = ["ClipBundle", "ImageBundle", "SoundBundle", "VideoBundle", "load"]
+__all__ = ["ClipBundle", "FeatureBundle", "ImageBundle", "SoundBundle", "VideoBundle", "load"]
 
 
 def load(
@@ -52,6 +52,7 @@ def load(
         "image": ImageBundle,
         "audio": SoundBundle,
         "video": VideoBundle,
+        "features": FeatureBundle,
         "clip": ClipBundle,
     }
     if config.get("modality") not in kinds:

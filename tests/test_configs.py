@@ -227,7 +227,11 @@ def test_an_option_composes(path: Path) -> None:
         _compose(option)
     except InterpolationKeyError as error:
         assert "'data." in str(error)
-        kinds = {"'data.frames'": "video/nerv_pp_small", "'data.frame_rate'": "video/demo"}
+        kinds = {
+            "'data.frames'": "video/nerv_pp_small",
+            "'data.frame_rate'": "video/demo",
+            "'data.clips.frame_rate'": "video/landiff_semantic_small",
+        }
         named = [experiment for key, experiment in kinds.items() if key in str(error)]
         _compose(f"experiment={named[0] if named else 'audio/demo'}", option)
 

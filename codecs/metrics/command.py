@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = (
         f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)};"
-        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)}; of features {', '.join(feature.DEFINITIONS)}"
+        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)};"
+        f" of features {', '.join(feature.DEFINITIONS)}"
     )
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
     parser.add_argument(

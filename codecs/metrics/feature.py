@@ -1,7 +1,7 @@
 """How far feature clips are from their originals: one value for each clip, over its own frames.
 
-Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are standardised, an error of 1 is that of a
-codec that knows nothing but the mean.
+Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are standardised, an error of 1 is that of
+a codec that knows nothing but the mean.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(decoded, original, lengths) to one value for each clip."""
 
 DEFINITIONS = {
-    "mse": "mean squared error of features, over all channels and positions of a clip's own frames, mean over clips; the"
-    " share of the variance that is lost where features are standardised; lower is better",
+    "mse": "mean squared error of features, over all channels and positions of a clip's own frames, mean over clips;"
+    " the share of the variance that is lost where features are standardised; lower is better",
     "cosine": "cosine similarity of a position's decoded features with its own, mean over positions, then clips",
 }
 """What each name means, in the words that go above a table."""

@@ -134,7 +134,8 @@ class BlockQueryEncoder(_BlockQueries):
     """Reads each block of frames into `tokens` latents.
 
     Args:
-        image_size: Side, or height and width, of the frames of training, in pixels; rotary positions take any other too.
+        image_size: Side, or height and width, of the frames of training, in pixels; rotary positions take any other
+            too.
         patch: Frames of a block, and rows and columns of a tubelet.
         tokens: Latents of a block, N.
         width: Width of the transformer and of the latents.

@@ -325,8 +325,9 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
         "loader.batch_size=2", "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "training.log_every=1", "export=none",
     ]  # fmt: skip
+    features = "clips." if experiment.startswith("video/landiff") else ""
     if not experiment.startswith("video/nerv"):
-        small += ["data.length=4", "data.val_length=2"]
+        small += [f"data.{features}length=4", f"data.{features}val_length=2"]
     if experiment.startswith("audio/"):
         # What a run leaves is tested with one of them, in test_evaluate_sound.py.
         small += ["data=voices", "data.crop_tokens=8", "callbacks.samples=null", "callbacks.evaluation=null"]
@@ -335,7 +336,9 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
         small += ["callbacks.samples=null", "callbacks.evaluation=null"]
     elif experiment.startswith("video/"):
         # And of these in test_evaluate_video.py.
-        small += ["data=scenes", "data.crop_tokens=2", "data.image_size=16", "loader.bucket=0"]
+        small += [f"data={'feature_scenes' if features else 'scenes'}", "loader.bucket=0"]
+        small += [f"data.{features}crop_tokens=2", f"data.{features}image_size=16"]
+        small += ["codec.encoder.image_size=2", "codec.encoder.channels=64", "data.device=cpu"] if features else []
         small += ["callbacks.samples=null", "callbacks.evaluation=null", "trainer.precision=32-true"]
     else:
         small += [

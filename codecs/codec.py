@@ -49,9 +49,9 @@ class Codec(nn.Module):
         decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
             has one, learns in the codec's own training step.
-        unit_latents: Scale each sample's latents to a root mean square of 1 over tokens and width. A decoder that
-            knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
-            collapse. They can't where the scale is given (ours).
+        unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
+            that all have. A decoder that knows nothing yet hears latents as noise, and its first wish is that they be
+            small: the codes collapse. They can't where the scale is given (ours).
         perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.
@@ -59,8 +59,7 @@ class Codec(nn.Module):
         bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are features, of any size.
 
     Raises:
-        UserError: The bottleneck doesn't have the perturbation's neighbours, placed tokens are to be dropped, or blocks
-            of unlike numbers of tokens are to have one scale.
+        UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
     """
 
     def __init__(
@@ -96,10 +95,6 @@ class Codec(nn.Module):
         self._layouts: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
-        if unit_latents and self.ordered and self.later_tokens < self.tokens:
-            raise UserError(
-                "codec.unit_latents: blocks of unlike numbers of tokens have no scale in common; give false"
-            )
 
     @property
     def ordered(self) -> bool:
@@ -291,7 +286,9 @@ class Codec(nn.Module):
         latents: Tensor = self.project_in(features)
         if self.unit_latents:
             power = latents.square().mean(2)
-            if self.ordered or lengths is None:
+            if self.ordered:
+                scale = power[:, : self.later_tokens].mean(1)
+            elif lengths is None:
                 scale = power.mean(1)
             else:
                 scale = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0).sum(1) / lengths.clamp(min=1)

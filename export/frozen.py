@@ -46,6 +46,7 @@ class FrozenCodec(nn.Module):
         self.bounded = codec.bounded
         self.code_axis = codec.code_axis
         self.tokens = codec.tokens if codec.ordered else 0
+        self.later_tokens = codec.later_tokens if codec.ordered else 0
         self.hop = list(codec.hop)
         self.lead = codec.lead
         self.on_grid = not codec.ordered and len(codec.hop) > 1  # placed on several axes: clips
@@ -79,7 +80,8 @@ class FrozenCodec(nn.Module):
         """Turn what the encoder made of a signal of whole steps into codes."""
         latents = self.project_in(features)
         if self.unit_latents:
-            latents = latents * (latents.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
+            some = latents[:, : self.later_tokens] if self.later_tokens < self.tokens else latents
+            latents = latents * (some.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
         if self.blocked:
             codes = codes.reshape(signal.shape[0], -1, codes.shape[1], codes.shape[2]).transpose(1, 2)

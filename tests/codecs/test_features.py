@@ -3,17 +3,20 @@
 from functools import cache
 
 import hydra
+import numpy as np
 import pytest
 import torch
 
+import varitok
 from varitok import UserError
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths import LengthPolicy, MaskToken, Truncate, Uniform, Zeros
 from varitok.codecs.metrics import feature
+from varitok.codecs.metrics.command import _validation
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.medium import Features, medium_of
-from varitok.codecs.metrics.pictures import principal_colours
+from varitok.codecs.metrics.pictures import principal_colours, write_mp4
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.selectors import Allocation
 from varitok.codecs.training.run import build_run
@@ -29,11 +32,12 @@ MECHANISMS = {"truncate": Truncate, "zeros": Zeros, "mask_token": lambda: MaskTo
 
 
 @cache
-def tiny(mechanism="truncate", **form):
+def tiny(mechanism="truncate", unit_latents=False, **form):
     torch.manual_seed(0)
     encoder, decoder = (side(**FORM | form) for side in (BlockQueryEncoder, BlockQueryDecoder))
     policy = LengthPolicy(Uniform(), MECHANISMS[mechanism]())
-    return Codec(encoder, FiniteScalarQuantizer([8, 8, 8]), decoder, policy, frame_rate=2.0, bounded=False).eval()
+    book = FiniteScalarQuantizer([8, 8, 8])
+    return Codec(encoder, book, decoder, policy, unit_latents, frame_rate=2.0, bounded=False).eval()
 
 
 def clip(frames, batch=2):
@@ -99,7 +103,7 @@ def test_a_frame_knows_nothing_of_later_ones():
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1, 1), (2, 3), (4, 1)])
 def test_chunks_are_the_whole(mechanism, cuts):
-    codec, signal = tiny(mechanism, window=2), clip(5)
+    codec, signal = tiny(mechanism, mechanism == "zeros", window=2), clip(5)
     whole, back = codec.encode(signal), codec.decode(codec.encode(signal))
     parts, state = [], None
     for chunk in signal.split(cuts, dim=2):
@@ -136,10 +140,13 @@ def test_sizes_that_do_not_fit_are_told(change, message):
     assert message in str(told.value)
 
 
-def test_blocks_of_unlike_numbers_have_no_scale():
-    codec = tiny()
-    with pytest.raises(UserError, match="unit_latents"):
-        Codec(codec.encoder, codec.bottleneck, codec.decoder, codec.length, unit_latents=True)
+def test_the_scale_of_latents_is_that_of_tokens_all_blocks_have():
+    codec = tiny(unit_latents=True)
+    latents = codec.latents(clip(4))
+    torch.testing.assert_close(latents[:, :LATER].square().mean((1, 2)), torch.ones(8), rtol=1e-3, atol=0)
+    changed = clip(4)
+    changed[:, :, 3] *= 100
+    torch.testing.assert_close(codec.latents(changed)[:3], latents[:3])
 
 
 def test_metrics_are_their_formulas_over_a_clips_own_frames():
@@ -179,14 +186,29 @@ def test_colours_are_principal_components_of_the_originals(tmp_path):
     assert picture.is_file() and not media
 
 
+def test_other_clips_are_standardised_as_the_runs_own(tmp_path):
+    folder = tmp_path / "clips" / "val"
+    for name in ("a", "b"):
+        noise = torch.randint(0, 256, (3, 6, 48, 32), dtype=torch.uint8)
+        write_mp4(folder / f"{name}.mp4", noise, 8.0)
+        write_mp4(folder.parent / "train" / f"{name}.mp4", noise, 8.0)
+    small = ["data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.length=3", "data.clips.val_length=1"]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", ["experiment=video/landiff_semantic_small", *small])
+    own, others = _validation(config.data, None), _validation(config.data, folder.parent)
+    assert torch.equal(others.val.mean, own.val.mean) and torch.equal(others.val.deviation, own.val.deviation)
+    assert len(others.val) == 2 and others.val[0, 0].shape == own.val[0, 0].shape == (64, 3, 4, 4)
+    assert str(folder.parent) in others.about["dataset"] and "stand-in" in others.about["protocol"]
+
+
 @pytest.mark.slow
-def test_it_learns_features(tmp_path):
+def test_it_learns_features_and_is_exported(tmp_path):
     small = [
         "data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.val_length=2", "data.clips.length=8",
         "data.teacher.channels=16", "codec.encoder.channels=16", "codec.encoder.image_size=4",
         "codec.encoder.tokens=8", "codec.encoder.later_tokens=4", "codec.encoder.width=64", "codec.encoder.depth=2",
-        "codec.encoder.heads=2", "loader.batch_size=2", "loader.workers=0", "loader.overfit=true", "updates=300",
-        "length=full", "bottleneck.codebook_size=32", "export=none", "trainer.enable_progress_bar=false",
+        "codec.encoder.heads=2", "loader.batch_size=2", "loader.workers=0", "loader.overfit=true", "updates=200",
+        "length=full", "bottleneck.codebook_size=32", "export=whole", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "training.average=0",
     ]  # fmt: skip
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
@@ -197,4 +219,8 @@ def test_it_learns_features(tmp_path):
     codec = run.module.codec.eval()
     with torch.no_grad():
         error = (codec(batch.signal).signal - batch.signal).square().mean()
-    assert error < 0.4 * batch.signal.var()
+        codes = codec.encode(batch.signal)
+    assert error < 0.2 * batch.signal.var()
+    bundle = varitok.load(tmp_path / "bundle")
+    assert np.array_equal(bundle.encode(batch.signal.numpy()), codes.numpy())
+    assert bundle.valid(codes.numpy()).tolist() == [8, 4, 4]

@@ -73,7 +73,9 @@ class RandomTeacher(Teacher):
         """Give the features of frames; see `Teacher.forward`."""
         x = normalise(frames)
         for level, weight in enumerate(self.weights):
-            x = functional.conv2d(functional.relu(x) if level else x, weight, stride=2, padding=1)
+            # Zeros beyond the border would be the strongest feature there is.
+            x = functional.pad(functional.relu(x) if level else x, (1, 1, 1, 1), mode="replicate")
+            x = functional.conv2d(x, weight, stride=2)
         return x
 
 

@@ -34,7 +34,7 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
     whole = f"mean payload of one {noun}"
     if axis == "k":
         meanings = {
-            "k": "tokens kept",
+            "k": "tokens kept, of each block where a clip has blocks; a block that has fewer keeps and pays for those",
             "bits": f"{whole}, exact: k * sum of log2(book size) over the books",
             "bytes": f"{whole}, packed in whole bits: ceil(k * sum of ceil(log2(book size)) / 8)",
         }

@@ -207,7 +207,7 @@ def test_it_learns_features_and_is_exported(tmp_path):
         "data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.val_length=2", "data.clips.length=8",
         "data.teacher.channels=16", "codec.encoder.channels=16", "codec.encoder.image_size=4",
         "codec.encoder.tokens=8", "codec.encoder.later_tokens=4", "codec.encoder.width=64", "codec.encoder.depth=2",
-        "codec.encoder.heads=2", "loader.batch_size=2", "loader.workers=0", "loader.overfit=true", "updates=200",
+        "codec.encoder.heads=2", "loader.batch_size=2", "loader.workers=0", "loader.overfit=true", "updates=300",
         "length=full", "bottleneck.codebook_size=32", "export=whole", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "training.average=0",
     ]  # fmt: skip

@@ -56,7 +56,8 @@ class VideoBundle(Bundle):
             raise UserError("valid: this codec's tokens lie on a grid, and all of them say something")
         most = np.full(codes.shape[2], self.later_tokens)
         most[:1] = self.tokens
-        return np.minimum(most, codes.shape[3]).astype(np.int64)
+        valid: npt.NDArray[np.int64] = np.minimum(most, codes.shape[3]).astype(np.int64)
+        return valid
 
     def __repr__(self) -> str:
         hop, books = " x ".join(map(str, self.hop)), " x ".join(str(size) for size in self.book_sizes)

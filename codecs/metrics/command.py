@@ -130,7 +130,7 @@ def _validation(data: DictConfig, folder: Path | None) -> Splits:
     if "teacher" in data:
         # What is measured of the features is of the run's own training clips.
         clips = _validation(data.clips, folder)._replace(train=build(data.clips).train)
-        others = OmegaConf.masked_copy(data, [key for key in data if key != "clips"])
+        others = OmegaConf.masked_copy(data, [str(key) for key in data if key != "clips"])
         features: Splits = build(others, clips=clips)
         return features
     if (rate := data.get("sample_rate")) is not None:

@@ -18,15 +18,18 @@ PRESETS = {
     **dict.fromkeys(("vidtok", "vidtok_noncausal", "cosmos", "magvit2", "omnitokenizer", "adaptok"), (4, 8, 8)),
     "bsq_vit": (1, 8, 8),
     "hitvideo": (4, 64, 64),
+    "landiff": (1, 1, 1),
 }
-SMALL = tuple(f"{name}_small" for name in PRESETS if name not in ("vidtok_noncausal", "adaptok", "hitvideo"))
+OF_ONE_SIZE = ("adaptok_small", "hitvideo_small", "landiff_small")
+SMALL = tuple(f"{name}_small" for name in PRESETS if f"{name}_small" not in ("vidtok_noncausal_small", *OF_ONE_SIZE))
 # Millions of weights of both networks: of VidTok what its released layers come to, of BSQ-ViT what its table 1 tells.
 SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
 
 
 def _config(name: str, *more: str):
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        return hydra.compose("train", [f"codec={name}", "data=scenes", "bottleneck=fsq", "length=full", *more])
+        data = "feature_scenes" if name.startswith("landiff") else "scenes"
+        return hydra.compose("train", [f"codec={name}", f"data={data}", "bottleneck=fsq", "length=full", *more])
 
 
 @cache
@@ -39,8 +42,8 @@ def _codec(name: str) -> Codec:
     return codec
 
 
-def _clip(t: int, h: int = 24, w: int = 16, b: int = 1) -> Tensor:
-    return torch.rand(b, 3, t, h, w, generator=torch.Generator().manual_seed(t)) * 2 - 1
+def _clip(t: int, h: int = 24, w: int = 16, b: int = 1, c: int = 3) -> Tensor:
+    return torch.rand(b, c, t, h, w, generator=torch.Generator().manual_seed(t)) * 2 - 1
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -51,7 +54,8 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
     assert encoder.hop == decoder.hop == PRESETS[name]
     assert encoder.causal == decoder.causal == (name != "vidtok_noncausal")
     assert (obstacle(encoder) == "") == (obstacle(decoder) == "") == encoder.causal
-    assert (config.data.hop, config.data.lead) == (encoder.hop[0], encoder.lead)
+    data = config.data.get("clips", config.data)
+    assert (data.hop, data.lead) == (encoder.hop[0], encoder.lead)
     if name in SIZES:
         size, share = SIZES[name]
         found = sum(part.numel() for network in (encoder, decoder) for part in network.parameters())
@@ -72,13 +76,16 @@ def test_small_ones_code_any_size_and_an_image(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*SMALL, "adaptok_small", "hitvideo_small"])
+@pytest.mark.parametrize("name", [*SMALL, *OF_ONE_SIZE])
 @pytest.mark.parametrize("lengths", [(41,), pytest.param(range(1, 41), marks=pytest.mark.slow, id="all")])
 def test_small_ones_go_chunk_by_chunk(name, lengths):
     codec = _codec(name)
     chance = random.Random(0)
     for frames in lengths:  # more latent frames than any window; those whose frames have one size have their own
-        x = _clip(frames, 64, 64) if codec.blocked else _clip(frames)
+        if codec.bounded:
+            x = _clip(frames, 64, 64) if codec.blocked else _clip(frames)
+        else:
+            x = _clip(frames, 8, 8, c=64)
         _goes_chunk_by_chunk(codec, x, [1 + codec.hop[0] * step for step in range(10) if chance.random() < 0.4])
 
 

@@ -26,7 +26,7 @@ from .examples import sound_codec, tiny_codec
 
 FOLDER = Path(__file__).parents[2] / "configs" / "codec"
 # Of sounds: what is of clips is tested in test_factored.py.
-CLIPS = ("adaptok", "bsq_vit", "cosmos", "hitvideo", "magvit2", "omnitokenizer", "vidtok")
+CLIPS = ("adaptok", "bsq_vit", "cosmos", "hitvideo", "landiff", "magvit2", "omnitokenizer", "vidtok")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(CLIPS))
 CONV = ["encoder.base=4", "encoder.width=16"]
 LSTM = [*CONV, "encoder.inner.width=64"]

@@ -32,7 +32,7 @@ demo: setup ## Train a small tokenizer on made images, on a CPU, and show what i
 	@$(BIN)/python train.py experiment=image/demo
 
 test: setup ## Run the tests that take seconds
-	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 slow: setup ## Run the tests that train or build
 	@WANDB_MODE=offline $(BIN)/python -m pytest -q -m slow

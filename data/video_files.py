@@ -12,6 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from .batch import BadSample
@@ -55,6 +56,8 @@ class Video:
         self.path = Path(path)
         self._file: av.container.InputContainer | None = None
         self._image: Tensor | None = None
+        # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
+        self._scaler = VideoReformatter()
         if is_image(self.path):
             self._image = decode_image(self.path)
             self.frame_rate, self.length = frame_rate or 1.0, 1
@@ -94,8 +97,8 @@ class Video:
         self.frame_rate = frame_rate or self._native
         # A clip of n frames at r a second lasts n / r; half a frame is left to rounding.
         self.length = max(1, int(seconds * self.frame_rate + 0.5))
-        turned = first.rotation % 180 != 0
-        self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
+        shown = first.height, first.width
+        self.height, self.width = shown if _turns(first) % 2 == 0 else shown[::-1]
 
     def _seconds(self, rate: float) -> float:
         """Give how long the file is, from its header, or else from its packets."""
@@ -197,10 +200,10 @@ class Video:
 
     def _converted(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
         """Give a frame upright, in RGB, resized."""
-        turns = round(frame.rotation / 90) % 4
+        turns = _turns(frame)
         height, width = size if turns % 2 == 0 else size[::-1]
-        rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
-        return np.rot90(rgb, turns)
+        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        return np.rot90(rgb.to_ndarray(), turns)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -212,6 +215,11 @@ class Video:
         except (av.error.FFmpegError, OSError, ValueError, RuntimeError, ZeroDivisionError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BadSample(str(self.path), reason.replace(str(self.path), "file")) from None
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Give the quarter turns, against the clock, after which a frame stands upright."""
+    return round(frame.rotation / 90) % 4
 
 
 def is_image(path: Path) -> bool:

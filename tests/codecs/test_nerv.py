@@ -177,7 +177,15 @@ def test_a_file_is_read_as_one_clip(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = fit(folder, "updates=80", "optim.codec.lr=1e-2", "callbacks.evaluation.every=40", "checkpoint_every=40")
+    run = fit(
+        folder,
+        "updates=80",
+        "optim.codec.lr=1e-2",
+        "callbacks.evaluation.every=80",
+        "checkpoint_every=80",
+        "callbacks.samples.every=80",
+        "training.log_every=20",
+    )
     return folder, run
 
 

@@ -279,11 +279,12 @@ def _train_py(folder, *arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bottleneck", "error"),
     [
         pytest.param(["bottleneck=vq"], 2e-4, id="vq"),
-        pytest.param(RESIDUAL, 1e-3, id="rvq", marks=pytest.mark.slow),
+        pytest.param(RESIDUAL, 1e-3, id="rvq"),
     ],
 )
 def test_two_processes_give_what_one_gives(tmp_path, bottleneck, error):
@@ -317,7 +318,10 @@ def test_saved_configuration_repeats_the_run(tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.slow] * (f"{name}_small" in EXPERIMENTS)) for name in EXPERIMENTS],
+)
 def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     """With its own objective, networks and schedules, on small images and with a stand-in for LPIPS's weights."""
     monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: _StandIn())

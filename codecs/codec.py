@@ -56,7 +56,12 @@ class Codec(nn.Module):
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.
         frame_rate: Of clips, frames a second; None where it isn't known, or signals are something else.
-        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are features, of any size.
+        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are standardised features, of any size.
+
+    Attributes:
+        feature_mean: Of codecs that aren't bounded: what was taken off each channel before, `(c,)`. The codec itself
+            takes standardised features; who loads it needs this to make them.
+        feature_deviation: What each channel was divided by then.
 
     Raises:
         UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
@@ -92,6 +97,10 @@ class Codec(nn.Module):
         self.sample_rate = sample_rate
         self.frame_rate = frame_rate
         self.bounded = bounded
+        if not bounded:
+            channels = int(encoder.channels)  # type: ignore[arg-type]
+            self.register_buffer("feature_mean", torch.zeros(channels))
+            self.register_buffer("feature_deviation", torch.ones(channels))
         self._layouts: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")

@@ -117,6 +117,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         modality = "video" if codec.bounded else "features"
         own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
         layouts = "b c t h w", "b q t k" if codec.blocked else "b q t h w"
+        if not codec.bounded:
+            own |= {name: codec.get_buffer(name).tolist() for name in ("feature_mean", "feature_deviation")}
         own |= {"frame_size": list(size[2:]), "later_tokens": codec.later_tokens} if codec.blocked else {}
     else:
         own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}

@@ -90,7 +90,8 @@ PIXELS = {
 FEATURES = {
     "noun": "feature clips",
     "unit": "position",
-    "values": "features of any size, standardised as in training",
+    "values": "a transformer's features, each channel less its `feature_mean`, divided by its\n"
+    "  `feature_deviation` (both are in `config.json`)",
     "limits": "not clamped",
     "meaning": "standardised features",
 }

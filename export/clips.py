@@ -208,12 +208,25 @@ class VideoBundle(Bundle):
 
 
 class FeatureBundle(VideoBundle):
-    """A codec of the features that a vision transformer sees in clips, standardised as in training: floats of any size.
+    """A codec of the features that a vision transformer sees in clips: floats of any size, standardised.
 
-    Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`.
+    Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`:
+    `codec.restored(codec.decode(codec.encode(codec.standardised(features))))` are the features as the transformer gives
+    them.
     """
 
     unit = "positions"
+
+    def standardised(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Bring each channel of a transformer's features `(b, c, t, rows, columns)` to mean 0 and variance 1."""
+        return (self._values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
+
+    def restored(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Give decoded clips the scale of a transformer's features back."""
+        return self._values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
+
+    def _of_channels(self, name: str) -> npt.NDArray[np.float32]:
+        return np.array(self.config[name], np.float32)[:, None, None, None]
 
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Refuse: what this codec gives back are features.

@@ -63,6 +63,9 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         seed=config.seed,
     )
     codec = build_codec(config)
+    if not codec.bounded:
+        for name in ("mean", "deviation"):
+            codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
     if config.init_from:
         codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
     training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining

@@ -224,3 +224,6 @@ def test_it_learns_features_and_is_exported(tmp_path):
     bundle = varitok.load(tmp_path / "bundle")
     assert np.array_equal(bundle.encode(batch.signal.numpy()), codes.numpy())
     assert bundle.valid(codes.numpy()).tolist() == [8, 4, 4]
+    measured = run.data.splits.train
+    assert bundle.config["feature_mean"] == measured.mean.flatten().tolist()
+    assert torch.equal(codec.feature_deviation, measured.deviation.flatten())

@@ -20,6 +20,8 @@ def codec():
     made = copy.deepcopy(tiny(unit_latents=True, depth=1))
     with torch.no_grad():
         made.decoder.map.weight.mul_(20)  # so that what comes back is far beyond [-1, 1]
+        made.feature_mean.copy_(torch.arange(CHANNELS))
+        made.feature_deviation.fill_(4)
     return made
 
 
@@ -62,6 +64,13 @@ def test_blocks_have_their_own_numbers_of_tokens(bundle):
     changed[:, :, 1:, LATER:] = 0
     np.testing.assert_allclose(bundle.decode(changed), bundle.decode(codes), rtol=0, atol=1e-5)
     assert sum(bundle.bits(int(count)) for count in bundle.valid(codes)) == 9 * (FIRST + 3 * LATER)
+
+
+def test_features_are_standardised_by_what_was_measured_in_training(bundle):
+    features = 4 * clip(2).numpy() + np.arange(CHANNELS).reshape(-1, 1, 1, 1)
+    standardised = bundle.standardised(features.astype(np.float32))
+    np.testing.assert_allclose(standardised, clip(2).numpy(), atol=1e-6)
+    np.testing.assert_allclose(bundle.restored(standardised), features, atol=1e-5)
 
 
 def test_what_it_does_not_take_is_one_line(bundle):

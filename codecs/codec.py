@@ -50,7 +50,7 @@ class Codec(nn.Module):
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
             has one, learns in the codec's own training step.
         unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
-            that all have. A decoder that knows nothing yet hears latents as noise, and its first wish is that they be
+            that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder that knows nothing yet hears latents as noise, and its first wish is that they be
             small: the codes collapse. They can't where the scale is given (ours).
         perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
@@ -161,11 +161,16 @@ class Codec(nn.Module):
         return getattr(self.encoder, "run_length", None) is not None
 
     @property
+    def on_grid(self) -> bool:
+        """Whether tokens are placed on several axes, as those of clips are."""
+        return not self.ordered and len(self.hop) > 1
+
+    @property
     def obstacle(self) -> str:
         """Why it can't code chunk by chunk, in a few words; empty where it can."""
         if self.ordered and not self.blocked:
             return "its tokens are about the whole signal"
-        if self.unit_latents and not self.blocked:
+        if self.unit_latents and not self.blocked and not self.on_grid:
             return "unit_latents scales by the whole signal"
         return obstacle(self.encoder) or obstacle(self.decoder)
 
@@ -295,13 +300,16 @@ class Codec(nn.Module):
         latents: Tensor = self.project_in(features)
         if self.unit_latents:
             power = latents.square().mean(2)
-            if self.ordered:
-                scale = power[:, : self.later_tokens].mean(1)
+            if self.on_grid:
+                scale = power
+            elif self.ordered:
+                scale = power[:, : self.later_tokens].mean(1, keepdim=True)
             elif lengths is None:
-                scale = power.mean(1)
+                scale = power.mean(1, keepdim=True)
             else:
-                scale = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0).sum(1) / lengths.clamp(min=1)
-            latents = latents * (scale + 1e-6).rsqrt()[:, None, None]
+                valid = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0)
+                scale = valid.sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+            latents = latents * (scale + 1e-6).rsqrt().unsqueeze(2)
         return latents
 
     def paint(

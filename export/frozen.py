@@ -49,7 +49,7 @@ class FrozenCodec(nn.Module):
         self.later_tokens = codec.later_tokens if codec.ordered else 0
         self.hop = list(codec.hop)
         self.lead = codec.lead
-        self.on_grid = not codec.ordered and len(codec.hop) > 1  # placed on several axes: clips
+        self.on_grid = codec.on_grid
         self.unit_latents = codec.unit_latents
         self.encoder = codec.encoder
         self.project_in = codec.project_in
@@ -81,7 +81,9 @@ class FrozenCodec(nn.Module):
         latents = self.project_in(features)
         if self.unit_latents:
             some = latents[:, : self.later_tokens] if self.later_tokens < self.tokens else latents
-            latents = latents * (some.square().mean([1, 2], keepdim=True) + 1e-6).rsqrt()
+            power = some.square().mean(2, keepdim=True)
+            power = power if self.on_grid else power.mean(1, keepdim=True)
+            latents = latents * (power + 1e-6).rsqrt()
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
         if self.blocked:
             codes = codes.reshape(signal.shape[0], -1, codes.shape[1], codes.shape[2]).transpose(1, 2)

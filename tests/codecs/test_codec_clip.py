@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from varitok import UserError
 from varitok.codecs.filling import filled
+from varitok.export.frozen import freeze
 
 from .examples import clip_codec
 
@@ -118,7 +119,19 @@ def test_a_chunk_that_is_not_whole_is_refused(codec):
             codec.encode_chunk(clips(t=4, w=32), state)
         with pytest.raises(UserError, match="a chunk of 0 samples"):
             codec.encode_chunk(clips(t=1)[:, :, :0], last=True)
-    assert clip_codec(unit_latents=True).obstacle == "unit_latents scales by the whole signal"
+
+
+def test_each_token_of_a_clip_has_latents_of_unit_size():
+    codec, x = clip_codec(unit_latents=True).eval(), clips(t=6)
+    assert codec.streams
+    with torch.no_grad():
+        latents = codec.latents(x)
+        torch.testing.assert_close(latents.square().mean(2), torch.ones(latents.shape[:2]), rtol=1e-2, atol=0)
+        first, state = codec.encode_chunk(x[:, :, :5])
+        rest, _ = codec.encode_chunk(x[:, :, 5:], state, last=True)
+        assert torch.equal(torch.cat([first, rest], 2), codec.encode(x))
+        frozen = freeze(codec)
+        assert torch.equal(frozen.encode(x), codec.encode(x))
 
 
 def test_a_state_grows_with_its_frames(codec):

@@ -50,8 +50,9 @@ class Codec(nn.Module):
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
             has one, learns in the codec's own training step.
         unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
-            that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder that knows nothing yet hears latents as noise, and its first wish is that they be
-            small: the codes collapse. They can't where the scale is given (ours).
+            that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder
+            that knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
+            collapse. They can't where the scale is given (ours).
         perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.

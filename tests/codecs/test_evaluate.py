@@ -169,6 +169,7 @@ def _worker(rank: int, store: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     mp.spawn(_worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     evaluate(Offset(), _batches(3, 2)).write_csv(tmp_path / "one.csv")

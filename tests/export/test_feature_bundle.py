@@ -14,6 +14,8 @@ from varitok.export.clips import FeatureBundle
 
 from ..codecs.test_features import CHANNELS, FIRST, LATER, SIZE, clip, tiny
 
+pytestmark = pytest.mark.slow  # a bundle takes long to export, and this one is a clip's but for its face
+
 
 @pytest.fixture(scope="module")
 def codec():
@@ -100,7 +102,6 @@ def test_examples_of_the_card_run(folder, monkeypatch):
     assert "| 7 | 1.8 |" in text, "of a long clip: 3 tokens of 9 bits for 15 positions"
 
 
-@pytest.mark.slow
 def test_it_streams(tmp_path):
     codec = tiny("mask_token", window=2)
     assert "onnx, streaming" in export_bundle(codec, tmp_path / "bundle")["parity"]

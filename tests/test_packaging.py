@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,14 +64,19 @@ def test_versions_agree() -> None:
 
 
 def test_constraints_are_plain_pins_within_bounds() -> None:
-    from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = [Requirement(line) for line in lines]
     assert all(re.fullmatch(r"==[0-9][0-9.a-z]*", str(pin.specifier)) and not pin.url for pin in pins)
-    wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(each for name in ("train", "video", "teachers", "dev") for each in extras[name]),
+    ]
     for requirement in map(Requirement, wanted):
+        if requirement.name == "varitok":  # another extra
+            continue
         name = canonicalize_name(requirement.name)
         mine = [pin for pin in pins if canonicalize_name(pin.name) == name]
         assert mine, f"{name} is not pinned"
@@ -79,8 +87,6 @@ def test_constraints_are_plain_pins_within_bounds() -> None:
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_every_python_has_one_pin_of_each(python: str) -> None:
-    from packaging.requirements import Requirement
-
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = [Requirement(line) for line in lines]
     here = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
@@ -122,3 +128,49 @@ def test_wheel_holds_what_git_tracks(tmp_path: Path) -> None:
         metadata = {name for name in archive.namelist() if not name.startswith("varitok/")}
     assert held == {"varitok/__init__.py", *(f"varitok/{name}" for name in tracked(*ROOTS))}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
+
+
+def _with_what_they_need(names: list[str]) -> list[Distribution]:
+    """Give installed distributions and those that they require, as an installer would find them; no extras."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(name) for name in names]
+    for requirement in waiting:  # it grows as we go
+        if requirement.name.lower() in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[requirement.name.lower()] = here = distribution(requirement.name)
+        waiting += map(Requirement, here.requires or [])
+    return list(found.values())
+
+
+@pytest.mark.slow
+def test_the_base_install_runs_a_bundle(tmp_path: Path) -> None:
+    """In a fresh environment of nothing but the project's own requirements, without extras: no torch."""
+    from varitok.export.bundle import export_bundle
+
+    from .codecs.examples import SIZE, sound_codec, tiny_codec
+
+    export_bundle(tiny_codec().eval(), tmp_path / "image", formats=["onnx"])
+    export_bundle(sound_codec().eval(), tmp_path / "sound", formats=["onnx"])
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    for part in _with_what_they_need(PROJECT["project"]["dependencies"]):
+        for file in part.files or []:
+            if ".." not in file.parts:  # a script
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.locate(), site / file)
+    (site / "varitok.pth").write_text(str(ROOT / ".pkg"))
+    code = f"""
+import importlib.util, sys
+import numpy as np, varitok
+for absent in ("torch", "torchaudio", "hydra", "av"):
+    assert importlib.util.find_spec(absent) is None, absent
+codec = varitok.load("image")
+photos = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), dtype=np.uint8)  # to be resized
+assert codec.decode(codec.encode(photos, tokens=3)).shape == (2, 3, {SIZE}, {SIZE})
+codec = varitok.load("sound")
+wave = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+assert codec.decode(codec.encode(wave, codec.sample_rate)).shape[-1] >= 1000
+"""
+    python = tmp_path / "venv" / "bin" / "python"
+    done = subprocess.run([python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ python train.py --config-dir RUN --config-name config        (repeat the run tha
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _checkout = Path(__file__).resolve().parent / ".pkg"
@@ -30,8 +31,14 @@ def train(config: DictConfig) -> None:
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
 
 
-def main() -> None:
-    """Run the command line: `train.py`, `varitok-train`, `python -m varitok.train`."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line: `train.py`, `varitok train`, `python -m varitok.train`.
+
+    Args:
+        words: Of the command line; the process's own where None.
+    """
+    if words is not None:  # Hydra reads no others
+        sys.argv[:] = ["varitok train", *words]
     run_with(train)
 
 

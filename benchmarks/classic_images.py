@@ -2,7 +2,7 @@
 
     python benchmarks/classic_images.py DATA_FOLDER --table RUN/evaluation/evaluation.csv --out benchmarks/results/NAME
 
-The table must have been made on the same images: `varitok-evaluate RUN --data DATA_FOLDER`. For each of its rows and
+The table must have been made on the same images: `varitok evaluate RUN --data DATA_FOLDER`. For each of its rows and
 each image, the setting is taken whose size is nearest to the codec's bytes: once by the whole file, and once by its
 payload, since at some dozens of bytes a file is mostly container (the codec's bytes are payload too). Where a format's
 smallest file is larger than the codec's bytes, that one is taken, and the column `at_smallest` says for which share of
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help="images; its val/, or the share held out of it")
-    parser.add_argument("--table", type=Path, required=True, help="what varitok-evaluate wrote for these images")
+    parser.add_argument("--table", type=Path, required=True, help="what varitok evaluate wrote for these images")
     parser.add_argument("--size", type=int, default=64, help="side of the images, pixels; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without an ending")
     speed = "AVIF's effort, 0 (best, slow) to 10; 4 takes an eighth of the time and loses some tenths of a dB"
@@ -188,7 +188,7 @@ def _compare(options: argparse.Namespace, command: str) -> None:
     if len(images) != wanted:
         raise UserError(
             f"{options.data} gives {len(images)} images, and {options.table} is about {wanted};"
-            f" make it by varitok-evaluate RUN --data {options.data}"
+            f" make it by varitok evaluate RUN --data {options.data}"
         )
     FORMATS["AVIF"].options["speed"] = options.avif_speed
     measured = {kind: _measure(kind, images) for kind in FORMATS}

@@ -1,4 +1,4 @@
-"""A codec as a folder that others can use without this code; the command `varitok-export`."""
+"""A codec as a folder that others can use without this code; the subcommand `export`."""
 
 import argparse
 import copy
@@ -258,24 +258,32 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
     save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command `varitok-export`; a user's mistake ends in one line and exit code 2, a failed parity in 1."""
-    parser = argparse.ArgumentParser("varitok-export", description="Export a run's codec for use without varitok.")
+def main(words: Sequence[str]) -> None:
+    """Run `varitok export`; a failed parity ends in one line and exit status 1.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    parser = argparse.ArgumentParser(
+        "varitok export",
+        description="Export a run's codec for use without varitok.",
+        epilog="for example: varitok export runs/demo --out tokenizer",
+    )
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; the run's bundle/ by default")
     parser.add_argument("--no-streaming", action="store_true", help="leave out what goes chunk by chunk")
     parser.add_argument("--formats", default=",".join(FORMATS), metavar="NAMES", help="default: %(default)s")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "bundle"
+    codec, config = load_run(options.run)
+    about = architecture(config)
+    formats, streaming = options.formats.split(","), not options.no_streaming
     try:
-        codec, config = load_run(options.run)
-        about = architecture(config)
-        formats, streaming = options.formats.split(","), not options.no_streaming
         _print(export_bundle(codec, folder, architecture=about, formats=formats, streaming=streaming), folder)
-    except (UserError, ParityError) as error:
-        print(f"varitok-export: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+    except ParityError as error:
+        print(f"varitok export: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _print(report: Mapping[str, Any], folder: Path) -> None:
@@ -290,7 +298,3 @@ def _print(report: Mapping[str, Any], folder: Path) -> None:
         figures = f"{parity['codes_equal']:.2%} of {parity['tokens']} codes equal"
         console.print(f"{name}: {figures}, signals within {parity['signal_error']:.1e} of the peak", highlight=False)
     console.print(f"parity holds; written to {folder}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

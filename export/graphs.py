@@ -31,7 +31,7 @@ __all__ = [
 FORMAT_VERSION = 1
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
 STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.onnx"
-AGAIN = "export it again with varitok-export"
+AGAIN = "export it again with varitok export"
 
 Array = npt.NDArray[Any]
 
@@ -104,12 +104,12 @@ class Bundle(Opened):
         self.rows = int(config.get("code_rows", len(self.book_sizes)))
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
 
-    def bits(self, tokens: int) -> float:
-        """Count the payload bits of `tokens` tokens, exactly."""
+    def bits(self, tokens: int, books: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
         if not self.book_sizes:
             return tokens * 32.0 * self.rows
-        books = zip(self.book_sizes, self.book_strides, strict=True)
-        return sum(-(-tokens // stride) * math.log2(size) for size, stride in books)
+        each = list(zip(self.book_sizes, self.book_strides, strict=True))[:books]
+        return sum(-(-tokens // stride) * math.log2(size) for size, stride in each)
 
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
         """Turn codes `(b, books, k)`, of clips `(b, books, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].

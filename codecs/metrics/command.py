@@ -1,9 +1,8 @@
-"""The command `varitok-evaluate`."""
+"""The subcommand `evaluate`."""
 
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,20 +24,20 @@ from .table import SHOWN
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command `varitok-evaluate`; a user's mistake ends in one line and exit code 2."""
-    options = _parser().parse_args(arguments)
-    command = shlex.join(["varitok-evaluate", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        _run(options, command)
-    except UserError as error:
-        print(f"varitok-evaluate: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(words: Sequence[str]) -> None:
+    """Run `varitok evaluate`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    _run(_parser().parse_args(words), shlex.join(["varitok", "evaluate", *words]))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "varitok-evaluate", description="Measure quality at each length of a codec's codes."
+        "varitok evaluate",
+        description="Measure quality at each length of a codec's codes.",
+        epilog="for example: varitok evaluate runs/demo --data PHOTOS --keep 1,4,16",
     )
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
     parser.add_argument(
@@ -148,7 +147,3 @@ def _validation(data: DictConfig, folder: Path | None) -> Splits:
     from varitok.data.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
 
     return image_folder(str(folder), image_size=data.image_size)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Quality at each length of a code: one loop for images and sounds, the training callback and `varitok-evaluate`."""
+"""Quality at each length of a code: one loop for images and sounds, the training callback and `varitok evaluate`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise

@@ -134,11 +134,11 @@ def read_csv(path: Path) -> Table:
         body = csv.DictReader(line for line in lines if not line.startswith("#"))
         rows = [{name: _number(value) for name, value in row.items()} for row in body]
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the CSV file that varitok-evaluate wrote") from error
+        raise UserError(f"{path}: {error.strerror}; give the CSV file that varitok evaluate wrote") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a table of numbers; give the CSV file that varitok-evaluate wrote") from error
+        raise UserError(f"{path}: not a table of numbers; give the CSV file that varitok evaluate wrote") from error
     if not rows or not {"k", "books"} & rows[0].keys():
-        raise UserError(f"{path}: no row with a column k or books; give the CSV file that varitok-evaluate wrote")
+        raise UserError(f"{path}: no row with a column k or books; give the CSV file that varitok evaluate wrote")
     return Table(rows, {key: value for key, _, value in (line.partition(": ") for line in comments)})
 
 

@@ -1,4 +1,8 @@
-"""The bundle at the end of a run, and the command that makes one from it."""
+"""The bundle at the end of a run, and the command `varitok` on what there is then."""
+
+import json
+import shutil
+import subprocess
 
 import hydra
 import numpy as np
@@ -9,7 +13,7 @@ from safetensors.torch import load_file
 
 import varitok
 from varitok.codecs.training.run import build_run
-from varitok.export.bundle import main
+from varitok.export.command import SUBCOMMANDS, main
 
 from ..codecs.examples import TINY_RUN
 
@@ -50,7 +54,16 @@ def test_a_run_ends_with_the_bundle_of_its_averaged_codec(run):
 
 def test_the_command_makes_the_same_codec(run, tmp_path, capsys):
     folder, _ = run
-    main([str(folder / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "out"), "--formats", "safetensors"])
+    main(
+        [
+            "export",
+            str(folder / "checkpoints" / "last.ckpt"),
+            "--out",
+            str(tmp_path / "out"),
+            "--formats",
+            "safetensors",
+        ]
+    )
     shown = capsys.readouterr().out
     assert "model.safetensors" in shown and "parity holds" in shown and "KiB" in shown
     config = (tmp_path / "out" / "config.json").read_text()
@@ -61,10 +74,73 @@ def test_the_command_makes_the_same_codec(run, tmp_path, capsys):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@pytest.mark.parametrize("words", [["nowhere"], ["RUN", "--formats", "onxx"], ["RUN", "--out", "RUN/checkpoints"]])
-def test_mistakes_end_in_one_line(run, words, capsys):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "nowhere"], "varitok export: nowhere"),
+        (["export", "RUN", "--formats", "onxx"], "varitok export: "),
+        (["export", "RUN", "--out", "RUN/checkpoints"], "varitok export: "),
+        (["exprot", "RUN"], "varitok: 'exprot' is no subcommand; did you mean export?"),
+        (["zzz"], "varitok: 'zzz' is no subcommand; there are train, "),
+        (["info", "nowhere"], "varitok info: nowhere: neither a bundle "),
+        (["info", "RUN/bundle/onnx"], "varitok info: RUN/bundle/onnx: neither a bundle "),
+        (["completion", "cmd"], "varitok completion: cmd: "),
+    ],
+)
+def test_mistakes_end_in_one_line(run, words, told, capsys):
     with pytest.raises(SystemExit) as caught:
         main([word.replace("RUN", str(run[0])) for word in words])
     assert caught.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("varitok-export: ") and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(told.replace("RUN", str(run[0]))) and error.count("\n") == 1
+
+
+def test_help_names_all_there_is(capsys):
+    main([])
+    shown = capsys.readouterr().out
+    assert all(f"varitok {name} {one.example}" in shown for name, one in SUBCOMMANDS.items())
+    main(["--version"])
+    assert capsys.readouterr().out == f"varitok {varitok.__version__}\n"
+    for name in ("evaluate", "export", "info", "completion"):
+        with pytest.raises(SystemExit) as left:
+            main([name, "--help"])
+        assert left.value.code == 0 and f"usage: varitok {name}" in capsys.readouterr().out
+
+
+def test_info_of_a_bundle_and_of_its_run_agree(run, capsys):
+    folder, module = run
+    found = []
+    for path in (folder / "bundle", folder, folder / "checkpoints" / "last.ckpt"):
+        main(["info", str(path), "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    bundle, of_run, of_checkpoint = found
+    assert of_run | {"run": ""} == of_checkpoint | {"run": ""}
+    assert bundle["book_sizes"] == of_run["book_sizes"] and bundle["bits_of_a_token"] == of_run["bits_of_a_token"]
+    assert of_run["weights"] == sum(weight.numel() for weight in module.evaluated.parameters())
+    sizes = {name: (folder / "bundle" / name).stat().st_size for name in bundle["file_bytes"]}
+    assert sizes == bundle["file_bytes"] and "config.json" in sizes
+    tokens = of_run["tokens"]
+    assert bundle["rates"][f"{tokens} tokens"] == f"{module.codec.bits(tokens) / 8:g} bytes for an image"
+    main(["info", str(folder / "bundle")])
+    shown = capsys.readouterr().out
+    assert "modality" in shown and f"{tokens} tokens" in shown and "config.json" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_finds_subcommands_options_and_experiments(shell, tmp_path, capsys):
+    main(["completion", shell])
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    if not shutil.which("bash"):
+        pytest.skip("no bash here")
+    for words, wanted in [
+        ("varitok in", {"info"}),
+        ("varitok info --js", {"--json"}),
+        ("varitok train experiment=video/vidtok_", {"experiment=video/vidtok_small", "experiment=video/vidtok_kl"}),
+    ]:
+        ask = f"source {script}; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _varitok"
+        done = subprocess.run(
+            ["bash", "-c", f'{ask}; printf "%s\n" "${{COMPREPLY[@]}}"'], capture_output=True, text=True, check=False
+        )
+        found = set(done.stdout.split())
+        assert wanted <= found and len(found) < 8, (found, done.stderr)

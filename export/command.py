@@ -1,0 +1,102 @@
+"""The command `varitok`: one subcommand for each thing that is done with a tokenizer.
+
+What a subcommand needs is loaded when it is called: `varitok info` and the like run where there is no torch.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from varitok import UserError, __version__
+
+__all__ = ["SUBCOMMANDS", "Subcommand", "main"]
+
+
+class Subcommand(NamedTuple):
+    """One of them.
+
+    Attributes:
+        module: Its `main` takes the words behind the subcommand's name and raises a UserError for a user's mistake.
+        about: What it does, in a few words.
+        example: A command line of it.
+        extra: Of the project's requirements, without which it can't be loaded.
+    """
+
+    module: str
+    about: str
+    example: str
+    extra: str = ""
+
+
+SUBCOMMANDS = {
+    "train": Subcommand("varitok.train", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "evaluate": Subcommand(
+        "varitok.codecs.metrics.command", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
+    ),
+    "export": Subcommand(
+        "varitok.export.bundle", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
+    ),
+    "info": Subcommand("varitok.export.info", "tell what a bundle, a run or a checkpoint is", "tokenizer"),
+    "completion": Subcommand("varitok.export.completion", "complete words in a shell", "bash >> ~/.bashrc"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `varitok SUBCOMMAND ...`.
+
+    The exit status is 0; 2 after a user's mistake, which ends in one line; 1 where exported files don't code as the
+    codec does; 130 after an interrupt.
+
+    Args:
+        arguments: The words behind `varitok`; the process's own where None.
+    """
+    name, *words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"varitok {__version__}")
+    else:
+        try:
+            _run(name, words)
+        except UserError as error:
+            print(f"varitok {name}: {error}" if name in SUBCOMMANDS else f"varitok: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
+        raise UserError(f"{name!r} is no subcommand; {meant}")
+    chosen = SUBCOMMANDS[name]
+    try:
+        module = importlib.import_module(chosen.module)
+    except ModuleNotFoundError as error:
+        if not chosen.extra or (error.name or "varitok").startswith("varitok"):
+            raise
+        raise UserError(f"needs the package {error.name}; pip install 'varitok[{chosen.extra}]'") from error
+    module.main(words)
+
+
+def _help() -> str:
+    lines = [
+        "usage: varitok SUBCOMMAND ...",
+        "",
+        "Variable-length tokenizers for images, video and audio.",
+        "",
+        *(f"  {name:<12}{one.about}" for name, one in SUBCOMMANDS.items()),
+        "",
+        "for example",
+        *(f"  varitok {name} {one.example}" for name, one in SUBCOMMANDS.items()),
+        "",
+        "`varitok SUBCOMMAND --help` tells more of each, `varitok --version` the version.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

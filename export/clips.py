@@ -91,7 +91,7 @@ class VideoBundle(Bundle):
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
         """
-        kept = self._kept(books)
+        kept = self.kept(books)
         if tokens is not None:
             if not self.tokens:
                 raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer books instead")
@@ -161,7 +161,7 @@ class VideoBundle(Bundle):
             UserError: The codec can't stream, or doesn't have so many books.
         """
         graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, self._kept(books))
+        return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, self.kept(books))
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.

@@ -18,28 +18,34 @@ class Subcommand(NamedTuple):
     """One of them.
 
     Attributes:
-        module: Its `main` takes the words behind the subcommand's name and raises a UserError for a user's mistake.
+        call: `module:function`; it takes the words behind the subcommand's name and raises a UserError for a user's
+            mistake.
         about: What it does, in a few words.
         example: A command line of it.
         extra: Of the project's requirements, without which it can't be loaded.
     """
 
-    module: str
+    call: str
     about: str
     example: str
     extra: str = ""
 
 
 SUBCOMMANDS = {
-    "train": Subcommand("varitok.train", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
     "evaluate": Subcommand(
-        "varitok.codecs.metrics.command", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
+        "varitok.codecs.metrics.command:main",
+        "measure quality at each length of the codes",
+        "RUN --data PHOTOS",
+        "train",
     ),
     "export": Subcommand(
-        "varitok.export.bundle", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
+        "varitok.export.bundle:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
     ),
-    "info": Subcommand("varitok.export.info", "tell what a bundle, a run or a checkpoint is", "tokenizer"),
-    "completion": Subcommand("varitok.export.completion", "complete words in a shell", "bash >> ~/.bashrc"),
+    "encode": Subcommand("varitok.export.files:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
+    "decode": Subcommand("varitok.export.files:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
+    "info": Subcommand("varitok.export.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"),
+    "completion": Subcommand("varitok.export.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
 }
 
 
@@ -73,13 +79,14 @@ def _run(name: str, words: list[str]) -> None:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
         raise UserError(f"{name!r} is no subcommand; {meant}")
     chosen = SUBCOMMANDS[name]
+    module, _, function = chosen.call.partition(":")
     try:
-        module = importlib.import_module(chosen.module)
+        call = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if not chosen.extra or (error.name or "varitok").startswith("varitok"):
             raise
         raise UserError(f"needs the package {error.name}; pip install 'varitok[{chosen.extra}]'") from error
-    module.main(words)
+    call(words)
 
 
 def _help() -> str:

@@ -53,18 +53,19 @@ def main(words: Sequence[str]) -> None:
 def _script() -> str:
     from .command import SUBCOMMANDS  # noqa: PLC0415 (which names this module)
 
-    cases = {name: _experiments() if name == "train" else _options(one.module) for name, one in SUBCOMMANDS.items()}
+    cases = {name: _experiments() if name == "train" else _options(one.call) for name, one in SUBCOMMANDS.items()}
     lines = [f'      {name}) choices="{" ".join(choices)}" ;;' for name, choices in cases.items()]
     return SCRIPT.format(names=" ".join(SUBCOMMANDS), cases="\n".join(lines))
 
 
-def _options(module: str) -> list[str]:
+def _options(call: str) -> list[str]:
     """List a subcommand's options, out of its help; none where its packages are missing."""
+    module, _, function = call.partition(":")
     if module == __name__:
         return ["bash", "zsh"]
     text = io.StringIO()
     with contextlib.suppress(ModuleNotFoundError, SystemExit), contextlib.redirect_stdout(text):
-        importlib.import_module(module).main(["--help"])
+        getattr(importlib.import_module(module), function)(["--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text.getvalue())))
 
 

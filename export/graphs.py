@@ -167,8 +167,12 @@ class Bundle(Opened):
             raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
-    def _kept(self, books: int | None) -> int:
-        """Check the number of books that is asked for; give it, all where None."""
+    def kept(self, books: int | None) -> int:
+        """Check the number of books that is asked for; give it, all where None.
+
+        Raises:
+            UserError: The codec has fewer, or continuous codes, of which all are needed.
+        """
         kept = self.rows if books is None else books
         if not 1 <= kept <= self.rows or (not self.book_sizes and kept != self.rows):
             raise UserError(

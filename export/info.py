@@ -1,4 +1,4 @@
-"""What a bundle, a run or a checkpoint is: signals, codes, rates and sizes; the subcommand `info`."""
+"""What a bundle, a run, a checkpoint or a container is: signals, codes, rates and sizes; the subcommand `info`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from varitok import UserError
 
+from . import container
 from .graphs import Bundle, read_json
 from .runtime import ClipBundle, ImageBundle, SoundBundle, VideoBundle, load
 
@@ -23,10 +24,12 @@ def main(words: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "varitok info",
-        description="Tell what a bundle, a run or a checkpoint is.",
+        description="Tell what a bundle, a run, a checkpoint or a container of codes is.",
         epilog="for example: varitok info tokenizer --json",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a bundle's or a run's folder, or a checkpoint")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a bundle's or a run's folder, a checkpoint, a .vtk file"
+    )
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     options = parser.parse_args(words)
     found = describe(options.path)
@@ -49,9 +52,13 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.is_dir() and (path / "export.json").is_file():
         return _of_bundle(path)
+    if path.is_file() and path.suffix == container.SUFFIX:
+        return _of_container(path)
     if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
         return _of_run(path)
-    raise UserError(f"{path}: neither a bundle (it has export.json) nor a run (checkpoints/) nor a checkpoint (.ckpt)")
+    raise UserError(
+        f"{path}: neither a bundle (export.json is in it), a run (checkpoints/), a checkpoint (.ckpt) nor codes (.vtk)"
+    )
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
@@ -130,6 +137,25 @@ def _of_run(path: Path) -> dict[str, Any]:
         "bits_of_a_token": round(codec.bottleneck.bits, 4),
         "weights": size,
         "streams": codec.obstacle or "yes",
+    }
+
+
+def _of_container(path: Path) -> dict[str, Any]:
+    found = list(container.read_all(path))
+    header = found[0].header
+    units = {"image": "images", "audio": "samples"}.get(header.modality, "frames")
+    return {
+        "container": str(path),
+        "modality": header.modality,
+        "bundle": header.bundle.hex(),
+        "book_sizes": [book.size for book in header.books],
+        "signals": len(found),
+        "codes": [list(one.codes.shape[1:]) for one in found],
+        units: sum(one.units for one in found),
+        "whole": all(one.complete for one in found),
+        "steps_unchecked": sum(one.codes.shape[2] - one.checked for one in found),
+        "bytes": {name: sum(one.sizes[name] for one in found) for name in found[0].sizes}
+        | {"file": path.stat().st_size},
     }
 
 

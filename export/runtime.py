@@ -163,7 +163,7 @@ class SoundBundle(Bundle):
             UserError: A shape, type, value or rate that the codec doesn't take.
         """
         self._check_rate(sample_rate)
-        kept = self._kept(books)
+        kept = self.kept(books)
         values = self._values(wave)
         if not values.size:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
@@ -183,7 +183,7 @@ class SoundBundle(Bundle):
             UserError: The codec can't stream, or a rate or number of books that it doesn't have.
         """
         self._check_rate(sample_rate)
-        kept = self._kept(books)
+        kept = self.kept(books)
         graph = self.streaming_graphs[0]
         return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, kept)
 

@@ -43,7 +43,13 @@ def allowed(importer: str) -> tuple[str, ...]:
         return (*own, "varitok.data", "varitok.codecs")
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
-    if below(importer, *(f"varitok.export.{name}" for name in ("runtime", "graphs", "clips", "stream", "tiles"))):
+    if below(
+        importer,
+        *(
+            f"varitok.export.{name}"
+            for name in ("runtime", "graphs", "clips", "stream", "tiles", "packing", "container", "files")
+        ),
+    ):
         return (*own, "varitok.export")
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 
@@ -69,7 +75,17 @@ def test_relative_inside_a_folder_absolute_across(path: Path) -> None:
     assert not {name for name in absolute if below(name, own)}, "import relatively inside a top-level folder"
 
 
-@pytest.mark.parametrize("module", ["varitok", "varitok.configs.compose", "varitok.train", "varitok.export.runtime"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "varitok",
+        "varitok.configs.compose",
+        "varitok.train",
+        "varitok.export.runtime",
+        "varitok.export.command",
+        "varitok.export.files",
+    ],
+)
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run(

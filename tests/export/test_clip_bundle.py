@@ -73,7 +73,9 @@ def test_large_frames_go_in_tiles(bundle):
     signal = np.moveaxis(scene, -1, 0)[None] / np.float32(127.5) - 1
     assert np.array_equal(bundle.encode(signal, tile=64), tiled)
     whole, parts = bundle.decode(codes, size), bundle.decode(codes, size, tile=64)
-    assert parts.shape == whole.shape and np.median(np.abs(parts - whole)) < NEAR
+    off = np.abs(parts - whole)
+    assert parts.shape == whole.shape and off.mean() < 0.25 * np.abs(whole).mean()
+    assert off[..., :24, :24].max() < NEAR, "far from every seam there is no difference"
 
 
 def test_an_image_is_a_clip_of_one_frame(causal, clip):

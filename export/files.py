@@ -1,0 +1,333 @@
+"""Ordinary files to containers and back: pictures, sounds and clips; the subcommands `encode` and `decode`."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+from . import container
+from .container import SUFFIX
+from .graphs import Array, Bundle
+from .runtime import FeatureBundle, ImageBundle, SoundBundle, VideoBundle, load
+
+__all__ = ["decode", "decode_file", "encode", "encode_file"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
+MOST_FRAMES = 1 << 30  # bytes of a clip's frames
+
+
+def encode(words: Sequence[str]) -> None:
+    """Run `varitok encode`; see `--help`.
+
+    Raises:
+        UserError: A file can't be read or written, or isn't the bundle's.
+    """
+    _run(words, True)
+
+
+def decode(words: Sequence[str]) -> None:
+    """Run `varitok decode`; see `--help`.
+
+    Raises:
+        UserError: A file can't be read or written, or isn't the bundle's.
+    """
+    _run(words, False)
+
+
+def _run(words: Sequence[str], encodes: bool) -> None:
+    """Run either.
+
+    Raises:
+        UserError: A file can't be read or written, or isn't the bundle's.
+    """
+    options = _parser(encodes).parse_args(words)
+    bundle = load(options.bundle)
+    if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
+        raise UserError(f"{options.bundle}: there are no files of what it codes; use varitok.load")
+    kinds = _kinds(bundle) if encodes else (SUFFIX,)
+    suffix = SUFFIX if encodes else _suffix(bundle)
+    lines, written = [], set[Path]()
+    for path, inside in _found(options.files, kinds):
+        out = (options.out / inside if options.out else path).with_suffix(suffix)
+        if out in written or out == path:
+            raise UserError(f"{path}: would be written to {out}, which is another file; give --out, or rename it")
+        written.add(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if encodes:
+            about = encode_file(bundle, path, out, tokens=options.tokens, books=options.books)
+        else:
+            about = decode_file(bundle, path, out, force=options.force)
+        lines.append({"file": str(path), "out": str(out), **about})
+        if not options.json:
+            told = ", ".join(f"{value} {name}" for name, value in about.items() if name != "whole")
+            print(
+                f"{path} -> {out}: {told}" + ("" if about.get("whole", True) else "; the rest is missing"), flush=True
+            )
+    if options.json:
+        print(json.dumps(lines, indent=2))
+
+
+def _parser(encodes: bool) -> argparse.ArgumentParser:
+    name = "encode" if encodes else "decode"
+    parser = argparse.ArgumentParser(
+        f"varitok {name}",
+        description="Turn pictures, sounds or clips into containers (.vtk)."
+        if encodes
+        else "Turn containers (.vtk) into pictures (PNG), sounds (WAV) or clips (MP4).",
+        epilog=f"for example: varitok {name} tokenizer {'PHOTOS --tokens 32' if encodes else 'CODES'} --out FOLDER",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files, or folders of them")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="beside each file by default")
+    parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of what was done")
+    if encodes:
+        parser.add_argument("--tokens", type=int, metavar="K", help="keep so many tokens, where they are ordered")
+        parser.add_argument("--books", type=int, metavar="Q", help="keep so many books")
+    else:
+        parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
+    return parser
+
+
+def encode_file(
+    bundle: Bundle, path: Path, out: Path, *, tokens: int | None = None, books: int | None = None
+) -> dict[str, Any]:
+    """Encode a file into a container; give how large it became.
+
+    Args:
+        bundle: Encodes.
+        path: A picture, a sound or a clip, as the bundle takes them.
+        out: The container.
+        tokens: Keep only so many, where tokens are ordered; all where None.
+        books: Keep only so many; all where None.
+
+    Raises:
+        UserError: The file can't be read, or isn't the bundle's; a number is out of range.
+    """
+    if isinstance(bundle, ImageBundle):
+        codes = bundle.encode(_picture(path), tokens=tokens)[:, : bundle.kept(books)]
+        signal: tuple[int, ...] = ()
+        units = np.ones(codes.shape[2], np.int64)
+    elif isinstance(bundle, SoundBundle):
+        if tokens is not None:
+            raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
+        wave = _sound(path, bundle)
+        codes = bundle.encode(wave, bundle.sample_rate, books=books)
+        signal, units = (bundle.sample_rate,), _reached(codes.shape[2], bundle.hop, 0, wave.shape[1])
+    else:
+        assert isinstance(bundle, VideoBundle)
+        frames, rate = _clip(path, bundle)
+        codes = bundle.encode(frames, tokens=tokens, books=books)
+        signal = (*frames.shape[1:3], round(1000 * rate))
+        units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, len(frames))
+    header = container.header_of(bundle, codes, signal)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            container.write(file, header, codes, units)
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written ({error.strerror})") from error
+    return {"bytes": out.stat().st_size, "payload bytes": container.read(out).sizes["payload"]}
+
+
+def decode_file(bundle: Bundle, path: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Decode a container's signals, one after the other, into a picture, a sound or a clip; give what arrived.
+
+    Args:
+        bundle: That which encoded them.
+        path: The container.
+        out: A PNG, WAV or MP4 file.
+        force: Decode what another bundle wrote too: noise, unless it is a copy that was exported anew.
+
+    Raises:
+        UserError: The container is damaged or another bundle's, or the file can't be written.
+    """
+    found = list(container.read_all(path))
+    for one in found:
+        container.check(one.header, bundle, path, force)
+    arrived: dict[str, Any] = {"whole": all(one.complete for one in found)}
+    if unchecked := sum(one.codes.shape[2] - one.checked for one in found):
+        arrived["steps unchecked"] = unchecked
+    if isinstance(bundle, ImageBundle):
+        if len(found) > 1:
+            raise UserError(f"{path}: holds {len(found)} pictures; decode them one by one")
+        _write_picture(out, bundle.pixels(bundle.decode(found[0].codes))[0])
+        return {"tokens": found[0].codes.shape[2], **arrived}
+    if isinstance(bundle, SoundBundle):
+        ends = [one.units if one.complete else None for one in found]
+        waves = [bundle.decode(one.codes)[0, :, :end] for one, end in zip(found, ends, strict=True)]
+        wave = np.concatenate(waves, axis=1)
+        _write_sound(out, wave, bundle.sample_rate)
+        return {"seconds": round(wave.shape[1] / bundle.sample_rate, 3), **arrived}
+    assert isinstance(bundle, VideoBundle)
+    clips = [_frames(bundle, one) for one in found]
+    if len({clip.shape[1:] for clip in clips}) > 1:
+        raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
+    clip = np.concatenate(clips)
+    _write_clip(out, clip, found[0].header.signal[2] / 1000 or bundle.frame_rate or 8.0)
+    return {"frames": len(clip), **arrived}
+
+
+def _frames(bundle: VideoBundle, one: container.Container) -> npt.NDArray[np.uint8]:
+    """Decode a clip: uint8 `(t, h, w, 3)`."""
+    if len(one.header.signal) != 3:
+        raise UserError("a container of clips tells the height, width and rate of their frames; this one doesn't")
+    height, width, _ = one.header.signal
+    frames = one.units if one.complete else one.codes.shape[2] * bundle.hop[0] - bundle.lead
+    clips: npt.NDArray[np.uint8] = bundle.pixels(bundle.decode(one.codes, (frames, height, width)))
+    return np.asarray(clips[0])
+
+
+def _reached(steps: int, hop: int, lead: int, length: int) -> npt.NDArray[np.int64]:
+    """Tell how far into a signal each step reaches."""
+    return np.minimum((np.arange(steps) + 1) * hop - lead, length)
+
+
+def _kinds(bundle: Bundle) -> tuple[str, ...]:
+    if isinstance(bundle, SoundBundle):
+        return SOUNDS
+    return PICTURES if isinstance(bundle, ImageBundle) else (*CLIPS, *PICTURES)
+
+
+def _suffix(bundle: Bundle) -> str:
+    """Give that of what a bundle decodes."""
+    return ".png" if isinstance(bundle, ImageBundle) else ".wav" if isinstance(bundle, SoundBundle) else ".mp4"
+
+
+def _found(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """Find files, and where each lies in the folder that was named; named ones are taken whatever they are called."""
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in kinds)
+            if not inside:
+                raise UserError(f"{path}: no file in it is called {', '.join('*' + kind for kind in kinds)}")
+            yield from ((one, one.relative_to(path)) for one in inside)
+        elif path.is_file():
+            yield path, Path(path.name)
+        else:
+            raise UserError(f"{path}: no such file")
+
+
+def _picture(path: Path) -> Any:
+    from PIL import Image, ImageOps  # noqa: PLC0415 (sounds don't need it)
+
+    return _read(path, lambda: ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+
+def _sound(path: Path, bundle: SoundBundle) -> npt.NDArray[np.float32]:
+    """Read a sound as the codec takes it, `(c, t)`: channels are averaged, or repeated."""
+    import soundfile  # noqa: PLC0415 (pictures don't need it)
+
+    wave, rate = _read(path, lambda: soundfile.read(path, dtype="float32", always_2d=True))
+    if rate != bundle.sample_rate:
+        raise UserError(f"{path}: {rate} Hz, this codec takes {bundle.sample_rate}; resample it before")
+    if not len(wave):
+        raise UserError(f"{path}: holds no samples")
+    given: npt.NDArray[np.float32] = wave.T
+    if given.shape[0] != bundle.channels:
+        given = np.repeat(given.mean(0, keepdims=True), bundle.channels, axis=0)
+    return given.clip(-1, 1)
+
+
+def _clip(path: Path, bundle: VideoBundle) -> tuple[npt.NDArray[np.uint8], float]:
+    """Read a clip's frames `(t, h, w, 3)`, cropped and resized where the codec wants a size, and their rate."""
+    if path.suffix.lower() in PICTURES:
+        return _fitted(np.asarray(_picture(path)), bundle)[None], 0.0
+    av = _av(path)
+    frames: list[npt.NDArray[np.uint8]] = []
+
+    def read() -> float:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise UserError(f"{path}: holds no frames")
+            stream = file.streams.video[0]
+            for frame in file.decode(stream):
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                frames.append(_fitted(pixels, bundle))
+                if len(frames) * frames[0].nbytes > MOST_FRAMES:
+                    raise UserError(f"{path}: longer than {MOST_FRAMES >> 30} GiB of frames; cut it into parts")
+            return float(stream.average_rate or 0)
+
+    rate = _read(path, read)
+    if not frames:
+        raise UserError(f"{path}: holds no frames")
+    return np.stack(frames), rate
+
+
+def _fitted(pixels: npt.NDArray[np.uint8], bundle: VideoBundle) -> npt.NDArray[np.uint8]:
+    """Bring a frame to the codec's size: resized so that it covers that, then its middle."""
+    if bundle.frame_size in (None, pixels.shape[:2]):
+        return pixels
+    from PIL import Image  # noqa: PLC0415
+
+    assert bundle.frame_size is not None
+    height, width = bundle.frame_size
+    scale = max(height / pixels.shape[0], width / pixels.shape[1])
+    tall, wide = max(height, round(pixels.shape[0] * scale)), max(width, round(pixels.shape[1] * scale))
+    large = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return large[top : top + height, left : left + width]
+
+
+def _read(path: Path, call: Callable[[], Any]) -> Any:
+    """Read a file by a library, whose every error is told in one line."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # of several libraries, each with classes of its own
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: can't be read ({reason})") from error
+
+
+def _av(path: Path) -> Any:
+    try:
+        import av  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise UserError(f"{path}: clips need the package av; pip install 'varitok[video]'") from error
+    return av
+
+
+def _write_picture(path: Path, pixels: Array) -> None:
+    from PIL import Image  # noqa: PLC0415
+
+    _write(path, lambda: Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0]).save(path))
+
+
+def _write_sound(path: Path, wave: npt.NDArray[np.float32], rate: int) -> None:
+    import soundfile  # noqa: PLC0415
+
+    _write(path, lambda: soundfile.write(path, wave.T, rate, subtype="PCM_16"))
+
+
+def _write_clip(path: Path, clip: npt.NDArray[np.uint8], rate: float) -> None:
+    """Write frames as H.264 of near-lossless quality; odd sides lose their last row or column."""
+    av = _av(path)
+    height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 has colours for two rows and columns
+
+    def write() -> None:
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "12", "preset": "fast"}
+            for frame in np.ascontiguousarray(clip[:, :height, :width]):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode(None))
+
+    _write(path, write)
+
+
+def _write(path: Path, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except OSError as error:  # PyAV's errors of files are its children
+        raise UserError(f"{path}: can't be written ({error.strerror or error})") from error

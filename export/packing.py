@@ -1,0 +1,95 @@
+"""Codes as bits: each in as few whole bits as its book needs, step by step: a prefix of the bits is a shorter code."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Book", "Packing"]
+
+Codes = npt.NDArray[np.int64]
+
+
+class Book(NamedTuple):
+    """One book of a code.
+
+    Attributes:
+        size: Its entries.
+        stride: Steps for which one of its codes stands.
+    """
+
+    size: int
+    stride: int = 1
+
+    @property
+    def width(self) -> int:
+        """Bits of a code."""
+        return (self.size - 1).bit_length()
+
+
+class Packing:
+    """The order and the widths in which codes `(books, steps, *inner)` follow each other.
+
+    Step by step; in a step place by place, the last axis fastest; in a place book by book. A book whose codes stand for
+    several steps has them where they begin. Each code has its book's width, the highest bit first; what is left of the
+    last byte is 0.
+
+    Args:
+        books: In their order.
+        inner: Sizes of the axes behind that of steps.
+    """
+
+    def __init__(self, books: Sequence[Book], inner: Sequence[int]) -> None:
+        self.books = tuple(books)
+        self.inner = tuple(inner)
+        self.places = int(np.prod(self.inner, dtype=np.int64))
+        self.widths = np.array([book.width for book in self.books])
+
+    def bits(self, steps: int) -> int:
+        """Count the bits of so many steps."""
+        each = (-(-steps // book.stride) * book.width for book in self.books)
+        return self.places * sum(each)
+
+    def size(self, steps: int) -> int:
+        """Count their bytes."""
+        return -(-self.bits(steps) // 8)
+
+    def steps(self, size: int, most: int) -> int:
+        """Count the steps, `most` at most, that are whole in the first `size` bytes."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.bits(middle) <= 8 * size else (low, middle - 1)
+        return low
+
+    def pack(self, codes: Codes) -> bytes:
+        """Pack codes `(books, steps, *inner)`; `steps` begin where all books have a code."""
+        flat = np.moveaxis(codes.reshape(len(self.books), -1, self.places), 0, 2)  # (steps, places, books)
+        chosen, widths, begins = self._layout(flat.shape[0])
+        values, bits = flat[chosen], np.zeros(self.bits(flat.shape[0]), np.uint8)
+        for place in range(widths.max(initial=0)):
+            there = place < widths
+            bits[begins[there] + place] = values[there] >> (widths[there] - 1 - place) & 1
+        return np.packbits(bits).tobytes()
+
+    def unpack(self, data: bytes, steps: int) -> Codes:
+        """Undo `pack`: int64 `(books, steps, *inner)`. Codes are what the bits say, perhaps no entry of their book."""
+        chosen, widths, begins = self._layout(steps)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=self.bits(steps))
+        values = np.zeros(len(widths), np.int64)
+        for place in range(widths.max(initial=0)):
+            there = place < widths
+            values[there] = values[there] << 1 | bits[begins[there] + place]
+        flat = np.zeros(chosen.shape, np.int64)
+        flat[chosen] = values
+        for number, book in enumerate(self.books):  # a code stands for the steps behind it too
+            flat[:, :, number] = np.repeat(flat[:: book.stride, :, number], book.stride, axis=0)[:steps]
+        return np.moveaxis(flat, 2, 0).reshape(len(self.books), steps, *self.inner)
+
+    def _layout(self, steps: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Tell which codes are written, `(steps, places, books)`, and the widths and first bits of those, in order."""
+        present = np.arange(steps)[:, None] % [book.stride for book in self.books] == 0
+        chosen = np.repeat(present[:, None], self.places, axis=1)
+        widths = np.broadcast_to(self.widths, chosen.shape)[chosen]
+        return chosen, widths, widths.cumsum() - widths

@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 _checkout = Path(__file__).resolve().parents[1] / ".pkg"
 if __name__ == "__main__" and _checkout.is_dir():
@@ -24,32 +23,25 @@ from varitok.codecs.metrics.evaluate import evaluate  # noqa: E402
 from varitok.codecs.metrics.table import read_csv, write_rows  # noqa: E402
 from varitok.data.images import ImageFolder  # noqa: E402
 from varitok.data.module import validation_loader  # noqa: E402
-from varitok.export.runtime import Bundle  # noqa: E402
+from varitok.export.evaluable import Exported  # noqa: E402
+from varitok.export.graphs import Bundle  # noqa: E402
 from varitok.export.torchscript import load_torchscript  # noqa: E402
 
 GATE = 0.01  # dB
 
 
-class Exported:
-    """A bundle's file in the shape that the evaluation takes."""
+class Scripted(Exported):
+    """A bundle whose TorchScript codes."""
 
-    def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule | None = None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule) -> None:
+        super().__init__(bundle)
         self.script = script
-        self.tokens, self.ordered, self.sample_rate = bundle.tokens, True, None
-        self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes)
-
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        return self.bundle.bits(tokens)
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        return torch.full_like(lengths, self.tokens)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.script.encode(signal) if self.script else torch.from_numpy(self.bundle.encode(signal.numpy()))
+        return self.script.encode(signal)
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        return self.script.decode(codes) if self.script else torch.from_numpy(self.bundle.decode(codes.numpy()))
+        return self.script.decode(codes)
 
 
 def main() -> None:
@@ -68,7 +60,7 @@ def main() -> None:
     script, _ = load_torchscript(options.bundle / "codec.ts")
     keeps = [1, bundle.tokens // 4, bundle.tokens]
     rows = []
-    for name, codec in (("onnx", Exported(bundle)), ("torchscript", Exported(bundle, script))):
+    for name, codec in (("onnx", Exported(bundle)), ("torchscript", Scripted(bundle, script))):
         for batch in (1, 5):
             table = evaluate(codec, validation_loader(images, batch), keeps, metrics=["psnr"])
             for row in table.rows:

@@ -100,11 +100,18 @@ def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
     """Load the codec of a run's folder or checkpoint, in evaluation mode on the CPU, and the run's configuration.
 
     Raises:
-        UserError: There is no checkpoint, or it can't be read.
+        UserError: There is no checkpoint, or it can't be read, or is of another version's codec.
     """
-    state, config = read_checkpoint(checkpoint_of(path))
+    checkpoint = checkpoint_of(path)
+    state, config = read_checkpoint(checkpoint)
     codec = build_codec(config)
-    codec.load_state_dict(state)
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).splitlines()[1:2]).strip() or str(error)
+        raise UserError(
+            f"{checkpoint}: doesn't fit this varitok's codec, another version trained it ({first})"
+        ) from error
     return codec.eval(), config
 
 

@@ -42,6 +42,9 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "varitok.export.bundle:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
     ),
+    "report": Subcommand(
+        "varitok.export.report.command:main", "show runs and bundles on one page", "RUN --out report.html", "train"
+    ),
     "encode": Subcommand("varitok.export.files:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
     "decode": Subcommand("varitok.export.files:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
     "info": Subcommand("varitok.export.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"),

@@ -8,6 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+WITHOUT_TORCH = (
+    "runtime",
+    "graphs",
+    "clips",
+    "stream",
+    "tiles",
+    "packing",
+    "container",
+    "files",
+    "command",
+)  # export's
 FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
@@ -43,13 +54,7 @@ def allowed(importer: str) -> tuple[str, ...]:
         return (*own, "varitok.data", "varitok.codecs")
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
-    if below(
-        importer,
-        *(
-            f"varitok.export.{name}"
-            for name in ("runtime", "graphs", "clips", "stream", "tiles", "packing", "container", "files")
-        ),
-    ):
+    if below(importer, *(f"varitok.export.{name}" for name in WITHOUT_TORCH)):
         return (*own, "varitok.export")
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 
@@ -77,14 +82,7 @@ def test_relative_inside_a_folder_absolute_across(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [
-        "varitok",
-        "varitok.configs.compose",
-        "varitok.train",
-        "varitok.export.runtime",
-        "varitok.export.command",
-        "varitok.export.files",
-    ],
+    ["varitok", "varitok.configs.compose", "varitok.train", *(f"varitok.export.{name}" for name in WITHOUT_TORCH)],
 )
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -21,7 +21,7 @@ from .medium import medium_of
 from .robustness import available_features, robustness
 from .table import SHOWN
 
-__all__ = ["main"]
+__all__ = ["main", "validation_splits"]
 
 
 def main(words: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
         raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
     if options.data and isinstance(codec, ImplicitCodec):
         raise UserError("--data: this codec is of one clip alone; leave it out")
-    splits = _validation(config.data, options.data)
+    splits = validation_splits(config.data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else medium_of(codec).available()
@@ -121,14 +121,14 @@ def _shares(text: str) -> list[float]:
     return rates
 
 
-def _validation(data: DictConfig, folder: Path | None) -> Splits:
+def validation_splits(data: DictConfig, folder: Path | None) -> Splits:
     """Find the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them."""
     if folder is None:
         splits: Splits = build(data)
         return splits
     if "teacher" in data:
         # What is measured of the features is of the run's own training clips.
-        clips = _validation(data.clips, folder)._replace(train=build(data.clips).train)
+        clips = validation_splits(data.clips, folder)._replace(train=build(data.clips).train)
         others = OmegaConf.masked_copy(data, [str(key) for key in data if key != "clips"])
         features: Splits = build(others, clips=clips)
         return features

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-__all__ = ["Curve", "draw_curves"]
+__all__ = ["LABELS", "MARKERS", "Curve", "draw_curves", "dress"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")
@@ -62,7 +62,7 @@ def draw_curves(
         axes.plot(ours.sizes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
         for word, x, y in zip(ours.labels, ours.sizes, values, strict=False):
             axes.annotate(word, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=ACCENT)
-        _dress(axes, LABELS.get(metric, metric), sizes)
+        dress(axes, LABELS.get(metric, metric), sizes)
     if others:
         panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
@@ -70,11 +70,12 @@ def draw_curves(
     figure.savefig(path, dpi=150)
 
 
-def _dress(axes: Axes, label: str, sizes: str) -> None:
+def dress(axes: Axes, label: str, sizes: str, logarithmic: bool = True) -> None:
     """Give a panel its axes, labels and grid."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(sizes)
     axes.set_ylabel(label)
     axes.margins(y=0.12)

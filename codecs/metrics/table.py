@@ -13,7 +13,7 @@ from varitok import UserError
 
 from .figure import Curve, draw_curves
 
-__all__ = ["SHOWN", "Row", "Table", "read_csv", "wide_console", "write_rows"]
+__all__ = ["PRINTED", "SHOWN", "Row", "Table", "read_csv", "read_rows", "wide_console", "write_rows"]
 
 Row = dict[str, float]
 
@@ -122,24 +122,44 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
+def read_rows(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Read a CSV file that `write_rows` wrote: its header, and its rows as text.
+
+    Raises:
+        UserError: The file isn't there, or isn't text of as many columns in each row.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the CSV file that varitok evaluate wrote") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not text; give the CSV file that varitok evaluate wrote") from error
+    comments = (line[2:].partition(": ") for line in lines if line.startswith("# "))
+    try:
+        rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; was it damaged?") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(
+            f"{path}: rows differ in their number of columns; give the whole file that varitok evaluate wrote"
+        )
+    return {key: value for key, _, value in comments}, rows
+
+
 def read_csv(path: Path) -> Table:
     """Read a table that `Table.write_csv` wrote.
 
     Raises:
         UserError: The file isn't there or isn't such a table.
     """
+    header, words = read_rows(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        comments = [line[2:] for line in lines if line.startswith("# ")]
-        body = csv.DictReader(line for line in lines if not line.startswith("#"))
-        rows = [{name: _number(value) for name, value in row.items()} for row in body]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the CSV file that varitok evaluate wrote") from error
-    except (ValueError, TypeError, AttributeError) as error:
+        rows = [{name: _number(value) for name, value in row.items()} for row in words]
+    except ValueError as error:
         raise UserError(f"{path}: not a table of numbers; give the CSV file that varitok evaluate wrote") from error
     if not rows or not {"k", "books"} & rows[0].keys():
         raise UserError(f"{path}: no row with a column k or books; give the CSV file that varitok evaluate wrote")
-    return Table(rows, {key: value for key, _, value in (line.partition(": ") for line in comments)})
+    return Table(rows, header)
 
 
 def _number(text: str) -> float:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from varitok import UserError, at_least
 from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
@@ -18,7 +19,7 @@ from ..metrics.pictures import draw_clips, draw_images, draw_spectrograms, princ
 from .loggers import RunLog
 from .module import CodecTraining
 
-__all__ = ["Row", "Samples", "reconstructions", "write_samples"]
+__all__ = ["UNKNOWN_RATE", "Row", "Samples", "reconstructions", "spread", "write_samples"]
 
 UNKNOWN_RATE = 8.0  # frames a second at which clips are shown that tell none
 
@@ -98,6 +99,22 @@ def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> 
     return picture, media
 
 
+def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
+    """Take signals spread evenly over a validation set, by their numbers; those that can't be read are passed over.
+
+    Raises:
+        UserError: None could be read.
+    """
+    total = len(val)  # type: ignore[arg-type]
+    signals: dict[int, Tensor] = {}
+    for index in torch.linspace(0, total - 1, min(count, total)).round().int().tolist():
+        with suppress(BadSample):
+            signals[index] = val[0, index]
+    if not signals:
+        raise UserError("none of the validation signals that were to be shown could be read")
+    return signals
+
+
 class Samples(pl.Callback):
     """Reconstructs the same validation signals every so many updates, into `samples/` and to the loggers.
 
@@ -152,12 +169,6 @@ class Samples(pl.Callback):
                 logger.log_media("samples", media, module.update)
 
     def _choose(self, trainer: pl.Trainer) -> Batch:
-        """Take signals spread evenly over the validation set."""
-        val = trainer.datamodule.splits.val  # type: ignore[attr-defined]
-        signals: list[Tensor] = []
-        for index in torch.linspace(0, len(val) - 1, min(self.count, len(val))).round().int().tolist():
-            with suppress(BadSample):
-                signals.append(val[0, index])
-        if not signals:
-            raise UserError("none of the validation signals that were to be shown could be read")
-        return collate([Sample(signal) for signal in signals])
+        """Take the signals that every picture shows."""
+        chosen = spread(trainer.datamodule.splits.val, self.count)  # type: ignore[attr-defined]
+        return collate([Sample(signal) for signal in chosen.values()])

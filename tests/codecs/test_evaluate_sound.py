@@ -19,7 +19,7 @@ from varitok.codecs.metrics.table import read_csv
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
 
-from .examples import HOP, RATE, sound_codec
+from .examples import HOP, RATE, TINY_SOUND, sound_codec
 
 BOOKS = 3
 
@@ -103,21 +103,11 @@ def test_what_sounds_do_not_have_is_told(keeps, metrics):
         evaluate(Louder(), [_batch(1000)], keeps, metrics)
 
 
-TINY = [
-    "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
-    "codec.decoder.vocoder.base=8", "codec.decoder.vocoder.hidden=16", "codec.decoder.vocoder.depth=1",
-    "bottleneck.books=3", "bottleneck.level.dim=8", "bottleneck.level.codebook_size=16", "data.crop_tokens=8",
-    "data.length=8", "data.val_length=3", "data.val_seconds=0.5", "loader.batch_size=2", "loader.workers=0",
-    "updates=2", "training.log_every=1", "callbacks.samples.every=1", "callbacks.samples.count=2",
-    "callbacks.evaluation.every=1", "export=none", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
-]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        run = build_run(hydra.compose("train", TINY), folder)
+        run = build_run(hydra.compose("train", TINY_SOUND), folder)
     run.trainer.fit(run.module, run.data)
     return folder
 

@@ -17,7 +17,7 @@ from varitok.codecs.training.run import build_run
 from varitok.data.batch import Sample, collate, to_uint8
 from varitok.data.scenes import Scenes
 
-from .examples import clip_codec
+from .examples import TINY_CLIP, clip_codec
 
 CPU = torch.device("cpu")
 
@@ -99,14 +99,8 @@ def test_a_clip_is_written_and_drawn(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    small = [
-        "updates=2", "data.image_size=16", "data.val_length=3", "loader.batch_size=2", "loader.workers=0",
-        "codec.encoder.base=4", "codec.encoder.width=8", "codec.encoder.multipliers=[1,1,1]",
-        "callbacks.samples.every=1", "callbacks.samples.count=2", "callbacks.evaluation.every=1", "export=none",
-        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "training.log_every=1",
-    ]  # fmt: skip
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        run = build_run(hydra.compose("train", ["experiment=video/demo", *small]), folder)
+        run = build_run(hydra.compose("train", TINY_CLIP), folder)
     run.trainer.fit(run.module, run.data)
     return folder
 

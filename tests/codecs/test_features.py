@@ -13,7 +13,7 @@ from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths import LengthPolicy, MaskToken, Truncate, Uniform, Zeros
 from varitok.codecs.metrics import feature
-from varitok.codecs.metrics.command import _validation
+from varitok.codecs.metrics.command import validation_splits
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.medium import Features, medium_of
 from varitok.codecs.metrics.pictures import principal_colours, write_mp4
@@ -195,7 +195,7 @@ def test_other_clips_are_standardised_as_the_runs_own(tmp_path):
     small = ["data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.length=3", "data.clips.val_length=1"]
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", ["experiment=video/landiff_semantic_small", *small])
-    own, others = _validation(config.data, None), _validation(config.data, folder.parent)
+    own, others = validation_splits(config.data, None), validation_splits(config.data, folder.parent)
     assert torch.equal(others.val.mean, own.val.mean) and torch.equal(others.val.deviation, own.val.deviation)
     assert len(others.val) == 2 and others.val[0, 0].shape == own.val[0, 0].shape == (64, 3, 4, 4)
     assert str(folder.parent) in others.about["dataset"] and "stand-in" in others.about["protocol"]

@@ -116,6 +116,15 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path, damage):
         load_run(tmp_path)
 
 
+def test_a_checkpoint_of_another_version_is_told_in_one_line(finished, tmp_path):
+    saved = torch.load(finished[0] / "checkpoints/last.ckpt", weights_only=True)
+    name = next(name for name in saved["state_dict"] if name.startswith("average.codec.encoder."))
+    saved["state_dict"][name] = saved["state_dict"][name][None]
+    torch.save(saved, tmp_path / "old.ckpt")
+    with pytest.raises(UserError, match=r"^[^\n]*old\.ckpt: doesn't fit [^\n]*encoder[^\n]*$"):
+        load_run(tmp_path / "old.ckpt")
+
+
 class Killed(pl.Callback):
     """Ends a run in the middle of update 4."""
 

@@ -9,8 +9,11 @@ import torch
 
 import varitok
 from varitok import UserError
+from varitok.codecs.metrics.evaluate import evaluate
+from varitok.data.batch import Sample, collate
 from varitok.export.bundle import export_bundle
 from varitok.export.clips import FeatureBundle
+from varitok.export.evaluable import Exported
 
 from ..codecs.test_features import CHANNELS, FIRST, LATER, SIZE, clip, tiny
 
@@ -111,3 +114,12 @@ def test_it_streams(tmp_path):
     assert np.array_equal(np.concatenate(parts, axis=2), codes)
     frames = [decode(part) for part in parts]
     np.testing.assert_allclose(np.concatenate(frames, axis=2), bundle.decode(codes), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_it_is_measured_as_its_codec(codec, bundle):
+    batches = [collate([Sample(3 * one)]) for one in clip(4)]
+    own, theirs = (evaluate(one, batches).rows for one in (codec, Exported(bundle)))
+    assert len({row["bits"] for row in own}) == len(own) > 1  # though later blocks have fewer tokens
+    for mine, other in zip(own, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3, nan_ok=True)

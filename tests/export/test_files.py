@@ -1,4 +1,4 @@
-"""`varitok encode` and `varitok decode`: ordinary files to containers and back, sizes to the byte, mistakes in one line."""
+"""`varitok encode` and `decode`: ordinary files to containers and back, sizes to the byte, mistakes in one line."""
 
 import json
 import shutil

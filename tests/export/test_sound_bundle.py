@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 import varitok
 from varitok import UserError
+from varitok.codecs.metrics.evaluate import evaluate
+from varitok.data.batch import Sample, collate
 from varitok.export.bundle import export_bundle
+from varitok.export.evaluable import Exported
 
 from ..codecs.examples import HOP, RATE, sound_codec
 
@@ -97,3 +100,11 @@ def test_examples_of_the_card_run(exported):
             cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+def test_it_is_measured_as_its_codec(exported, bundle):
+    batches = [collate([Sample(torch.rand(1, samples) - 0.5)]) for samples in (9 * HOP + 3, 1000)]
+    own, theirs = (evaluate(one, batches).rows for one in (exported[0], Exported(bundle)))
+    assert own[0]["bytes"] > 0 and [row.keys() for row in own] == [row.keys() for row in theirs]
+    for mine, other in zip(own, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4, nan_ok=True)

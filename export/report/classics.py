@@ -1,0 +1,79 @@
+"""Tables of classical codecs, as `benchmarks/classic_*.py` write them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from varitok import UserError
+from varitok.codecs.metrics.figure import Curve
+from varitok.codecs.metrics.table import read_rows
+
+__all__ = ["Classics", "find_classics", "read_classics"]
+
+
+class Classics(NamedTuple):
+    """A table of classical codecs.
+
+    Attributes:
+        path: Where it was found.
+        header: What its numbers mean.
+        rows: By column; payload alone where whole files were measured too.
+    """
+
+    path: Path
+    header: Mapping[str, str]
+    rows: Sequence[Mapping[str, str]]
+
+    @property
+    def noun(self) -> str:
+        """What its signals are called: rates of sounds are in kbit/s, and only clips flicker."""
+        columns = self.rows[0].keys()
+        return "sound" if "kbps" in columns else "clip" if "flicker" in columns else "image"
+
+    def curves(self, size: str, metric: str) -> list[Curve]:
+        """Give each codec's points of a metric over a column of sizes, upwards; none where a column isn't there."""
+        points: dict[str, set[tuple[float, float]]] = {}
+        if {size, metric} <= self.rows[0].keys():
+            for row in self.rows:
+                point = _number(row[size]), _number(row[metric])
+                if all(math.isfinite(value) for value in point):
+                    points.setdefault(row["codec"], set()).add(point)
+        return [
+            Curve(codec, [x for x, _ in ordered], {metric: [y for _, y in ordered]})
+            for codec, ordered in ((codec, sorted(found)) for codec, found in points.items())
+        ]
+
+
+def read_classics(path: Path) -> Classics:
+    """Read a table of classical codecs.
+
+    Raises:
+        UserError: It isn't one.
+    """
+    found = _classics(path)
+    if found is None:
+        raise UserError(f"{path}: no table of classical codecs; give what benchmarks/classic_*.py wrote")
+    return found
+
+
+def find_classics(folder: Path) -> list[Classics]:
+    """Find the tables of classical codecs that lie in a folder."""
+    tables = (_classics(path) for path in sorted(folder.glob("*.csv")))
+    return [table for table in tables if table is not None]
+
+
+def _classics(path: Path) -> Classics | None:
+    """Read a table; None where it is of something else."""
+    header, rows = read_rows(path)
+    others = (row for row in rows if row.get("codec") not in (None, "varitok"))
+    chosen = [row for row in others if row.get("counted", "payload") == "payload"]
+    return Classics(path, header, chosen) if chosen and {"bytes", "kbps"} & chosen[0].keys() else None
+
+
+def _number(text: str) -> float:
+    """Read a number; what isn't one, an empty place say, is NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

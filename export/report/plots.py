@@ -1,0 +1,108 @@
+"""Plots as SVG that takes its colours from the page, light or dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from varitok.codecs.metrics.figure import MARKERS, Curve, dress
+
+__all__ = ["draw_progress", "draw_quality"]
+
+COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
+QUIET = ("#101010", "#606060", "#909090", "#b0b0b0")
+RULE = "#e5e7eb"  # of `dress`
+# What the page's style sheet calls them.
+NAMES = (
+    {colour: f"var(--line-{number})" for number, colour in enumerate(COLOURS)}
+    | {grey: f"var(--quiet-{number})" for number, grey in enumerate(QUIET)}
+    | {RULE: "var(--rule)", "#000000": "var(--ink)"}
+)
+POINTS = 400  # of a line, at most
+FEW = 20  # points that are marked
+SIZE = (4.3, 2.9)  # inches of 72 units: as wide as a phone
+
+
+def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, label: str, sizes: str) -> str:
+    """Draw a metric over size (a logarithmic axis): ours in colours, others in greys.
+
+    Args:
+        ours: Curves that have the metric.
+        others: Likewise, of classical codecs.
+        metric: Its name in them.
+        label: What is written beside it.
+        sizes: What the sizes are.
+    """
+    figure, axes = _panel()
+    style: dict[str, Any]
+    for number, curve in enumerate(others):
+        style = {"color": QUIET[number % 4], "marker": MARKERS[number % 3], "linestyle": "--"}
+        axes.plot(curve.sizes, curve.values[metric], label=curve.name, markersize=3, linewidth=1, **style)
+    for number, curve in enumerate(ours):
+        colour = COLOURS[number % len(COLOURS)]
+        style = {"color": colour, "marker": "o", "label": curve.name}
+        axes.plot(curve.sizes, curve.values[metric], markersize=4, linewidth=1.8, zorder=3, **style)
+        for word, x, y in zip(curve.labels, curve.sizes, curve.values[metric], strict=False):
+            axes.annotate(word, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=colour)
+    dress(axes, label, sizes)
+    return _svg(figure, axes, len(ours) + len(others) > 1)
+
+
+def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
+    """Draw what a run logged under a name over its updates: a line for each of its parts.
+
+    Args:
+        lines: Values by update, by the line's own name.
+        label: The name.
+    """
+    figure, axes = _panel()
+    for number, (name, logged) in enumerate(lines.items()):
+        values = _thinned(logged)
+        # Where there are more lines than colours, dashes tell them apart.
+        dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
+        marker = "o" if len(values) <= FEW else None
+        axes.plot(list(values), list(values.values()), label=name, linewidth=1.2, marker=marker, markersize=3, **style)
+    dress(axes, label, "updates", logarithmic=False)
+    return _svg(figure, axes, len(lines) > 1)
+
+
+def _thinned(values: Mapping[int, float]) -> dict[float, float]:
+    """Give means of neighbours, so many that no more points are left than a plot has room for."""
+    group = -(-len(values) // POINTS)
+    points = list(values.items())
+    groups = (points[at : at + group] for at in range(0, len(points), group))
+    return {fmean(update for update, _ in some): fmean(value for _, value in some) for some in groups}
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, axes: Axes, legend: bool) -> str:
+    """Write a figure of one panel as an SVG element to lie in a page."""
+    axes.tick_params(labelsize=9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
+    if legend:
+        names = axes.get_legend_handles_labels()[1]
+        # Above the panel, where it hides nothing.
+        columns = 4 if max(map(len, names)) < 9 else 2 if max(map(len, names)) < 20 else 1
+        style = {"handlelength": 1.4, "columnspacing": 1.0, "borderaxespad": 0.2}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8, **style)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "varitok"}):
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    # Shapes that are used again have names made of their contents; all other names would occur once in each plot.
+    text = re.sub(r' id="[^"]*_\d+"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+    return re.sub("|".join(NAMES), lambda found: NAMES[found[0]], text)

@@ -1,0 +1,282 @@
+"""What a page says of each run or bundle, as HTML; all that comes from outside is escaped."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from varitok.codecs.implicit import ImplicitCodec
+from varitok.codecs.metrics.figure import LABELS, Curve
+from varitok.codecs.metrics.medium import medium_of
+from varitok.codecs.metrics.rate import USE
+from varitok.codecs.metrics.table import PRINTED, Table
+
+from .classics import Classics, find_classics
+from .plots import draw_progress, draw_quality
+from .samples import SIZES, Sample, Shown, tell
+from .subject import Subject
+
+__all__ = ["comparison", "section", "told_rungs"]
+
+KEPT = ("k", "books")
+BOOK = re.compile(r"health/book(\d+)/(\w+)")
+
+
+def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
+    """Draw those subjects together whose signals are of one kind; nothing where there are no two."""
+    kinds: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        kinds.setdefault(_kind(subject), []).append(subject)
+    return "".join(_joint(kind, alike, classics) for kind, alike in kinds.items() if len(alike) > 1)
+
+
+def _kind(subject: Subject) -> str:
+    """Name the kind of signals: clips and features of clips are two."""
+    return f"{'' if subject.codec.bounded else 'feature '}{_noun(subject)}"
+
+
+def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) -> str:
+    """Draw each metric that all have over their rate: bytes of signals of different sizes say little."""
+    rate = medium_of(alike[0].codec).rate
+    own = [_metrics(one.table) for one in alike]
+    plots = []
+    for metric in (name for name in own[0] if all(name in names for names in own)):
+        curves = [Curve(one.name, one.table.column(rate), {metric: one.table.column(metric)}) for one in alike]
+        plots.append(_plot(curves, _others(classics, alike[0], rate, metric), metric, SIZES[rate]))
+    whole = [[escape(one.name), escape(tell(one.table.rows[-1], _told(one)))] for one in alike]
+    signals = {one.table.header.get("dataset", "") + one.table.header.get("protocol", "") for one in alike}
+    care = "<p>They were measured on different signals: compare them with care.</p>" if len(signals) > 1 else ""
+    return f"""<section>
+<h2>All {kind}s together</h2>
+<div class="plots">{"".join(plots)}</div>
+{care}
+{_table(["", "with all that is kept"], whole, "facts")}
+</section>
+"""
+
+
+def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequence[Classics]) -> str:
+    """Write all about a subject.
+
+    Args:
+        name: The element's id.
+        subject: What it is.
+        shown: Its samples.
+        classics: Tables of classical codecs that were given; those beside its evaluation are found.
+    """
+    header = {key: value for key, value in subject.table.header.items() if not key.startswith("column ")}
+    groups = {key: value for key, value in subject.config.items() if isinstance(value, Mapping)}
+    rest = {key: value for key, value in subject.config.items() if key not in groups}
+    facts = [[escape(key), escape(value)] for key, value in (header | dict(subject.about)).items()]
+    settings = [_folded(key, f"<pre>{escape(_yaml(value))}</pre>") for key, value in {**groups, "other": rest}.items()]
+    return f"""<section id="{name}">
+<h2>{escape(subject.name)}</h2>
+<p class="note">{escape(subject.kind)} in {escape(str(subject.folder))}</p>
+{_samples(subject, shown)}
+<h3>Quality over size</h3>
+{_quality(subject, classics)}
+<h3>Bits and what they buy</h3>
+{_bits(subject)}
+<h3>Use of the books</h3>
+{_books(subject)}
+{_training(subject)}
+<h3>Configuration</h3>
+{_table([], facts, "facts")}
+{"".join(settings)}
+</section>
+"""
+
+
+def told_rungs(subject: Subject) -> list[dict[str, str]]:
+    """Name each rung, and tell what it costs and gives on average."""
+    average = f"mean of {subject.table.rows[0].get(_noun(subject) + 's', 0):.0f} {_noun(subject)}s"
+    return [
+        {"name": _rung(subject, keep), "told": f"{tell(row, _told(subject))} ({average})"}
+        for keep, row in zip(subject.ladder.keeps, subject.table.rows, strict=True)
+    ]
+
+
+def _noun(subject: Subject) -> str:
+    return medium_of(subject.codec).noun
+
+
+def _told(subject: Subject) -> list[str]:
+    """List the columns that are told in one line."""
+    medium = medium_of(subject.codec)
+    return [name for name in ("bytes", medium.rate, *medium.shown) if name in subject.table.rows[0]]
+
+
+def _rung(subject: Subject, keep: int) -> str:
+    many = "" if keep == 1 else "s"
+    if isinstance(subject.codec, ImplicitCodec):
+        return f"{keep} bit{many} of each weight"
+    if subject.ladder.axis == "books":
+        return f"{keep} book{many}" if subject.codec.bottleneck.book_sizes else "all channels"
+    return f"{keep} token{many}{' of each block' if len(subject.codec.hop) == 3 else ''}"
+
+
+def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
+    """Lay out the slider and the samples; the script fills in what is decoded."""
+    last = len(subject.ladder.keeps) - 1
+    ticks = "".join(f"<span>{keep}</span>" for keep in subject.ladder.keeps)
+    few = len(shown) < len(subject.signals)
+    left = f'<p class="note">Of {len(subject.signals)} samples {len(shown)} have room in the page.</p>' if few else ""
+    return f"""<div class="kept"{"" if last else " data-single"}>
+<label>Kept: <span class="name"></span><output></output>
+<input type="range" min="0" max="{last}" step="1" value="{last}"{"" if last else " disabled"}></label>
+<div class="ticks" aria-hidden="true">{ticks if last else ""}</div>
+</div>
+<div class="samples">{"".join(_figure(subject, sample) for sample in shown)}</div>
+{left}"""
+
+
+def _figure(subject: Subject, sample: Sample) -> str:
+    """Lay out one sample: the original, and a place for what comes back."""
+    name, (height, width) = escape(sample.name), sample.sides
+    tag = "" if not sample.original.player else "audio" if subject.codec.sample_rate else "video"
+    form = "controls" if tag == "audio" else f'width="{width}" height="{height}" loop muted playsinline'
+    sides = []
+    for side, shown in (("original", sample.original), ("decoded", Shown("", "", ""))):
+        picture, player = (f' src="{address}"' if address else "" for address in (shown.picture, shown.player))
+        parts = [f"<p>{shown.told}</p>"]
+        if sample.original.picture:
+            alt = f'alt="{name}, {side}" data-name="{name}"'
+            parts.append(f'<img{picture} width="{width}" height="{height}" {alt}>')
+        if tag:
+            parts.append(f'<{tag}{player} {form} preload="metadata" aria-label="{name}, {side}"></{tag}>')
+        sides.append(f'<div class="{side}">{"".join(parts)}</div>')
+    kind = _noun(subject)
+    return f'<figure class="sample {kind}s"><figcaption>{name}</figcaption>{"".join(sides)}</figure>'
+
+
+def _metrics(table: Table) -> list[str]:
+    """List the columns that are quality: not what is kept, costs or is used."""
+    others = {*KEPT, *SIZES, *USE}
+    names = (name for name in PRINTED if name in table.rows[0] and name not in others)
+    return [name for name in names if any(math.isfinite(value) for value in table.column(name))]
+
+
+def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
+    """Draw each metric over size, beside classical codecs."""
+    medium, table = medium_of(subject.codec), subject.table
+    size = "kbps" if medium.rate == "kbps" else "bytes"
+    found = [*classics, *find_classics(subject.folder / "evaluation")]
+    labels = [f"{keep:.0f}" for keep in table.column(table.axis)]
+    plots = []
+    for metric in _metrics(table):
+        curve = Curve(subject.name, table.column(size), {metric: table.column(metric)}, labels)
+        plots.append(_plot([curve], _others(found, subject, size, metric), metric, SIZES[size].format(medium.noun)))
+    used = [one for one in found if one.noun == _kind(subject)]
+    notes = [
+        " · ".join(["Classical codecs", *(one.header[key] for key in ("dataset", "protocol") if key in one.header)])
+        for one in used
+    ]
+    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return f'<div class="plots">{"".join(plots)}</div>{told}'
+
+
+def _others(classics: Sequence[Classics], subject: Subject, size: str, metric: str) -> list[Curve]:
+    """Give the curves of classical codecs of a subject's kind of signals."""
+    alike = (one for one in classics if one.noun == _kind(subject))
+    return [curve for one in alike for curve in one.curves(size, metric)]
+
+
+def _plot(ours: Sequence[Curve], others: Sequence[Curve], metric: str, sizes: str) -> str:
+    label = LABELS.get(metric, PRINTED[metric][0])
+    return _drawn(draw_quality(ours, others, metric, label, sizes), f"{label} over {sizes}")
+
+
+def _drawn(svg: str, label: str) -> str:
+    named = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    return f"<figure>{named}</figure>"
+
+
+def _bits(subject: Subject) -> str:
+    """Tell what each rung costs and gives, and what the columns mean."""
+    table = subject.table
+    printed = {table.axis: PRINTED[table.axis], "bits": ("bits", "{:,.1f}")} | PRINTED
+    columns = [name for name in printed if name in table.rows[0]]
+    rows = [[printed[name][1].format(row[name]) for name in columns] for row in table.rows]
+    means = [
+        [escape(key.removeprefix("column ")), escape(value)]
+        for key, value in table.header.items()
+        if key.startswith("column ")
+    ]
+    meant = _folded("What the columns mean", _table([], means, "facts")) if means else ""
+    return _table([printed[name][0] for name in columns], rows, numbered=True) + meant
+
+
+def _books(subject: Subject) -> str:
+    """Tell what a code of each book costs, and how evenly its entries are used when all are kept."""
+    bottleneck, last = subject.codec.bottleneck, subject.table.rows[-1]
+    sizes = list(bottleneck.book_sizes)
+    if not sizes:
+        return "<p>The codes are continuous: there are no books. A channel of a token counts 32 bits.</p>"
+    strides = list(bottleneck.book_strides)
+    rows = []
+    for book, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        used, entropy, perplexity = (last.get(f"{name}_{book}" if len(sizes) > 1 else name, math.nan) for name in USE)
+        each = math.log2(size)
+        shares = [
+            f'<meter max="1" value="{share:.4f}"></meter> {share:.1%}' if math.isfinite(share) else ""
+            for share in (used, entropy / each if each else math.nan)
+        ]
+        bits = f"{entropy:.2f}" if math.isfinite(entropy) else ""
+        worth = f"{perplexity:.1f}" if math.isfinite(perplexity) else ""
+        rows.append([str(book), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
+    total = sum(math.log2(size) / stride for size, stride in zip(sizes, strides, strict=True))
+    heads = ["book", "used", "of its bits", "entropy", "perplexity", "entries", "bits per code", "tokens per code"]
+    return f"<p>A token with all books is {total:.3f} bits, before any entropy coder.</p>{_table(heads, rows)}"
+
+
+def _training(subject: Subject) -> str:
+    """Draw what was logged while the run went on; nothing of a bundle."""
+    panels = _panels(subject.progress)
+    if not panels:
+        return ""
+    plots = {name: _drawn(draw_progress(lines, name), f"{name} over updates") for name, lines in panels.items()}
+    ahead = ("loss", *(f"val/{metric}" for metric in medium_of(subject.codec).shown), "health/used", "health/entropy")
+    first = "".join(plots[name] for name in ahead if name in plots)
+    rest = "".join(plot for name, plot in plots.items() if name not in ahead)
+    more = _folded("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""
+    return f'<h3>Training</h3><div class="plots">{first}</div>{more}'
+
+
+def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, Mapping[int, float]]]:
+    """Put what belongs together into one plot: each metric's rungs, and each measure's books."""
+    panels: dict[str, dict[str, Mapping[int, float]]] = {}
+    for name, values in progress.items():
+        book = BOOK.fullmatch(name)
+        metric, _, keep = name.partition("@")
+        panel, line = (f"health/{book[2]}", f"book {book[1]}") if book else (metric, f"{keep} kept" if keep else "mean")
+        finite = {update: value for update, value in values.items() if math.isfinite(value)}
+        if finite:
+            panels.setdefault(panel, {})[line] = finite
+    for lines in panels.values():
+        if lines.keys() == {"book 0", "mean"}:  # the same
+            del lines["book 0"]
+    return panels
+
+
+def _yaml(value: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(value))
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", *, numbered: bool = False) -> str:
+    """Write a table of cells that are HTML; the first of a row is its heading where there are none above."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    body = []
+    for number, (first, *cells) in enumerate(rows):
+        lead = f"<td>{first}</td>" if heads and not kind else f'<th scope="row">{first}</th>'
+        mark = f' data-rung="{number}"' if numbered else ""
+        body.append(f"<tr{mark}>{lead}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    top = f"<thead><tr>{head}</tr></thead>" if heads else ""
+    table = f'<table class="{kind}">{top}<tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="wide" role="region" aria-label="Table" tabindex="0">{table}</div>'

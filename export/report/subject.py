@@ -1,0 +1,253 @@
+"""What a report is about: runs and bundles, opened alike."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError
+from varitok.codecs.build import load_run
+from varitok.codecs.codec import Codec
+from varitok.codecs.metrics.command import validation_splits
+from varitok.codecs.metrics.evaluate import evaluate
+from varitok.codecs.metrics.ladder import Ladder
+from varitok.codecs.metrics.medium import medium_of
+from varitok.codecs.metrics.table import Table, read_csv
+from varitok.codecs.training.samples import spread
+from varitok.data import images, sounds, videos
+from varitok.data.batch import Sample, collate
+from varitok.data.video_files import SUFFIXES as VIDEO_SUFFIXES
+
+from ..clips import FeatureBundle
+from ..evaluable import Exported, exported
+from ..graphs import read_json
+from ..runtime import ImageBundle, SoundBundle, VideoBundle, load
+
+__all__ = ["Source", "Subject", "open_subject"]
+
+SIDE = 128  # pixels of a clip's frames, where a bundle takes any
+RATE = 8.0  # frames a second that are taken where a bundle tells none
+
+SUFFIXES: dict[type, tuple[str, tuple[str, ...]]] = {
+    ImageBundle: ("picture", images.SUFFIXES),
+    SoundBundle: ("sound", tuple(suffix for suffix in sounds.SUFFIXES if suffix not in VIDEO_SUFFIXES)),
+    VideoBundle: ("clip", VIDEO_SUFFIXES),
+}
+"""What the files of each kind of bundle are called, and how their names end."""
+
+
+class Source(NamedTuple):
+    """Where signals to show come from.
+
+    Attributes:
+        data: Folder that a run takes its validation signals from; None for its own.
+        files: Files and folders out of which a bundle takes those of its kind.
+        most: Signals, at most.
+        seconds: Of a sound, or of a clip that a bundle is shown on, at most.
+    """
+
+    data: Path | None = None
+    files: Sequence[Path] = ()
+    most: int = 6
+    seconds: float = 4.0
+
+
+class Subject(NamedTuple):
+    """A run or a bundle.
+
+    Attributes:
+        name: What it is called in the report.
+        kind: "run" or "bundle".
+        codec: What codes, in evaluation mode.
+        ladder: Its rungs, which are the table's.
+        signals: To be shown: what each is called, and `(c, *grid)` as a dataset gives it.
+        table: Its evaluation.
+        progress: What a run logged: for each name its values, by update.
+        about: Further facts, by what they are.
+        config: Plain data.
+        folder: Where it lies; what an evaluation wrote lies in its `evaluation/`.
+    """
+
+    name: str
+    kind: str
+    codec: Codec | Exported
+    ladder: Ladder
+    signals: Sequence[tuple[str, Tensor]]
+    table: Table
+    progress: Mapping[str, Mapping[int, float]]
+    about: Mapping[str, str]
+    config: Mapping[str, Any]
+    folder: Path
+
+
+def open_subject(path: Path, source: Source) -> Subject:
+    """Open a run, by its folder or a checkpoint, or a bundle, by its folder.
+
+    Raises:
+        UserError: It is neither, or lacks something, or there is no file for a bundle.
+    """
+    if (path / "config.json").exists() or (path / "export.json").exists():
+        return _bundle(path, source)
+    if path.is_file() or (path / "checkpoints").is_dir() or (path / "config.yaml").is_file():
+        return _run(path, source)
+    what = "neither a run's folder nor a bundle's" if path.exists() else "no such folder"
+    raise UserError(f"{path}: {what}; name what train.py or varitok export wrote")
+
+
+def _run(path: Path, source: Source) -> Subject:
+    codec, config = load_run(path)
+    folder = path if path.is_dir() else path.absolute().parent.parent
+    evaluation = folder / "evaluation" / "evaluation.csv"
+    if not evaluation.is_file():
+        raise UserError(f"{evaluation}: no evaluation of this run; run varitok evaluate {path} first")
+    table = read_csv(evaluation)
+    splits = validation_splits(config.data, source.data)
+    files = getattr(splits.val, "files", None)
+    signals = [
+        (Path(files[index]).name if files else f"validation signal {index}", signal)
+        for index, signal in spread(splits.val, source.most).items()
+    ]
+    if codec.sample_rate is not None:
+        signals = [(name, sound[:, : max(1, round(source.seconds * codec.sample_rate))]) for name, sound in signals]
+    own, last = str(config.get("name") or "run"), folder.resolve().name
+    about = {
+        "parameters": f"{sum(part.numel() for part in codec.parameters()):,}",
+        "updates": f"{config.get('updates'):,}" if isinstance(config.get("updates"), int) else "",
+        "commit": _commit(folder / "provenance.json"),
+    }
+    named = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+    assert isinstance(named, dict)
+    return Subject(
+        name=own if own == last else f"{own} · {last}",
+        kind="run",
+        codec=codec,
+        ladder=_ladder(codec, table, evaluation),
+        signals=signals,
+        table=table,
+        progress=_progress(folder / "metrics.csv"),
+        about={key: value for key, value in about.items() if value},
+        config={str(key): value for key, value in named.items()},
+        folder=folder,
+    )
+
+
+def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
+    """Give the table's rungs.
+
+    Raises:
+        UserError: The table isn't this codec's.
+    """
+    ladder = Ladder(codec)
+    needed = {ladder.axis, "bytes", medium_of(codec).rate}
+    if needed <= table.rows[0].keys():
+        keeps = table.column(ladder.axis)
+        ladder = Ladder(codec, [int(keep) for keep in keeps])
+        if ladder.keeps == keeps:
+            return ladder
+    raise UserError(f"{path}: not an evaluation of this run's codec; evaluate it again with varitok evaluate")
+
+
+def _commit(path: Path) -> str:
+    """Name the commit that a run was made with, where it is known."""
+    try:
+        git = json.loads(path.read_text(encoding="utf-8"))["git"]
+        return str(git["commit"]) + (", changed" if git["dirty"] else "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _progress(path: Path) -> dict[str, dict[int, float]]:
+    """Read what a run logged; nothing where it logged elsewhere. Of an update that was repeated the last stands.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    found: dict[str, dict[int, float]] = {}
+    if path.is_file():
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise UserError(f"{path}: not what a run logs, or damaged; move it away to do without") from error
+    return found
+
+
+def _bundle(path: Path, source: Source) -> Subject:
+    bundle = load(path)
+    if isinstance(bundle, FeatureBundle):
+        raise UserError(f"{path}: a bundle of features, which no file holds; name the run that it comes from")
+    codec = exported(bundle)
+    assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
+    what, suffixes = SUFFIXES[type(bundle)]
+    mine = _of_kind(source.files, suffixes)
+    if not mine:
+        none = f"none of --files is a {what} ({' '.join(suffixes)})"
+        ask = none if source.files else f"give some {what}s with --files"
+        raise UserError(f"{path}: a bundle is shown on files of yours; {ask}")
+    data, protocol = _dataset(bundle, mine, source.seconds)
+    shown = [(mine[index].name, signal) for index, signal in spread(data, source.most).items()]
+    header = {"dataset": f"{len(shown)} of {len(mine)} {what}s of --files", "protocol": protocol}
+    if bad := min(source.most, len(mine)) - len(shown):
+        header["unreadable files left out"] = str(bad)
+    table = evaluate(codec, (collate([Sample(signal)]) for _, signal in shown), header=header)
+    told = read_json(path / "export.json")
+    sizes = {name: f"{file['bytes']:,} bytes" for name, file in told["files"].items()}
+    resolved = path.resolve()
+    return Subject(
+        name="/".join(resolved.parts[-2:]) if resolved.name == "bundle" else resolved.name,
+        kind="bundle",
+        codec=codec,
+        ladder=Ladder(codec),
+        signals=shown,
+        table=table,
+        progress={},
+        about={"format": str(bundle.config["format_version"]), **sizes},
+        config=bundle.config,
+        folder=path,
+    )
+
+
+def _of_kind(files: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """List the files of a kind, those below folders too, each once.
+
+    Raises:
+        UserError: One isn't there.
+    """
+    found: list[Path] = []
+    for path in files:
+        if not path.exists():
+            raise UserError(f"--files {path}: no such file or folder")
+        found += sorted(path.rglob("*")) if path.is_dir() else [path]
+    return list(dict.fromkeys(path for path in found if path.suffix.lower() in suffixes and path.is_file()))
+
+
+def _dataset(
+    bundle: ImageBundle | SoundBundle | VideoBundle, files: Sequence[Path], seconds: float
+) -> tuple[Dataset[Tensor], str]:
+    """Make files what the bundle takes, as an evaluation does, and say how."""
+    if isinstance(bundle, ImageBundle):
+        side = bundle.image_size
+        data = images.ImageDataset(
+            lambda index, _: images.decode_image(files[index]), len(files), image_size=side, train=False
+        )
+        return data, f"{images.PROTOCOL}; {side} x {side} pixels"
+    if isinstance(bundle, SoundBundle):
+        splits = sounds.splits_of(
+            "", files, files, sample_rate=bundle.sample_rate, crop_tokens=None, hop=bundle.hop,
+            channels=bundle.channels, val_seconds=seconds,
+        )  # fmt: skip
+        return splits.val, splits.about["protocol"]
+    rate = bundle.frame_rate or RATE
+    tokens = max(1, int((seconds * rate + bundle.lead) // bundle.hop[0]))
+    size = bundle.frame_size or [-(-SIDE // step) * step for step in bundle.hop[1:]]
+    splits = videos.splits_of(
+        "", files, files, crop_tokens=tokens, hop=bundle.hop[0], lead=bundle.lead, image_size=list(size),
+        frame_rate=rate,
+    )  # fmt: skip
+    return splits.val, splits.about["protocol"]

@@ -42,11 +42,11 @@ from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.statistics import MovingBook
 from varitok.codecs.lengths import masked_mean, prefix_mask
 
-STEPS, BATCH, TOKENS, WIDTH, ENTRIES = 32, 6, 8, 5, 12
+STEPS, BATCH, TOKENS, WIDTH, ENTRIES = 24, 6, 8, 5, 12
 # Steps at which the first, the second or neither of the processes has anything valid. The second has nothing at the
 # first step, which is that of k-means.
-NOTHING = {0: [1], 7: [0], 11: [0, 1], 12: [1], 20: [0, 1]}
-SAVED = 16
+NOTHING = {0: [1], 7: [0], 11: [0, 1], 12: [1], 16: [0, 1]}
+SAVED = 12
 CALLS: list[str] = []  # collectives by way of `torch.distributed`, which DDP's own are not
 
 EMA = partial(vq.EMAVectorQuantizer, decay=0.9)

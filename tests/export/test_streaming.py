@@ -66,7 +66,7 @@ def _vocos() -> Codec:
 
 KINDS = {"seanet": _seanet, "mimi": _mimi, "taae": _taae, "vocos": _vocos}
 # Each is four exports.
-PARAMETERS = [pytest.param(kind, marks=() if kind == "vocos" else pytest.mark.slow) for kind in KINDS]
+PARAMETERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]  # each takes half a minute to export
 
 
 def _codec(encoder, bottleneck, decoder) -> Codec:

@@ -107,7 +107,7 @@ class VideoBundle(Bundle):
         return codes[:, :kept] if tokens is None else codes[:, :kept, :, :tokens]
 
     def _encoded(self, frames: Any) -> Array:
-        values = self._values(frames)
+        values = self.values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
         return self.run_encoder(values)
@@ -161,7 +161,7 @@ class VideoBundle(Bundle):
             UserError: The codec can't stream, or doesn't have so many books.
         """
         graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, self.kept(books))
+        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, self.kept(books))
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.
@@ -175,7 +175,7 @@ class VideoBundle(Bundle):
         graph = self.streaming_graphs[1]
         return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
 
-    def _values(self, frames: Any) -> npt.NDArray[np.float32]:
+    def values(self, frames: Any) -> npt.NDArray[np.float32]:
         """Bring whatever clips are given as, perhaps of no frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""
         values, c = np.asarray(frames), self.channels
         if values.dtype == np.uint8:
@@ -219,11 +219,11 @@ class FeatureBundle(VideoBundle):
 
     def standardised(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Bring each channel of a transformer's features `(b, c, t, rows, columns)` to mean 0 and variance 1."""
-        return (self._values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
+        return (self.values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
 
     def restored(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Give decoded clips the scale of a transformer's features back."""
-        return self._values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
+        return self.values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
 
     def _of_channels(self, name: str) -> npt.NDArray[np.float32]:
         return np.array(self.config[name], np.float32)[:, None, None, None]
@@ -236,7 +236,7 @@ class FeatureBundle(VideoBundle):
         """
         raise UserError("pixels: this codec gives features back, from which a generator has to paint")
 
-    def _values(self, frames: Any) -> npt.NDArray[np.float32]:
+    def values(self, frames: Any) -> npt.NDArray[np.float32]:
         """Check feature clips, perhaps of no frames: float32 `(b, c, t, rows, columns)`."""
         values, shape = np.asarray(frames), f"(batch, {self.channels}, frames, rows, columns)"
         if values.dtype.kind != "f":

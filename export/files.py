@@ -15,6 +15,7 @@ from varitok import UserError
 from . import container
 from .container import SUFFIX
 from .graphs import Array, Bundle
+from .rate import Encoded, Target, fitted
 from .runtime import FeatureBundle, ImageBundle, SoundBundle, VideoBundle, load
 
 __all__ = ["decode", "decode_file", "encode", "encode_file"]
@@ -63,7 +64,8 @@ def _run(words: Sequence[str], encodes: bool) -> None:
         written.add(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         if encodes:
-            about = encode_file(bundle, path, out, tokens=options.tokens, books=options.books)
+            target = Target(options.bytes, options.kbps, options.psnr)
+            about = encode_file(bundle, path, out, tokens=options.tokens, books=options.books, target=target)
         else:
             about = decode_file(bundle, path, out, force=options.force)
         lines.append({"file": str(path), "out": str(out), **about})
@@ -92,13 +94,23 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     if encodes:
         parser.add_argument("--tokens", type=int, metavar="K", help="keep so many tokens, where they are ordered")
         parser.add_argument("--books", type=int, metavar="Q", help="keep so many books")
+        target = parser.add_mutually_exclusive_group()
+        target.add_argument("--bytes", type=int, metavar="N", help="keep what a file of N bytes has room for")
+        target.add_argument("--kbps", type=float, metavar="R", help="keep what R kbit/s have room for")
+        target.add_argument("--psnr", type=float, metavar="DB", help="keep no more than so many dB take")
     else:
         parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
     return parser
 
 
 def encode_file(
-    bundle: Bundle, path: Path, out: Path, *, tokens: int | None = None, books: int | None = None
+    bundle: Bundle,
+    path: Path,
+    out: Path,
+    *,
+    tokens: int | None = None,
+    books: int | None = None,
+    target: Target = Target(),  # noqa: B008 (it can't be changed)
 ) -> dict[str, Any]:
     """Encode a file into a container; give how large it became.
 
@@ -108,35 +120,54 @@ def encode_file(
         out: The container.
         tokens: Keep only so many, where tokens are ordered; all where None.
         books: Keep only so many; all where None.
+        target: Of those, keep what a size or a quality wants.
 
     Raises:
-        UserError: The file can't be read, or isn't the bundle's; a number is out of range.
+        UserError: The file can't be read, or isn't the bundle's; a number is out of range, a target can't be met.
     """
+    encoded = _encoded(bundle, path, tokens, books)
+    shape = encoded.original.shape
+
+    def decoded(part: Encoded) -> npt.NDArray[np.float32]:
+        whole = bundle.decode(part.codes)
+        return whole[tuple(slice(side) for side in shape)]
+
+    try:
+        encoded = fitted(bundle, encoded, target, decoded)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            encoded.write(file, bundle)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{out}: can't be written ({error.strerror})") from error
+    kept = {"tokens": encoded.codes.shape[-1]} if bundle.tokens else {"books": encoded.codes.shape[1]}
+    return kept | {"bytes": out.stat().st_size, "payload bytes": encoded.payload(bundle)}
+
+
+def _encoded(bundle: Bundle, path: Path, tokens: int | None, books: int | None) -> Encoded:
+    """Read a file and encode it."""
     if isinstance(bundle, ImageBundle):
-        codes = bundle.encode(_picture(path), tokens=tokens)[:, : bundle.kept(books)]
-        signal: tuple[int, ...] = ()
-        units = np.ones(codes.shape[2], np.int64)
-    elif isinstance(bundle, SoundBundle):
+        image = bundle.values(_picture(path))
+        codes = bundle.encode(image, tokens=tokens)[:, : bundle.kept(books)]
+        return Encoded(codes, (), np.ones(codes.shape[2], np.int64), image, None)
+    if isinstance(bundle, SoundBundle):
         if tokens is not None:
             raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
         wave = _sound(path, bundle)
         codes = bundle.encode(wave, bundle.sample_rate, books=books)
-        signal, units = (bundle.sample_rate,), _reached(codes.shape[2], bundle.hop, 0, wave.shape[1])
-    else:
-        assert isinstance(bundle, VideoBundle)
-        frames, rate = _clip(path, bundle)
-        codes = bundle.encode(frames, tokens=tokens, books=books)
-        signal = (*frames.shape[1:3], round(1000 * rate))
-        units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, len(frames))
-    header = container.header_of(bundle, codes, signal)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            container.write(file, header, codes, units)
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: can't be written ({error.strerror})") from error
-    return {"bytes": out.stat().st_size, "payload bytes": container.read(out).sizes["payload"]}
+        units = _reached(codes.shape[2], bundle.hop, 0, wave.shape[1])
+        return Encoded(codes, (bundle.sample_rate,), units, wave[None], wave.shape[1] / bundle.sample_rate)
+    assert isinstance(bundle, VideoBundle)
+    frames, rate = _clip(path, bundle)
+    clip = bundle.values(frames)
+    codes = bundle.encode(clip, tokens=tokens, books=books)
+    units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, len(frames))
+    facts = (*frames.shape[1:3], round(1000 * rate))
+    return Encoded(codes, facts, units, clip, len(frames) / rate if rate else None)
 
 
 def decode_file(bundle: Bundle, path: Path, out: Path, *, force: bool = False) -> dict[str, Any]:

@@ -103,13 +103,13 @@ class ImageBundle(Bundle):
         """
         kept = self.tokens if tokens is None else tokens
         self._check_tokens(kept)
-        return self.run_encoder(self._signal(image))[..., :kept]
+        return self.run_encoder(self.values(image))[..., :kept]
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""
         return to_pixels(signal)
 
-    def _signal(self, image: Any) -> npt.NDArray[np.float32]:
+    def values(self, image: Any) -> npt.NDArray[np.float32]:
         """Bring whatever an image is given as to float32 `(b, c, S, S)` in [-1, 1]."""
         if hasattr(image, "convert"):  # a Pillow image; Pillow itself need not be there
             image = np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(*image.size[::-1], -1)
@@ -164,7 +164,7 @@ class SoundBundle(Bundle):
         """
         self._check_rate(sample_rate)
         kept = self.kept(books)
-        values = self._values(wave)
+        values = self.values(wave)
         if not values.size:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
         return self.run_encoder(values)[:, :kept]
@@ -185,7 +185,7 @@ class SoundBundle(Bundle):
         self._check_rate(sample_rate)
         kept = self.kept(books)
         graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self._values, stream_form(self.config, "encoder"), batch, kept)
+        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Start a stream of codes into sound: all its sound together is what `decode` gives for all codes.
@@ -205,7 +205,7 @@ class SoundBundle(Bundle):
                 f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the sound before"
             )
 
-    def _values(self, wave: Any) -> npt.NDArray[np.float32]:
+    def values(self, wave: Any) -> npt.NDArray[np.float32]:
         """Bring whatever a sound is given as, perhaps of no samples, to float32 `(b, c, t)` in [-1, 1]."""
         values = np.asarray(wave)
         if values.dtype == np.int16:

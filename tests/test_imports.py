@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WITHOUT_TORCH = (
-    "runtime",
-    "graphs",
-    "clips",
-    "stream",
-    "tiles",
-    "packing",
-    "container",
-    "files",
-    "command",
-)  # export's
+# Of varitok.export.
+WITHOUT_TORCH = ("runtime", "graphs", "clips", "stream", "tiles", "packing", "container", "rate", "files", "command")
 FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 

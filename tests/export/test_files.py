@@ -92,6 +92,31 @@ def test_a_sound_comes_back_as_long_as_it_was(sounds, tmp_path, capsys):
     assert 0 < len(soundfile.read(tmp_path / "cut.wav")[0]) <= 6 * HOP
 
 
+def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, tmp_path, capsys):
+    folder, photo = exported[1], photos / "a.png"
+
+    def encoded(*words):
+        return json.loads(run(capsys, "encode", *words, "--json"))[0]
+
+    whole = encoded(folder, photo)
+    assert whole["tokens"] == TOKENS
+    for most in (whole["bytes"] - 3, whole["bytes"] - 1, whole["bytes"], whole["bytes"] + 9):
+        kept = encoded(folder, photo, "--bytes", most)
+        assert kept["bytes"] <= most
+        assert kept["tokens"] == TOKENS or encoded(folder, photo, "--tokens", kept["tokens"] + 1)["bytes"] > most
+    assert "the least that there is has" in refused(capsys, "encode", folder, photo, "--bytes", 9)
+    assert "has no duration; give --bytes" in refused(capsys, "encode", folder, photo, "--kbps", 9)
+    assert "ask for no more than that" in refused(capsys, "encode", folder, photo, "--psnr", 90)
+    bundle = varitok.load(folder)
+    original = bundle.values(Image.open(photo))
+    error = np.mean((bundle.decode(bundle.encode(original, tokens=1)) - original) ** 2)
+    assert encoded(folder, photo, "--psnr", 10 * np.log10(4 / error) - 0.1)["tokens"] == 1
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 100 * HOP), RATE)
+    rate = varitok.load(sounds).bits(1, 2) * RATE / HOP / 1000
+    assert encoded(sounds, tmp_path / "a.wav", "--kbps", 1.1 * rate)["books"] == 2
+    assert "kbit/s; give that or more" in refused(capsys, "encode", sounds, tmp_path / "a.wav", "--kbps", 0.01)
+
+
 def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, capsys):
     folder, codes = exported[1], tmp_path / "a.vtk"
     encode_file(varitok.load(folder), photos / "a.png", codes)

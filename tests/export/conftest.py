@@ -18,7 +18,10 @@ def awake(codec: Codec) -> Codec:
     return codec.eval()
 
 
-@pytest.fixture(scope="session", params=[("vq_cosine", "truncate"), ("fsq", "mask_token")], ids="-".join)
+KINDS = [("vq_cosine", "truncate"), pytest.param(("fsq", "mask_token"), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="session", params=KINDS, ids="-".join)
 def exported(request, tmp_path_factory):
     """Give a codec, its bundle's folder and the report."""
     codec = awake(tiny_codec(*request.param))

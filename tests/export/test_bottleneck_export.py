@@ -11,7 +11,7 @@ from varitok.export.torchscript import export_torchscript, load_torchscript
 
 from ..codecs.examples import EXAMPLES, example
 
-QUICK = ("fsq", "rvq", "bsq_36")
+QUICK = ("fsq", "rvq")
 SIZES = [(1, 1), (1, 5), (3, 1), (3, 5)]
 
 

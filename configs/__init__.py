@@ -3,10 +3,14 @@
 This is the one folder of the checkout with an `__init__.py`: Hydra finds YAML by `pkg://varitok.configs`.
 """
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from varitok import UserError
 
 __all__: list[str] = []
 
@@ -28,6 +32,21 @@ def _lead(encoder: Any) -> int:
     return _hop(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
 
 
+def _of_bundle(folder: str | None, key: str) -> Any:
+    """Look a value up in a bundle's config.json; `hop.0` is the first of a list."""
+    if folder is None:
+        raise UserError("tokenizer is required: give tokenizer=BUNDLE")
+    path = Path(folder) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for part in key.split("."):
+            found = found[int(part) if isinstance(found, list) else part]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"tokenizer={folder}: not a bundle that tells {key!r} of its signals") from error
+    return found
+
+
 # In YAML, `${hop:${codec.encoder}}`: data are cut in tokens, and only the encoder knows how long they are.
 OmegaConf.register_new_resolver("hop", _hop, replace=True)
+OmegaConf.register_new_resolver("bundle", _of_bundle, replace=True)
 OmegaConf.register_new_resolver("lead", _lead, replace=True)

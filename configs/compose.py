@@ -111,7 +111,8 @@ def check(config: DictConfig) -> None:
     try:
         OmegaConf.resolve(config.copy())
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
+        mistake = error.__cause__
+        raise mistake if isinstance(mistake, UserError) else UserError(_one_line(error)) from error
     _check_types(config, _defaults(), "")
     if "optim" in config:
         _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)

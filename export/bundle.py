@@ -97,7 +97,8 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 
     def plain(node: Any) -> Any:
         if isinstance(node, Mapping):
-            named = {"type": str(node["_target_"]).rpartition(".")[2]} if "_target_" in node else {}
+            named: dict[str, Any] = {"type": str(node["_target_"]).rpartition(".")[2]} if "_target_" in node else {}
+            named |= {"partial": True} if node.get("_partial_") else {}
             return named | {str(key): plain(value) for key, value in node.items() if not str(key).startswith("_")}
         return [plain(value) for value in node] if isinstance(node, list) else node
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from .graphs import DECODER, Array, Bundle, Opened, to_pixels
+from .graphs import DECODER, Array, Bundle, Opened, tensors, to_pixels
 from .stream import DecodingStream, EncodingStream, stream_form
 from .tiles import decode_tiled, encode_tiled
 
@@ -73,6 +73,7 @@ class VideoBundle(Bundle):
         )
         return first, second, third
 
+    @tensors
     def encode(
         self, frames: Any, *, tokens: int | None = None, books: int | None = None, tile: int | None = None
     ) -> Array:
@@ -112,6 +113,7 @@ class VideoBundle(Bundle):
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
         return self.run_encoder(values)
 
+    @tensors
     def decode(
         self, codes: Any, size: tuple[int, int, int] | None = None, *, tile: int | None = None
     ) -> npt.NDArray[np.float32]:

@@ -45,9 +45,19 @@ SUBCOMMANDS = {
     "report": Subcommand(
         "varitok.export.report.command:main", "show runs and bundles on one page", "RUN --out report.html", "train"
     ),
+    "compare": Subcommand(
+        "varitok.export.compare.command:main",
+        "measure a bundle beside classical codecs",
+        "tokenizer --data PHOTOS",
+        "train",
+    ),
     "encode": Subcommand("varitok.export.files:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
     "decode": Subcommand("varitok.export.files:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
     "info": Subcommand("varitok.export.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"),
+    "push": Subcommand(
+        "varitok.export.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
+    ),
+    "pull": Subcommand("varitok.export.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
     "completion": Subcommand("varitok.export.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
 }
 

@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from varitok import UserError
 
+from .entropy import CODINGS, WITH_PRIOR, Coding, books_of, coding_of, fits, prior_identity
 from .graphs import Bundle, read_json
-from .packing import Book, Codes, Packing
+from .packing import Book, Codes
+from .range_coder import Damage
 
-__all__ = ["Container", "Header", "Writer", "check", "header_of", "identity", "read", "read_all", "write"]
+__all__ = ["Chunk", "Container", "Header", "Writer", "check", "header_of", "identity", "read", "read_all", "write"]
 
 MAGIC = b"\x89VTK"
 VERSION = 1
@@ -40,6 +42,8 @@ class Header(NamedTuple):
     Attributes:
         modality: One of `MODALITIES`.
         bundle: The bundle's `identity`.
+        coding: How codes are written, one of `CODINGS`.
+        prior: Which prior says their chances, where one does.
         books: Those that are kept.
         inner: Sizes of the codes' axes behind that of steps: rows and columns of a clip's grid, tokens of its blocks.
         signal: Of sounds the rate in Hz; of clips height, width and frames in 1,000 s (0: not known).
@@ -47,6 +51,8 @@ class Header(NamedTuple):
 
     modality: str
     bundle: bytes
+    coding: str
+    prior: bytes
     books: tuple[Book, ...]
     inner: tuple[int, ...]
     signal: tuple[int, ...]
@@ -57,29 +63,90 @@ class Header(NamedTuple):
         numbers = [len(runs), *(number for run in runs for number in run)]
         for axes in (self.inner, self.signal):
             numbers += [len(axes), *axes]
-        head = MAGIC + bytes([VERSION, MODALITIES.index(self.modality)]) + self.bundle
-        body = head + b"".join(map(_varint, numbers))
+        kinds = bytes([VERSION, MODALITIES.index(self.modality)])
+        body = MAGIC + kinds + self.bundle + bytes([CODINGS.index(self.coding)]) + self.prior
+        body += b"".join(map(_varint, numbers))
         return body + _checksum(body)
+
+    @property
+    def per_step(self) -> int:
+        """Codes of a step."""
+        return len(self.books) * math.prod(self.inner)
+
+
+class Chunk(NamedTuple):
+    """Some of a signal's steps.
+
+    Attributes:
+        steps: How many.
+        units: How much of the signal they stand for: samples, or frames; of an image 1.
+        payload: Their codes, as far as they arrived.
+        whole: Whether they did, and their checksum holds.
+    """
+
+    steps: int
+    units: int
+    payload: bytes
+    whole: bool
 
 
 class Container(NamedTuple):
-    """A signal's codes, read.
+    """A signal's codes as they are written.
 
     Attributes:
+        path: Of the file.
         header: What holds for all of them.
-        codes: int64 `(1, books, steps, *inner)`.
-        units: How long the signal is: samples, or frames; of an image 1. Of a file that was cut, of its whole chunks.
-        complete: Whether the file goes on to its end; otherwise there are as many steps as arrived.
-        checked: Steps whose checksum holds: all, but for those of a chunk that was cut.
+        chunks: In their order; all but the last are whole.
+        complete: Whether the file goes on to its end.
         sizes: Bytes of the header, of the payload, and of what is around the payload.
     """
 
+    path: Path
     header: Header
-    codes: Codes
-    units: int
+    chunks: tuple[Chunk, ...]
     complete: bool
-    checked: int
     sizes: dict[str, int]
+
+    @property
+    def steps(self) -> int:
+        """Steps whose checksum holds: all, but for those of a chunk that was cut."""
+        return sum(chunk.steps for chunk in self.chunks if chunk.whole)
+
+    @property
+    def units(self) -> int:
+        """How much of the signal these stand for."""
+        return sum(chunk.units for chunk in self.chunks if chunk.whole)
+
+    def codes(self, bundle: Bundle | None = None, begin: int = 0, end: int | None = None) -> Codes:
+        """Read codes, of the steps from `begin` to before `end`; other chunks than those that have them stay unread.
+
+        Args:
+            bundle: Has the prior, where the codes need one; `check` should have held it against the header.
+            begin: The first step.
+            end: Behind the last; None: to the end, of a file that was cut with what arrived of the cut chunk.
+
+        Returns:
+            int64 `(1, books, steps, *inner)`.
+
+        Raises:
+            UserError: The codes are damaged, none of them arrived, or these steps are not there.
+        """
+        header, parts, first = self.header, list[Codes](), 0
+        coding = coding_of(header.coding, header.books, bundle)
+        last = sum(chunk.steps for chunk in self.chunks) if end is None else end
+        for number, chunk in enumerate(self.chunks):
+            if first < last and first + chunk.steps > begin:
+                try:
+                    found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
+                    parts.append(_known(found, header, number)[:, max(0, begin - first) : last - first])
+                except (_Damage, Damage) as error:
+                    raise UserError(f"{self.path}: {error or f'damaged: chunk {number} has no such codes'}") from None
+            first += chunk.steps
+        codes = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
+        if not codes.shape[1] or (end is not None and codes.shape[1] < end - begin):
+            there = f"it has {self.steps} steps, not {begin} to {end}" if end is not None else ""
+            raise UserError(f"{self.path}: {there or 'cut before the first code arrived'}")
+        return np.asarray(codes[None])
 
 
 class Writer:
@@ -88,13 +155,19 @@ class Writer:
     Args:
         file: Open for writing bytes.
         header: What holds for all of them.
+        coding: How they are written.
+
+    Attributes:
+        payload: Bytes that codes took so far.
     """
 
-    def __init__(self, file: BinaryIO, header: Header) -> None:
+    def __init__(self, file: BinaryIO, header: Header, coding: Coding) -> None:
         self.file = file
-        self.packing = Packing(header.books, header.inner)
+        self.header = header
+        self.coding = coding
         self.whole = math.lcm(*(book.stride for book in header.books))
         self.open = True
+        self.payload = 0
         file.write(header.pack())
 
     def write(self, codes: npt.ArrayLike, units: int) -> None:
@@ -108,14 +181,15 @@ class Writer:
             ValueError: Shape or codes aren't the header's, or a chunk of other steps was the last one.
         """
         codes = np.asarray(codes, np.int64)
-        books, steps = self.packing.books, codes.shape[1]
-        if codes.shape != (len(books), steps, *self.packing.inner) or not steps or not self.open:
-            raise ValueError(f"codes {codes.shape} don't follow: ({len(books)}, steps, *{self.packing.inner}) do")
+        books, inner, steps = self.header.books, self.header.inner, codes.shape[1]
+        if codes.shape != (len(books), steps, *inner) or not steps or not self.open:
+            raise ValueError(f"codes {codes.shape} don't follow: ({len(books)}, steps, *{inner}) do")
         sizes = np.array([book.size for book in books]).reshape(-1, *(1 for _ in codes.shape[1:]))
         if (codes < 0).any() or (codes >= sizes).any():
             raise ValueError("a code is no entry of its book")
         self.open = steps % self.whole == 0
-        payload = self.packing.pack(codes)
+        payload = self.coding.encode(codes)
+        self.payload += len(payload)
         body = _varint(steps) + _varint(units) + _varint(len(payload)) + payload
         self.file.write(body + _checksum(body))
 
@@ -138,17 +212,11 @@ def identity(folder: Path) -> bytes:
     return hashlib.sha256(lines.encode()).digest()[:8]
 
 
-def header_of(bundle: Bundle, codes: npt.NDArray[np.integer], signal: Sequence[int]) -> Header:
-    """Make the header of a bundle's codes `(1, books, steps, *inner)`, all books or the first of them.
-
-    Raises:
-        UserError: They are continuous.
-    """
-    if not bundle.book_sizes:
-        raise UserError("this codec's codes are continuous: there is nothing to pack")
-    pairs = zip(bundle.book_sizes, bundle.book_strides, strict=True)
-    books = tuple(Book(size, stride) for size, stride in pairs)[: codes.shape[1]]
-    return Header(bundle.config["modality"], identity(bundle.folder), books, tuple(codes.shape[3:]), tuple(signal))
+def header_of(bundle: Bundle, codes: npt.NDArray[np.integer], signal: Sequence[int], coding: Coding) -> Header:
+    """Make the header of a bundle's codes `(1, books, steps, *inner)`, all books or the first of them."""
+    known = identity(bundle.folder)
+    inner, facts = tuple(codes.shape[3:]), tuple(signal)
+    return Header(bundle.config["modality"], known, coding.name, coding.prior, coding.books, inner, facts)
 
 
 def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> None:
@@ -165,27 +233,37 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
     """
     if header.modality != bundle.config["modality"]:
         raise UserError(f"{path}: codes of {header.modality}, and {bundle.folder} is of {bundle.config['modality']}")
-    known = [Book(*pair) for pair in zip(bundle.book_sizes, bundle.book_strides, strict=True)]
-    if list(header.books) != known[: len(header.books)] or len(header.inner) != bundle.axes - 1:
+    if list(header.books) != books_of(bundle)[: len(header.books)] or len(header.inner) != bundle.axes - 1:
         raise UserError(f"{path}: codes of other books than those of {bundle.folder}; decode it by its own bundle")
     if header.bundle != identity(bundle.folder) and not force:
         raise UserError(
             f"{path}: was written by another bundle than {bundle.folder}, whose books mean something else; decode it by"
             " its own, or give --force if this is the same codec, exported anew"
         )
+    if header.prior and header.prior != prior_identity(bundle.folder):  # no force helps: other chances, other codes
+        raise UserError(
+            f"{path}: its codes need a prior that {bundle.folder} doesn't have; decode it by its own bundle"
+        )
 
 
-def write(file: BinaryIO, header: Header, codes: npt.NDArray[np.integer], units: npt.NDArray[np.integer]) -> None:
-    """Write all of a signal's codes, in chunks.
+def write(
+    file: BinaryIO,
+    header: Header,
+    codes: npt.NDArray[np.integer],
+    units: npt.NDArray[np.integer],
+    coding: Coding,
+) -> int:
+    """Write all of a signal's codes, in chunks; give the bytes of their payloads.
 
     Args:
         file: Open for writing bytes.
         header: What holds for all of them.
         codes: int64 `(1, books, steps, *inner)`.
         units: How far into the signal each step reaches, `(steps,)`: of an image all 1.
+        coding: How they are written.
     """
-    writer = Writer(file, header)
-    each = max(1, CHUNK // max(1, len(header.books) * writer.packing.places) // writer.whole) * writer.whole
+    writer = Writer(file, header, coding)
+    each = max(1, CHUNK // max(1, header.per_step) // writer.whole) * writer.whole
     done = 0
     for begin in range(0, codes.shape[2], each):
         part = codes[0, :, begin : begin + each]
@@ -193,10 +271,11 @@ def write(file: BinaryIO, header: Header, codes: npt.NDArray[np.integer], units:
         writer.write(part, reached - done)
         done = reached
     writer.close()
+    return writer.payload
 
 
 def read(path: Path) -> Container:
-    """Read the codes of a file with one signal; see `read_all`.
+    """Read a file with one signal; see `read_all`.
 
     Raises:
         UserError: It holds none or several, or is damaged.
@@ -208,7 +287,7 @@ def read(path: Path) -> Container:
 
 
 def read_all(path: Path) -> Iterator[Container]:
-    """Read the codes of each signal of a file: files that are laid one behind the other are one file of several.
+    """Read each signal of a file: files that are laid one behind the other are one file of several.
 
     Raises:
         UserError: It can't be read, is none of varitok's, or is damaged.
@@ -220,7 +299,7 @@ def read_all(path: Path) -> Iterator[Container]:
     at = 0
     while at < len(data) or not at:
         try:
-            found, at = _signal(_Reader(data, at))
+            found, at = _signal(_Reader(data, at), path)
         except _Damage as error:
             raise UserError(f"{path}: {error}") from None
         yield found
@@ -264,7 +343,7 @@ class _Reader:
             raise _Damage(f"damaged: the checksum of {what} differs; get the file anew")
 
 
-def _signal(reader: _Reader) -> tuple[Container, int]:
+def _signal(reader: _Reader, path: Path) -> tuple[Container, int]:
     """Read a signal; give where it ends."""
     begin = reader.at
     try:
@@ -272,46 +351,44 @@ def _signal(reader: _Reader) -> tuple[Container, int]:
     except _Cut:
         raise _Damage("cut before the first code arrived") from None
     sizes = {"header": reader.at - begin, "payload": 0, "framing": 0}
-    packing = Packing(header.books, header.inner)
-    parts: list[Codes] = []
-    units, complete, count, checked = 0, False, 0, 0
-    per_step = len(header.books) * packing.places
-    while not complete:
+    chunks, complete, left = list[Chunk](), False, MOST_ALL
+    while not complete and (not chunks or chunks[-1].whole):
         start = reader.at
         try:
-            steps = reader.number(MOST_CODES // max(1, per_step))
-            if not steps:
-                complete = True
-                sizes["framing"] += 1
-                continue
-            length, size = reader.number(1 << 40), reader.number(1 << 40)
-            if size != packing.size(steps):
-                raise _Damage(f"damaged: chunk {len(parts)} has {size} bytes, {packing.size(steps)} are expected")
-            count += steps * per_step
-            if count > MOST_ALL:
-                raise _Damage(f"more than {MOST_ALL} codes are refused")
-            there = len(reader.data) - reader.at
-            whole = there >= size + len(_checksum(b""))
-            arrived = steps if whole else packing.steps(min(there, size), steps)
-            payload = reader.take(packing.size(arrived))
-            if whole:
-                reader.check(start, f"chunk {len(parts)}")
-                units += length
-                checked += steps
-            else:
-                reader.at = len(reader.data)
+            chunk = _chunk(reader, header, len(chunks))
         except _Cut:
+            sizes["framing"] += len(reader.data) - start
             reader.at = len(reader.data)
             break
-        sizes["payload"] += len(payload)
-        sizes["framing"] += reader.at - start - len(payload)
-        if arrived:
-            parts.append(_known(packing.unpack(payload, arrived), header, len(parts)))
-        if not whole:
-            break
-    if not parts:
+        complete = chunk is None
+        if chunk is not None:
+            chunks.append(chunk)
+            sizes["payload"] += len(chunk.payload)
+            left -= chunk.steps * header.per_step
+            if left < 0:
+                raise _Damage(f"more than {MOST_ALL} codes are refused")
+        sizes["framing"] += reader.at - start - (len(chunk.payload) if chunk else 0)
+    if not chunks:
         raise _Damage("holds no codes" if complete else "cut before the first code arrived")
-    return Container(header, np.concatenate(parts, axis=1)[None], units, complete, checked, sizes), reader.at
+    return Container(path, header, tuple(chunks), complete, sizes), reader.at
+
+
+def _chunk(reader: _Reader, header: Header, number: int) -> Chunk | None:
+    """Read a chunk; None at the end of the signal."""
+    start = reader.at
+    steps = reader.number(MOST_CODES // max(1, header.per_step))
+    if not steps:
+        return None
+    units, size = reader.number(1 << 40), reader.number(1 << 40)
+    if not fits(header.coding, header.books, size, steps, header.inner):
+        raise _Damage(f"damaged: chunk {number} of {steps} steps can't have {size} bytes")
+    whole = len(reader.data) - reader.at >= size + len(_checksum(b""))
+    payload = reader.take(min(size, len(reader.data) - reader.at))
+    if whole:
+        reader.check(start, f"chunk {number}")
+    else:
+        reader.at = len(reader.data)
+    return Chunk(steps, units, payload, whole)
 
 
 def _header(reader: _Reader) -> Header:
@@ -322,7 +399,10 @@ def _header(reader: _Reader) -> Header:
     version, modality = reader.take(2)
     if version != VERSION:
         raise _Damage(f"version {version} of the format, this varitok reads {VERSION}; update varitok")
-    bundle, books = reader.take(8), list[Book]()
+    bundle, (coding,), books = reader.take(8), reader.take(1), list[Book]()
+    if coding >= len(CODINGS):
+        raise _Damage(f"codes of kind {coding} are not known; update varitok")
+    prior = reader.take(8) if CODINGS[coding] in WITH_PRIOR else b""
     for _ in range(reader.number(MOST_BOOKS)):
         count, size, stride = reader.number(MOST_BOOKS), reader.number(MOST_ENTRIES), reader.number(MOST_STRIDE)
         books += [Book(size, stride)] * count
@@ -332,7 +412,7 @@ def _header(reader: _Reader) -> Header:
     reader.check(begin, "the header")
     if modality >= len(MODALITIES) or not books or math.prod(inner) * len(books) > MOST_CODES or 0 in inner:
         raise _Damage("damaged: its codes' shape can't be")
-    return Header(MODALITIES[modality], bundle, tuple(books), tuple(inner), tuple(signal))
+    return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(books), tuple(inner), tuple(signal))
 
 
 def _known(codes: Codes, header: Header, chunk: int) -> Codes:

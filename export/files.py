@@ -14,8 +14,9 @@ from varitok import UserError
 
 from . import container
 from .container import SUFFIX
+from .entropy import CODINGS
 from .graphs import Array, Bundle
-from .rate import Encoded, Target, fitted
+from .rate import Encoded, Target, encoded, fitted
 from .runtime import FeatureBundle, ImageBundle, SoundBundle, VideoBundle, load
 
 __all__ = ["decode", "decode_file", "encode", "encode_file"]
@@ -65,7 +66,8 @@ def _run(words: Sequence[str], encodes: bool) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         if encodes:
             target = Target(options.bytes, options.kbps, options.psnr)
-            about = encode_file(bundle, path, out, tokens=options.tokens, books=options.books, target=target)
+            kept = {name: getattr(options, name) for name in ("tokens", "books", "coding")}
+            about = encode_file(bundle, path, out, target=target, **kept)
         else:
             about = decode_file(bundle, path, out, force=options.force)
         lines.append({"file": str(path), "out": str(out), **about})
@@ -94,6 +96,11 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     if encodes:
         parser.add_argument("--tokens", type=int, metavar="K", help="keep so many tokens, where they are ordered")
         parser.add_argument("--books", type=int, metavar="Q", help="keep so many books")
+        parser.add_argument(
+            "--coding",
+            choices=CODINGS,
+            help="how codes are written; default: learned, where the bundle has a prior, else as is smaller",
+        )
         target = parser.add_mutually_exclusive_group()
         target.add_argument("--bytes", type=int, metavar="N", help="keep what a file of N bytes has room for")
         target.add_argument("--kbps", type=float, metavar="R", help="keep what R kbit/s have room for")
@@ -111,6 +118,7 @@ def encode_file(
     tokens: int | None = None,
     books: int | None = None,
     target: Target = Target(),  # noqa: B008 (it can't be changed)
+    coding: str | None = None,
 ) -> dict[str, Any]:
     """Encode a file into a container; give how large it became.
 
@@ -121,53 +129,47 @@ def encode_file(
         tokens: Keep only so many, where tokens are ordered; all where None.
         books: Keep only so many; all where None.
         target: Of those, keep what a size or a quality wants.
+        coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
+            can do without.
 
     Raises:
         UserError: The file can't be read, or isn't the bundle's; a number is out of range, a target can't be met.
     """
-    encoded = _encoded(bundle, path, tokens, books)
-    shape = encoded.original.shape
+    whole = _encoded(bundle, path, tokens, books)._replace(coding=coding)
+    shape = whole.original.shape
 
     def decoded(part: Encoded) -> npt.NDArray[np.float32]:
-        whole = bundle.decode(part.codes)
-        return whole[tuple(slice(side) for side in shape)]
+        back = bundle.decode(part.codes)
+        return back[tuple(slice(side) for side in shape)]
 
     try:
-        encoded = fitted(bundle, encoded, target, decoded)
+        chosen = fitted(bundle, whole, target, decoded)
+        written = chosen.written(bundle)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     partial = out.with_name(out.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            encoded.write(file, bundle)
+        partial.write_bytes(written.data)
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{out}: can't be written ({error.strerror})") from error
-    kept = {"tokens": encoded.codes.shape[-1]} if bundle.tokens else {"books": encoded.codes.shape[1]}
-    return kept | {"bytes": out.stat().st_size, "payload bytes": encoded.payload(bundle)}
+    kept = {"tokens": chosen.codes.shape[-1]} if bundle.tokens else {"books": chosen.codes.shape[1]}
+    return kept | {"bytes": len(written.data), "payload bytes": written.payload, "coding": written.coding}
 
 
 def _encoded(bundle: Bundle, path: Path, tokens: int | None, books: int | None) -> Encoded:
     """Read a file and encode it."""
+    rate = None
     if isinstance(bundle, ImageBundle):
-        image = bundle.values(_picture(path))
-        codes = bundle.encode(image, tokens=tokens)[:, : bundle.kept(books)]
-        return Encoded(codes, (), np.ones(codes.shape[2], np.int64), image, None)
-    if isinstance(bundle, SoundBundle):
-        if tokens is not None:
-            raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
-        wave = _sound(path, bundle)
-        codes = bundle.encode(wave, bundle.sample_rate, books=books)
-        units = _reached(codes.shape[2], bundle.hop, 0, wave.shape[1])
-        return Encoded(codes, (bundle.sample_rate,), units, wave[None], wave.shape[1] / bundle.sample_rate)
-    assert isinstance(bundle, VideoBundle)
-    frames, rate = _clip(path, bundle)
-    clip = bundle.values(frames)
-    codes = bundle.encode(clip, tokens=tokens, books=books)
-    units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, len(frames))
-    facts = (*frames.shape[1:3], round(1000 * rate))
-    return Encoded(codes, facts, units, clip, len(frames) / rate if rate else None)
+        signal = bundle.values(_picture(path))
+    elif isinstance(bundle, SoundBundle):
+        signal = bundle.values(_sound(path, bundle))
+    else:
+        assert isinstance(bundle, VideoBundle)
+        frames, rate = _clip(path, bundle)
+        signal = bundle.values(frames)
+    return encoded(bundle, signal, tokens=tokens, books=books, frame_rate=rate)
 
 
 def decode_file(bundle: Bundle, path: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
@@ -185,22 +187,23 @@ def decode_file(bundle: Bundle, path: Path, out: Path, *, force: bool = False) -
     found = list(container.read_all(path))
     for one in found:
         container.check(one.header, bundle, path, force)
+    codes = [one.codes(bundle) for one in found]
     arrived: dict[str, Any] = {"whole": all(one.complete for one in found)}
-    if unchecked := sum(one.codes.shape[2] - one.checked for one in found):
+    if unchecked := sum(each.shape[2] - one.steps for each, one in zip(codes, found, strict=True)):
         arrived["steps unchecked"] = unchecked
     if isinstance(bundle, ImageBundle):
         if len(found) > 1:
             raise UserError(f"{path}: holds {len(found)} pictures; decode them one by one")
-        _write_picture(out, bundle.pixels(bundle.decode(found[0].codes))[0])
-        return {"tokens": found[0].codes.shape[2], **arrived}
+        _write_picture(out, bundle.pixels(bundle.decode(codes[0]))[0])
+        return {"tokens": codes[0].shape[2], **arrived}
     if isinstance(bundle, SoundBundle):
         ends = [one.units if one.complete else None for one in found]
-        waves = [bundle.decode(one.codes)[0, :, :end] for one, end in zip(found, ends, strict=True)]
+        waves = [bundle.decode(each)[0, :, :end] for each, end in zip(codes, ends, strict=True)]
         wave = np.concatenate(waves, axis=1)
         _write_sound(out, wave, bundle.sample_rate)
         return {"seconds": round(wave.shape[1] / bundle.sample_rate, 3), **arrived}
     assert isinstance(bundle, VideoBundle)
-    clips = [_frames(bundle, one) for one in found]
+    clips = [_frames(bundle, one, each) for one, each in zip(found, codes, strict=True)]
     if len({clip.shape[1:] for clip in clips}) > 1:
         raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
     clip = np.concatenate(clips)
@@ -208,19 +211,14 @@ def decode_file(bundle: Bundle, path: Path, out: Path, *, force: bool = False) -
     return {"frames": len(clip), **arrived}
 
 
-def _frames(bundle: VideoBundle, one: container.Container) -> npt.NDArray[np.uint8]:
+def _frames(bundle: VideoBundle, one: container.Container, codes: Array) -> npt.NDArray[np.uint8]:
     """Decode a clip: uint8 `(t, h, w, 3)`."""
     if len(one.header.signal) != 3:
         raise UserError("a container of clips tells the height, width and rate of their frames; this one doesn't")
     height, width, _ = one.header.signal
-    frames = one.units if one.complete else one.codes.shape[2] * bundle.hop[0] - bundle.lead
-    clips: npt.NDArray[np.uint8] = bundle.pixels(bundle.decode(one.codes, (frames, height, width)))
+    frames = one.units if one.complete else codes.shape[2] * bundle.hop[0] - bundle.lead
+    clips: npt.NDArray[np.uint8] = bundle.pixels(bundle.decode(codes, (frames, height, width)))
     return np.asarray(clips[0])
-
-
-def _reached(steps: int, hop: int, lead: int, length: int) -> npt.NDArray[np.int64]:
-    """Tell how far into a signal each step reaches."""
-    return np.minimum((np.arange(steps) + 1) * hop - lead, length)
 
 
 def _kinds(bundle: Bundle) -> tuple[str, ...]:

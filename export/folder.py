@@ -16,11 +16,11 @@ from torch import Tensor
 
 from varitok import UserError, __version__
 
-from .graphs import FORMAT_VERSION
+from .graphs import FORMAT_VERSION, read_json, sha256
 from .onnx import OPSET
 from .parity import Parity
 
-__all__ = ["describe", "replacing", "report", "write_json"]
+__all__ = ["add", "describe", "replacing", "report", "write_json"]
 
 
 @contextlib.contextmanager
@@ -71,11 +71,7 @@ def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
     told = {
         "format_version": FORMAT_VERSION,
         "parity": {name: result._asdict() for name, result in parity.items()},
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
+        "files": _files(folder, folder),
         "versions": {"varitok": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},
         "opset": OPSET,
@@ -84,20 +80,27 @@ def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
     return told
 
 
+def add(folder: Path, name: str) -> None:
+    """Put the files below a folder of a bundle into its export.json, in the place of those that it had."""
+    told = read_json(folder / "export.json")
+    others = {key: value for key, value in told["files"].items() if not key.startswith(f"{name}/")}
+    write_json(folder / "export.json", told | {"files": others | _files(folder, folder / name)})
+
+
+def _files(folder: Path, part: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(part.rglob("*"))
+        if path.is_file()
+    }
+
+
 def _weights_sha256(state: Mapping[str, Tensor]) -> str:
     """Digest names, types, shapes and values of weights, whatever file they lie in."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()
 
 

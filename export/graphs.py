@@ -3,10 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ __all__ = [
     "Opened",
     "onnx_runtime",
     "read_json",
+    "sha256",
+    "tensors",
     "to_pixels",
     "verify_files",
 ]
@@ -34,6 +36,26 @@ STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.o
 AGAIN = "export it again with varitok export"
 
 Array = npt.NDArray[Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def tensors(method: Method) -> Method:
+    """Let a method of a bundle also take a torch tensor as what it codes, and give one on its device then.
+
+    Graphs run where the bundle's providers are; torch itself is not needed, and is not loaded for anything else.
+    """
+
+    @wraps(method)
+    def call(self: Any, signal: Any, *args: Any, **options: Any) -> Any:
+        if not hasattr(signal, "detach"):
+            return method(self, signal, *args, **options)
+        import torch  # noqa: PLC0415 (there is a tensor)
+
+        values = signal.detach().cpu()
+        found = method(self, (values.float() if values.is_floating_point() else values).numpy(), *args, **options)
+        return torch.from_numpy(found).to(signal.device)
+
+    return cast("Method", call)
 
 
 class Opened:
@@ -111,6 +133,7 @@ class Bundle(Opened):
         each = list(zip(self.book_sizes, self.book_strides, strict=True))[:books]
         return sum(-(-tokens // stride) * math.log2(size) for size, stride in each)
 
+    @tensors
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
         """Turn codes `(b, books, k)`, of clips `(b, books, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].
 
@@ -221,19 +244,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def sha256(path: Path) -> str:
+    """Digest a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def verify_files(folder: Path, graphs: Sequence[str]) -> None:
     """Compare the files that the runtime reads, these graphs among them, with export.json."""
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or not {"config.json", *graphs} <= files.keys():
         raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {AGAIN}")
     for name, known in files.items():
-        if name != "config.json" and not name.startswith("onnx/"):
+        if name != "config.json" and not name.startswith(("onnx/", "prior/")):
             continue
-        path, digest = folder / name, hashlib.sha256()
+        path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {AGAIN}")
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != known["sha256"]:
+        if sha256(path) != known["sha256"]:
             raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")

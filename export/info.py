@@ -150,10 +150,10 @@ def _of_container(path: Path) -> dict[str, Any]:
         "bundle": header.bundle.hex(),
         "book_sizes": [book.size for book in header.books],
         "signals": len(found),
-        "codes": [list(one.codes.shape[1:]) for one in found],
+        "coding": header.coding,
+        "codes": [[len(header.books), one.steps, *header.inner] for one in found],
         units: sum(one.units for one in found),
         "whole": all(one.complete for one in found),
-        "steps_unchecked": sum(one.codes.shape[2] - one.checked for one in found),
         "bytes": {name: sum(one.sizes[name] for one in found) for name in found[0].sizes}
         | {"file": path.stat().st_size},
     }

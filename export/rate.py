@@ -3,7 +3,7 @@
 import io
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,11 @@ import numpy.typing as npt
 from varitok import UserError
 
 from . import container
+from .entropy import books_of, coding_of, prior_identity
 from .graphs import Array, Bundle
-from .packing import Packing
+from .runtime import ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["Encoded", "Target", "fitted"]
+__all__ = ["Encoded", "Target", "Written", "encoded", "fitted"]
 
 
 class Encoded(NamedTuple):
@@ -26,6 +27,8 @@ class Encoded(NamedTuple):
         units: How far into the signal each step reaches, `(steps,)` or more.
         original: What was encoded, float32 `(1, c, ...)` in [-1, 1].
         seconds: How long it lasts; None of an image, or where no rate is known.
+        coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
+            can do without.
     """
 
     codes: Array
@@ -33,25 +36,80 @@ class Encoded(NamedTuple):
     units: npt.NDArray[np.int64]
     original: npt.NDArray[np.float32]
     seconds: float | None
+    coding: str | None = None
 
-    def write(self, file: BinaryIO, bundle: Bundle) -> None:
+    def written(self, bundle: Bundle) -> "Written":
         """Write the container."""
-        container.write(file, container.header_of(bundle, self.codes, self.facts), self.codes, self.units)
+        found = [self._written(bundle, name) for name in _codings(bundle, self.coding)]
+        return min(found, key=lambda one: len(one.data))
 
-    def size(self, bundle: Bundle) -> int:
-        """Count the container's bytes."""
+    def _written(self, bundle: Bundle, name: str) -> "Written":
         file = io.BytesIO()
-        self.write(file, bundle)
-        return file.tell()
-
-    def payload(self, bundle: Bundle) -> int:
-        """Count the bytes of its codes, packed."""
-        header = container.header_of(bundle, self.codes, self.facts)
-        return Packing(header.books, header.inner).size(self.codes.shape[2])
+        coding = coding_of(name, books_of(bundle)[: self.codes.shape[1]], bundle)
+        header = container.header_of(bundle, self.codes, self.facts, coding)
+        payload = container.write(file, header, self.codes, self.units, coding)
+        return Written(file.getvalue(), payload, name)
 
     def cut(self, kept: int, ordered: bool) -> "Encoded":
         """Keep so many tokens of codes that are ordered, or so many books."""
         return self._replace(codes=self.codes[..., :kept] if ordered else self.codes[:, :kept])
+
+
+def encoded(
+    bundle: Bundle,
+    signal: npt.NDArray[np.float32],
+    *,
+    tokens: int | None = None,
+    books: int | None = None,
+    frame_rate: float | None = None,
+) -> Encoded:
+    """Encode a signal `(1, c, ...)`, as a bundle's `values` gives it.
+
+    Args:
+        bundle: Of images, sounds or clips.
+        signal: The signal.
+        tokens: Keep only so many, where tokens are ordered; all where None.
+        books: Keep only so many; all where None.
+        frame_rate: Of a clip, frames a second; None where it isn't known.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    if isinstance(bundle, ImageBundle):
+        codes = bundle.encode(signal, tokens=tokens)[:, : bundle.kept(books)]
+        return Encoded(codes, (), np.ones(codes.shape[2], np.int64), signal, None)
+    if isinstance(bundle, SoundBundle):
+        if tokens is not None:
+            raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
+        codes = bundle.encode(signal, bundle.sample_rate, books=books)
+        length = signal.shape[2]
+        units = _reached(codes.shape[2], bundle.hop, 0, length)
+        return Encoded(codes, (bundle.sample_rate,), units, signal, length / bundle.sample_rate)
+    assert isinstance(bundle, VideoBundle)
+    codes = bundle.encode(signal, tokens=tokens, books=books)
+    length = signal.shape[2]
+    units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, length)
+    facts = (*signal.shape[3:], round(1000 * (frame_rate or 0)))
+    return Encoded(codes, facts, units, signal, length / frame_rate if frame_rate else None)
+
+
+def _reached(steps: int, hop: int, lead: int, length: int) -> npt.NDArray[np.int64]:
+    """Tell how far into a signal each step reaches."""
+    return np.minimum((np.arange(steps) + 1) * hop - lead, length)
+
+
+class Written(NamedTuple):
+    """A container.
+
+    Attributes:
+        data: The file.
+        payload: Bytes of it that are codes.
+        coding: How they are written.
+    """
+
+    data: bytes
+    payload: int
+    coding: str
 
 
 class Target(NamedTuple):
@@ -85,16 +143,24 @@ def fitted(
     ordered = bool(bundle.tokens)
     cuts = [encoded.cut(kept, ordered) for kept in range(1, encoded.codes.shape[-1 if ordered else 1] + 1)]
     if target.bytes is not None:
-        return _largest(cuts, lambda one: one.size(bundle), target.bytes, "--bytes", "bytes")
+        return _largest(cuts, lambda one: len(one.written(bundle).data), target.bytes, "--bytes", "bytes")
     if target.kbps is not None:
         if encoded.seconds is None:
             raise UserError(f"--kbps {target.kbps:g}: this signal has no duration; give --bytes")
         seconds = encoded.seconds
-        rate = lambda one: one.payload(bundle) * 8 / 1000 / seconds  # noqa: E731
+        rate = lambda one: one.written(bundle).payload * 8 / 1000 / seconds  # noqa: E731
         return _largest(cuts, rate, target.kbps, "--kbps", "kbit/s")
     if target.psnr is not None:
         return _least(cuts, lambda one: _psnr(encoded.original, decode(one)), target.psnr)
     return encoded
+
+
+def _codings(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
+    if not bundle.book_sizes:
+        raise UserError("this codec's codes are continuous: there is nothing to write")
+    if asked is not None:
+        return (asked,)
+    return ("learned",) if prior_identity(bundle.folder) else ("packed", "adaptive")
 
 
 def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: float, option: str, unit: str) -> Encoded:

@@ -21,6 +21,7 @@ from .graphs import (
     Bundle,
     onnx_runtime,
     read_json,
+    tensors,
     to_pixels,
     verify_files,
 )
@@ -31,17 +32,21 @@ __all__ = ["ClipBundle", "FeatureBundle", "ImageBundle", "SoundBundle", "VideoBu
 
 def load(
     path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True
-) -> "ImageBundle | SoundBundle | VideoBundle | ClipBundle":
+) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
     """Open an exported bundle.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the Hugging Face hub.
         providers: ONNX Runtime's execution providers, best first; the CPU where None.
         verify: Compare the files that will be read with their recorded checksums.
 
     Raises:
         UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
     """
+    if str(path).startswith("hf://"):
+        from .hub import fetched  # noqa: PLC0415 (an extra)
+
+        path = fetched(str(path).removeprefix("hf://"))
     folder = Path(path)
     config = read_json(folder / "config.json")
     version = config.get("format_version")
@@ -87,6 +92,7 @@ class ImageBundle(Bundle):
         side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
         return f"ImageBundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {books} codes)"
 
+    @tensors
     def encode(self, image: Any, *, tokens: int | None = None) -> Array:
         """Turn images into codes.
 
@@ -148,6 +154,7 @@ class SoundBundle(Bundle):
         rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
         return f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {books} codes a second)"
 
+    @tensors
     def encode(self, wave: Any, sample_rate: int, *, books: int | None = None) -> Array:
         """Turn sounds into codes; the last token's sound is filled up with zeros.
 

@@ -86,6 +86,8 @@ class Result:
         (["+loader.batchsize=3"], ["loader.batchsize: no such key", "loader.batch_size"]),
         (["--config-name", "trian"], ["--config-name trian", "train"]),
         (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
+        (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
+        (["experiment=prior/sounds", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle that tells"]),
         (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
         (["updates=1.5"], ["updates: expected a whole number, got 1.5"]),
         (["updates=null"], ["updates: expected a whole number, got None"]),
@@ -208,9 +210,14 @@ def test_an_experiment_is_global(name: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
-def test_an_experiment_composes(name: Path) -> None:
+def test_an_experiment_composes(name: Path, tmp_path: Path) -> None:
+    overrides = [f"experiment={name.with_suffix('').as_posix()}"]
+    if name.parts[0] == "prior":  # what it reads of the tokenizer's bundle
+        told = {"image_size": 64, "sampling_rate": 16000, "hop_length": 320, "channels": 1}
+        (tmp_path / "config.json").write_text(json.dumps(told | {"hop": [4, 8, 8], "lead": 3, "frame_rate": 8.0}))
+        overrides.append(f"tokenizer={tmp_path}")
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [f"experiment={name.with_suffix('').as_posix()}"])
+        config = hydra.compose("train", overrides)
         for key in OmegaConf.missing_keys(config):
             OmegaConf.update(config, key, "FOLDER")
         compose.check(config)

@@ -10,9 +10,10 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varitok.export.runtime import ClipBundle, ImageBundle, SoundBundle, VideoBundle
+    from varitok.export.frozen import FrozenCodec
+    from varitok.export.runtime import ClipBundle, FeatureBundle, ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["UserError", "__version__", "at_least", "load"]
+__all__ = ["UserError", "__version__", "at_least", "load", "load_torch"]
 __version__ = "0.1.0"
 
 
@@ -34,11 +35,11 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
             raise UserError(f"{key}={value}: must be at least {least}")
 
 
-def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle | ClipBundle":
+def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
     """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
 
     Args:
-        path: The bundle's folder, as `export=` wrote it.
+        path: The bundle's folder, as `export=` wrote it; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the hub.
 
     Raises:
         UserError: A file of the bundle is missing, altered or of an unknown format.
@@ -46,3 +47,21 @@ def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle 
     from varitok.export.runtime import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
 
     return load_bundle(path)
+
+
+def load_torch(path: str | PathLike[str]) -> "FrozenCodec":
+    """Rebuild a bundle's codec as a torch module, from its configuration and weights; nothing in it is executed.
+
+    Args:
+        path: The bundle's folder, as `export=` wrote it.
+
+    Raises:
+        UserError: A file of the bundle is missing, altered or of an unknown format, or torch is not installed.
+    """
+    try:
+        from varitok.export.rebuild import rebuild  # noqa: PLC0415 (keeps `import varitok` instant)
+    except ModuleNotFoundError as error:
+        if (error.name or "varitok").startswith("varitok"):
+            raise
+        raise UserError(f"a torch module needs the package {error.name}; pip install 'varitok[train]'") from error
+    return rebuild(path)

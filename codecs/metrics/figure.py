@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-__all__ = ["LABELS", "MARKERS", "Curve", "draw_curves", "dress"]
+__all__ = ["LOWER", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")
@@ -18,15 +18,18 @@ MARKERS = ("s", "^", "D")
 LABELS = {
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
-    "mse": "mean squared error (lower is better)",
+    "mse": "mean squared error",
     "cosine": "cosine similarity",
-    "mel": "mel distance (lower is better)",
-    "stft": "STFT distance (lower is better)",
+    "mel": "mel distance",
+    "stft": "STFT distance",
     "si_sdr": "SI-SDR (dB)",
     "pesq": "PESQ",
     "stoi": "STOI",
     "estoi": "ESTOI",
 }
+
+LOWER = frozenset({"mse", "mel", "stft", "flicker", "lpips_alex", "lpips_vgg", "rfid", "fvd", "fvd_random"})
+"""Metrics of which less is better; of all others more is."""
 
 
 class Curve(NamedTuple):
@@ -43,6 +46,11 @@ class Curve(NamedTuple):
     sizes: Sequence[float]
     values: Mapping[str, Sequence[float]]
     labels: Sequence[str] = ()
+
+
+def label_of(metric: str, name: str = "") -> str:
+    """Name a metric on an axis; one that has no label by `name`, or its own."""
+    return LABELS.get(metric, name or metric) + (" (lower is better)" if metric in LOWER else "")
 
 
 def draw_curves(
@@ -62,7 +70,7 @@ def draw_curves(
         axes.plot(ours.sizes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
         for word, x, y in zip(ours.labels, ours.sizes, values, strict=False):
             axes.annotate(word, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=ACCENT)
-        dress(axes, LABELS.get(metric, metric), sizes)
+        dress(axes, label_of(metric), sizes)
     if others:
         panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")

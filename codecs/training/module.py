@@ -1,14 +1,11 @@
 """The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from varitok import UserError
@@ -18,45 +15,28 @@ from ..codec import Codec
 from ..lengths import Kept
 from ..losses.objective import Objective
 from ..result import Reconstruction
-from .average import Average
+from .base import MakeOptimizer, Training, parameter_groups
 from .health import Health
-from .record import Record
-from .schedules import warmup_cosine
 
 __all__ = ["CodecTraining"]
 
-MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
-
-class CodecTraining(pl.LightningModule):
+class CodecTraining(Training):
     """Trains a codec, with or without a discriminator.
-
-    Optimization is manual. Of the two optimizers only the codec's is stepped through Lightning, so that its
-    `global_step` counts updates (with two it counts double: Lightning issue 17958); schedules read the buffer
-    `updates`, which survives a resume.
 
     Args:
         codec: What is trained.
         objective: What it is trained for.
         optimizer: Makes the codec's optimizer from parameter groups.
         discriminator_optimizer: Makes the discriminator's; needed where the objective has one.
-        updates: Updates in the whole run.
-        warmup: Updates over which the learning rates rise.
-        final: Share of the learning rates left at the end of the cosine.
-        clip: Largest norm of each optimizer's gradient.
-        accumulate: Batches to an update.
-        average: Decay of the moving average of parameters; 0 keeps none.
-        freeze: Parts of the codec that don't train, by name: the second of two stages freezes "encoder",
-            "project_in" and "bottleneck" (TiTok, arXiv 2406.07550, section 3.3).
-        compile: Parts of the codec to be run through `torch.compile`, by name.
-        log_every: Updates between two readings of the log.
-        seed: Seed of the kept lengths, and of noise in the bottleneck.
+        options: See `Training`. The second of two stages freezes "encoder", "project_in" and "bottleneck" (TiTok, arXiv
+            2406.07550, section 3.3); the seed is of kept lengths, and of noise in the bottleneck.
 
     Raises:
         UserError: A part is named that the codec doesn't have, or float16 is asked for.
     """
 
-    updates: Tensor
+    codec: Codec
 
     def __init__(
         self,
@@ -64,70 +44,27 @@ class CodecTraining(pl.LightningModule):
         objective: Objective,
         optimizer: MakeOptimizer,
         discriminator_optimizer: MakeOptimizer | None = None,
-        *,
-        updates: int,
-        warmup: int = 0,
-        final: float = 0.1,
-        clip: float = 1.0,
-        accumulate: int = 1,
-        average: float = 0.999,
-        freeze: Sequence[str] = (),
-        compile: Sequence[str] = (),
-        log_every: int = 50,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.codec = codec
+        super().__init__("codec", codec, optimizer, **options)
         self.objective = objective
-        self.make_optimizer = optimizer
         self.make_discriminator_optimizer = discriminator_optimizer
-        self.factor = partial(warmup_cosine, total=updates, warmup=warmup, final=final)
-        self.total = updates
-        self.clip = clip
-        self.accumulate = accumulate
-        self.seed = seed
-        self.record = Record(log_every * accumulate)
         self.health = Health(codec.bottleneck)
-        self.latest: dict[str, float] = {}  # the log's last reading
-        self.stepped = False  # whether the last batch completed an update
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.frozen = [_part(codec, name, "freeze") for name in freeze]
-        for part in self.frozen:
-            part.requires_grad_(False)
-        self.average = Average(codec, average) if average else None
-        for name in compile:
-            _part(codec, name, "compile").compile()
 
     @property
     def evaluated(self) -> Codec:
         """The codec to evaluate and to export: the averaged one where there is one."""
-        return self.average.codec if self.average else self.codec
+        found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
+        return found
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
-        if self.trainer.precision == "16-mixed":
-            raise UserError("trainer.precision=16-mixed: the discriminator's step is not scaled; use bf16-mixed")
-        optimizers = [self.make_optimizer(_groups(self.codec))]
+    def make_optimizers(self) -> list[Optimizer]:
+        """Make the codec's, and the discriminator's where there is one."""
+        optimizers = super().make_optimizers()
         if self.objective.adversarial:
             if self.make_discriminator_optimizer is None:
                 raise UserError("optim.discriminator is missing: the objective has an adversarial term")
-            optimizers.append(self.make_discriminator_optimizer(_groups(self.objective.adversarial)))
-        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-            group["initial_lr"] = group["lr"]
+            optimizers.append(self.make_discriminator_optimizer(parameter_groups(self.objective.adversarial)))
         return optimizers
-
-    def on_fit_start(self) -> None:
-        """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device."""
-        self.update = int(self.updates)
-        self.batch = self.update * self.accumulate  # of the whole run, whatever Lightning's index says after a resume
-
-    def train(self, mode: bool = True) -> "CodecTraining":
-        """Switch to training, but for what is frozen."""
-        super().train(mode)
-        for part in self.frozen:
-            part.eval()
-        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
@@ -135,8 +72,7 @@ class CodecTraining(pl.LightningModule):
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
         result = self.reconstruct(batch, real)
-        self.batch += 1
-        self.stepped = due = self.batch % self.accumulate == 0
+        due = self.begin_batch()
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial
         values: dict[str, Tensor] = {}
@@ -156,14 +92,7 @@ class CodecTraining(pl.LightningModule):
             # The codec has heard it as it was: a step in between would change what the gradient goes back through.
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         if due:
-            optimizers = self.optimizers()
-            first = optimizers[0] if isinstance(optimizers, list) else optimizers
-            values["grad_norm"] = self.step(first, self.codec, factor)
-            self.codec.bottleneck.update()
-            self.update += 1
-            self.updates.fill_(self.update)
-            if self.average:
-                self.average.update(self.codec, self.update)
+            values["grad_norm"] = self.end_update(factor)
         self.log_values(values, factor)
         return None
 
@@ -194,15 +123,6 @@ class CodecTraining(pl.LightningModule):
         assert self.objective.adversarial is not None
         return self.step(self.trainer.optimizers[1], self.objective.adversarial, factor)
 
-    def step(self, optimizer: Any, module: nn.Module, factor: float) -> Tensor:
-        """Clip the module's gradient and step; gives the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
-
     def draw(self, batch: Batch) -> Kept:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
         size = batch.signal.shape[2:]
@@ -219,32 +139,10 @@ class CodecTraining(pl.LightningModule):
         lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)
         return Kept(torch.minimum(lengths, self.codec.valid(batch.lengths, size)), depth)
 
-    def log_values(self, values: dict[str, Tensor], factor: float) -> None:
-        """Collect the step's values; hand their means to the loggers when a reading is due."""
-        self.record.add(values)
-        if self.batch % self.record.every:
-            return
-        self.latest = self.record.read() | self.health.read()
-        self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
-        for logger in self.loggers:
-            logger.log_metrics(self.latest, step=self.update)
+    def after_step(self) -> None:
+        """Let the bottleneck learn what it doesn't learn by gradient."""
+        self.codec.bottleneck.update()
 
-
-def _part(codec: Codec, name: str, option: str) -> nn.Module:
-    """Find a part of the codec by name."""
-    parts = dict(codec.named_children())
-    if name not in parts:
-        raise UserError(f"training.{option}: the codec has no part {name!r}; it has {', '.join(parts)}")
-    return parts[name]
-
-
-def _groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Split trainable parameters into those that decay and those that don't."""
-    decayed = {
-        id(child.weight)
-        for child in module.modules()
-        if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    }
-    trained = [p for p in module.parameters() if p.requires_grad]
-    kept = [p for p in trained if id(p) not in decayed]
-    return [{"params": [p for p in trained if id(p) in decayed]}, {"params": kept, "weight_decay": 0.0}]
+    def reading(self) -> dict[str, float]:
+        """Give the health of the codes."""
+        return self.health.read()

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from .module import CodecTraining
+from .base import Training
 
 __all__ = ["Progress"]
 
@@ -26,7 +26,7 @@ class Progress(RichProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Show the last reading: the loss and its terms."""
-        assert isinstance(pl_module, CodecTraining)
+        assert isinstance(pl_module, Training)
         return {name: value for name, value in pl_module.latest.items() if name.startswith("loss")}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,7 +39,7 @@ class Progress(RichProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Move the bar, or say a line where a reading has been made."""
         super().on_train_batch_end(trainer, pl_module, *args)
-        assert isinstance(pl_module, CodecTraining)
+        assert isinstance(pl_module, Training)
         update = pl_module.update
         if not self.is_disabled or not pl_module.latest or update == self._said or not trainer.is_global_zero:
             return

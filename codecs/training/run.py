@@ -14,10 +14,12 @@ from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
 from ..implicit import ImplicitCodec
+from .base import Training
 from .checkpoints import Checkpoints
 from .implicit import ClipTraining
 from .memory import keep_freed_memory
 from .module import CodecTraining
+from .prior import PriorTraining
 from .progress import Progress
 
 __all__ = ["Run", "build_run"]
@@ -28,13 +30,13 @@ class Run(NamedTuple):
 
     Attributes:
         trainer: Lightning's trainer, with callbacks and loggers.
-        module: The codec's training.
+        module: The codec's training, or the prior's.
         data: The batches.
         resume: Checkpoint to go on from, or None.
     """
 
     trainer: pl.Trainer
-    module: CodecTraining
+    module: Training
     data: DataModule
     resume: str | None
 
@@ -53,7 +55,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    optim, loop = config.optim, config.training
+    loop = config.training
     at_least({"checkpoint_every": (config.checkpoint_every, 1), "training.log_every": (loop.log_every, 1)})
     data = DataModule(
         build(config.data),
@@ -62,24 +64,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         accumulate=loop.accumulate,
         seed=config.seed,
     )
-    codec = build_codec(config)
-    if not codec.bounded:
-        for name in ("mean", "deviation"):
-            codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
-    if config.init_from:
-        codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
-    training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
-    module = training(
-        codec,
-        build(config.objective),
-        optimizer=build(optim.codec),
-        discriminator_optimizer=build(optim.discriminator),
-        updates=config.updates,
-        warmup=optim.warmup,
-        final=optim.final,
-        clip=optim.clip,
-        seed=config.seed,
-        **{name: plain["training"][name] for name in ("accumulate", "average", "freeze", "compile", "log_every")},
+    module = (
+        _prior_training(config, plain) if OmegaConf.select(config, "prior") else _codec_training(config, plain, data)
     )
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
@@ -103,6 +89,37 @@ def build_run(config: DictConfig, folder: Path) -> Run:
         keep_freed_memory()
     resume = str(checkpoint_of(config.resume)) if config.resume else None
     return Run(trainer, module, data, resume)
+
+
+def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule) -> CodecTraining:
+    codec = build_codec(config)
+    if not codec.bounded:
+        for name in ("mean", "deviation"):
+            codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
+    if config.init_from:
+        codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
+    training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
+    return training(
+        codec,
+        build(config.objective),
+        optimizer=build(config.optim.codec),
+        discriminator_optimizer=build(config.optim.discriminator),
+        freeze=plain["training"]["freeze"],
+        **_options(config, plain),
+    )
+
+
+def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
+    source = build(config.prior.source)
+    prior = build(config.prior.network, sizes=source.sizes, places=source.places, sources=source.sources)
+    return PriorTraining(prior, source, optimizer=build(config.optim.codec), **_options(config, plain))
+
+
+def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
+    """Give what all trainings take."""
+    optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
+    loop = {name: plain["training"][name] for name in ("accumulate", "average", "compile", "log_every")}
+    return {"updates": config.updates, "seed": config.seed, **optim, **loop}
 
 
 def _quieten() -> None:

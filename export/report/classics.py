@@ -1,4 +1,4 @@
-"""Tables of classical codecs, as `benchmarks/classic_*.py` write them."""
+"""Tables of classical codecs, as `varitok compare` writes them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def read_classics(path: Path) -> Classics:
     """
     found = _classics(path)
     if found is None:
-        raise UserError(f"{path}: no table of classical codecs; give what benchmarks/classic_*.py wrote")
+        raise UserError(f"{path}: no table of classical codecs; give what varitok compare wrote")
     return found
 
 

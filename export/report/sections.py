@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from varitok.codecs.implicit import ImplicitCodec
-from varitok.codecs.metrics.figure import LABELS, Curve
+from varitok.codecs.metrics.figure import Curve, label_of
 from varitok.codecs.metrics.medium import medium_of
 from varitok.codecs.metrics.rate import USE
 from varitok.codecs.metrics.table import PRINTED, Table
@@ -185,7 +185,7 @@ def _others(classics: Sequence[Classics], subject: Subject, size: str, metric: s
 
 
 def _plot(ours: Sequence[Curve], others: Sequence[Curve], metric: str, sizes: str) -> str:
-    label = LABELS.get(metric, PRINTED[metric][0])
+    label = label_of(metric, PRINTED[metric][0])
     return _drawn(draw_quality(ours, others, metric, label, sizes), f"{label} over {sizes}")
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 from varitok.codecs.build import load_run
@@ -19,26 +18,15 @@ from varitok.codecs.metrics.ladder import Ladder
 from varitok.codecs.metrics.medium import medium_of
 from varitok.codecs.metrics.table import Table, read_csv
 from varitok.codecs.training.samples import spread
-from varitok.data import images, sounds, videos
 from varitok.data.batch import Sample, collate
-from varitok.data.video_files import SUFFIXES as VIDEO_SUFFIXES
 
 from ..clips import FeatureBundle
 from ..evaluable import Exported, exported
 from ..graphs import read_json
 from ..runtime import ImageBundle, SoundBundle, VideoBundle, load
+from ..signals import dataset_of, files_of, noun_of
 
 __all__ = ["Source", "Subject", "open_subject"]
-
-SIDE = 128  # pixels of a clip's frames, where a bundle takes any
-RATE = 8.0  # frames a second that are taken where a bundle tells none
-
-SUFFIXES: dict[type, tuple[str, tuple[str, ...]]] = {
-    ImageBundle: ("picture", images.SUFFIXES),
-    SoundBundle: ("sound", tuple(suffix for suffix in sounds.SUFFIXES if suffix not in VIDEO_SUFFIXES)),
-    VideoBundle: ("clip", VIDEO_SUFFIXES),
-}
-"""What the files of each kind of bundle are called, and how their names end."""
 
 
 class Source(NamedTuple):
@@ -184,13 +172,8 @@ def _bundle(path: Path, source: Source) -> Subject:
         raise UserError(f"{path}: a bundle of features, which no file holds; name the run that it comes from")
     codec = exported(bundle)
     assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
-    what, suffixes = SUFFIXES[type(bundle)]
-    mine = _of_kind(source.files, suffixes)
-    if not mine:
-        none = f"none of --files is a {what} ({' '.join(suffixes)})"
-        ask = none if source.files else f"give some {what}s with --files"
-        raise UserError(f"{path}: a bundle is shown on files of yours; {ask}")
-    data, protocol = _dataset(bundle, mine, source.seconds)
+    mine, what = files_of(bundle, source.files, "--files"), noun_of(bundle)
+    data, protocol = dataset_of(bundle, mine, source.seconds)
     shown = [(mine[index].name, signal) for index, signal in spread(data, source.most).items()]
     header = {"dataset": f"{len(shown)} of {len(mine)} {what}s of --files", "protocol": protocol}
     if bad := min(source.most, len(mine)) - len(shown):
@@ -211,43 +194,3 @@ def _bundle(path: Path, source: Source) -> Subject:
         config=bundle.config,
         folder=path,
     )
-
-
-def _of_kind(files: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """List the files of a kind, those below folders too, each once.
-
-    Raises:
-        UserError: One isn't there.
-    """
-    found: list[Path] = []
-    for path in files:
-        if not path.exists():
-            raise UserError(f"--files {path}: no such file or folder")
-        found += sorted(path.rglob("*")) if path.is_dir() else [path]
-    return list(dict.fromkeys(path for path in found if path.suffix.lower() in suffixes and path.is_file()))
-
-
-def _dataset(
-    bundle: ImageBundle | SoundBundle | VideoBundle, files: Sequence[Path], seconds: float
-) -> tuple[Dataset[Tensor], str]:
-    """Make files what the bundle takes, as an evaluation does, and say how."""
-    if isinstance(bundle, ImageBundle):
-        side = bundle.image_size
-        data = images.ImageDataset(
-            lambda index, _: images.decode_image(files[index]), len(files), image_size=side, train=False
-        )
-        return data, f"{images.PROTOCOL}; {side} x {side} pixels"
-    if isinstance(bundle, SoundBundle):
-        splits = sounds.splits_of(
-            "", files, files, sample_rate=bundle.sample_rate, crop_tokens=None, hop=bundle.hop,
-            channels=bundle.channels, val_seconds=seconds,
-        )  # fmt: skip
-        return splits.val, splits.about["protocol"]
-    rate = bundle.frame_rate or RATE
-    tokens = max(1, int((seconds * rate + bundle.lead) // bundle.hop[0]))
-    size = bundle.frame_size or [-(-SIDE // step) * step for step in bundle.hop[1:]]
-    splits = videos.splits_of(
-        "", files, files, crop_tokens=tokens, hop=bundle.hop[0], lead=bundle.lead, image_size=list(size),
-        frame_rate=rate,
-    )  # fmt: skip
-    return splits.val, splits.about["protocol"]

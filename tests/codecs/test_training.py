@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(
     path.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
     for path in (ROOT / "configs/experiment").rglob("*.yaml")
-    if path.parent.name != "base"  # parts of others
+    if path.parent.name not in ("base", "prior")  # parts of others; in tests/export/test_prior.py
 )
 
 

@@ -53,7 +53,21 @@ def refused(capsys, *words):
 @pytest.mark.parametrize("kept", [1, 3, TOKENS])
 def test_a_folder_of_pictures_comes_back(exported, photos, tmp_path, capsys, kept):
     folder = exported[1]
-    told = json.loads(run(capsys, "encode", folder, photos, "--out", tmp_path / "codes", "--tokens", kept, "--json"))
+    told = json.loads(
+        run(
+            capsys,
+            "encode",
+            folder,
+            photos,
+            "--out",
+            tmp_path / "codes",
+            "--tokens",
+            kept,
+            "--coding",
+            "packed",
+            "--json",
+        )
+    )
     assert sorted(one["out"] for one in told) == [
         str(tmp_path / "codes" / f"{name}.vtk") for name in ("a", "below/b", "c")
     ]
@@ -68,20 +82,20 @@ def test_a_folder_of_pictures_comes_back(exported, photos, tmp_path, capsys, kep
     assert f"{kept} tokens" in shown and "missing" not in shown
     for name in ("a", "below/b", "c"):
         back = np.asarray(Image.open(tmp_path / "back" / f"{name}.png"))
-        codes = container.read(tmp_path / "codes" / f"{name}.vtk").codes
+        codes = container.read(tmp_path / "codes" / f"{name}.vtk").codes()
         assert np.array_equal(back, bundle.pixels(bundle.decode(codes))[0]) and back.shape == (SIZE, SIZE, 3)
 
 
 def test_a_sound_comes_back_as_long_as_it_was(sounds, tmp_path, capsys):
     bundle, wave = varitok.load(sounds), np.random.default_rng(0).uniform(-0.5, 0.5, (5 * HOP + 3, 2))
     soundfile.write(tmp_path / "a.flac", wave, RATE)
-    run(capsys, "encode", sounds, tmp_path / "a.flac", "--books", 1)
+    run(capsys, "encode", sounds, tmp_path / "a.flac", "--books", 1, "--coding", "packed")
     found = container.read(tmp_path / "a.vtk")
-    assert found.units == 5 * HOP + 3 and found.codes.shape == (1, 1, 6) and found.header.signal == (RATE,)
+    assert found.units == 5 * HOP + 3 and found.codes().shape == (1, 1, 6) and found.header.signal == (RATE,)
     run(capsys, "decode", sounds, tmp_path / "a.vtk")
     back, rate = soundfile.read(tmp_path / "a.wav", always_2d=True)
     assert rate == RATE and back.shape == (5 * HOP + 3, bundle.channels)
-    wanted = bundle.decode(found.codes)[0, :, : len(back)].T
+    wanted = bundle.decode(found.codes())[0, :, : len(back)].T
     np.testing.assert_allclose(back, wanted, atol=1e-4)
     data = (tmp_path / "a.vtk").read_bytes()
     (tmp_path / "twice.vtk").write_bytes(data * 2)
@@ -96,7 +110,7 @@ def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, 
     folder, photo = exported[1], photos / "a.png"
 
     def encoded(*words):
-        return json.loads(run(capsys, "encode", *words, "--json"))[0]
+        return json.loads(run(capsys, "encode", *words, "--coding", "packed", "--json"))[0]
 
     whole = encoded(folder, photo)
     assert whole["tokens"] == TOKENS
@@ -137,6 +151,7 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
     folder = exported[1]
     soundfile.write(tmp_path / "other_rate.wav", np.zeros(100), RATE * 2)
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), RATE)
+    soundfile.write(tmp_path / "some.wav", np.zeros(100), RATE)
     (tmp_path / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
     (tmp_path / "broken.vtk").write_bytes(b"\x89VTK\x01")
     shutil.copy(photos / "a.png", photos / "a.jpg")
@@ -150,7 +165,7 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
         (["encode", folder, photos / "a.png", "--books", 9], "9 books: this codec has"),
         (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE}; resample"),
         (["encode", sounds, tmp_path / "nothing.wav"], "holds no samples"),
-        (["encode", sounds, tmp_path / "nothing.wav", "--tokens", 1], "keep fewer books instead"),
+        (["encode", sounds, tmp_path / "some.wav", "--tokens", 1], "keep fewer books instead"),
         (["encode", tmp_path, photos], "is"),
         (["decode", folder, tmp_path / "broken.vtk"], "broken.vtk: cut before the first code"),
     ]:
@@ -163,7 +178,7 @@ def test_a_clip_comes_back_with_its_frames_and_rate(tmp_path, capsys):
     write(tmp_path / "a.mp4", frames(10, 36, 50))
     run(capsys, "encode", tmp_path / "bundle", tmp_path / "a.mp4")
     found = container.read(tmp_path / "a.vtk")
-    assert found.units == 10 and found.codes.shape[2:] == (4, 5, 7) and found.header.signal[:2] == (36, 50)
+    assert found.units == 10 and found.codes().shape[2:] == (4, 5, 7) and found.header.signal[:2] == (36, 50)
     assert "10 frames" in run(capsys, "decode", tmp_path / "bundle", tmp_path / "a.vtk", "--out", tmp_path / "back")
     import av
 

@@ -1,0 +1,180 @@
+"""What every training has: optimizers and their schedule, whole updates, the moving average, the log."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from varitok import UserError
+
+from .average import Average
+from .record import Record
+from .schedules import warmup_cosine
+
+__all__ = ["MakeOptimizer", "Training", "parameter_groups"]
+
+MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+
+class Training(pl.LightningModule):
+    """Trains a module by manual optimization.
+
+    Of several optimizers only the first, the module's own, is stepped through Lightning, so that its `global_step`
+    counts updates (with two it counts double: Lightning issue 17958); schedules read the buffer `updates`, which
+    survives a resume.
+
+    Args:
+        name: What the module is called in checkpoints.
+        trained: The module.
+        optimizer: Makes its optimizer from parameter groups.
+        updates: Updates in the whole run.
+        warmup: Updates over which the learning rates rise.
+        final: Share of the learning rates left at the end of the cosine.
+        clip: Largest norm of each optimizer's gradient.
+        accumulate: Batches to an update.
+        average: Decay of the moving average of parameters; 0 keeps none.
+        freeze: Parts of the module that don't train, by name.
+        compile: Parts of it to be run through `torch.compile`, by name.
+        log_every: Updates between two readings of the log.
+        seed: Seed of what a step draws.
+
+    Raises:
+        UserError: A part is named that the module doesn't have.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        trained: nn.Module,
+        optimizer: MakeOptimizer,
+        *,
+        updates: int,
+        warmup: int = 0,
+        final: float = 0.1,
+        clip: float = 1.0,
+        accumulate: int = 1,
+        average: float = 0.999,
+        freeze: Sequence[str] = (),
+        compile: Sequence[str] = (),
+        log_every: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.add_module(name, trained)
+        self.name = name
+        self.make_optimizer = optimizer
+        self.factor = partial(warmup_cosine, total=updates, warmup=warmup, final=final)
+        self.total = updates
+        self.clip = clip
+        self.accumulate = accumulate
+        self.seed = seed
+        self.record = Record(log_every * accumulate)
+        self.latest: dict[str, float] = {}  # the log's last reading
+        self.stepped = False  # whether the last batch completed an update
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.frozen = [self._part(part, "freeze") for part in freeze]
+        for part in self.frozen:
+            part.requires_grad_(False)
+        self.average = Average(trained, average) if average else None
+        for part_name in compile:
+            self._part(part_name, "compile").compile()
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is trained."""
+        return self.get_submodule(self.name)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
+        if self.trainer.precision == "16-mixed":
+            raise UserError("trainer.precision=16-mixed: not every step is scaled; use bf16-mixed")
+        optimizers = self.make_optimizers()
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["initial_lr"] = group["lr"]
+        return optimizers
+
+    def make_optimizers(self) -> list[Optimizer]:
+        """Make them, that of what is trained first."""
+        return [self.make_optimizer(parameter_groups(self.trained))]
+
+    def on_fit_start(self) -> None:
+        """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device."""
+        self.update = int(self.updates)
+        self.batch = self.update * self.accumulate  # of the whole run, whatever Lightning's index says after a resume
+
+    def train(self, mode: bool = True) -> "Training":
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    def begin_batch(self) -> bool:
+        """Count a batch; tell whether it completes an update."""
+        self.batch += 1
+        self.stepped = self.batch % self.accumulate == 0
+        return self.stepped
+
+    def end_update(self, factor: float) -> Tensor:
+        """Step what is trained, count the update, and let the average follow; gives the gradient's norm."""
+        optimizers = self.optimizers()
+        first = optimizers[0] if isinstance(optimizers, list) else optimizers
+        norm = self.step(first, self.trained, factor)
+        self.after_step()
+        self.update += 1
+        self.updates.fill_(self.update)
+        if self.average:
+            self.average.update(self.trained, self.update)
+        return norm
+
+    def after_step(self) -> None:
+        """Do what else belongs to an update, before the average follows."""
+
+    def step(self, optimizer: Any, module: nn.Module, factor: float) -> Tensor:
+        """Clip the module's gradient and step; gives the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def log_values(self, values: dict[str, Tensor], factor: float) -> None:
+        """Collect the step's values; hand their means to the loggers when a reading is due."""
+        self.record.add(values)
+        if self.batch % self.record.every:
+            return
+        self.latest = self.record.read() | self.reading()
+        self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
+        for logger in self.loggers:
+            logger.log_metrics(self.latest, step=self.update)
+
+    def reading(self) -> dict[str, float]:
+        """Give what else is due with a reading of the log."""
+        return {}
+
+    def _part(self, name: str, option: str) -> nn.Module:
+        """Find a part of what is trained."""
+        parts = dict(self.trained.named_children())
+        if name not in parts:
+            raise UserError(f"training.{option}: the {self.name} has no part {name!r}; it has {', '.join(parts)}")
+        return parts[name]
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Split trainable parameters into those that decay and those that don't."""
+    decayed = {
+        id(child.weight)
+        for child in module.modules()
+        if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    }
+    trained = [p for p in module.parameters() if p.requires_grad]
+    kept = [p for p in trained if id(p) not in decayed]
+    return [{"params": [p for p in trained if id(p) in decayed]}, {"params": kept, "weight_decay": 0.0}]

@@ -1,0 +1,101 @@
+"""Training a prior on the codes of a frozen tokenizer."""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from varitok.data.batch import Batch, normalise
+
+from ..prior import Prior
+from .base import MakeOptimizer, Training
+
+__all__ = ["PriorTraining", "Rows", "Source"]
+
+
+class Rows(NamedTuple):
+    """Codes of a batch of signals as rows of symbols.
+
+    Attributes:
+        contexts: int64 `(b, n, 2 + sources)`, what a prior sees.
+        row: int64 `(b, n)`, the symbols.
+        valid: bool `(b, n)`, those that stand for something of the signal.
+        entries: int64, the valid codes as entries of what is counted, one alphabet behind the other.
+        bits: Of these, each with whole bits.
+    """
+
+    contexts: Tensor
+    row: Tensor
+    valid: Tensor
+    entries: Tensor
+    bits: int
+
+
+class Source(Protocol):
+    """A frozen tokenizer (`varitok.export.prior.Tokenizer`).
+
+    Attributes:
+        axis: What may be fewer, "tokens" where they are ordered, else "books".
+        most: Of these.
+        counted: Entries of each alphabet that is counted: each book, or each digit of a very large one.
+        sizes: Symbols of each kind.
+        places: Numbers of tokens.
+        sources: Symbols that each sees by name.
+    """
+
+    axis: str
+    most: int
+    counted: list[int]
+    sizes: list[int]
+    places: int
+    sources: int
+
+    def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
+        """Encode signals, and keep so many tokens or books; all where None."""
+        ...
+
+
+class PriorTraining(Training):
+    """Trains a `Prior`; every other batch has fewer tokens, or books, a number drawn anew for each.
+
+    Args:
+        prior: What is trained.
+        source: Makes the codes.
+        optimizer: Makes the prior's optimizer from parameter groups.
+        options: See `Training`.
+    """
+
+    prior: Prior
+    counts: Tensor
+
+    def __init__(self, prior: Prior, source: Source, optimizer: MakeOptimizer, **options: object) -> None:
+        super().__init__("prior", prior, optimizer, **options)  # type: ignore[arg-type]
+        self.source = source
+        # How often each entry was seen: what a model needs that knows nothing else.
+        self.register_buffer("counts", torch.zeros(sum(source.counted), dtype=torch.int64))
+
+    @property
+    def evaluated(self) -> Prior:
+        """The prior to evaluate and to export: the averaged one where there is one."""
+        found: Prior = self.average.codec if self.average else self.prior  # type: ignore[assignment]
+        return found
+
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Train on one batch."""
+        chance = torch.Generator().manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))
+        kept = None if self.batch % 2 else int(torch.randint(1, self.source.most + 1, (), generator=chance))
+        with torch.no_grad():
+            rows = self.source.rows(normalise(batch.signal), batch.lengths, kept)
+            self.counts += torch.bincount(rows.entries, minlength=len(self.counts))
+        due = self.begin_batch()
+        factor = self.factor(self.update)
+        nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
+        loss = nats.mean()
+        self.manual_backward(loss / self.accumulate)
+        values = {"loss": loss, "loss/of_packed": nats.sum() / (rows.bits * math.log(2))}
+        if due:
+            values["grad_norm"] = self.end_update(factor)
+        self.log_values(values, factor)
+        return None

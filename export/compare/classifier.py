@@ -1,0 +1,129 @@
+"""Machine perceptual quality: how often a classifier still knows what a decoded picture shows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from varitok import UserError
+from varitok.data.batch import BadSample, normalise
+
+from ..graphs import onnx_runtime
+from ..runtime import ImageBundle
+from ..signals import dataset_of, files_of
+
+__all__ = ["Classifier", "classes_of", "read_classifier", "train_classifier"]
+
+EPOCHS, BATCH, WIDTH = 25, 32, 32
+LEAST = 2  # classes
+
+
+class Classifier(NamedTuple):
+    """Tells what pictures show.
+
+    Attributes:
+        answer: Gives the classes, int64 `(b,)`, of pictures `(b, 3, h, w)`, uint8.
+        classes: Their names; none where a network's own are not known.
+        about: What it is, for the table's header.
+    """
+
+    answer: Callable[[Tensor], Tensor]
+    classes: tuple[str, ...]
+    about: str
+
+
+def classes_of(files: Sequence[Path]) -> list[str]:
+    """Tell each file's class: the folder that it lies in, or where all lie in one, its name's first word."""
+    folders = {file.parent for file in files}
+    return [
+        file.parent.name if len(folders) > 1 else file.stem.partition("_")[0].rstrip("0123456789") for file in files
+    ]
+
+
+def read_classifier(path: Path) -> Classifier:
+    """Read a classifier as ONNX, `(b, 3, h, w)` in [-1, 1] to logits `(b, classes)`: it is its own judge.
+
+    Raises:
+        UserError: ONNX Runtime can't read it.
+    """
+    try:
+        session = onnx_runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes, made in C++
+        raise UserError(f"--classifier {path}: ONNX Runtime can't read it") from error
+    name = session.get_inputs()[0].name
+
+    def answer(images: Tensor) -> Tensor:
+        try:
+            logits = session.run(None, {name: normalise(images).numpy()})[0]
+        except Exception as error:
+            sizes = " x ".join(map(str, images.shape[2:]))
+            raise UserError(f"--classifier {path}: takes no pictures (batch, 3, ...) of {sizes}") from error
+        return torch.from_numpy(np.asarray(logits)).argmax(-1)
+
+    return Classifier(answer, (), f"{path.name}; right is what it says of the original")
+
+
+def train_classifier(bundle: ImageBundle, folder: Path) -> Classifier:
+    """Train a small convolutional network on the originals of a folder, for some ten seconds; the seed is fixed.
+
+    Raises:
+        UserError: There are no pictures, or not two classes of them.
+    """
+    files = files_of(bundle, [folder], "--classes")
+    names = classes_of(files)
+    classes = tuple(sorted(set(names)))
+    if len(classes) < LEAST:
+        raise UserError(f"--classes {folder}: all pictures are {classes[0]!r}; give a folder for each class")
+    data, _ = dataset_of(bundle, files, None)
+    pairs = [
+        (image, classes.index(name))
+        for image, name in zip(_readable(data, len(files)), names, strict=True)
+        if image is not None
+    ]
+    images, labels = torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        network = _fit(images, labels, len(classes))
+    finally:
+        torch.random.set_rng_state(state)
+
+    @torch.inference_mode()
+    def answer(pictures: Tensor) -> Tensor:
+        logits: Tensor = network(normalise(pictures))
+        return logits.argmax(-1)
+
+    about = f"three convolutions, trained on {len(images)} originals of other files, classes {', '.join(classes)}"
+    return Classifier(answer, classes, about)
+
+
+def _readable(data: Dataset[Tensor], count: int) -> Iterator[Tensor | None]:
+    for index in range(count):
+        try:
+            yield data[0, index]
+        except BadSample:
+            yield None
+
+
+def _fit(images: Tensor, labels: Tensor, classes: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((3, WIDTH), (WIDTH, 2 * WIDTH), (2 * WIDTH, 4 * WIDTH)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * WIDTH, classes))
+    weights = 1 / torch.bincount(labels, minlength=classes).clamp(min=1)  # a class of few counts as one of many
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
+    for epoch in range(EPOCHS):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - epoch / EPOCHS)
+        for chosen in torch.split(torch.randperm(len(images)), BATCH):
+            batch = normalise(images[chosen])
+            batch = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch, batch.flip(3))
+            optimizer.zero_grad()
+            functional.cross_entropy(network(batch), labels[chosen], weights).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return network.eval()

@@ -1,0 +1,141 @@
+"""One protocol for all: the same signals through the bundle and through classical codecs, at ladders of rates."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varitok.codecs.metrics.figure import LOWER
+from varitok.codecs.metrics.ladder import Ladder
+from varitok.codecs.metrics.medium import Medium
+from varitok.data.batch import normalise
+
+from ..evaluable import Exported
+from ..rate import encoded
+from ..runtime import ImageBundle, SoundBundle, VideoBundle
+from .classic import Classic, Coded
+from .rates import bd_rate
+
+__all__ = ["OURS", "Item", "Row", "compare", "savings"]
+
+OURS = "varitok"
+ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # what is counted, and its column
+Row = dict[str, float | str]
+
+
+class Item(NamedTuple):
+    """A signal.
+
+    Attributes:
+        signal: `(c, *grid)`, as a dataset gives it.
+        label: Number of its class; None where it isn't known.
+    """
+
+    signal: Tensor
+    label: int | None = None
+
+
+class _Sums:
+    """What adds up over signals for one codec at one setting."""
+
+    def __init__(self) -> None:
+        self.bytes = {account: 0 for account in ACCOUNTS}
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, coded: Coded, values: Mapping[str, float]) -> None:
+        for account in ACCOUNTS:
+            self.bytes[account] += getattr(coded, account)
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+
+def compare(
+    codec: Exported,
+    items: Iterable[Item],
+    classics: Sequence[Classic],
+    medium: Medium,
+    metrics: Sequence[str],
+    coding: str | None = None,
+    recognises: Callable[[Tensor], Tensor] | None = None,
+) -> list[Row]:
+    """Code every signal in every way, and measure what comes back.
+
+    Args:
+        codec: The bundle.
+        items: The signals.
+        classics: The classical codecs.
+        medium: How the bundle's signals are measured.
+        metrics: Out of the medium's, each of a signal by itself.
+        coding: How the bundle's codes are written; None: as `varitok encode` does.
+        recognises: Gives the classes of pictures; right is an item's label, or the answer to the original.
+
+    Returns:
+        A row for each codec and setting, rates upwards: means over signals, and rates over all of them.
+    """
+    comparisons = {name: medium.comparison(name, torch.device("cpu")) for name in metrics}
+    sums: dict[tuple[str, int], _Sums] = {}
+    amount, count = 0.0, 0
+    for signal, label in items:
+        normal = normalise(signal[None])
+        real, lengths = medium.as_written(normal), torch.tensor([signal.shape[1]])
+        amount, count = amount + medium.amount(real, lengths), count + 1
+        wanted = None if recognises is None else int(recognises(real)) if label is None else label
+        for name, setting, coded in _all(codec, normal, real[0], classics, medium, coding):
+            back = coded.back[None]
+            values = {metric: float(call(back, real, lengths)) for metric, call in comparisons.items()}
+            if recognises is not None:
+                values["accuracy"] = float(int(recognises(back)) == wanted)
+            sums.setdefault((name, setting), _Sums()).add(coded, values)
+    rows: list[Row] = []
+    for (name, setting), found in sums.items():
+        sizes = {column: found.bytes[account] / count for account, column in ACCOUNTS.items()}
+        prefixes = {"payload": "", "file": "file_"}
+        rates = {f"{prefixes[account]}{medium.rate}": 8 * size / amount for account, size in found.bytes.items()}
+        means = {metric: float(np.nanmean(values)) for metric, values in found.values.items()}
+        rows.append({"codec": name, "setting": setting, **sizes, **rates, **means, f"{medium.noun}s": count})
+    order = {name: place for place, name in enumerate([OURS, *(one.name for one in classics)])}
+    return sorted(rows, key=lambda row: (order[str(row["codec"])], float(row["bytes"])))
+
+
+def _all(
+    codec: Exported, normal: Tensor, real: Tensor, classics: Sequence[Classic], medium: Medium, coding: str | None
+) -> Iterable[tuple[str, int, Coded]]:
+    """Code one signal in every way."""
+    bundle = codec.bundle
+    assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
+    whole = encoded(bundle, normal.numpy(), frame_rate=codec.frame_rate)._replace(coding=coding)
+    for kept in Ladder(codec).keeps:
+        part = whole.cut(kept, codec.ordered)
+        written = part.written(bundle)
+        back = codec.decode(torch.from_numpy(part.codes), normal.shape[2:])
+        yield OURS, kept, Coded(len(written.data), written.payload, medium.as_written(back)[0])
+    for classic in classics:
+        for setting in classic.settings:
+            yield classic.name, setting, classic.code(real, setting)
+
+
+def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
+    """Tell the Bjontegaard rate of the bundle against each classical codec, by each metric and way of counting.
+
+    Returns:
+        Rows with `percent`: below 0, the bundle needs fewer bytes for the same quality; NaN where no quality is common.
+    """
+    found: list[Row] = []
+    names = dict.fromkeys(str(row["codec"]) for row in rows)
+    for counted, column in ACCOUNTS.items():
+        for metric in metrics:
+            sign = -1 if metric in LOWER else 1
+            curves = {name: _curve([row for row in rows if row["codec"] == name], column, metric) for name in names}
+            rates, quality = curves.pop(OURS)
+            for name, (others, values) in curves.items():
+                percent = bd_rate(rates, [sign * each for each in quality], others, [sign * each for each in values])
+                ours, theirs = sorted(quality), sorted(values)
+                spans = {"least": ours[0], "most": ours[-1], "their_least": theirs[0], "their_most": theirs[-1]}
+                found.append({"against": name, "metric": metric, "counted": counted, "percent": percent, **spans})
+    return found
+
+
+def _curve(rows: Sequence[Row], size: str, metric: str) -> tuple[list[float], list[float]]:
+    return [float(row[size]) for row in rows], [float(row[metric]) for row in rows]

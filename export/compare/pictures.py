@@ -1,0 +1,150 @@
+"""Classical codecs of pictures: JPEG, WebP, AVIF and JPEG 2000, by Pillow."""
+
+from collections.abc import Iterator
+from functools import partial
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, features
+from torch import Tensor
+
+from .classic import Classic, Coded
+
+__all__ = ["FORMATS", "classics", "code", "payload", "versions"]
+
+LADDER = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 100)
+
+
+class Format(NamedTuple):
+    """A classical codec.
+
+    Attributes:
+        kind: Pillow's name of it.
+        feature: Pillow's name of what it needs.
+        settings: Qualities to try; of JPEG 2000 how many times smaller than 8-bit pixels.
+        options: Further settings of Pillow's.
+        payload: What is counted once the container is subtracted.
+    """
+
+    kind: str
+    feature: str
+    settings: tuple[int, ...]
+    options: dict[str, Any]
+    payload: str
+
+
+FORMATS = {
+    "JPEG": Format(
+        "JPEG",
+        "jpg",
+        LADDER[1:],
+        {"optimize": True},
+        "entropy-coded scans only; tables, which decoding needs, and markers left out",
+    ),
+    "WebP": Format("WEBP", "webp", LADDER, {"method": 6}, "contents of the VP8 chunk; RIFF and chunk headers left out"),
+    "AVIF": Format(
+        "AVIF", "avif", LADDER, {"speed": 4, "max_threads": 1}, "contents of the mdat box; all other boxes left out"
+    ),
+    "JPEG 2000": Format(
+        "JPEG2000",
+        "jpg_2000",
+        (400, 300, 200, 150, 100, 70, 50, 35, 25, 18, 12, 8, 5, 3),
+        {"quality_mode": "rates", "irreversible": True, "no_jp2": True},
+        "tile data behind each start-of-data marker; the codestream's headers left out",
+    ),
+}
+
+
+def classics() -> list[Classic]:
+    """List the codecs that this Pillow has."""
+    return [
+        Classic(
+            name, form.settings, f"Pillow's {form.kind}, {form.options}; payload: {form.payload}", partial(code, name)
+        )
+        for name, form in FORMATS.items()
+        if features.check(form.feature)
+    ]
+
+
+def versions() -> str:
+    """Say what does the work."""
+    found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in FORMATS.values())
+    return f"Pillow {PIL.__version__}, {found}"
+
+
+def code(name: str, image: Tensor, setting: int) -> Coded:
+    """Code an image `(3, h, w)`, uint8, and decode it.
+
+    Args:
+        name: A key of `FORMATS`.
+        image: The image.
+        setting: One of the format's.
+    """
+    form, buffer = FORMATS[name], BytesIO()
+    quality: dict[str, Any] = {"quality_layers": [setting]} if name == "JPEG 2000" else {"quality": setting}
+    pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    pixels.save(buffer, form.kind, **quality, **form.options)
+    back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)
+    data = buffer.getvalue()
+    return Coded(len(data), payload(name, data), back)
+
+
+def payload(name: str, data: bytes) -> int:
+    """Count the bytes of a file that are coded picture, without its container.
+
+    Args:
+        name: A key of `FORMATS`.
+        data: The file.
+    """
+    counts = {"JPEG": _jpeg_scans, "WebP": _webp_chunks, "AVIF": _avif_boxes, "JPEG 2000": _tile_parts}
+    return sum(counts[name](data))
+
+
+def _jpeg_scans(data: bytes) -> Iterator[int]:
+    at = 2  # past the start-of-image marker
+    while data[at + 1] != 0xD9:  # end of image
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 2 + length
+        if marker == 0xDA:  # start of scan: data follows, up to a marker that is neither stuffing nor a restart
+            start = at
+            while not (data[at] == 0xFF and data[at + 1] != 0 and not 0xD0 <= data[at + 1] <= 0xD7):
+                at += 1
+            yield at - start
+
+
+def _webp_chunks(data: bytes) -> Iterator[int]:
+    at = 12  # past "RIFF", the size and "WEBP"
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] in (b"VP8 ", b"VP8L", b"ALPH"):
+            yield length
+        at += 8 + length + length % 2
+
+
+def _avif_boxes(data: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(data):
+        length, head = int.from_bytes(data[at : at + 4], "big"), 8
+        if length == 1:  # a 64-bit length follows the box's name
+            length, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        length = length or len(data) - at  # 0: up to the end of the file
+        if data[at + 4 : at + 8] == b"mdat":
+            yield length - head
+        at += length
+
+
+def _tile_parts(data: bytes) -> Iterator[int]:
+    at = 2  # past the start-of-codestream marker
+    while data[at : at + 2] != b"\xff\xd9":  # end of codestream
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at : at + 2] != b"\xff\x90":  # a header of the codestream
+            at += 2 + length
+            continue
+        end = int.from_bytes(data[at + 6 : at + 10], "big")  # start of a tile-part, which tells its length
+        end = at + end if end else len(data) - 2
+        start = data.index(b"\xff\x93", at) + 2  # start of data
+        yield end - start
+        at = end

@@ -1,0 +1,150 @@
+// The page: a file becomes codes once, and at each place of the slider a prefix of them becomes a signal again.
+
+const about = JSON.parse(document.getElementById("about").textContent);
+const find = (id) => document.getElementById(id);
+const picture = about.modality === "image";
+const state = { rows: null, length: 0, name: "", values: null };
+const reach = picture ? about.tokens : about.book_sizes.length;
+let graphs = null;
+
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob(find(id).textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+async function start() {
+  const code = new Blob([await unpacked("runtime")], { type: "text/javascript" });
+  const ort = await import(URL.createObjectURL(code));
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.proxy = false;
+  ort.env.wasm.wasmBinary = (await unpacked("wasm")).buffer;
+  const open = async (id) => ort.InferenceSession.create(await unpacked(id), { executionProviders: ["wasm"] });
+  graphs = { ort, encoder: await open("encoder"), decoder: await open("decoder") };
+}
+
+const ready = start();
+
+function tell(text, wrong = false) {
+  find("told").textContent = text;
+  find("told").classList.toggle("wrong", wrong);
+}
+
+async function encode(file) {
+  const { values, shape, length, cut } = await (picture ? readPicture(file, about) : readSound(file, about));
+  await ready;
+  const begin = performance.now(), { ort, encoder } = graphs;
+  const found = await encoder.run({ [encoder.inputNames[0]]: new ort.Tensor("float32", values, shape) });
+  const codes = found[encoder.outputNames[0]], steps = codes.dims[2];
+  state.rows = about.book_sizes.map((_, book) => [...codes.data.slice(book * steps, (book + 1) * steps)]);
+  Object.assign(state, { length, values });
+  const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms.`;
+  tell(cut ? `${shown} Of the sound, the first ${about.most_seconds} s are taken.` : shown);
+}
+
+async function openFile(file) {
+  try {
+    tell(`Reading ${file.name} …`);
+    const bytes = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+    if (file.name.endsWith(".vtk") || (bytes[0] === 0x89 && bytes[1] === 0x56)) {
+      const { rows, length } = readContainer(new Uint8Array(await file.arrayBuffer()), about);
+      await ready;
+      Object.assign(state, { rows, length, values: null });
+      tell("These codes were read; nothing was encoded.");
+    } else {
+      await encode(file);
+    }
+  } catch (error) {
+    const broken = error.name === "InvalidStateError" || error.name === "EncodingError" || error.name === "DOMException";
+    tell(`${file.name}: ${broken ? `this browser can't read it as a ${about.noun}` : error.message}`, true);
+    return;
+  }
+  state.name = file.name.replace(/\.[^.]*$/, "");
+  const most = picture ? state.rows[0].length : state.rows.length;
+  find("kept").max = most;
+  find("kept").value = most;
+  find("most").textContent = most;
+  find("results").hidden = false;
+  showOriginal();
+  await show();
+}
+
+function showOriginal() {
+  find("original").hidden = !state.values;
+  if (!state.values) return;
+  if (picture) paint(find("before"), state.values, about.image_size);
+  else play(find("before"), writeWave(state.values, about.channels, about.sampling_rate));
+}
+
+function play(player, wave) {
+  const { currentTime, paused } = player;
+  if (player.src) URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(wave);
+  player.addEventListener("loadedmetadata", () => {
+    player.currentTime = Math.min(currentTime, player.duration || 0);
+    if (!paused) player.play().catch(() => {});
+  }, { once: true });
+}
+
+function kept() {
+  const count = Number(find("kept").value);
+  return picture ? state.rows.map((row) => row.slice(0, count)) : state.rows.slice(0, count);
+}
+
+// While the slider is dragged its places come faster than they decode: only the last one counts.
+let busy = false, again = false;
+async function show() {
+  if (busy) { again = true; return; }
+  busy = true;
+  do {
+    again = false;
+    const rows = kept(), steps = rows[0].length, { ort, decoder } = graphs;
+    const flat = BigInt64Array.from(rows.flat());
+    const begin = performance.now();
+    const found = await decoder.run({ [decoder.inputNames[0]]: new ort.Tensor("int64", flat, [1, rows.length, steps]) });
+    const signal = found[decoder.outputNames[0]], took = performance.now() - begin;
+    const { bytes, payload } = writeContainer(rows, state.length, about);
+    if (picture) {
+      paint(find("after"), signal.data, about.image_size);
+    } else {
+      const all = signal.data.length / about.channels, values = new Float32Array(state.length * about.channels);
+      for (let c = 0; c < about.channels; c++) values.set(signal.data.slice(c * all, c * all + state.length), c * state.length);
+      state.wave = writeWave(values, about.channels, about.sampling_rate);
+      play(find("after"), state.wave);
+    }
+    const count = Number(find("kept").value), unit = picture ? "token" : "book";
+    const rate = picture ? "" : `, ${((payload * 8) / (state.length / about.sampling_rate) / 1000).toFixed(2)} kbit/s`;
+    const words = `${count} ${unit}${count === 1 ? "" : "s"}`;
+    find("size").textContent = `${words}: ${payload} bytes of codes${rate}, ${bytes.length} as a file; decoded in ${took.toFixed(0)} ms`;
+    find("kept").setAttribute("aria-valuetext", words);
+    state.container = bytes;
+    state.shown = count;
+  } while (again);
+  busy = false;
+}
+
+function save(blob, suffix) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = state.name + suffix;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+find("kept").addEventListener("input", show);
+find("file").addEventListener("change", ({ target }) => target.files[0] && openFile(target.files[0]));
+find("save").addEventListener("click", () => save(new Blob([state.container]), ".vtk"));
+find("save-signal").addEventListener("click", () => {
+  if (picture) find("after").toBlob((blob) => save(blob, ".png"));
+  else save(state.wave, ".wav");
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    find("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files[0]) openFile(event.dataTransfer.files[0]);
+  });
+}
+find("kept").max = reach;
+ready.then(() => tell(`Ready. Drop a ${about.noun} or a .vtk file, or choose one.`))
+  .catch((error) => tell(`ONNX Runtime could not start in this browser (${error.message}); try a newer one.`, true));

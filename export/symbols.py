@@ -1,0 +1,125 @@
+"""Codes as a row of symbols, and what of those before it each symbol hangs on; numpy alone."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .packing import Book, Codes
+
+__all__ = ["Structure", "Symbols"]
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Structure(NamedTuple):
+    """What is known of m symbols before any of them is.
+
+    Attributes:
+        steps: `(m,)`, the step that each belongs to.
+        kinds: `(m,)`, which digit of which book it is.
+        places: `(m,)`, the number of its token, where tokens are ordered; else 0.
+        sources: `(m, 2 + axes behind that of steps)`, where in the row stand the symbol before it and those of its own
+            kind one place back along each axis of the grid; -1 where there is none.
+    """
+
+    steps: Numbers
+    kinds: Numbers
+    places: Numbers
+    sources: Numbers
+
+
+class Symbols:
+    """Codes `(books, steps, *inner)` as a row of symbols, in the order in which they are packed.
+
+    A code of a book of many entries is written as several digits, the highest first: an alphabet of at most `limit`
+    symbols each. All digits of all books together, the *kinds*, have one vocabulary, each a stretch of its own.
+
+    Args:
+        books: In their order.
+        ordered: Which axis behind that of books tells a token's number: 0 of images, 1 of clips that are blocks, None
+            where tokens are placed.
+        limit: The most symbols of an alphabet.
+    """
+
+    def __init__(self, books: Sequence[Book], ordered: int | None, limit: int) -> None:
+        self.books = tuple(books)
+        self.ordered = ordered
+        self.radices = [_radices(book.size, limit) for book in self.books]
+        self.sizes = np.array([radix for digits in self.radices for radix in digits])
+        self.offsets = np.cumsum(self.sizes) - self.sizes
+        self.vocabulary = int(self.sizes.sum())
+        self._strides = np.repeat([book.stride for book in books], [len(digits) for digits in self.radices])
+
+    def structure(self, books: int, steps: int, inner: Sequence[int]) -> Structure:
+        """Tell all of codes `(books, steps, *inner)` that doesn't hang on the codes themselves."""
+        written = self._written(books, steps, inner)
+        at = np.argwhere(written)  # (m, axes + 1), in their order
+        place = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
+        sources = [np.arange(len(at)) - 1]
+        for axis in range(written.ndim - 1):
+            back = at.copy()
+            back[:, axis] -= 1 if axis else self._strides[at[:, -1]]
+            sources.append(np.where(back[:, axis] >= 0, place[tuple(np.maximum(back, 0).T)], -1))
+        places = np.zeros(len(at), np.int64) if self.ordered is None else at[:, self.ordered]
+        return Structure(at[:, 0], at[:, -1], places, np.stack(sources, axis=1))
+
+    def contexts(self, structure: Structure, row: Numbers) -> Numbers:
+        """Tell what the prior sees of each symbol: kind, number of the token, sources; `(m, 2 + sources)`.
+
+        Sources are symbols of the vocabulary, 1 added; 0 stands for none.
+
+        Args:
+            structure: Of the row.
+            row: Symbols `(m,)`, or the first of them: what nothing before it tells is 0 then.
+        """
+        known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
+        known[: len(row)] = row + 1
+        return np.concatenate([structure.kinds[:, None], structure.places[:, None], known[structure.sources]], axis=1)
+
+    def row(self, codes: Codes) -> Numbers:
+        """Write codes `(books, steps, *inner)` as symbols of the vocabulary, `(m,)`."""
+        digits: list[Numbers] = []
+        for rest, radices in zip(codes, self.radices, strict=False):
+            found = []
+            for radix in reversed(radices):
+                found.append(rest % radix)
+                rest = rest // radix  # noqa: PLW2901 (what is left of it)
+            digits += reversed(found)
+        flat = np.stack(digits, axis=-1) + self.offsets[: len(digits)]
+        books, steps, *inner = codes.shape
+        return np.asarray(flat[self._written(books, steps, inner)])
+
+    def codes(self, row: Numbers, books: int, steps: int, inner: Sequence[int]) -> Codes:
+        """Undo `row`: int64 `(books, steps, *inner)`. Codes are what the digits say, perhaps no entry of their book."""
+        written = self._written(books, steps, inner)
+        flat = np.zeros(written.shape, np.int64)
+        flat[written] = row
+        found, at = np.zeros((books, steps, *inner), np.int64), 0
+        for number, book in enumerate(self.books[:books]):
+            for radix in self.radices[number]:
+                found[number] = found[number] * radix + flat[..., at] - self.offsets[at]
+                at += 1
+            found[number] = np.repeat(found[number, :: book.stride], book.stride, axis=0)[:steps]
+        return found
+
+    def _written(self, books: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Tell which digits are in the row, `(steps, *inner, kinds)`: where their books have a code of their own."""
+        kinds = sum(map(len, self.radices[:books]))
+        begins = np.arange(steps)[:, None] % self._strides[:kinds] == 0
+        return np.broadcast_to(begins.reshape(steps, *(1 for _ in inner), kinds), (steps, *inner, kinds))
+
+
+def _radices(size: int, limit: int) -> list[int]:
+    """Divide a book into digits, all but the highest of as many symbols; by powers of two where its size is one."""
+    count = 1
+    while limit**count < size:
+        count += 1
+    if count == 1:
+        return [size]
+    radix = next(radix for radix in range(2, limit + 1) if radix**count >= size)
+    if size & (size - 1) == 0:
+        radix = 1 << (radix - 1).bit_length()
+    highest = -(-size // radix ** (count - 1))
+    return [highest, *[radix] * (count - 1)]

@@ -27,15 +27,17 @@ from .folder import describe, replacing, report
 from .frozen import FrozenCodec, FrozenStream, freeze
 from .graphs import DECODER, FORMAT_VERSION, Bundle
 from .implicit import export_clip
+from .int8 import quantise_decoder
 from .onnx import NAMES, Names, export_onnx
 from .parity import Chunked, Coder, ParityError, Size, check, draw
 from .runtime import load
 from .stream import run_stream, stream_form
 from .torchscript import export_torchscript, load_torchscript
 
-__all__ = ["FORMATS", "architecture", "export_bundle", "main"]
+__all__ = ["FORMATS", "INT8", "architecture", "export_bundle", "main"]
 
 FORMATS = ("safetensors", "torchscript", "onnx")
+INT8 = "onnx_int8"  # beside onnx, where it is asked for: an option of transformers
 
 
 def export_bundle(
@@ -54,19 +56,22 @@ def export_bundle(
         codec: What is exported; it isn't changed.
         folder: Where to.
         architecture: How the codec was built, plain data; goes into config.json (see `architecture`).
-        formats: Out of `FORMATS`.
+        formats: Out of `FORMATS`; of a transformer `INT8` too, a decoder of 8-bit weights.
         streaming: Also what goes chunk by chunk, where the codec can.
 
     Returns:
         What export.json holds: `parity`, `files` and `versions`.
 
     Raises:
-        UserError: A format is unknown, or the folder can't be written or holds something else.
+        UserError: A format is unknown or not for this codec, or the folder can't be written or holds something else.
         ParityError: An artefact differs from the codec.
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in (*FORMATS, INT8)]
     if unknown or not formats:
-        raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {', '.join(FORMATS)}")
+        known = ", ".join((*FORMATS, INT8))
+        raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {known}")
+    if INT8 in formats and ("onnx" not in formats or isinstance(codec, ImplicitCodec)):
+        raise UserError(f"formats: {INT8} is made of a codec's onnx, which must be among them")
     if isinstance(codec, ImplicitCodec):
         return export_clip(codec, folder, architecture=architecture, formats=formats)
     frozen = freeze(codec, streaming)
@@ -202,6 +207,12 @@ def _write(
         if isinstance(frozen, FrozenStream):
             artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
     parity = check(codec, artefacts, sizes)
+    if INT8 in formats:
+        quantise_decoder(folder)
+        whole = load(folder, verify=False, int8=True)
+        assert isinstance(whole, Bundle)
+        # Told, not judged: how far rounding leads is the network's.
+        parity |= check(codec, {INT8: _Runtime(whole)}, sizes, allowed=math.inf)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
     return report(folder, parity)
@@ -273,7 +284,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; the run's bundle/ by default")
     parser.add_argument("--no-streaming", action="store_true", help="leave out what goes chunk by chunk")
-    parser.add_argument("--formats", default=",".join(FORMATS), metavar="NAMES", help="default: %(default)s")
+    parser.add_argument(
+        "--formats",
+        default=",".join(FORMATS),
+        metavar="NAMES",
+        help=f"default: %(default)s; {INT8}: also a decoder of 8-bit weights",
+    )
     options = parser.parse_args(words)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "bundle"

@@ -224,6 +224,13 @@ back = codec.decode(codes{prefix})
 ```
 """
 
+INT8 = """
+## With 8-bit weights
+
+`onnx/decoder_model_int8.onnx` takes and gives what `decoder_model.onnx` does, but for rounding, which `export.json`
+tells: `varitok.load(".", int8=True)`.
+"""
+
 SAFETENSORS = """
 ## Weights
 
@@ -258,7 +265,7 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         **own(config),
         **{name: config[name] for name in ("tokens", "channels", "quantizer", "code_type", "format_version")},
     }
-    parts = {"onnx": onnx, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
+    parts = {"onnx": onnx, "onnx_int8": INT8, "torchscript": TORCHSCRIPT, "safetensors": SAFETENSORS}
     if config.get("streaming"):
         parts["onnx"] += stream
     told = [text for name, text in parts.items() if name in formats]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from varitok import UserError
 
 from .entropy import CODINGS, WITH_PRIOR, Coding, books_of, coding_of, fits, prior_identity
-from .graphs import Bundle, read_json
+from .graphs import DECODER_INT8, Bundle, read_json
 from .packing import Book, Codes
 from .range_coder import Damage
 
@@ -199,13 +199,15 @@ class Writer:
 
 
 def identity(folder: Path) -> bytes:
-    """Give 8 bytes that tell a bundle from others: of the SHA-256 of its config's and graphs' checksums.
+    """Give 8 bytes that tell a bundle from others: of the SHA-256 of its config's and exact graphs' checksums.
 
     Raises:
         UserError: The bundle has none.
     """
     files = read_json(folder / "export.json").get("files") or {}
-    names = sorted(name for name in files if name == "config.json" or name.startswith("onnx/"))
+    names = sorted(
+        name for name in files if name == "config.json" or (name.startswith("onnx/") and name != DECODER_INT8)
+    )
     if not names:
         raise UserError(f"{folder / 'export.json'}: lacks the checksums of the bundle's files")
     lines = "".join(f"{name} {files[name]['sha256']}\n" for name in names)

@@ -52,7 +52,7 @@ def _run(words: Sequence[str], encodes: bool) -> None:
         UserError: A file can't be read or written, or isn't the bundle's.
     """
     options = _parser(encodes).parse_args(words)
-    bundle = load(options.bundle)
+    bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
         raise UserError(f"{options.bundle}: there are no files of what it codes; use varitok.load")
     kinds = _kinds(bundle) if encodes else (SUFFIX,)
@@ -106,6 +106,9 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         target.add_argument("--kbps", type=float, metavar="R", help="keep what R kbit/s have room for")
         target.add_argument("--psnr", type=float, metavar="DB", help="keep no more than so many dB take")
     else:
+        parser.add_argument(
+            "--int8", action="store_true", help="by the decoder of 8-bit weights, where the bundle has one"
+        )
         parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
     return parser
 

@@ -16,6 +16,7 @@ from varitok import UserError
 __all__ = [
     "AGAIN",
     "DECODER",
+    "DECODER_INT8",
     "ENCODER",
     "FORMAT_VERSION",
     "STREAMING",
@@ -32,6 +33,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
+DECODER_INT8 = "onnx/decoder_model_int8.onnx"
 STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.onnx"
 AGAIN = "export it again with varitok export"
 
@@ -65,6 +67,7 @@ class Opened:
         folder: Where it lies.
         config: Its config.json.
         providers: ONNX Runtime's execution providers.
+        int8: Decode by the graph of whole numbers.
 
     Attributes:
         graphs: The files that it can't do without.
@@ -73,10 +76,11 @@ class Opened:
 
     graphs: tuple[str, ...] = (ENCODER, DECODER)
 
-    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], providers: list[str], int8: bool = False) -> None:
         self.folder = folder
         self.config = config
         self.providers = providers
+        self.int8 = int8
         try:
             self._read()
         except (KeyError, TypeError, ValueError) as error:
@@ -91,7 +95,7 @@ class Opened:
 
     @cached_property
     def _decoder(self) -> Any:
-        return self._session(DECODER)
+        return self._session(DECODER_INT8 if self.int8 else DECODER)
 
     def _session(self, name: str) -> Any:
         try:

@@ -16,6 +16,7 @@ from varitok import UserError
 from .clips import ClipBundle, FeatureBundle, VideoBundle
 from .graphs import (
     AGAIN,
+    DECODER_INT8,
     FORMAT_VERSION,
     Array,
     Bundle,
@@ -31,7 +32,11 @@ __all__ = ["ClipBundle", "FeatureBundle", "ImageBundle", "SoundBundle", "VideoBu
 
 
 def load(
-    path: str | PathLike[str], *, providers: Sequence[str] | None = None, verify: bool = True
+    path: str | PathLike[str],
+    *,
+    providers: Sequence[str] | None = None,
+    verify: bool = True,
+    int8: bool = False,
 ) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
     """Open an exported bundle.
 
@@ -39,6 +44,8 @@ def load(
         path: The bundle's folder; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the Hugging Face hub.
         providers: ONNX Runtime's execution providers, best first; the CPU where None.
         verify: Compare the files that will be read with their recorded checksums.
+        int8: Decode by a decoder of 8-bit weights, which is smaller, faster and not quite the same; what goes chunk by
+            chunk stays exact.
 
     Raises:
         UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
@@ -68,13 +75,15 @@ def load(
     for name in kind.graphs:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
+    if int8 and not (folder / DECODER_INT8).is_file():
+        raise UserError(f"{folder / DECODER_INT8}: missing; {AGAIN} --formats safetensors,torchscript,onnx,onnx_int8")
     if verify:
         verify_files(folder, kind.graphs)
     available = onnx_runtime().get_available_providers()
     for provider in providers or ():
         if provider not in available:
             raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
-    return kind(folder, config, list(providers or ["CPUExecutionProvider"]))
+    return kind(folder, config, list(providers or ["CPUExecutionProvider"]), int8)
 
 
 class ImageBundle(Bundle):

@@ -35,18 +35,21 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
             raise UserError(f"{key}={value}: must be at least {least}")
 
 
-def load(path: str | PathLike[str]) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
+def load(
+    path: str | PathLike[str], *, int8: bool = False
+) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
     """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
 
     Args:
         path: The bundle's folder, as `export=` wrote it; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the hub.
+        int8: Decode by the decoder of 8-bit weights, where it was exported with one.
 
     Raises:
         UserError: A file of the bundle is missing, altered or of an unknown format.
     """
     from varitok.export.runtime import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
 
-    return load_bundle(path)
+    return load_bundle(path, int8=int8)
 
 
 def load_torch(path: str | PathLike[str]) -> "FrozenCodec":

@@ -18,10 +18,19 @@ from ..codecs.examples import SIZE
 from .test_rebuild import exported_preset
 
 SMALL = [
-    "data.length=64", "data.val_length=32", "loader.workers=0", "loader.batch_size=16", "optim.warmup=5", "trainer.enable_progress_bar=false",
-    "trainer.accelerator=cpu", "prior.network.width=32", "prior.network.heads=2", "prior.network.depth=1",
-    "prior.network.window=16", "training.log_every=10",
-]  # fmt: skip
+    "data.length=64",
+    "data.val_length=32",
+    "loader.workers=0",
+    "loader.batch_size=16",
+    "optim.warmup=5",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "prior.network.width=32",
+    "prior.network.heads=2",
+    "prior.network.depth=1",
+    "prior.network.window=16",
+    "training.log_every=10",
+]
 
 IMAGES = ["experiment=prior/images", "data=dead_leaves", f"data.image_size={SIZE}"]
 SOUNDS = ["experiment=prior/sounds", "data=voices", "data.crop_tokens=8", "loader.bucket=0"]

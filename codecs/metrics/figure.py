@@ -12,7 +12,7 @@ __all__ = ["LOWER", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")
-MARKERS = ("s", "^", "D")
+MARKERS = ("s", "^", "D", "v", "P")
 
 
 LABELS = {
@@ -65,7 +65,7 @@ def draw_curves(
     panels = figure.subplots(1, len(ours.values), squeeze=False)[0]
     for axes, (metric, values) in zip(panels, ours.values.items(), strict=True):
         for index, curve in enumerate(others):
-            style = {"color": GREYS[index % 3], "marker": MARKERS[index % 3], "linestyle": "--"}
+            style = {"color": GREYS[index % 3], "marker": MARKERS[index % len(MARKERS)], "linestyle": "--"}
             axes.plot(curve.sizes, curve.values[metric], label=curve.name, markersize=4, linewidth=1.2, **style)
         axes.plot(ours.sizes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
         for word, x, y in zip(ours.labels, ours.sizes, values, strict=False):

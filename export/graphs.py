@@ -153,15 +153,20 @@ class Bundle(Opened):
 
     def run_decoder(self, codes: Array) -> npt.NDArray[np.float32]:
         """Turn codes of the graph's own type into signals; nothing is checked."""
-        graph = self._decoder
-        signal: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: codes})[0]
-        return signal
+        return self._run(DECODER, self._decoder, codes)
 
     def run_encoder(self, signal: npt.NDArray[np.float32]) -> Array:
         """Turn signals, float32 `(b, c, *grid)` in [-1, 1], into codes; nothing is checked."""
-        graph = self._encoder
-        codes: Array = graph.run(None, {graph.get_inputs()[0].name: signal})[0]
-        return codes
+        return self._run(ENCODER, self._encoder, signal)
+
+    def _run(self, name: str, graph: Any, given: Array) -> Array:
+        """Run a graph of one input and one output."""
+        try:
+            found: Array = graph.run(None, {graph.get_inputs()[0].name: given})[0]
+        except Exception as error:  # ONNX Runtime's own classes, made in C++
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't run it ({first}); {AGAIN}") from error
+        return found
 
     def _codes(self, codes: Any) -> Array:
         """Check codes, of which there may be none yet; give them in the graph's type."""
@@ -268,5 +273,5 @@ def verify_files(folder: Path, graphs: Sequence[str]) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {AGAIN}")
-        if sha256(path) != known["sha256"]:
+        if not isinstance(known, dict) or sha256(path) != known.get("sha256"):
             raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")

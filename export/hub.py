@@ -142,6 +142,6 @@ def _verify(folder: Path) -> None:
     if not isinstance(files, dict) or "config.json" not in files:
         raise UserError(f"{folder}: not a bundle of varitok")
     for name, told in files.items():
-        path = folder / name
-        if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != told.get("sha256"):
+        path, known = folder / name, told.get("sha256") if isinstance(told, dict) else None
+        if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != known:
             raise UserError(f"{path}: is not what was exported; get the bundle anew")

@@ -41,7 +41,7 @@ def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, la
     figure, axes = _panel()
     style: dict[str, Any]
     for number, curve in enumerate(others):
-        style = {"color": QUIET[number % 4], "marker": MARKERS[number % 3], "linestyle": "--"}
+        style = {"color": QUIET[number % 4], "marker": MARKERS[number % len(MARKERS)], "linestyle": "--"}
         axes.plot(curve.sizes, curve.values[metric], label=curve.name, markersize=3, linewidth=1, **style)
     for number, curve in enumerate(ours):
         colour = COLOURS[number % len(COLOURS)]

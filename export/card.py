@@ -11,6 +11,15 @@ from .onnx import NAMES
 
 __all__ = ["card"]
 
+# What the Hugging Face hub reads of a card.
+FRONT = """\
+---
+library_name: varitok
+tags: [varitok, tokenizer, neural-codec, {kind}, onnx]
+---
+
+"""
+
 IMAGE = """\
 # An image tokenizer of up to {tokens} tokens
 
@@ -269,7 +278,7 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
     if config.get("streaming"):
         parts["onnx"] += stream
     told = [text for name, text in parts.items() if name in formats]
-    return "".join([about, CHECKS, *told]).format(**fills)
+    return "".join([FRONT, about, CHECKS, *told]).format(kind=kind, **fills)
 
 
 def _of_image(config: Mapping[str, Any]) -> dict[str, Any]:

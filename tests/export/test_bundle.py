@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -177,6 +178,15 @@ def test_examples_of_the_card_run(exported):
             cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+def test_the_card_begins_with_what_the_hub_reads(exported):
+    front, _, rest = (exported[1] / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert OmegaConf.create(front) == {
+        "library_name": "varitok",
+        "tags": ["varitok", "tokenizer", "neural-codec", "image", "onnx"],
+    }
+    assert rest.startswith("\n# An image tokenizer")
 
 
 def test_card_counts_bits(exported):

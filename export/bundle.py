@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import math
 import os
 import sys
@@ -290,6 +291,7 @@ def main(words: Sequence[str]) -> None:
         metavar="NAMES",
         help=f"default: %(default)s; {INT8}: also a decoder of 8-bit weights",
     )
+    parser.add_argument("--json", action="store_true", help="for scripts: what export.json holds")
     options = parser.parse_args(words)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "bundle"
@@ -297,10 +299,14 @@ def main(words: Sequence[str]) -> None:
     about = architecture(config)
     formats, streaming = options.formats.split(","), not options.no_streaming
     try:
-        _print(export_bundle(codec, folder, architecture=about, formats=formats, streaming=streaming), folder)
+        report = export_bundle(codec, folder, architecture=about, formats=formats, streaming=streaming)
     except ParityError as error:
         print(f"varitok export: {error}", file=sys.stderr)
         sys.exit(1)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report, folder)
 
 
 def _print(report: Mapping[str, Any], folder: Path) -> None:

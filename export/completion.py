@@ -32,6 +32,18 @@ complete -o default -F _varitok varitok
 """
 
 
+FISH = """\
+complete -c varitok -n __fish_use_subcommand -f -a "{names}"
+{cases}
+"""
+
+
+BASH_CASE = '      {name}) choices="{choices}" ;;'
+FISH_CASE = 'complete -c varitok -n "__fish_seen_subcommand_from {name}" -a "{choices}"'
+SHELLS = {"bash": ("", SCRIPT, BASH_CASE), "zsh": (ZSH, SCRIPT, BASH_CASE), "fish": ("", FISH, FISH_CASE)}
+"""For each what goes before the script, the script, and its line of a subcommand."""
+
+
 def main(words: Sequence[str]) -> None:
     """Run `varitok completion`: print a script for a shell.
 
@@ -43,26 +55,23 @@ def main(words: Sequence[str]) -> None:
         description="Print what makes a shell complete the words of varitok.",
         epilog="for example: varitok completion bash >> ~/.bashrc",
     )
-    parser.add_argument("shell", metavar="bash|zsh")
+    parser.add_argument("shell", metavar="bash|zsh|fish")
     shell = parser.parse_args(words).shell
-    if shell not in ("bash", "zsh"):
-        raise UserError(f"{shell}: there are scripts for bash and zsh")
-    print((ZSH if shell == "zsh" else "") + _script(), end="")
-
-
-def _script() -> str:
+    if shell not in SHELLS:
+        raise UserError(f"{shell}: there are scripts for {', '.join(SHELLS)}")
     from .command import SUBCOMMANDS  # noqa: PLC0415 (which names this module)
 
-    cases = {name: _experiments() if name == "train" else _options(one.call) for name, one in SUBCOMMANDS.items()}
-    lines = [f'      {name}) choices="{" ".join(choices)}" ;;' for name, choices in cases.items()]
-    return SCRIPT.format(names=" ".join(SUBCOMMANDS), cases="\n".join(lines))
+    choices = {name: _experiments() if name == "train" else _options(one.call) for name, one in SUBCOMMANDS.items()}
+    head, script, case = SHELLS[shell]
+    cases = "\n".join(case.format(name=name, choices=" ".join(words)) for name, words in choices.items())
+    print(head + script.format(names=" ".join(SUBCOMMANDS), cases=cases), end="")
 
 
 def _options(call: str) -> list[str]:
     """List a subcommand's options, out of its help; none where its packages are missing."""
     module, _, function = call.partition(":")
     if module == __name__:
-        return ["bash", "zsh"]
+        return [*SHELLS]
     text = io.StringIO()
     with contextlib.suppress(ModuleNotFoundError, SystemExit), contextlib.redirect_stdout(text):
         getattr(importlib.import_module(module), function)(["--help"])

@@ -5,6 +5,7 @@ Numpy alone reads and writes it.
 
 import hashlib
 import math
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -33,6 +34,7 @@ MOST_AXES = 4
 MOST_CODES = 1 << 24  # of a chunk: 128 MiB as they are read
 MOST_ALL = 1 << 27  # of a signal
 SUFFIX = ".vtk"
+STREAM = Path("-")  # standard input or output, in the place of a file
 CHUNK = 1 << 16  # codes of a chunk that is written, about
 
 
@@ -291,11 +293,14 @@ def read(path: Path) -> Container:
 def read_all(path: Path) -> Iterator[Container]:
     """Read each signal of a file: files that are laid one behind the other are one file of several.
 
+    Args:
+        path: The file; `STREAM` for standard input.
+
     Raises:
         UserError: It can't be read, is none of varitok's, or is damaged.
     """
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if path == STREAM else path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from error
     at = 0

@@ -4,15 +4,20 @@ import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from varitok import UserError
+from varitok.codecs.metrics.figure import LOWER
+from varitok.codecs.metrics.medium import medium_of
 
 from .graphs import Bundle, Opened
+from .rate import Quality
 from .runtime import ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["Exported", "exported"]
+__all__ = ["Exported", "exported", "quality"]
 
 
 class Exported:
@@ -75,6 +80,29 @@ class Exported:
         for axis, side in enumerate(size or ()):
             back = back.narrow(2 + axis, 0, side)
         return back
+
+
+def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
+    """Ask for a quality by one of the evaluation's metrics, measured as there.
+
+    Args:
+        bundle: Of images, sounds or clips.
+        name: Of the metric, which must be of a signal by itself.
+        wanted: The value that is enough.
+
+    Raises:
+        UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
+    """
+    medium = medium_of(Exported(bundle))
+    if name in medium.spreads:
+        raise UserError(f"{name} compares many signals at once; one has none")
+    compare = medium.comparison(name, torch.device("cpu"))
+
+    def measure(back: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> float:
+        fake, real = (medium.as_written(torch.from_numpy(np.ascontiguousarray(side))) for side in (back, original))
+        return float(compare(fake, real, torch.tensor([original.shape[2]])))
+
+    return Quality(name, wanted, measure, name in LOWER)
 
 
 def exported(bundle: Opened) -> Exported:

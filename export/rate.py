@@ -3,7 +3,7 @@
 import io
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ from .entropy import books_of, coding_of, prior_identity
 from .graphs import Array, Bundle
 from .runtime import ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["Encoded", "Target", "Written", "encoded", "fitted"]
+__all__ = ["Encoded", "Quality", "Target", "Written", "encoded", "fitted", "psnr"]
+
+
+Signal: TypeAlias = npt.NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
@@ -34,7 +37,7 @@ class Encoded(NamedTuple):
     codes: Array
     facts: tuple[int, ...]
     units: npt.NDArray[np.int64]
-    original: npt.NDArray[np.float32]
+    original: Signal
     seconds: float | None
     coding: str | None = None
 
@@ -57,7 +60,7 @@ class Encoded(NamedTuple):
 
 def encoded(
     bundle: Bundle,
-    signal: npt.NDArray[np.float32],
+    signal: Signal,
     *,
     tokens: int | None = None,
     books: int | None = None,
@@ -112,23 +115,37 @@ class Written(NamedTuple):
     coding: str
 
 
+class Quality(NamedTuple):
+    """What a signal that comes back should be worth.
+
+    Attributes:
+        name: What the measure is called.
+        wanted: The value that is enough.
+        measure: Compares a decoded signal with the original, float32 `(1, c, ...)` both; NaN where it can't.
+        lower: Whether less is better.
+    """
+
+    name: str
+    wanted: float
+    measure: Callable[[Signal, Signal], float]
+    lower: bool = False
+
+
 class Target(NamedTuple):
     """What is asked for; one of them.
 
     Attributes:
         bytes: Of the whole file, at most.
         kbps: Kilobits of codes for each second, at most.
-        psnr: dB over the signal as the codec takes it, peak to peak 2, at least.
+        quality: Of what comes back, at least.
     """
 
     bytes: int | None = None
     kbps: float | None = None
-    psnr: float | None = None
+    quality: Quality | None = None
 
 
-def fitted(
-    bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], npt.NDArray[np.float32]]
-) -> Encoded:
+def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
     """Keep as many tokens, or books where tokens are not ordered, as a target wants.
 
     Args:
@@ -150,8 +167,8 @@ def fitted(
         seconds = encoded.seconds
         rate = lambda one: one.written(bundle).payload * 8 / 1000 / seconds  # noqa: E731
         return _largest(cuts, rate, target.kbps, "--kbps", "kbit/s")
-    if target.psnr is not None:
-        return _least(cuts, lambda one: _psnr(encoded.original, decode(one)), target.psnr)
+    if target.quality is not None:
+        return _least(cuts, decode, target.quality)
     return encoded
 
 
@@ -173,17 +190,31 @@ def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: flo
     return cuts[found - 1]
 
 
-def _least(cuts: list[Encoded], quality: Callable[[Encoded], float], wanted: float) -> Encoded:
+def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Quality) -> Encoded:
     """Give one that reaches a quality: the least, where quality rises with what is kept."""
+    sign = -1 if quality.lower else 1
+
+    def worth(one: Encoded) -> float:
+        found = sign * quality.measure(decode(one), one.original)
+        return -np.inf if np.isnan(found) else found
+
     below, best = 0, -np.inf
     for rung in sorted({*(1 << power for power in range(len(cuts).bit_length())), len(cuts)}):
-        found = quality(cuts[rung - 1])
-        if found >= wanted:
-            return cuts[bisect_left(cuts, wanted, below, rung - 1, key=quality)]
+        found = worth(cuts[rung - 1])
+        if found >= sign * quality.wanted:
+            return cuts[bisect_left(cuts, sign * quality.wanted, below, rung - 1, key=worth)]
         below, best = rung, max(best, found)
-    raise UserError(f"--psnr {wanted:g}: what there is reaches {best:.2f} dB; ask for no more than that")
+    asked = f"{quality.name} {quality.wanted:g}"
+    if np.isinf(best):
+        raise UserError(f"{asked}: this signal has no {quality.name}")
+    raise UserError(f"{asked}: what there is reaches {sign * best:.4g}; ask for no better than that")
 
 
-def _psnr(original: npt.NDArray[np.float32], back: npt.NDArray[np.float32]) -> float:
+def psnr(wanted: float) -> Quality:
+    """Ask for decibels over the signal as the codec takes it, peak to peak 2; at most 100."""
+    return Quality("PSNR", wanted, _psnr)
+
+
+def _psnr(back: Signal, original: Signal) -> float:
     error = float(np.mean((original.astype(np.float64) - back) ** 2))
     return 100.0 if error < 4e-10 else float(10 * np.log10(4 / error))

@@ -41,7 +41,12 @@ def below(name: str, *packages: str) -> bool:
 
 def allowed(importer: str) -> tuple[str, ...]:
     """Tell what of ours a module may import."""
-    own = ("varitok.UserError", "varitok.at_least", "varitok.__version__")  # and `import varitok` itself
+    own = (
+        "varitok.UserError",
+        "varitok.at_least",
+        "varitok.watched",
+        "varitok.__version__",
+    )  # and `import varitok` itself
     if below(importer, "varitok.data"):
         return (*own, "varitok.data")
     if below(importer, "varitok.codecs"):

@@ -5,16 +5,19 @@ many codes are kept is a free choice, at training and at use. This file is the p
 to the checkout's top level (ARCHITECTURE.md, "Where the package is").
 """
 
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from varitok.export.frozen import FrozenCodec
     from varitok.export.runtime import ClipBundle, FeatureBundle, ImageBundle, SoundBundle, VideoBundle
 
-__all__ = ["UserError", "__version__", "at_least", "load", "load_torch"]
+__all__ = ["UserError", "__version__", "at_least", "load", "load_torch", "watched"]
 __version__ = "0.1.0"
+Item = TypeVar("Item")
 
 
 class UserError(ValueError):
@@ -33,6 +36,26 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
     for key, (value, least) in numbers.items():
         if not value >= least:
             raise UserError(f"{key}={value}: must be at least {least}")
+
+
+def watched(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
+    """Go through items; on a terminal, tell beside what is printed how many are done and how long the rest will take.
+
+    Args:
+        items: What is gone through.
+        total: How many there are.
+        noun: What they are called.
+    """
+    began, shown = time.monotonic(), sys.stderr.isatty()
+    for done, item in enumerate(items):
+        if shown:
+            left = (time.monotonic() - began) / done * (total - done) if done else None
+            rest = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
+            # The cursor goes back, so that the next line that is printed takes this one's place.
+            print(f"\x1b[K{done}/{total} {noun}{rest}\r", end="", file=sys.stderr, flush=True)
+        yield item
+    if shown:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def load(

@@ -1,15 +1,16 @@
 """The subcommand `evaluate`."""
 
 import argparse
+import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from varitok import UserError
+from varitok import UserError, watched
 from varitok.data.batch import Splits
 from varitok.data.module import validation_loader
 
@@ -19,7 +20,7 @@ from . import audio, feature, fvd, image
 from .evaluate import evaluate, versions
 from .medium import medium_of
 from .robustness import available_features, robustness
-from .table import SHOWN
+from .table import SHOWN, json_rows
 
 __all__ = ["main", "validation_splits"]
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the results; the run's evaluation/ by default"
     )
+    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that read files; default: %(default)s")
@@ -88,19 +90,26 @@ def _run(options: argparse.Namespace, command: str) -> None:
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else medium_of(codec).available()
-    table = evaluate(codec, batches, keeps, metrics, header)
+    table = evaluate(codec, watched(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "evaluation"
     table.write_csv(folder / "evaluation.csv")
-    table.print()
+    if not options.json:
+        table.print()
     if any(set(pair) <= table.rows[0].keys() for pair in SHOWN):
         table.plot(folder / "evaluation.png")
+    replaced: Sequence[Mapping[str, object]] = []
     if rates:
         maps = available_features(torch.device(options.device))
         kept = max(keeps) if keeps else None
         found = robustness(codec, batches, rates, tokens=kept, features=maps, header=header | versions())
         found.write_csv(folder / "robustness.csv")
-        found.print()
+        replaced = found.rows
+        if not options.json:
+            found.print()
+    if options.json:
+        print(json.dumps({"rows": json_rows(table.rows), "robustness": json_rows(replaced)}, indent=2))
+        return
     print(f"{table.rows[0][noun]} {noun}; written to {folder}")
 
 

@@ -1,6 +1,7 @@
 """The table of an evaluation: a row for each length of a code, and above it what the numbers mean."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from varitok import UserError
 
 from .figure import Curve, draw_curves
 
-__all__ = ["PRINTED", "SHOWN", "Row", "Table", "read_csv", "read_rows", "wide_console", "write_rows"]
+__all__ = ["PRINTED", "SHOWN", "Row", "Table", "json_rows", "read_csv", "read_rows", "wide_console", "write_rows"]
 
 Row = dict[str, float]
 
@@ -46,6 +47,14 @@ PRINTED = {
     "usage": ("used", "{:.1%}"),
     "entropy": ("entropy", "{:.2f}"),
 }
+
+
+def json_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Give rows as JSON can hold them: it has neither NaN nor infinity, in whose place null stands."""
+    return [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def write_rows(path: Path, header: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:

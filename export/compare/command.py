@@ -12,11 +12,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok import UserError, at_least
+from varitok import UserError, at_least, watched
 from varitok.codecs.metrics.evaluate import versions
 from varitok.codecs.metrics.figure import Curve, draw_curves
 from varitok.codecs.metrics.medium import Medium, medium_of
-from varitok.codecs.metrics.table import wide_console, write_rows
+from varitok.codecs.metrics.table import json_rows, wide_console, write_rows
 from varitok.data.batch import BadSample
 
 from ..clips import FeatureBundle
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     classics, about = _classics(codec, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)
     bad: list[str] = []
-    items = _items(data, files, classifier, bad)
+    items = watched(_items(data, files, classifier, bad), len(files), "files")
     rows = compare(codec, items, classics, medium, metrics, options.coding, classifier.answer if classifier else None)
     if not rows:
         raise UserError(f"--data: no {noun} could be read; the first that failed: {bad[0]}")
@@ -105,8 +105,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
         path = options.out / f"{'payload' if column == 'bytes' else 'file'}.png"
         draw_curves(path, ours, others, title, f"bytes per {noun}")
     if options.json:
-        plain = [{name: _plain(value) for name, value in row.items()} for row in gains]
-        print(json.dumps({"rows": rows, "bd_rate": plain}, indent=2))
+        print(json.dumps({"rows": json_rows(rows), "bd_rate": json_rows(gains)}, indent=2))
         return
     _print(gains, metrics)
     print(f"written to {options.out}")
@@ -211,10 +210,6 @@ def _curve(rows: Sequence[Row], name: str, column: str, metrics: Sequence[str]) 
     labels = [f"{row['setting']}" for row in mine] if name == OURS else []
     values = {metric: [float(row[metric]) for row in mine] for metric in metrics}
     return Curve(name, [float(row[column]) for row in mine], values, labels)
-
-
-def _plain(value: float | str) -> float | str | None:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _print(gains: Sequence[Row], metrics: Sequence[str]) -> None:

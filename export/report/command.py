@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from varitok import UserError, at_least
+from varitok import UserError, at_least, watched
 
 from ..live.page import write_live
 from .classics import read_classics
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
     at_least({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
     source = Source(options.data, options.files, options.count, options.seconds)
     classics = [read_classics(path) for path in options.classic]
-    subjects = [open_subject(path, source) for path in options.subjects]
+    subjects = [open_subject(path, source) for path in watched(options.subjects, len(options.subjects), "shown")]
     write_page(options.out, subjects, classics, options.title)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} in it; open it in a browser")
 

@@ -1,8 +1,10 @@
 """The bundle at the end of a run, and the command `varitok` on what there is then."""
 
+import io
 import json
 import shutil
 import subprocess
+import sys
 
 import hydra
 import numpy as np
@@ -101,10 +103,27 @@ def test_help_names_all_there_is(capsys):
     assert all(f"varitok {name} {one.example}" in shown for name, one in SUBCOMMANDS.items())
     main(["--version"])
     assert capsys.readouterr().out == f"varitok {varitok.__version__}\n"
-    for name in ("evaluate", "export", "info", "completion"):
-        with pytest.raises(SystemExit) as left:
-            main([name, "--help"])
-        assert left.value.code == 0 and f"usage: varitok {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name != "train"])  # whose help is Hydra's
+def test_each_subcommand_helps_by_an_example_and_refuses_what_it_does_not_know(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and f"usage: varitok {name}" in shown and f"varitok {name} " in shown.split("usage")[1]
+    assert ("--json" in shown) == (name in ("evaluate", "export", "compare", "encode", "decode", "info"))
+    with pytest.raises(SystemExit) as left:
+        main([name, "--nonsense"])
+    assert left.value.code == 2
+
+
+def test_evaluate_and_export_tell_scripts_what_they_found(run, tmp_path, capsys):
+    folder, module = run
+    main(["evaluate", str(folder), "--metrics", "psnr", "--out", str(tmp_path / "table"), "--workers", "0", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[-1]["k"] == module.codec.tokens and all(row["psnr"] > 0 for row in rows)
+    main(["export", str(folder), "--formats", "safetensors", "--out", str(tmp_path / "bundle"), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "bundle" / "export.json").read_text())
 
 
 def test_info_of_a_bundle_and_of_its_run_agree(run, capsys):
@@ -144,3 +163,31 @@ def test_completion_finds_subcommands_options_and_experiments(shell, tmp_path, c
         )
         found = set(done.stdout.split())
         assert wanted <= found and len(found) < 8, (found, done.stderr)
+
+
+def test_completion_of_fish(tmp_path, capsys):
+    main(["completion", "fish"])
+    text = capsys.readouterr().out
+    assert '-n "__fish_seen_subcommand_from info" -a "--help --json"' in text
+    if not shutil.which("fish"):
+        pytest.skip("no fish here")
+    (tmp_path / "script").write_text(text)
+    for words, wanted in [("varitok in", "info"), ("varitok info --js", "--json")]:
+        ask = f"source {tmp_path / 'script'}; complete -C '{words}'"
+        done = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, check=False)
+        assert wanted in done.stdout.split(), done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_told_on_terminals_only(terminal, monkeypatch):
+    shown = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    assert list(varitok.watched(iter("abc"), 3, "files")) == ["a", "b", "c"]
+    text = shown.getvalue()
+    assert ("0/3 files" in text and "2/3 files, 0:00 left" in text and text.endswith("\x1b[K")) == terminal
+    assert bool(text) == terminal

@@ -1,7 +1,10 @@
 """`varitok encode` and `decode`: ordinary files to containers and back, sizes to the byte, mistakes in one line."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,7 +123,7 @@ def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, 
         assert kept["tokens"] == TOKENS or encoded(folder, photo, "--tokens", kept["tokens"] + 1)["bytes"] > most
     assert "the least that there is has" in refused(capsys, "encode", folder, photo, "--bytes", 9)
     assert "has no duration; give --bytes" in refused(capsys, "encode", folder, photo, "--kbps", 9)
-    assert "ask for no more than that" in refused(capsys, "encode", folder, photo, "--psnr", 90)
+    assert "ask for no better than that" in refused(capsys, "encode", folder, photo, "--psnr", 90)
     bundle = varitok.load(folder)
     original = bundle.values(Image.open(photo))
     error = np.mean((bundle.decode(bundle.encode(original, tokens=1)) - original) ** 2)
@@ -129,6 +132,68 @@ def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, 
     rate = varitok.load(sounds).bits(1, 2) * RATE / HOP / 1000
     assert encoded(sounds, tmp_path / "a.wav", "--kbps", 1.1 * rate)["books"] == 2
     assert "kbit/s; give that or more" in refused(capsys, "encode", sounds, tmp_path / "a.wav", "--kbps", 0.01)
+
+
+@pytest.mark.parametrize("metric", ["mel", "stft"])
+def test_any_metric_of_the_evaluation_is_a_target(sounds, tmp_path, capsys, metric):
+    from varitok.export.evaluable import quality
+
+    bundle, wave = varitok.load(sounds), np.random.default_rng(0).uniform(-0.5, 0.5, 100 * HOP).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    original = bundle.values(wave)
+    measure = quality(bundle, metric, 0).measure
+    books = range(1, len(bundle.book_sizes) + 1)
+    found = [
+        measure(bundle.decode(bundle.encode(wave, RATE, books=kept))[..., : len(wave)], original) for kept in books
+    ]
+    words = ["encode", sounds, tmp_path / "a.wav", "--coding", "packed", "--json", "--metric"]
+    best = min(found)
+    for wanted in (found[0] + 1e-4, best + 1e-4):
+        kept = json.loads(run(capsys, *words, f"{metric}={wanted}"))[0]["books"]
+        assert found[kept - 1] <= wanted
+        assert kept == 1 or min(found[: kept - 1]) > wanted or found[kept - 2] > wanted
+    assert f"reaches {best:.4g}; ask for no better" in refused(capsys, *words, f"{metric}={best - 1e-3}")
+    assert "give a name and a value" in refused(capsys, *words, metric)
+    assert "nothing" in refused(capsys, *words, "nothing=3")
+
+
+@pytest.mark.parametrize("to", ["png", "jpg", "webp"])
+def test_pictures_are_written_as_asked(exported, photos, tmp_path, capsys, to):
+    folder = exported[1]
+    run(capsys, "encode", folder, photos / "a.png", "--out", tmp_path)
+    run(capsys, "decode", folder, tmp_path / "a.vtk", "--to", to)
+    image = Image.open(tmp_path / f"a.{to}")
+    assert image.format.lower() == {"jpg": "jpeg"}.get(to, to)
+    bundle = varitok.load(folder)
+    wanted = bundle.pixels(bundle.decode(container.read(tmp_path / "a.vtk").codes()))[0].astype(int)
+    assert np.abs(np.asarray(image.convert("RGB")) - wanted).mean() <= (8 if to == "jpg" else 0)
+    assert "there can be png, jpg, webp" in refused(capsys, "decode", folder, tmp_path / "a.vtk", "--to", "wav")
+
+
+def test_a_pipe_carries_what_files_do(sounds, tmp_path):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * HOP + 3)
+    soundfile.write(tmp_path / "a.wav", wave, RATE)
+
+    def piped(data, *words, status=0):
+        command = [sys.executable, "-m", "varitok.export.command", *map(str, words)]
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        assert done.returncode == status, done.stderr
+        return done
+
+    coded = piped((tmp_path / "a.wav").read_bytes(), "encode", sounds, "-")
+    assert b"- -> -: " in coded.stderr
+    main(["encode", str(sounds), str(tmp_path / "a.wav")])
+    assert coded.stdout == (tmp_path / "a.vtk").read_bytes()
+    back = piped(coded.stdout, "decode", sounds, "-", "--to", "flac").stdout
+    assert back.startswith(b"fLaC")
+    main(["decode", str(sounds), str(tmp_path / "a.vtk"), "--out", str(tmp_path / "back")])
+    here = soundfile.read(io.BytesIO(back), dtype="int16")[0]
+    assert np.array_equal(here, soundfile.read(tmp_path / "back" / "a.wav", dtype="int16")[0])
+    piped(coded.stdout, "decode", sounds, "-", "--out", tmp_path / "back")
+    assert (tmp_path / "back" / "stdin.wav").is_file()
+    assert b"varitok decode: -: " in piped(b"nothing", "decode", sounds, "-", status=2).stderr
+    files = [tmp_path / "a.wav"] * 2
+    assert b"standard output takes one" in piped(b"", "encode", sounds, *files, "--out", "-", status=2).stderr
 
 
 def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, capsys):

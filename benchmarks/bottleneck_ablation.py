@@ -42,7 +42,7 @@ def overrides(name: str, photos: str, updates: int) -> list[str]:
         "data=image_folder",
         f"data.root={photos}",
         f"updates={updates}",
-        f"checkpoint_every={updates}",
+        f"checkpoint.every={updates}",
         "callbacks.samples.every=1000000",
         "callbacks.evaluation.every=1000000",
         "export=none",

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from difflib import SequenceMatcher
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +67,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
             # An Exception would make Hydra print lines of its own; it lets a SystemExit pass.
             _fail(error)
 
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
@@ -120,6 +122,22 @@ def check(config: DictConfig) -> None:
         devices = OmegaConf.select(config, "trainer.devices", default=1)
         if devices not in (1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1):
             raise UserError(f"trainer.devices={devices}: a sweep trains on one device; give trainer.devices=1")
+
+
+def _run_id() -> str:
+    """Name a run: by its job, whose name is the same on all machines and when it starts again; else by the time.
+
+    Raises:
+        UserError: Processes were started side by side that share no name.
+    """
+    job = os.environ.get("SLURM_JOB_ID"), os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job[0] and "SLURM_PROCID" in os.environ:
+        return f"slurm_{job[0]}"
+    if job[1] != "none":
+        return job[1]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("hydra.run.dir: several processes must share a folder; give hydra.run.dir=FOLDER")
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def run_folder(config: DictConfig) -> Path:

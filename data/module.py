@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -204,9 +205,17 @@ def loader(dataset: Dataset[Sample], batches: Any, workers: int) -> DataLoader[S
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_deafen,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
     )
+
+
+def _deafen(worker: int) -> None:
+    """Leave it to the main process to answer a signal that comes to all of a run's processes."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def validation_loader(

@@ -200,7 +200,7 @@ def test_only_the_first_process_saves(tmp_path: Path, monkeypatch: pytest.Monkey
     compose.save_resolved(config, tmp_path)
     saved = OmegaConf.load(tmp_path / "config.yaml")
     assert saved.b == 1
-    assert "${now" in (tmp_path / "config.yaml").read_text(), "a repeated run makes a new folder"
+    assert "${run_id:}" in (tmp_path / "config.yaml").read_text(), "a repeated run makes a new folder"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -12,12 +12,25 @@ from torch.optim import Optimizer
 from varitok import UserError
 
 from .average import Average
+from .loggers import RunLog
 from .record import Record
 from .schedules import warmup_cosine
 
-__all__ = ["MakeOptimizer", "Training", "parameter_groups"]
+__all__ = ["MakeOptimizer", "Readable", "Training", "parameter_groups"]
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+
+class Readable(Protocol):
+    """Something that collects numbers between two readings of the log."""
+
+    def state(self) -> dict[str, Any]:
+        """Give what it has collected, plain data and tensors; every process must call it."""
+        ...
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from there."""
+        ...
 
 
 class Training(pl.LightningModule):
@@ -77,6 +90,7 @@ class Training(pl.LightningModule):
         self.seed = seed
         self.record = Record(log_every * accumulate)
         self.latest: dict[str, float] = {}  # the log's last reading
+        self.evaluation: dict[str, float] = {}  # what the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.frozen = [self._part(part, "freeze") for part in freeze]
@@ -105,9 +119,29 @@ class Training(pl.LightningModule):
         return [self.make_optimizer(parameter_groups(self.trained))]
 
     def on_fit_start(self) -> None:
-        """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device."""
+        """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device.
+
+        What a killed run has logged beyond its last checkpoint is forgotten: it is done again.
+        """
         self.update = int(self.updates)
         self.batch = self.update * self.accumulate  # of the whole run, whatever Lightning's index says after a resume
+        for logger in self.loggers:
+            if isinstance(logger, RunLog):
+                logger.rewind(self.update, self.total)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is logged at the next reading: a checkpoint may lie between two."""
+        checkpoint["unread"] = {name: part.state() for name, part in self.read_parts().items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it; whether there are more batches is for this run's own loader to say."""
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        for name, part in self.read_parts().items():
+            part.restore(checkpoint["unread"][name], self.global_rank, self.device)
+
+    def read_parts(self) -> dict[str, Readable]:
+        """Name what collects numbers between two readings of the log."""
+        return {"record": self.record}
 
     def train(self, mode: bool = True) -> "Training":
         """Switch to training, but for what is frozen."""

@@ -82,6 +82,7 @@ class Bits(pl.Callback):
             }
             rows.append(found | saved)
         values = {f"val/bits@{row['kept']}": row["prior"] for row in rows}
+        module.evaluation = values | {"update": module.update}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.update)
         return rows

@@ -64,6 +64,7 @@ class Evaluation(pl.Callback):
         values = {f"val/{name}@{row[table.axis]:.0f}": row[name] for row in table.rows for name in shown if name in row}
         last = table.rows[-1]  # a continuous codec has no books to use
         values |= {f"val/{name}": last[name] for name in USE if name in last}
+        module.evaluation = values | {"update": module.update}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.update)
         return table

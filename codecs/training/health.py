@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from ..bottlenecks.composite import Composite
 from ..bottlenecks.contract import Bottleneck
 from ..lengths import prefix_mask
 from ..metrics.rate import CodeCounts, entropy
-from ..processes import processes, sums_over_processes
+from ..processes import gather_rows, processes, sums_over_processes
 
 __all__ = ["Health", "remedies"]
 
@@ -134,6 +135,24 @@ class Health:
         values["health/bits_per_position"] = said / positions if positions else 0.0
         self._warn(measures["perplexity"], seen)
         return values
+
+    def state(self) -> dict[str, Any]:
+        """Give what was added since the last reading, of all processes, and what is remembered of earlier ones."""
+        state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.told)}
+        if self._counts is not None:
+            rows, device = self._counts.rows(), self._counts.dense.device
+            (total,) = sums_over_processes([torch.tensor([int(self._positions)], device=device)])
+            state |= {"counts": gather_rows(rows).cpu(), "positions": int(total)}
+        return state
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from a `state`: the first process with all that was counted, as a reading sums them."""
+        self.low, self.last, self.told = list(state["low"]), list(state["last"]), set(state["told"])
+        if "counts" in state:
+            self._counts, self._positions = CodeCounts(self.book_sizes, device), 0
+            if process == 0:
+                self._counts.include(state["counts"].to(device))
+                self._positions = state["positions"]
 
     def _possible(self, book: int, seen: list[int]) -> int:
         """Count the entries that could have occurred."""

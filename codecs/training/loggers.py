@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import secrets
 from abc import abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from pytorch_lightning.utilities import rank_zero_only
 __all__ = ["CsvLog", "RunLog", "WandbLog"]
 
 _log = logging.getLogger(__name__)
+
+HEAD = ["update", "name", "value"]
 
 
 class RunLog(Logger):
@@ -43,6 +46,10 @@ class RunLog(Logger):
         return self.folder.name
 
     @abstractmethod
+    def rewind(self, update: int, total: int) -> None:
+        """Make room for what a run of `total` updates does again when it goes on behind one of them."""
+
+    @abstractmethod
     def log_picture(self, name: str, picture: Path, update: int) -> None:
         """Log a picture's file, of the given update."""
 
@@ -66,8 +73,24 @@ class CsvLog(RunLog):
         with path.open("a", newline="") as file:
             rows = csv.writer(file)
             if new:
-                rows.writerow(["update", "name", "value"])
-            rows.writerows([step, name, f"{value:.6g}"] for name, value in metrics.items())
+                rows.writerow(HEAD)
+            # Nine digits tell any two float32 apart.
+            rows.writerows([step, name, f"{value:.9g}"] for name, value in metrics.items())
+
+    @rank_zero_only
+    def rewind(self, update: int, total: int) -> None:
+        """Leave out the rows of later updates; after the last one, those of the evaluation at the end."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            head, *rows = [row for row in csv.reader(file) if len(row) == len(HEAD)] or [HEAD]
+        evaluated = (total, "val/")
+        kept = [row for row in rows if int(row[0]) <= update and (int(row[0]), row[1][:4]) != evaluated]
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *kept])
+        partial.replace(path)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: `config.yaml` in the same folder has them."""
@@ -109,6 +132,8 @@ class WandbLog(RunLog):
         self.project = project
         self.settings: Any = None
         self.failed = False
+        self.sent = -1  # the last update that an earlier life of this run has sent
+        self.begun = -1  # the last that this one has begun to send
         self._run: Any = None
 
     def _mode(self) -> str:
@@ -127,6 +152,8 @@ class WandbLog(RunLog):
                     self._run = wandb.init(
                         project=self.project,
                         name=self._name,
+                        id=self._identity(),
+                        resume="allow",
                         dir=str(self.folder),
                         config=self.settings,
                         mode=mode,  # type: ignore[arg-type]
@@ -141,11 +168,35 @@ class WandbLog(RunLog):
                 raise RuntimeError("W&B could not start, not even offline")
         return self._run
 
+    def _identity(self) -> str:
+        """Give the name under which W&B knows this run, the same in all its lives."""
+        path = self.folder / "wandb" / "run_id"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(secrets.token_hex(4))
+        return path.read_text().strip()
+
     @rank_zero_only
     @_unharmed
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log scalars against `update`."""
-        self.run.log({**metrics, "update": step})
+        self._send(metrics, step or 0)
+
+    def _send(self, values: dict[str, Any], update: int) -> None:
+        """Log values, but for what an earlier life of this run has sent: they were the same."""
+        if update <= self.sent:
+            return
+        self.run.log({**values, "update": update})
+        if update > self.begun:  # the one before it is complete
+            (self.folder / "wandb" / "sent").write_text(str(self.begun))
+            self.begun = update
+
+    @rank_zero_only
+    @_unharmed
+    def rewind(self, update: int, total: int) -> None:
+        """Find out what was sent already, which can't be taken back."""
+        path = self.folder / "wandb" / "sent"
+        self.sent = self.begun = int(path.read_text()) if path.is_file() else -1
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Keep the run's configuration for W&B's start."""
@@ -157,7 +208,7 @@ class WandbLog(RunLog):
         """Log a picture against `update`."""
         import wandb  # noqa: PLC0415
 
-        self.run.log({name: wandb.Image(str(picture)), "update": update})
+        self._send({name: wandb.Image(str(picture))}, update)
 
     @rank_zero_only
     @_unharmed
@@ -168,7 +219,7 @@ class WandbLog(RunLog):
         if files:
             kinds: dict[str, Callable[[str], Any]] = {".wav": wandb.Audio, ".mp4": partial(wandb.Video, format="mp4")}
             media = {f"{name}/{label}": kinds[path.suffix](str(path)) for label, path in files.items()}
-            self.run.log({**media, "update": update})
+            self._send(media, update)
 
     @rank_zero_only
     @_unharmed

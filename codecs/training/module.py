@@ -15,7 +15,7 @@ from ..codec import Codec
 from ..lengths import Kept
 from ..losses.objective import Objective
 from ..result import Reconstruction
-from .base import MakeOptimizer, Training, parameter_groups
+from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
 
 __all__ = ["CodecTraining"]
@@ -146,3 +146,7 @@ class CodecTraining(Training):
     def reading(self) -> dict[str, float]:
         """Give the health of the codes."""
         return self.health.read()
+
+    def read_parts(self) -> dict[str, Readable]:
+        """Name what collects numbers between two readings of the log."""
+        return super().read_parts() | {"health": self.health}

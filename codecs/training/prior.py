@@ -10,6 +10,7 @@ from torch import Tensor
 from varitok.data.batch import Batch, normalise
 
 from ..prior import Prior
+from ..processes import sums_over_processes
 from .base import MakeOptimizer, Training
 
 __all__ = ["PriorTraining", "Rows", "Source"]
@@ -88,7 +89,7 @@ class PriorTraining(Training):
         kept = None if self.batch % 2 else int(torch.randint(1, self.source.most + 1, (), generator=chance))
         with torch.no_grad():
             rows = self.source.rows(normalise(batch.signal), batch.lengths, kept)
-            self.counts += torch.bincount(rows.entries, minlength=len(self.counts))
+            self.counts += sums_over_processes([torch.bincount(rows.entries, minlength=len(self.counts))])[0]
         due = self.begin_batch()
         factor = self.factor(self.update)
         nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]

@@ -1,9 +1,11 @@
 """Scalars on their way to the log."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..processes import mean_over_processes
+from ..processes import gather_rows, mean_over_processes, processes
 
 __all__ = ["Record"]
 
@@ -41,3 +43,19 @@ class Record:
         values = dict(zip(self._sums, mean_over_processes(means).tolist(), strict=True))
         self._sums, self._counts = {}, {}
         return values
+
+    def state(self) -> dict[str, Any]:
+        """Give what was added since the last reading, of all processes; every process must call it."""
+        if not self._sums:
+            return {}
+        rows = gather_rows(torch.stack(list(self._sums.values()))[None])
+        return {"names": list(self._sums), "counts": list(self._counts.values()), "sums": rows.cpu()}
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from a `state`: each process with its own sums, or with the means of all where they were others."""
+        if not state:
+            return
+        rows = state["sums"].to(device)
+        own = rows[process] if len(rows) == processes() else rows.mean(0)
+        self._sums = dict(zip(state["names"], own.clone(), strict=True))
+        self._counts = dict(zip(state["names"], state["counts"], strict=True))

@@ -9,18 +9,19 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from varitok import at_least
+from varitok import UserError, at_least
 from varitok.data.module import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
 from ..implicit import ImplicitCodec
 from .base import Training
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, WholeFiles
 from .implicit import ClipTraining
 from .memory import keep_freed_memory
 from .module import CodecTraining
 from .prior import PriorTraining
 from .progress import Progress
+from .stopping import Stopping
 
 __all__ = ["Run", "build_run"]
 
@@ -56,7 +57,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     loop = config.training
-    at_least({"checkpoint_every": (config.checkpoint_every, 1), "training.log_every": (loop.log_every, 1)})
+    at_least({"training.log_every": (loop.log_every, 1)})
+    resume = _resumed(config.resume, folder)
     data = DataModule(
         build(config.data),
         **plain["loader"],
@@ -70,16 +72,18 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
         logger.log_hyperparams(plain)
-    callbacks: list[pl.Callback] = [Checkpoints(plain, every=config.checkpoint_every)]
-    callbacks += [Progress()] if config.trainer.enable_progress_bar else []
+    files = WholeFiles()
+    checkpoints = Checkpoints(plain, files, **plain["checkpoint"])
+    callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
+    callbacks += [Stopping(checkpoints), checkpoints]
     trainer = pl.Trainer(
         **plain["trainer"],
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,
-        max_steps=config.updates,  # the loader makes them one of Lightning's epochs, whatever the data's
-        max_epochs=-1,
+        plugins=[files],
+        max_epochs=1,  # all of the loader's batches, whatever the data's own epochs
         limit_val_batches=0,  # the evaluation callback has its own loop
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -87,8 +91,23 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     )
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
-    resume = str(checkpoint_of(config.resume)) if config.resume else None
-    return Run(trainer, module, data, resume)
+    return Run(trainer, module, data, None if resume is None else str(resume))
+
+
+def _resumed(resume: str, folder: Path) -> Path | None:
+    """Find the checkpoint to go on from.
+
+    Raises:
+        UserError: It isn't there, or the run is to begin anew where one is.
+    """
+    own = folder / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return own if own.is_file() else None
+    if resume != "none":
+        return checkpoint_of(resume)
+    if own.is_file():
+        raise UserError(f"{folder}: holds a run; resume=auto goes on with it, another hydra.run.dir begins anew")
+    return None
 
 
 def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule) -> CodecTraining:

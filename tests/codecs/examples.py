@@ -117,7 +117,7 @@ TINY_RUN = [
     "codec.encoder.depth=1",
     "loader.batch_size=3",
     "loader.workers=0",
-    "checkpoint_every=2",
+    "checkpoint.every=2",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
 ]

@@ -31,7 +31,7 @@ from ..data.clips import frames, numbers, write
 
 FORM = {"frames": 6, "image_size": [16, 24], "strides": [2, 2], "widths": [6, 4], "stem": 4, "hidden": 8, "levels": 8}
 TINY = [
-    "experiment=video/nerv_pp_small", "updates=4", "data.frames=6", "data.image_size=16", "checkpoint_every=2",
+    "experiment=video/nerv_pp_small", "updates=4", "data.frames=6", "data.image_size=16", "checkpoint.every=2",
     "codec.decoder.strides=[2,2]", "codec.decoder.widths=[6,4]", "codec.decoder.stem=4", "codec.decoder.hidden=8",
     "codec.decoder.levels=8", "training.log_every=1", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
     "callbacks.samples.every=2", "callbacks.evaluation.every=2", "optim.warmup=0",
@@ -182,7 +182,7 @@ def finished(tmp_path_factory):
         "updates=80",
         "optim.codec.lr=1e-2",
         "callbacks.evaluation.every=80",
-        "checkpoint_every=80",
+        "checkpoint.every=80",
         "callbacks.samples.every=80",
         "training.log_every=20",
     )

@@ -179,7 +179,7 @@ def test_the_discriminator_waits_learns_and_is_heard(tmp_path):
 
 
 def test_with_a_discriminator_updates_are_not_counted_double(tmp_path):
-    run = fit(tmp_path, *ADVERSARIAL, "objective.adversarial.start=0", "checkpoint_every=1")
+    run = fit(tmp_path, *ADVERSARIAL, "objective.adversarial.start=0", "checkpoint.every=1")
     assert run.trainer.global_step == run.module.update == 4
 
 
@@ -218,7 +218,7 @@ def test_an_unknown_part_is_named(tmp_path, option):
 
 @pytest.mark.parametrize(
     "key",
-    ["callbacks.samples.every", "callbacks.evaluation.every", "checkpoint_every", "training.log_every", "updates"],
+    ["callbacks.samples.every", "callbacks.evaluation.every", "checkpoint.every", "training.log_every", "updates"],
 )
 def test_what_must_count_is_told(tmp_path, key):
     with pytest.raises(UserError, match=rf"^{key}=0: must be at least 1$"):

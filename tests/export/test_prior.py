@@ -95,7 +95,7 @@ class Killed(pl.Callback):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_saved(exported, tmp_path):
-    plain = ["export=none", "callbacks.evaluation=null", "updates=8", "checkpoint_every=4"]
+    plain = ["export=none", "callbacks.evaluation=null", "updates=8", "checkpoint.every=4"]
     whole = fit(tmp_path / "whole", exported[1], *plain)
     with pytest.raises(RuntimeError, match="killed"):
         fit(tmp_path / "part", exported[1], *plain, callbacks=[Killed()])

@@ -1,0 +1,166 @@
+"""Kill a run at random moments, let it go on each time, and compare all that it logged with an undisturbed run.
+
+    python benchmarks/kill_resume.py --out benchmarks/results/reliability/kill_resume.csv
+
+Each of three runs (an image codec with a discriminator; a residual codec of sounds, whose books are dropped, with a
+discriminator and a balancer; a codec of clips) is trained by one process and by two (gloo), every update logged with
+all its digits. SIGKILL comes to all its processes once an update drawn at random is logged, and a random part of a
+second later: in a step, in a saving or in an evaluation. A line of the table has how often it was killed, how many
+updates were taken again, the most of them after one kill, and how many logged values of how many are not, to the bit,
+those of the undisturbed run; a value that a kill made the run log twice is compared twice.
+"""
+
+import argparse
+import csv
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    # A checkout needs no install (ARCHITECTURE.md, "Where the package is").
+    sys.path[0] = str(_checkout / ".pkg")
+
+import torch  # noqa: E402
+
+from varitok import __version__  # noqa: E402
+from varitok.codecs.metrics.table import write_rows  # noqa: E402
+
+__all__ = ["main"]
+
+ADVERSARIAL = "objective.adversarial."
+RUNS = {
+    "image, adversarial": [
+        "experiment=image/demo", "objective=adversarial", f"{ADVERSARIAL}start=20", f"{ADVERSARIAL}head_start=10",
+        f"{ADVERSARIAL}discriminator.width=16", "callbacks.evaluation.every=50",
+    ],
+    "sound, residual, adversarial": [
+        "experiment=audio/demo", "length=quantizer_dropout", "objective=encodec",
+        f"{ADVERSARIAL}discriminator.width=4", "loader.batch_size=4", "callbacks.evaluation.every=50",
+    ],
+    "clip": ["experiment=video/demo", "loader.batch_size=4", "callbacks.evaluation.every=50"],
+}  # fmt: skip
+COMMON = [
+    "training.log_every=1", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "export=none",
+    "callbacks.samples=null", "loader.workers=1",
+]  # fmt: skip
+TWO = ["trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+PATIENCE = 600.0  # seconds without a new line in the log
+
+Row = tuple[int, str, str]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the exit status is 1 where a value differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="of each run; default: %(default)s")
+    parser.add_argument("--updates", type=int, default=120, help="of each run; default: %(default)s")
+    parser.add_argument("--every", type=int, default=7, help="updates between checkpoints; default: %(default)s")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], choices=[1, 2])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV")
+    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    header = {
+        "command": shlex.join(["python", "benchmarks/kill_resume.py", *words]),
+        "versions": f"varitok {__version__}, torch {torch.__version__}",
+        "checkpoints": f"every {options.every} updates",
+    }
+    rows = []
+    for name in options.runs:
+        for processes in options.processes:
+            rows.append(_torment(name, processes, options))
+            print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
+            write_rows(options.out, header, rows)
+    sys.exit(any(row["values that differ"] for row in rows))
+
+
+def _torment(name: str, processes: int, options: argparse.Namespace) -> dict[str, object]:
+    """Train undisturbed and killed, and compare."""
+    chance = random.Random(f"{options.seed} {name} {processes}")
+    numbers = [f"updates={options.updates}", f"checkpoint.every={options.every}"]
+    command = [*RUNS[name], *COMMON, *numbers, *(TWO if processes == 2 else [])]
+    moments = sorted(chance.sample(range(2, options.updates), options.kills))
+    with tempfile.TemporaryDirectory() as place:
+        whole, part = Path(place) / "whole", Path(place) / "part"
+        _live(command, whole)
+        wanted = _logged(whole)
+        seen, again = list[Row](), list[int]()
+        for moment in moments:
+            _live(command, part, moment, chance.uniform(0, 0.5))
+            reached = _logged(part)
+            seen += reached
+            last = part / "checkpoints" / "last.ckpt"
+            saved = int(torch.load(last, weights_only=True)["state_dict"]["updates"]) if last.is_file() else 0
+            again.append(max([update for update, _, _ in reached], default=0) - saved)
+        _live(command, part)
+        final = _logged(part)
+    expected = {(update, key): value for update, key, value in wanted}
+    twice = len(final) - len({(update, key) for update, key, _ in final})
+    differing = sum(expected.get((update, key)) != value for update, key, value in [*seen, *final])
+    return {
+        "run": name,
+        "processes": processes,
+        "kills": len(moments),
+        "updates": options.updates,
+        "taken again": sum(again),
+        "most after a kill": max(again),
+        "values": len(wanted),
+        "values compared": len(seen) + len(final),
+        "values that differ": differing + twice + len(wanted) - len(final) + (final != wanted),
+    }
+
+
+def _live(command: Sequence[str], folder: Path, moment: int | None = None, delay: float = 0.0) -> None:
+    """Train until the end, or until an update is logged and a delay is over: then all processes are killed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(
+            [sys.executable, str(_checkout / "train.py"), *command, f"hydra.run.dir={folder}"],
+            env=environment,
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        size, moved = -1, time.monotonic()
+        while process.poll() is None:
+            rows = _logged(folder)
+            if len(rows) != size:
+                size, moved = len(rows), time.monotonic()
+            if moment is not None and rows and rows[-1][0] >= moment:
+                time.sleep(delay)
+                break
+            if time.monotonic() - moved > PATIENCE:
+                break
+            time.sleep(0.01)
+        ended = process.poll()
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        if (ended != 0) if moment is None else ended not in (None, 0):
+            told.seek(0)
+            raise SystemExit(f"the run ended with status {ended}:\n{told.read().decode(errors='replace')[-3000:]}")
+
+
+def _logged(folder: Path) -> list[Row]:
+    """Read what was logged but the figures of saving, whose seconds are never the same."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3][1:]
+    return [(int(update), name, value) for update, name, value in rows if not name.startswith("checkpoint/")]
+
+
+if __name__ == "__main__":
+    main()

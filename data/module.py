@@ -186,6 +186,12 @@ class DataModule(pl.LightningDataModule):
         rank, world = self._rank()
         return validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
 
+    def names(self, batch: Batch) -> list[str]:
+        """Name a training batch's signals: their files, or their places in data of another kind."""
+        files = getattr(self.splits.train, "files", None)
+        places = [] if batch.places is None else batch.places.tolist()
+        return [str(files[place]) if files else f"signal {place}" for place in places]
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the bad samples of a training batch."""
         self.bad.see(batch)

@@ -114,6 +114,12 @@ class Bottleneck(nn.Module, ABC):
         for book, total in zip(books, sums_over_processes([book.gathered for book in books]), strict=True):
             book.advance(total)
 
+    def discard(self) -> None:
+        """Follow an update that was refused: forget what was gathered since the last."""
+        for module in self.modules():
+            if isinstance(module, Gathering):
+                module.forget()
+
     def depths(self, latents: Tensor) -> Tensor:
         """Return the full depth for each sample of `latents`."""
         return torch.full((latents.shape[0],), len(self.book_sizes), device=latents.device)

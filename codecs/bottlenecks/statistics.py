@@ -32,6 +32,10 @@ class Gathering(nn.Module, ABC):
     def advance(self, total: Tensor) -> None:
         """Apply the sum of `gathered` over all processes, and begin anew."""
 
+    def forget(self) -> None:
+        """Begin anew without it."""
+        self.gathered.zero_()
+
 
 def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) -> tuple[Tensor, Tensor]:
     """Cluster vectors by Lloyd's algorithm, the same way for the same vectors in whatever order.
@@ -174,6 +178,11 @@ class MovingBook(Gathering):
         self.gathered.zero_()
         if self.revival:
             self._revive()
+
+    def forget(self) -> None:
+        """Begin anew without what was gathered, and the candidates among it."""
+        super().forget()
+        self.spare = []
 
     def _means(self) -> Tensor:
         if self.cosine:

@@ -193,7 +193,8 @@ class Adversarial(nn.Module):
         with torch.no_grad():
             means = mean_over_processes(torch.stack([real, fake]).float())
             for average, value in zip((self.real_average, self.fake_average), means, strict=True):
-                average.lerp_(value, 1 - self.lecam_decay)
+                # Of logits that are not finite nothing is left.
+                average.lerp_(torch.where(value.isfinite(), value, average), 1 - self.lecam_decay)
 
 
 def _logits(values: Tensor, valid: Tensor | None) -> Tensor:

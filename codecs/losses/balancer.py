@@ -65,7 +65,8 @@ class Balancer(nn.Module):
         averages = []
         for name, norm in zip(names, mean_over_processes(torch.stack(own).detach()), strict=True):
             average, share = self.get_buffer(f"norm_{name}"), self.get_buffer(f"share_{name}")
-            average.lerp_(norm, 1 - self.decay)
-            share.lerp_(torch.ones_like(share), 1 - self.decay)
+            weight = torch.where(norm.isfinite(), 1 - self.decay, 0.0)  # of a norm that isn't nothing is left
+            average.lerp_(norm.nan_to_num(), weight)
+            share.lerp_(torch.ones_like(share), weight)
             averages.append(average / share)
         return averages

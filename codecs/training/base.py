@@ -1,7 +1,8 @@
 """What every training has: optimizers and their schedule, whole updates, the moving average, the log."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from varitok import UserError
 
 from .average import Average
+from .guard import Guard
 from .loggers import RunLog
 from .record import Record
 from .schedules import warmup_cosine
@@ -53,6 +55,7 @@ class Training(pl.LightningModule):
         freeze: Parts of the module that don't train, by name.
         compile: Parts of it to be run through `torch.compile`, by name.
         log_every: Updates between two readings of the log.
+        guard: What refuses updates, arguments of `Guard`.
         seed: Seed of what a step draws.
 
     Raises:
@@ -76,6 +79,7 @@ class Training(pl.LightningModule):
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
         log_every: int = 50,
+        guard: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +93,7 @@ class Training(pl.LightningModule):
         self.accumulate = accumulate
         self.seed = seed
         self.record = Record(log_every * accumulate)
+        self.guard = Guard(**(guard or {}))
         self.latest: dict[str, float] = {}  # the log's last reading
         self.evaluation: dict[str, float] = {}  # what the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
@@ -141,7 +146,7 @@ class Training(pl.LightningModule):
 
     def read_parts(self) -> dict[str, Readable]:
         """Name what collects numbers between two readings of the log."""
-        return {"record": self.record}
+        return {"record": self.record, "guard": self.guard}
 
     def train(self, mode: bool = True) -> "Training":
         """Switch to training, but for what is frozen."""
@@ -157,35 +162,56 @@ class Training(pl.LightningModule):
         return self.stepped
 
     def end_update(self, factor: float) -> Tensor:
-        """Step what is trained, count the update, and let the average follow; gives the gradient's norm."""
+        """Step what is trained, unless the guard refuses, and count the update; gives the gradient's norm."""
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
-        norm = self.step(first, self.trained, factor)
-        self.after_step()
+        norm = self.clipped(self.trained)
+        taken = self.guard.takes(norm)
+        self.step(first, factor, taken)
         self.update += 1
         self.updates.fill_(self.update)
-        if self.average:
-            self.average.update(self.trained, self.update)
+        if taken:
+            self.after_step()
+            if self.average:
+                self.average.update(self.trained, self.update)
+        else:
+            self.after_refusal()
         return norm
 
     def after_step(self) -> None:
         """Do what else belongs to an update, before the average follows."""
 
-    def step(self, optimizer: Any, module: nn.Module, factor: float) -> Tensor:
-        """Clip the module's gradient and step; gives the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
+    def after_refusal(self) -> None:
+        """Forget what belongs to an update that was refused."""
+
+    def clipped(self, module: nn.Module) -> Tensor:
+        """Clip the module's gradient; gives the norm before."""
+        return nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
+
+    def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
+        """Step along the gradient, or only clear it."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        optimizer.step()
+        if taken:
+            optimizer.step()
         optimizer.zero_grad()
-        return norm
+
+    def go_back(self, path: Path) -> None:
+        """Take the weights of a checkpoint and the states of the optimizers, and go on with the next data."""
+        saved = torch.load(path, weights_only=True, map_location=self.device)
+        self.load_state_dict(saved["state_dict"])
+        self.updates.fill_(self.update)
+        for optimizer, state in zip(self.trainer.optimizers, saved["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
 
     def log_values(self, values: dict[str, Tensor], factor: float) -> None:
-        """Collect the step's values; hand their means to the loggers when a reading is due."""
-        self.record.add(values)
+        """Collect the step's values, unless it was refused; hand their means to the loggers when a reading is due."""
+        if not (self.stepped and self.guard.why):
+            self.record.add(values)
         if self.batch % self.record.every:
             return
         self.latest = self.record.read() | self.reading()
+        self.latest |= {"refused": float(self.guard.refused)} if self.guard.refused else {}
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:
             logger.log_metrics(self.latest, step=self.update)

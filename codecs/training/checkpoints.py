@@ -154,7 +154,9 @@ class Checkpoints(Checkpoint):
         if not pl_module.stepped or pl_module.update == self.saved:
             return
         self._follow_best(trainer, pl_module)
-        if pl_module.update % self.every == 0 or pl_module.update == pl_module.total:
+        # What the guard refuses may be what the run goes back from: a checkpoint before it stays.
+        due = pl_module.update % self.every == 0 and not pl_module.guard.why
+        if due or pl_module.update == pl_module.total:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -50,6 +50,7 @@ class CodecTraining(Training):
         self.objective = objective
         self.make_discriminator_optimizer = discriminator_optimizer
         self.health = Health(codec.bottleneck)
+        codec.bottleneck.register_forward_pre_hook(self.guard.clean)
 
     @property
     def evaluated(self) -> Codec:
@@ -85,6 +86,7 @@ class CodecTraining(Training):
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         loss, terms = self.codec_loss(result, real, lengths)
+        self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
             self.manual_backward(loss / self.accumulate)
@@ -121,7 +123,9 @@ class CodecTraining(Training):
     def step_discriminator(self, factor: float) -> Tensor:
         """Step the raw optimizer: stepping Lightning's wrapper would count a second global step."""
         assert self.objective.adversarial is not None
-        return self.step(self.trainer.optimizers[1], self.objective.adversarial, factor)
+        norm = self.clipped(self.objective.adversarial)
+        self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
+        return norm
 
     def draw(self, batch: Batch) -> Kept:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
@@ -142,6 +146,10 @@ class CodecTraining(Training):
     def after_step(self) -> None:
         """Let the bottleneck learn what it doesn't learn by gradient."""
         self.codec.bottleneck.update()
+
+    def after_refusal(self) -> None:
+        """Let the bottleneck forget what it gathered."""
+        self.codec.bottleneck.discard()
 
     def reading(self) -> dict[str, float]:
         """Give the health of the codes."""

@@ -31,7 +31,8 @@ class Progress(RichProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar, or the clock for the lines."""
-        self._began = (time.monotonic(), trainer.global_step)
+        assert isinstance(pl_module, Training)
+        self._began = (time.monotonic(), pl_module.update)
         super().on_train_start(trainer, pl_module)
         if self._console is not None and not self._console.is_terminal:  # None on processes but the first
             self.disable()

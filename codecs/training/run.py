@@ -137,7 +137,7 @@ def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
 def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """Give what all trainings take."""
     optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
-    loop = {name: plain["training"][name] for name in ("accumulate", "average", "compile", "log_every")}
+    loop = {name: plain["training"][name] for name in ("accumulate", "average", "compile", "guard", "log_every")}
     return {"updates": config.updates, "seed": config.seed, **optim, **loop}
 
 

@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop: it saves itself at the end of the update, and leaves."""
+"""What a run does that can't go on, or is told to stop: it saves itself at the end of the update, and leaves."""
 
 import logging
 import os
@@ -13,6 +13,9 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from varitok import UserError
+from varitok.data.batch import Batch
 
 from ..processes import processes
 from .base import Training
@@ -61,10 +64,16 @@ class Stopping(pl.Callback):
         if number == signal.SIGINT:
             _log.warning("stopping after this update, with everything saved; press Ctrl-C again to stop at once")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Save and leave, if so it was told."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save and leave, if so it was told, or if its guard says so."""
         assert isinstance(pl_module, Training)
-        if not pl_module.stepped or not (number := self._agree(pl_module.device)):
+        if not pl_module.stepped:
+            return
+        if pl_module.guard.why:
+            self._answer_refusal(trainer, pl_module, batch)
+        if not (number := self._agree(pl_module.device)):
             return
         if self.checkpoints.saved != pl_module.update:
             self.checkpoints.save(trainer, pl_module)
@@ -72,6 +81,28 @@ class Stopping(pl.Callback):
         if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             _queue_again()
         sys.exit(128 + number)
+
+    def _answer_refusal(self, trainer: pl.Trainer, module: Training, batch: Batch) -> None:
+        """Tell of an update that was refused; go back or end the run where there were too many.
+
+        Raises:
+            UserError: There were.
+        """
+        guard, last = module.guard, self.checkpoints.folder / "last.ckpt"
+        if trainer.is_global_zero or not guard.mine:
+            names = ", ".join(trainer.datamodule.names(batch))  # type: ignore[attr-defined]
+            _log.warning("update %d was refused: %s; its batch: %s", module.update, guard.why, names)
+        if not guard.exhausted:
+            return
+        if trainer.strategy.broadcast(last.is_file()) and guard.goes_back():
+            module.go_back(last)
+            _log.warning("%d updates in a row were refused: back to the weights of %s", guard.patience, last)
+            return
+        self.checkpoints.save(trainer, module)
+        raise UserError(
+            f"{guard.patience} updates in a row were refused ({guard.why}); the state before them is saved in {last}:"
+            " lower optim.codec.lr or optim.clip, or look at the files that the log names"
+        )
 
     def _agree(self, device: torch.device) -> int:
         """Give the signal that any process has heard, the same on all of them."""

@@ -1,0 +1,122 @@
+"""What keeps a bad batch from spoiling a run: updates that are refused."""
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError, at_least
+
+from ..processes import mean_over_processes
+
+__all__ = ["Guard"]
+
+WINDOW = 100  # norms of gradients that make the median
+LEAST = 20  # of them before a spike can be told
+
+
+class Guard:
+    """Refuses updates: parameters, their average, books and optimizers stay as they are, on all processes alike.
+
+    Refused is an update whose latents, loss or gradient are not finite on any process: one step of Adam along a
+    gradient that is NaN, or one such latent in a moving codebook, would be there for good. Where `spike` is given, so
+    is one whose gradient is so many times as long as the median of the last hundred that were taken. A refused update
+    counts as one of the run's: the data and the schedules go on.
+
+    Args:
+        patience: Refused updates in a row at which the run goes back or ends.
+        spike: Times the median of the gradients' norms; null: only what isn't finite is refused.
+        roll_back: Go back to the weights of the last checkpoint then, and on with new data; the run ends where that
+            happens again before as many updates as `patience` were taken.
+
+    Attributes:
+        refused: Updates of the whole run.
+        why: Why the last was, in a few words; empty where it was taken.
+        mine: Whether this process's own latents and loss were finite in it.
+
+    Raises:
+        UserError: A number is too small.
+    """
+
+    def __init__(self, patience: int = 10, spike: float | None = None, roll_back: bool = False) -> None:
+        at_least({"training.guard.patience": (patience, 1)})
+        if spike is not None and not spike > 1:
+            raise UserError(f"training.guard.spike={spike}: must be above 1; null refuses none")
+        self.patience = patience
+        self.spike = spike
+        self.roll_back = roll_back
+        self.refused = 0
+        self.why = ""
+        self.mine = True
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._in_a_row = 0
+        self._taken = patience  # updates since it went back
+        self._sound: Tensor | None = None
+
+    def see(self, values: Tensor) -> None:
+        """Look at latents or losses of this update."""
+        finite = values.detach().isfinite().all()
+        self._sound = finite if self._sound is None else self._sound & finite
+
+    def clean(self, bottleneck: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See latents on their way to a bottleneck in training, and keep those from its books that are not finite."""
+        latents, *rest = given
+        if not (bottleneck.training and torch.is_grad_enabled()):
+            return given
+        self.see(latents)
+        return torch.where(latents.isfinite(), latents, 0), *rest
+
+    def takes(self, norm: Tensor) -> bool:
+        """Decide on an update by its gradient's norm and what was seen; every process must call it.
+
+        The norm is of all processes' gradient already, the rest is each one's own.
+        """
+        seen = torch.ones_like(norm) if self._sound is None else self._sound.to(norm)
+        self._sound = None
+        mine, everywhere, length = torch.stack([seen, mean_over_processes(seen), norm.detach()]).tolist()
+        self.mine = mine == 1
+        self.why = self._judged(everywhere == 1, length)
+        if self.why:
+            self.refused += 1
+            self._in_a_row += 1
+            return False
+        self._norms.append(length)
+        self._in_a_row = 0
+        self._taken += 1
+        return True
+
+    def _judged(self, sound: bool, length: float) -> str:
+        if not sound:
+            return "latents or loss are not finite"
+        if not math.isfinite(length):
+            return "the gradient is not finite"
+        if self.spike is not None and len(self._norms) >= LEAST:
+            usual = median(self._norms)
+            if length > self.spike * usual:
+                return f"the gradient's norm of {length:.3g} is {length / usual:.0f} times the usual"
+        return ""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many were refused in a row that the run can't just go on."""
+        return self._in_a_row >= self.patience
+
+    def goes_back(self) -> bool:
+        """Tell whether the run may go back to its last checkpoint; if so it counts anew."""
+        if not self.roll_back or self._taken < self.patience:
+            return False
+        self._in_a_row = self._taken = 0
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Give what is remembered, the same on all processes."""
+        return {"refused": self.refused, "norms": list(self._norms), "counts": [self._in_a_row, self._taken]}
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from a `state`."""
+        self.refused = state["refused"]
+        self._norms.extend(state["norms"])
+        self._in_a_row, self._taken = state["counts"]

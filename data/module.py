@@ -6,10 +6,11 @@ import signal
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,8 @@ __all__ = ["BadSampleCount", "DataModule", "loader"]
 
 _log = logging.getLogger(__name__)
 
+Policy: TypeAlias = Literal["substitute", "skip", "fail"]
+
 WINDOW = 1000  # samples over which the share of bad ones is taken
 PATIENCE = 50  # samples to see before the share can end a run
 
@@ -31,45 +34,69 @@ class _Readable(Dataset[Sample]):
 
     Args:
         dataset: Indexed by `Key`; raises `BadSample`.
-        substitute: Put the next readable sample in the place of a bad one, so that batches keep their size; without
-            it the place stays empty.
+        policy: What comes in the place of a sample that can't be read.
+        least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
         kinds: Of each sample, where one can only stand in for another of its kind.
     """
 
     TRIES = 16
 
-    def __init__(self, dataset: Dataset[Tensor], substitute: bool, kinds: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset[Tensor], policy: Policy, least: int = 0, kinds: Sequence[int] | None = None
+    ) -> None:
         self.dataset = dataset
-        self.substitute = substitute
+        self.policy = policy
+        self.least = least
         self.kinds = kinds
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
+        """Read a batch."""
+        samples = [self._read(key, self.policy == "substitute") for key in keys]
+        for place, key in enumerate(keys):
+            if sum(sample.signal is not None for sample in samples) >= self.least:
+                break
+            if samples[place].signal is None:
+                samples[place] = self._read(key, True)
+        return samples
+
+    def _read(self, key: Key, substitute: bool) -> Sample:
+        """Read a sample, or the next one that can be read.
+
+        Raises:
+            UserError: It can't be read, and the policy is to fail.
+        """
         epoch, index = key
         bad: list[str] = []
         others = ((index + step) % len(self) for step in range(len(self)))
         alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
-        for at in islice(alike, self.TRIES if self.substitute else 1):
+        for at in islice(alike, self.TRIES if substitute else 1):
             try:
                 return Sample(self.dataset[epoch, at], tuple(bad), at)
             except BadSample as error:
+                if self.policy == "fail":
+                    raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
                 bad.append(str(error))
         return Sample(None, tuple(bad))
 
 
 class BadSampleCount:
-    """Counts files that can't be read, names each once in the log, and ends the run where they are too many.
+    """Counts samples that can't be read, names each file once in the log, and ends the run where they are too many.
 
     Args:
-        max_share: Largest share of bad files among the last 1000 samples.
+        max_share: Largest share of bad ones among the last 1000 samples.
+
+    Attributes:
+        total: Samples that this process could not read.
     """
 
     def __init__(self, max_share: float) -> None:
         self.max_share = max_share
         self.names: set[str] = set()
         self.seen = 0
+        self.total = 0
         self._recent: deque[int] = deque(maxlen=WINDOW)
 
     def see(self, batch: Batch) -> None:
@@ -83,6 +110,7 @@ class BadSampleCount:
                 self.names.add(name)
                 _log.warning("skipped %s", name)
         self.seen += len(batch.signal) + len(batch.bad)
+        self.total += len(batch.bad)
         self._recent.extend([0] * len(batch.signal) + [1] * len(batch.bad))
         share = sum(self._recent) / max(1, len(self._recent))
         if not len(batch.signal) and share == 1:
@@ -95,7 +123,23 @@ class BadSampleCount:
 
     def summary(self) -> str:
         """Tell how many files were skipped."""
-        return f"{len(self.names)} unreadable files were skipped"
+        times = f", {self.total} times" if self.total > len(self.names) else ""
+        return f"{len(self.names)} unreadable files were skipped{times}"
+
+    def state(self) -> dict[str, Any]:
+        """Give what all processes have counted; every process must call it."""
+        mine = {"names": sorted(self.names), "seen": self.seen, "total": self.total, "recent": list(self._recent)}
+        states = [mine]
+        if dist.is_available() and dist.is_initialized():
+            states = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(states, mine)
+        return {"processes": states}
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from a `state`: each process with what was its own."""
+        for mine in state["processes"][process : process + 1]:
+            self.names, self.seen, self.total = set(mine["names"]), mine["seen"], mine["total"]
+            self._recent.extend(mine["recent"])
 
 
 class DataModule(pl.LightningDataModule):
@@ -108,6 +152,8 @@ class DataModule(pl.LightningDataModule):
         updates: Updates of the whole run.
         accumulate: Batches to an update.
         seed: Seed of the order.
+        bad: What comes in the place of a file that can't be read: "substitute" the next that can, "skip" it, so that
+            batches become smaller, or "fail".
         max_bad_share: Share of unreadable files that ends a run.
         overfit: Give the first batch of the data over and over.
         bucket: Batches among which samples are sorted by length, so that little is filled up; 0 doesn't sort.
@@ -127,6 +173,7 @@ class DataModule(pl.LightningDataModule):
         updates: int,
         accumulate: int = 1,
         seed: int = 0,
+        bad: Policy = "substitute",
         max_bad_share: float = 0.01,
         overfit: bool = False,
         bucket: int = 0,
@@ -135,7 +182,10 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
         at_least({key: (count, 1) for key, count in counts.items()})
+        if bad not in get_args(Policy):
+            raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
+        self.policy: Policy = bad
         self.batch_size = batch_size
         self.workers = workers
         self.batches = updates * accumulate
@@ -159,7 +209,7 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the batches that the run still needs."""
         kinds = self.splits.train.kinds() if self.shapes else None  # type: ignore[attr-defined]
-        readable = _Readable(self.splits.train, substitute=True, kinds=kinds)
+        readable = _Readable(self.splits.train, self.policy, 1, kinds)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)
@@ -230,4 +280,4 @@ def validation_loader(
     """Make a loader of a dataset in order, once; a file that can't be read is left out of its batch."""
     keys = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
     batches = [keys[at : at + batch_size] for at in range(0, len(keys), batch_size)]
-    return loader(_Readable(dataset, substitute=False), batches, workers)
+    return loader(_Readable(dataset, "skip"), batches, workers)

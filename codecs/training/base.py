@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
+from varitok.data.module import DataModule
 
+from ..processes import sums_over_processes
 from .average import Average
 from .guard import Guard
 from .loggers import RunLog
@@ -110,6 +112,12 @@ class Training(pl.LightningModule):
         """What is trained."""
         return self.get_submodule(self.name)
 
+    @property
+    def data(self) -> DataModule:
+        """The run's batches."""
+        data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
     def configure_optimizers(self) -> list[Optimizer]:
         """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
         if self.trainer.precision == "16-mixed":
@@ -146,7 +154,7 @@ class Training(pl.LightningModule):
 
     def read_parts(self) -> dict[str, Readable]:
         """Name what collects numbers between two readings of the log."""
-        return {"record": self.record, "guard": self.guard}
+        return {"record": self.record, "guard": self.guard, "bad": self.data.bad}
 
     def train(self, mode: bool = True) -> "Training":
         """Switch to training, but for what is frozen."""
@@ -211,7 +219,9 @@ class Training(pl.LightningModule):
         if self.batch % self.record.every:
             return
         self.latest = self.record.read() | self.reading()
-        self.latest |= {"refused": float(self.guard.refused)} if self.guard.refused else {}
+        (bad,) = sums_over_processes([torch.tensor([self.data.bad.total], device=self.device)])
+        counts = {"refused": self.guard.refused, "bad_samples": int(bad)}
+        self.latest |= {name: float(count) for name, count in counts.items() if count}
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:
             logger.log_metrics(self.latest, step=self.update)

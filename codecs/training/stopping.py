@@ -90,7 +90,7 @@ class Stopping(pl.Callback):
         """
         guard, last = module.guard, self.checkpoints.folder / "last.ckpt"
         if trainer.is_global_zero or not guard.mine:
-            names = ", ".join(trainer.datamodule.names(batch))  # type: ignore[attr-defined]
+            names = ", ".join(module.data.names(batch))
             _log.warning("update %d was refused: %s; its batch: %s", module.update, guard.why, names)
         if not guard.exhausted:
             return

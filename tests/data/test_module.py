@@ -73,6 +73,32 @@ def test_a_batch_of_nothing_but_bad_samples_is_empty():
     assert len(batch.signal) == 0 and len(batch.bad) == 3
 
 
+def test_a_policy_says_what_comes_in_the_place_of_a_bad_sample():
+    def batches(**options):
+        data = module(Numbers(8, bad=(2, 3, 4, 5)), batch_size=2, updates=4, **options)
+        return [(sorted(numbers(batch)), sorted(batch.bad)) for batch in data.train_dataloader()]
+
+    found = batches(bad="skip")
+    assert sorted(number for batch, _ in found for number in set(batch)) == [0, 1, 6, 7] or len(found) == 4
+    assert all(1 <= len(batch) <= 2 for batch, _ in found) and any(len(batch) == 1 for batch, _ in found)
+    assert {name for _, bad in found for name in bad} == {f"file{index}: broken" for index in (2, 3, 4, 5)}
+    assert all(len(batch) == 2 for batch, _ in batches(bad="substitute"))
+    with pytest.raises(UserError, match=r"^file[2-5]: broken \(loader\.bad=substitute passes over such files\)$"):
+        batches(bad="fail")
+    with pytest.raises(UserError, match=r"loader\.bad=ignore: must be substitute, skip, fail"):
+        batches(bad="ignore")
+
+
+def test_what_was_counted_is_remembered():
+    count, other = BadSampleCount(0.5), BadSampleCount(0.5)
+    for _ in range(3):
+        count.see(_batch(8, ["a: broken", "b: broken"]))
+    other.restore(count.state(), 0, torch.device("cpu"))
+    assert other.state() == count.state() and other.total == 6
+    other.restore(count.state(), 1, torch.device("cpu"))  # there was no such process
+    assert other.total == 6
+
+
 def _batch(good, bad):
     return Batch(torch.zeros(good, 3, 2, 2), torch.full((good,), 2), tuple(bad))
 
@@ -82,7 +108,7 @@ def test_bad_files_are_named_once_and_counted(caplog):
     for _ in range(3):
         count.see(_batch(8, ["a: broken", "b: broken"]))
     assert caplog.text.count("skipped a: broken") == 1
-    assert count.summary() == "2 unreadable files were skipped"
+    assert count.summary() == "2 unreadable files were skipped, 6 times"
 
 
 def test_too_large_a_share_ends_the_run():

@@ -76,6 +76,13 @@ def test_a_run_does_not_begin_anew_over_another(tmp_path):
         build_run(compose(*QUIET, "resume=none"), tmp_path)
 
 
+def test_a_checkpoint_is_not_fetched(tmp_path):
+    # Lightning would run what such a file says: it reads addresses with `weights_only=False`.
+    for where in ("http://127.0.0.1:9/last.ckpt", "memory://last.ckpt"):
+        with pytest.raises(UserError, match="no such checkpoint"):
+            build_run(compose(*QUIET, f"resume={where}"), tmp_path)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
     saved, real = [], torch.save
 

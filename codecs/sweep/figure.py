@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ..metrics.figure import ACCENT, GREYS
 from .results import Results
@@ -14,7 +15,7 @@ from .space import short
 
 __all__ = ["draw_parallel"]
 
-SPAN = 30.0  # the largest over the smallest of numbers, from which on an axis is logarithmic
+SPAN = 10.0  # the largest over the smallest of numbers, from which on an axis may be logarithmic
 MARKS = 5  # on an axis
 
 
@@ -37,7 +38,9 @@ def draw_parallel(path: Path, results: Results) -> None:
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{len(runs)} runs, the best {runs[0].name}", fontsize=12, fontweight="bold", loc="left")
+    goal = "higher" if results.maximize else "lower"
+    title = f"{len(runs)} runs, the best {runs[0].name} ({results.metric}: {goal} is better)"
+    axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -47,7 +50,9 @@ def _axis(axes: Axes, place: int, column: Sequence[str]) -> list[float]:
     heights, marks = _scaled(column)
     axes.axvline(place, color="#e5e7eb", linewidth=1.0, zorder=0)
     for text, at in marks.items():
-        axes.annotate(text, (place, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=GREYS[1])
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+        beside = axes.annotate(text, (place, at), (6, 0), textcoords="offset points", va="center", bbox=box, zorder=9)
+        beside.set(fontsize=8, color=GREYS[0])
     return heights
 
 
@@ -59,7 +64,8 @@ def _scaled(column: Sequence[str]) -> tuple[list[float], dict[str, float]]:
         words = sorted(set(column))
         places = {word: (index + 0.5) / len(words) for index, word in enumerate(words)}
         return [places[text] for text in column], places
-    logarithmic = numbers.min() > 0 and numbers.max() > SPAN * numbers.min()
+    wide = numbers.min() > 0 and numbers.max() > SPAN * numbers.min()
+    logarithmic = wide and _lean(np.log(numbers)) < _lean(numbers)
     scaled = np.log(numbers) if logarithmic else numbers
     low, span = scaled.min(), np.ptp(scaled) or 1.0
     heights = [float(height) for height in (scaled - low) / span]
@@ -67,7 +73,12 @@ def _scaled(column: Sequence[str]) -> tuple[list[float], dict[str, float]]:
         return heights, {short(text): height for text, height in zip(column, heights, strict=True)}
     even = np.linspace(0, 1, MARKS)
     values = low + span * even
-    return heights, {f"{v:.3g}": float(h) for v, h in zip(np.exp(values) if logarithmic else values, even, strict=True)}
+    return heights, {f"{v:.4g}": float(h) for v, h in zip(np.exp(values) if logarithmic else values, even, strict=True)}
+
+
+def _lean(numbers: NDArray[np.float64]) -> float:
+    """Tell how far the median is from the middle, in shares of the range."""
+    return float(abs((np.median(numbers) - numbers.min()) / np.ptp(numbers) - 0.5))
 
 
 def _broken(name: str) -> str:

@@ -31,6 +31,7 @@ __all__ = ["JOURNAL", "Search", "open_study", "trial_name"]
 _log = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
+PROGRAM = ["-m", "varitok.train"]
 PATIENCE = 3  # trials in a row that may fail
 PULSE = 0.5  # seconds between two looks at a trial
 STARTUP = 5  # random trials before a Bayesian search has something to go by
@@ -188,7 +189,7 @@ class Search:
     def _train(self, trial: Trial, folder: Path, words: list[str], job: int) -> int | None:
         """Give the run's exit status, None where it was ended because it fell behind."""
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "varitok.train", *words, f"hydra.run.dir={word(str(folder))}"]
+        command = [sys.executable, *PROGRAM, *words, f"hydra.run.dir={word(str(folder))}"]
         with (folder / "output.txt").open("ab") as output, self.lock:
             if self.stopped:
                 return 128 + self.stopped

@@ -61,7 +61,7 @@ class Numbers(NamedTuple):
 
 
 class Halving(NamedTuple):
-    """When trials that fall behind end early: at `first`, `first * factor`, ... evaluations, the best 1 / `factor` go on.
+    """When trials that fall behind end early: at `first`, `first * factor`, ... evaluations all but 1 / `factor` do.
 
     Attributes:
         first: Evaluations.

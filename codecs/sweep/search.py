@@ -246,9 +246,7 @@ def _hold(folder: Path) -> TextIO:
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(
-            f"{folder}: another sweep, or a trial that it has left, still runs there; wait for it"
-        ) from None
+        raise UserError(f"{folder}: another sweep, or a trial that it left, still runs there; wait for it") from None
     return held
 
 

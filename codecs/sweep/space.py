@@ -18,7 +18,9 @@ __all__ = ["Choices", "Halving", "Numbers", "Sweep", "read_sweep", "short", "wor
 METHODS = ("bayes", "random", "grid")
 KNOWN = {"program", "method", "metric", "parameters", "command", "early_terminate", "run_cap"}
 LABELS = {"name", "project", "entity", "description"}  # of W&B's pages
-PLAIN = re.compile(r"[\w./@:+-]+")  # what Hydra reads as it is
+PLAIN = re.compile(
+    r"(?!(?i:null|true|false|nan|inf)$)[a-zA-Z_/][\w./@:+-]*", re.ASCII
+)  # text that Hydra reads as it is
 
 
 class Choices(NamedTuple):
@@ -102,7 +104,7 @@ class Sweep(NamedTuple):
 def word(value: Any) -> str:
     """Write a value as Hydra reads it."""
     if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return value if PLAIN.fullmatch(value) else "'" + value.replace("'", "\\'") + "'"
     return f"[{','.join(map(word, value))}]" if isinstance(value, list) else json.dumps(value)
 
 

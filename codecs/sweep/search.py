@@ -55,7 +55,7 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     if sweep is None:
         return optuna.load_study(study_name="sweep", storage=storage)
-    pruner = optuna.pruners.NopPruner()
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if sweep.halving:
         first, factor = sweep.halving
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)

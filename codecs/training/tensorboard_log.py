@@ -99,10 +99,11 @@ class TensorboardLog(RunLog):
     @unharmed
     def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
         """Log files of sounds and clips."""
-        kinds = {".wav": self._sound, ".mp4": lambda tag, path: self._image(tag, _animated(path))}
-        values = [kinds[path.suffix](f"{name}/{label}", path) for label, path in files.items()]
-        if values:
-            self._add(update, values)
+        if files:
+            self._add(update, [self._medium(f"{name}/{label}", path) for label, path in files.items()])
+
+    def _medium(self, tag: str, path: Path) -> Any:
+        return self._sound(tag, path) if path.suffix == ".wav" else self._image(tag, _animated(path))
 
     def _image(self, tag: str, data: bytes) -> Any:
         with Image.open(io.BytesIO(data)) as opened:
@@ -126,7 +127,7 @@ def _animated(path: Path) -> bytes:
     """Give a clip as the animated GIF that TensorBoard shows."""
     with av.open(str(path)) as clip:
         rate = float(clip.streams.video[0].average_rate or 8)
-        first, *others = [frame.to_image() for frame in clip.decode(video=0)]
+        first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
     animated = io.BytesIO()
     first.save(animated, "gif", save_all=True, append_images=others, duration=1000 / rate, loop=0)
     return animated.getvalue()

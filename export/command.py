@@ -34,7 +34,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = {
     "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
     "sweep": Subcommand(
-        "varitok.codecs.sweep.command:main",
+        "varitok.codecs.training.sweep.command:main",
         "search a configuration's best values, on this machine",
         "configs/sweep/image_rate.yaml --trials 20",
         "sweep",

@@ -22,13 +22,13 @@ from PIL import Image
 from wandb.sdk.launch.sweeps import utils as agent
 
 from varitok import UserError
-from varitok.codecs.sweep import search
-from varitok.codecs.sweep.command import main
-from varitok.codecs.sweep.figure import draw_parallel
-from varitok.codecs.sweep.results import Result, Results, read_results
-from varitok.codecs.sweep.space import Choices, Halving, Numbers, read_sweep, word
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.scalars import Scalars, read_scalars
+from varitok.codecs.training.sweep import search
+from varitok.codecs.training.sweep.command import main
+from varitok.codecs.training.sweep.figure import draw_parallel
+from varitok.codecs.training.sweep.results import Result, Results, read_results
+from varitok.codecs.training.sweep.space import Choices, Halving, Numbers, read_sweep, word
 from varitok.configs.compose import check
 
 ROOT = Path(__file__).parents[2]
@@ -277,7 +277,7 @@ def test_jobs_run_side_by_side_on_devices_of_their_own(tmp_path, stub, monkeypat
 def started(folder, *words):
     """Start the command in a process of its own, with the stub in the place of train.py."""
     script = f"""
-from varitok.codecs.sweep import search
+from varitok.codecs.training.sweep import search
 search.PROGRAM = [{str(folder / "stub.py")!r}]
 from varitok.export.command import main
 main(["sweep", {str(folder / "sweep.yaml")!r}, "--out", {str(folder / "out")!r}, *{list(words)!r}])

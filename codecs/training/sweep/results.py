@@ -12,9 +12,9 @@ from rich.table import Table as RichTable
 
 from varitok import UserError
 
-from ..metrics.figure import LOWER
-from ..metrics.table import wide_console, write_rows
-from ..training.scalars import read_scalars
+from ...metrics.figure import LOWER
+from ...metrics.table import wide_console, write_rows
+from ..scalars import read_scalars
 from .search import JOURNAL, open_study, trial_name
 from .space import short
 

@@ -94,7 +94,7 @@ class Scalars(Appended):
 
 
 def read_scalars(path: Path) -> dict[str, dict[int, float]]:
-    """Read what a run logged, each name's values by update; nothing where it logged elsewhere.
+    """Read what a run logged, each name's values by update; nothing where it logged elsewhere. A torn row is none.
 
     Raises:
         UserError: The file is damaged.
@@ -102,9 +102,9 @@ def read_scalars(path: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     if path.is_file():
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
+            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+            for row in csv.DictReader(whole.splitlines()):
+                found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path}: not what a run logs, or damaged; move it away to do without") from error
     return found

@@ -263,6 +263,17 @@ def test_rows_wait_for_room_on_a_full_disk(tmp_path, monkeypatch, caplog, kind):
     assert losses(tmp_path, kind) == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
 
 
+def test_pictures_and_tables_that_find_no_room_do_not_end_a_run(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("varitok.codecs.training.samples.write_samples", full)
+    monkeypatch.setattr("varitok.codecs.metrics.table.Table.write_csv", full)
+    assert fit(tmp_path).module.update == 4
+    assert "samples/update_0000002: can't be written (No space left on device); the run goes on" in caplog.text
+    assert "evaluation: can't be written (No space left on device)" in caplog.text
+
+
 def losses(folder, kind):
     if kind is CsvLog:
         return read_scalars(folder / "metrics.csv")["loss"]
@@ -320,7 +331,10 @@ def test_tensorboard_without_its_package_is_one_line(tmp_path, monkeypatch):
 def test_a_damaged_file_of_scalars_is_one_line(tmp_path):
     Scalars(tmp_path / "metrics.csv").add({"loss": 1.0}, 1)
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("2,loss,much\n")
+        file.write("2,lo")
+    assert read_scalars(tmp_path / "metrics.csv") == {"loss": {1: 1.0}}
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("ss,much\n")
     with pytest.raises(UserError, match=r"metrics\.csv: not what a run logs"):
         read_scalars(tmp_path / "metrics.csv")
 

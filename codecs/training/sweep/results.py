@@ -144,9 +144,13 @@ def _runs(folder: Path) -> Iterator[tuple[Path, str, dict[str, str]]]:
         if len(set(column)) > 1 and not chosen and column not in columns.values():
             columns[key] = column
     for place, path in enumerate(paths):
-        parameters = {key.removesuffix("._target_"): column[place] for key, column in columns.items()}
-        yield path, states[place], {key: value.rpartition(".")[2] if "varitok." in value else value
-                                    for key, value in parameters.items()}  # fmt: skip
+        yield path, states[place], dict(_named(key, column[place]) for key, column in columns.items())
+
+
+def _named(key: str, value: str) -> tuple[str, str]:
+    """Name what was chosen of a group by its class alone."""
+    chosen = key.endswith("._target_")
+    return (key.removesuffix("._target_"), value.rpartition(".")[2]) if chosen else (key, value)
 
 
 def _state(path: Path, flat: dict[str, str]) -> str:

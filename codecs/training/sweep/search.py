@@ -1,7 +1,7 @@
 """The search of a sweep: trials drawn by Optuna, each a run in a process of its own."""
 
 import fcntl
-import logging
+import math
 import os
 import shlex
 import signal
@@ -27,8 +27,6 @@ from ..scalars import read_scalars
 from .space import Sweep, short, word
 
 __all__ = ["JOURNAL", "Search", "open_study", "trial_name"]
-
-_log = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 PROGRAM = ["-m", "varitok.train"]
@@ -173,7 +171,7 @@ class Search:
             if status is None:
                 self.study.tell(trial.number, state=TrialState.PRUNED)
                 print(f"{trial_name(trial)}: fell behind at {values[-1]:.5g}; {told}", flush=True)
-            elif status == 0 and values and values[-1] == values[-1]:
+            elif status == 0 and values and math.isfinite(values[-1]):
                 self.failures = 0
                 self.study.tell(trial.number, values[-1])
                 print(f"{trial_name(trial)}: {self.sweep.metric} {values[-1]:.5g}; {told}", flush=True)

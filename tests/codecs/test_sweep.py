@@ -387,3 +387,12 @@ def test_wandbs_agent_runs_a_trial_and_the_same_trial_again(tmp_path):
     (folder,) = tmp_path.glob("runs/*/sweep1/*")
     assert folder.name == "trial7" and "val/psnr@16" in read_scalars(folder / "metrics.csv")
     assert {path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")} == {"trial7"}
+
+
+def test_without_optuna_it_is_one_line():
+    script = (
+        "import sys; sys.modules['optuna'] = None\nfrom varitok.export.command import main\nmain(['sweep', 'x.yaml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "needs the package optuna" in done.stderr and "pip install 'varitok[sweep]'" in done.stderr

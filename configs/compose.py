@@ -39,6 +39,7 @@ PACKAGES = (
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
 LISTED = 60  # names that a message lists at most
+SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
 
 
 def run_with(task: Callable[[DictConfig], Any]) -> None:
@@ -72,6 +73,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
     try:
+        _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
         program()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -80,7 +82,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             sys.exit(130)
         raise
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, UserError) as error:
         if told_in_full:
             raise
         _fail(error)
@@ -105,8 +107,9 @@ def check(config: DictConfig) -> None:
 
     Raises:
         UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
-            or a sweep asks for more than one device.
+            it holds a password, or a sweep asks for more than one device.
     """
+    _refuse_secrets(_paths(config))
     if missing := sorted(OmegaConf.missing_keys(config)):
         give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
@@ -124,8 +127,18 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a sweep trains on one device; give trainer.devices=1")
 
 
+def _refuse_secrets(keys: Iterable[str]) -> None:
+    """Refuse what should not be seen in a list of processes, nor lie in a run's folder.
+
+    Raises:
+        UserError: One of the keys is of such a thing.
+    """
+    if found := [key for key in keys if SECRET.search(key)]:
+        raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
+
+
 def _run_id() -> str:
-    """Name a run: by its job, whose name is the same on all machines and when it starts again; else by the time.
+    """Name a run: by its job or sweep, whose name is the same on all machines and when it starts again; or by the time.
 
     Raises:
         UserError: Processes were started side by side that share no name.
@@ -135,6 +148,8 @@ def _run_id() -> str:
         return f"slurm_{job[0]}"
     if job[1] != "none":
         return job[1]
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a trial that is queued again goes on
+        return os.path.join(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("hydra.run.dir: several processes must share a folder; give hydra.run.dir=FOLDER")
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

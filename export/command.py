@@ -33,6 +33,12 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = {
     "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "sweep": Subcommand(
+        "varitok.codecs.training.sweep.command:main",
+        "search a configuration's best values, on this machine",
+        "configs/sweep/image_rate.yaml --trials 20",
+        "sweep",
+    ),
     "evaluate": Subcommand(
         "varitok.codecs.metrics.command:main",
         "measure quality at each length of the codes",

@@ -94,6 +94,9 @@ class Result:
         (["training.average=high"], ["training.average: expected a number, got 'high'"]),
         (["training.freeze=encoder"], ["training.freeze: expected a list, got 'encoder'"]),
         (["loader=3"], ["loader: holds batch_size"]),
+        (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
+        (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
+        (["WANDB_API_KEY=x"], ["WANDB_API_KEY: others can read it there"]),
         (["optim.warmup=x"], ["optim.warmup: expected a whole number, got 'x'"]),
         (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
         (["demo"], ["demo: can't be read; give KEY=VALUE"]),
@@ -113,6 +116,21 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, words: list[str], pa
     assert line.startswith("error: ")
     assert all(part in line for part in parts), line
     assert "updates 1" not in result.out, "the task went on"
+
+
+def test_a_configuration_with_a_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logger").mkdir()
+    target = "varitok.codecs.training.wandb_log.WandbLog"
+    text = f"wandb:\n  _target_: {target}\n  name: x\n  api_key: secret\n"
+    (tmp_path / "logger" / "mine.yaml").write_text(text)
+    result = Result(tmp_path, "--config-dir", ".", "logger=mine")
+    assert result.status == 2 and "logger.wandb.api_key: others can read it there" in result.err
+    assert "secret" not in result.err
+
+
+def test_a_trial_of_wandbs_agent_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    result = Result(tmp_path, WANDB_SWEEP_ID="abc", WANDB_RUN_ID="xyz")
+    assert result.status == 0 and (tmp_path / "runs/varitok/abc/xyz/config.yaml").is_file()
 
 
 @pytest.mark.parametrize(("name", "error"), [("mistake", "varitok.UserError"), ("defect", "KeyError")])

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-__all__ = ["LOWER", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
+__all__ = ["ACCENT", "GREYS", "LOWER", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")

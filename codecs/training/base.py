@@ -219,9 +219,12 @@ class Training(pl.LightningModule):
         if self.batch % self.record.every:
             return
         self.latest = self.record.read() | self.reading()
-        (bad,) = sums_over_processes([torch.tensor([self.data.bad.total], device=self.device)])
-        counts = {"refused": self.guard.refused, "bad_samples": int(bad)}
+        mine = torch.tensor([self.data.bad.total, self.data.bad.seen], device=self.device)
+        bad, seen = sums_over_processes([mine])[0].tolist()
+        counts = {"refused": self.guard.refused, "bad_samples": bad}
         self.latest |= {name: float(count) for name, count in counts.items() if count}
+        size = len(self.data.splits.train)  # type: ignore[arg-type]
+        self.latest |= {"data/samples": float(seen - bad), "data/epochs": seen / size}
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:
             logger.log_metrics(self.latest, step=self.update)

@@ -52,10 +52,14 @@ class Evaluation(pl.Callback):
         table = self._evaluate(trainer, pl_module, medium_of(pl_module.codec).available())
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "evaluation"
-            table.write_csv(folder / "evaluation.csv")
-            table.plot(folder / "evaluation.png")
             table.print()
-            _log.info("evaluation: %s", folder)
+            try:
+                table.write_csv(folder / "evaluation.csv")
+                table.plot(folder / "evaluation.png")
+            except OSError as error:  # a full disk
+                _log.warning("%s: can't be written (%s)", folder, error.strerror)
+            else:
+                _log.info("evaluation: %s", folder)
 
     def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str] | None) -> Table:
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]

@@ -70,7 +70,8 @@ class Health:
     are few for the size of the book; `.../perplexity`, 2 to its power. `health/used` and the others are means over
     books; `health/bits_per_token` is the sum of the entropies, what a token with all books says at most, and
     `health/bits_per_position` what the kept codes say of each pixel (times the sample rate: bit/s). Entries that a
-    bottleneck replaces are its own metric, `bottleneck/replaced`.
+    bottleneck replaces are its own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are what was kept of a
+    signal, or of a block: tokens of the book that has most, and bits of all books, packed.
 
     A book whose perplexity stays below a share of what is possible, `(perplexity - 1) / (possible - 1)`, for some
     readings in a row without rising is told to the log, once, with what to change.
@@ -91,6 +92,7 @@ class Health:
         self.told: set[int] = set()
         self._counts: CodeCounts | None = None
         self._positions: Tensor | int = 0
+        self._signals = 0
 
     def add(self, codes: Tensor, lengths: Tensor, depth: Tensor, positions: Tensor | int) -> None:
         """Take in a training batch.
@@ -108,17 +110,17 @@ class Health:
         steps, books = prefix_mask(lengths, codes.shape[2]), prefix_mask(depth, codes.shape[1])
         self._counts.add(codes.detach(), books[:, :, None] & steps[:, None])
         self._positions = self._positions + positions
+        self._signals += len(lengths)
 
     def read(self) -> dict[str, float]:
         """Give the numbers of all processes since the last reading, and start anew; every process must call it."""
         if self._counts is None:
             return {}
-        counts, positions = self._counts, int(self._positions)
+        counts = self._counts
         if processes() > 1:
             counts.gather()
-            (total,) = sums_over_processes([torch.tensor([positions], device=counts.dense.device)])
-            positions = int(total)
-        self._counts, self._positions = None, 0
+        positions, signals = self._sizes()
+        self._counts, self._positions, self._signals = None, 0, 0
         books = counts.books()
         values: dict[str, float] = {}
         entropies, seen = [entropy(book) for book in books], [int(book.sum()) for book in books]
@@ -133,6 +135,9 @@ class Health:
         values["health/bits_per_token"] = sum(entropies)
         said = sum(bits * count for bits, count in zip(entropies, seen, strict=True))
         values["health/bits_per_position"] = said / positions if positions else 0.0
+        bits = sum(math.log2(size) * count for size, count in zip(self.book_sizes, seen, strict=True))
+        values["rate/tokens"] = max(seen) / signals
+        values["rate/bits"] = bits / signals
         self._warn(measures["perplexity"], seen)
         return values
 
@@ -140,19 +145,25 @@ class Health:
         """Give what was added since the last reading, of all processes, and what is remembered of earlier ones."""
         state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.told)}
         if self._counts is not None:
-            rows, device = self._counts.rows(), self._counts.dense.device
-            (total,) = sums_over_processes([torch.tensor([int(self._positions)], device=device)])
-            state |= {"counts": gather_rows(rows).cpu(), "positions": int(total)}
+            rows = self._counts.rows()
+            state |= {"counts": gather_rows(rows).cpu(), "sizes": self._sizes()}
         return state
+
+    def _sizes(self) -> list[int]:
+        """Give the numbers of positions and of signals, over all processes."""
+        assert self._counts is not None
+        mine = torch.tensor([int(self._positions), self._signals], device=self._counts.dense.device)
+        sizes: list[int] = sums_over_processes([mine])[0].tolist()
+        return sizes
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
         """Go on from a `state`: the first process with all that was counted, as a reading sums them."""
         self.low, self.last, self.told = list(state["low"]), list(state["last"]), set(state["told"])
         if "counts" in state:
-            self._counts, self._positions = CodeCounts(self.book_sizes, device), 0
+            self._counts, self._positions, self._signals = CodeCounts(self.book_sizes, device), 0, 0
             if process == 0:
                 self._counts.include(state["counts"].to(device))
-                self._positions = state["positions"]
+                self._positions, self._signals = state["sizes"]
 
     def _possible(self, book: int, seen: list[int]) -> int:
         """Count the entries that could have occurred."""

@@ -144,6 +144,7 @@ def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
 def _quieten() -> None:
     """Keep Lightning from saying what is meant so, and from advertising."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.raiseExceptions = False  # a full disk would be told at each line of run.log, by a traceback
     for message in (
         ".*does not have many workers.*",
         ".*in eval mode at the start of training.*",  # the moving average, and what is frozen

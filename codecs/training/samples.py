@@ -1,5 +1,6 @@
 """Reconstructions to look at and to hear: the originals over what each length of their codes gives back."""
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from .loggers import RunLog
 from .module import CodecTraining
 
 __all__ = ["UNKNOWN_RATE", "Row", "Samples", "reconstructions", "spread", "write_samples"]
+
+_log = logging.getLogger(__name__)
 
 UNKNOWN_RATE = 8.0  # frames a second at which clips are shown that tell none
 
@@ -160,9 +163,13 @@ class Samples(pl.Callback):
         rows = reconstructions(codec, batch, self.keeps)
         module.train()
         folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"update_{module.update:07d}"
-        picture, media = write_samples(stem, rows, codec, self.scale)
+        try:
+            picture, media = write_samples(stem, rows, codec, self.scale)
+        except OSError as error:  # a full disk
+            _log.warning("%s: can't be written (%s); the run goes on", stem, error.strerror)
+            return
         for logger in trainer.loggers:
             if isinstance(logger, RunLog):
                 logger.log_picture("samples", picture, module.update)

@@ -1,6 +1,5 @@
 """What a report is about: runs and bundles, opened alike."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from varitok.codecs.metrics.ladder import Ladder
 from varitok.codecs.metrics.medium import medium_of
 from varitok.codecs.metrics.table import Table, read_csv
 from varitok.codecs.training.samples import spread
+from varitok.codecs.training.scalars import read_scalars
 from varitok.data.batch import Sample, collate
 
 from ..clips import FeatureBundle
@@ -117,7 +117,7 @@ def _run(path: Path, source: Source) -> Subject:
         ladder=_ladder(codec, table, evaluation),
         signals=signals,
         table=table,
-        progress=_progress(folder / "metrics.csv"),
+        progress=read_scalars(folder / "metrics.csv"),
         about={key: value for key, value in about.items() if value},
         config={str(key): value for key, value in named.items()},
         folder=folder,
@@ -147,23 +147,6 @@ def _commit(path: Path) -> str:
         return str(git["commit"]) + (", changed" if git["dirty"] else "")
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _progress(path: Path) -> dict[str, dict[int, float]]:
-    """Read what a run logged; nothing where it logged elsewhere. Of an update that was repeated the last stands.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    found: dict[str, dict[int, float]] = {}
-    if path.is_file():
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f"{path}: not what a run logs, or damaged; move it away to do without") from error
-    return found
 
 
 def _bundle(path: Path, source: Source) -> Subject:

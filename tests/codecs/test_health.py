@@ -75,6 +75,11 @@ def test_numbers_are_those_of_brute_force(seed: int, shapes: list[tuple[int, int
     assert values["health/bits_per_token"] == pytest.approx(sum(entropies), abs=1e-9)
     said = sum(bits * counts.total() for bits, counts in zip(entropies, books, strict=True))
     assert values["health/bits_per_position"] == pytest.approx(said / (100 * len(batches)), abs=1e-9)
+    signals = sum(b for b, _ in shapes)
+    kept = [length for _, lengths, _ in batches for length in lengths.tolist()]  # all samples keep the first book
+    assert values["rate/tokens"] == pytest.approx(sum(kept) / signals)
+    packed = sum(math.log2(size) * counts.total() for counts, size in zip(books, sizes, strict=True))
+    assert values["rate/bits"] == pytest.approx(packed / signals)
 
 
 def test_a_reading_begins_anew() -> None:

@@ -1,0 +1,74 @@
+"""The subcommand `sweep`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from varitok import UserError, at_least
+
+from .figure import draw_parallel
+from .results import read_results
+from .search import Search
+from .space import read_sweep
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok sweep`.
+
+    Raises:
+        UserError: A user's mistake, or too many trials have failed.
+    """
+    options = _parser().parse_intermixed_args(words)
+    if (options.file is None) == (options.summary is None):
+        raise UserError("give a sweep's file, or --summary FOLDER")
+    if options.summary:
+        _summarise(options.summary, options)
+        return
+    at_least({"--jobs": (options.jobs, 1)})
+    given = dict(word.partition("=")[::2] for word in options.words)
+    if wrong := [word for word in options.words if not word.partition("=")[2]]:
+        raise UserError(f"{wrong[0]}: can't be read; give KEY=VALUE")
+    sweep = read_sweep(options.file)
+    trials = options.trials or sweep.trials or (len(sweep.grid()) if sweep.method == "grid" else None)
+    if trials is None:
+        raise UserError(f"{options.file}: has no run_cap; give --trials")
+    at_least({"--trials": (trials, 1)})
+    folder = options.out or Path("runs", "sweep", options.file.stem)
+    search = Search(sweep, folder, given, options.jobs)
+    try:
+        search.run(trials)
+    finally:
+        if search.finished:
+            _summarise(folder, options)
+
+
+def _summarise(folder: Path, options: argparse.Namespace) -> None:
+    """Print the table of a sweep's runs; write and draw it."""
+    maximize = None if options.goal is None else options.goal == "maximize"
+    results = read_results(folder, options.metric, maximize)
+    results.print()
+    results.write_csv(folder / "results.csv")
+    draw_parallel(folder / "results.png", results)
+    print(f"written to {folder / 'results.csv'} and .png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok sweep",
+        description="Search the best values of a configuration, as a file for `wandb sweep` says, but on this machine."
+        " What is cut off goes on when the same command is called again.",
+        epilog="for example: varitok sweep configs/sweep/image_rate.yaml data.root=PHOTOS --trials 20",
+    )
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="in the format of W&B; see configs/sweep")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all trials; they win over the file's")
+    parser.add_argument("--trials", type=int, metavar="N", help="all together; by default the file's run_cap")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time; default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the trials' runs; default: runs/sweep/FILE")
+    parser.add_argument(
+        "--summary", type=Path, metavar="FOLDER", help="of a sweep, of W&B's or Hydra's too: only the table and picture"
+    )
+    parser.add_argument("--metric", metavar="NAME", help="that runs are compared by, as val/psnr@64")
+    parser.add_argument("--goal", choices=["maximize", "minimize"], help="of that metric")
+    return parser

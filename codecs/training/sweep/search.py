@@ -1,0 +1,259 @@
+"""The search of a sweep: trials drawn by Optuna, each a run in a process of its own."""
+
+import fcntl
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+import varitok
+from varitok import UserError
+
+from ..scalars import read_scalars
+from .space import Sweep, short, word
+
+__all__ = ["JOURNAL", "Search", "open_study", "trial_name"]
+
+JOURNAL = "study.journal"
+PROGRAM = ["-m", "varitok.train"]
+PATIENCE = 3  # trials in a row that may fail
+PULSE = 0.5  # seconds between two looks at a trial
+STARTUP = 5  # random trials before a Bayesian search has something to go by
+# With these a run ends that was told to stop, and has saved itself; or the signal found it before it could.
+STOPPED = {end for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) for end in (128 + number, -number)}
+
+
+def trial_name(trial: Trial | FrozenTrial) -> str:
+    """Name a trial's folder in the sweep's."""
+    return f"trial_{trial.number:03d}"
+
+
+def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
+    """Open the study of a sweep's folder, or begin it.
+
+    Args:
+        folder: The sweep's.
+        sweep: What is searched; None only reads.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    if sweep is None:
+        return optuna.load_study(study_name="sweep", storage=storage)
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if sweep.halving:
+        first, factor = sweep.halving
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
+    direction = StudyDirection.MAXIMIZE if sweep.maximize else StudyDirection.MINIMIZE
+    study = optuna.create_study(
+        study_name="sweep", storage=storage, pruner=pruner, direction=direction, load_if_exists=True
+    )
+    study.set_user_attr("metric", sweep.metric)
+    # Where a sweep goes on, what it has drawn isn't drawn again.
+    seed = len(study.get_trials(deepcopy=False))
+    if sweep.method == "bayes":
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
+    else:
+        study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    return study
+
+
+class Search:
+    """Runs trials until there are enough; what a kill or Ctrl-C has cut off goes on when the sweep is called again.
+
+    A trial is `train.py` with a folder below the sweep's, in which it resumes as any run does. One that fails is
+    recorded and told; three in a row end the search.
+
+    Args:
+        sweep: What is searched.
+        folder: The sweep's.
+        given: Words for all trials, by key; they win over the file's.
+        jobs: Trials at a time. The devices of CUDA_VISIBLE_DEVICES are dealt out to them.
+
+    Raises:
+        UserError: Another search goes on in the folder, or a trial that it has left; or it holds another sweep's.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path, given: Mapping[str, str], jobs: int = 1) -> None:
+        self.sweep = sweep
+        self.folder = folder
+        self.fixed = {**sweep.fixed, "logger": "csv", **given}
+        self.jobs = jobs
+        self.held = _hold(folder)
+        self.study = open_study(folder, sweep)
+        self.cut_off = self.study.get_trials(states=(TrialState.RUNNING,))
+        asked = repr((sweep._replace(trials=None), self.fixed))
+        if self.study.user_attrs.setdefault("asked", asked) != asked:
+            raise UserError(f"{folder}: holds the trials of another sweep, or of other words; give another --out")
+        self.study.set_user_attr("asked", asked)
+        self.lock = threading.RLock()  # a signal's handler takes it too
+        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.stopped = 0  # the signal
+        self.failures = 0  # in a row
+        self.last = ""  # why the last failed
+
+    @property
+    def finished(self) -> int:
+        """How many trials have come to a value."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+    def run(self, trials: int) -> None:
+        """Run until there are so many trials, earlier ones among them; a grid ends by itself.
+
+        Raises:
+            UserError: Too many trials have failed.
+            SystemExit: A signal came, with the status of a process that it has ended.
+        """
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                done, _ = wait([pool.submit(self._work, job, trials) for job in range(self.jobs)])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for one in done:
+            one.result()
+        if self.stopped:
+            print(f"stopped; the same command goes on where {self.folder} is", file=sys.stderr)
+            sys.exit(128 + self.stopped)
+        if self.failures >= PATIENCE:
+            raise UserError(f"{self.failures} trials in a row have failed, the last by: {self.last}")
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Hand a signal on; the second ends trials at once."""
+        with self.lock:
+            for process in self.processes:
+                process.send_signal(signal.SIGKILL if self.stopped else number)
+            self.stopped = number
+
+    def _work(self, job: int, trials: int) -> None:
+        """Run one trial after the other."""
+        while trial := self._next(trials):
+            self._try(trial, job)
+
+    def _next(self, trials: int) -> Trial | None:
+        with self.lock:
+            if self.stopped or self.failures >= PATIENCE:
+                return None
+            if self.cut_off:
+                return Trial(self.study, self.cut_off.pop(0)._trial_id)
+            begun = len(self.study.get_trials(deepcopy=False))
+            if self.sweep.method == "grid":
+                grid = self.sweep.grid()
+                trials = min(trials, len(grid))
+                if begun < trials:
+                    self.study.enqueue_trial(grid[begun])
+            return self.study.ask() if begun < trials else None
+
+    def _try(self, trial: Trial, job: int) -> None:
+        """Run a trial, and record how it ended."""
+        with self.lock:
+            drawn = {name: parameter.suggest(trial, name) for name, parameter in self.sweep.space.items()}
+            trial.set_user_attr("words", drawn)
+        folder = self.folder / trial_name(trial)
+        status = self._train(trial, folder, [f"{key}={value}" for key, value in (self.fixed | drawn).items()], job)
+        values = list(read_scalars(folder / "metrics.csv").get(self.sweep.metric, {}).values())
+        told = ", ".join(f"{key}={short(value)}" for key, value in drawn.items())
+        with self.lock:
+            if status is None:
+                self.study.tell(trial.number, state=TrialState.PRUNED)
+                print(f"{trial_name(trial)}: fell behind at {values[-1]:.5g}; {told}", flush=True)
+            elif status == 0 and values and math.isfinite(values[-1]):
+                self.failures = 0
+                self.study.tell(trial.number, values[-1])
+                print(f"{trial_name(trial)}: {self.sweep.metric} {values[-1]:.5g}; {told}", flush=True)
+            elif self.stopped or status in STOPPED:
+                print(f"{trial_name(trial)}: was stopped, and goes on when the sweep is called again", flush=True)
+            else:
+                self.failures += 1
+                self.last = self._why(status, folder)
+                trial.set_user_attr("why", self.last)
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                print(f"{trial_name(trial)}: failed, {self.last}; {told}", flush=True)
+
+    def _train(self, trial: Trial, folder: Path, words: list[str], job: int) -> int | None:
+        """Give the run's exit status, None where it was ended because it fell behind."""
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, *PROGRAM, *words, f"hydra.run.dir={word(str(folder))}"]
+        with (folder / "output.txt").open("ab") as output, self.lock:
+            if self.stopped:
+                return 128 + self.stopped
+            output.write(f"$ {shlex.join(command)}\n".encode())
+            output.flush()
+            process = subprocess.Popen(
+                command,
+                env=_environment(job, self.jobs),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C comes by `_stop` alone
+                pass_fds=[self.held.fileno()],
+            )
+            self.processes.add(process)
+        behind = False
+        while True:
+            try:
+                status = process.wait(PULSE)
+                break
+            except subprocess.TimeoutExpired:
+                if self.sweep.halving and not behind and self._behind(trial, folder):
+                    behind = True
+                    process.terminate()
+        with self.lock:
+            self.processes.discard(process)
+        return None if behind and status in STOPPED and not self.stopped else status
+
+    def _behind(self, trial: Trial, folder: Path) -> bool:
+        """Report what was evaluated, and ask whether others are ahead."""
+        values = read_scalars(folder / "metrics.csv").get(self.sweep.metric, {})
+        with self.lock:
+            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            for step, value in enumerate(values.values(), 1):
+                if step not in known:
+                    trial.report(value, step)
+                    if trial.should_prune():
+                        return True
+        return False
+
+    def _why(self, status: int | None, folder: Path) -> str:
+        """Say in one line what a run failed by: the last that it said."""
+        lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").split("\n$ ")[-1].splitlines()[1:]
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+        if status == 0:
+            return f"{self.sweep.metric} was not logged, or is not a number"
+        return f"{signal.Signals(-status).name}" if status and status < 0 else f"status {status}: {said[:300]}"
+
+
+def _hold(folder: Path) -> TextIO:
+    """Hold a sweep's folder, as long as this process or a trial of its lives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = (folder / "lock").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{folder}: another sweep, or a trial that it left, still runs there; wait for it") from None
+    return held
+
+
+def _environment(job: int, jobs: int) -> dict[str, str]:
+    """Give a trial this package, and where several run at a time its share of the devices."""
+    # Of a checkout that isn't installed, the package lies where this process has it from.
+    places = [str(Path(place).parent) for place in varitok.__path__]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if jobs > 1 and len(devices) > 1:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job % len(devices) :: jobs])
+    return found

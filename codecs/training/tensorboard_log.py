@@ -1,0 +1,133 @@
+"""TensorBoard as a logger."""
+
+import io
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import soundfile
+from PIL import Image
+
+from varitok import UserError
+
+from .loggers import RunLog, unharmed
+from .scalars import Appended, replace, stays
+
+__all__ = ["TensorboardLog"]
+
+
+class TensorboardLog(RunLog):
+    """Logs scalars, pictures, sounds, and clips as animated pictures to one event file in the run's `tensorboard/`.
+
+    A resumed run goes on in the same file (TensorBoard's own writer begins another, and leaves what is done again).
+    `tensorboard --logdir runs` shows it.
+
+    Args:
+        folder: The run's folder.
+        name: The run's name.
+
+    Raises:
+        UserError: The package isn't there.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        super().__init__(folder, name)
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: PLC0415 (an extra)
+            from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"logger=tensorboard: needs the package {error.name}; pip install 'varitok[tensorboard]'"
+            ) from error
+        self.events, self.summaries, self.writer = event_pb2, summary_pb2, RecordWriter
+        # TensorBoard knows its files by a part of their name.
+        self.file = Appended(self.folder / "tensorboard" / "events.out.tfevents.0.varitok")
+        self.file.head = self._record(self.events.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def _record(self, event: Any) -> bytes:
+        """Frame an event as TensorBoard's files have it."""
+        framed = io.BytesIO()
+        self.writer(framed).write(event.SerializeToString())
+        return framed.getvalue()
+
+    def _add(self, update: int, values: list[Any]) -> None:
+        self.file.path.parent.mkdir(exist_ok=True)
+        summary = self.summaries.Summary(value=values)
+        self.file.append(self._record(self.events.Event(wall_time=time.time(), step=update, summary=summary)))
+
+    @unharmed
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log scalars."""
+        value = self.summaries.Summary.Value
+        self._add(step or 0, [value(tag=name, simple_value=number) for name, number in metrics.items()])
+
+    @unharmed
+    def rewind(self, update: int, total: int) -> None:
+        """Leave out what is done again, and an event that was torn."""
+        if not self.file.path.exists():
+            return
+        kept = [self.file.head]
+        for event in self._read():
+            values = [value for value in event.summary.value if stays(event.step, value.tag, update, total)]
+            if values:
+                kept.append(self._record(self.events.Event(
+                    wall_time=event.wall_time, step=event.step, summary=self.summaries.Summary(value=values)
+                )))  # fmt: skip
+        replace(self.file.path, b"".join(kept))
+
+    def _read(self) -> Iterator[Any]:
+        """Read the whole events of the file."""
+        data, at = self.file.path.read_bytes(), 0
+        while at + 12 <= len(data):  # 8 bytes of the length, 4 of its checksum; 4 of the event's behind it
+            end = at + 16 + int.from_bytes(data[at : at + 8], "little")
+            if end > len(data):
+                return
+            yield self.events.Event.FromString(data[at + 12 : end - 4])
+            at = end
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `config.yaml` in the same folder has them."""
+
+    @unharmed
+    def log_picture(self, name: str, picture: Path, update: int) -> None:
+        """Log a picture's file."""
+        self._add(update, [self._image(name, picture.read_bytes())])
+
+    @unharmed
+    def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
+        """Log files of sounds and clips."""
+        if files:
+            self._add(update, [self._medium(f"{name}/{label}", path) for label, path in files.items()])
+
+    def _medium(self, tag: str, path: Path) -> Any:
+        return self._sound(tag, path) if path.suffix == ".wav" else self._image(tag, _animated(path))
+
+    def _image(self, tag: str, data: bytes) -> Any:
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+        image = self.summaries.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        return self.summaries.Summary.Value(tag=tag, image=image)
+
+    def _sound(self, tag: str, path: Path) -> Any:
+        found = soundfile.info(path)
+        audio = self.summaries.Summary.Audio(
+            sample_rate=found.samplerate,
+            num_channels=found.channels,
+            length_frames=found.frames,
+            encoded_audio_string=path.read_bytes(),
+            content_type="audio/wav",
+        )
+        return self.summaries.Summary.Value(tag=tag, audio=audio)
+
+
+def _animated(path: Path) -> bytes:
+    """Give a clip as the animated GIF that TensorBoard shows."""
+    with av.open(str(path)) as clip:
+        rate = float(clip.streams.video[0].average_rate or 8)
+        first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
+    animated = io.BytesIO()
+    first.save(animated, "gif", save_all=True, append_images=others, duration=1000 / rate, loop=0)
+    return animated.getvalue()

@@ -17,6 +17,7 @@ from ..processes import sums_over_processes
 from .average import Average
 from .guard import Guard
 from .loggers import RunLog
+from .parallel import Parallel
 from .record import Record
 from .schedules import warmup_cosine
 
@@ -131,6 +132,10 @@ class Training(pl.LightningModule):
         """Make them, that of what is trained first."""
         return [self.make_optimizer(parameter_groups(self.trained))]
 
+    def parts(self) -> list[nn.Module]:
+        """Name what has an optimizer of its own, in their order."""
+        return [self.trained]
+
     def on_fit_start(self) -> None:
         """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device.
 
@@ -168,6 +173,13 @@ class Training(pl.LightningModule):
         self.batch += 1
         self.stepped = self.batch % self.accumulate == 0
         return self.stepped
+
+    def learn(self, part: nn.Module, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Go back through a part's loss of this batch; the last of an update brings all processes' gradients in."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Parallel):
+            strategy.expect(part, self.stepped)
+        self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
 
     def end_update(self, factor: float) -> Tensor:
         """Step what is trained, unless the guard refuses, and count the update; gives the gradient's norm."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
@@ -67,6 +67,10 @@ class CodecTraining(Training):
             optimizers.append(self.make_discriminator_optimizer(parameter_groups(self.objective.adversarial)))
         return optimizers
 
+    def parts(self) -> list[nn.Module]:
+        """Name the codec, and the discriminator where there is one."""
+        return [*super().parts(), *([self.objective.adversarial] if self.objective.adversarial else [])]
+
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
@@ -82,14 +86,14 @@ class CodecTraining(Training):
         if adversarial and judged:
             loss, means = adversarial.discriminator_loss(result.signal, real, lengths)
             values |= {"discriminator/loss": loss} | {f"discriminator/{name}": mean for name, mean in means.items()}
-            self.manual_backward(loss / self.accumulate, retain_graph=shared)
+            self.learn(adversarial, loss, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         loss, terms = self.codec_loss(result, real, lengths)
         self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
-            self.manual_backward(loss / self.accumulate)
+            self.learn(self.codec, loss)
         if judged and due and shared:
             # The codec has heard it as it was: a step in between would change what the gradient goes back through.
             values["discriminator/grad_norm"] = self.step_discriminator(factor)

@@ -94,7 +94,7 @@ class PriorTraining(Training):
         factor = self.factor(self.update)
         nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
         loss = nats.mean()
-        self.manual_backward(loss / self.accumulate)
+        self.learn(self.prior, loss)
         values = {"loss": loss, "loss/of_packed": nats.sum() / (rows.bits * math.log(2))}
         if due:
             values["grad_norm"] = self.end_update(factor)

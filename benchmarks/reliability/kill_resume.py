@@ -1,6 +1,6 @@
 """Kill a run at random moments, let it go on each time, and compare all that it logged with an undisturbed run.
 
-    python benchmarks/kill_resume.py --out benchmarks/results/reliability/kill_resume.csv
+    python benchmarks/reliability/kill_resume.py --out benchmarks/results/reliability/kill_resume.csv
 
 Each of three runs (an image codec with a discriminator; a residual codec of sounds, whose books are dropped, with a
 discriminator and a balancer; a codec of clips) is trained by one process and by two (gloo), every update logged with
@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_checkout = Path(__file__).resolve().parents[1]
+_checkout = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     # A checkout needs no install (ARCHITECTURE.md, "Where the package is").
     sys.path[0] = str(_checkout / ".pkg")
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     header = {
-        "command": shlex.join(["python", "benchmarks/kill_resume.py", *words]),
+        "command": shlex.join(["python", "benchmarks/reliability/kill_resume.py", *words]),
         "versions": f"varitok {__version__}, torch {torch.__version__}",
         "checkpoints": f"every {options.every} updates",
     }

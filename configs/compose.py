@@ -73,6 +73,8 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
+    # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         program()
     except KeyboardInterrupt:

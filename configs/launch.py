@@ -79,7 +79,7 @@ def follow(trainer: DictConfig, sweep: str = "") -> None:
     for key, number in numbers.items():
         if asked[key] not in (1, "1", -1, "auto", number):
             raise UserError(f"trainer.{key}={asked[key]}: {here.launcher} has started {number}; give trainer.{key}=1")
-        trainer[key] = number
+        OmegaConf.update(trainer, key, number, force_add=True)
     if here.launcher == "srun":
         # Lightning asks for it, and not everyone gives it; from there on all is its SLURMEnvironment's.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here.on_each))

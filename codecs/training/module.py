@@ -12,8 +12,9 @@ from varitok import UserError
 from varitok.data.batch import Batch, normalise
 
 from ..codec import Codec
-from ..lengths import Kept
+from ..lengths import Dealt, Kept
 from ..losses.objective import Objective
+from ..processes import processes
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
@@ -141,7 +142,7 @@ class CodecTraining(Training):
             self.codec.count(size),
             self.codec.books,
             seed=(self.seed, self.batch),
-            rank=self.global_rank,
+            dealt=Dealt(self.global_rank, processes(), blocks),
             progress=self.update / self.total,
         )
         lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)

@@ -78,7 +78,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     checkpoints = Checkpoints(plain, files, **plain["checkpoint"])
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
-    callbacks += [Stopping(checkpoints), checkpoints, Watch(plain["processes"]["silence"])]
+    callbacks += [Watch(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
     trainer = pl.Trainer(
         **plain["trainer"] | {"strategy": strategy_of(plain["trainer"], plain["processes"]["timeout"])},
         logger=loggers,

@@ -1,5 +1,6 @@
 """What a run on several processes does when one of them is gone: it ends, and says which."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -26,13 +27,25 @@ EVIDENCE = 4.0  # seconds of silence that are enough where a collective has fail
 GRACE = 4.0  # seconds in which a process may end by itself, with its own words
 
 
+class Gone(NamedTuple):
+    """A process that is no longer there.
+
+    Attributes:
+        status: With which the others end.
+        how: It went, in a few words.
+    """
+
+    status: int
+    how: str
+
+
 class Watch(pl.Callback):
     """Watches over the other processes, which would wait without end for one that was killed or has stopped.
 
-    A thread of each process gives a sign of life twice a second, to the store by which the processes have met. Where
-    one ends otherwise than all others do, or is silent for too long, the others end as well, within seconds after a
-    failed collective, with a line that names it and with its status, or 1. A silent process of the same machine is
-    killed: it would wake up in a run that has gone on without it.
+    Each process gives a sign of life twice a second, to the store by which the processes have met. Where one ends
+    otherwise than all others do, or is silent for too long, the others end as well, within seconds after a failed
+    collective, with a line that names it and with its status, or 1. A silent process of the same machine is killed: it
+    would wake up in a run that has gone on without it.
 
     Args:
         silence: Seconds without a sign of life after which a process counts as gone.
@@ -60,9 +73,13 @@ class Watch(pl.Callback):
         self.beats = 0
         self._tell("alive")
         dist.barrier()
-        self.heard = {rank: ("", time.monotonic()) for rank in range(self.world) if rank != self.rank}
+        now = time.monotonic()
+        self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
+        self.reached, self.lost = now, False  # when the store was, and whether it is gone
         if isinstance(self.launcher, Started):
             self.launcher.met.set()
+        # The store's holder may be the one that stops, with whoever asks it something.
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self.thread.start()
 
@@ -70,6 +87,20 @@ class Watch(pl.Callback):
         """Put down how this process is: alive, done, or left with a status."""
         self.beats += 1
         self.store.set(str(self.rank), f"{word} {self.beats} {os.getpid()} {socket.gethostname()}")
+
+    def _beat(self) -> None:
+        """Give signs of life, and take those of the others."""
+        while not self.leaving.wait(BEAT):
+            try:
+                self._tell("alive")
+                found = self.store.multi_get([str(rank) for rank in self.words])
+            except (RuntimeError, dist.DistError):
+                self.lost = True
+                return
+            self.reached = time.monotonic()
+            for rank, said in enumerate(found):
+                if said.decode() != self.words[rank][0]:
+                    self.words[rank] = said.decode(), self.reached
 
     def _look(self) -> None:
         """Look after the others until this process leaves."""
@@ -81,48 +112,43 @@ class Watch(pl.Callback):
             if since is not None and (self.failed.is_set() or time.monotonic() - since > GRACE):
                 self._end(gone)
 
-    def _gone(self) -> dict[int, tuple[int, str]]:
-        """Give the status of each process that is gone, and how it went, by its rank."""
-        try:
-            self._tell("alive")
-            words = self.store.multi_get([str(rank) for rank in self.heard])
-        except (RuntimeError, dist.DistError):
-            return {0: (1, "is gone, and with it the store by which all meet")} if self.rank else {}
+    def _gone(self) -> dict[int, Gone]:
+        """Tell which processes are gone, by their ranks."""
+        now = time.monotonic()
         limit = min(EVIDENCE, self.silence) if self.failed.is_set() else self.silence
-        found, now = dict[int, tuple[int, str]](), time.monotonic()
-        for (rank, (word, since)), said in zip(list(self.heard.items()), words, strict=True):
-            told = said.decode()
-            if told != word:
-                self.heard[rank] = (told, now)
-            if told.startswith("left"):
-                status = int(told.split()[0][4:])
-                found[rank] = status, f"ended with status {status}"
-            elif not told.startswith("done") and told == word and now - since > limit:
-                found[rank] = 1, f"has given no sign of life for {now - since:.0f} s"
+        if self.rank and (self.lost or now - self.reached > limit):  # all that is known of the others is old
+            return {0: Gone(1, "is gone" if self.lost else _silent(now - self.reached))}
+        found = {}
+        for rank, (word, since) in self.words.items():
+            first = word.partition(" ")[0]
+            if rank == self.rank or first == "done":
+                continue
+            if first != "alive":
+                found[rank] = Gone(int(first), f"ended with status {first}")
+            elif now - since > limit:
+                found[rank] = Gone(1, _silent(now - since))
         return found | self._children()
 
-    def _children(self) -> dict[int, tuple[int, str]]:
+    def _children(self) -> dict[int, Gone]:
         """Look at those that Lightning has started from here."""
         found = {}
         for place, status in (self.launcher.ended() if isinstance(self.launcher, Started) else {}).items():
             if status < 0:
-                found[self.first_child + place] = 1, f"was ended by {signal.Signals(-status).name}"
-            elif not self.heard[self.first_child + place][0].startswith("done"):
-                found[self.first_child + place] = status, f"ended with status {status}"
+                found[self.first_child + place] = Gone(1, f"was ended by {signal.Signals(-status).name}")
+            elif not self.words[self.first_child + place][0].startswith("done"):
+                found[self.first_child + place] = Gone(status, f"ended with status {status}")
         return found
 
-    def _end(self, gone: Mapping[int, tuple[int, str]]) -> None:
+    def _end(self, gone: Mapping[int, Gone]) -> None:
         """End this process; the first of those that are left says why."""
         if self.rank == min(set(range(self.world)) - set(gone)):
             told = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))
             _log.error("%s: the others end too; start the run again, and it goes on from its last checkpoint", told)
         for rank in gone:
-            _, _, pid, host = (self.heard[rank][0] or "- 0 0 -").split(maxsplit=3)
-            if host == socket.gethostname() and not self.heard[rank][0].startswith("left"):
-                try:
-                    os.kill(int(pid), signal.SIGKILL)
-                except OSError:
-                    continue
+            word, _, number, host = self.words[rank][0].split(maxsplit=3)
+            if word == "alive" and host == socket.gethostname():
+                with contextlib.suppress(OSError):
+                    os.kill(int(number), signal.SIGKILL)
         os._exit(max(status for status, _ in gone.values()) or 1)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -132,7 +158,7 @@ class Watch(pl.Callback):
         if isinstance(exception, RuntimeError):  # as collectives raise; the thread ends the process where one is gone
             self.failed.set()
             self.leaving.wait(EVIDENCE + 4 * BEAT)
-        self._leave(f"left{_status(exception)}")
+        self._leave(str(_status(exception)))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave at the end of the run."""
@@ -143,11 +169,13 @@ class Watch(pl.Callback):
         self.leaving.set()
         assert self.thread is not None
         self.thread.join()
-        try:
-            self._tell(word)
-        except (RuntimeError, dist.DistError):
-            _log.debug("the store is gone already")
         self.thread = None
+        with contextlib.suppress(RuntimeError, dist.DistError):  # the store may be gone already
+            self._tell(word)
+
+
+def _silent(seconds: float) -> str:
+    return f"has given no sign of life for {seconds:.0f} s"
 
 
 def _status(exception: BaseException) -> int:

@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 from varitok import UserError
 from varitok.data.module import DataModule
 
-from ..processes import sums_over_processes
+from ..bottlenecks.contract import Bottleneck
+from ..processes import sums_over_processes, whole
 from .average import Average
 from .guard import Guard
 from .loggers import RunLog
 from .parallel import Parallel
+from .recompute import Recompute
 from .record import Record
 from .schedules import warmup_cosine
 
@@ -57,12 +59,13 @@ class Training(pl.LightningModule):
         average: Decay of the moving average of parameters; 0 keeps none.
         freeze: Parts of the module that don't train, by name.
         compile: Parts of it to be run through `torch.compile`, by name.
+        recompute: Parts of it, by name, whose activations are made again in the backward pass; see `Recompute`.
         log_every: Updates between two readings of the log.
         guard: What refuses updates, arguments of `Guard`.
         seed: Seed of what a step draws.
 
     Raises:
-        UserError: A part is named that the module doesn't have.
+        UserError: A part is named that the module doesn't have, or a bottleneck is to be recomputed.
     """
 
     updates: Tensor
@@ -81,6 +84,7 @@ class Training(pl.LightningModule):
         average: float = 0.999,
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
+        recompute: Sequence[str] = (),
         log_every: int = 50,
         guard: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -107,6 +111,10 @@ class Training(pl.LightningModule):
         self.average = Average(trained, average) if average else None
         for part_name in compile:
             self._part(part_name, "compile").compile()
+        recomputed = [self._part(part, "recompute") for part in recompute]
+        if any(isinstance(part, Bottleneck) for part in recomputed):
+            raise UserError("training.recompute: a bottleneck learns in its forward; take encoder, decoder")
+        self.recompute = Recompute(recomputed)
 
     @property
     def trained(self) -> nn.Module:
@@ -206,7 +214,7 @@ class Training(pl.LightningModule):
 
     def clipped(self, module: nn.Module) -> Tensor:
         """Clip the module's gradient; gives the norm before."""
-        return nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
+        return whole(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 
     def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
         """Step along the gradient, or only clear it."""

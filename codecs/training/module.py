@@ -18,6 +18,7 @@ from ..processes import processes
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
+from .parallel import Sharded
 
 __all__ = ["CodecTraining"]
 
@@ -55,9 +56,13 @@ class CodecTraining(Training):
 
     @property
     def evaluated(self) -> Codec:
-        """The codec to evaluate and to export: the averaged one where there is one."""
+        """The codec to evaluate and to export: the averaged one where there is one; of shards, a whole copy.
+
+        Every process must ask for it.
+        """
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
-        return found
+        strategy = self._trainer and self._trainer.strategy
+        return strategy.assembled(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
 
     def make_optimizers(self) -> list[Optimizer]:
         """Make the codec's, and the discriminator's where there is one."""
@@ -77,7 +82,8 @@ class CodecTraining(Training):
         real = normalise(batch.signal)
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        result = self.reconstruct(batch, real)
+        with self.recompute:
+            result = self.reconstruct(batch, real)
         due = self.begin_batch()
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial

@@ -1,10 +1,11 @@
 """One run on several processes: how they are started, and how their gradients become one."""
 
+import copy
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,11 +17,18 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from varitok import UserError
 
-from ..processes import from_first_process
+from ..codec import Codec
+from ..implicit import ImplicitCodec
+from ..processes import from_first_process, whole
+from .recompute import blocks
 
 __all__ = ["STRATEGIES", "Parallel", "Started", "strategy_of"]
 
@@ -102,6 +110,91 @@ class Parallel(DDPStrategy):
             )
 
 
+class Sharded(Parallel):
+    """Keeps of the codec's parameters, their average and the optimizer's state only a share on each process.
+
+    Each block is brought together where it is used (`fully_shard`, arXiv 2304.11277), its gradients are scattered. All
+    else is as on processes with the whole codec: buffers, so moving books too, and a discriminator, are whole on each,
+    and a checkpoint is the same file, from which a run goes on with or without shards, on any number of processes.
+
+    Args:
+        timeout: Seconds that a process waits for the others.
+    """
+
+    def configure_ddp(self) -> None:
+        """Shard the codec and its average, block by block; watch over the rest as `Parallel` does.
+
+        Raises:
+            UserError: What is trained isn't a codec of signals, or may have to go back to whole weights.
+        """
+        module: Any = self.lightning_module
+        codec = module.trained
+        if not isinstance(codec, Codec) or isinstance(codec, ImplicitCodec):
+            raise UserError("trainer.strategy=fsdp2: only a codec of signals can be sharded; take ddp")
+        if module.guard.roll_back:
+            raise UserError("training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false")
+        self.empty = copy.deepcopy(codec)
+        for layer in self.empty.modules():
+            for name, parameter in layer._parameters.items():
+                if parameter is not None:
+                    layer._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        super().configure_ddp()
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        for part in (codec, *([module.average.codec] if module.average else [])):
+            for block in blocks(part):
+                fully_shard(block, mesh=mesh)
+            fully_shard(part, mesh=mesh)
+
+    def watch(self, part: nn.Module) -> None:
+        """Make a reducer for all but the codec, whose shards have none."""
+        if part is not self.lightning_module.trained:  # type: ignore[union-attr]
+            super().watch(part)
+
+    def assembled(self, sharded: nn.Module) -> nn.Module:
+        """Give a whole copy of the codec, or of its average, in evaluation mode; every process must call it."""
+        copied = copy.deepcopy(self.empty)
+        copied.load_state_dict(_whole(sharded.state_dict()), assign=True)
+        return copied.eval()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint has, whole."""
+        state: dict[str, Any] = _whole(super().lightning_module_state_dict())
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Give an optimizer's state, whole."""
+        state: dict[str, Any] = _whole(super().optimizer_state(optimizer))
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take each process's share of the optimizers' states."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            shares = {place: _shares(parameters[place], state) for place, state in saved["state"].items()}
+            optimizer.load_state_dict(saved | {"state": shares})
+
+
+def _whole(value: Any) -> Any:
+    """Bring together all shards in nested dicts and lists; every process must call it."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return whole(value) if isinstance(value, Tensor) else value
+
+
+def _shares(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """Give this process's shares of a parameter's state."""
+    if not isinstance(parameter, DTensor):
+        return state
+    return {
+        name: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+        else value
+        for name, value in state.items()
+    }
+
+
 class Started(_SubprocessScriptLauncher):
     """Lightning's launcher for one machine, which doesn't kill without a word where a process fails.
 
@@ -142,6 +235,7 @@ STRATEGIES: dict[str, Callable[..., Parallel]] = {
     "auto": Parallel,
     "ddp": Parallel,
     "ddp_find_unused_parameters_true": partial(Parallel, static=False),
+    "fsdp2": Sharded,
 }
 
 

@@ -75,6 +75,9 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
     # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    sweeps = {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher
+    if sweeps:  # its jobs, wherever they are started, belong to one folder
+        os.environ[RUN_ID] = _run_id()
     try:
         program()
     except KeyboardInterrupt:
@@ -100,6 +103,8 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
     finally:
+        if sweeps:
+            del os.environ[RUN_ID]
         if not told_in_full:
             os.environ.pop(FULL_ERROR, None)
 

@@ -50,7 +50,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         return Place("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), number("SLURM_NNODES", 1))
     if "SUBMITIT_LOCAL_NTASKS" in environment:
         return Place("submitit", number("SUBMITIT_LOCAL_GLOBALID"), number("SUBMITIT_LOCAL_NTASKS"))
-    return Place(rank=number("NODE_RANK") or number("LOCAL_RANK"))
+    return Place(rank=number("RANK") or number("NODE_RANK") or number("LOCAL_RANK"))
 
 
 def follow(trainer: DictConfig, sweep: str = "") -> None:

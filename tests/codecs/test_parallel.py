@@ -36,13 +36,9 @@ CASES = {
     "sharded": [*RVQ, *GAN, SHARDED, "training.recompute=[decoder]", "checkpoint.every=3"],
     "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.average=0"],
 }
-LIGHTNINGS = [*RVQ, *GAN]
-
-
-def two(config_words, folder, batch=3):
-    """Compose for one process of two."""
-    shared = ["trainer.devices=2", "trainer.strategy=ddp", f"loader.batch_size={batch}"]
-    return compose(*shared, *config_words)
+QUICK = ["accumulated", "sharded"]
+SLOW = [name for name in CASES if name not in QUICK]
+CONSTANT = ["optim.warmup=0", "optim.final=1"]
 
 
 class Gradients(pl.Callback):
@@ -57,7 +53,7 @@ class Gradients(pl.Callback):
 
 
 def train(rank, words, folder, disturbed=False):
-    run = build_run(two(words, folder), folder)
+    run = build_run(compose("trainer.devices=2", "trainer.strategy=ddp", *words), folder)
     if disturbed and rank:  # it begins elsewhere, with other books, and must be brought back
         with torch.no_grad():
             for tensor in (*run.module.parameters(), *run.module.codec.buffers()):
@@ -74,37 +70,55 @@ def _elements(codec):
     return sum(local(parameter).numel() for parameter in codec.parameters())
 
 
-def worker(rank, folder, port):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x"}
-    results = {name: train(rank, words, folder / name) for name, words in CASES.items()}
-    results["disturbed"] = train(rank, CASES["gan"], folder / "disturbed", disturbed=True)
+def quick(rank, folder):
+    results = {name: train(rank, CASES[name], folder / name) for name in QUICK}
+    results["disturbed"] = train(rank, CASES["accumulated"], folder / "disturbed", disturbed=True)
+    # As Lightning would have it.
+    ours, parallel.STRATEGIES["ddp"] = parallel.STRATEGIES["ddp"], lambda timeout: DDPStrategy()
+    try:
+        train(rank, CASES["gan"], folder / "lightnings")
+    except RuntimeError as error:
+        results["lightnings"] = str(error)
+    parallel.STRATEGIES["ddp"] = ours
+    return results
+
+
+def slow(rank, folder):
+    results = {name: train(rank, CASES[name], folder / name) for name in SLOW}
     # The first life ends in the middle; the second, in the same folder, goes on from its checkpoint.
-    words = [*CASES["sharded"], "optim.warmup=0", "optim.final=1"]
+    words = [*CASES["sharded"], *CONSTANT]
     results["constant"] = train(rank, words, folder / "constant")
     train(rank, [*words, "updates=5"], folder / "lives")
     results["lives"] = train(rank, words, folder / "lives")
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
-    # As Lightning would have it.
-    parallel.STRATEGIES["ddp"] = lambda timeout: DDPStrategy()
-    try:
-        train(rank, LIGHTNINGS, folder / "lightnings")
-    except RuntimeError as error:
-        results["lightnings"] = str(error)
-    torch.save(results, folder / f"{rank}.pt")
+    return results
+
+
+def worker(rank, work, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x"}
+    torch.save(work(rank, folder), folder / f"{rank}.pt")
     dist.barrier()
+
+
+def of_both(work, folder):
+    """Let two processes work; give what each of them got, and their folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (work, folder, port), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)], folder
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What each of two processes got, and their folder."""
-    folder = tmp_path_factory.mktemp("parallel")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (folder, port), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)], folder
+    return of_both(quick, tmp_path_factory.mktemp("quick"))
+
+
+@pytest.fixture(scope="module")
+def both_slow(tmp_path_factory):
+    return of_both(slow, tmp_path_factory.mktemp("slow"))
 
 
 def equal(one, other):
@@ -119,9 +133,9 @@ def close(one, other):
         torch.testing.assert_close(value, other[name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_stay_one_and_learn_what_one_learns(both, tmp_path, name):
-    (first, second), _ = both
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_two_processes_stay_one_and_learn_what_one_learns(request, tmp_path, name):
+    (first, second), _ = request.getfixturevalue("both" if name in QUICK else "both_slow")
     equal(first[name]["state"], second[name]["state"])
     words = [word for word in CASES[name] if not word.startswith("trainer.strategy")]
     close(fit(tmp_path, *words, "loader.batch_size=6").module.state_dict(), first[name]["state"])
@@ -131,7 +145,7 @@ def test_processes_that_begin_apart_are_brought_together(both):
     """Nothing of Lightning's would: it broadcasts no buffers under manual optimization."""
     (first, second), _ = both
     equal(first["disturbed"]["state"], second["disturbed"]["state"])
-    equal(first["disturbed"]["state"], first["gan"]["state"])
+    equal(first["disturbed"]["state"], first["accumulated"]["state"])
 
 
 def test_accumulated_batches_are_not_averaged_one_by_one(both):
@@ -150,13 +164,14 @@ def test_lightnings_wrapper_fails_with_a_discriminator(both):
 
 def test_each_process_has_a_share(both):
     (first, second), _ = both
-    whole = first["gan"]["shares"]
+    whole = first["accumulated"]["shares"]
     shares = [results["sharded"]["shares"] for results in (first, second)]
     assert sum(shares) == whole and max(shares) < 0.75 * whole
 
 
-def test_a_sharded_run_goes_on_to_the_bit_and_its_checkpoint_is_like_any_other(both, tmp_path):
-    (first, _), folder = both
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_to_the_bit_and_its_checkpoint_is_like_any_other(both_slow, tmp_path):
+    (first, _), folder = both_slow
     equal(first["lives"]["state"], first["constant"]["state"])
     close(first["unsharded"]["state"], first["constant"]["state"])
     saved = [torch.load(folder / name / "checkpoints/last.ckpt", weights_only=True) for name in ("constant", "unsharded")]

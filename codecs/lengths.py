@@ -199,7 +199,9 @@ class Axis:
         lengths = self.distribution(draws, total, generator, progress)
         full = torch.rand(draws, generator=generator) < self.full_share
         lengths = torch.where(full, total, lengths)
-        return lengths.view(-1, dealt.blocks)[dealt.rank :: dealt.processes].flatten() if each else lengths.expand(batch)
+        return (
+            lengths.view(-1, dealt.blocks)[dealt.rank :: dealt.processes].flatten() if each else lengths.expand(batch)
+        )
 
 
 class Kept(NamedTuple):

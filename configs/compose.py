@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from difflib import SequenceMatcher
 from importlib import metadata
@@ -72,14 +73,11 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
 
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
-    os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
     # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    sweeps = {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher
-    if sweeps:  # its jobs, wherever they are started, belong to one folder
-        os.environ[RUN_ID] = _run_id()
     try:
-        program()
+        with _environment():
+            program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:
@@ -87,7 +85,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if isinstance(leaving.__context__, KeyboardInterrupt):
             sys.exit(130)
         raise
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, UserError) as error:
         if told_in_full:
             raise
         _fail(error)
@@ -102,11 +100,24 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full or started:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what Hydra, and the jobs that it starts, are to find in their environment."""
+    variables = {FULL_ERROR: "1"}  # makes Hydra raise its errors instead of printing them
+    if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+        variables[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
     finally:
-        if sweeps:
-            del os.environ[RUN_ID]
-        if not told_in_full:
-            os.environ.pop(FULL_ERROR, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def check(config: DictConfig) -> None:

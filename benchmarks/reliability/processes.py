@@ -4,17 +4,18 @@
     python benchmarks/reliability/processes.py efficiency --out benchmarks/results/reliability/efficiency.csv
 
 `curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and books drawn for each sample, by
-one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's, thirty
-times as large. A line has the largest difference of the logged loss and the first update at which it is above 1e-4.
-The gradients' sums are rounded in another order; the difference stays at the last digits of float32 until a latent falls
-on the other side of a border between two codes, and how far that leads depends on the learning rate. An entropy at a
-temperature of 0.01 (the default of LFQ, "lfq, sharp") makes a hundredfold of it in each gradient.
+one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's, which
+is thirty times as large. A line has the largest difference of the logged loss and the first update at which it is above
+1e-4. The gradients' sums are rounded in another order; the difference stays at the last digits of float32 until a
+latent falls on the other side of a border between two codes, and how far that leads depends on the learning rate. An
+entropy at a temperature of 0.01 (the default of LFQ, "lfq, sharp") makes a hundredfold of it in each gradient.
 
 `efficiency` times updates on random images, one thread to a process, by one process and by two with a whole batch each:
 of our strategy, whose reducers each have a static graph; of the same that looks for unused parameters; and of
 Lightning's DDP, as it is where nothing is unused and with `find_unused_parameters`, as it must be with a discriminator.
-All take turns. Efficiency is samples a second over twice those of one process, of the medians of the rounds; all wait
-for the same two cores.
+All take turns, and so does fsdp2. Efficiency is samples a second over twice those of one process, of the medians of the
+rounds; all wait for the same two cores. The last column has what a process keeps of the codec's parameters, their
+average and the optimizers' states.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
 
 from varitok import __version__  # noqa: E402
 from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.processes import local  # noqa: E402
 from varitok.codecs.training import parallel  # noqa: E402
 from varitok.codecs.training.run import build_run  # noqa: E402
 from varitok.data.batch import Splits  # noqa: E402
@@ -64,6 +66,7 @@ GAN = ["objective=adversarial", "objective.adversarial.discriminator.width=16", 
 STRATEGIES = {
     "ours": {},
     "ours, unused looked for": {"ours": "ddp_find_unused_parameters_true"},
+    "fsdp2": {"ours": "fsdp2"},
     "Lightning's DDP": {"theirs": {}},
     "Lightning's DDP, find_unused_parameters": {"theirs": {"find_unused_parameters": True}},
 }
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     if options.what == "worker":
-        options.out.write_text(str(_seconds(options)))
+        options.out.write_text(" ".join(map(str, _measured(options))))
         return
     header = {
         "command": shlex.join(["python", "benchmarks/reliability/processes.py", *words]),
@@ -137,13 +140,13 @@ def _efficiency(options: argparse.Namespace):
     for gan in (False, True):
         # Lightning's default fails with a discriminator.
         chosen = [name for name in STRATEGIES if not gan or name != "Lightning's DDP"]
-        times: dict[str, list[float]] = {name: [] for name in ("one process", *chosen)}
+        found: dict[str, list[list[float]]] = {name: [] for name in ("one process", *chosen)}
         for _ in range(options.rounds):
-            for name, seconds in times.items():
-                seconds.append(_time(name, gan, options))
-        alone = statistics.median(times["one process"])
-        for name, seconds in times.items():
-            each = statistics.median(seconds)
+            for name, rounds in found.items():
+                rounds.append(_worked(name, gan, options))
+        medians = {name: [statistics.median(column) for column in zip(*rounds)] for name, rounds in found.items()}
+        alone = medians["one process"][0]
+        for name, (each, kept) in medians.items():
             count = 1 if name == "one process" else 2
             yield {
                 "discriminator": "yes" if gan else "no",
@@ -151,11 +154,12 @@ def _efficiency(options: argparse.Namespace):
                 "processes": count,
                 "samples a second": count * options.batch / each,
                 "efficiency": alone / each,
+                "megabytes kept": kept / 1e6,
             }
 
 
-def _time(name: str, gan: bool, options: argparse.Namespace) -> float:
-    """Time an update of a run of one or two processes, as torchrun would start them, in seconds."""
+def _worked(name: str, gan: bool, options: argparse.Namespace) -> list[float]:
+    """Train by one or two processes, as torchrun would start them; give what the first has measured."""
     count = 1 if name == "one process" else 2
     with socket.socket() as free, tempfile.TemporaryDirectory() as place:
         free.bind(("127.0.0.1", 0))
@@ -175,7 +179,7 @@ def _time(name: str, gan: bool, options: argparse.Namespace) -> float:
         ]
         if any(process.wait() for process in started):
             raise SystemExit(f"{name}: a process failed")
-        return float(Path(place, "0").read_text())
+        return [float(number) for number in Path(place, "0").read_text().split()]
 
 
 class _Stopwatch(pl.Callback):
@@ -185,8 +189,8 @@ class _Stopwatch(pl.Callback):
         self.ended = time.perf_counter()
 
 
-def _seconds(options: argparse.Namespace) -> float:
-    """Train as a worker, and time an update."""
+def _measured(options: argparse.Namespace) -> tuple[float, int]:
+    """Train as a worker; give the seconds of an update, and the bytes that are kept."""
     torch.set_num_threads(1)
     chosen = STRATEGIES.get(options.strategy, {})
     name = chosen.get("ours", "ddp") if options.strategy else "auto"
@@ -205,7 +209,15 @@ def _seconds(options: argparse.Namespace) -> float:
         watch = _Stopwatch()
         run.trainer.callbacks = [watch]
         run.trainer.fit(run.module, run.data)
-    return (watch.ended - watch.began) / options.updates
+        states = [
+            value
+            for optimizer in run.trainer.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+        ]
+        kept = [*run.module.codec.parameters(), *(run.module.average.parameters()), *states]
+        size = sum(local(one).untyped_storage().nbytes() for one in kept)
+    return (watch.ended - watch.began) / options.updates, size
 
 
 if __name__ == "__main__":

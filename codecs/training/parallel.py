@@ -132,7 +132,9 @@ class Sharded(Parallel):
         if not isinstance(codec, Codec) or isinstance(codec, ImplicitCodec):
             raise UserError("trainer.strategy=fsdp2: only a codec of signals can be sharded; take ddp")
         if module.guard.roll_back:
-            raise UserError("training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false")
+            raise UserError(
+                "training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false"
+            )
         self.empty = copy.deepcopy(codec)
         for layer in self.empty.modules():
             for name, parameter in layer._parameters.items():

@@ -19,11 +19,17 @@ from varitok.codecs.processes import local
 from varitok.codecs.training import parallel
 from varitok.codecs.training.run import build_run
 
-from .test_training import ADVERSARIAL, RESIDUAL, TINY, compose, fit
+from .test_survival import logged
+from .test_training import ADVERSARIAL, RESIDUAL, compose, fit
 
 QUIET = ["callbacks.samples=null", "callbacks.evaluation=null", "training.log_every=1"]
 # The discriminator begins at the fourth update and is heard from the sixth.
-GAN = [*ADVERSARIAL, "objective.adversarial.start=3", "objective.adversarial.head_start=2", "objective.adversarial.lecam=0.1"]
+GAN = [
+    *ADVERSARIAL,
+    "objective.adversarial.start=3",
+    "objective.adversarial.head_start=2",
+    "objective.adversarial.lecam=0.1",
+]
 RVQ = [*RESIDUAL, "length=two_axes", "updates=8", *QUIET]
 SHARDED = "trainer.strategy=fsdp2"
 CASES = {
@@ -38,6 +44,14 @@ CASES = {
 }
 QUICK = ["accumulated", "sharded"]
 SLOW = [name for name in CASES if name not in QUICK]
+# With a temperature of 0.01 an entropy's gradient is a hundred times as sharp, and so is what rounding does to it.
+BOTTLENECKS = {
+    "fsq": ["bottleneck=fsq"],
+    "ema_vq": ["bottleneck=vq_ema", "bottleneck.dim=8", "bottleneck.codebook_size=64"],
+    "lfq": ["bottleneck=lfq", "bottleneck.bits=8", "bottleneck.temperature=1"],
+    "rvq": RESIDUAL,
+}
+CURVE = [*QUIET, "length=two_axes", "updates=100", "data.length=48", "optim.codec.lr=1e-4"]
 CONSTANT = ["optim.warmup=0", "optim.final=1"]
 
 
@@ -85,6 +99,8 @@ def quick(rank, folder):
 
 def slow(rank, folder):
     results = {name: train(rank, CASES[name], folder / name) for name in SLOW}
+    for name, words in BOTTLENECKS.items():
+        train(rank, [*words, *CURVE], folder / name)
     # The first life ends in the middle; the second, in the same folder, goes on from its checkpoint.
     words = [*CASES["sharded"], *CONSTANT]
     results["constant"] = train(rank, words, folder / "constant")
@@ -130,7 +146,9 @@ def equal(one, other):
 def close(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, other[name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -139,6 +157,15 @@ def test_two_processes_stay_one_and_learn_what_one_learns(request, tmp_path, nam
     equal(first[name]["state"], second[name]["state"])
     words = [word for word in CASES[name] if not word.startswith("trainer.strategy")]
     close(fit(tmp_path, *words, "loader.batch_size=6").module.state_dict(), first[name]["state"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_two_processes_have_the_loss_curve_of_one(both_slow, tmp_path, name):
+    _, folder = both_slow
+    fit(tmp_path, *BOTTLENECKS[name], *CURVE, "loader.batch_size=6")
+    one, two = ([float(row[2]) for row in logged(at) if row[1] == "loss"] for at in (tmp_path, folder / name))
+    assert len(one) == 100 and one == pytest.approx(two, abs=1e-4)
 
 
 def test_processes_that_begin_apart_are_brought_together(both):
@@ -159,7 +186,10 @@ def test_accumulated_batches_are_not_averaged_one_by_one(both):
 def test_lightnings_wrapper_fails_with_a_discriminator(both):
     """A test of the tests above: what our own strategy is for."""
     (first, second), _ = both
-    assert all("not used in producing" in one["lightnings"] or "finished reduction" in one["lightnings"] for one in (first, second))
+    assert all(
+        "not used in producing" in one["lightnings"] or "finished reduction" in one["lightnings"]
+        for one in (first, second)
+    )
 
 
 def test_each_process_has_a_share(both):
@@ -174,7 +204,9 @@ def test_a_sharded_run_goes_on_to_the_bit_and_its_checkpoint_is_like_any_other(b
     (first, _), folder = both_slow
     equal(first["lives"]["state"], first["constant"]["state"])
     close(first["unsharded"]["state"], first["constant"]["state"])
-    saved = [torch.load(folder / name / "checkpoints/last.ckpt", weights_only=True) for name in ("constant", "unsharded")]
+    saved = [
+        torch.load(folder / name / "checkpoints/last.ckpt", weights_only=True) for name in ("constant", "unsharded")
+    ]
     for one, other in zip(*(each["optimizer_states"] for each in saved), strict=True):
         assert one["state"].keys() == other["state"].keys()
     codec, _ = load_run(folder / "constant")

@@ -5,7 +5,7 @@ Nothing here loads torch.
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -68,7 +68,7 @@ def follow(trainer: DictConfig, sweep: str = "") -> None:
     asked = {key: OmegaConf.select(trainer, key, default=1) for key in numbers}
     one = here.processes == 1
     if sweep and (one or not sweep.startswith("submitit")):
-        devices = asked["devices"] if one else here.processes
+        devices: Any = asked["devices"] if one else here.processes
         if devices not in (1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1):
             raise UserError(
                 f"trainer.devices={devices}: a sweep trains on one device; give trainer.devices=1, or start its jobs by"

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _checkout = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_rows(options.out, header, rows)
 
 
-def _curves(options: argparse.Namespace):
+def _curves(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for rate in (1e-4, 3e-3):
         for name, words in BOTTLENECKS.items():
             found = compare([*words, f"optim.codec.lr={rate}"], options.updates, options.batch)
@@ -136,7 +136,7 @@ def compare(words: Sequence[str], updates: int, batch: int) -> dict[str, object]
     }
 
 
-def _efficiency(options: argparse.Namespace):
+def _efficiency(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for gan in (False, True):
         # Lightning's default fails with a discriminator.
         chosen = [name for name in STRATEGIES if not gan or name != "Lightning's DDP"]
@@ -144,7 +144,9 @@ def _efficiency(options: argparse.Namespace):
         for _ in range(options.rounds):
             for name, rounds in found.items():
                 rounds.append(_worked(name, gan, options))
-        medians = {name: [statistics.median(column) for column in zip(*rounds)] for name, rounds in found.items()}
+        medians = {
+            name: [statistics.median(column) for column in zip(*rounds, strict=True)] for name, rounds in found.items()
+        }
         alone = medians["one process"][0]
         for name, (each, kept) in medians.items():
             count = 1 if name == "one process" else 2

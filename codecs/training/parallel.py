@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.overrides.distributed import prepare_for_backward
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Parallel(DDPStrategy):
     """
 
     def __init__(self, *, static: bool = True, timeout: float = 1800.0) -> None:
-        unused = {"static_graph": True} if static else {"find_unused_parameters": True}
+        unused: dict[str, Any] = {"static_graph": True} if static else {"find_unused_parameters": True}
         super().__init__(**unused, timeout=timedelta(seconds=timeout))
         self.static = static
         self.reducers: dict[nn.Module, DistributedDataParallel] = {}
@@ -101,7 +101,7 @@ class Parallel(DDPStrategy):
             return
         there = [parameter.grad is not None for parameter in part.parameters()]
         if part not in self.trained:
-            self.reducers[part].reducer._delay_all_reduce()
+            self.reducers[part].reducer._delay_all_reduce()  # type: ignore[attr-defined]
             self.trained[part] = there
         elif there != self.trained[part]:
             raise UserError(

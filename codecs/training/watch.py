@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from varitok import UserError, at_least
 
@@ -69,7 +70,7 @@ class Watch(pl.Callback):
         self.launcher = trainer.strategy.launcher
         self.first_child = trainer.global_rank - trainer.local_rank + 1
         # A connection of its own: no collective keeps it waiting.
-        self.store = dist.PrefixStore("watch", dist.distributed_c10d._get_default_store().clone())
+        self.store = PrefixStore("watch", _get_default_store().clone())
         self.beats = 0
         self._tell("alive")
         dist.barrier()

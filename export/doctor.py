@@ -146,7 +146,7 @@ def _meeting(backend: str) -> Finding:
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        started = mp.spawn(_meet, (backend, folder), nprocs=2, join=False)  # type: ignore[no-untyped-call]
+        started = mp.spawn(_meet, (backend, folder), nprocs=2, join=False)  # type: ignore[attr-defined,no-untyped-call]
         try:
             while not started.join(timeout=1.0):
                 if time.monotonic() - began > PATIENCE:

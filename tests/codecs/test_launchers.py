@@ -154,14 +154,15 @@ def test_all_end_where_one_is_gone_and_the_run_goes_on_to_the_bit(
     assert logged(tmp_path) == logged(whole)
 
 
-def test_a_process_that_fails_by_itself_takes_the_others_with_its_status(tmp_path):
-    """Files that only the second process can't read: its mistake is the run's."""
+def test_a_mistake_of_all_processes_ends_them_with_its_status(tmp_path):
+    """Files that no process can read: each says so, and none waits for another."""
     broken = tmp_path / "photos"
     broken.mkdir()
     for number in range(8):
         (broken / f"{number}.png").write_bytes(b"not a picture")
     words = [f"data.root={broken}", "trainer.devices=2", *WORDS, f"hydra.run.dir={tmp_path / 'run'}"]
     words = [word for word in words if not word.startswith(("data.length", "data.val_length"))]
-    command = [*PROGRAM, "data=image_folder", *words]
+    command = [*PROGRAM, "data=image_folder", "~data.least_radius", *words]
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
+    assert "files tried could be read" in process.stderr

@@ -66,8 +66,17 @@ class Gradients(pl.Callback):
             self.seen.append(torch.cat([p.grad.flatten() for p in pl_module.codec.parameters() if p.grad is not None]))
 
 
-def train(rank, words, folder, disturbed=False):
+class Changing(pl.Callback):
+    """Lets a parameter learn at the first updates only."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        pl_module.codec.project_out.bias.requires_grad_(pl_module.update < 3)
+
+
+def train(rank, words, folder, disturbed=False, changing=False):
     run = build_run(compose("trainer.devices=2", "trainer.strategy=ddp", *words), folder)
+    if changing:
+        run.trainer.callbacks.insert(0, Changing())
     if disturbed and rank:  # it begins elsewhere, with other books, and must be brought back
         with torch.no_grad():
             for tensor in (*run.module.parameters(), *run.module.codec.buffers()):
@@ -107,6 +116,11 @@ def slow(rank, folder):
     train(rank, [*words, "updates=5"], folder / "lives")
     results["lives"] = train(rank, words, folder / "lives")
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
+    # The last: what the processes had begun to average is not finished.
+    with pytest.raises(UserError, match="take trainer.strategy=ddp_find_unused_parameters_true"):
+        train(rank, CASES["accumulated"], folder / "changing", changing=True)
+    saved = torch.load(folder / "changing/checkpoints/last.ckpt", weights_only=True)
+    results["changing"] = int(saved["state_dict"]["updates"])
     return results
 
 
@@ -181,6 +195,12 @@ def test_accumulated_batches_are_not_averaged_one_by_one(both):
     pairs = list(zip(first["accumulated"]["gradients"], second["accumulated"]["gradients"], strict=True))
     assert len(pairs) == 8 and torch.equal(*pairs[0])
     assert not any(torch.equal(*pair) for pair in pairs[1:])
+
+
+@pytest.mark.slow
+def test_a_graph_that_changes_is_told_before_the_step(both_slow):
+    (first, second), _ = both_slow
+    assert first["changing"] == second["changing"] == 2
 
 
 def test_lightnings_wrapper_fails_with_a_discriminator(both):

@@ -14,6 +14,10 @@ if __name__ == "__main__" and _checkout.is_dir():
     # A checkout needs no install. The root itself leaves the path: its `codecs` would pose as the standard library's.
     sys.path[0] = str(_checkout)
 
+from varitok.codecs.training.versions import require_good  # noqa: E402
+
+require_good()  # before Hydra, which may not even load
+
 from omegaconf import DictConfig  # noqa: E402
 
 from varitok.configs.compose import run_folder, run_with, save_resolved  # noqa: E402

@@ -36,6 +36,7 @@ from .halting import HaltingHead
 __all__ = [
     "Axis",
     "Curriculum",
+    "Dealt",
     "Distribution",
     "FallingMinimum",
     "FixedSet",
@@ -152,6 +153,20 @@ class Zeros(Mechanism):
         return self.zero
 
 
+class Dealt(NamedTuple):
+    """How a batch of all processes is dealt to them: like cards, one sample each in turn.
+
+    Attributes:
+        rank: Number of the process.
+        processes: How many there are.
+        blocks: Lengths of each sample.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    blocks: int = 1
+
+
 class Axis:
     """How much of one axis is kept while training.
 
@@ -174,14 +189,19 @@ class Axis:
         self.granularity = granularity
         self.full_share = full_share
 
-    def sample(self, batch: int, total: int, key: tuple[int, ...], rank: int, progress: float) -> Tensor:
-        """Draw int64 `(batch,)` lengths in [1, total], on the CPU, the same for the same key and rank."""
-        key = key if self.granularity == "step" else (*key, rank)
+    def sample(self, batch: int, total: int, key: tuple[int, ...], dealt: Dealt, progress: float) -> Tensor:
+        """Draw int64 `(batch,)` lengths in [1, total], on the CPU, the same for the same key and process."""
+        each = self.granularity == "sample"
+        key = {"step": key, "batch": (*key, dealt.rank), "sample": (*key, 0)}[self.granularity]
         generator = torch.Generator().manual_seed(hash(key) & (2**63 - 1))
-        draws = batch if self.granularity == "sample" else 1
+        # Those of the batches of all processes: a sample's length is its own, whichever process has it.
+        draws = batch * dealt.processes if each else 1
         lengths = self.distribution(draws, total, generator, progress)
         full = torch.rand(draws, generator=generator) < self.full_share
-        return torch.where(full, total, lengths).expand(batch)
+        lengths = torch.where(full, total, lengths)
+        return (
+            lengths.view(-1, dealt.blocks)[dealt.rank :: dealt.processes].flatten() if each else lengths.expand(batch)
+        )
 
 
 class Kept(NamedTuple):
@@ -232,25 +252,25 @@ class LengthPolicy(nn.Module):
         books: int = 1,
         *,
         seed: tuple[int, ...] = (0,),
-        rank: int = 0,
+        dealt: Dealt = Dealt(),  # noqa: B008 (a tuple)
         progress: float = 1.0,
     ) -> Kept:
         """Draw what a training batch keeps.
 
         Args:
-            batch: Samples.
+            batch: Samples of this process, or their blocks.
             total: The most tokens.
             books: The most books; 0 for a continuous bottleneck.
             seed: Numbers that name the batch, the same on all processes.
-            rank: Number of the process.
+            dealt: Which of all processes' samples these are.
             progress: Share of the run's updates that are done, in [0, 1].
 
         Raises:
             UserError: Books are to be dropped, and there are none; or a length is above the total.
         """
-        lengths = self.steps.sample(batch, total, (*seed, 0), rank, progress)
+        lengths = self.steps.sample(batch, total, (*seed, 0), dealt, progress)
         if self.depth is None:
             return Kept(lengths, torch.full((batch,), books))
         if books < 1:
             raise UserError("length.depth: a continuous bottleneck has no books to drop")
-        return Kept(lengths, self.depth.sample(batch, books, (*seed, 1), rank, progress))
+        return Kept(lengths, self.depth.sample(batch, books, (*seed, 1), dealt, progress))

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = [
     "average_over_processes",
     "from_first_process",
     "gather_rows",
+    "local",
     "mean_over_processes",
     "processes",
     "sums_over_processes",
+    "whole",
 ]
 
 
@@ -89,3 +92,13 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])
+
+
+def whole(values: Tensor) -> Tensor:
+    """Bring a tensor's shards together; one that isn't sharded stays as it is."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def local(values: Tensor) -> Tensor:
+    """Give this process's share of a tensor, which shares its memory; all of one that isn't sharded."""
+    return values.to_local() if isinstance(values, DTensor) else values

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from difflib import SequenceMatcher
 from importlib import metadata
@@ -30,10 +31,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from varitok import UserError, __version__
 
+from .launch import follow, place
+
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
 
 HERE = Path(__file__).parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
+RUN_ID = "VARITOK_RUN_ID"
 PACKAGES = (
     "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
@@ -68,13 +72,14 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
             # An Exception would make Hydra print lines of its own; it lets a SystemExit pass.
             _fail(error)
 
-    OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
-    os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
+    # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
-        program()
+        with _environment():
+            _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+            program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:
@@ -97,17 +102,34 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full or started:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what Hydra, and the jobs that it starts, are to find in their environment."""
+    variables = {FULL_ERROR: "1"}  # makes Hydra raise its errors instead of printing them
+    if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+        variables[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
     finally:
-        if not told_in_full:
-            os.environ.pop(FULL_ERROR, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def check(config: DictConfig) -> None:
     """Refuse a composed configuration that can't be a run; whole numbers written as `1e3` become whole.
 
+    The trainer gets the processes that were started (`launch.follow`).
+
     Raises:
         UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
-            it holds a password, or a sweep asks for more than one device.
+            it holds a password, or the processes don't fit the trainer's.
     """
     _refuse_secrets(_paths(config))
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -121,10 +143,9 @@ def check(config: DictConfig) -> None:
     _check_types(config, _defaults(), "")
     if "optim" in config:
         _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        devices = OmegaConf.select(config, "trainer.devices", default=1)
-        if devices not in (1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1):
-            raise UserError(f"trainer.devices={devices}: a sweep trains on one device; give trainer.devices=1")
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if "trainer" in config:
+        follow(config.trainer, HydraConfig.get().runtime.choices["hydra/launcher"] if sweeping else "")
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:
@@ -140,19 +161,27 @@ def _refuse_secrets(keys: Iterable[str]) -> None:
 def _run_id() -> str:
     """Name a run: by its job or sweep, whose name is the same on all machines and when it starts again; or by the time.
 
+    What starts the jobs of a sweep elsewhere names them all (`RUN_ID`).
+
     Raises:
         UserError: Processes were started side by side that share no name.
     """
-    job = os.environ.get("SLURM_JOB_ID"), os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if job[0] and "SLURM_PROCID" in os.environ:
-        return f"slurm_{job[0]}"
-    if job[1] != "none":
-        return job[1]
+    if given := os.environ.get(RUN_ID):
+        return given
+    here, job = place(), os.environ.get("SLURM_JOB_ID")
+    if job and here.launcher == "srun":
+        return f"slurm_{job}"
+    if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        return os.environ["TORCHELASTIC_RUN_ID"]
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a trial that is queued again goes on
         return os.path.join(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if here.processes > 1 or "NODE_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("hydra.run.dir: several processes must share a folder; give hydra.run.dir=FOLDER")
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+# Here, and not where a program begins: a job that another process has made knows it too.
+OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -173,7 +202,7 @@ def save_resolved(config: DictConfig, folder: Path) -> None:
         config: The composed configuration.
         folder: The run's folder; made where it isn't there.
     """
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+    if place().rank:
         return
     folder.mkdir(parents=True, exist_ok=True)
     plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))

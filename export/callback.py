@@ -31,13 +31,14 @@ class ExportBundle(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, on one process."""
         assert isinstance(pl_module, CodecTraining)
+        codec = pl_module.evaluated
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         resolved = folder / "config.yaml"
         about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
         export_bundle(
-            pl_module.evaluated,
+            codec,
             folder / "bundle",
             architecture=about,
             formats=self.formats,

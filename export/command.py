@@ -64,6 +64,9 @@ SUBCOMMANDS = {
         "varitok.export.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
     ),
     "pull": Subcommand("varitok.export.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
+    "doctor": Subcommand(
+        "varitok.export.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"
+    ),
     "completion": Subcommand("varitok.export.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
 }
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from ..processes import local
 from .schedules import averaging_decay
 
 __all__ = ["Average"]
@@ -30,7 +31,7 @@ class Average(nn.Module):
     def update(self, codec: nn.Module, update: int) -> None:
         """Move towards `codec` after its update number `update`."""
         weight = 1 - averaging_decay(update, self.decay)
-        averaged, current = [p.detach() for p in self.codec.parameters()], [p.detach() for p in codec.parameters()]
+        averaged, current = ([local(p.detach()) for p in each.parameters()] for each in (self.codec, codec))
         torch._foreach_lerp_(averaged, current, weight)
         for mine, theirs in zip(self.codec.buffers(), codec.buffers(), strict=True):
             mine.copy_(theirs)

@@ -13,10 +13,13 @@ from torch.optim import Optimizer
 from varitok import UserError
 from varitok.data.module import DataModule
 
-from ..processes import sums_over_processes
+from ..bottlenecks.contract import Bottleneck
+from ..processes import sums_over_processes, whole
 from .average import Average
 from .guard import Guard
 from .loggers import RunLog
+from .parallel import Parallel
+from .recompute import Recompute
 from .record import Record
 from .schedules import warmup_cosine
 
@@ -56,12 +59,13 @@ class Training(pl.LightningModule):
         average: Decay of the moving average of parameters; 0 keeps none.
         freeze: Parts of the module that don't train, by name.
         compile: Parts of it to be run through `torch.compile`, by name.
+        recompute: Parts of it, by name, whose activations are made again in the backward pass; see `Recompute`.
         log_every: Updates between two readings of the log.
         guard: What refuses updates, arguments of `Guard`.
         seed: Seed of what a step draws.
 
     Raises:
-        UserError: A part is named that the module doesn't have.
+        UserError: A part is named that the module doesn't have, or a bottleneck is to be recomputed.
     """
 
     updates: Tensor
@@ -80,6 +84,7 @@ class Training(pl.LightningModule):
         average: float = 0.999,
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
+        recompute: Sequence[str] = (),
         log_every: int = 50,
         guard: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -106,6 +111,10 @@ class Training(pl.LightningModule):
         self.average = Average(trained, average) if average else None
         for part_name in compile:
             self._part(part_name, "compile").compile()
+        recomputed = [self._part(part, "recompute") for part in recompute]
+        if any(isinstance(part, Bottleneck) for part in recomputed):
+            raise UserError("training.recompute: a bottleneck learns in its forward; take encoder, decoder")
+        self.recompute = Recompute(recomputed)
 
     @property
     def trained(self) -> nn.Module:
@@ -130,6 +139,10 @@ class Training(pl.LightningModule):
     def make_optimizers(self) -> list[Optimizer]:
         """Make them, that of what is trained first."""
         return [self.make_optimizer(parameter_groups(self.trained))]
+
+    def parts(self) -> list[nn.Module]:
+        """Name what has an optimizer of its own, in their order."""
+        return [self.trained]
 
     def on_fit_start(self) -> None:
         """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device.
@@ -169,6 +182,13 @@ class Training(pl.LightningModule):
         self.stepped = self.batch % self.accumulate == 0
         return self.stepped
 
+    def learn(self, part: nn.Module, loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Go back through a part's loss of this batch; the last of an update brings all processes' gradients in."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Parallel):
+            strategy.expect(part, self.stepped)
+        self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
+
     def end_update(self, factor: float) -> Tensor:
         """Step what is trained, unless the guard refuses, and count the update; gives the gradient's norm."""
         optimizers = self.optimizers()
@@ -194,7 +214,7 @@ class Training(pl.LightningModule):
 
     def clipped(self, module: nn.Module) -> Tensor:
         """Clip the module's gradient; gives the norm before."""
-        return nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip)
+        return whole(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 
     def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
         """Step along the gradient, or only clear it."""

@@ -5,18 +5,20 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
 from varitok.data.batch import Batch, normalise
 
 from ..codec import Codec
-from ..lengths import Kept
+from ..lengths import Dealt, Kept
 from ..losses.objective import Objective
+from ..processes import processes
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
+from .parallel import Sharded
 
 __all__ = ["CodecTraining"]
 
@@ -54,9 +56,13 @@ class CodecTraining(Training):
 
     @property
     def evaluated(self) -> Codec:
-        """The codec to evaluate and to export: the averaged one where there is one."""
+        """The codec to evaluate and to export: the averaged one where there is one; of shards, a whole copy.
+
+        Every process must ask for it.
+        """
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
-        return found
+        strategy = self._trainer and self._trainer.strategy
+        return strategy.assembled(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
 
     def make_optimizers(self) -> list[Optimizer]:
         """Make the codec's, and the discriminator's where there is one."""
@@ -67,12 +73,17 @@ class CodecTraining(Training):
             optimizers.append(self.make_discriminator_optimizer(parameter_groups(self.objective.adversarial)))
         return optimizers
 
+    def parts(self) -> list[nn.Module]:
+        """Name the codec, and the discriminator where there is one."""
+        return [*super().parts(), *([self.objective.adversarial] if self.objective.adversarial else [])]
+
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalise(batch.signal)
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        result = self.reconstruct(batch, real)
+        with self.recompute:
+            result = self.reconstruct(batch, real)
         due = self.begin_batch()
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial
@@ -82,14 +93,14 @@ class CodecTraining(Training):
         if adversarial and judged:
             loss, means = adversarial.discriminator_loss(result.signal, real, lengths)
             values |= {"discriminator/loss": loss} | {f"discriminator/{name}": mean for name, mean in means.items()}
-            self.manual_backward(loss / self.accumulate, retain_graph=shared)
+            self.learn(adversarial, loss, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         loss, terms = self.codec_loss(result, real, lengths)
         self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
-            self.manual_backward(loss / self.accumulate)
+            self.learn(self.codec, loss)
         if judged and due and shared:
             # The codec has heard it as it was: a step in between would change what the gradient goes back through.
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
@@ -137,7 +148,7 @@ class CodecTraining(Training):
             self.codec.count(size),
             self.codec.books,
             seed=(self.seed, self.batch),
-            rank=self.global_rank,
+            dealt=Dealt(self.global_rank, processes(), blocks),
             progress=self.update / self.total,
         )
         lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)

@@ -92,9 +92,10 @@ class PriorTraining(Training):
             self.counts += sums_over_processes([torch.bincount(rows.entries, minlength=len(self.counts))])[0]
         due = self.begin_batch()
         factor = self.factor(self.update)
-        nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
+        with self.recompute:
+            nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
         loss = nats.mean()
-        self.manual_backward(loss / self.accumulate)
+        self.learn(self.prior, loss)
         values = {"loss": loss, "loss/of_packed": nats.sum() / (rows.bits * math.log(2))}
         if due:
             values["grad_norm"] = self.end_update(factor)

@@ -19,9 +19,11 @@ from .checkpoints import Checkpoints, WholeFiles
 from .implicit import ClipTraining
 from .memory import keep_freed_memory
 from .module import CodecTraining
+from .parallel import strategy_of
 from .prior import PriorTraining
 from .progress import Progress
 from .stopping import Stopping
+from .watch import Watch
 
 __all__ = ["Run", "build_run"]
 
@@ -57,7 +59,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     loop = config.training
-    at_least({"training.log_every": (loop.log_every, 1)})
+    at_least({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
     resume = _resumed(config.resume, folder)
     data = DataModule(
         build(config.data),
@@ -76,9 +78,9 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     checkpoints = Checkpoints(plain, files, **plain["checkpoint"])
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
-    callbacks += [Stopping(checkpoints), checkpoints]
+    callbacks += [Watch(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
     trainer = pl.Trainer(
-        **plain["trainer"],
+        **plain["trainer"] | {"strategy": strategy_of(plain["trainer"], plain["processes"]["timeout"])},
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=folder,
@@ -137,7 +139,8 @@ def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
 def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """Give what all trainings take."""
     optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
-    loop = {name: plain["training"][name] for name in ("accumulate", "average", "compile", "guard", "log_every")}
+    names = ("accumulate", "average", "compile", "recompute", "guard", "log_every")
+    loop = {name: plain["training"][name] for name in names}
     return {"updates": config.updates, "seed": config.seed, **optim, **loop}
 
 
@@ -153,6 +156,6 @@ def _quieten() -> None:
         ".*your dataloader is not resumable.*",  # its sampler is: it starts where the updates end
         ".*The dirpath has changed.*",
         ".*LeafSpec.*",
-        ".*find_unused_parameters.*",  # the discriminator's, until it starts
+        ".*returned a view tensor.*",  # of shards; nothing writes into a reconstruction
     ):
         warnings.filterwarnings("ignore", message)

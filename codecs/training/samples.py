@@ -150,11 +150,12 @@ class Samples(pl.Callback):
         self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: CodecTraining) -> None:
+        codec = module.evaluated.eval()
         if not trainer.is_global_zero:
+            module.train()
             return
         if self.chosen is None:
             self.chosen = self._choose(trainer)
-        codec = module.evaluated.eval()
         device = module.device  # a codec may have no parameter
         batch = self.chosen._replace(
             signal=self.chosen.signal.to(device),

@@ -15,6 +15,7 @@ from varitok.codecs.build import build, build_codec
 from varitok.codecs.lengths import (
     Axis,
     Curriculum,
+    Dealt,
     FallingMinimum,
     FixedSet,
     Full,
@@ -211,7 +212,7 @@ def test_axes_are_drawn_apart():
 def test_granularity(axis):
     def draw(granularity, rank, batch):
         policy = LengthPolicy(Uniform(), Truncate(), granularity, depth=Axis(Uniform(), granularity))
-        return getattr(policy.sample(64, 1000, 1000, seed=(3, batch), rank=rank), axis)
+        return getattr(policy.sample(64, 1000, 1000, seed=(3, batch), dealt=Dealt(rank, 2)), axis)
 
     for granularity in ("sample", "batch", "step"):
         first = draw(granularity, 0, 0)
@@ -219,6 +220,16 @@ def test_granularity(axis):
         assert (len(first.unique()) > 30) if granularity == "sample" else (len(first.unique()) == 1)
         assert torch.equal(first, draw(granularity, 1, 0)) == (granularity == "step")
         assert not torch.equal(first, draw(granularity, 0, 1))
+
+
+@given(each=st.integers(1, 5), processes=st.integers(1, 4), blocks=st.integers(1, 3))
+def test_a_samples_length_is_its_own_whichever_process_has_it(each, processes, blocks):
+    policy = LengthPolicy(Uniform(), Truncate(), depth=Axis(Uniform()))
+    whole = policy.sample(each * processes * blocks, 1000, 1000, dealt=Dealt(blocks=blocks))
+    for rank in range(processes):
+        part = policy.sample(each * blocks, 1000, 1000, dealt=Dealt(rank, processes, blocks))
+        for all_of_them, mine in zip(whole, part, strict=True):
+            assert torch.equal(all_of_them.view(-1, blocks)[rank::processes], mine.view(-1, blocks))
 
 
 @pytest.mark.parametrize("name", MECHANISMS)

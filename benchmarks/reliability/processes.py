@@ -1,0 +1,226 @@
+"""Two processes against one: whether they learn the same, and how much faster they are.
+
+    python benchmarks/reliability/processes.py curves --out benchmarks/results/reliability/curves.csv
+    python benchmarks/reliability/processes.py efficiency --out benchmarks/results/reliability/efficiency.csv
+
+`curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and books drawn for each sample, by
+one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's, which
+is thirty times as large. A line has the largest difference of the logged loss and the first update at which it is above
+1e-4. The gradients' sums are rounded in another order; the difference stays at the last digits of float32 until a
+latent falls on the other side of a border between two codes, and how far that leads depends on the learning rate. An
+entropy at a temperature of 0.01 (the default of LFQ, "lfq, sharp") makes a hundredfold of it in each gradient.
+
+`efficiency` times updates on random images, one thread to a process, by one process and by two with a whole batch each:
+of our strategy, whose reducers each have a static graph; of the same that looks for unused parameters; and of
+Lightning's DDP, as it is where nothing is unused and with `find_unused_parameters`, as it must be with a discriminator.
+All take turns, and so does fsdp2. Efficiency is samples a second over twice those of one process, of the medians of the
+rounds; all wait for the same two cores. The last column has what a process keeps of the codec's parameters, their
+average and the optimizers' states.
+"""
+
+import argparse
+import csv
+import os
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    # A checkout needs no install (ARCHITECTURE.md, "Where the package is").
+    sys.path[0] = str(_checkout / ".pkg")
+
+import hydra  # noqa: E402
+import pytorch_lightning as pl  # noqa: E402
+import torch  # noqa: E402
+from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
+
+from varitok import __version__  # noqa: E402
+from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.processes import local  # noqa: E402
+from varitok.codecs.training import parallel  # noqa: E402
+from varitok.codecs.training.run import build_run  # noqa: E402
+from varitok.data.batch import Splits  # noqa: E402
+from varitok.data.images import ImageDataset  # noqa: E402
+
+__all__ = ["BOTTLENECKS", "compare", "main"]
+
+BOTTLENECKS = {
+    "fsq": ["bottleneck=fsq"],
+    "ema_vq": ["bottleneck=vq_ema", "bottleneck.dim=16", "bottleneck.codebook_size=256"],
+    "lfq": ["bottleneck=lfq", "bottleneck.bits=10", "bottleneck.temperature=1"],
+    "lfq, sharp": ["bottleneck=lfq", "bottleneck.bits=10", "bottleneck.temperature=0.01"],
+    "rvq": ["bottleneck=rvq", "bottleneck.books=4", "bottleneck.level.dim=16", "bottleneck.level.codebook_size=64"],
+}
+COMMON = [
+    "experiment=image/demo", "length=two_axes", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
+    "callbacks.samples=null", "callbacks.evaluation=null", "export=none", "training.log_every=1", "data.val_length=2",
+]  # fmt: skip
+GAN = ["objective=adversarial", "objective.adversarial.discriminator.width=16", "objective.adversarial.start=0"]
+STRATEGIES = {
+    "ours": {},
+    "ours, unused looked for": {"ours": "ddp_find_unused_parameters_true"},
+    "fsdp2": {"ours": "fsdp2"},
+    "Lightning's DDP": {"theirs": {}},
+    "Lightning's DDP, find_unused_parameters": {"theirs": {"find_unused_parameters": True}},
+}
+WARM_UP = 3  # updates of each round that are not timed
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=["curves", "efficiency", "worker"])
+    parser.add_argument("--updates", type=int, help="of each run; default: 100 of curves, 20 timed of a round")
+    parser.add_argument("--batch", type=int, default=16, help="samples of all processes, or of each; default: 16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--strategy", choices=STRATEGIES, help=argparse.SUPPRESS)
+    parser.add_argument("--gan", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if options.what == "worker":
+        options.out.write_text(" ".join(map(str, _measured(options))))
+        return
+    header = {
+        "command": shlex.join(["python", "benchmarks/reliability/processes.py", *words]),
+        "versions": f"varitok {__version__}, torch {torch.__version__}",
+        "batch": f"{options.batch} {'of all' if options.what == 'curves' else 'of each'}",
+    }
+    options.updates = options.updates or (100 if options.what == "curves" else 20)
+    rows = []
+    for row in _curves(options) if options.what == "curves" else _efficiency(options):
+        rows.append(row)
+        print(*(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True)
+        write_rows(options.out, header, rows)
+
+
+def _curves(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for rate in (1e-4, 3e-3):
+        for name, words in BOTTLENECKS.items():
+            found = compare([*words, f"optim.codec.lr={rate}"], options.updates, options.batch)
+            yield {"bottleneck": name, "learning rate": rate, **found}
+
+
+def compare(words: Sequence[str], updates: int, batch: int) -> dict[str, object]:
+    """Train by one process and by two, and compare the losses that they log."""
+    with tempfile.TemporaryDirectory() as place:
+        logs = []
+        for processes in (1, 2):
+            folder = Path(place) / str(processes)
+            shared = [f"loader.batch_size={batch // processes}", f"trainer.devices={processes}", f"updates={updates}"]
+            command = [*COMMON, *words, *shared, f"data.length={8 * batch}", f"hydra.run.dir={folder}"]
+            subprocess.run(
+                [sys.executable, str(_checkout / "train.py"), *command],
+                env=ENVIRONMENT,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            with (folder / "metrics.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            logs.append([float(row["value"]) for row in rows if row["name"] == "loss"])
+    away = [abs(one - two) for one, two in zip(*logs, strict=True)]
+    return {
+        "updates": updates,
+        "loss at first": logs[0][0],
+        "loss at last": logs[0][-1],
+        "largest difference": max(away),
+        "above 1e-4 from": next((update for update, one in enumerate(away, 1) if one > 1e-4), "never"),
+    }
+
+
+def _efficiency(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for gan in (False, True):
+        # Lightning's default fails with a discriminator.
+        chosen = [name for name in STRATEGIES if not gan or name != "Lightning's DDP"]
+        found: dict[str, list[list[float]]] = {name: [] for name in ("one process", *chosen)}
+        for _ in range(options.rounds):
+            for name, rounds in found.items():
+                rounds.append(_worked(name, gan, options))
+        medians = {
+            name: [statistics.median(column) for column in zip(*rounds, strict=True)] for name, rounds in found.items()
+        }
+        alone = medians["one process"][0]
+        for name, (each, kept) in medians.items():
+            count = 1 if name == "one process" else 2
+            yield {
+                "discriminator": "yes" if gan else "no",
+                "strategy": name,
+                "processes": count,
+                "samples a second": count * options.batch / each,
+                "efficiency": alone / each,
+                "megabytes kept": kept / 1e6,
+            }
+
+
+def _worked(name: str, gan: bool, options: argparse.Namespace) -> list[float]:
+    """Train by one or two processes, as torchrun would start them; give what the first has measured."""
+    count = 1 if name == "one process" else 2
+    with socket.socket() as free, tempfile.TemporaryDirectory() as place:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        strategy = [] if count == 1 else ["--strategy", name]
+        words = ["worker", "--updates", str(options.updates), "--batch", str(options.batch), *strategy]
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "efficiency"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, *words, *(["--gan"] if gan else []), "--out", f"{place}/{rank}"],
+                env=ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.DEVNULL,
+            )
+            for rank in range(count)
+        ]
+        if any(process.wait() for process in started):
+            raise SystemExit(f"{name}: a process failed")
+        return [float(number) for number in Path(place, "0").read_text().split()]
+
+
+class _Stopwatch(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module, *_: object) -> None:
+        if pl_module.update == WARM_UP:
+            self.began = time.perf_counter()
+        self.ended = time.perf_counter()
+
+
+def _measured(options: argparse.Namespace) -> tuple[float, int]:
+    """Train as a worker; give the seconds of an update, and the bytes that are kept."""
+    torch.set_num_threads(1)
+    chosen = STRATEGIES.get(options.strategy, {})
+    name = chosen.get("ours", "ddp") if options.strategy else "auto"
+    if "theirs" in chosen:
+        parallel.STRATEGIES["ddp"] = lambda timeout: DDPStrategy(**chosen["theirs"])
+    count = 2 if options.strategy else 1
+    words = [*COMMON, *(GAN if options.gan else []), f"trainer.devices={count}", f"trainer.strategy={name}"]
+    words += [f"updates={WARM_UP + options.updates}", f"loader.batch_size={options.batch}", "loader.workers=0"]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [*words, "training.log_every=50"])
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)  # in memory: only the step is timed
+    resident = ImageDataset(lambda i, _: images[i], 64, image_size=32, train=False)
+    with tempfile.TemporaryDirectory() as folder:
+        run = build_run(config, Path(folder))
+        run.data.splits = Splits(resident, resident)
+        watch = _Stopwatch()
+        run.trainer.callbacks = [watch]
+        run.trainer.fit(run.module, run.data)
+        states = [
+            value
+            for optimizer in run.trainer.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+        ]
+        kept = [*run.module.codec.parameters(), *(run.module.average.parameters()), *states]
+        size = sum(local(one).untyped_storage().nbytes() for one in kept)
+    return (watch.ended - watch.began) / options.updates, size
+
+
+if __name__ == "__main__":
+    main()

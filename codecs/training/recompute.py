@@ -1,0 +1,49 @@
+"""Less memory for more time: activations that are made again on the way back."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Recompute", "blocks"]
+
+
+def blocks(part: nn.Module) -> list[nn.Module]:
+    """List what is repeated in a network and has layers of its own: the blocks of its innermost lists."""
+    found = [block for child in part.children() for block in blocks(child)]
+    if not found and isinstance(part, nn.ModuleList | nn.Sequential):
+        found = [child for child in part if sum(bool(layer._parameters) for layer in child.modules()) > 1]
+    return found
+
+
+class Recompute:
+    """Keeps, while it is entered, only what goes into each block of some networks (arXiv 1604.06174).
+
+    The rest is computed once more in the backward pass, with the same random numbers: losses and gradients are the
+    same to the bit. Outside of it, in evaluation and export, networks are as they were built.
+
+    Args:
+        parts: The networks; one without blocks is a block.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        self.blocks = [block for part in parts for block in blocks(part) or [part]]
+
+    def __enter__(self) -> None:
+        """Let blocks forget."""
+        for block in self.blocks:
+            block.forward = partial(_forgetful, block.forward)
+
+    def __exit__(self, *_: object) -> None:
+        """Leave them as they were."""
+        for block in self.blocks:
+            del block.forward
+
+
+def _forgetful(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, **named)

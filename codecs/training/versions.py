@@ -1,0 +1,77 @@
+"""Library versions beside which nothing works, or which nobody should have installed.
+
+Nothing here loads anything but the standard library: what is wrong is told before it can fail in its own way.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+__all__ = ["installed", "mistakes", "require_good"]
+
+# Compiled parts of these must match: of a torch 2.N, torchvision 0.(N + 15), and torchaudio 2.11, the last there is.
+TORCH = (2, 11), (2, 14)
+AHEAD = 15
+AUDIO = (2, 11)
+MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3"), "lightning": ("2.6.2", "2.6.3")}
+PACKAGES = ("pytorch-lightning", "lightning", "hydra-core", "omegaconf", "torch", "torchvision", "torchaudio")
+
+
+def require_good() -> None:
+    """End the program with one line and status 2 where a version is known to be bad."""
+    if found := mistakes(installed()):
+        print(f"error: {found[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
+def installed(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Give the versions of what is installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def mistakes(versions: Mapping[str, str], python: tuple[int, int] = sys.version_info[:2]) -> list[str]:
+    """Say of each version that is known to be bad why it is, and what to do, in a line."""
+    found = [
+        f"{name} {versions[name]} is a malicious upload: remove it, change every secret that this machine has seen,"
+        f" then pip install '{name}>=2.6.4'"
+        for name, bad in MALICIOUS.items()
+        if versions.get(name) in bad
+    ]
+    if not (3, 10) <= python < (3, 14):
+        found.append(f"Python {python[0]}.{python[1]}: Hydra 1.3 runs on 3.10 to 3.13; take one of these")
+    if "omegaconf" in versions and _parts(versions["omegaconf"]) >= (2, 4):
+        found.append(f"omegaconf {versions['omegaconf']}: Hydra 1.3 does not work with it; pip install 'omegaconf<2.4'")
+    return found + _torch_mistakes(versions)
+
+
+def _torch_mistakes(versions: Mapping[str, str]) -> list[str]:
+    if "torch" not in versions:
+        return []
+    torch = versions["torch"]
+    release = _parts(torch)
+    if not TORCH[0] <= release <= TORCH[1]:
+        least, most = (minor for _, minor in TORCH)
+        return [f"torch {torch}: varitok runs on 2.{least} to 2.{most}; pip install 'torch>=2.{least},<2.{most + 1}'"]
+    found = []
+    for name, wanted in (("torchvision", (0, release[1] + AHEAD)), ("torchaudio", AUDIO)):
+        there = versions.get(name)
+        if there is not None and _parts(there) != wanted:
+            text = ".".join(map(str, wanted))
+            found.append(f"{name} {there} is not made for torch {torch}; pip install '{name}=={text}.*'")
+        # Wheels of torch's own index name what they were built for.
+        elif there is not None and torch.endswith("+cpu") and not there.endswith("+cpu"):
+            found.append(f"{name} {there} does not load beside torch {torch}; install both from the same index")
+    return found
+
+
+def _parts(version: str) -> tuple[int, int]:
+    """Give a version's first two numbers."""
+    first, second, *_ = [*map(int, re.findall(r"\d+", version)), 0, 0]
+    return first, second

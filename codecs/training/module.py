@@ -1,19 +1,22 @@
 """The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
 from varitok.data.batch import Batch, normalise
+from varitok.data.teachers import Features
 
 from ..codec import Codec
 from ..lengths import Kept
 from ..losses.objective import Objective
+from ..places import Place, listening
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
@@ -48,6 +51,7 @@ class CodecTraining(Training):
     ) -> None:
         super().__init__("codec", codec, optimizer, **options)
         self.objective = objective
+        objective.attend(codec)
         self.make_discriminator_optimizer = discriminator_optimizer
         self.health = Health(codec.bottleneck)
         codec.bottleneck.register_forward_pre_hook(self.guard.clean)
@@ -57,6 +61,11 @@ class CodecTraining(Training):
         """The codec to evaluate and to export: the averaged one where there is one."""
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
         return found
+
+    @property
+    def learning(self) -> nn.Module:
+        """The codec, and what of the terms learns with it."""
+        return nn.ModuleList([self.codec, self.objective.terms])
 
     def make_optimizers(self) -> list[Optimizer]:
         """Make the codec's, and the discriminator's where there is one."""
@@ -72,7 +81,8 @@ class CodecTraining(Training):
         real = normalise(batch.signal)
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        result = self.reconstruct(batch, real)
+        with listening(self.codec, self.objective.places, real, lengths) as inside:
+            result = self.reconstruct(batch, real)
         due = self.begin_batch()
         factor = self.factor(self.update)
         adversarial = self.objective.adversarial
@@ -85,7 +95,7 @@ class CodecTraining(Training):
             self.manual_backward(loss / self.accumulate, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
-        loss, terms = self.codec_loss(result, real, lengths)
+        loss, terms = self.codec_loss(result, real, lengths, inside)
         self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
@@ -110,11 +120,11 @@ class CodecTraining(Training):
         return result
 
     def codec_loss(
-        self, result: Reconstruction, real: Tensor, lengths: Tensor | None
+        self, result: Reconstruction, real: Tensor, lengths: Tensor | None, inside: Mapping[Place, Features]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
         quantized = result.quantized
-        loss, terms = self.objective(result.signal, real, lengths, self.update)
+        loss, terms = self.objective(result.signal, real, lengths, self.update, inside)
         loss = loss + sum(quantized.penalties.values())
         values = {f"loss/{name}": value for name, value in terms.items()}
         values |= {f"bottleneck/{name}": value for name, value in (quantized.penalties | quantized.metrics).items()}

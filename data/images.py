@@ -17,6 +17,7 @@ from varitok import UserError, at_least
 from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
 from .folders import fetched, list_files
+from .members import File, opened
 
 __all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "cifar10", "decode_image", "image_folder", "imagenette"]
 
@@ -28,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", "
 MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
 
 
-def decode_image(path: str | Path, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
+def decode_image(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
     """Read an image file of any mode as RGB.
 
     Grey, palette, CMYK, 16-bit and alpha (laid over white) are understood, and the EXIF rotation is applied.
@@ -48,7 +49,7 @@ def decode_image(path: str | Path, shorter_side: int | None = None, least_side: 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(opened(path)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
                 if min(image.size) < least_side:
@@ -145,12 +146,12 @@ class ImageDataset(Dataset[Tensor]):
 
 
 class ImageFolder(ImageDataset):
-    """All images below a folder.
+    """All images below a folder, or in shards.
 
     Which files are trained on and which are held out: see `list_files`.
 
     Args:
-        root: The folder.
+        root: The folder, or an address of shards.
         split: "train" or "val".
         image_size: Side of the squares, in pixels.
         val_share: Share of the files that is held out.
@@ -175,9 +176,8 @@ class ImageFolder(ImageDataset):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self.root = Path(root)
         self.least_side = least_side
-        self.files = list_files(self.root, split, val_share, SUFFIXES, "image")
+        self.files = list_files(root, split, val_share, SUFFIXES, "image")
         super().__init__(
             self._read,
             len(self.files),
@@ -202,7 +202,7 @@ def image_folder(
     flip: bool = True,
     seed: int = 0,
 ) -> Splits:
-    """Make both splits of a folder of images; see `ImageFolder`."""
+    """Make both splits of a folder of images, or of shards; see `ImageFolder`."""
     common: dict[str, Any] = {
         "image_size": image_size,
         "val_share": val_share,

@@ -46,9 +46,7 @@ def list_files(root: str | Path, split: str, val_share: float, suffixes: Collect
         folder = root / split if parted else root
     files = _files(folder, suffixes)
     if not files:
-        raise UserError(
-            f"data.root={folder}: no {what} in this folder (looked for {' '.join(suffixes)}, also in *.tar)"
-        )
+        raise UserError(f"data.root={folder}: no {what} in this folder (looked for {' '.join(suffixes)})")
     if parted or len(files) == 1:
         return files
 

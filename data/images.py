@@ -1,7 +1,8 @@
 """Images: from files of any kind to uint8 squares."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,16 @@ from .crops import centre_box, random_box
 from .folders import fetched, list_files
 from .members import File, opened
 
-__all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "cifar10", "decode_image", "image_folder", "imagenette"]
+__all__ = [
+    "PROTOCOL",
+    "ImageDataset",
+    "ImageFolder",
+    "cifar10",
+    "decode_image",
+    "image_folder",
+    "imagenette",
+    "open_image",
+]
 
 PROTOCOL = (
     "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
@@ -46,6 +56,25 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     Raises:
         BadSample: The file can't be read as an image, is too large, or too small.
     """
+    with open_image(path, least_side) as image:
+        if shorter_side and image.format == "JPEG":
+            scale = 2 * shorter_side / min(image.size)
+            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+        pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+@contextmanager
+def open_image(path: str | File, least_side: int = 1) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read at first; what goes wrong in the block is a `BadSample`.
+
+    Args:
+        path: The file.
+        least_side: Shortest side that is accepted, in pixels.
+
+    Raises:
+        BadSample: The file can't be read as an image, is too large, or too small.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -54,16 +83,12 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
                 if min(image.size) < least_side:
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too few")
-                if shorter_side and image.format == "JPEG":
-                    scale = 2 * shorter_side / min(image.size)
-                    image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-                pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+                yield image
     except BadSample:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on broken files
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise BadSample(str(path), reason) from None
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -21,7 +21,7 @@ from varitok.data.sounds import sound_folder, sound_mix
 from varitok.data.videos import video_folder
 from varitok.export.command import main as varitok
 
-from .clips import write_clip
+from .clips import frames, write
 from .pictures import BROKEN, fill
 
 SOUNDS: dict[str, Any] = {"sample_rate": 8000, "crop_tokens": 4, "hop": 100}
@@ -38,7 +38,7 @@ def sounds(folder: Path, count: int = 12) -> Path:
 def clips(folder: Path, count: int = 4) -> Path:
     folder.mkdir(parents=True)
     for number in range(count):
-        write_clip(folder / f"{number}.mp4", frames=12 + number)
+        write(folder / f"{number}.mp4", frames(12 + number))
     fill(folder, 1)
     return folder
 
@@ -56,7 +56,7 @@ def test_shards_give_what_their_folder_gives(tmp_path: Path, kind: str, parted: 
     fill_folder, make = MADE[kind]
     for part in ("train", "val") if parted else ("",):
         fill_folder(tmp_path / "folder" / part)
-    main([str(tmp_path / "folder"), "--out", str(tmp_path / "shards"), "--size", "20kB"])
+    main([str(tmp_path / "folder"), "--out", str(tmp_path / "shards"), "--size", "4kB"])
     assert len(list((tmp_path / "shards").rglob("*.tar"))) > 1
     loose, packed = make(str(tmp_path / "folder")), make(str(tmp_path / "shards"))
     for one, two in ((loose.train, packed.train), (loose.val, packed.val)):
@@ -147,7 +147,7 @@ def test_shards_are_read_from_what_fsspec_knows(tmp_path: Path) -> None:
     memory.rm("/varitok", recursive=True)
     with pytest.raises(UserError, match=r"data\.root=memory://nowhere: no image in this folder"):
         make("memory://nowhere")
-    with pytest.raises(UserError, match=r"data\.root=nonsense://x: can't be read \(Protocol not known: nonsense"):
+    with pytest.raises(UserError, match=r"data\.root=nonsense://x/train: can't be read \(Protocol not known: nonsense"):
         make("nonsense://x")
 
 

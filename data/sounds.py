@@ -16,8 +16,9 @@ from varitok import UserError, at_least
 from .batch import Key, Splits, sample_generator
 from .crops import random_box
 from .folders import FileDataset, fetched, list_files
+from .members import File, Member
 from .mix import mix
-from .sound_files import Sound
+from .sound_files import Sound, resampled_length
 
 __all__ = [
     "SUFFIXES",
@@ -63,7 +64,7 @@ class SoundDataset(FileDataset):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[File],
         sample_rate: int,
         samples: int | None,
         *,
@@ -84,10 +85,15 @@ class SoundDataset(FileDataset):
         self.loudness = loudness
         self.seed = seed
 
-    def size(self, path: Path) -> int:
-        """Count the samples that a file gives, from its header."""
-        with Sound(path, self.sample_rate, self.channels) as sound:
-            return sound.length if self.samples is None else min(sound.length, self.samples)
+    def size(self, file: File) -> int:
+        """Count the samples that a file gives, from its header, or from the index of its shard."""
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            length = resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        else:
+            with Sound(file, self.sample_rate, self.channels) as sound:
+                length = sound.length
+        return length if self.samples is None else min(length, self.samples)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
@@ -122,14 +128,15 @@ def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Make both splits of a folder of sounds.
 
     Args:
-        root: The folder; with subfolders `train` and `val` these are the splits, else a share of the files is held out.
+        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
+            files is held out.
         val_share: Share of the files that is held out.
         form: What is made of the files: see `splits_of`.
 
     Raises:
         UserError: The folder isn't there, holds no sound, or a number is out of range.
     """
-    train, val = (list_files(Path(root), split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
+    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
 
@@ -218,7 +225,7 @@ def _libri(
 ) -> Splits:
     """Make the splits of a corpus that lies in archives below `root/name`."""
 
-    def files(part: str) -> list[Path]:
+    def files(part: str) -> Sequence[File]:
         fetched(lambda: make(root, part, download=download), root, f"{part}.tar.gz")
         return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
 
@@ -228,8 +235,8 @@ def _libri(
 
 def splits_of(
     name: str,
-    train: Sequence[Path],
-    val: Sequence[Path],
+    train: Sequence[File],
+    val: Sequence[File],
     *,
     sample_rate: int,
     crop_tokens: int | None,

@@ -33,6 +33,9 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = {
     "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "shards": Subcommand(
+        "varitok.data.command:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"
+    ),
     "evaluate": Subcommand(
         "varitok.codecs.metrics.command:main",
         "measure quality at each length of the codes",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.teachers import Features
+from varitok.data.featuremaps import Features
 
 from .bottlenecks.contract import straight_through
 from .bottlenecks.residual import Residual, Split

@@ -4,9 +4,10 @@ import logging
 import math
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
+from .feature_shards import FeatureShards
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
@@ -38,17 +40,24 @@ class _Readable(Dataset[Sample]):
         policy: What comes in the place of a sample that can't be read.
         least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
         kinds: Of each sample, where one can only stand in for another of its kind.
+        features: What teachers saw in each sample, by their names.
     """
 
     TRIES = 16
 
     def __init__(
-        self, dataset: Dataset[Tensor], policy: Policy, least: int = 0, kinds: Sequence[int] | None = None
+        self,
+        dataset: Dataset[Tensor],
+        policy: Policy,
+        least: int = 0,
+        kinds: Sequence[int] | None = None,
+        features: Mapping[str, FeatureShards] = MappingProxyType({}),
     ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.least = least
         self.kinds = kinds
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -75,7 +84,8 @@ class _Readable(Dataset[Sample]):
         alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
         for at in islice(alike, self.TRIES if substitute else 1):
             try:
-                return Sample(self.dataset[epoch, at], tuple(bad), at)
+                signal = self.dataset[epoch, at]
+                return Sample(signal, tuple(bad), at, {name: seen[epoch, at] for name, seen in self.features.items()})
             except BadSample as error:
                 if self.policy == "fail":
                     raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
@@ -162,8 +172,11 @@ class DataModule(pl.LightningDataModule):
             sound or frames, what is filled up too, and no batch has more than `batch_size`; where the data have shapes
             (`data.buckets`), pixels. None: all have `batch_size`.
 
+        features: Shards of what teachers saw in the training data (`varitok features`), by their names.
+
     Raises:
-        UserError: A number is out of range, or the data have no lengths to sort by, or no shapes.
+        UserError: A number is out of range, features are not these data's, or the data have no lengths to sort by, or
+            no shapes.
     """
 
     def __init__(
@@ -180,6 +193,7 @@ class DataModule(pl.LightningDataModule):
         overfit: bool = False,
         bucket: float = 0,
         budget: int | None = None,
+        features: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
@@ -187,6 +201,7 @@ class DataModule(pl.LightningDataModule):
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
+        self.features = {name: FeatureShards(folder, splits.train) for name, folder in features.items()}
         self.policy: Policy = bad
         self.batch_size = batch_size
         self.workers = workers
@@ -217,7 +232,7 @@ class DataModule(pl.LightningDataModule):
         data: Any = self.splits.train
         sizes = _known(data.sizes()) if self.bucket else None
         kinds = data.kinds() if self.shapes else None if sizes is None else [_kind(size, self.bucket) for size in sizes]
-        readable = _Readable(data, self.policy, 1, kinds)
+        readable = _Readable(data, self.policy, 1, kinds, self.features)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)

@@ -11,7 +11,8 @@ from torchaudio.transforms import Resample
 
 from varitok import UserError
 
-from .teachers import Features, Layer, Teacher, checked_layer, layer_of, pretrained
+from .featuremaps import Features
+from .teachers import Layer, Teacher, checked_layer, layer_of, pretrained
 
 __all__ = ["SoundTransformer"]
 

@@ -87,13 +87,16 @@ class SoundDataset(FileDataset):
 
     def size(self, file: File) -> int:
         """Count the samples that a file gives, from its header, or from the index of its shard."""
-        facts = file.facts if isinstance(file, Member) else {}
-        if "samples" in facts:
-            length = resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
-        else:
-            with Sound(file, self.sample_rate, self.channels) as sound:
-                length = sound.length
+        length = self._length(file)
         return length if self.samples is None else min(length, self.samples)
+
+    def stretch(self, key: Key) -> tuple[int, int]:
+        """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
@@ -103,11 +106,21 @@ class SoundDataset(FileDataset):
         """
         generator = sample_generator(self.seed, key)
         with Sound(self.files[key[1]], self.sample_rate, self.channels) as file:
-            start, frames = 0, file.length if self.samples is None else self.samples
-            if self.train:
-                ((start, frames),) = random_box((file.length,), (frames,), generator)
-            sound = file.read(start, frames)
+            sound = file.read(*self._stretch(file.length, generator))
         return self._varied(sound, generator) if self.train else sound
+
+    def _length(self, file: File) -> int:
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        with Sound(file, self.sample_rate, self.channels) as sound:
+            return sound.length
+
+    def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
+        start, frames = 0, length if self.samples is None else self.samples
+        if self.train:
+            ((start, frames),) = random_box((length,), (frames,), generator)
+        return start, frames
 
     def _varied(self, sound: Tensor, generator: torch.Generator) -> Tensor:
         """Bring a sound to its loudness, then change gain and sign by chance."""

@@ -19,10 +19,10 @@ from torch.nn import functional
 from varitok import UserError, at_least
 
 from .batch import normalise
+from .featuremaps import Features
 from .weights import HOME, weight_folders
 
 __all__ = [
-    "Features",
     "Layer",
     "Pretrained",
     "RandomTeacher",
@@ -30,7 +30,6 @@ __all__ = [
     "VisionTransformer",
     "layer_of",
     "pretrained",
-    "resampled",
 ]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -39,73 +38,6 @@ RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicu
 Layer: TypeAlias = int | Literal["last", "mean"]
 """Whose hidden states: a layer's by its number, 0 before the first, the "last" one's after the last norm, or the "mean"
 of all."""
-
-
-class Features(NamedTuple):
-    """Features on a grid over signals.
-
-    Attributes:
-        values: `(b, c, *grid)`.
-        steps: Samples, frames or pixels of the signal to a step of each axis.
-        lengths: int64 `(b,)`, valid steps of the first axis; None for all.
-        lead: Samples before the signal's first that belong to the first step of the first axis.
-        pooled: One vector for each signal, `(b, c)`; None where there is none but the mean.
-    """
-
-    values: Tensor
-    steps: tuple[float, ...]
-    lengths: Tensor | None = None
-    lead: int = 0
-    pooled: Tensor | None = None
-
-    def valid(self) -> Tensor:
-        """Mark the valid steps of the first axis, bool `(b, n)`."""
-        values, count = self.values, self.values.shape[2]
-        if self.lengths is None:
-            return torch.ones(len(values), count, dtype=torch.bool, device=values.device)
-        return torch.arange(count, device=values.device) < self.lengths[:, None]
-
-    def mean(self) -> Tensor:
-        """Average each signal's valid features, `(b, c)`."""
-        over_others = self.values.flatten(3).mean(3) if self.values.ndim > 3 else self.values
-        mask = self.valid()[:, None]
-        return torch.where(mask, over_others, 0.0).sum(2) / mask.sum(2).clamp(min=1)
-
-
-def resampled(features: Features, like: Features) -> Tensor:
-    """Bring features onto the grid of others, `(b, c, *grid)`.
-
-    A step takes the mean of the valid features that lie within it, each by its share; behind the last valid one it
-    takes that. Steps are compared by where they lie in the signal, so that padding changes nothing.
-
-    Raises:
-        ValueError: The grids have different numbers of axes.
-    """
-    if len(features.steps) != len(like.steps):
-        raise ValueError(f"a grid of {len(features.steps)} axes and one of {len(like.steps)}")
-    values = features.values
-    for axis, (step, wanted) in enumerate(zip(features.steps, like.steps, strict=True)):
-        count, valid = values.shape[2 + axis], None if axis else features.valid()
-        if axis and (count, step) == (like.values.shape[2 + axis], wanted):
-            continue
-        leads = (0, 0) if axis else (like.lead, features.lead)
-        begin = [
-            torch.arange(number, device=values.device, dtype=torch.float64) * size - lead
-            for number, size, lead in zip((like.values.shape[2 + axis], count), (wanted, step), leads, strict=True)
-        ]
-        ends = torch.minimum(begin[0][:, None] + wanted, begin[1] + step)
-        shares = (ends - torch.maximum(begin[0][:, None], begin[1])).clamp(min=0)
-        if valid is None:
-            valid = shares.new_ones(1, count, dtype=torch.bool)
-        shares = torch.where(valid[:, None], shares, 0.0)  # (b or 1, n, count)
-        last = functional.one_hot((valid.sum(1) - 1).clamp(min=0), count)[:, None]
-        whole = shares.sum(2, keepdim=True)
-        shares = torch.where(whole > 0, shares / whole.clamp(min=1e-12), last).to(values.dtype)
-        # What is not valid may be anything, even not a number.
-        moved = torch.where(valid[..., None], values.movedim(2 + axis, 1).flatten(2), 0.0)
-        rest = values.movedim(2 + axis, 1).shape[2:]
-        values = (shares @ moved).reshape(len(values), -1, *rest).movedim(1, 2 + axis)
-    return values
 
 
 class Teacher(nn.Module, ABC):

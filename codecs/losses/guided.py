@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.data.teachers import Features, Teacher, resampled
+from varitok.data.featuremaps import Features, resampled
+from varitok.data.teachers import Teacher
 
 from ..codec import Codec
 from ..lengths import masked_mean
@@ -39,13 +40,13 @@ class Guidance:
         real: Tensor,
         lengths: Tensor | None,
         inside: Mapping[Place, Features],
-        known: Mapping[str, Features] | None = None,
+        known: Mapping[str, Features],
     ) -> None:
         self.teachers = teachers
         self.real = real
         self.lengths = lengths
         self.inside = inside
-        self._known = dict(known or {})
+        self._known = dict(known)
 
     @torch.no_grad()
     def wanted(self, teacher: str) -> Features:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.teachers import Features, Teacher
+from varitok.data.featuremaps import Features
+from varitok.data.teachers import Teacher
 
 from ..aside import Aside
 from ..codec import Codec
@@ -89,13 +90,23 @@ class Objective(nn.Module):
         """Where in the codec its terms look."""
         return [term.at for term in self.terms.values() if isinstance(term, Guided) and term.at is not None]
 
+    def guidance(
+        self,
+        real: Tensor,
+        lengths: Tensor | None,
+        inside: Mapping[Place, Features] = MappingProxyType({}),
+        known: Mapping[str, Features] = MappingProxyType({}),
+    ) -> Guidance:
+        """Give what its guided terms share in a step; see `Guidance`."""
+        return Guidance(self.teachers.networks, real, lengths, inside, known)
+
     def forward(
         self,
         fake: Tensor,
         real: Tensor,
         lengths: Tensor | None,
         update: int | None = None,
-        inside: Mapping[Place, Features] = MappingProxyType({}),
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare signals `(b, c, *grid)` in [-1, 1], of which the first `lengths` steps are valid.
 
@@ -104,7 +115,7 @@ class Objective(nn.Module):
             real: The signal.
             lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
             update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
-            inside: What is at its `places` in the codec.
+            guidance: What guided terms need; None where there are none.
 
         Returns:
             The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.
@@ -112,7 +123,7 @@ class Objective(nn.Module):
         weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
         valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
-        guidance = Guidance(self.teachers.networks, real, lengths, inside)
+        guidance = guidance or self.guidance(real, lengths)
         for name, term in self.terms.items():
             with nullcontext() if name in weights else torch.no_grad():
                 values[name] = term(fake, guidance) if isinstance(term, Guided) else term(fake, real, valid)

@@ -1,7 +1,6 @@
 """The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch.optim import Optimizer
 
 from varitok import UserError
 from varitok.data.batch import Batch, normalise
-from varitok.data.teachers import Features
 
 from ..codec import Codec
 from ..lengths import Kept
+from ..losses.guided import Guidance
 from ..losses.objective import Objective
-from ..places import Place, listening
+from ..places import listening
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
 from .health import Health
@@ -95,7 +94,8 @@ class CodecTraining(Training):
             self.manual_backward(loss / self.accumulate, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
-        loss, terms = self.codec_loss(result, real, lengths, inside)
+        guidance = self.objective.guidance(real, lengths, inside, batch.features)
+        loss, terms = self.codec_loss(result, real, lengths, guidance)
         self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
@@ -120,11 +120,11 @@ class CodecTraining(Training):
         return result
 
     def codec_loss(
-        self, result: Reconstruction, real: Tensor, lengths: Tensor | None, inside: Mapping[Place, Features]
+        self, result: Reconstruction, real: Tensor, lengths: Tensor | None, guidance: Guidance
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
         quantized = result.quantized
-        loss, terms = self.objective(result.signal, real, lengths, self.update, inside)
+        loss, terms = self.objective(result.signal, real, lengths, self.update, guidance)
         loss = loss + sum(quantized.penalties.values())
         values = {f"loss/{name}": value for name, value in terms.items()}
         values |= {f"bottleneck/{name}": value for name, value in (quantized.penalties | quantized.metrics).items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra
 import pytest
+import soundfile
 import torch
 
 from varitok import UserError
@@ -16,6 +17,7 @@ from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1
 from varitok.codecs.places import Place, listening
 from varitok.codecs.training.run import build_run
+from varitok.data.feature_shards import main as write_seen
 from varitok.data.sound_teachers import SoundTransformer
 from varitok.data.teachers import RandomTeacher
 
@@ -55,7 +57,7 @@ def run(codec, made, real, lengths=None):
     tokens = None if lengths is None else codec.valid(lengths, real.shape[2:])
     with listening(codec, made.places, real, lengths) as inside:
         result = codec(real, tokens)
-    return made(result.signal, real, lengths, inside=inside)
+    return made(result.signal, real, lengths, guidance=made.guidance(real, lengths, inside))
 
 
 def test_the_first_books_sum_is_heard_and_passes_the_gradient_once():
@@ -211,6 +213,23 @@ def test_a_run_keeps_its_map_and_nothing_of_the_teacher(tmp_path, wavlm):
     codec, _ = load_run(tmp_path)
     assert not [name for name in codec.state_dict() if "head" in name or "wavlm" in name]
     assert "loss/meaning" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_a_run_reads_what_was_seen_before(tmp_path, wavlm):
+    for index in range(6):
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        sound = 0.3 * torch.randn(12000, generator=torch.Generator().manual_seed(index))
+        soundfile.write(tmp_path / f"sounds/{index}.wav", sound.numpy(), 16000)
+    write_seen([str(tmp_path / "sounds"), "--teacher", str(wavlm), "--rate", "16000", "--out", str(tmp_path / "seen")])
+    of_files = ["data=sound_folder", f"data.root={tmp_path / 'sounds'}", "~data.val_length", "data.val_share=0.3"]
+    words = [word for word in TINY_SOUND if not word.startswith(("data.length", "data.val_length"))]
+    words += [*of_files, "guide=wavlm", "objective.teachers.wavlm.folder=nowhere"]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", [*words, f"objective.teachers.wavlm.cached={tmp_path / 'seen'}"])
+    made = build_run(config, tmp_path / "run")
+    made.trainer.fit(made.module, made.data)
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert [row for row in rows if "loss/meaning" in row and float(row.split(",")[-1]) > 0]
 
 
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path):

@@ -19,7 +19,7 @@ from varitok.codecs.processes import (
     processes,
     sums_over_processes,
 )
-from varitok.data.teachers import Features
+from varitok.data.featuremaps import Features
 
 CONTRASTS = ("softmax", "sigmoid")
 ROWS = {"unequal": (3, 1), "first_empty": (0, 2), "second_empty": (2, 0), "empty": (0, 0)}

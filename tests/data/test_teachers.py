@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varitok import UserError
+from varitok.data.featuremaps import Features, resampled
 from varitok.data.sound_teachers import SoundTransformer
-from varitok.data.teachers import Features, RandomTeacher, VisionTransformer, resampled
+from varitok.data.teachers import RandomTeacher, VisionTransformer
 
 from .saved import SOUND, VISION, saved
 

@@ -26,7 +26,7 @@ from .members import File, Member
 from .shards import ShardWriter, open_shards
 from .sound_teachers import SoundTransformer
 from .sounds import SUFFIXES, SoundDataset
-from .teachers import Teacher
+from .teachers import Layer, Teacher
 
 __all__ = ["FeatureShards", "SeenTeacher", "main", "sound_teacher", "write_features"]
 
@@ -104,7 +104,7 @@ class SeenTeacher(Teacher):
         )
 
 
-def sound_teacher(folder: str, sample_rate: int, layer: Any = "last", cached: str | None = None) -> Teacher:
+def sound_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
     """Make a teacher of sounds, or what stands in its place where its features are read.
 
     Args:

@@ -60,10 +60,11 @@ def resampled(features: Features, like: Features) -> Tensor:
             continue
         leads = (0, 0) if axis else (like.lead, features.lead)
         begin = [
-            torch.arange(number, device=values.device) * size - torch.as_tensor(lead, device=values.device)[..., None]
+            torch.arange(number, device=values.device, dtype=torch.float64) * size
+            - torch.as_tensor(lead, device=values.device)[..., None]
             for number, size, lead in zip((like.values.shape[2 + axis], count), (wanted, step), leads, strict=True)
         ]
-        mine, theirs = begin[0].double()[..., :, None], begin[1].double()[..., None, :]
+        mine, theirs = begin[0][..., :, None], begin[1][..., None, :]
         shares = (torch.minimum(mine + wanted, theirs + step) - torch.maximum(mine, theirs)).clamp(min=0)
         if valid is None:
             valid = shares.new_ones(1, count, dtype=torch.bool)

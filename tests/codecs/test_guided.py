@@ -8,6 +8,7 @@ import hydra
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from varitok import UserError
 from varitok.codecs.build import build, load_run
@@ -20,6 +21,7 @@ from varitok.codecs.training.run import build_run
 from varitok.data.feature_shards import main as write_seen
 from varitok.data.sound_teachers import SoundTransformer
 from varitok.data.teachers import RandomTeacher
+from varitok.export.bundle import export_bundle
 
 from ..data.saved import saved
 from .examples import RATE, SIZE, TINY_SOUND, clip_codec, sound_codec, tiny_codec
@@ -213,6 +215,10 @@ def test_a_run_keeps_its_map_and_nothing_of_the_teacher(tmp_path, wavlm):
     codec, _ = load_run(tmp_path)
     assert not [name for name in codec.state_dict() if "head" in name or "wavlm" in name]
     assert "loss/meaning" in (tmp_path / "metrics.csv").read_text()
+    export_bundle(made.module.evaluated, tmp_path / "bundle", formats=("safetensors",))
+    weights = load_file(tmp_path / "bundle/model.safetensors")
+    assert weights and not [name for name in weights if "head" in name or "network" in name]
+    assert "wavlm" not in (tmp_path / "bundle/config.json").read_text()
 
 
 def test_a_run_reads_what_was_seen_before(tmp_path, wavlm):

@@ -50,11 +50,13 @@ def find(codec: Codec, place: Place) -> list[nn.Module]:
     if place.books is None:
         return [module]
     # The two sides of a split are of different widths: its first book alone is a sum.
-    most = len(module.parts) if isinstance(module, Residual) else int(isinstance(module, Split))
+    levels = list(module.parts) if isinstance(module, Residual | Split) else []
+    single = [len(level.book_sizes) == 1 for level in levels]  # type: ignore[arg-type]
+    most = int(single[0]) if isinstance(module, Split) else len(levels) * all(single)
     if not 1 <= place.books <= most:
         reason = f"from 1 to {most}" if most else "null, since it adds up no books"
         raise UserError(f"objective: at={place.path}: books={place.books} should be {reason}")
-    return list(module.parts)[: place.books]  # type: ignore[arg-type]
+    return levels[: place.books]
 
 
 def width(codec: Codec, place: Place) -> int:

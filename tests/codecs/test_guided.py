@@ -252,10 +252,18 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
     assert_equal_states(whole, fit(tmp_path / "rest", *extra, f"resume={tmp_path / 'part'}"))
 
 
-@pytest.mark.parametrize("guide", ["wavlm", "hubert", "w2v_bert", "wavlm_distance"])
-def test_a_missing_teacher_of_a_preset_says_which_files_to_place_where(tmp_path, monkeypatch, guide):
+@pytest.mark.parametrize(
+    ("experiment", "guide"),
+    [
+        *(("audio/mimi", guide) for guide in ("wavlm", "hubert", "w2v_bert", "wavlm_distance")),
+        *(("image/titok", guide) for guide in ("dinov2", "clip")),
+    ],
+)
+def test_a_missing_teacher_of_a_preset_says_which_files_to_place_where(tmp_path, monkeypatch, experiment, guide):
     monkeypatch.setenv("VARITOK_WEIGHTS", str(tmp_path))
+    words = [f"experiment={experiment}", f"guide={guide}", "data.root=x", "objective=pixel"]
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", ["experiment=audio/mimi", f"guide={guide}", "data.root=x"])
-    with pytest.raises(UserError, match=r"place config\.json, preprocessor_config\.json and model\.safetensors"):
+        config = hydra.compose("train", words)
+    files = [r"config\.json", *([r"preprocessor_config\.json"] if experiment == "audio/mimi" else [])]
+    with pytest.raises(UserError, match=rf"place {', '.join(files)} and model\.safetensors .*nothing is downloaded"):
         build(config.objective)

@@ -16,6 +16,7 @@ __all__ = [
     "average_over_processes",
     "from_first_process",
     "gather_rows",
+    "gather_rows_with_gradient",
     "local",
     "mean_over_processes",
     "processes",
@@ -92,6 +93,31 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        ranks = torch.full((len(rows), 1), float(dist.get_rank()), device=rows.device)
+        return gather_rows(rows), gather_rows(ranks)[:, 0] == dist.get_rank()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        (mine,) = ctx.saved_tensors
+        return gradient[mine] * processes()
+
+
+def gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate rows as `gather_rows` does, with the gradient that is right under DistributedDataParallel.
+
+    Each process computes the same loss of all rows; the gradient of its own rows, times the number of processes, is
+    handed back, of which DDP's mean makes that of the global batch.
+    """
+    return rows if processes() == 1 else _Gather.apply(rows)[0]
 
 
 def whole(values: Tensor) -> Tensor:

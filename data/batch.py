@@ -1,11 +1,13 @@
 """What datasets give and what a batch is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .featuremaps import Features, together
 
 __all__ = ["BadSample", "Batch", "Key", "Sample", "Splits", "collate", "normalise", "sample_generator", "to_uint8"]
 
@@ -36,11 +38,13 @@ class Sample(NamedTuple):
         signal: `(c, *grid)`, or None where the file could not be read and nothing stands in for it.
         bad: "path: reason" of each file that was tried and could not be read.
         place: Which signal of its data set it is.
+        features: What teachers saw in it before, by their names.
     """
 
     signal: Tensor | None
     bad: tuple[str, ...] = ()
     place: int = 0
+    features: Mapping[str, Features] = {}
 
 
 class Batch(NamedTuple):
@@ -52,6 +56,7 @@ class Batch(NamedTuple):
         bad: "path: reason" of each file that could not be read.
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
         places: int64 `(b,)`, which signals of their data set they are.
+        features: What teachers saw in them before, by their names.
     """
 
     signal: Tensor
@@ -59,6 +64,7 @@ class Batch(NamedTuple):
     bad: tuple[str, ...]
     whole: bool = False
     places: Tensor | None = None
+    features: Mapping[str, Features] = {}
 
 
 class Splits(NamedTuple):
@@ -89,8 +95,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     whole = int(lengths.min()) == longest
     if not whole:
         signals = [_filled(signal, longest) for signal in signals]
-    places = torch.tensor([sample.place for sample in samples if sample.signal is not None])
-    return Batch(torch.stack(signals), lengths, bad, whole, places)
+    read = [sample for sample in samples if sample.signal is not None]
+    places = torch.tensor([sample.place for sample in read])
+    features = {name: together([sample.features[name] for sample in read]) for name in read[0].features}
+    return Batch(torch.stack(signals), lengths, bad, whole, places, features)
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:

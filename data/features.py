@@ -4,151 +4,22 @@ LanDiff (arXiv 2503.04606, section 3.1) makes tokens of Theia's features (arXiv 
 16 pixels. The teacher belongs to the data: a codec knows features only.
 """
 
-import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice, pairwise
-from pathlib import Path
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from varitok import UserError, at_least
 
-from .batch import BadSample, Key, Splits, normalise
+from .batch import BadSample, Key, Splits
+from .teachers import Teacher
 
-__all__ = ["FeatureClips", "RandomTeacher", "Teacher", "VisionTransformer", "teacher_features"]
+__all__ = ["FeatureClips", "teacher_features"]
 
 AT_ONCE = 16  # frames that go through a teacher together
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
-class Teacher(nn.Module, ABC):
-    """A frozen network that turns frames into features.
-
-    Attributes:
-        name: What it is called above a table.
-        patch: Rows, and columns, of pixels to a position.
-    """
-
-    name: str
-    patch: int
-
-    @abstractmethod
-    def forward(self, frames: Tensor) -> Tensor:
-        """Turn frames, uint8 `(n, 3, h, w)`, into features, float32 `(n, c, h / patch, w / patch)`."""
-
-
-class RandomTeacher(Teacher):
-    """Convolutions whose weights are drawn once and for all: a stand-in where no weights are, it knows no meaning.
-
-    Args:
-        channels: Features of a position.
-        patch: Rows, and columns, of pixels to a position; a power of two.
-
-    Raises:
-        UserError: A number is out of range.
-    """
-
-    def __init__(self, channels: int = 64, patch: int = 8) -> None:
-        super().__init__()
-        at_least({"data.teacher.channels": (channels, 1), "data.teacher.patch": (patch, 2)})
-        halvings = patch.bit_length() - 1
-        if patch != 1 << halvings:
-            raise UserError(f"data.teacher.patch={patch}: must be a power of two")
-        self.name = f"a stand-in of random weights ({channels} channels, patch {patch})"
-        self.patch = patch
-        generator = torch.Generator().manual_seed(0)
-        widths = [3, *(16 << level for level in range(halvings - 1)), channels]
-        self.weights = nn.ParameterList(
-            torch.randn(wide, narrow, 4, 4, generator=generator) * (2 / (16 * narrow)) ** 0.5
-            for narrow, wide in pairwise(widths)
-        ).requires_grad_(False)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Give the features of frames; see `Teacher.forward`."""
-        x = normalise(frames)
-        for level, weight in enumerate(self.weights):
-            # Zeros beyond the border would be the strongest feature there is.
-            x = functional.pad(functional.relu(x) if level else x, (1, 1, 1, 1), mode="replicate")
-            x = functional.conv2d(x, weight, stride=2)
-        return x
-
-
-class VisionTransformer(Teacher):
-    """A vision transformer of the package `transformers`, read from this machine; nothing is downloaded.
-
-    Its features are the last hidden state's, without class tokens and the like. For Theia, lay its model.safetensors
-    beside the config.json of its backbone (facebook/deit-base-patch16-224), and give prefix "backbone.model.".
-
-    Args:
-        folder: With config.json and the weights.
-        prefix: Before the names of the weights, where the file holds more than the transformer.
-        mean: Of the pixels that it was trained on, for each colour, in [0, 1]; ImageNet's by default.
-        deviation: Their standard deviation.
-
-    Raises:
-        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(
-        self,
-        folder: str,
-        prefix: str = "",
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        deviation: Sequence[float] = (0.229, 0.224, 0.225),
-    ) -> None:
-        super().__init__()
-        self.network: nn.Module = _pretrained(Path(folder), prefix).eval().requires_grad_(False)
-        self.name = Path(folder).name
-        config = cast(Any, self.network.config)
-        self.patch = int(config.patch_size)
-        self.register_buffer("mean", torch.tensor(list(mean)).reshape(3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(list(deviation)).reshape(3, 1, 1))
-        # Some always take frames of any size, others when they are told to.
-        known = inspect.signature(self.network.forward).parameters
-        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Give the features of frames; see `Teacher.forward`."""
-        pixels = (frames.float() / 255 - self.mean) / self.deviation
-        hidden: Tensor = self.network(pixel_values=pixels, **self.options).last_hidden_state
-        rows, columns = frames.shape[2] // self.patch, frames.shape[3] // self.patch
-        return hidden[:, -rows * columns :].transpose(1, 2).reshape(len(frames), -1, rows, columns).float()
-
-
-def _pretrained(folder: Path, prefix: str) -> nn.Module:
-    """Read a transformer; all of its weights must be there."""
-    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in WEIGHTS):
-        raise UserError(
-            f"data.teacher.folder={folder}: place config.json and model.safetensors of a vision transformer there, such"
-            " as facebook/deit-base-patch16-224 or Theia's; nothing is downloaded"
-        )
-    try:
-        from transformers import AutoModel  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise UserError("data.teacher: needs the package transformers; pip install 'varitok[teachers]'") from error
-    renamed = {"key_mapping": {f"^{prefix.replace('.', chr(92) + '.')}": ""}} if prefix else {}
-    try:
-        found, told = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True, **renamed)
-    except Exception as error:  # OSError, ValueError and what safetensors raises
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"data.teacher.folder={folder}: transformers can't read it ({first})") from error
-    # What isn't in the file would be random, without a word; a pooler isn't used here.
-    missing = sorted(name for name in told["missing_keys"] if not name.startswith("pooler"))
-    if missing or not hasattr(found.config, "patch_size"):
-        reason = f"{len(missing)} weights are missing, {missing[0]} first" if missing else "it has no patch_size"
-        raise UserError(
-            f"data.teacher.folder={folder}: not a whole vision transformer, {reason}; see data.teacher.prefix"
-        )
-    return cast(nn.Module, found)
 
 
 class FeatureClips(Dataset[Tensor]):
@@ -199,15 +70,12 @@ class FeatureClips(Dataset[Tensor]):
 @torch.no_grad()
 def _features(teacher: Teacher, clip: Tensor, device: str) -> Tensor:
     """Give the features of a clip, float32 `(c, t, rows, columns)`, on the CPU."""
-    if clip.shape[2] % teacher.patch or clip.shape[3] % teacher.patch:
-        sides = f"{clip.shape[3]} x {clip.shape[2]} pixels"
-        raise UserError(f"data.clips.image_size: {sides} are no multiples of the teacher's patch, {teacher.patch}")
     try:
         teacher.to(device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"data.device={device}: this device is not there; cpu is") from error
     blocks = torch.split(clip.transpose(0, 1), AT_ONCE)
-    return torch.cat([teacher(block.to(device)).cpu() for block in blocks]).transpose(0, 1)
+    return torch.cat([teacher(block.to(device)).values.cpu() for block in blocks]).transpose(0, 1)
 
 
 def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device: str = "cpu") -> Splits:

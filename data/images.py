@@ -1,7 +1,8 @@
 """Images: from files of any kind to uint8 squares."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,18 @@ from varitok import UserError, at_least
 from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
 from .folders import fetched, list_files
+from .members import File, opened
 
-__all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "cifar10", "decode_image", "image_folder", "imagenette"]
+__all__ = [
+    "PROTOCOL",
+    "ImageDataset",
+    "ImageFolder",
+    "cifar10",
+    "decode_image",
+    "image_folder",
+    "imagenette",
+    "open_image",
+]
 
 PROTOCOL = (
     "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
@@ -28,7 +39,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", "
 MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
 
 
-def decode_image(path: str | Path, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
+def decode_image(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
     """Read an image file of any mode as RGB.
 
     Grey, palette, CMYK, 16-bit and alpha (laid over white) are understood, and the EXIF rotation is applied.
@@ -45,24 +56,39 @@ def decode_image(path: str | Path, shorter_side: int | None = None, least_side: 
     Raises:
         BadSample: The file can't be read as an image, is too large, or too small.
     """
+    with open_image(path, least_side) as image:
+        if shorter_side and image.format == "JPEG":
+            scale = 2 * shorter_side / min(image.size)
+            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+        pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+@contextmanager
+def open_image(path: str | File, least_side: int = 1) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read at first; what goes wrong in the block is a `BadSample`.
+
+    Args:
+        path: The file.
+        least_side: Shortest side that is accepted, in pixels.
+
+    Raises:
+        BadSample: The file can't be read as an image, is too large, or too small.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(opened(path)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
                 if min(image.size) < least_side:
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too few")
-                if shorter_side and image.format == "JPEG":
-                    scale = 2 * shorter_side / min(image.size)
-                    image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-                pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+                yield image
     except BadSample:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on broken files
         reason = str(error).replace(str(path), "file") or type(error).__name__
         raise BadSample(str(path), reason) from None
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -145,12 +171,12 @@ class ImageDataset(Dataset[Tensor]):
 
 
 class ImageFolder(ImageDataset):
-    """All images below a folder.
+    """All images below a folder, or in shards.
 
     Which files are trained on and which are held out: see `list_files`.
 
     Args:
-        root: The folder.
+        root: The folder, or an address of shards.
         split: "train" or "val".
         image_size: Side of the squares, in pixels.
         val_share: Share of the files that is held out.
@@ -175,9 +201,8 @@ class ImageFolder(ImageDataset):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self.root = Path(root)
         self.least_side = least_side
-        self.files = list_files(self.root, split, val_share, SUFFIXES, "image")
+        self.files = list_files(root, split, val_share, SUFFIXES, "image")
         super().__init__(
             self._read,
             len(self.files),
@@ -202,7 +227,7 @@ def image_folder(
     flip: bool = True,
     seed: int = 0,
 ) -> Splits:
-    """Make both splits of a folder of images; see `ImageFolder`."""
+    """Make both splits of a folder of images, or of shards; see `ImageFolder`."""
     common: dict[str, Any] = {
         "image_size": image_size,
         "val_share": val_share,

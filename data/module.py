@@ -4,20 +4,23 @@ import logging
 import math
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from statistics import median
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
-from .sampler import BucketSampler, UpdateBatchSampler
+from .feature_shards import FeatureShards
+from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -37,17 +40,24 @@ class _Readable(Dataset[Sample]):
         policy: What comes in the place of a sample that can't be read.
         least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
         kinds: Of each sample, where one can only stand in for another of its kind.
+        features: What teachers saw in each sample, by their names.
     """
 
     TRIES = 16
 
     def __init__(
-        self, dataset: Dataset[Tensor], policy: Policy, least: int = 0, kinds: Sequence[int] | None = None
+        self,
+        dataset: Dataset[Tensor],
+        policy: Policy,
+        least: int = 0,
+        kinds: Sequence[int] | None = None,
+        features: Mapping[str, FeatureShards] = MappingProxyType({}),
     ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.least = least
         self.kinds = kinds
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -74,7 +84,8 @@ class _Readable(Dataset[Sample]):
         alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
         for at in islice(alike, self.TRIES if substitute else 1):
             try:
-                return Sample(self.dataset[epoch, at], tuple(bad), at)
+                signal = self.dataset[epoch, at]
+                return Sample(signal, tuple(bad), at, {name: seen[epoch, at] for name, seen in self.features.items()})
             except BadSample as error:
                 if self.policy == "fail":
                     raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
@@ -156,12 +167,16 @@ class DataModule(pl.LightningDataModule):
             batches become smaller, or "fail".
         max_bad_share: Share of unreadable files that ends a run.
         overfit: Give the first batch of the data over and over.
-        bucket: Batches among which samples are sorted by length, so that little is filled up; 0 doesn't sort.
-        budget: Pixels of each process's batch, of data that have shapes (`data.buckets`): small shapes make large
-            batches. None: all have `batch_size`.
+        bucket: Share by which the lengths in a batch differ by chance, so that little is filled up; 0 doesn't sort.
+        budget: Of each process's batch, so that short samples make large batches: where `bucket` sorts, samples of
+            sound or frames, what is filled up too, and no batch has more than `batch_size`; where the data have shapes
+            (`data.buckets`), pixels. None: all have `batch_size`.
+
+        features: Shards of what teachers saw in the training data (`varitok features`), by their names.
 
     Raises:
-        UserError: A number is out of range, or the data have no lengths to sort by, or no shapes.
+        UserError: A number is out of range, features are not these data's, or the data have no lengths to sort by, or
+            no shapes.
     """
 
     def __init__(
@@ -176,8 +191,9 @@ class DataModule(pl.LightningDataModule):
         bad: Policy = "substitute",
         max_bad_share: float = 0.01,
         overfit: bool = False,
-        bucket: int = 0,
+        bucket: float = 0,
         budget: int | None = None,
+        features: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
@@ -185,6 +201,7 @@ class DataModule(pl.LightningDataModule):
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
+        self.features = {name: FeatureShards(folder, splits.train) for name, folder in features.items()}
         self.policy: Policy = bad
         self.batch_size = batch_size
         self.workers = workers
@@ -193,12 +210,16 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.overfit = overfit
         self.bucket = bucket
+        if not 0 <= bucket < 1:
+            raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
         if bucket and not hasattr(splits.train, "sizes"):
             raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
         self.budget = budget
         self.shapes: list[tuple[int, ...]] = getattr(splits.train, "shapes", [])
-        if budget is not None and not self.shapes:
-            raise UserError("loader.budget: these data have one shape; give data.buckets, or loader.budget=null")
+        if budget is not None and not self.shapes and not bucket:
+            raise UserError(
+                "loader.budget: give loader.bucket=0.05, or data.buckets where there are any, or loader.budget=null"
+            )
         if self.shapes and bucket:
             raise UserError("loader.bucket: data.buckets sort already; give loader.bucket=0")
         self.bad = BadSampleCount(max_bad_share)
@@ -208,8 +229,10 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the batches that the run still needs."""
-        kinds = self.splits.train.kinds() if self.shapes else None  # type: ignore[attr-defined]
-        readable = _Readable(self.splits.train, self.policy, 1, kinds)
+        data: Any = self.splits.train
+        sizes = _known(data.sizes()) if self.bucket else None
+        kinds = data.kinds() if self.shapes else None if sizes is None else [_kind(size, self.bucket) for size in sizes]
+        readable = _Readable(data, self.policy, 1, kinds, self.features)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)
@@ -217,18 +240,16 @@ class DataModule(pl.LightningDataModule):
         module: Any = self.trainer.lightning_module if self.trainer else None
         done = int(module.updates) if module else 0
         place = {"seed": self.seed, "rank": rank, "world": world, "start": done * self.accumulate}
-        if kinds is not None:
+        sampler: Sampler[list[Key]]
+        if sizes is not None:
+            form = {"share": self.bucket, "budget": self.budget}
+            sampler = LengthSampler(sizes, self.batch_size, self.batches, **form, **place)  # type: ignore[arg-type]
+        elif kinds is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
-            sizes = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
-            return loader(readable, BucketSampler(kinds, sizes, self.batches, **place), self.workers)
-        sampler = UpdateBatchSampler(
-            len(readable),
-            self.batch_size,
-            self.batches,
-            **place,
-            sizes=self.splits.train.sizes() if self.bucket else None,  # type: ignore[attr-defined]
-            window=max(1, self.bucket),
-        )
+            counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
+            sampler = BucketSampler(kinds, counts, self.batches, **place)
+        else:
+            sampler = UpdateBatchSampler(len(readable), self.batch_size, self.batches, **place)
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -251,6 +272,17 @@ class DataModule(pl.LightningDataModule):
         """Tell at the end how many files were skipped."""
         if self.bad.names:
             _log.warning(self.bad.summary())
+
+
+def _known(sizes: Sequence[int]) -> list[int]:
+    """Give what can't be read the usual size: that is what comes in its place."""
+    usual = max(1, int(median([size for size in sizes if size] or [1])))
+    return [size or usual for size in sizes]
+
+
+def _kind(size: int, share: float) -> int:
+    """Number sizes so that those of a number differ by a share at most: one may come in the place of another."""
+    return int(math.log(size) / math.log1p(share))
 
 
 def loader(dataset: Dataset[Sample], batches: Any, workers: int) -> DataLoader[Sample]:

@@ -1,5 +1,6 @@
 """The order of samples: a function of the seed, so that a run can go on anywhere."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice
 
@@ -9,14 +10,16 @@ from torch.utils.data import Sampler
 
 from .batch import Key
 
-__all__ = ["BucketSampler", "UpdateBatchSampler"]
+__all__ = ["AlikeSampler", "BucketSampler", "LengthSampler", "UpdateBatchSampler"]
 
 
 class UpdateBatchSampler(Sampler[list[Key]]):
     """Gives a fixed number of batches, crossing from one epoch of the data to the next where it must.
 
-    Each epoch is a permutation drawn from (seed, epoch), dealt to the processes like cards. With sizes given, a batch
-    has samples of about one size: the permutation is sorted within windows, and their batches are shuffled again.
+    Each epoch is a permutation drawn from (seed, epoch), dealt to the processes like cards. So which samples an update
+    has follows from the batch of all processes alone: with as many samples in it, any number of processes, and of
+    workers, goes on exactly where others stopped. With another number, each epoch's order stays, and the position is
+    counted as if all batches before had been of this size.
 
     Args:
         length: Samples of the dataset.
@@ -26,8 +29,6 @@ class UpdateBatchSampler(Sampler[list[Key]]):
         rank: This process.
         world: Number of processes.
         start: Batches that an earlier part of the run has used.
-        sizes: Of all samples, such as their lengths; None leaves the permutation as it is.
-        window: Batches of a window; the larger it is, the more alike the sizes in a batch.
     """
 
     def __init__(
@@ -40,8 +41,6 @@ class UpdateBatchSampler(Sampler[list[Key]]):
         rank: int = 0,
         world: int = 1,
         start: int = 0,
-        sizes: Sequence[int] | None = None,
-        window: int = 32,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
@@ -49,10 +48,7 @@ class UpdateBatchSampler(Sampler[list[Key]]):
         self.seed = seed
         self.rank = rank
         self.world = world
-        self.dealt = batch_size * world  # samples of a batch of all processes
         self.start = start
-        self.sizes = None if sizes is None else torch.tensor(sizes)
-        self.window = window
 
     def __len__(self) -> int:
         """Count the batches of the whole run, those before `start` too: Lightning counts on from its batch index."""
@@ -60,40 +56,29 @@ class UpdateBatchSampler(Sampler[list[Key]]):
 
     def epoch(self, epoch: int) -> list[Key]:
         """Give the whole order of one epoch, all processes together."""
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & (2**63 - 1))
-        order = torch.randperm(self.length, generator=generator)
-        if self.sizes is not None:
-            order = torch.cat(
-                [self._bucketed(part, generator) for part in torch.split(order, self.window * self.dealt)]
-            )
+        order = torch.randperm(self.length, generator=_chance(self.seed, epoch))
         return [(epoch, index) for index in order.tolist()]
-
-    def _bucketed(self, order: Tensor, generator: torch.Generator) -> Tensor:
-        """Sort a window by size and shuffle its batches, those of all processes together; the last may be short."""
-        assert self.sizes is not None
-        batches = torch.split(order[self.sizes[order].argsort(stable=True)], self.dealt)
-        whole = [batch for batch in batches if len(batch) == self.dealt]
-        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        return torch.cat([*shuffled, *batches[len(whole) :]])
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Give batches of keys, from `start` on."""
-        first = self.start * self.dealt  # cards dealt before
+        first = self.start * self.batch_size * self.world  # cards dealt before
         epochs = (self.epoch(epoch) for epoch in count(first // self.length))
         cards = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
         for _ in range(self.start, self.batches):
             yield list(islice(cards, self.batch_size))
 
 
-class BucketSampler(Sampler[list[Key]]):
-    """Gives a fixed number of batches, each of samples of one kind, the same on all processes at the same time.
+def _chance(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(hash((seed, epoch)) & (2**63 - 1))
+
+
+class AlikeSampler(Sampler[list[Key]], ABC):
+    """Gives a fixed number of batches, each of samples that are alike, on all processes at the same time.
 
     So no process waits for another whose batch is larger. Each epoch is drawn from (seed, epoch) and has as many
-    batches as any other; what a kind's last batch lacks are its first samples once more.
+    batches as any other. A run goes on exactly with any number of workers, and with the same number of processes.
 
     Args:
-        kinds: Of each sample.
-        batch_sizes: Samples of each process's batch, of each kind.
         batches: Batches of the whole run.
         seed: Seed of the order.
         rank: This process.
@@ -101,20 +86,7 @@ class BucketSampler(Sampler[list[Key]]):
         start: Batches that an earlier part of the run has used.
     """
 
-    def __init__(
-        self,
-        kinds: Sequence[int],
-        batch_sizes: Sequence[int],
-        batches: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ) -> None:
-        of = torch.tensor(kinds)
-        self.groups = [(of == kind).nonzero().flatten() for kind in range(len(batch_sizes))]
-        self.dealt = [size * world for size in batch_sizes]
+    def __init__(self, batches: int, *, seed: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> None:
         self.batches = batches
         self.seed = seed
         self.rank = rank
@@ -125,22 +97,98 @@ class BucketSampler(Sampler[list[Key]]):
         """Count the batches of the whole run, those before `start` too."""
         return self.batches
 
+    @abstractmethod
+    def alike(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw the batches of an epoch, all processes together: the indices of each, a multiple of `world`."""
+
     def epoch(self, epoch: int) -> list[list[Key]]:
         """Give the batches of one epoch, all processes together."""
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & (2**63 - 1))
-        found: list[list[Key]] = []
-        for group, dealt in zip(self.groups, self.dealt, strict=True):
-            order = group[torch.randperm(len(group), generator=generator)]
-            whole = -(-len(order) // dealt) * dealt
-            order = order.repeat(-(-whole // max(1, len(order))))[:whole]
-            found += [[(epoch, index) for index in part.tolist()] for part in torch.split(order, dealt) if len(part)]
-        return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+        generator = _chance(self.seed, epoch)
+        found = self.alike(generator)
+        order = torch.randperm(len(found), generator=generator).tolist()
+        return [[(epoch, index) for index in found[place].tolist()] for place in order]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Give batches of keys, from `start` on."""
         each = len(self.epoch(0))
         epochs = (self.epoch(epoch) for epoch in count(self.start // each))
-        for batch in islice(
-            chain.from_iterable(epochs), self.start % each, self.start % each + self.batches - self.start
-        ):
+        first = self.start % each
+        for batch in islice(chain.from_iterable(epochs), first, first + self.batches - self.start):
             yield batch[self.rank :: self.world]
+
+
+class BucketSampler(AlikeSampler):
+    """Batches of samples of one kind; what a kind's last batch lacks are its first samples once more.
+
+    Args:
+        kinds: Of each sample.
+        batch_sizes: Samples of each process's batch, of each kind.
+        batches: Batches of the whole run.
+        place: See `AlikeSampler`.
+    """
+
+    def __init__(self, kinds: Sequence[int], batch_sizes: Sequence[int], batches: int, **place: int) -> None:
+        super().__init__(batches, **place)
+        of = torch.tensor(kinds)
+        self.groups = [(of == kind).nonzero().flatten() for kind in range(len(batch_sizes))]
+        self.dealt = [size * self.world for size in batch_sizes]
+
+    def alike(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw batches of each kind."""
+        found: list[Tensor] = []
+        for group, dealt in zip(self.groups, self.dealt, strict=True):
+            order = group[torch.randperm(len(group), generator=generator)]
+            found += [part for part in torch.split(_repeated(order, dealt), dealt) if len(part)]
+        return found
+
+
+class LengthSampler(AlikeSampler):
+    """Batches of samples of about one length, so that little is filled up, and as many as a budget allows.
+
+    The samples are sorted by their lengths, each changed a little by chance, so that others share a batch in each
+    epoch, and cut into batches. Where the number of processes doesn't divide the last one, some of its samples come
+    twice.
+
+    Args:
+        lengths: Of each sample, at least 1.
+        batch_size: Samples of each process's batch, at most where there is a budget.
+        batches: Batches of the whole run.
+        share: Share of a length by which it is changed.
+        budget: Of each process's batch: its samples times the longest of them, so what is filled up counts. A longer
+            sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
+        place: See `AlikeSampler`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        batches: int,
+        *,
+        share: float = 0.05,
+        budget: int | None = None,
+        **place: int,
+    ) -> None:
+        super().__init__(batches, **place)
+        self.lengths = torch.tensor(lengths, dtype=torch.float64)
+        self.share = share
+        # The cuts are the same in every epoch, or the position in a run could not be told.
+        longest_first = sorted(lengths, reverse=True)
+        self.parts: list[int] = []
+        at = 0
+        while at < len(longest_first):
+            fits = batch_size if budget is None else min(batch_size, max(1, budget // longest_first[at]))
+            self.parts.append(min(fits * self.world, len(longest_first) - at))
+            at += self.parts[-1]
+
+    def alike(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw batches, from the longest samples to the shortest."""
+        change = torch.rand(len(self.lengths), generator=generator, dtype=torch.float64)
+        order = (self.lengths * (1 + self.share * change)).argsort(descending=True)
+        return [_repeated(part, self.world) for part in torch.split(order, self.parts)]
+
+
+def _repeated(order: Tensor, multiple: int) -> Tensor:
+    """Fill up to a multiple by what comes first, once more."""
+    whole = -(-len(order) // multiple) * multiple
+    return order.repeat(-(-whole // max(1, len(order))))[:whole]

@@ -17,8 +17,9 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from .batch import BadSample
+from .members import File, Member, opened
 
-__all__ = ["MOST_SAMPLES", "Sound", "decode_sound"]
+__all__ = ["MOST_SAMPLES", "Sound", "decode_sound", "resampled_length"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,8 +76,8 @@ class Sound:
         BadSample: The file can't be read as a sound, or is empty.
     """
 
-    def __init__(self, path: str | Path, sample_rate: int | None = None, channels: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
+        self.path: File = path if isinstance(path, Member) else Path(path)
         with _named(self.path):
             self._source = _opened(self.path)
             try:
@@ -86,9 +87,9 @@ class Sound:
                 raise
         self.sample_rate = sample_rate or self._source.rate
         self.channels = channels or self._source.channels
-        ratio = Fraction(self.sample_rate, self._source.rate).limit_denominator(FINEST_RATIO)
+        ratio = _ratio(self._source.rate, self.sample_rate)
         self._down, self._up = ratio.denominator, ratio.numerator
-        self.length = -(-self._source.frames * self._up // self._down)
+        self.length = resampled_length(self._source.frames, self._source.rate, self.sample_rate)
 
     def __enter__(self) -> "Sound":
         return self
@@ -156,8 +157,18 @@ class Sound:
         return torch.from_numpy(np.ascontiguousarray(raw))
 
 
+def resampled_length(samples: int, rate: int, wanted: int) -> int:
+    """Count what samples at one rate become at another."""
+    ratio = _ratio(rate, wanted)
+    return -(-samples * ratio.numerator // ratio.denominator)
+
+
+def _ratio(rate: int, wanted: int) -> Fraction:
+    return Fraction(wanted, rate).limit_denominator(FINEST_RATIO)
+
+
 def decode_sound(
-    path: str | Path,
+    path: str | File,
     start: int = 0,
     frames: int | None = None,
     sample_rate: int | None = None,
@@ -183,7 +194,7 @@ def decode_sound(
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: File) -> Iterator[None]:
     """Turn whatever a decoder raises into a BadSample of one line."""
     try:
         yield
@@ -194,7 +205,7 @@ def _named(path: Path) -> Iterator[None]:
         raise BadSample(str(path), reason or type(error).__name__) from None
 
 
-def _opened(path: Path) -> _Source:
+def _opened(path: File) -> _Source:
     """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
     with path.open("rb") as file:  # libsndfile calls all that goes wrong here a "System error"
         if not file.read(1):
@@ -209,7 +220,7 @@ def _opened(path: Path) -> _Source:
             raise BadSample(str(path), f"neither libsndfile nor FFmpeg knows this format ({reason})") from None
 
 
-def _check(path: Path, source: _Source) -> None:
+def _check(path: File, source: _Source) -> None:
     """Refuse what a header can't mean."""
     if source.frames < 1:
         raise BadSample(str(path), "no samples")
@@ -235,8 +246,8 @@ def _resampler(down: int, up: int) -> Resample:
 class _Libsndfile:
     """A file that libsndfile reads."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = soundfile.SoundFile(path)
+    def __init__(self, path: File) -> None:
+        self._file = soundfile.SoundFile(opened(path))
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.frames: int = self._file.frames
@@ -260,9 +271,11 @@ class _FFmpeg:
 
     exact = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: File) -> None:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        self._container: Any = av.open(str(path.absolute()), options=options)
+        self._container: Any = av.open(
+            opened(path) if isinstance(path, Member) else str(path.absolute()), options=options
+        )
         try:
             self._stream = self._sound_of(path)
         except BaseException:
@@ -279,7 +292,7 @@ class _FFmpeg:
         self._tick = float(stream.time_base) * self.rate
         self._first: int | None = None
 
-    def _sound_of(self, path: Path) -> Any:
+    def _sound_of(self, path: File) -> Any:
         """Find the stream of sound; a video that goes by a sound's name was put there by mistake."""
         streams = self._container.streams
         cover = av.stream.Disposition.attached_pic

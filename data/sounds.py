@@ -16,8 +16,9 @@ from varitok import UserError, at_least
 from .batch import Key, Splits, sample_generator
 from .crops import random_box
 from .folders import FileDataset, fetched, list_files
+from .members import File, Member
 from .mix import mix
-from .sound_files import Sound
+from .sound_files import Sound, resampled_length
 
 __all__ = [
     "SUFFIXES",
@@ -63,7 +64,7 @@ class SoundDataset(FileDataset):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[File],
         sample_rate: int,
         samples: int | None,
         *,
@@ -84,10 +85,18 @@ class SoundDataset(FileDataset):
         self.loudness = loudness
         self.seed = seed
 
-    def size(self, path: Path) -> int:
-        """Count the samples that a file gives, from its header."""
-        with Sound(path, self.sample_rate, self.channels) as sound:
-            return sound.length if self.samples is None else min(sound.length, self.samples)
+    def size(self, file: File) -> int:
+        """Count the samples that a file gives, from its header, or from the index of its shard."""
+        length = self._length(file)
+        return length if self.samples is None else min(length, self.samples)
+
+    def stretch(self, key: Key) -> tuple[int, int]:
+        """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
@@ -97,11 +106,21 @@ class SoundDataset(FileDataset):
         """
         generator = sample_generator(self.seed, key)
         with Sound(self.files[key[1]], self.sample_rate, self.channels) as file:
-            start, frames = 0, file.length if self.samples is None else self.samples
-            if self.train:
-                ((start, frames),) = random_box((file.length,), (frames,), generator)
-            sound = file.read(start, frames)
+            sound = file.read(*self._stretch(file.length, generator))
         return self._varied(sound, generator) if self.train else sound
+
+    def _length(self, file: File) -> int:
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        with Sound(file, self.sample_rate, self.channels) as sound:
+            return sound.length
+
+    def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
+        start, frames = 0, length if self.samples is None else self.samples
+        if self.train:
+            ((start, frames),) = random_box((length,), (frames,), generator)
+        return start, frames
 
     def _varied(self, sound: Tensor, generator: torch.Generator) -> Tensor:
         """Bring a sound to its loudness, then change gain and sign by chance."""
@@ -122,14 +141,15 @@ def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Make both splits of a folder of sounds.
 
     Args:
-        root: The folder; with subfolders `train` and `val` these are the splits, else a share of the files is held out.
+        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
+            files is held out.
         val_share: Share of the files that is held out.
         form: What is made of the files: see `splits_of`.
 
     Raises:
         UserError: The folder isn't there, holds no sound, or a number is out of range.
     """
-    train, val = (list_files(Path(root), split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
+    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
 
@@ -218,7 +238,7 @@ def _libri(
 ) -> Splits:
     """Make the splits of a corpus that lies in archives below `root/name`."""
 
-    def files(part: str) -> list[Path]:
+    def files(part: str) -> Sequence[File]:
         fetched(lambda: make(root, part, download=download), root, f"{part}.tar.gz")
         return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
 
@@ -228,8 +248,8 @@ def _libri(
 
 def splits_of(
     name: str,
-    train: Sequence[Path],
-    val: Sequence[Path],
+    train: Sequence[File],
+    val: Sequence[File],
     *,
     sample_rate: int,
     crop_tokens: int | None,

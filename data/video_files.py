@@ -18,8 +18,9 @@ from torch import Tensor
 from .batch import BadSample
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import decode_image
+from .members import File, Member, opened
 
-__all__ = ["MOST_PIXELS", "SUFFIXES", "Video", "is_image"]
+__all__ = ["MOST_PIXELS", "SUFFIXES", "Video", "frames_in", "is_image"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,6 +46,7 @@ class Video:
     Attributes:
         frame_rate: Of what is read; of an image that which is wanted, or 1.
         length: Frames at that rate.
+        seconds: How long it is; an image 0.
         height: Of the frames as they are shown, in pixels.
         width: Likewise.
 
@@ -52,22 +54,22 @@ class Video:
         BadSample: The file can't be read as frames, or holds none.
     """
 
-    def __init__(self, path: str | Path, frame_rate: float | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | File, frame_rate: float | None = None) -> None:
+        self.path: File = path if isinstance(path, Member) else Path(path)
         self._file: av.container.InputContainer | None = None
         self._image: Tensor | None = None
         # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
         self._scaler = VideoReformatter()
         if is_image(self.path):
             self._image = decode_image(self.path)
-            self.frame_rate, self.length = frame_rate or 1.0, 1
+            self.frame_rate, self.length, self.seconds = frame_rate or 1.0, 1, 0.0
             self.height, self.width = self._image.shape[1:]
             return
         with self._named():
-            if not stat.S_ISREG(self.path.stat().st_mode):
+            if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
                 raise BadSample(str(self.path), "not a regular file")
             options = {"format_whitelist": CONTAINERS}
-            self._file = av.open(str(self.path), options=options, timeout=PATIENCE)
+            self._file = av.open(opened(self.path), options=options, timeout=PATIENCE)
         try:
             with self._named():
                 self._look(frame_rate)
@@ -92,11 +94,10 @@ class Video:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self._base = Fraction(stream.time_base or Fraction(1, 1000))
         self._start = first.pts if first.pts is not None else 0
-        seconds = self._seconds(rate)
+        self.seconds = seconds = self._seconds(rate)
         self._native = rate if 0 < rate <= 1000 else max(1.0, stream.frames / seconds if seconds else 1.0)
         self.frame_rate = frame_rate or self._native
-        # A clip of n frames at r a second lasts n / r; half a frame is left to rounding.
-        self.length = max(1, int(seconds * self.frame_rate + 0.5))
+        self.length = frames_in(seconds, self.frame_rate)
         shown = first.height, first.width
         self.height, self.width = shown if _turns(first) % 2 == 0 else shown[::-1]
 
@@ -222,7 +223,12 @@ def _turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def is_image(path: Path) -> bool:
+def frames_in(seconds: float, frame_rate: float) -> int:
+    """Count the frames of a time: n at r a second last n / r; half a frame is left to rounding."""
+    return max(1, int(seconds * frame_rate + 0.5))
+
+
+def is_image(path: File) -> bool:
     """Tell whether a file is an image, by its name; a GIF is a clip."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
 

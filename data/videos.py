@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from .batch import BadSample, Key, Splits, sample_generator
 from .crops import centre_box, random_box
 from .folders import FileDataset, list_files
 from .images import SUFFIXES as IMAGE_SUFFIXES
+from .members import File, Member
 from .mix import mix
-from .video_files import SUFFIXES, Video
+from .video_files import SUFFIXES, Video, frames_in
 
 __all__ = ["VideoDataset", "clips_and_images", "kinetics", "splits_of", "ucf101", "video_folder"]
 
@@ -51,7 +52,7 @@ class VideoDataset(FileDataset):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[File],
         frames: int | None,
         height: int,
         width: int,
@@ -74,21 +75,28 @@ class VideoDataset(FileDataset):
         self.flip = flip
         self.seed = seed
 
-    def size(self, path: Path) -> int:
-        """Count the frames that a file gives, from its header."""
-        with Video(path, self.frame_rate) as video:
-            return video.length if self.frames is None else min(video.length, self.frames)
+    def size(self, file: File) -> int:
+        """Count the frames that a file gives, from its header, or from the index of its shard."""
+        length = self._extent(file).length
+        return length if self.frames is None else min(length, self.frames)
 
     def kinds(self) -> list[int]:
-        """Tell which of the shapes each file has, from its header; 0 where it can't be read."""
+        """Tell which of the shapes each file has, as `size`; 0 where it can't be read."""
         found = []
-        for path in self.files:
+        for file in self.files:
             try:
-                with Video(path, self.frame_rate) as video:
-                    found.append(shape_of(self.shapes, video))
+                found.append(shape_of(self.shapes, self._extent(file)))
             except BadSample:
                 found.append(0)
         return found
+
+    def _extent(self, file: File) -> "Extent":
+        facts = file.facts if isinstance(file, Member) else {}
+        if "frames" in facts:
+            length = frames_in(facts["seconds"], self.frame_rate) if self.frame_rate else facts["frames"]
+            return Extent(length, facts["height"], facts["width"])
+        with Video(file, self.frame_rate) as video:
+            return Extent(video.length, video.height, video.width)
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`.
@@ -120,12 +128,20 @@ class VideoDataset(FileDataset):
         return clip.contiguous()
 
 
-def shape_of(shapes: Sequence[tuple[int, int, int]], video: Video) -> int:
+class Extent(NamedTuple):
+    """How large a clip is: frames, at the rate that is wanted, and pixels."""
+
+    length: int
+    height: int
+    width: int
+
+
+def shape_of(shapes: Sequence[tuple[int, int, int]], video: Video | Extent) -> int:
     """Choose the shape most like a file: of its frames' form, and of those the longest that it fills.
 
     Args:
         shapes: Frames, height and width of each.
-        video: The file.
+        video: The file, or its extent.
 
     Returns:
         The shape's number.
@@ -144,19 +160,22 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Make both splits of a folder of clips and images, or of a manifest that lists them.
 
     Args:
-        root: The folder; with subfolders `train` and `val` these are the splits, else a share of the files is held out.
-            Or a JSON-lines file of objects with `path`, relative to it, and perhaps `split`, "train" or "val".
+        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
+            files is held out. Or a JSON-lines file of objects with `path`, relative to it, and perhaps `split`,
+            "train" or "val".
         val_share: Share of the files that is held out.
         form: What is made of the files: see `splits_of`.
 
     Raises:
         UserError: The folder isn't there, holds no clip, or a number is out of range.
     """
+    train: Sequence[File]
+    val: Sequence[File]
     if Path(root).is_file():
         train, val = _listed(Path(root))
     else:
         kinds = (*SUFFIXES, *IMAGE_SUFFIXES)
-        train, val = (list_files(Path(root), split, val_share, kinds, "clip") for split in ("train", "val"))
+        train, val = (list_files(root, split, val_share, kinds, "clip") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
 
@@ -180,8 +199,8 @@ def _listed(path: Path) -> tuple[list[Path], list[Path]]:
 
 def splits_of(
     name: str,
-    train: Sequence[Path],
-    val: Sequence[Path],
+    train: Sequence[File],
+    val: Sequence[File],
     *,
     crop_tokens: int = 5,
     hop: int = 4,

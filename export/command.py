@@ -39,6 +39,15 @@ SUBCOMMANDS = {
         "configs/sweep/image_rate.yaml --trials 20",
         "sweep",
     ),
+    "shards": Subcommand(
+        "varitok.data.command:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"
+    ),
+    "features": Subcommand(
+        "varitok.data.feature_shards:main",
+        "write what a teacher sees in sounds as shards",
+        "SOUNDS --teacher WAVLM --rate 24000 --out SHARDS",
+        "train",
+    ),
     "evaluate": Subcommand(
         "varitok.codecs.metrics.command:main",
         "measure quality at each length of the codes",

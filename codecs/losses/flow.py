@@ -8,9 +8,10 @@ from torch.nn import functional
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from varitok import UserError
+from varitok.data.weights import require_weights
 
+from ..aside import Aside
 from ..lengths import masked_mean, prefix_mask
-from ..metrics.weights import require_weights
 
 __all__ = ["NETWORKS", "FlowConsistency", "Network"]
 
@@ -40,7 +41,7 @@ class FlowConsistency(nn.Module):
     """Mean absolute difference of both clips' optical flows, of neighbouring frames, in pixels (Cosmos tokenizer).
 
     The flow of RAFT (arXiv 2003.12039), frozen, goes both ways in time. Its weights are looked for on this machine
-    only. As `LPIPS`, the network is kept out of the module tree.
+    only.
 
     Args:
         net: "small" or "large".
@@ -62,7 +63,8 @@ class FlowConsistency(nn.Module):
             raft.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle's, zip's and torch's own
             raise UserError(f"{path}: not torchvision's weights of RAFT; place the right file there") from error
-        self._raft = [raft.eval().requires_grad_(False)]
+        self.aside = Aside({net: raft})
+        self.net = net
         self.updates = updates
         self.scale = scale
 
@@ -78,7 +80,7 @@ class FlowConsistency(nn.Module):
 
     def _flows(self, clip: Tensor) -> Tensor:
         """Give the flows from frame to frame, then those back: `(2 * b * (t - 1), 2, h', w')`, in pixels."""
-        raft = self._raft[0] = self._raft[0].to(clip.device)
+        raft = self.aside.networks[self.net]
         b, c, t, h, w = clip.shape
         sides = [max(SMALLEST, round(side * self.scale / STEP) * STEP) for side in (h, w)]
         frames = clip.float().transpose(1, 2).reshape(b * t, c, h, w)

@@ -1,15 +1,23 @@
 """The objective: a weighted sum of named terms, and an adversarial term beside it."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.data.featuremaps import Features
+from varitok.data.teachers import Teacher
 
+from ..aside import Aside
+from ..codec import Codec
+from ..places import Place
 from .adversarial import Adversarial
 from .balancer import Balancer
+from .guided import Guidance, Guided
 
 __all__ = ["Objective"]
 
@@ -19,12 +27,16 @@ class Objective(nn.Module):
 
     Args:
         terms: `{name: {"weight": float, "module": Module}}`, where a module compares `(fake, real, lengths)` to a
-            scalar. Weight 0 means logged, not trained; None in place of a term removes it.
+            scalar; a guided one (`guided`) is given more. Weight 0 means logged, not trained; None in place of a
+            term removes it.
         adversarial: The adversarial term, or None. Its losses are named "adversarial" and "features".
-        balancer: Makes weights shares of the gradient; None sums the terms.
+        balancer: Makes weights shares of the gradient; None sums the terms. Terms that look into the codec, not at its
+            reconstruction, are added as they are.
+        teachers: Frozen networks that guide terms, by name.
 
     Raises:
-        UserError: A term lacks its weight or its module, or has one of the adversarial term's names.
+        UserError: A term lacks its weight or its module, has one of the adversarial term's names, or a teacher that
+            isn't there.
     """
 
     def __init__(
@@ -32,8 +44,10 @@ class Objective(nn.Module):
         terms: Mapping[str, Mapping[str, Any] | None],
         adversarial: Adversarial | None = None,
         balancer: Balancer | None = None,
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
+        self.teachers = Aside(teachers or {})
         self.weights: dict[str, float] = {}
         self.terms = nn.ModuleDict()
         for name, term in terms.items():
@@ -44,14 +58,55 @@ class Objective(nn.Module):
             if adversarial and name in adversarial.weights:
                 raise UserError(f"objective.terms.{name}: the adversarial term has a loss of this name")
             self.weights[name] = float(term["weight"])
-            self.terms[name] = term["module"]
+            self.terms[name] = module = term["module"]
+            if isinstance(module, Guided) and module.teacher not in self.teachers.networks:
+                known = ", ".join(self.teachers.networks) or "none"
+                raise UserError(f"objective.terms.{name}: objective.teachers has no {module.teacher!r}; it has {known}")
         self.adversarial = adversarial
         self.balancer = balancer
+        # What isn't made from the reconstruction has no gradient there, of which the balancer would make a share.
+        self.beside = {name for name, term in self.terms.items() if isinstance(term, Guided) and term.at is not None}
         if balancer:
-            balancer.follow([*self.weights, *(adversarial.weights if adversarial else ())])
+            balancer.follow(
+                [
+                    *(name for name in self.weights if name not in self.beside),
+                    *(adversarial.weights if adversarial else ()),
+                ]
+            )
+
+    def attend(self, codec: Codec) -> None:
+        """Let terms that look into the codec make what they need for that.
+
+        Raises:
+            UserError: There is no such place in the codec.
+        """
+        for name, term in self.terms.items():
+            if isinstance(term, Guided):
+                term.attend(codec, self.teachers.networks[term.teacher])
+                term.requires_grad_(bool(self.weights[name]))
+
+    @property
+    def places(self) -> list[Place]:
+        """Where in the codec its terms look."""
+        return [term.at for term in self.terms.values() if isinstance(term, Guided) and term.at is not None]
+
+    def guidance(
+        self,
+        real: Tensor,
+        lengths: Tensor | None,
+        inside: Mapping[Place, Features] = MappingProxyType({}),
+        known: Mapping[str, Features] = MappingProxyType({}),
+    ) -> Guidance:
+        """Give what its guided terms share in a step; see `Guidance`."""
+        return Guidance(self.teachers.networks, real, lengths, inside, known)
 
     def forward(
-        self, fake: Tensor, real: Tensor, lengths: Tensor | None, update: int | None = None
+        self,
+        fake: Tensor,
+        real: Tensor,
+        lengths: Tensor | None,
+        update: int | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare signals `(b, c, *grid)` in [-1, 1], of which the first `lengths` steps are valid.
 
@@ -60,6 +115,7 @@ class Objective(nn.Module):
             real: The signal.
             lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
             update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
+            guidance: What guided terms need; None where there are none.
 
         Returns:
             The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.
@@ -67,17 +123,19 @@ class Objective(nn.Module):
         weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
         valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
+        guidance = guidance or self.guidance(real, lengths)
         for name, term in self.terms.items():
-            values[name] = term(fake if name in weights else fake.detach(), real, valid)
+            with nullcontext() if name in weights else torch.no_grad():
+                values[name] = term(fake, guidance) if isinstance(term, Guided) else term(fake, real, valid)
         heard = self.adversarial.heard(update) if self.adversarial and update is not None else {}
         if self.adversarial and heard:
             values |= self.adversarial.codec_losses(fake, real, lengths)
             weights |= heard
-        trained = {name: values[name] for name in values if name in weights}
-        if self.balancer and trained:
-            total = self.balancer(trained, weights, fake)
-        else:
-            total = fake.new_zeros(())
-            for name, value in trained.items():
-                total = total + weights[name] * value
+        summed = {name: values[name] for name in values if name in weights}
+        total = fake.new_zeros(())
+        if self.balancer:
+            balanced = {name: summed.pop(name) for name in list(summed) if name not in self.beside}
+            total = self.balancer(balanced, weights, fake) if balanced else total
+        for name, value in summed.items():
+            total = total + weights[name] * value
         return total, {name: value.detach() for name, value in values.items()}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from varitok import UserError
-
-from .weights import find_weights, require_weights
+from varitok.data.weights import find_weights, require_weights
 
 __all__ = ["DEFINITION", "WIDTH", "Features", "Moments", "Network", "available", "frechet_distance", "inception"]
 

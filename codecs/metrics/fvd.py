@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
+from varitok.data.weights import find_weights, require_weights
 
 from .frechet import Network
-from .weights import find_weights, require_weights
 
 __all__ = ["DEFINITIONS", "available", "network"]
 

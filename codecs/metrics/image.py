@@ -17,9 +17,9 @@ from torchmetrics.functional.image import (
 
 from varitok import UserError
 from varitok.data.batch import normalise
+from varitok.data.weights import find_weights
 
 from .lpips import BACKBONES, LPIPS
-from .weights import find_weights
 
 __all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "ms_ssim", "psnr", "scales", "ssim"]
 

@@ -4,17 +4,17 @@ torchmetrics ships the calibrated heads, but its class fetches the backbone from
 backbone's file is looked for on this machine. `tests/codecs/test_metrics_lpips.py` holds the two against each other.
 """
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.data.weights import require_weights
 
-from .weights import require_weights
+from ..aside import Aside
 
 __all__ = ["BACKBONES", "LPIPS", "Backbone"]
 
@@ -44,9 +44,6 @@ BACKBONES = {
 class LPIPS(nn.Module):
     """The learned perceptual distance, version 0.1, frozen, differentiable in its first argument.
 
-    The network is kept out of the module tree: it is not trained, not written to checkpoints, not sent between
-    processes and not switched to training, but it follows `to(...)`.
-
     Args:
         net: Backbone: "alex" is the usual metric, "vgg" the usual training loss.
 
@@ -59,11 +56,7 @@ class LPIPS(nn.Module):
         if net not in BACKBONES:
             raise UserError(f"LPIPS net={net!r}: it is one of {', '.join(BACKBONES)}")
         self.net = net
-        self._hidden = (_Network(net),)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "LPIPS":
-        self._hidden[0]._apply(fn)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        self.aside = Aside({net: _Network(net)})
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         """Compare images `(b, 3, h, w)` in [-1, 1] of at least 32 pixels a side; gives `(b,)`, 0 for equal ones.
@@ -74,7 +67,7 @@ class LPIPS(nn.Module):
         if min(fake.shape[-2:]) < SMALLEST:
             size = f"{fake.shape[-1]} x {fake.shape[-2]}"
             raise UserError(f"LPIPS on images of {size} pixels: both sides must be at least {SMALLEST}")
-        network = self._hidden[0]
+        network = self.aside.networks[self.net]
         with torch.no_grad():
             wanted = network(real)
         distances = [

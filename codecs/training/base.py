@@ -122,6 +122,11 @@ class Training(pl.LightningModule):
         return self.get_submodule(self.name)
 
     @property
+    def learning(self) -> nn.Module:
+        """What the first optimizer steps."""
+        return self.trained
+
+    @property
     def data(self) -> DataModule:
         """The run's batches."""
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -138,11 +143,11 @@ class Training(pl.LightningModule):
 
     def make_optimizers(self) -> list[Optimizer]:
         """Make them, that of what is trained first."""
-        return [self.make_optimizer(parameter_groups(self.trained))]
+        return [self.make_optimizer(parameter_groups(self.learning))]
 
     def parts(self) -> list[nn.Module]:
         """Name what has an optimizer of its own, in their order."""
-        return [self.trained]
+        return [self.learning]
 
     def on_fit_start(self) -> None:
         """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device.
@@ -193,7 +198,7 @@ class Training(pl.LightningModule):
         """Step what is trained, unless the guard refuses, and count the update; gives the gradient's norm."""
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
-        norm = self.clipped(self.trained)
+        norm = self.clipped(self.learning)
         taken = self.guard.takes(norm)
         self.step(first, factor, taken)
         self.update += 1

@@ -1,6 +1,7 @@
 """The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from varitok.data.batch import Batch, normalise
 
 from ..codec import Codec
 from ..lengths import Dealt, Kept
+from ..losses.guided import Guidance
 from ..losses.objective import Objective
+from ..places import listening
 from ..processes import processes
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
@@ -50,6 +53,7 @@ class CodecTraining(Training):
     ) -> None:
         super().__init__("codec", codec, optimizer, **options)
         self.objective = objective
+        objective.attend(codec)
         self.make_discriminator_optimizer = discriminator_optimizer
         self.health = Health(codec.bottleneck)
         codec.bottleneck.register_forward_pre_hook(self.guard.clean)
@@ -63,6 +67,11 @@ class CodecTraining(Training):
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
         strategy = self._trainer and self._trainer.strategy
         return strategy.assembled(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
+
+    @cached_property  # one object: it is what a reducer is for, and isn't registered a second time
+    def learning(self) -> nn.Module:
+        """The codec, and what of the terms learns with it."""
+        return nn.ModuleList([self.codec, self.objective.terms])
 
     def make_optimizers(self) -> list[Optimizer]:
         """Make the codec's, and the discriminator's where there is one."""
@@ -82,7 +91,7 @@ class CodecTraining(Training):
         real = normalise(batch.signal)
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        with self.recompute:
+        with self.recompute, listening(self.codec, self.objective.places, real, lengths) as inside:
             result = self.reconstruct(batch, real)
         due = self.begin_batch()
         factor = self.factor(self.update)
@@ -96,11 +105,12 @@ class CodecTraining(Training):
             self.learn(adversarial, loss, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
-        loss, terms = self.codec_loss(result, real, lengths)
+        guidance = self.objective.guidance(real, lengths, inside, batch.features)
+        loss, terms = self.codec_loss(result, real, lengths, guidance)
         self.guard.see(loss)
         values |= terms
         if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
-            self.learn(self.codec, loss)
+            self.learn(self.learning, loss)
         if judged and due and shared:
             # The codec has heard it as it was: a step in between would change what the gradient goes back through.
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
@@ -121,11 +131,11 @@ class CodecTraining(Training):
         return result
 
     def codec_loss(
-        self, result: Reconstruction, real: Tensor, lengths: Tensor | None
+        self, result: Reconstruction, real: Tensor, lengths: Tensor | None, guidance: Guidance
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
         quantized = result.quantized
-        loss, terms = self.objective(result.signal, real, lengths, self.update)
+        loss, terms = self.objective(result.signal, real, lengths, self.update, guidance)
         loss = loss + sum(quantized.penalties.values())
         values = {f"loss/{name}": value for name, value in terms.items()}
         values |= {f"bottleneck/{name}": value for name, value in (quantized.penalties | quantized.metrics).items()}

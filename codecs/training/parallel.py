@@ -131,6 +131,8 @@ class Sharded(Parallel):
         codec = module.trained
         if not isinstance(codec, Codec) or isinstance(codec, ImplicitCodec):
             raise UserError("trainer.strategy=fsdp2: only a codec of signals can be sharded; take ddp")
+        if any(parameter.requires_grad for parameter in module.objective.terms.parameters()):
+            raise UserError("trainer.strategy=fsdp2: not with a term whose map learns with the codec; take ddp")
         if module.guard.roll_back:
             raise UserError(
                 "training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false"
@@ -149,7 +151,7 @@ class Sharded(Parallel):
 
     def watch(self, part: nn.Module) -> None:
         """Make a reducer for all but the codec, whose shards have none."""
-        if part is not self.lightning_module.trained:  # type: ignore[union-attr]
+        if part is not self.lightning_module.learning:  # type: ignore[union-attr]
             super().watch(part)
 
     def assembled(self, sharded: nn.Module) -> nn.Module:

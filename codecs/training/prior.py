@@ -95,7 +95,7 @@ class PriorTraining(Training):
         with self.recompute:
             nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
         loss = nats.mean()
-        self.learn(self.prior, loss)
+        self.learn(self.learning, loss)
         values = {"loss": loss, "loss/of_packed": nats.sum() / (rows.bits * math.log(2))}
         if due:
             values["grad_norm"] = self.end_update(factor)

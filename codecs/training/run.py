@@ -64,6 +64,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     data = DataModule(
         build(config.data),
         **plain["loader"],
+        features=_features(plain),
         updates=config.updates,
         accumulate=loop.accumulate,
         seed=config.seed,
@@ -94,6 +95,12 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return Run(trainer, module, data, None if resume is None else str(resume))
+
+
+def _features(plain: dict[str, Any]) -> dict[str, str]:
+    """Name the shards of what the objective's teachers saw before."""
+    teachers = ((plain.get("objective") or {}).get("teachers") or {}).items()
+    return {name: teacher["cached"] for name, teacher in teachers if teacher and teacher.get("cached")}
 
 
 def _resumed(resume: str, folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from varitok import UserError
 from varitok.codecs.metrics.lpips import BACKBONES, LPIPS
-from varitok.codecs.metrics.weights import find_weights, require_weights
+from varitok.data.weights import find_weights, require_weights
 
 SHAPES = {
     "alex": {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)},

@@ -7,17 +7,21 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 
+from varitok.codecs.losses.guided import Contrast, Guidance
 from varitok.codecs.processes import (
     average_over_processes,
     from_first_process,
     gather_rows,
+    gather_rows_with_gradient,
     mean_over_processes,
     processes,
     sums_over_processes,
 )
+from varitok.data.featuremaps import Features
 
+CONTRASTS = ("softmax", "sigmoid")
 ROWS = {"unequal": (3, 1), "first_empty": (0, 2), "second_empty": (2, 0), "empty": (0, 0)}
 
 
@@ -46,7 +50,24 @@ def _results(rank: int) -> dict[str, Any]:
     leaf = mine.clone().requires_grad_()
     _square(average_over_processes(leaf)).backward()
     results["gradient"] = leaf.grad
+    for kind in CONTRASTS:
+        results[kind] = _contrast(kind, slice(0, 2) if rank == 0 else slice(2, 6))
     return results
+
+
+def _contrast(kind: str, cut: slice) -> list[Tensor]:
+    """Give the loss of contrast on a share of a batch, and its gradients at what leads there and at its own weights."""
+    source = torch.Generator().manual_seed(3)
+    values, aim = torch.randn(6, 4, generator=source), torch.randn(6, 3, generator=source)
+    below = torch.randn(4, 4, generator=source).requires_grad_()
+    term = Contrast("teacher", kind=kind)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        term.head = nn.Linear(4, 3)
+    inside = {term.at: Features((values[cut] @ below)[..., None], (1.0,))}
+    known = {"teacher": Features(aim[cut][..., None], (1.0,))}
+    loss = term(values[cut], Guidance({}, values[cut], None, inside, known))
+    return [loss.detach(), *torch.autograd.grad(loss, [below, *term.parameters()])]
 
 
 def _worker(rank: int, folder: str) -> None:
@@ -105,6 +126,16 @@ def test_the_average_has_the_gradient_of_the_global_batch(both: list[dict[str, A
         torch.testing.assert_close(results["gradient"] / 2, values.grad[rank])
 
 
+@pytest.mark.parametrize("kind", CONTRASTS)
+def test_contrast_over_processes_is_that_of_the_global_batch(both: list[dict[str, Any]], kind: str) -> None:
+    """What DDP makes of the gradients, their mean, is the gradient of the whole batch on one process."""
+    loss, *gradients = _contrast(kind, slice(0, 6))
+    for results in both:
+        torch.testing.assert_close(results[kind][0], loss)
+    for each in zip(*(results[kind][1:] for results in both), gradients, strict=True):
+        torch.testing.assert_close((each[0] + each[1]) / 2, each[2])
+
+
 def test_one_process_needs_no_collective(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a collective with one process")
@@ -117,6 +148,7 @@ def test_one_process_needs_no_collective(monkeypatch: pytest.MonkeyPatch) -> Non
         average_over_processes,
         from_first_process,
         gather_rows,
+        gather_rows_with_gradient,
         lambda tensor: sums_over_processes([tensor])[0],
     ]
     for function in alone:

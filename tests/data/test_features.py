@@ -9,9 +9,10 @@ import torch
 from varitok import UserError
 from varitok.codecs.build import build
 from varitok.data.batch import BadSample, Splits
-from varitok.data.features import RandomTeacher, VisionTransformer, teacher_features
+from varitok.data.features import teacher_features
 from varitok.data.module import loader
 from varitok.data.scenes import scenes
+from varitok.data.teachers import RandomTeacher, VisionTransformer
 
 FORM = {"image_size": 32, "crop_tokens": 4, "hop": 1, "lead": 0, "length": 6, "val_length": 2}
 
@@ -44,7 +45,7 @@ def test_frames_go_through_the_teacher_one_by_one():
     teacher, splits = RandomTeacher(12, 8), clips(crop_tokens=19)
     clip = splits.train[0, 0]
     features = teacher_features(splits, teacher, measured=1).train
-    alone = teacher(clip[:, 18:].transpose(0, 1)).transpose(0, 1)
+    alone = teacher(clip[:, 18:].transpose(0, 1)).values.transpose(0, 1)
     torch.testing.assert_close(features[0, 0][:, 18:], (alone - features.mean) / features.deviation)
 
 
@@ -80,7 +81,7 @@ class _Torn(torch.utils.data.Dataset):
 def test_unreadable_clips_are_not_measured():
     splits = [Splits(_Torn(bad), _Torn(bad)) for bad in ((0, 2), range(6))]
     features = teacher_features(splits[0], RandomTeacher(12, 8), measured=2).train
-    wanted = torch.stack([RandomTeacher(12, 8)(clips().train[0, index].transpose(0, 1)) for index in (1, 3)])
+    wanted = torch.stack([RandomTeacher(12, 8)(clips().train[0, index].transpose(0, 1)).values for index in (1, 3)])
     torch.testing.assert_close(features.mean.flatten(), wanted.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-5)
     with pytest.raises(BadSample):
         features[0, 2]
@@ -105,8 +106,8 @@ def test_a_mistake_is_told(make, message):
 
 
 def test_a_missing_teacher_is_told_in_one_line(tmp_path):
-    target = {"_target_": "varitok.data.features.VisionTransformer", "folder": str(tmp_path / "theia")}
-    with pytest.raises(UserError, match=r"^data\.teacher\.folder=.*theia: place config\.json and model\.safetensors"):
+    target = {"_target_": "varitok.data.teachers.VisionTransformer", "folder": str(tmp_path / "theia")}
+    with pytest.raises(UserError, match=r"^[^ ]*theia: place config\.json and model\.safetensors"):
         build(target)
 
 
@@ -140,7 +141,7 @@ def test_a_transformers_features_are_its_last_hidden_state(transformer):
     network, folder = transformer
     teacher, frames = VisionTransformer(str(folder)), clips(image_size=32).train[0, 0].transpose(0, 1)
     with torch.no_grad():
-        found = teacher(frames)
+        found = teacher(frames).values
         pixels = (frames / 255 - teacher.mean) / teacher.deviation
         hidden = network(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     assert found.shape == (4, 24, 4, 4) and not any(part.requires_grad for part in teacher.parameters())
@@ -155,12 +156,12 @@ def test_weights_may_lie_below_a_prefix_and_none_may_be_missing(transformer):
     _, folder = transformer
     frames = clips().train[0, 0].transpose(0, 1)
     with torch.no_grad():
-        plain = VisionTransformer(str(folder))(frames)
+        plain = VisionTransformer(str(folder))(frames).values
     state = load_file(folder / "model.safetensors")
     below = {f"backbone.model.{name}": value for name, value in state.items()}
     save_file(below | {"head.weight": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
     with torch.no_grad():
-        assert torch.equal(VisionTransformer(str(folder), "backbone.model.")(frames), plain)
+        assert torch.equal(VisionTransformer(str(folder), "backbone.model.")(frames).values, plain)
     with pytest.raises(UserError, match="weights are missing"):
         VisionTransformer(str(folder))
     config = json.loads((folder / "config.json").read_text())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varitok.data.batch import Key
-from varitok.data.sampler import BucketSampler, UpdateBatchSampler
+from varitok.data.sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 
 LENGTHS, SIZES, WORLDS, BATCHES = st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 12)
 
@@ -66,3 +66,46 @@ def test_an_epoch_has_every_sample(kinds, sizes, world) -> None:
     batches = BucketSampler(kinds, sizes, 1, world=world).epoch(4)
     assert {key for batch in batches for key in batch} == {(4, index) for index in range(len(kinds))}
     assert len(batches) == len(BucketSampler(kinds, sizes, 1, world=world).epoch(5))
+
+
+OF = st.lists(st.integers(1, 1000), min_size=1, max_size=40)
+BUDGETS = st.one_of(st.none(), st.integers(1, 5000))
+
+
+@given(lengths=OF, size=SIZES, budget=BUDGETS, world=WORLDS, batches=BATCHES, data=st.data())
+def test_a_batch_has_about_one_length_and_keeps_to_its_budget(lengths, size, budget, world, batches, data) -> None:
+    form = {"share": 0.1, "budget": budget, "world": world}
+    ranks = [list(LengthSampler(lengths, size, batches, **form, rank=rank)) for rank in range(world)]
+    for together in zip(*ranks, strict=True):
+        (count,) = {len(batch) for batch in together}
+        longest = max(lengths[index] for batch in together for _, index in batch)
+        assert 1 <= count <= size
+        assert budget is None or count == 1 or count * longest <= 1.1 * budget
+    assert all(len(rank) == batches for rank in ranks)
+    start, rank = data.draw(st.integers(0, batches)), data.draw(st.integers(0, world - 1))
+    rest = LengthSampler(lengths, size, batches, **form, rank=rank, start=start)
+    assert list(rest) == ranks[rank][start:] and len(rest) == batches
+
+
+@given(lengths=OF, size=SIZES, budget=BUDGETS, world=WORLDS)
+def test_an_epoch_of_lengths_has_every_sample_and_few_twice(lengths, size, budget, world) -> None:
+    sampler = LengthSampler(lengths, size, 1, budget=budget, world=world)
+    batches = sampler.epoch(4)
+    keys = [key for batch in batches for key in batch]
+    assert set(keys) == {(4, index) for index in range(len(lengths))}
+    assert len(keys) < len(lengths) + world
+    assert len(batches) == len(sampler.epoch(5))
+
+
+def test_others_share_a_batch_in_each_epoch() -> None:
+    lengths = list(range(1000, 1040))
+    epochs = [LengthSampler(lengths, 4, 1, share=0.05).epoch(number) for number in range(2)]
+    one, two = ({frozenset(index for _, index in batch) for batch in epoch} for epoch in epochs)
+    assert not one & two
+
+
+def test_hardly_anything_is_filled_up() -> None:
+    lengths = list(range(1000, 21000, 10))
+    batches = LengthSampler(lengths, 999, 1, budget=8 * max(lengths)).epoch(0)
+    whole = sum(len(batch) * max(lengths[index] for _, index in batch) for batch in batches)
+    assert 1 - sum(lengths) / whole < 0.05

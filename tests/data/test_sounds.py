@@ -130,19 +130,50 @@ def test_unreadable_files_in_an_epoch_are_skipped_and_counted(folder):
 def test_buckets_have_sounds_of_about_one_length(folder):
     whole = {"crop_tokens": None}
 
-    def filled(bucket: int) -> float:
+    def filled(bucket: float) -> float:
         data = DataModule(_folder(folder, **whole), batch_size=4, workers=0, updates=12, bucket=bucket)
         batches = list(data.train_dataloader())
         return sum(int((batch.signal.shape[2] - batch.lengths).sum()) for batch in batches)
 
-    assert filled(4) < 0.4 * filled(0)
+    assert filled(0.05) < 0.4 * filled(0)
+
+
+def test_a_budget_of_samples_fits_short_sounds_into_large_batches(folder):
+    splits = _folder(folder, crop_tokens=None)
+    lengths = splits.train.sizes()
+    budget = 2 * max(lengths)
+    data = DataModule(splits, batch_size=64, workers=0, updates=30, bucket=0.05, budget=budget)
+    batches = list(data.train_dataloader())
+    assert all(batch.signal.shape[2] * len(batch.signal) <= 1.05 * budget for batch in batches)
+    assert {len(batch.signal) for batch in batches} >= {2, 3}
+    assert max(batch.signal.shape[2] for batch in batches) == max(lengths)
+
+
+def test_an_unreadable_sound_is_stood_in_for_by_one_of_the_usual_length(folder):
+    (folder / "train" / "broken.flac").write_bytes(b"fLaC" + bytes(range(100)))
+    splits = _folder(folder, crop_tokens=None)
+    lengths = splits.train.sizes()
+    budget = max(lengths)
+    options = {"batch_size": 64, "bucket": 0.05, "budget": budget, "max_bad_share": 1.0}
+    data = DataModule(splits, workers=0, updates=40, **options)
+    batches = list(data.train_dataloader())
+    assert any(batch.bad for batch in batches)
+    assert all(batch.signal.shape[2] * len(batch.signal) <= 1.12 * budget for batch in batches)
+
+
+@pytest.mark.parametrize("bucket", [-0.1, 1, 32])
+def test_a_bucket_is_a_share(folder, bucket):
+    with pytest.raises(
+        UserError, match=r"loader\.bucket=.*: give a share of the lengths, such as 0\.05, or 0 for none"
+    ):
+        DataModule(_folder(folder), batch_size=4, updates=1, bucket=bucket)
 
 
 def test_buckets_need_lengths():
     from varitok.data.voices import voices
 
     with pytest.raises(UserError, match=r"loader\.bucket: these data don't tell"):
-        DataModule(voices(), batch_size=4, updates=1, bucket=2)
+        DataModule(voices(), batch_size=4, updates=1, bucket=0.1)
 
 
 def test_a_mix_gives_each_folder_its_share(tmp_path):

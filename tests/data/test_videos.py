@@ -81,7 +81,7 @@ def test_clips_and_images_share_a_vocabulary_and_seldom_a_batch(folder, pictures
     kinds = [splits.train[0, index].shape[1] for index in range(len(splits.train))]
     assert set(kinds) == {1, 4, 5} or set(kinds) == {1, 5}
     assert [size > 1 for size in splits.train.sizes()] == [kind > 1 for kind in kinds]
-    data = DataModule(splits, batch_size=2, workers=0, updates=8, bucket=8)
+    data = DataModule(splits, batch_size=2, workers=0, updates=8, bucket=0.05)
     data.setup("fit")
     mixed = [len(set(batch.lengths.tolist()) - {4, 5}) == 1 and 1 in batch.lengths.tolist() and max(batch.lengths) > 1
              for batch in data.train_dataloader()]  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_budget_of_pixels_makes_batches_of_shapes(shaped):
     assert {len(batch.signal) for batch in even.train_dataloader()} == {3}
 
 
-@pytest.mark.parametrize(("buckets", "options"), [(None, {"budget": 100}), (BUCKETS, {"bucket": 8})])
+@pytest.mark.parametrize(("buckets", "options"), [(None, {"budget": 100}), (BUCKETS, {"bucket": 0.1})])
 def test_a_budget_needs_shapes_and_shapes_no_sorting(shaped, buckets, options):
     with pytest.raises(UserError, match=r"^loader\.(budget|bucket): "):
         DataModule(video_folder(shaped, **FORM, buckets=buckets), batch_size=1, updates=1, **options)

@@ -1,0 +1,28 @@
+"""Networks that a module uses and doesn't own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Aside"]
+
+
+class Aside(nn.Module):
+    """Keeps frozen networks out of the module tree.
+
+    They are not trained, not written to checkpoints, not averaged, not sent between processes and not switched to
+    training, but they follow `to(...)`.
+
+    Args:
+        networks: The networks, by name.
+    """
+
+    def __init__(self, networks: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.networks = {name: network.eval().requires_grad_(False) for name, network in networks.items()}
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Aside":
+        for network in self.networks.values():
+            network._apply(fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

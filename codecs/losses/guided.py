@@ -1,0 +1,247 @@
+"""Terms that a teacher guides: a frozen network's features of the signal, held against what goes on in the codec."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+from varitok.data.featuremaps import Features, resampled
+from varitok.data.teachers import Teacher
+
+from ..codec import Codec
+from ..lengths import masked_mean
+from ..places import Place, width
+from ..processes import gather_rows, gather_rows_with_gradient
+
+__all__ = ["Contrast", "Distillation", "Guidance", "Guided", "TeacherDistance"]
+
+
+class Guidance:
+    """What guided terms share in a step.
+
+    Each teacher sees the signal once, when the first term asks.
+
+    Args:
+        teachers: By name.
+        real: The signal.
+        lengths: Its valid steps of the first axis; None for all.
+        inside: What was heard in the codec.
+        known: Features of the signal that need no teacher any more, by its name.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        real: Tensor,
+        lengths: Tensor | None,
+        inside: Mapping[Place, Features],
+        known: Mapping[str, Features],
+    ) -> None:
+        self.teachers = teachers
+        self.real = real
+        self.lengths = lengths
+        self.inside = inside
+        self._known = dict(known)
+
+    @torch.no_grad()
+    def wanted(self, teacher: str) -> Features:
+        """Give a teacher's features of the signal."""
+        if teacher not in self._known:
+            self._known[teacher] = self.teachers[teacher](self.real, self.lengths)
+        return self._known[teacher]
+
+
+class Guided(nn.Module, ABC):
+    """A term that a teacher guides.
+
+    Attributes:
+        teacher: Its name in `objective.teachers`.
+        at: What of the codec is looked at; None: the reconstruction. Only what is made from the reconstruction goes
+            through the balancer.
+    """
+
+    teacher: str
+    at: Place | None = None
+
+    def attend(self, codec: Codec, teacher: Teacher) -> None:
+        """Make what depends on the codec and on the teacher."""
+
+    @abstractmethod
+    def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Give the loss, a scalar."""
+
+
+class _Headed(Guided):
+    """One that looks at a place in the codec through a linear map, which trains with the codec.
+
+    The map belongs to the training: checkpoints hold it, bundles don't.
+
+    Args:
+        teacher: Its name in `objective.teachers`.
+        at: Path of a module of the codec.
+        books: Of a residual bottleneck, so many first books; None for what the module gives.
+        dim: Channels of what is looked at; None where the module knows them.
+    """
+
+    def __init__(self, teacher: str, at: str = "bottleneck", books: int | None = None, dim: int | None = None) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.at: Place = Place(at, books)
+        self.dim = dim
+
+    def attend(self, codec: Codec, teacher: Teacher) -> None:
+        """Make the map to the teacher's features.
+
+        Raises:
+            UserError: The codec has no such place, or doesn't know its channels.
+        """
+        self.head = nn.Linear(self.dim or width(codec, self.at), self.wanted_channels(teacher))
+
+    @staticmethod
+    def wanted_channels(teacher: Teacher) -> int:
+        """Count what the map gives."""
+        return teacher.channels
+
+    def heard(self, guidance: Guidance) -> Features:
+        """Give what was heard at the place.
+
+        Raises:
+            UserError: It has other channels than was said.
+        """
+        features = guidance.inside[self.at]
+        found, said = features.values.shape[1], self.head.in_features
+        if found != said:
+            raise UserError(f"objective: at={self.at.path} has {found} channels, not {said}; give the term dim={found}")
+        return features
+
+
+class Distillation(_Headed):
+    """Draws what is at a place in the codec towards a teacher's features (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
+
+    The teacher's features are brought to the place's grid (`resampled`), then compared at each valid step, and averaged
+    over steps, sample by sample.
+
+    Args:
+        teacher: Its name in `objective.teachers`.
+        at: Path of a module of the codec, as "encoder", "bottleneck" or "decoder.transformer.blocks.2".
+        books: Of a residual bottleneck, the sum of so many first books; None for what the module gives.
+        dim: Channels of what is looked at; None where the module knows them.
+        distance: "cosine" is 1 less the cosine of both vectors of a step (Mimi, arXiv 2410.00037, section 3.3.3);
+            "squared" the mean squared error (X-Codec, arXiv 2408.17175, section 3); "along" the mean over channels of
+            -log(sigmoid(cosine along all steps)) (SpeechTokenizer, arXiv 2308.16692, section 3.2).
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        at: str = "bottleneck",
+        books: int | None = None,
+        dim: int | None = None,
+        distance: Literal["cosine", "squared", "along"] = "cosine",
+    ) -> None:
+        super().__init__(teacher, at, books, dim)
+        self.distance = distance
+
+    def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Compare; see `Guided.forward`.
+
+        Raises:
+            UserError: The place's tokens have no grid as the teacher's features have.
+        """
+        found, wanted = self.heard(guidance), guidance.wanted(self.teacher)
+        if len(found.steps) != len(wanted.steps):
+            raise UserError(
+                f"objective: at={self.at.path}: what is there has {len(found.steps)} axes, {self.teacher}'s features"
+                f" {len(wanted.steps)}; distil into a place on the signal's grid, or contrast whole signals"
+            )
+        aim = resampled(wanted, found).float().movedim(1, -1)
+        mine: Tensor = self.head(found.values.movedim(1, -1)).float()
+        valid = found.valid()
+        if self.distance == "along":
+            mask = valid[(...,) + (None,) * (mine.ndim - 2)]
+            mine, aim = (torch.where(mask, side, 0.0).flatten(1, -2) for side in (mine, aim))
+            return -functional.logsigmoid(functional.cosine_similarity(mine, aim, dim=1)).mean()
+        if self.distance == "squared":
+            error = (mine - aim).square().mean(-1)
+        else:
+            error = 1 - functional.cosine_similarity(mine, aim, dim=-1)
+        return masked_mean(error.flatten(2).mean(2) if error.ndim > 2 else error, valid)
+
+
+class Contrast(_Headed):
+    """Tells each signal's own vector from those of all others in the batch of all processes (UniTok, arXiv 2502.20321).
+
+    The mean of what is at a place, through the linear map, is held against the teacher's vector of the signal.
+
+    Args:
+        teacher: Its name in `objective.teachers`.
+        at: Path of a module of the codec.
+        books: Of a residual bottleneck, so many first books; None for what the module gives.
+        dim: Channels of what is looked at; None where the module knows them.
+        kind: "softmax" over both directions (CLIP, arXiv 2103.00020, section 2.3), or "sigmoid" of each pair (SigLIP,
+            arXiv 2303.15343, section 3.2). Scale and bias are learnt from their published starts.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        at: str = "bottleneck",
+        books: int | None = None,
+        dim: int | None = None,
+        kind: Literal["softmax", "sigmoid"] = "softmax",
+    ) -> None:
+        super().__init__(teacher, at, books, dim)
+        self.kind = kind
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07 if kind == "softmax" else 10.0)))
+        if kind == "sigmoid":
+            self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    @staticmethod
+    def wanted_channels(teacher: Teacher) -> int:
+        """Count the channels of the teacher's vector."""
+        return teacher.pooled_channels or teacher.channels
+
+    def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Tell them apart; see `Guided.forward`."""
+        wanted = guidance.wanted(self.teacher)
+        aim = wanted.mean() if wanted.pooled is None else wanted.pooled
+        with torch.autocast(fake.device.type, enabled=False):
+            mine = functional.normalize(self.head(self.heard(guidance).mean().float()), dim=1)
+            mine = gather_rows_with_gradient(mine)
+            aim = gather_rows(functional.normalize(aim.float(), dim=1))
+            logits = self.scale.exp().clamp(max=100) * mine @ aim.T
+            if self.kind == "softmax":
+                own = torch.arange(len(logits), device=logits.device)
+                return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+            sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+            return -functional.logsigmoid(sign * (logits + self.bias)).sum() / len(logits)
+
+
+class TeacherDistance(Guided):
+    """A perceptual distance: of a teacher's features of both signals.
+
+    Args:
+        teacher: Its name in `objective.teachers`.
+        distance: "cosine" is 1 less the cosine of both vectors of a step; "squared" and "absolute" are mean errors.
+    """
+
+    def __init__(self, teacher: str, distance: Literal["cosine", "squared", "absolute"] = "cosine") -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.distance = distance
+
+    def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Compare; see `Guided.forward`."""
+        wanted = guidance.wanted(self.teacher)
+        found: Features = guidance.teachers[self.teacher](fake, guidance.lengths)
+        if self.distance == "cosine":
+            error = 1 - functional.cosine_similarity(found.values, wanted.values, dim=1)
+        else:
+            away = found.values - wanted.values
+            error = (away.square() if self.distance == "squared" else away.abs()).mean(1)
+        return masked_mean(error.flatten(2).mean(2) if error.ndim > 2 else error, found.valid())

@@ -1,0 +1,87 @@
+"""Features on grids over signals, and how one grid is brought onto another."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Features", "resampled", "together"]
+
+
+class Features(NamedTuple):
+    """Features on a grid over signals.
+
+    Attributes:
+        values: `(b, c, *grid)`.
+        steps: Samples, frames or pixels of the signal to a step of each axis.
+        lengths: int64 `(b,)`, valid steps of the first axis; None for all.
+        lead: Samples before the signal's first that belong to the first step of the first axis; `(b,)` where signals
+            differ.
+        pooled: One vector for each signal, `(b, c)`; None where there is none but the mean.
+    """
+
+    values: Tensor
+    steps: tuple[float, ...]
+    lengths: Tensor | None = None
+    lead: int | Tensor = 0
+    pooled: Tensor | None = None
+
+    def valid(self) -> Tensor:
+        """Mark the valid steps of the first axis, bool `(b, n)`."""
+        values, count = self.values, self.values.shape[2]
+        if self.lengths is None:
+            return torch.ones(len(values), count, dtype=torch.bool, device=values.device)
+        return torch.arange(count, device=values.device) < self.lengths[:, None]
+
+    def mean(self) -> Tensor:
+        """Average each signal's valid features, `(b, c)`."""
+        over_others = self.values.flatten(3).mean(3) if self.values.ndim > 3 else self.values
+        mask = self.valid()[:, None]
+        return torch.where(mask, over_others, 0.0).sum(2) / mask.sum(2).clamp(min=1)
+
+
+def resampled(features: Features, like: Features) -> Tensor:
+    """Bring features onto the grid of others, `(b, c, *grid)`.
+
+    A step takes the mean of the valid features that lie within it, each by its share; behind the last valid one it
+    takes that. Steps are compared by where they lie in the signal, so that padding changes nothing.
+
+    Raises:
+        ValueError: The grids have different numbers of axes.
+    """
+    if len(features.steps) != len(like.steps):
+        raise ValueError(f"a grid of {len(features.steps)} axes and one of {len(like.steps)}")
+    values = features.values
+    for axis, (step, wanted) in enumerate(zip(features.steps, like.steps, strict=True)):
+        count, valid = values.shape[2 + axis], None if axis else features.valid()
+        if axis and (count, step) == (like.values.shape[2 + axis], wanted):
+            continue
+        leads = (0, 0) if axis else (like.lead, features.lead)
+        begin = [
+            torch.arange(number, device=values.device, dtype=torch.float64) * size
+            - torch.as_tensor(lead, device=values.device)[..., None]
+            for number, size, lead in zip((like.values.shape[2 + axis], count), (wanted, step), leads, strict=True)
+        ]
+        mine, theirs = begin[0][..., :, None], begin[1][..., None, :]
+        shares = (torch.minimum(mine + wanted, theirs + step) - torch.maximum(mine, theirs)).clamp(min=0)
+        if valid is None:
+            valid = shares.new_ones(1, count, dtype=torch.bool)
+        shares = torch.where(valid[:, None], shares, 0.0)  # (b or 1, n, count)
+        last = functional.one_hot((valid.sum(1) - 1).clamp(min=0), count)[:, None]
+        whole = shares.sum(2, keepdim=True)
+        shares = torch.where(whole > 0, shares / whole.clamp(min=1e-12), last).to(values.dtype)
+        # What is not valid may be anything, even not a number.
+        moved = torch.where(valid[..., None], values.movedim(2 + axis, 1).flatten(2), 0.0)
+        rest = values.movedim(2 + axis, 1).shape[2:]
+        values = (shares @ moved).reshape(len(values), -1, *rest).movedim(1, 2 + axis)
+    return values
+
+
+def together(found: Sequence[Features]) -> Features:
+    """Make one batch of sounds' features, each of a batch of its own; filled up by zeros."""
+    lengths = torch.tensor([one.values.shape[2] for one in found])
+    values = [functional.pad(one.values, (0, int(lengths.max()) - one.values.shape[2])) for one in found]
+    lead = torch.tensor([float(one.lead) for one in found])
+    return Features(torch.cat(values), found[0].steps, lengths, lead)

@@ -1,0 +1,227 @@
+"""Members of shards: files that lie within other files, and stand where a `Path` stands."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+__all__ = ["File", "Member", "Members", "Reader", "is_url", "let_go", "opened", "reader_of"]
+
+MOST_READ = 1 << 30  # bytes of a member that is read as a whole
+CHUNK = 1 << 20  # bytes that are read at once, and so held for an open member
+WAITS = (0.5, 2.0)  # seconds between the tries of a request
+
+
+class Member(NamedTuple):
+    """A file in a shard. It stands where a `Path` stands: both have `suffix`, `open()` and a text that names them.
+
+    Attributes:
+        shard: Path or address of the tar file.
+        name: Of the file, as it was below its folder.
+        offset: Of its first byte in the shard.
+        size: Bytes.
+        facts: What the index tells of it: `width`, `height`, `samples`, `sample_rate` ...
+    """
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+    facts: Mapping[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Name it in one line, whatever its name is made of."""
+        name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.name)
+        return f"{self.shard}/{name}"
+
+    @property
+    def suffix(self) -> str:
+        """What follows the last dot of its name, with the dot."""
+        return PurePosixPath(self.name).suffix
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open it to read and seek; a range of the shard is read, at most 1 MiB at once.
+
+        Args:
+            mode: As of a `Path`; there is no other.
+
+        Raises:
+            OSError: The shard isn't there, or ends within the member; of an address, while reading.
+        """
+        read = reader_of(self.shard)
+        # Told here, for libsndfile prints what is raised while it reads.
+        if self.size and not is_url(self.shard) and not read(self.offset + self.size - 1, 1):
+            raise OSError(f"its shard ends before the last of its {self.size} bytes")
+        raw = _Range(str(self), read, self.offset, self.size)
+        return _Stream(raw, max(1, min(self.size, CHUNK)))
+
+    def read(self) -> bytes:
+        """Read all of it.
+
+        Raises:
+            OSError: It can't be read, or is larger than 1 GiB.
+        """
+        if self.size > MOST_READ:
+            raise OSError(f"{self.size} bytes are too many to be read at once")
+        with self.open() as file:
+            return file.read()
+
+
+File: TypeAlias = Path | Member
+"""What a data set is made of."""
+
+
+def opened(file: str | File) -> Any:
+    """Give what libraries open: the path of a file, which they open themselves and faster, or a member as a stream."""
+    return file.open() if isinstance(file, Member) else os.path.abspath(file)
+
+
+class _Stream(io.BufferedReader):
+    """A file whose text is its name, as libraries put it into their errors."""
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+class _Range(io.RawIOBase):
+    """A range of bytes as a file; it holds nothing that would have to be closed."""
+
+    def __init__(self, name: str, read: "Reader", offset: int, size: int) -> None:
+        self.name = name
+        self._read = read
+        self._offset = offset
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError(f"seek to {at}, before the beginning")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        want = min(len(buffer), self._size - self._at)
+        if want <= 0:
+            return 0
+        found = self._read(self._offset + self._at, want)
+        if not found:
+            raise OSError(f"its shard ends after {self._at} of its {self._size} bytes")
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+Reader: TypeAlias = Callable[[int, int], bytes]
+"""Reads bytes: from an offset on, so many, less where there are no more."""
+
+
+def is_url(path: str) -> bool:
+    """Tell whether something is an address that fsspec knows, and not a path."""
+    return "://" in path
+
+
+def reader_of(shard: str) -> Reader:
+    """Give what reads a shard, by its path or address; made anew in each process.
+
+    Raises:
+        OSError: While reading, if not here: it can't be read.
+    """
+    if is_url(shard):
+        return partial(_fetched, *url_to_fs(shard))  # fsspec keeps one connection for each process
+    return partial(_pread, _local(shard))
+
+
+def _fetched(files: Any, path: str, offset: int, count: int) -> bytes:
+    """Ask for a range, and again where the network had a bad moment."""
+    for wait in (*WAITS, None):
+        try:
+            return bytes(files.cat_file(path, start=offset, end=offset + count))
+        except Exception as error:  # each of fsspec's file systems raises its own
+            if wait is None or isinstance(error, FileNotFoundError):
+                raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+            time.sleep(wait)
+    raise AssertionError
+
+
+@lru_cache(maxsize=64)
+def _local(shard: str) -> io.FileIO:
+    """Keep shards open: over a network, opening takes longer than reading."""
+    return io.FileIO(shard)  # which closes when nobody has it any more
+
+
+def let_go() -> None:
+    """Open shards anew from here on: others may lie there by the same names."""
+    _local.cache_clear()
+
+
+def _pread(file: io.FileIO, offset: int, count: int) -> bytes:
+    if hasattr(os, "pread"):  # which leaves the file's position, common to forked processes, alone
+        return os.pread(file.fileno(), count, offset)
+    file.seek(offset)
+    return file.read(count) or b""
+
+
+class Members(Sequence[Member]):
+    """The members of shards, packed: what each is is read when it is asked for.
+
+    A million of them take about 150 MB, which processes share after a fork; as objects they would take some times as
+    much, and be copied by each worker as it counts references.
+
+    Args:
+        shards: Paths or addresses of the shards.
+        lines: Of each member the number of its shard, and the JSON that an index has of it.
+    """
+
+    def __init__(self, shards: Sequence[str], lines: Iterable[tuple[int, bytes]]) -> None:
+        self.shards = list(shards)
+        blob = bytearray()
+        numbers, ends = [], [0]
+        for number, line in lines:
+            blob += line
+            numbers.append(number)
+            ends.append(len(blob))
+        self._lines = bytes(blob)
+        self._numbers = np.array(numbers, np.int32)
+        self._ends = np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Members": ...
+
+    def __getitem__(self, index: int | slice) -> "Member | Members":
+        """Give a member, or some of them."""
+        if isinstance(index, slice):
+            return self.chosen(range(*index.indices(len(self))))
+        at = range(len(self))[index]
+        facts = json.loads(self._line(at))
+        return Member(self.shards[self._numbers[at]], facts.pop("name"), facts.pop("offset"), facts.pop("size"), facts)
+
+    def _line(self, at: int) -> bytes:
+        return self._lines[self._ends[at] : self._ends[at + 1]]
+
+    def chosen(self, indices: Iterable[int]) -> "Members":
+        """Give those of some indices, in their order."""
+        return Members(self.shards, ((int(self._numbers[at]), self._line(at)) for at in indices))

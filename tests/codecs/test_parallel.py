@@ -32,12 +32,18 @@ GAN = [
 ]
 RVQ = [*RESIDUAL, "length=two_axes", "updates=8", *QUIET]
 SHARDED = "trainer.strategy=fsdp2"
+GUIDED = [
+    *RVQ,
+    "+objective.teachers.eye={_target_: varitok.data.teachers.RandomTeacher, channels: 8}",
+    "+objective.terms.contrast={weight: 0.1, module: {_target_: varitok.codecs.losses.guided.Contrast, teacher: eye}}",
+]
 CASES = {
     "gan": [*RVQ, *GAN],
     "accumulated": [*RVQ, *GAN, "training.accumulate=2"],
     "every_other": [*RVQ, *GAN, "objective.adversarial.every=2", "objective.adversarial.shared=true"],
     "unused_looked_for": [*RVQ, *GAN, "trainer.strategy=ddp_find_unused_parameters_true"],
     "halting": ["bottleneck=fsq", "length=halting", *QUIET],
+    "guided": GUIDED,  # by a term whose map learns with the codec
     "recomputed": [*RVQ, *GAN, "training.recompute=[encoder,decoder]"],
     "sharded": [*RVQ, *GAN, SHARDED, "training.recompute=[decoder]", "checkpoint.every=3"],
     "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.average=0"],
@@ -116,6 +122,8 @@ def slow(rank, folder):
     train(rank, [*words, "updates=5"], folder / "lives")
     results["lives"] = train(rank, words, folder / "lives")
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
+    with pytest.raises(UserError, match="fsdp2: not with a term whose map learns"):
+        train(rank, [*GUIDED, SHARDED], folder / "guided_sharded")
     # The last: what the processes had begun to average is not finished.
     with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
         train(rank, CASES["accumulated"], folder / "changing", changing=True)

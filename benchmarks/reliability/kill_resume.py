@@ -51,7 +51,8 @@ COMMON = [
     "training.log_every=1", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "export=none",
     "callbacks.samples=null", "loader.workers=1",
 ]  # fmt: skip
-TWO = ["trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+TWO = ["trainer.devices=2"]
+CLOCKS = ("checkpoint/", "speed/")  # what is logged of time
 PATIENCE = 600.0  # seconds without a new line in the log
 
 Row = tuple[int, str, str]
@@ -153,13 +154,15 @@ def _live(command: Sequence[str], folder: Path, moment: int | None = None, delay
 
 
 def _logged(folder: Path) -> list[Row]:
-    """Read what was logged but the figures of saving, whose seconds are never the same."""
+    """Read what was logged but what a clock said, which is never the same."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) == 3][1:]
-    return [(int(update), name, value) for update, name, value in rows if not name.startswith("checkpoint/")]
+    return [
+        (int(update), name, value) for update, name, value in rows if not name.startswith(("checkpoint/", "speed/"))
+    ]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
+from varitok.data.batch import Batch
 from varitok.data.module import DataModule
 
 from ..bottlenecks.contract import Bottleneck
@@ -18,6 +19,7 @@ from ..processes import sums_over_processes, whole
 from .average import Average
 from .guard import Guard
 from .loggers import RunLog
+from .pace import Pace
 from .parallel import Parallel
 from .recompute import Recompute
 from .record import Record
@@ -101,6 +103,7 @@ class Training(pl.LightningModule):
         self.seed = seed
         self.record = Record(log_every * accumulate)
         self.guard = Guard(**(guard or {}))
+        self.pace = Pace()
         self.latest: dict[str, float] = {}  # the log's last reading
         self.evaluation: dict[str, float] = {}  # what the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
@@ -181,6 +184,14 @@ class Training(pl.LightningModule):
             part.eval()
         return self
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Note that a batch has come."""
+        self.pace.arrive(len(batch.signal))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Note that the next one is wanted: callbacks have done their part."""
+        self.pace.leave()
+
     def begin_batch(self) -> bool:
         """Count a batch; tell whether it completes an update."""
         self.batch += 1
@@ -250,6 +261,7 @@ class Training(pl.LightningModule):
         self.latest |= {name: float(count) for name, count in counts.items() if count}
         size = len(self.data.splits.train)  # type: ignore[arg-type]
         self.latest |= {"data/samples": float(seen - bad), "data/epochs": seen / size}
+        self.latest |= self.pace.read()
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:
             logger.log_metrics(self.latest, step=self.update)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -21,6 +20,7 @@ from varitok import UserError, at_least
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
 from .feature_shards import FeatureShards
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
+from .workers import WorkerLoader, Workplaces, deafen, name_of
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 Policy: TypeAlias = Literal["substitute", "skip", "fail"]
 
 WINDOW = 1000  # samples over which the share of bad ones is taken
-PATIENCE = 50  # samples to see before the share can end a run
 
 
 class _Readable(Dataset[Sample]):
@@ -58,6 +57,7 @@ class _Readable(Dataset[Sample]):
         self.least = least
         self.kinds = kinds
         self.features = features
+        self.workplaces = Workplaces()
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -83,6 +83,7 @@ class _Readable(Dataset[Sample]):
         others = ((index + step) % len(self) for step in range(len(self)))
         alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
         for at in islice(alike, self.TRIES if substitute else 1):
+            self.workplaces.read(at)
             try:
                 signal = self.dataset[epoch, at]
                 return Sample(signal, tuple(bad), at, {name: seen[epoch, at] for name, seen in self.features.items()})
@@ -123,10 +124,11 @@ class BadSampleCount:
         self.seen += len(batch.signal) + len(batch.bad)
         self.total += len(batch.bad)
         self._recent.extend([0] * len(batch.signal) + [1] * len(batch.bad))
-        share = sum(self._recent) / max(1, len(self._recent))
+        bad = sum(self._recent)
+        share = bad / max(1, len(self._recent))
         if not len(batch.signal) and share == 1:
             raise UserError(f"none of the {self.seen} files tried could be read; the first: {batch.bad[0]}")
-        if share > self.max_share and self.seen >= PATIENCE:
+        if bad > self.max_share * WINDOW:  # of a window that isn't full yet too: one among the first few is no reason
             raise UserError(
                 f"{share:.1%} of the last {len(self._recent)} files could not be read, more than"
                 f" loader.max_bad_share={self.max_share:g}; the last: {batch.bad[-1] if batch.bad else 'see the log'}"
@@ -259,9 +261,8 @@ class DataModule(pl.LightningDataModule):
 
     def names(self, batch: Batch) -> list[str]:
         """Name a training batch's signals: their files, or their places in data of another kind."""
-        files = getattr(self.splits.train, "files", None)
         places = [] if batch.places is None else batch.places.tolist()
-        return [str(files[place]) if files else f"signal {place}" for place in places]
+        return [name_of(self.splits.train, place) for place in places]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the bad samples of a training batch."""
@@ -285,25 +286,19 @@ def _kind(size: int, share: float) -> int:
     return int(math.log(size) / math.log1p(share))
 
 
-def loader(dataset: Dataset[Sample], batches: Any, workers: int) -> DataLoader[Sample]:
+def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
     """Make a loader of given batches of keys; it draws nothing from the global generator."""
-    return DataLoader(
+    dataset.workplaces.prepare(workers)
+    return WorkerLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_deafen,
+        worker_init_fn=deafen,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
     )
-
-
-def _deafen(worker: int) -> None:
-    """Leave it to the main process to answer a signal that comes to all of a run's processes."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def validation_loader(

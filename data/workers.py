@@ -1,0 +1,109 @@
+"""The processes that read and decode, and what is told when one dies."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from varitok import UserError
+
+from .batch import Sample
+
+__all__ = ["WorkerLoader", "Workplaces", "deafen", "name_of"]
+
+CAUSES = {
+    "SIGKILL": "was memory short? give fewer loader.workers, or a smaller loader.batch_size",
+    "SIGBUS": "is /dev/shm full? give fewer loader.workers, or a smaller loader.batch_size",
+}
+CRASH = "take that file away: what decodes it crashed"
+
+
+class Workplaces:
+    """What each worker is reading, in memory that it shares with the main process."""
+
+    def __init__(self) -> None:
+        self._places = torch.empty(0, dtype=torch.int64)
+
+    def prepare(self, workers: int) -> None:
+        """Make room for so many, before they begin."""
+        self._places = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
+
+    def read(self, place: int) -> None:
+        """Note what this worker reads now; the main process needs no note."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._places[worker.id] = place
+
+    def __getitem__(self, worker: int) -> int:
+        """Give what a worker was reading; below 0: nothing yet."""
+        return int(self._places[worker])
+
+
+def name_of(dataset: Dataset[Any], place: int) -> str:
+    """Name a signal of a data set: its file, or its place in data of another kind."""
+    files = getattr(dataset, "files", None)
+    return str(files[place]) if files else f"signal {place}"
+
+
+class WorkerLoader(DataLoader[Sample]):
+    """A loader whose workers, where one dies, end the run in one line that names what it was reading.
+
+    torch itself raises wherever the main process just is when it hears of a death, in the middle of a save perhaps.
+    Here it is told where the next batch is awaited.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Give batches.
+
+        Raises:
+            UserError: A worker was killed, or ended.
+        """
+        child = getattr(signal, "SIGCHLD", None)
+        mine = child is not None and threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(child) if mine and child else None
+        batches: Any = super().__iter__()
+        if mine and child and before is not None:
+            signal.signal(child, before)
+        workers = list(getattr(batches, "_workers", []))
+        return self._watched(batches, workers) if workers else batches
+
+    def _watched(self, batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                told = self._told(workers)
+                if told is None:
+                    raise
+                raise UserError(told) from error
+            yield batch
+
+    def _told(self, workers: list[Any]) -> str | None:
+        """Tell which worker died of what, and over which file; None where all live."""
+        for number, worker in enumerate(workers):
+            if worker.exitcode:
+                name = _cause(worker.exitcode)
+                data: Any = self.dataset
+                place = data.workplaces[number]
+                reading = f" while it read {name_of(data.dataset, place)}" if place >= 0 else ""
+                return f"a worker (process {worker.pid}) ended by {name}{reading}; {CAUSES.get(name, CRASH)}"
+        return None
+
+
+def _cause(status: int) -> str:
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"exit status {status}"
+
+
+def deafen(worker: int) -> None:
+    """Leave it to the main process to answer a signal that comes to all of a run's processes."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

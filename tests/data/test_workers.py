@@ -1,0 +1,125 @@
+"""Workers: what they may hold, and what is told when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from varitok import UserError
+from varitok.data.images import ImageFolder, image_folder
+from varitok.data.module import DataModule
+from varitok.data.shards import ShardWriter
+
+from .pictures import fill
+
+
+def module(root: Path, **options) -> DataModule:
+    return DataModule(
+        image_folder(str(root), image_size=8), **({"batch_size": 4, "workers": 2, "updates": 40} | options)
+    )
+
+
+def test_a_worker_that_crashes_is_told_with_what_it_read(tmp_path) -> None:
+    data = module(fill(tmp_path / "photos", 12))
+    files, read, main = data.splits.train.files, ImageFolder._read, os.getpid()
+
+    def crash(self, index, side):
+        if index == 5 and os.getpid() != main:
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return read(self, index, side)
+
+    data.splits.train.read = crash.__get__(data.splits.train)
+    told = r"^a worker \(process \d+\) ended by SIGSEGV while it read \S+good_\S+; take that file away: .* crashed$"
+    with pytest.raises(UserError, match=told) as caught:
+        list(data.train_dataloader())
+    assert f"read {files[5]};" in str(caught.value)
+
+
+def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None:
+    batches = iter(module(fill(tmp_path / "photos", 12)).train_dataloader())
+    next(batches)
+    victim = psutil.Process().children()[-1]
+    victim.kill()
+    threading.Event().wait(0.3)  # torch itself raises here, wherever the main process just is
+    told = rf"^a worker \(process {victim.pid}\) ended by SIGKILL.*; was memory short\? give fewer loader\.workers"
+    with pytest.raises(UserError, match=told):
+        list(batches)
+
+
+def test_only_workers_decode(tmp_path) -> None:
+    data = module(fill(tmp_path / "photos", 12), updates=3)
+    main, read, here = os.getpid(), ImageFolder._read, []
+
+    def watched(self, index, side):
+        here.append(index)  # of the main process's memory, where a worker's copy doesn't come
+        return read(self, index, side)
+
+    data.splits.train.read = watched.__get__(data.splits.train)
+    assert sum(len(batch.signal) for batch in data.train_dataloader()) == 12
+    assert os.getpid() == main and not here
+    data.workers = 0
+    assert sum(len(batch.signal) for batch in data.train_dataloader()) == 12
+    assert len(here) == 12
+
+
+HOLDS = """
+import resource, sys
+from varitok.data.shards import open_shards
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+members = open_shards(sys.argv[1])
+before = peak()
+for member in members:
+    with member.open() as file:
+        while file.read(1 << 16):
+            pass
+print(len(members), peak() - before)
+"""
+
+
+def test_reading_shards_holds_little_of_them(tmp_path) -> None:
+    """A worker reads 192 MiB, a member of 64 MiB among them, and needs some MiB."""
+    with ShardWriter(tmp_path / "shards", 64 << 20) as shards:
+        shards.write("large.bin", bytes(64 << 20))
+        for number in range(64):
+            shards.write(f"{number}.bin", bytes(2 << 20))
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDS, str(tmp_path / "shards")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
+    count, grown = done.stdout.split()
+    assert int(count) == 65
+    assert float(grown) < 16  # MiB
+
+
+def test_members_are_packed(tmp_path) -> None:
+    with ShardWriter(tmp_path / "shards") as shards:
+        for number in range(2000):
+            shards.write(f"{number:06}.jpg", b"", {"width": 256, "height": 256})
+    data = ImageFolder(tmp_path / "shards", "train", image_size=8)
+    packed = data.files
+    assert len(packed) == 1900
+    held = sum(part.nbytes for part in vars(packed).values() if isinstance(part, np.ndarray))
+    held += sum(len(part) for part in vars(packed).values() if isinstance(part, bytes))
+    assert held / len(packed) < 110  # bytes
+
+
+def test_a_decoded_image_is_bounded_whatever_its_file_says(tmp_path) -> None:
+    Image.new("1", (8191, 8192)).save(tmp_path / "a.png")  # 8 kB that become 192 MiB: as large as may be
+    assert (tmp_path / "a.png").stat().st_size < 20_000
+    Image.new("1", (8192, 8193)).save(tmp_path / "b.png")
+    good, bad = sorted(ImageFolder(tmp_path, name, image_size=8, val_share=0.5).files[0] for name in ("train", "val"))
+    assert (good.name, bad.name) == ("a.png", "b.png")

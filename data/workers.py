@@ -1,5 +1,6 @@
 """The processes that read and decode, and what is told when one dies."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from .batch import Sample
 
 __all__ = ["WorkerLoader", "Workplaces", "deafen", "name_of"]
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
     "SIGKILL": "was memory short? give fewer loader.workers, or a smaller loader.batch_size",
     "SIGBUS": "is /dev/shm full? give fewer loader.workers, or a smaller loader.batch_size",
@@ -103,7 +105,20 @@ def _cause(status: int) -> str:
 
 
 def deafen(worker: int) -> None:
-    """Leave it to the main process to answer a signal that comes to all of a run's processes."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Leave it to the main process to answer a signal that comes to all of a run's processes.
+
+    SIGTERM that comes from there still ends a worker: Python so ends, at its own end, those that nobody has told that
+    no more batches are wanted, and would wait for them without end.
+    """
+    numbers = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=_hear, args=(numbers,), name="deafen", daemon=True).start()
+
+
+def _hear(numbers: set[signal.Signals]) -> None:
+    """Take signals, and answer the main process's."""
+    while True:
+        heard = signal.sigwaitinfo(numbers)
+        if heard.si_signo == signal.SIGTERM and heard.si_pid == os.getppid():
+            os._exit(0)

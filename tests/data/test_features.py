@@ -10,7 +10,7 @@ from varitok import UserError
 from varitok.codecs.build import build
 from varitok.data.batch import BadSample, Splits
 from varitok.data.features import teacher_features
-from varitok.data.module import loader
+from varitok.data.module import validation_loader
 from varitok.data.scenes import scenes
 from varitok.data.teachers import RandomTeacher, VisionTransformer
 
@@ -52,17 +52,11 @@ def test_frames_go_through_the_teacher_one_by_one():
 def test_workers_give_what_the_main_process_gives():
     features = teacher_features(clips(), RandomTeacher(12, 8), measured=2).train
 
-    class Samples(torch.utils.data.Dataset):
-        def __getitem__(self, key):
-            from varitok.data.batch import Sample
-
-            return Sample(features[key])
-
-    (batch,) = loader(Samples(), [[(0, 1), (0, 2)]], 1)
-    torch.testing.assert_close(batch.signal, torch.stack([features[0, 1], features[0, 2]]))
+    (batch,) = validation_loader(features, len(features), 1)
+    torch.testing.assert_close(batch.signal, torch.stack([features[0, place] for place in range(len(features))]))
     features.device = "cuda"
     with pytest.raises(UserError, match=r"loader\.workers=0"):
-        next(iter(loader(Samples(), [[(0, 1)]], 1)))
+        next(iter(validation_loader(features, 1, 1)))
 
 
 class _Torn(torch.utils.data.Dataset):

@@ -193,7 +193,7 @@ def test_a_member_is_sought_and_read_like_a_file(
 
 def test_the_same_members_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        with ShardWriter(tmp_path / name, 2000) as shards:
+        with ShardWriter(tmp_path / name, 2100) as shards:  # two members each
             for number in range(5):
                 shards.write(f"{number}.bin", bytes(500), {"number": number})
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))

@@ -123,3 +123,33 @@ def test_a_decoded_image_is_bounded_whatever_its_file_says(tmp_path) -> None:
     Image.new("1", (8192, 8193)).save(tmp_path / "b.png")
     good, bad = sorted(ImageFolder(tmp_path, name, image_size=8, val_share=0.5).files[0] for name in ("train", "val"))
     assert (good.name, bad.name) == ("a.png", "b.png")
+
+
+STAYS = """
+import sys
+from varitok.data.images import image_folder
+from varitok.data.module import DataModule
+
+data = DataModule(image_folder(sys.argv[1], image_size=8), batch_size=4, workers=1, updates=40)
+batches = iter(data.train_dataloader())
+next(batches)
+print(batches.gi_frame is not None)  # held to the end of the process, and nobody has told its worker that this is it
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_though_its_batches_are_held(tmp_path) -> None:
+    fill(tmp_path / "photos", 12)
+    done = subprocess.run(
+        [sys.executable, "-c", STAYS, str(tmp_path / "photos")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and done.stdout == "True\n", done.stderr
+
+
+def test_signals_to_all_processes_are_for_the_main_one(tmp_path) -> None:
+    batches = iter(module(fill(tmp_path / "photos", 12), workers=1).train_dataloader())
+    next(batches)
+    (worker,) = psutil.Process().children()
+    for name in ("TERM", "INT", "USR1"):  # as another process sends them
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(batches)) == 39

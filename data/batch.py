@@ -57,6 +57,7 @@ class Batch(NamedTuple):
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
         places: int64 `(b,)`, which signals of their data set they are.
         features: What teachers saw in them before, by their names.
+        missed: For each sample that was asked for, whether its own file could not be read, whatever came in its place.
     """
 
     signal: Tensor
@@ -65,6 +66,7 @@ class Batch(NamedTuple):
     whole: bool = False
     places: Tensor | None = None
     features: Mapping[str, Features] = {}
+    missed: tuple[bool, ...] = ()
 
 
 class Splits(NamedTuple):
@@ -86,19 +88,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     Behind a sound come zeros, behind a clip copies of its last frame.
     """
-    signals = [sample.signal for sample in samples if sample.signal is not None]
+    read = [sample for sample in samples if sample.signal is not None]
+    signals = [sample.signal for sample in read if sample.signal is not None]
     bad = tuple(name for sample in samples for name in sample.bad)
+    missed = tuple(bool(sample.bad) for sample in samples)
     if not signals:
-        return Batch(torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64), bad)
+        return Batch(torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64), bad, missed=missed)
     lengths = torch.tensor([signal.shape[1] for signal in signals])
     longest = int(lengths.max())
     whole = int(lengths.min()) == longest
     if not whole:
         signals = [_filled(signal, longest) for signal in signals]
-    read = [sample for sample in samples if sample.signal is not None]
     places = torch.tensor([sample.place for sample in read])
     features = {name: together([sample.features[name] for sample in read]) for name in read[0].features}
-    return Batch(torch.stack(signals), lengths, bad, whole, places, features)
+    return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed)
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:

@@ -97,11 +97,14 @@ class _Readable(Dataset[Sample]):
 class BadSampleCount:
     """Counts samples that can't be read, names each file once in the log, and ends the run where they are too many.
 
+    A sample counts once, however many files were tried in its place.
+
     Args:
         max_share: Largest share of bad ones among the last 1000 samples.
 
     Attributes:
-        total: Samples that this process could not read.
+        seen: Samples that this process has asked for.
+        total: Those of them whose own files it could not read.
     """
 
     def __init__(self, max_share: float) -> None:
@@ -109,7 +112,7 @@ class BadSampleCount:
         self.names: set[str] = set()
         self.seen = 0
         self.total = 0
-        self._recent: deque[int] = deque(maxlen=WINDOW)
+        self._recent: deque[bool] = deque(maxlen=WINDOW)
 
     def see(self, batch: Batch) -> None:
         """Count a batch.
@@ -121,9 +124,9 @@ class BadSampleCount:
             if name not in self.names:
                 self.names.add(name)
                 _log.warning("skipped %s", name)
-        self.seen += len(batch.signal) + len(batch.bad)
-        self.total += len(batch.bad)
-        self._recent.extend([0] * len(batch.signal) + [1] * len(batch.bad))
+        self.seen += len(batch.missed)
+        self.total += sum(batch.missed)
+        self._recent.extend(batch.missed)
         bad = sum(self._recent)
         share = bad / max(1, len(self._recent))
         if not len(batch.signal) and share == 1:

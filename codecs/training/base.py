@@ -260,7 +260,7 @@ class Training(pl.LightningModule):
         counts = {"refused": self.guard.refused, "bad_samples": bad}
         self.latest |= {name: float(count) for name, count in counts.items() if count}
         size = len(self.data.splits.train)  # type: ignore[arg-type]
-        self.latest |= {"data/samples": float(seen - bad), "data/epochs": seen / size}
+        self.latest |= {"data/samples": float(seen), "data/epochs": seen / size}
         self.latest |= self.pace.read()
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         for logger in self.loggers:

@@ -100,7 +100,8 @@ def test_what_was_counted_is_remembered():
 
 
 def _batch(good, bad):
-    return Batch(torch.zeros(good, 3, 2, 2), torch.full((good,), 2), tuple(bad))
+    missed = (False,) * good + (True,) * len(bad)
+    return Batch(torch.zeros(good, 3, 2, 2), torch.full((good,), 2), tuple(bad), missed=missed)
 
 
 def test_bad_files_are_named_once_and_counted(caplog):
@@ -118,6 +119,14 @@ def test_too_large_a_share_ends_the_run():
     count.see(_batch(2, ["z: broken", "y: broken"]))  # and these may be among the first
     with pytest.raises(UserError, match=r"5\.5% of the last 55 files .*max_bad_share=0\.002; the last: x: broken"):
         count.see(_batch(2, ["x: broken"]))
+
+
+def test_a_sample_counts_once_however_many_files_were_tried_in_its_place():
+    data = module(Numbers(40, bad=range(10, 20)), batch_size=40, updates=1, max_bad_share=0.5)
+    (batch,) = data.train_dataloader()
+    data.on_before_batch_transfer(batch, 0)
+    assert len(batch.signal) == 40 and len(batch.bad) == 10 * 11 // 2  # one to ten for each
+    assert data.bad.total == 10 and data.bad.seen == 40
 
 
 def test_nothing_readable_ends_the_run_at_once():

@@ -5,10 +5,9 @@
 
 `curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and books drawn for each sample, by
 one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's, which
-is thirty times as large. A line has the largest difference of the logged loss and the first update at which it is above
-1e-4. The gradients' sums are rounded in another order; the difference stays at the last digits of float32 until a
-latent falls on the other side of a border between two codes, and how far that leads depends on the learning rate. An
-entropy at a temperature of 0.01 (the default of LFQ, "lfq, sharp") makes a hundredfold of it in each gradient.
+is thirty times as large. A line has the largest difference of the logged loss, the first update at which it is above
+1e-4, and, as a control, the largest difference between one process on one thread and one process on two, of which
+nothing but the order of sums, and so their rounding, differs.
 
 `efficiency` times updates on random images, one thread to a process, by one process and by two with a whole batch each:
 of our strategy, whose reducers each have a static graph; of the same that looks for unused parameters; and of
@@ -110,30 +109,34 @@ def _curves(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def compare(words: Sequence[str], updates: int, batch: int) -> dict[str, object]:
-    """Train by one process and by two, and compare the losses that they log."""
-    with tempfile.TemporaryDirectory() as place:
-        logs = []
-        for processes in (1, 2):
-            folder = Path(place) / str(processes)
-            shared = [f"loader.batch_size={batch // processes}", f"trainer.devices={processes}", f"updates={updates}"]
-            command = [*COMMON, *words, *shared, f"data.length={8 * batch}", f"hydra.run.dir={folder}"]
-            subprocess.run(
-                [sys.executable, str(_checkout / "train.py"), *command],
-                env=ENVIRONMENT,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            with (folder / "metrics.csv").open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            logs.append([float(row["value"]) for row in rows if row["name"] == "loss"])
-    away = [abs(one - two) for one, two in zip(*logs, strict=True)]
+    """Train by one process, by two, and by one on two threads, and compare the losses that they log."""
+    one, two, threads = (_losses(words, updates, batch, *how) for how in ((1, 1), (2, 1), (1, 2)))
+    away = [abs(mine - theirs) for mine, theirs in zip(one, two, strict=True)]
     return {
         "updates": updates,
-        "loss at first": logs[0][0],
-        "loss at last": logs[0][-1],
+        "loss at first": one[0],
+        "loss at last": one[-1],
         "largest difference": max(away),
         "above 1e-4 from": next((update for update, one in enumerate(away, 1) if one > 1e-4), "never"),
+        "by threads alone": max(abs(mine - theirs) for mine, theirs in zip(one, threads, strict=True)),
     }
+
+
+def _losses(words: Sequence[str], updates: int, batch: int, processes: int, threads: int) -> list[float]:
+    """Give the loss of each update."""
+    shared = [f"loader.batch_size={batch // processes}", f"trainer.devices={processes}", f"updates={updates}"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [
+                *(sys.executable, str(_checkout / "train.py"), *COMMON, *words, *shared),
+                *(f"data.length={8 * batch}", f"hydra.run.dir={folder}"),
+            ],
+            env=ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        with Path(folder, "metrics.csv").open(newline="") as file:
+            return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"]
 
 
 def _efficiency(options: argparse.Namespace) -> Iterator[dict[str, object]]:

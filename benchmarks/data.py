@@ -1,0 +1,268 @@
+"""How fast samples come to training: our folders and shards, torchvision's ImageFolder and WebDataset, in turn.
+
+    pip install webdataset==1.0.2
+    python benchmarks/data.py --images PHOTOS --sounds SOUNDS --videos CLIPS --out benchmarks/results/data
+
+Three tables: `readers.csv` (items a second), `shares.csv` (on what an image's time is spent) and `padding.csv` (how
+much of a batch of whole sounds is filled up). The shards are packed by `varitok shards` into a folder that goes again.
+"""
+
+import argparse
+import contextlib
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+_checkout = Path(__file__).resolve().parents[1] / ".pkg"
+if __name__ == "__main__" and _checkout.is_dir():
+    # A checkout needs no install (ARCHITECTURE.md, "Where the package is").
+    sys.path[0] = str(_checkout)
+
+import PIL  # noqa: E402
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision.datasets import ImageFolder  # noqa: E402
+from torchvision.transforms.v2 import InterpolationMode, functional  # noqa: E402
+
+from varitok import UserError, __version__  # noqa: E402
+from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.data.batch import Sample, Splits, collate  # noqa: E402
+from varitok.data.command import main as pack  # noqa: E402
+from varitok.data.images import image_folder  # noqa: E402
+from varitok.data.members import Member  # noqa: E402
+from varitok.data.module import DataModule  # noqa: E402
+from varitok.data.sounds import sound_folder  # noqa: E402
+from varitok.data.videos import video_folder  # noqa: E402
+
+__all__ = ["main"]
+
+Row: TypeAlias = dict[str, object]
+Make: TypeAlias = Callable[[int], Iterable[Any]]
+"""Makes a loader of so many workers."""
+
+SIDE, LEAST_SCALE = 64, 0.8
+SOUND = {"sample_rate": 16000, "crop_tokens": 50, "hop": 320}  # stretches of 1 s
+BUCKET, BUDGET, MOST, FIXED = 0.05, 1408000, 64, 8
+PROTOCOL = (
+    f"images: random square of {LEAST_SCALE} to 1 of the shorter side, antialiased bicubic to {SIDE} x {SIDE}, mirrored"
+    " by chance, uint8; peers: Pillow, torchvision.transforms.v2.functional;"
+    " WebDataset reads our shards by shuffle(100) and decode('pilrgb'); ours alone decodes a JPEG at 1/2, 1/4 or"
+    f" 1/8 where that leaves twice the wanted size, here of images from about {4 * SIDE} pixels on; sounds: 1 s at"
+    " 16 kHz; clips: 17 frames of 64 x 64"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--sounds", type=Path, metavar="FOLDER")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--batches", type=int, default=8, help="of each reader in a round; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="of images; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            _measure(options, Path(temporary), shlex.join(["python", "benchmarks/data.py", *words]))
+    except UserError as error:
+        print(f"data: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _measure(options: argparse.Namespace, temporary: Path, command: str) -> None:
+    try:
+        import webdataset  # noqa: PLC0415
+    except ImportError:
+        raise UserError("webdataset is not installed; pip install webdataset==1.0.2") from None
+    header = {
+        "machine": "one of two cores of a virtual machine, on which other processes ran",
+        "command": command,
+        "versions": f"varitok {__version__}, torch {torch.__version__}, torchvision {torchvision.__version__},"
+        f" pillow {PIL.__version__}, webdataset {webdataset.__version__}",
+    }
+    splits = _places(options.images, temporary, lambda root: image_folder(root, val_share=0, image_size=SIDE))
+    makes = {name: partial(_ours, split, options.batch_size, options.batches) for name, split in splits.items()}
+    makes["torchvision ImageFolder"] = partial(_image_folder, options.images, temporary, options.batch_size)
+    makes["WebDataset"] = partial(_web_dataset, temporary / options.images.name / "shards", options.batch_size)
+    rows = _race("images", makes, options.batch_size, options)
+    shares = [_shares(name, split, options.batch_size) for name, split in splits.items()]
+    if options.sounds:
+        found = _places(options.sounds, temporary / "sounds", lambda root: sound_folder(root, val_share=0, **SOUND))
+        ours = {name: partial(_ours, split, 8, options.batches) for name, split in found.items()}
+        rows += _race("sounds", ours, 8, options)
+    if options.videos:
+        found = _places(options.videos, temporary / "videos", lambda root: video_folder(root, val_share=0))
+        ours = {name: partial(_ours, split, 2, options.batches) for name, split in found.items()}
+        rows += _race("clips", ours, 2, options)
+    columns = (
+        "items a second, medians of rounds: by processor time in the main process, by the clock with a worker;"
+        " to_our_folder: as a share of the first reader's"
+    )
+    about = {"protocol": PROTOCOL, "columns": columns, "rounds": str(options.rounds)}
+    write_rows(options.out / "readers.csv", {**about, **header}, rows)
+    about = {
+        "protocol": PROTOCOL,
+        "columns": "shares of an image's processor time, main process; decoding: headers too",
+    }
+    write_rows(options.out / "shares.csv", {**about, **header}, shares)
+    if options.sounds:
+        about = {
+            "protocol": "whole files at 16 kHz, all batches of 4 epochs; filled_up: share of samples behind the sounds;"
+            " a sound longer than the budget is a batch of its own"
+        }
+        write_rows(options.out / "padding.csv", {**about, **header}, _padding(options.sounds))
+
+
+def _places(root: Path, temporary: Path, make: Callable[[str], Splits]) -> dict[str, Splits]:
+    """Give the data of a folder, and of shards that are made of it."""
+    shards = temporary / root.name / "shards"
+    with contextlib.redirect_stdout(sys.stderr):
+        pack([str(root), "--out", str(shards), "--size", "4MB"])
+    return {"ours, folder": make(str(root)), "ours, shards": make(str(shards))}
+
+
+def _ours(splits: Splits, batch_size: int, batches: int, workers: int) -> Iterable[Any]:
+    return DataModule(splits, batch_size=batch_size, workers=workers, updates=batches + 1).train_dataloader()
+
+
+def _transform(image: Image.Image) -> Tensor:
+    """Do what our images have done, by torchvision's means."""
+    scale = LEAST_SCALE + (1 - LEAST_SCALE) * float(torch.rand(()))
+    side = round(scale * min(image.size))
+    top, left = (int(torch.randint(whole - side + 1, ())) for whole in (image.height, image.width))
+    square = functional.resized_crop(image, top, left, side, side, [SIDE, SIDE], InterpolationMode.BICUBIC)
+    if torch.rand(()) < 0.5:
+        square = functional.horizontal_flip(square)
+    pixels: Tensor = functional.pil_to_tensor(square)
+    return pixels
+
+
+def _image_folder(root: Path, temporary: Path, batch_size: int, workers: int) -> Iterable[Any]:
+    """Read by torchvision's class, which wants a folder for each class."""
+    classes = temporary / "classes"
+    if not classes.is_dir():
+        classes.mkdir()
+        (classes / "all").symlink_to(root.resolve())
+    return DataLoader(ImageFolder(classes, _transform), batch_size, shuffle=True, num_workers=workers)
+
+
+def _web_dataset(shards: Path, batch_size: int, workers: int) -> Iterable[Any]:
+    import webdataset  # noqa: PLC0415
+
+    data = webdataset.WebDataset([str(path) for path in sorted(shards.glob("*.tar"))], shardshuffle=100)
+    images = data.shuffle(100).decode("pilrgb").to_tuple("jpg;jpeg;png;webp").map_tuple(_transform)
+    return DataLoader(images, batch_size, num_workers=workers)
+
+
+def _race(data: str, makes: dict[str, Make], batch_size: int, options: argparse.Namespace) -> list[Row]:
+    """Let readers take turns, in the main process and with a worker."""
+    rows: list[Row] = []
+    for workers in (0, 1):
+        speeds: dict[str, list[float]] = {name: [] for name in makes}
+        clock = time.perf_counter if workers else time.process_time
+        for turn in range(options.rounds):
+            order = list(makes)
+            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+                batches = iter(makes[name](workers))
+                next(batches)  # for which files are listed and workers begin
+                begin = clock()
+                for _ in range(options.batches):
+                    next(batches)
+                speeds[name].append(options.batches * batch_size / (clock() - begin))
+                del batches
+        medians = {name: statistics.median(found) for name, found in speeds.items()}
+        first = next(iter(medians.values()))
+        for name, speed in medians.items():
+            quarter, _, last = statistics.quantiles(speeds[name])
+            rows.append(
+                {
+                    "data": data,
+                    "where": "a worker" if workers else "main process",
+                    "reader": name,
+                    "items_per_second": speed,
+                    "quartile_1": quarter,
+                    "quartile_3": last,
+                    "to_our_folder": speed / first,
+                }
+            )
+            print(" | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
+    return rows
+
+
+def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
+    """Tell on what the time of images is spent."""
+    data: Any = splits.train
+    spent = {"opening_and_bytes": 0.0, "decoding": 0.0, "crop_and_resize": 0.0, "collating": 0.0}
+    decode, decoding = data.read, [0.0]
+
+    def timed(index: int, side: int | None) -> Tensor:
+        begin = time.process_time()
+        image: Tensor = decode(index, side)
+        decoding[0] += time.process_time() - begin
+        return image
+
+    data.read = timed
+    for batch in range(20):
+        keys = [(batch, index) for index in torch.randperm(len(data))[:batch_size].tolist()]
+        begin = time.process_time()
+        for _, index in keys:
+            file = data.files[index]
+            file.read() if isinstance(file, Member) else file.read_bytes()
+        read = time.process_time()
+        decoding[0] = 0.0
+        samples = [Sample(data[key]) for key in keys]
+        made = time.process_time()
+        collate(samples)
+        spent["opening_and_bytes"] += read - begin
+        spent["decoding"] += decoding[0] - (read - begin)
+        spent["crop_and_resize"] += made - read - decoding[0]
+        spent["collating"] += time.process_time() - made
+    data.read = decode
+    whole = sum(spent.values())
+    row: Row = {"reader": reader, **{name: time_spent / whole for name, time_spent in spent.items()}}
+    print(row, flush=True)
+    return row
+
+
+def _padding(root: Path) -> list[Row]:
+    """Tell how much of batches of whole sounds is filled up, sorted by length and not."""
+    splits = sound_folder(str(root), val_share=0, **{**SOUND, "crop_tokens": None})
+    data: Any = splits.train
+    sizes = data.sizes()
+    rows: list[Row] = []
+    for bucket, budget, batch_size in ((BUCKET, BUDGET, MOST), (0.0, None, FIXED)):
+        form: dict[str, Any] = {"bucket": bucket, "budget": budget, "batch_size": batch_size, "workers": 0}
+        sampler: Any = DataModule(splits, updates=1, **form).train_dataloader().batch_sampler
+        sampler.batches = 4 * (len(sampler.epoch(0)) if bucket else -(-len(sizes) // batch_size))
+        lengths = [[sizes[index] for _, index in keys] for keys in sampler]
+        wide = sum(max(batch) * len(batch) for batch in lengths)
+        rows.append(
+            {
+                "loader.bucket": bucket,
+                "loader.budget": "none" if budget is None else budget,
+                "loader.batch_size": batch_size,
+                "batches": len(lengths),
+                "sounds_per_batch": sum(map(len, lengths)) / len(lengths),
+                "largest_batch_seconds": max(max(batch) * len(batch) for batch in lengths) / SOUND["sample_rate"],
+                "filled_up": 1 - sum(map(sum, lengths)) / wide,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -43,6 +43,7 @@ def test_a_worker_that_crashes_is_told_with_what_it_read(tmp_path) -> None:
     assert f"read {files[5]};" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None:
     batches = iter(module(fill(tmp_path / "photos", 12)).train_dataloader())
     next(batches)

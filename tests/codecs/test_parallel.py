@@ -48,8 +48,8 @@ CASES = {
     "sharded": [*RVQ, *GAN, SHARDED, "training.recompute=[decoder]", "checkpoint.every=3"],
     "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.average=0"],
 }
-QUICK = ["accumulated", "sharded"]
-SLOW = [name for name in CASES if name not in QUICK]
+FIRST = ["accumulated", "sharded"]
+OTHERS = [name for name in CASES if name not in FIRST]
 # With a temperature of 0.01 an entropy's gradient is a hundred times as sharp, and so is what rounding does to it.
 BOTTLENECKS = {
     "fsq": ["bottleneck=fsq"],
@@ -100,7 +100,7 @@ def _elements(codec):
 
 
 def quick(rank, folder):
-    results = {name: train(rank, CASES[name], folder / name) for name in QUICK}
+    results = {name: train(rank, CASES[name], folder / name) for name in FIRST}
     results["disturbed"] = train(rank, CASES["accumulated"], folder / "disturbed", disturbed=True)
     # As Lightning would have it.
     ours, parallel.STRATEGIES["ddp"] = parallel.STRATEGIES["ddp"], lambda timeout: DDPStrategy()
@@ -113,7 +113,7 @@ def quick(rank, folder):
 
 
 def slow(rank, folder):
-    results = {name: train(rank, CASES[name], folder / name) for name in SLOW}
+    results = {name: train(rank, CASES[name], folder / name) for name in OTHERS}
     for name, words in BOTTLENECKS.items():
         train(rank, [*words, *CURVE], folder / name)
     # The first life ends in the middle; the second, in the same folder, goes on from its checkpoint.
@@ -173,9 +173,10 @@ def close(one, other):
         )
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_stay_one_and_learn_what_one_learns(request, tmp_path, name):
-    (first, second), _ = request.getfixturevalue("both" if name in QUICK else "both_slow")
+    (first, second), _ = request.getfixturevalue("both" if name in FIRST else "both_slow")
     equal(first[name]["state"], second[name]["state"])
     words = [word for word in CASES[name] if not word.startswith("trainer.strategy")]
     close(fit(tmp_path, *words, "loader.batch_size=6").module.state_dict(), first[name]["state"])
@@ -190,6 +191,7 @@ def test_two_processes_have_the_loss_curve_of_one(both_slow, tmp_path, name):
     assert len(one) == 100 and one == pytest.approx(two, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_that_begin_apart_are_brought_together(both):
     """Nothing of Lightning's would: it broadcasts no buffers under manual optimization."""
     (first, second), _ = both
@@ -197,6 +199,7 @@ def test_processes_that_begin_apart_are_brought_together(both):
     equal(first["disturbed"]["state"], first["accumulated"]["state"])
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_not_averaged_one_by_one(both):
     """But for the first of all, from which the graph is learnt."""
     (first, second), _ = both
@@ -211,6 +214,7 @@ def test_a_graph_that_changes_is_told_before_the_step(both_slow):
     assert first["changing"] == second["changing"] == 2
 
 
+@pytest.mark.slow
 def test_lightnings_wrapper_fails_with_a_discriminator(both):
     """A test of the tests above: what our own strategy is for."""
     (first, second), _ = both
@@ -220,6 +224,7 @@ def test_lightnings_wrapper_fails_with_a_discriminator(both):
     )
 
 
+@pytest.mark.slow
 def test_each_process_has_a_share(both):
     (first, second), _ = both
     whole = first["accumulated"]["shares"]

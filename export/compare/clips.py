@@ -3,7 +3,6 @@
 Coders work on 4:2:0, whose loss is theirs.
 """
 
-import contextlib
 import os
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,7 +22,6 @@ from .classic import Classic, Coded
 __all__ = ["FORMATS", "Packets", "classics", "code", "decode", "encode", "versions"]
 
 RATE = 8.0  # frames a second, where none is known
-TRIES = 40  # of an encoding
 
 
 class Format(NamedTuple):
@@ -103,14 +101,6 @@ def encode(kind: str, quality: int, clip: Tensor, frame_rate: float) -> Packets:
         clip: uint8 `(3, t, h, w)`.
         frame_rate: Frames a second.
     """
-    for _ in range(TRIES - 1):
-        # Now and then, 7 times of 100, FFmpeg's MP4 writer can't read what x265 says of small frames.
-        with contextlib.suppress(av.error.PatchWelcomeError):
-            return _encoded(kind, quality, clip, frame_rate)
-    return _encoded(kind, quality, clip, frame_rate)
-
-
-def _encoded(kind: str, quality: int, clip: Tensor, frame_rate: float) -> Packets:
     form = FORMATS[kind]
     sides = [max(side + side % 2, form.least) for side in clip.shape[2:]]
     places = [torch.arange(side).clamp(max=had - 1) for side, had in zip(sides, clip.shape[2:], strict=True)]

@@ -1,9 +1,9 @@
 """The processes that read and decode, and what is told when one dies."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -70,6 +70,8 @@ class WorkerLoader(DataLoader[Sample]):
         if mine and child and before is not None:
             signal.signal(child, before)
         workers = list(getattr(batches, "_workers", []))
+        if workers:  # ended with the batches, or before Python waits for its children
+            Finalize(batches, _end, (workers,), exitpriority=0)
         return self._watched(batches, workers) if workers else batches
 
     def _watched(self, batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
@@ -107,18 +109,15 @@ def _cause(status: int) -> str:
 def deafen(worker: int) -> None:
     """Leave it to the main process to answer a signal that comes to all of a run's processes.
 
-    SIGTERM that comes from there still ends a worker: Python so ends, at its own end, those that nobody has told that
-    no more batches are wanted, and would wait for them without end.
+    Ignored rather than blocked: a thread that a library began before this one would still take a blocked signal.
     """
-    numbers = {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        threading.Thread(target=_hear, args=(numbers,), name="deafen", daemon=True).start()
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _hear(numbers: set[signal.Signals]) -> None:
-    """Take signals, and answer the main process's."""
-    while True:
-        heard = signal.sigwaitinfo(numbers)
-        if heard.si_signo == signal.SIGTERM and heard.si_pid == os.getppid():
-            os._exit(0)
+def _end(workers: list[Any]) -> None:
+    """End those that nobody has told that no more batches are wanted; Python asks by SIGTERM, which they ignore."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()

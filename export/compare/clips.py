@@ -118,6 +118,8 @@ def encode(kind: str, quality: int, clip: Tensor, frame_rate: float) -> Packets:
                 frame.pts, frame.time_base = number, 1 / rate
             for packet in stream.encode(frame):
                 packets.append(_without_notes(bytes(packet)) if kind == "H.264" else bytes(packet))
+                if len(frames) <= 2:  # nothing to put in another order, and x265 leaves the time of decoding unset
+                    packet.dts = packet.pts
                 container.mux(packet)
         head = bytes(stream.codec_context.extradata or b"")
     return Packets(packets, head, len(buffer.getvalue()))

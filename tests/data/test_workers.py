@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from varitok import UserError
 from varitok.data.images import ImageFolder, image_folder
 from varitok.data.module import DataModule
 from varitok.data.shards import ShardWriter
+from varitok.data.workers import deafen
 
 from .pictures import fill
 
@@ -147,7 +149,14 @@ def test_a_process_ends_though_its_batches_are_held(tmp_path) -> None:
     assert done.returncode == 0 and done.stdout == "True\n", done.stderr
 
 
-def test_signals_to_all_processes_are_for_the_main_one(tmp_path) -> None:
+@pytest.mark.parametrize("threaded", [False, True])
+def test_signals_to_all_processes_are_for_the_main_one(tmp_path, monkeypatch, threaded) -> None:
+    def begin(worker: int) -> None:
+        if threaded:  # as a library may begin one, before
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        deafen(worker)
+
+    monkeypatch.setattr("varitok.data.module.deafen", begin)
     others = {child.pid for child in psutil.Process().children()}
     batches = iter(module(fill(tmp_path / "photos", 12), workers=1).train_dataloader())
     next(batches)

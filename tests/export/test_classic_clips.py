@@ -27,9 +27,10 @@ def test_frames_come_back_smaller_and_worse(clip, kind):
     assert values[0] > 26 and coded.payload == sum(map(len, coded.packets)) < coded.file
 
 
-@pytest.mark.slow  # x265 sometimes gives tiny frames headers that FFmpeg can not put into MP4
-def test_frames_of_any_size_come_back(clip):
+@pytest.mark.parametrize("frames", [1, 2])
+def test_frames_of_any_size_come_back(clip, frames):
     for classic in classics(None):
-        small = clip[:, :2, :20, :15]
-        coded = classic.code(small, classic.settings[-1])
+        small = clip[:, :frames, :20, :15]
+        for _ in range(20 if classic.name == "H.265" else 1):  # x265's times of two frames are what memory held
+            coded = classic.code(small, classic.settings[-1])
         assert coded.back.shape == small.shape and 0 < coded.payload < coded.file, classic.name

@@ -39,12 +39,14 @@ class Sample(NamedTuple):
         bad: "path: reason" of each file that was tried and could not be read.
         place: Which signal of its data set it is.
         features: What teachers saw in it before, by their names.
+        caption: What a text says of it; empty where there is none, or none is wanted.
     """
 
     signal: Tensor | None
     bad: tuple[str, ...] = ()
     place: int = 0
     features: Mapping[str, Features] = {}
+    caption: str = ""
 
 
 class Batch(NamedTuple):
@@ -58,6 +60,7 @@ class Batch(NamedTuple):
         places: int64 `(b,)`, which signals of their data set they are.
         features: What teachers saw in them before, by their names.
         missed: For each sample that was asked for, whether its own file could not be read, whatever came in its place.
+        captions: What texts say of them, empty where there is none; none at all where captions aren't read.
     """
 
     signal: Tensor
@@ -67,6 +70,7 @@ class Batch(NamedTuple):
     places: Tensor | None = None
     features: Mapping[str, Features] = {}
     missed: tuple[bool, ...] = ()
+    captions: tuple[str, ...] = ()
 
 
 class Splits(NamedTuple):
@@ -101,7 +105,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         signals = [_filled(signal, longest) for signal in signals]
     places = torch.tensor([sample.place for sample in read])
     features = {name: together([sample.features[name] for sample in read]) for name in read[0].features}
-    return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed)
+    captions = tuple(sample.caption for sample in read)
+    return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed, captions)
 
 
 def _filled(signal: Tensor, steps: int) -> Tensor:

@@ -10,12 +10,14 @@ from typing import Any
 
 from varitok import UserError, watched
 
+from .captions import SUFFIX, caption_of
 from .facts import KINDS, facts_of
 from .members import Member
 from .shards import ShardWriter, index_shard, shards_in
 
 __all__ = ["main"]
 
+NAMES = ("images", "sounds", "clips", "others", "captions")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -34,7 +36,7 @@ def main(words: Sequence[str]) -> None:
         return
     for bad in about["bad"]:
         print(f"can't be read: {bad}")
-    counts = ", ".join(f"{about[name]:,} {name}" for name in ("images", "sounds", "clips", "others") if about[name])
+    counts = ", ".join(f"{about[name]:,} {name}" for name in NAMES if about[name])
     print(f"{about['out']}: {counts or 'nothing'} in {about['shards']} shards of {about['bytes'] / 1e6:.1f} MB in all")
 
 
@@ -63,10 +65,14 @@ def _packed(options: argparse.Namespace) -> dict[str, Any]:
     found = []
     with ShardWriter(options.out, size) as shards:
         for (part, path), name in watched(zip(files, _names(files, folder), strict=True), len(files), "files"):
-            facts = facts_of(path)
+            caption = caption_of(path)
+            facts = {**facts_of(path), **({"caption": caption} if caption else {})}
             found.append((str(path), facts))
-            if "bad" not in facts or not options.drop_bad:
-                shards.write(name, path, facts, part)
+            if "bad" in facts and options.drop_bad:
+                continue
+            shards.write(name, path, facts, part)
+            if caption:
+                shards.write(str(PurePosixPath(name).with_suffix(SUFFIX)), caption.encode(), part=part)
     return _about(options.out, shards.shards, shards.bytes, found)
 
 
@@ -79,7 +85,8 @@ def _indexed(folder: Path) -> dict[str, Any]:
 
     def looked(member: Member) -> Mapping[str, Any]:
         facts = facts_of(member) if member.suffix.lower() in KINDS else {}
-        found.append((str(member), facts))
+        if member.suffix != SUFFIX:
+            found.append((str(member), {**member.facts, **facts}))
         return facts
 
     for shard, _ in watched(shards, len(shards), "shards"):
@@ -92,6 +99,7 @@ def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping
     counts = Counter[str]()
     bad: list[str] = []
     for name, facts in found:
+        counts["captions"] += "caption" in facts
         if "bad" in facts:
             bad.append(f"{name}: {facts['bad']}")
         elif "frames" in facts:
@@ -102,7 +110,7 @@ def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping
             counts["sound_seconds"] += facts["samples"] / facts["sample_rate"]
         else:
             counts["images" if "width" in facts else "others"] += 1
-    names = ("images", "sounds", "sound_seconds", "clips", "clip_seconds", "others")
+    names = (*NAMES, "sound_seconds", "clip_seconds")
     return {"out": str(out), "shards": shards, "bytes": size, **{name: counts[name] for name in names}, "bad": bad}
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
+from .captions import Captions
 from .feature_shards import FeatureShards
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .workers import WorkerLoader, Workplaces, deafen, name_of
@@ -40,6 +41,7 @@ class _Readable(Dataset[Sample]):
         least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
         kinds: Of each sample, where one can only stand in for another of its kind.
         features: What teachers saw in each sample, by their names.
+        captions: What texts say of them; None reads none.
     """
 
     TRIES = 16
@@ -51,12 +53,14 @@ class _Readable(Dataset[Sample]):
         least: int = 0,
         kinds: Sequence[int] | None = None,
         features: Mapping[str, FeatureShards] = MappingProxyType({}),
+        captions: Captions | None = None,
     ) -> None:
         self.dataset = dataset
         self.policy = policy
         self.least = least
         self.kinds = kinds
         self.features = features
+        self.captions = captions
         self.workplaces = Workplaces()
 
     def __len__(self) -> int:
@@ -86,7 +90,8 @@ class _Readable(Dataset[Sample]):
             self.workplaces.read(at)
             try:
                 signal = self.dataset[epoch, at]
-                return Sample(signal, tuple(bad), at, {name: seen[epoch, at] for name, seen in self.features.items()})
+                features = {name: seen[epoch, at] for name, seen in self.features.items()}
+                return Sample(signal, tuple(bad), at, features, self.captions[at] if self.captions else "")
             except BadSample as error:
                 if self.policy == "fail":
                     raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
@@ -176,12 +181,12 @@ class DataModule(pl.LightningDataModule):
         budget: Of each process's batch, so that short samples make large batches: where `bucket` sorts, samples of
             sound or frames, what is filled up too, and no batch has more than `batch_size`; where the data have shapes
             (`data.buckets`), pixels. None: all have `batch_size`.
-
         features: Shards of what teachers saw in the training data (`varitok features`), by their names.
+        captions: Read the texts beside the training data's files (`captions`).
 
     Raises:
-        UserError: A number is out of range, features are not these data's, or the data have no lengths to sort by, or
-            no shapes.
+        UserError: A number is out of range, features are not these data's, or the data have no lengths to sort by, no
+            shapes, or no captions.
     """
 
     def __init__(
@@ -199,6 +204,7 @@ class DataModule(pl.LightningDataModule):
         bucket: float = 0,
         budget: int | None = None,
         features: Mapping[str, str] = MappingProxyType({}),
+        captions: bool = False,
     ) -> None:
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
@@ -207,6 +213,7 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
         self.features = {name: FeatureShards(folder, splits.train) for name, folder in features.items()}
+        self.captions = Captions(splits.train) if captions else None
         self.policy: Policy = bad
         self.batch_size = batch_size
         self.workers = workers
@@ -237,7 +244,7 @@ class DataModule(pl.LightningDataModule):
         data: Any = self.splits.train
         sizes = _known(data.sizes()) if self.bucket else None
         kinds = data.kinds() if self.shapes else None if sizes is None else [_kind(size, self.bucket) for size in sizes]
-        readable = _Readable(data, self.policy, 1, kinds, self.features)
+        readable = _Readable(data, self.policy, 1, kinds, self.features, self.captions)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)

@@ -25,6 +25,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -34,6 +35,7 @@ from fsspec.core import url_to_fs
 
 from varitok import UserError
 
+from . import captions
 from .archives import BLOCK, MOST_BYTES, Entry, end_of, entry_at, header_of, padding_of, scan
 from .members import Member, Members, is_url, let_go, reader_of
 
@@ -159,7 +161,7 @@ def index_shard(
 
     Args:
         shard: Path of the tar file.
-        facts: Tells what is to be known of a member.
+        facts: Tells what is to be known of a member; of its caption its own facts tell already.
         write: Lay it beside the shard; where that can't be written, it is only given.
 
     Raises:
@@ -168,7 +170,8 @@ def index_shard(
     length = os.stat(shard).st_size
     with open(shard, "rb") as file:
         entries = list(scan(file, length))
-    lines = [_line(entry, facts(Member(shard, *entry))) for entry in entries]
+    members = _captioned([Member(shard, *entry) for entry in entries])
+    lines = [_line(entry, {**member.facts, **facts(member)}) for entry, member in zip(entries, members, strict=True)]
     if entries and entries[-1].offset + entries[-1].size > length:
         _log.warning("%s ends within %s: what came behind is lost", shard, Member(shard, *entries[-1]))
     if write:
@@ -177,6 +180,26 @@ def index_shard(
         except OSError as error:
             _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
     return lines
+
+
+def _captioned(members: Sequence[Member]) -> list[Member]:
+    """Let each member know what is said by the text that has its key."""
+    texts = {_key(member.name): member for member in members if member.suffix == captions.SUFFIX}
+    found = []
+    for member in members:
+        text = texts.get(_key(member.name))
+        about = {}
+        if text is not None and text is not member:
+            with suppress(OSError):  # of a shard that was cut off
+                about = {"caption": captions.read_caption(text)}
+        found.append(member._replace(facts=about))
+    return found
+
+
+def _key(name: str) -> str:
+    """Give what a sample's members share: all up to the first dot of the name's last part (WebDataset's layout)."""
+    place = PurePosixPath(name)
+    return str(place.with_name(place.name.partition(".")[0] or place.name))
 
 
 def _line(entry: Entry, facts: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 from varitok import UserError
 from varitok.data.featuremaps import Features, resampled
 from varitok.data.teachers import Teacher
+from varitok.data.text_teachers import TextTransformer
 
 from ..codec import Codec
 from ..lengths import masked_mean
@@ -32,6 +33,7 @@ class Guidance:
         lengths: Its valid steps of the first axis; None for all.
         inside: What was heard in the codec.
         known: Features of the signal that need no teacher any more, by its name.
+        captions: What texts say of each signal; none at all where they weren't read.
     """
 
     def __init__(
@@ -41,18 +43,30 @@ class Guidance:
         lengths: Tensor | None,
         inside: Mapping[Place, Features],
         known: Mapping[str, Features],
+        captions: Sequence[str] = (),
     ) -> None:
         self.teachers = teachers
         self.real = real
         self.lengths = lengths
         self.inside = inside
+        self.captions = captions
         self._known = dict(known)
 
     @torch.no_grad()
     def wanted(self, teacher: str) -> Features:
-        """Give a teacher's features of the signal."""
+        """Give a teacher's features of the signal, or of its caption.
+
+        Raises:
+            UserError: Captions are wanted and weren't read.
+        """
         if teacher not in self._known:
-            self._known[teacher] = self.teachers[teacher](self.real, self.lengths)
+            network = self.teachers[teacher]
+            if not isinstance(network, TextTransformer):
+                self._known[teacher] = network(self.real, self.lengths)
+            elif len(self.captions) == len(self.real):
+                self._known[teacher] = network.read(self.captions, self.real.device)
+            else:
+                raise UserError(f"objective.teachers.{teacher} reads captions; give loader.captions=true")
         return self._known[teacher]
 
 
@@ -176,7 +190,8 @@ class Distillation(_Headed):
 class Contrast(_Headed):
     """Tells each signal's own vector from those of all others in the batch of all processes (UniTok, arXiv 2502.20321).
 
-    The mean of what is at a place, through the linear map, is held against the teacher's vector of the signal.
+    The mean of what is at a place, through the linear map, is held against the teacher's vector of the signal, or of
+    its caption; a signal that has none stands aside.
 
     Args:
         teacher: Its name in `objective.teachers`.
@@ -215,11 +230,15 @@ class Contrast(_Headed):
             mine = gather_rows_with_gradient(mine)
             aim = gather_rows(functional.normalize(aim.float(), dim=1))
             logits = self.scale.exp().clamp(max=100) * mine @ aim.T
+            there = aim.any(1)
+            count = there.sum().clamp(min=1)
             if self.kind == "softmax":
-                own = torch.arange(len(logits), device=logits.device)
-                return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+                logits = logits.masked_fill(~(there & there[:, None]), torch.finfo(logits.dtype).min)
+                own = -(logits.log_softmax(1) + logits.log_softmax(0)).diagonal() / 2
+                return torch.where(there, own, 0.0).sum() / count
             sign = 2 * torch.eye(len(logits), device=logits.device) - 1
-            return -functional.logsigmoid(sign * (logits + self.bias)).sum() / len(logits)
+            pairs = -functional.logsigmoid(sign * (logits + self.bias))
+            return torch.where(there & there[:, None], pairs, 0.0).sum() / count
 
 
 class TeacherDistance(Guided):

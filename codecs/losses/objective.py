@@ -1,6 +1,6 @@
 """The objective: a weighted sum of named terms, and an adversarial term beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
@@ -96,9 +96,10 @@ class Objective(nn.Module):
         lengths: Tensor | None,
         inside: Mapping[Place, Features] = MappingProxyType({}),
         known: Mapping[str, Features] = MappingProxyType({}),
+        captions: Sequence[str] = (),
     ) -> Guidance:
         """Give what its guided terms share in a step; see `Guidance`."""
-        return Guidance(self.teachers.networks, real, lengths, inside, known)
+        return Guidance(self.teachers.networks, real, lengths, inside, known, captions)
 
     def forward(
         self,

@@ -105,7 +105,7 @@ class CodecTraining(Training):
             self.learn(adversarial, loss, retain_graph=shared)
         if judged and due and not shared:
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
-        guidance = self.objective.guidance(real, lengths, inside, batch.features)
+        guidance = self.objective.guidance(real, lengths, inside, batch.features, batch.captions)
         loss, terms = self.codec_loss(result, real, lengths, guidance)
         self.guard.see(loss)
         values |= terms

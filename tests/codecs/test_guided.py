@@ -21,6 +21,7 @@ from varitok.codecs.training.run import build_run
 from varitok.data.feature_shards import main as write_seen
 from varitok.data.sound_teachers import SoundTransformer
 from varitok.data.teachers import RandomTeacher
+from varitok.data.text_teachers import TextTransformer
 from varitok.export.bundle import export_bundle
 
 from ..data.saved import saved
@@ -174,6 +175,50 @@ def test_images_and_clips_are_distilled_on_their_grids():
         run(images, objective(RandomTeacher(6, 4), images, one=Distillation("t")), real)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_signal_without_a_caption_stands_aside(tmp_path, kind):
+    codec, real = tiny_codec(), torch.rand(4, 3, SIZE, SIZE) * 2 - 1
+    made = objective(TextTransformer(str(saved(tmp_path, "clip")[1])), codec, one=Contrast("t", kind=kind))
+
+    def loss(signals, captions):
+        with listening(codec, made.places, signals, None) as inside:
+            result = codec(signals)
+        return made(result.signal, signals, None, guidance=made.guidance(signals, None, inside, captions=captions))[0]
+
+    captions = ["a red boat", "", "a dog sings", "a blue dog"]
+    found = loss(real, captions)
+    told = [0, 2, 3]
+    torch.testing.assert_close(found, loss(real[told], [captions[at] for at in told]))
+    found.backward()
+    assert made.terms["one"].head.weight.grad.abs().sum() > 0
+    codec.zero_grad()
+    made.zero_grad()
+    nothing = loss(real, [""] * 4)
+    nothing.backward()
+    assert nothing == 0 and all(part.grad is None or not part.grad.any() for part in codec.parameters())
+    with pytest.raises(UserError, match=r"reads captions; give loader\.captions=true"):
+        loss(real, ())
+
+
+def test_captions_are_learnt(tmp_path):
+    torch.manual_seed(0)
+    codec = tiny_codec()
+    made = objective(TextTransformer(str(saved(tmp_path, "clip")[1])), codec, one=Contrast("t", "encoder"))
+    real = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    optimizer = torch.optim.Adam([*codec.parameters(), *made.parameters()], 3e-3)
+    losses = []
+    for _ in range(30):
+        with listening(codec, made.places, real, None) as inside:
+            result = codec(real)
+        guidance = made.guidance(real, None, inside, captions=["a red boat", "a blue dog"])
+        loss = made(result.signal, real, None, guidance=guidance)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 @pytest.mark.parametrize(
     ("term", "message"),
     [
@@ -221,21 +266,41 @@ def test_a_run_keeps_its_map_and_nothing_of_the_teacher(tmp_path, wavlm):
     assert "wavlm" not in (tmp_path / "bundle/config.json").read_text()
 
 
-def test_a_run_reads_what_was_seen_before(tmp_path, wavlm):
+def _file_run(folder: Path, term: str, *more: str) -> list[float]:
+    """Train on the sound files of a folder; give what the log has of a term."""
+    words = [word for word in TINY_SOUND if not word.startswith(("data.length", "data.val_length"))]
+    words += ["data=sound_folder", f"data.root={folder / 'sounds'}", "~data.val_length", "data.val_share=0.3", *more]
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        made = build_run(hydra.compose("train", words), folder / "run")
+    made.trainer.fit(made.module, made.data)
+    rows = (folder / "run/metrics.csv").read_text().splitlines()
+    return [float(row.split(",")[-1]) for row in rows if f"loss/{term}" in row]
+
+
+@pytest.fixture
+def sound_files(tmp_path):
+    (tmp_path / "sounds").mkdir()
     for index in range(6):
-        (tmp_path / "sounds").mkdir(exist_ok=True)
         sound = 0.3 * torch.randn(12000, generator=torch.Generator().manual_seed(index))
         soundfile.write(tmp_path / f"sounds/{index}.wav", sound.numpy(), 16000)
-    write_seen([str(tmp_path / "sounds"), "--teacher", str(wavlm), "--rate", "16000", "--out", str(tmp_path / "seen")])
-    of_files = ["data=sound_folder", f"data.root={tmp_path / 'sounds'}", "~data.val_length", "data.val_share=0.3"]
-    words = [word for word in TINY_SOUND if not word.startswith(("data.length", "data.val_length"))]
-    words += [*of_files, "guide=wavlm", "objective.teachers.wavlm.folder=nowhere"]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [*words, f"objective.teachers.wavlm.cached={tmp_path / 'seen'}"])
-    made = build_run(config, tmp_path / "run")
-    made.trainer.fit(made.module, made.data)
-    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
-    assert [row for row in rows if "loss/meaning" in row and float(row.split(",")[-1]) > 0]
+    return tmp_path
+
+
+def test_a_run_reads_what_was_seen_before(sound_files, wavlm):
+    words = [str(sound_files / "sounds"), "--teacher", str(wavlm), "--rate", "16000"]
+    write_seen([*words, "--out", str(sound_files / "seen")])
+    words = ["guide=wavlm", "objective.teachers.wavlm.folder=nowhere"]
+    values = _file_run(sound_files, "meaning", *words, f"objective.teachers.wavlm.cached={sound_files / 'seen'}")
+    assert values and min(values) > 0
+
+
+def test_a_run_reads_the_captions_of_its_files(sound_files, tmp_path_factory):
+    folder = saved(tmp_path_factory.mktemp("teacher"), "clip")[1]
+    for path in (sound_files / "sounds").iterdir():
+        path.with_suffix(".txt").write_text("a red boat" if path.stem in "024" else "a dog sings")
+    words = ["guide=captions", f"objective.teachers.captions.folder={folder}", "loader.captions=true"]
+    values = _file_run(sound_files, "captions", *words)
+    assert values and min(values) > 0
 
 
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
@@ -256,7 +321,7 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
     ("experiment", "guide"),
     [
         *(("audio/mimi", guide) for guide in ("wavlm", "hubert", "w2v_bert", "wavlm_distance")),
-        *(("image/titok", guide) for guide in ("dinov2", "clip")),
+        *(("image/titok", guide) for guide in ("dinov2", "clip", "captions")),
     ],
 )
 def test_a_missing_teacher_of_a_preset_says_which_files_to_place_where(tmp_path, monkeypatch, experiment, guide):

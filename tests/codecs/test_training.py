@@ -136,13 +136,9 @@ class Killed(pl.Callback):
 @pytest.mark.parametrize(
     "extra",
     [
-        [],
-        ADVERSARIAL,
-        [*ADVERSARIAL, "training.accumulate=2"],
+        [*ADVERSARIAL, "training.accumulate=2", "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"],
         [*ADVERSARIAL, "objective.adversarial.features=1.0", "objective.adversarial.shared=true"],
-        [*ADVERSARIAL, "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"],
-        [*RESIDUAL, "length=two_axes"],
-        [*RESIDUAL, "training.accumulate=2"],
+        [*RESIDUAL, "length=two_axes", "training.accumulate=2"],
         DRAWN,
         ["bottleneck=kl", "length=halting"],
     ],

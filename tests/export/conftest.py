@@ -1,14 +1,21 @@
-"""Bundles of two small codecs, exported once for all tests."""
+"""Bundles of small codecs, exported once for all tests."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
 from varitok.export.bundle import architecture, export_bundle
 
-from ..codecs.examples import PATCH, SIZE, TOKENS, WIDTH
+from ..codecs.examples import HOP, PATCH, SIZE, TOKENS, WIDTH, sound_codec
 
 
 def awake(codec: Codec) -> Codec:
@@ -58,10 +65,34 @@ def configuration(bottleneck: str, mechanism: str) -> DictConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """Export a bundle once for all of xdist's workers, which takes long; gives its folder and the report."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def exported_once(name: str, codec: Codec, **options: Any) -> tuple[Path, dict[str, Any]]:
+        folder, told = shared / name / "bundle", shared / f"{name}.json"
+        with FileLock(shared / f"{name}.lock"):
+            if not told.exists():
+                told.write_text(json.dumps(export_bundle(codec, folder, **options)))
+        return folder, json.loads(told.read_text())
+
+    return exported_once
+
+
 @pytest.fixture(scope="session", params=KINDS, ids="-".join)
-def exported(request, tmp_path_factory):
+def exported(request, once):
     """Give a codec, its bundle's folder and the report."""
     config = configuration(*request.param)
     codec = awake(build_codec(config))
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    return codec, folder, export_bundle(codec, folder, architecture=architecture(config))
+    return codec, *once("-".join(request.param), codec, architecture=architecture(config))
+
+
+@pytest.fixture(scope="session")
+def exported_sounds(once):
+    """Give a codec of sounds, its bundle's folder and the report."""
+    codec = sound_codec()
+    codec(torch.rand(4, 1, 40 * HOP) * 2 - 1)
+    codec.bottleneck.update()
+    return codec.eval(), *once("sounds", codec)

@@ -164,7 +164,7 @@ def test_some_steps_are_read_without_the_others(name, tmp_path, small_chunks):
     found = read(path)
     assert len(found.chunks) > 2 and found.steps == 24
     for begin in range(24):
-        for end in range(begin + 1, 25):
+        for end in {begin + 1, (begin + 25) // 2, 24}:
             assert np.array_equal(found.codes(begin=begin, end=end), codes[:, :, begin:end])
     damaged = found.chunks[0]._replace(payload=bytes(len(found.chunks[0].payload)))
     later = found._replace(chunks=(damaged, *found.chunks[1:]))

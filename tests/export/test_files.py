@@ -18,15 +18,13 @@ from varitok.export.bundle import export_bundle
 from varitok.export.command import main
 from varitok.export.files import encode_file
 
-from ..codecs.examples import HOP, RATE, SIZE, TOKENS, clip_codec, sound_codec
+from ..codecs.examples import HOP, RATE, SIZE, TOKENS, clip_codec
 from ..data.clips import frames, write
 
 
 @pytest.fixture(scope="module")
-def sounds(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sounds") / "bundle"
-    export_bundle(sound_codec().eval(), folder, formats=["onnx"], streaming=False)
-    return folder
+def sounds(exported_sounds):
+    return exported_sounds[1]
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncode
 from varitok.export import container
 from varitok.export.bundle import export_bundle
 from varitok.export.command import main
+from varitok.export.graphs import DECODER_INT8
+from varitok.export.int8 import quantise_decoder
 
-from ..codecs.examples import BOTTLENECKS, SIZE, sound_codec, tiny_codec
+from ..codecs.examples import BOTTLENECKS, SIZE, tiny_codec
 from .conftest import awake
 
 WITH_INT8 = ["onnx", "onnx_int8"]
@@ -54,13 +56,13 @@ def test_a_file_says_the_same_with_and_without_it(folder, tmp_path):
     assert container.identity(plain) == known
 
 
-def test_what_can_not_be_is_told(folder, tmp_path, capsys):
+def test_what_can_not_be_is_told(folder, exported_sounds, tmp_path, capsys):
     codec = awake(tiny_codec())
     with pytest.raises(UserError, match="made of a codec's onnx"):
         export_bundle(codec, tmp_path / "a", formats=["safetensors", "onnx_int8"])
     with pytest.raises(UserError, match="int8 is for transformers"):
-        export_bundle(sound_codec().eval(), tmp_path / "b", formats=WITH_INT8, streaming=False)
-    assert not (tmp_path / "b").exists()
+        quantise_decoder(exported_sounds[1])
+    assert not (exported_sounds[1] / DECODER_INT8).exists()
     shutil.copytree(folder, tmp_path / "without")
     (tmp_path / "without/onnx/decoder_model_int8.onnx").unlink()
     with pytest.raises(UserError, match="missing; export it again"):

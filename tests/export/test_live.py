@@ -13,14 +13,13 @@ from PIL import Image
 import varitok
 from varitok import UserError
 from varitok.export import container
-from varitok.export.bundle import export_bundle
 from varitok.export.command import main
 from varitok.export.files import encode_file
 from varitok.export.live import page
 from varitok.export.live.page import cached_runtime, find_runtime, write_live
 
 from ..browser import CHROMIUM, chromium
-from ..codecs.examples import HOP, RATE, SIZE, TOKENS, sound_codec
+from ..codecs.examples import HOP, RATE, SIZE, TOKENS
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 needs_runtime = pytest.mark.skipif(
@@ -131,10 +130,9 @@ def test_pictures_have_the_codes_and_files_that_python_gives(browser, exported, 
 @needs_browser
 @needs_runtime
 @pytest.mark.slow
-def test_sounds_have_the_codes_and_files_that_python_gives(browser, tmp_path):
-    export_bundle(sound_codec().eval(), tmp_path / "bundle", formats=["onnx"], streaming=False)
-    bundle = varitok.load(tmp_path / "bundle")
-    write_live(tmp_path / "live.html", tmp_path / "bundle", cached_runtime())
+def test_sounds_have_the_codes_and_files_that_python_gives(browser, exported_sounds, tmp_path):
+    bundle = varitok.load(exported_sounds[1])
+    write_live(tmp_path / "live.html", exported_sounds[1], cached_runtime())
     browser.complaints.clear()
     opened(browser, tmp_path / "live.html")
     for channels, count in ((1, 20 * HOP + 3), (2, 500)):

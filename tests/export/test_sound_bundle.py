@@ -15,22 +15,16 @@ import varitok
 from varitok import UserError
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.data.batch import Sample, collate
-from varitok.export.bundle import export_bundle
 from varitok.export.evaluable import Exported
 
-from ..codecs.examples import HOP, RATE, sound_codec
+from ..codecs.examples import HOP, RATE
 
 ROOT = Path(varitok.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    codec = sound_codec()
-    codec(torch.rand(4, 1, 40 * HOP) * 2 - 1)
-    codec.bottleneck.update()
-    folder = tmp_path_factory.mktemp("sound") / "bundle"
-    report = export_bundle(codec.eval(), folder)
-    return codec, folder, report
+def exported(exported_sounds):
+    return exported_sounds
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,9 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
 
     Args:
         path: The file.
-        shorter_side: The shorter side that the caller will resize to, in pixels. A JPEG is then decoded at the
-            smallest of its eighths that is still twice as large: enough for a good resize, at a fraction of the time.
+        shorter_side: The shorter side that the caller will resize to, in pixels. A JPEG is then decoded at a
+            half, a quarter or an eighth of its size where that is still twice as large: enough for a good resize, at a
+            fraction of the time.
         least_side: Shortest side that is accepted, in pixels.
 
     Returns:

@@ -184,7 +184,7 @@ class Distillation(_Headed):
             error = (mine - aim).square().mean(-1)
         else:
             error = 1 - functional.cosine_similarity(mine, aim, dim=-1)
-        return masked_mean(error.flatten(2).mean(2) if error.ndim > 2 else error, valid)
+        return _mean(error, valid)
 
 
 class Contrast(_Headed):
@@ -263,4 +263,9 @@ class TeacherDistance(Guided):
         else:
             away = found.values - wanted.values
             error = (away.square() if self.distance == "squared" else away.abs()).mean(1)
-        return masked_mean(error.flatten(2).mean(2) if error.ndim > 2 else error, found.valid())
+        return _mean(error, found.valid())
+
+
+def _mean(error: Tensor, valid: Tensor) -> Tensor:
+    """Average errors `(b, *grid)` over each sample's valid steps `(b, n)` of the first axis, then over samples."""
+    return masked_mean(error.flatten(2).mean(2) if error.ndim > 2 else error, valid)

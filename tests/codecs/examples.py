@@ -143,7 +143,7 @@ TINY_CLIP = [
 def _configured(name: str) -> DictConfig:
     overrides = [f"bottleneck.{override}" for override in SMALLER.get(name, [])]
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        composed: DictConfig = hydra.compose("train", [f"bottleneck={name}", *overrides]).bottleneck
+        composed: DictConfig = hydra.compose(f"bottleneck/{name}", overrides).bottleneck
         return composed
 
 
@@ -170,7 +170,7 @@ def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: b
 def sound_codec(unit_latents: bool = False) -> Codec:
     """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 books of 32 entries."""
     torch.manual_seed(0)
-    sizes = {"width": WIDTH, "base": 8, "strides": [2, 4, 5]}
+    sizes = {"width": WIDTH, "base": 8, "strides": [2, 4, 5], "dilations": [3]}
     return Codec(
         ConvEncoder(**sizes),
         residual(lambda: EMAVectorQuantizer(12, 32), 4),

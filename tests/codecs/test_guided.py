@@ -94,7 +94,7 @@ def test_distillation_lowers_its_loss_and_only_the_codec_and_the_map_learn(teach
     head = term.head.weight.detach().clone()
     optimizer = torch.optim.Adam([*codec.parameters(), *made.parameters()], 3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(35):
         loss, values = run(codec, made, real)
         optimizer.zero_grad()
         loss.backward()

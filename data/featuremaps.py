@@ -80,8 +80,10 @@ def resampled(features: Features, like: Features) -> Tensor:
 
 
 def together(found: Sequence[Features]) -> Features:
-    """Make one batch of sounds' features, each of a batch of its own; filled up by zeros."""
+    """Make one batch of features, each of a batch of its own; the first axis is filled up by zeros."""
     lengths = torch.tensor([one.values.shape[2] for one in found])
-    values = [functional.pad(one.values, (0, int(lengths.max()) - one.values.shape[2])) for one in found]
+    others = (0, 0) * (found[0].values.ndim - 3)
+    values = [functional.pad(one.values, (*others, 0, int(lengths.max()) - one.values.shape[2])) for one in found]
     lead = torch.tensor([float(one.lead) for one in found])
-    return Features(torch.cat(values), found[0].steps, lengths, lead)
+    pooled = [one.pooled for one in found if one.pooled is not None]
+    return Features(torch.cat(values), found[0].steps, lengths, lead, torch.cat(pooled) if pooled else None)

@@ -1,14 +1,14 @@
 """Images: from files of any kind to uint8 squares."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -22,10 +22,13 @@ from .members import File, opened
 
 __all__ = [
     "PROTOCOL",
+    "SUFFIXES",
     "ImageDataset",
     "ImageFolder",
+    "Square",
     "cifar10",
     "decode_image",
+    "decoded_size",
     "image_folder",
     "imagenette",
     "open_image",
@@ -36,6 +39,7 @@ PROTOCOL = (
     " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
 )
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+FIRST_TURNED = 5  # of EXIF's orientations, from which on rows are columns
 MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
 
 
@@ -57,13 +61,27 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     Raises:
         BadSample: The file can't be read as an image, is too large, or too small.
     """
+    with _drafted(path, shorter_side, least_side) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.array(_rgb(image))
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # colours stay the last in memory: cropped and resized faster so
+
+
+def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
+    """Tell the rows and columns that `decode_image` would give, from the header."""
+    with _drafted(path, shorter_side, least_side) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _drafted(path: str | File, shorter_side: int | None, least_side: int) -> Iterator[Image.Image]:
+    """Open an image that will be decoded at the size which `decode_image` chooses."""
     with open_image(path, least_side) as image:
         if shorter_side and image.format == "JPEG":
             scale = 2 * shorter_side / min(image.size)
             image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-        ImageOps.exif_transpose(image, in_place=True)
-        pixels = np.array(_rgb(image))
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # colours stay the last in memory: cropped and resized faster so
+        yield image
 
 
 @contextmanager
@@ -103,6 +121,24 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+class Square(NamedTuple):
+    """Where in an image a square lies, in shares of its height and width.
+
+    Attributes:
+        top: Share above it.
+        left: Share before it.
+        height: Share of the height that it takes.
+        width: Share of the width.
+        mirrored: Whether left and right are exchanged.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    mirrored: bool
 
 
 class ImageDataset(Dataset[Tensor]):
@@ -158,18 +194,29 @@ class ImageDataset(Dataset[Tensor]):
             box = centre_box(image.shape[1:], (side, side))
         else:
             generator = sample_generator(self.seed, key)
-            scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
+            scale = self._scale(generator)
             image = self.read(index, round(self.image_size / scale))
-            side = max(1, round(scale * min(image.shape[1:])))
-            box = random_box(image.shape[1:], (side, side), generator)
+            box = self._box(image.shape[1:], scale, generator)
         # Cropped first, so that a strip 30,000 pixels wide costs no more than its crop.
         (top, height), (left, width) = box
         square = image[:, top : top + height, left : left + width]
         square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
-        if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
+        if self.train and self._mirrored(generator):
             square = square.flip(-1)
         result: Tensor = square.contiguous()
         return result
+
+    def _scale(self, generator: torch.Generator) -> float:
+        """Draw the side of a crop, as a share of the shorter side."""
+        return self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
+
+    def _box(self, shape: Sequence[int], scale: float, generator: torch.Generator) -> list[tuple[int, int]]:
+        """Draw where a crop lies."""
+        side = max(1, round(scale * min(shape)))
+        return random_box(shape, (side, side), generator)
+
+    def _mirrored(self, generator: torch.Generator) -> bool:
+        return self.flip and float(torch.rand((), generator=generator)) < 0.5
 
 
 class ImageFolder(ImageDataset):
@@ -217,6 +264,18 @@ class ImageFolder(ImageDataset):
 
     def _read(self, index: int, shorter_side: int | None) -> Tensor:
         return decode_image(self.files[index], shorter_side, self.least_side)
+
+    def square(self, key: Key) -> Square:
+        """Tell where in its image the training square of `(epoch, index)` lies; nothing is decoded.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        generator = sample_generator(self.seed, key)
+        scale = self._scale(generator)
+        height, width = decoded_size(self.files[key[1]], round(self.image_size / scale), self.least_side)
+        (top, rows), (left, columns) = self._box((height, width), scale, generator)
+        return Square(top / height, left / width, rows / height, columns / width, self._mirrored(generator))
 
 
 def image_folder(

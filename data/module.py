@@ -19,7 +19,7 @@ from varitok import UserError, at_least
 
 from .batch import BadSample, Batch, Key, Sample, Splits, collate
 from .captions import Captions
-from .feature_shards import FeatureShards
+from .feature_shards import FeatureShards, open_features
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .workers import WorkerLoader, Workplaces, deafen, name_of
 
@@ -212,7 +212,7 @@ class DataModule(pl.LightningDataModule):
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
-        self.features = {name: FeatureShards(folder, splits.train) for name, folder in features.items()}
+        self.features = {name: open_features(folder, splits.train) for name, folder in features.items()}
         self.captions = Captions(splits.train) if captions else None
         self.policy: Policy = bad
         self.batch_size = batch_size

@@ -43,7 +43,7 @@ SUBCOMMANDS = {
         "varitok.data.command:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"
     ),
     "features": Subcommand(
-        "varitok.data.feature_shards:main",
+        "varitok.data.seeing:main",
         "write what a teacher sees in sounds as shards",
         "SOUNDS --teacher WAVLM --rate 24000 --out SHARDS",
         "train",

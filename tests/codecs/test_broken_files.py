@@ -1,11 +1,12 @@
 """A run over ten thousand files, one in twenty of them broken: it comes to its end, and tells each of them once."""
 
-import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,51 +17,96 @@ from PIL import Image
 from varitok.data.command import main as pack
 
 from ..data.pictures import BROKEN, picture
+from ..data.test_sound_files import BROKEN as BROKEN_SOUNDS
+from .examples import TINY_SOUND
 
 ROOT = Path(__file__).parents[2]
 GOOD, BAD = 9500, 500
 MOST = 1500  # MiB that the largest process may need; torch and the codec alone need about half
-RUN = [
-    *("experiment=image/one_d_piece_64", "data=image_folder", "data.image_size=16", "codec.encoder.tokens=4"),
-    *(
-        "codec.encoder.width=16",
-        "codec.encoder.depth=1",
-        "trainer.enable_progress_bar=false",
-        "trainer.accelerator=cpu",
-    ),
+COMMON = [
     *("loader.batch_size=100", "loader.workers=2", "loader.max_bad_share=0.1", f"updates={(GOOD + BAD) // 100}"),
-    *("export=none", "callbacks.samples=null", "callbacks.evaluation=null"),
+    *("callbacks.samples=null", "callbacks.evaluation=null", "export=none"),
+    *("trainer.enable_progress_bar=false", "trainer.accelerator=cpu"),
 ]
+RUNS = {
+    "photos": [
+        *("experiment=image/one_d_piece_64", "data=image_folder", "data.image_size=16"),
+        *("codec.encoder.tokens=4", "codec.encoder.width=16", "codec.encoder.depth=1", *COMMON),
+    ],
+    "sounds": [
+        *(word for word in TINY_SOUND if not word.startswith(("data.", "callbacks.", "loader.", "updates="))),
+        *("data=sound_folder", "~data.val_length", "data.crop_tokens=2", *COMMON),
+    ],
+}
 
 
-def photos(folder: Path) -> Path:
+def good_photo(path: Path, number: int) -> None:
+    picture(20, 20, number).save(path)
+
+
+def broken_photos(folder: Path) -> dict[str, bytes]:
+    good_sound(folder / "sound.wav", 0)
+    sound = (folder / "sound.wav").read_bytes()
+    return {**BROKEN, "bomb.gif": BROKEN["bomb.png"], "sound.jpg": sound, "zeros.webp": bytes(5000)}
+
+
+def good_sound(path: Path, number: int) -> None:
+    noise = np.random.default_rng(number).uniform(-0.5, 0.5, 800)
+    soundfile.write(path, noise, (8000, 16000)[number % 2], format="WAV")
+
+
+def broken_sounds(folder: Path) -> dict[str, bytes]:
+    """Make files: empty, cut, of another kind, of a wrong rate, full of what is no number, or that promise too much."""
+    made = {}
+    for name in BROKEN_SOUNDS.keys() - {"folder.wav", "missing.wav"}:
+        BROKEN_SOUNDS[name][0](folder / name)
+        made[name] = (folder / name).read_bytes()
+    for rate in (1, 1_000_000):
+        soundfile.write(folder / f"{rate}.wav", np.zeros(100), rate)
+        made[f"rate_{rate}.wav"] = (folder / f"{rate}.wav").read_bytes()
+    soundfile.write(folder / "nan.wav", np.full(500, np.nan, np.float32), 16000, "FLOAT")
+    soundfile.write(folder / "a.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 800), 16000)
+    flac = (folder / "a.flac").read_bytes()
+    (word,) = struct.unpack(">Q", flac[18:26])  # its low 36 bits are the number of samples
+    made["bomb.flac"] = flac[:18] + struct.pack(">Q", word | (1 << 36) - 1) + flac[26:]
+    return made | {
+        "nan.wav": (folder / "nan.wav").read_bytes(),
+        "cut.flac": flac[:60],
+        "picture.mp3": BROKEN["bomb.png"],
+    }
+
+
+MAKERS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], dict[str, bytes]]]] = {
+    "photos": (".png", good_photo, broken_photos),
+    "sounds": (".wav", good_sound, broken_sounds),
+}
+
+
+def files(folder: Path, kind: str) -> Path:
     """Make the folder out of few files, linked many times."""
-    kinds = [*BROKEN.items(), ("bomb.gif", BROKEN["bomb.png"]), ("sound.jpg", sound()), ("zeros.webp", bytes(5000))]
+    suffix, make, make_broken = MAKERS[kind]
+    (folder / "beside").mkdir(parents=True)
+    kinds = sorted(make_broken(folder / "beside").items())
     for part, good, bad in (("train", GOOD, BAD), ("val", 20, 5)):
-        (folder / part).mkdir(parents=True)
+        (folder / kind / part).mkdir(parents=True)
         for number in range(good):
-            path = folder / part / f"{number:05}.png"
+            path = folder / kind / part / f"{number:05}{suffix}"
             if number < 10:
-                picture(20, 20, number).save(path)
+                make(path, number)
             else:
-                os.link(folder / part / f"{number % 10:05}.png", path)
+                os.link(path.with_stem(f"{number % 10:05}"), path)
         for number in range(bad):
             name, content = kinds[number % len(kinds)]
             # Spread among the good ones, and small, so that each can be a file of its own.
-            (folder / part / f"{number * 19:05}_broken_{name}").write_bytes(content)
-    return folder
-
-
-def sound() -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(100), 8000, "PCM_16", format="WAV")
-    return file.getvalue()
+            (folder / kind / part / f"{number * 19:05}_broken_{name}").write_bytes(content)
+    return folder / kind
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_run_over_broken_files_comes_to_its_end(tmp_path: Path, sharded: bool) -> None:
-    root = photos(tmp_path / "photos")
+def test_a_run_over_broken_files_comes_to_its_end(tmp_path: Path, kind: str, sharded: bool) -> None:
+    root = files(tmp_path, kind)
     lost = 0
     if sharded:
         pack([str(root), "--out", str(tmp_path / "shards"), "--size", "200kB"])
@@ -69,7 +115,7 @@ def test_a_run_over_broken_files_comes_to_its_end(tmp_path: Path, sharded: bool)
         with tarfile.open(shard) as archive:
             lost = sum("broken" not in info.name for info in archive.getmembers()[-20:])
             os.truncate(shard, archive.getmembers()[-20].offset)
-    words = [*RUN, f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    words = [*RUNS[kind], f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / ".pkg")}
     with (tmp_path / "out").open("w") as out:
         run = subprocess.Popen(

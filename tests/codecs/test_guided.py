@@ -18,7 +18,7 @@ from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1
 from varitok.codecs.places import Place, listening
 from varitok.codecs.training.run import build_run
-from varitok.data.feature_shards import main as write_seen
+from varitok.data.seeing import main as write_seen
 from varitok.data.sound_teachers import SoundTransformer
 from varitok.data.teachers import RandomTeacher
 from varitok.data.text_teachers import TextTransformer

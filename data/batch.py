@@ -39,14 +39,14 @@ class Sample(NamedTuple):
         bad: "path: reason" of each file that was tried and could not be read.
         place: Which signal of its data set it is.
         features: What teachers saw in it before, by their names.
-        caption: What a text says of it; empty where there is none, or none is wanted.
+        caption: What a text says of it, empty where none does; None where captions aren't read.
     """
 
     signal: Tensor | None
     bad: tuple[str, ...] = ()
     place: int = 0
     features: Mapping[str, Features] = {}
-    caption: str = ""
+    caption: str | None = None
 
 
 class Batch(NamedTuple):
@@ -105,7 +105,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         signals = [_filled(signal, longest) for signal in signals]
     places = torch.tensor([sample.place for sample in read])
     features = {name: together([sample.features[name] for sample in read]) for name in read[0].features}
-    captions = tuple(sample.caption for sample in read)
+    captions = tuple(sample.caption for sample in read if sample.caption is not None)
     return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed, captions)
 
 

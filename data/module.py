@@ -91,7 +91,7 @@ class _Readable(Dataset[Sample]):
             try:
                 signal = self.dataset[epoch, at]
                 features = {name: seen[epoch, at] for name, seen in self.features.items()}
-                return Sample(signal, tuple(bad), at, features, self.captions[at] if self.captions else "")
+                return Sample(signal, tuple(bad), at, features, self.captions[at] if self.captions else None)
             except BadSample as error:
                 if self.policy == "fail":
                     raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None

@@ -298,8 +298,10 @@ def test_a_run_reads_the_captions_of_its_files(sound_files, tmp_path_factory):
     folder = saved(tmp_path_factory.mktemp("teacher"), "clip")[1]
     for path in (sound_files / "sounds").iterdir():
         path.with_suffix(".txt").write_text("a red boat" if path.stem in "024" else "a dog sings")
-    words = ["guide=captions", f"objective.teachers.captions.folder={folder}", "loader.captions=true"]
-    values = _file_run(sound_files, "captions", *words)
+    words = ["guide=captions", f"objective.teachers.captions.folder={folder}"]
+    with pytest.raises(UserError, match=r"objective\.teachers\.captions reads captions; give loader\.captions=true"):
+        _file_run(sound_files, "captions", *words)
+    values = _file_run(sound_files, "captions", *words, "loader.captions=true")
     assert values and min(values) > 0
 
 

@@ -9,6 +9,9 @@ STAMP := $(VENV)/.varitok
 DIGEST = $$(cat pyproject.toml constraints.txt | cksum | tr -d '\n')
 IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 
+# Where it is set, each of the processes that tests start compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow check clean
 

@@ -227,7 +227,11 @@ def test_an_experiment_is_global(name: Path) -> None:
     assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+# The small twins are composed where they take two updates (tests/codecs/test_training.py).
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.stem.endswith("_small"), id=str(name)) for name in EXPERIMENTS],
+)
 def test_an_experiment_composes(name: Path, tmp_path: Path) -> None:
     overrides = [f"experiment={name.with_suffix('').as_posix()}"]
     if name.parts[0] == "prior":  # what it reads of the tokenizer's bundle

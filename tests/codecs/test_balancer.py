@@ -153,6 +153,7 @@ def _worker(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_at_the_same_global_batch(tmp_path):
     mp.spawn(_worker, (str(tmp_path),), nprocs=2)
     (first, state), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -128,6 +128,7 @@ def _worker(rank: int, store: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
     mp.spawn(_worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     health = Health(_mixed())

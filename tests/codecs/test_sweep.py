@@ -266,12 +266,17 @@ def test_trials_that_fall_behind_end_early(tmp_path, stub):
 def test_jobs_run_side_by_side_on_devices_of_their_own(tmp_path, stub, monkeypatch):
     with (tmp_path / "stub.py").open("a") as file:
         file.write('(folder / "device").write_text(os.environ["CUDA_VISIBLE_DEVICES"])\n')
+        file.write('(folder / "threads").write_text(os.environ["OMP_NUM_THREADS"])\n')
     written(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     sweep(tmp_path, "--trials", "4", "--jobs", "2", "pause=0.3")
     begun = [path.stat().st_mtime for path in sorted(tmp_path.glob("out/trial_*/lives"))]
     assert lives(tmp_path) == [1] * 4 and begun[1] - begun[0] < 1.0
     assert {path.read_text() for path in tmp_path.glob("out/*/device")} == {"4", "7"}
+    assert {path.read_text() for path in tmp_path.glob("out/*/threads")} == {
+        str(max(1, len(os.sched_getaffinity(0)) // 2))
+    }
 
 
 def started(folder, *words):

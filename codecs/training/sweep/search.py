@@ -249,11 +249,13 @@ def _hold(folder: Path) -> TextIO:
 
 
 def _environment(job: int, jobs: int) -> dict[str, str]:
-    """Give a trial this package, and where several run at a time its share of the devices."""
+    """Give a trial this package, and where several run at a time its share of the devices and cores."""
     # Of a checkout that isn't installed, the package lies where this process has it from.
     places = [str(Path(place).parent) for place in varitok.__path__]
     found = os.environ | {"PYTHONPATH": os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])}
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if jobs > 1:  # each would take all cores, and threads that wait for one another take most of the time
+        found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     if jobs > 1 and len(devices) > 1:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job % len(devices) :: jobs])
     return found

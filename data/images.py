@@ -39,7 +39,7 @@ PROTOCOL = (
     " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
 )
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-FIRST_TURNED = 5  # of EXIF's orientations, from which on rows are columns
+TURNED = (5, 6, 7, 8)  # EXIF's orientations of which rows are columns; others mean nothing
 MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
 
 
@@ -70,7 +70,7 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
     """Tell the rows and columns that `decode_image` would give, from the header."""
     with _drafted(path, shorter_side, least_side) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
+        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

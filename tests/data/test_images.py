@@ -9,7 +9,7 @@ from PIL import Image
 
 from varitok import UserError
 from varitok.data.batch import BadSample, normalise, to_uint8
-from varitok.data.images import ImageDataset, ImageFolder, cifar10, decode_image, image_folder, imagenette
+from varitok.data.images import ImageDataset, ImageFolder, cifar10, decode_image, decoded_size, image_folder, imagenette
 
 
 def photo(width=40, height=30, mode="RGB"):
@@ -63,6 +63,16 @@ def test_exif_rotation_is_applied(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     photo(40, 30).save(tmp_path / "a.jpg", exif=exif, quality=95)
     assert decode_image(tmp_path / "a.jpg").shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 3, 5, 6, 8, 9])
+@pytest.mark.parametrize("shorter_side", [None, 20])
+def test_the_size_of_an_image_is_told_before_it_is_decoded(tmp_path, orientation, shorter_side):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (301, 177)).save(tmp_path / "a.jpg", exif=exif)
+    told = decoded_size(tmp_path / "a.jpg", shorter_side)
+    assert told == decode_image(tmp_path / "a.jpg", shorter_side).shape[1:]
 
 
 def test_a_jpeg_is_decoded_small_but_not_too_small(tmp_path):

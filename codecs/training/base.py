@@ -137,8 +137,6 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
-        if self.trainer.precision == "16-mixed":
-            raise UserError("trainer.precision=16-mixed: not every step is scaled; use bf16-mixed")
         optimizers = self.make_optimizers()
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["initial_lr"] = group["lr"]

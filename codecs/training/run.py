@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
@@ -26,6 +27,9 @@ from .stopping import Stopping
 from .watch import Watch
 
 __all__ = ["Run", "build_run"]
+
+# Codes are computed in float32, and with float16 not every step would be scaled.
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Run(NamedTuple):
@@ -80,21 +84,35 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
     callbacks += [Watch(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
-    trainer = pl.Trainer(
-        **plain["trainer"] | {"strategy": strategy_of(plain["trainer"], plain["processes"]["timeout"])},
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        plugins=[files],
-        max_epochs=1,  # all of the loader's batches, whatever the data's own epochs
-        limit_val_batches=0,  # the evaluation callback has its own loop
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
+    trainer = _trainer(plain, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return Run(trainer, module, data, None if resume is None else str(resume))
+
+
+def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
+    """Make Lightning's trainer.
+
+    Raises:
+        UserError: Its arguments are wrong, or are not for this machine.
+    """
+    arguments = plain["trainer"]
+    if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
+    strategy = strategy_of(arguments, plain["processes"]["timeout"])
+    try:
+        return pl.Trainer(
+            **arguments | {"strategy": strategy},
+            **parts,
+            max_epochs=1,  # all of the loader's batches, whatever the data's own epochs
+            limit_val_batches=0,  # the evaluation callback has its own loop
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        given = " ".join(f"trainer.{key}={value}" for key, value in arguments.items())
+        raise UserError(f"{given}: {' '.join(str(error).split())}") from error
 
 
 def _features(plain: dict[str, Any]) -> dict[str, str]:

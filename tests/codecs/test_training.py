@@ -221,13 +221,21 @@ def test_what_must_count_is_told(tmp_path, key):
         build_run(compose(f"{key}=0"), tmp_path)
 
 
-def test_float16_is_refused(tmp_path):
-    run = build_run(compose(), tmp_path)
-    run.trainer._accelerator_connector._precision_flag = "16-mixed"
-    run.module._trainer = run.trainer
-    run.trainer.strategy.precision_plugin.precision = "16-mixed"
-    with pytest.raises(UserError, match="bf16-mixed"):
-        run.module.configure_optimizers()
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: not supported; take 32-true or bf16-mixed"),
+        ("trainer.precision=64-true", "trainer.precision=64-true: not supported"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=gpu .*: No supported gpu backend found"),
+        ("trainer.accelerator=nope", "trainer.accelerator=nope .*: .* Available names are: "),
+        ("trainer.devices=0", "trainer.devices=0 .*: .* not a valid input"),
+        ("+trainer.devcies=2", "trainer.devcies=2: .* unexpected keyword argument 'devcies'"),
+    ],
+)
+def test_what_the_trainer_can_not_do_is_told(tmp_path, monkeypatch, word, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=told):
+        build_run(compose(word), tmp_path)
 
 
 def test_bfloat16_trains(tmp_path):

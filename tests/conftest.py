@@ -6,12 +6,16 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from hypothesis import settings
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: each worker has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before OmegaConf makes its own of it: half of what composing a configuration takes is reading YAML in Python.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # The machine's pace is no property of the code, and a failure must come again.
 settings.register_profile("varitok", deadline=None, derandomize=True, max_examples=30)

@@ -1,15 +1,16 @@
 """A command line becomes a run, and every mistake on it one line."""
 
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from varitok import UserError
@@ -23,19 +24,18 @@ EXPERIMENTS = sorted(
     if path.parent.name != "base"  # parts of others
 )
 
-# A run that trains nothing: composes, checks, saves, and then does what `name` says.
-PROGRAM = """
-import sys
-sys.path[0] = {package!r}
-from varitok import UserError
-from varitok.configs.compose import run_folder, run_with, save_resolved
+# Loads Hydra once; each program is a fork of it.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([compose.__name__, __name__])
 
-def task(config):
-    save_resolved(config, run_folder(config))
+
+def _task(config: DictConfig) -> None:
+    """Stand for training, which begins with the checked configuration: save it, and then do what its name says."""
+    compose.save_resolved(config, compose.run_folder(config))
     if config.name == "mistake":
         raise UserError("signal: too short, give more")
     if config.name == "worker":
-        raise UserError("Caught UserError in worker 0.\\n  File x\\nvaritok.UserError: signal: too short, give more")
+        raise UserError("Caught UserError in worker 0.\n  File x\nvaritok.UserError: signal: too short, give more")
     if config.name == "defect":
         raise KeyError("a defect")
     if config.name == "interrupt":
@@ -45,27 +45,32 @@ def task(config):
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)
-    print(f"updates {{config.updates!r}} name {{config.name!r}} seed {{config.seed}}")
+    print(f"updates {config.updates!r} name {config.name!r} seed {config.seed}")
 
-if __name__ == "__main__":
-    run_with(task)
-"""
+
+def _program(folder: Path, words: Sequence[str], env: dict[str, str]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(folder / stream.name.strip("<>"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["program.py", *words]
+    compose.run_with(_task)
 
 
 class Result:
     """What a program printed, and how it ended."""
 
     def __init__(self, folder: Path, *words: str, **env: str) -> None:
-        program = folder / "program.py"
-        program.write_text(PROGRAM.format(package=str(ROOT / ".pkg")))
         clean = {
             key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "RANK", "LOCAL_RANK")
         }
-        done = subprocess.run(
-            [sys.executable, str(program), *words],
-            capture_output=True, text=True, check=False, cwd=folder, env={**clean, **env}, timeout=120,
-        )  # fmt: skip
-        self.out, self.err, self.status = done.stdout, done.stderr, done.returncode
+        program = SERVER.Process(target=_program, args=(folder, words, {**clean, **env}))
+        program.start()
+        program.join(120)
+        assert program.exitcode is not None, "it doesn't end"
+        self.out, self.err = ((folder / stream).read_text() for stream in ("stdout", "stderr"))
+        self.status = program.exitcode
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ class Result:
         (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
         (["demo"], ["demo: can't be read; give KEY=VALUE"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
-        (["hydra.run.dir=program.py/run"], ["program.py/run: can't write the run there", "hydra.run.dir=FOLDER"]),
+        (["hydra.run.dir=stdout/run"], ["stdout/run: can't write the run there", "hydra.run.dir=FOLDER"]),
         (["name=mistake"], ["signal: too short, give more"]),
         (["name=worker"], ["signal: too short, give more"]),
         (["--multirun", "bottleneck=vq,vqqq"], ["bottleneck=vqqq: no such option"]),
@@ -145,7 +150,7 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
     result = Result(tmp_path, "name=defect")
     assert result.status == 1
     assert "KeyError: 'a defect'" in result.err
-    assert "program.py" in result.err
+    assert Path(__file__).name in result.err
 
 
 @pytest.mark.parametrize("name", ["interrupt", "lightning"])

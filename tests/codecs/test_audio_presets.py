@@ -1,5 +1,6 @@
 """Every audio preset: its bit rate, that padding changes nothing, and that chunks give what the whole gives."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -45,9 +46,14 @@ CAUSAL = {"encodec", "mimi", "soundstream"}
 FIXED = ("dmel",)  # of no width to be shrunk
 
 
-def _config(name: str):
+@cache
+def _composed(name: str):
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         return hydra.compose("train", [f"experiment=audio/{name}"])
+
+
+def _config(name: str):
+    return copy.deepcopy(_composed(name))
 
 
 @cache

@@ -64,7 +64,12 @@ def bytes_of(address: str | None, kind: str) -> bytes:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     names = {"image": HOSTILE}
-    return {kind: make_run(tmp_path_factory.mktemp(kind), words, names.get(kind)) for kind, words in RUNS.items()}
+    made = {kind: make_run(tmp_path_factory.mktemp(kind), words, names.get(kind)) for kind, words in RUNS.items()}
+    for folder in made.values():  # whatever is logged is a figure of its own, which takes a moment
+        log = folder / "metrics.csv"
+        rows = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(row for row in rows if row.split(",")[1] in ("name", "loss", "lr", "health/used")))
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -32,16 +32,16 @@ class Recompute:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         found = [block for part in parts for block in blocks(part) or [part]]
         # Made once: torch.compile would take each new one for another network, and give up after a few.
-        self.forgetful = [(block, partial(_forgetful, block.forward)) for block in found]
+        self.forgetful = {block: partial(_forgetful, block.forward) for block in found}
 
     def __enter__(self) -> None:
         """Let blocks forget."""
-        for block, forward in self.forgetful:
+        for block, forward in self.forgetful.items():
             block.forward = forward
 
     def __exit__(self, *_: object) -> None:
         """Leave them as they were."""
-        for block, _ in self.forgetful:
+        for block in self.forgetful:
             del block.forward
 
 

@@ -121,6 +121,7 @@ TINY_RUN = [
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
 ]
+QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]  # without what a run shows while it goes on
 # The same of sounds and of clips, two updates with all that a run leaves but a bundle.
 TINY_SOUND = [
     "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",

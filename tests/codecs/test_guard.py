@@ -17,7 +17,8 @@ from varitok.codecs.losses.balancer import Balancer
 from varitok.codecs.training.guard import Guard
 from varitok.codecs.training.run import build_run
 
-from .test_survival import QUIET, logged
+from .examples import QUIET
+from .test_survival import logged
 from .test_training import ADVERSARIAL, RESIDUAL, compose
 
 ROOT = Path(__file__).parents[2]

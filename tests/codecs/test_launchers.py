@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .test_survival import PROGRAM, QUIET, logged, start, wait_for
+from .examples import QUIET
+from .test_survival import PROGRAM, logged, start, wait_for
 from .test_training import ADVERSARIAL, TINY
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,8 @@ from varitok.codecs.training.scalars import Scalars, read_scalars
 from varitok.codecs.training.tensorboard_log import TensorboardLog
 from varitok.codecs.training.wandb_log import WandbLog
 
-from .test_survival import ADVERSARIAL, QUIET, fit, killed, logged
+from .examples import QUIET
+from .test_survival import ADVERSARIAL, fit, killed, logged
 from .test_training import TINY
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,10 @@ import pytest
 from varitok.codecs.training import pace
 from varitok.codecs.training.pace import Pace
 
+from .examples import QUIET
 from .test_training import fit
 
-QUIET = ["callbacks.samples=null", "callbacks.evaluation=null", "training.log_every=1"]
+LOGGED = [*QUIET, "training.log_every=1"]
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_run_that_waits_little_is_told_nothing(clock, caplog):
 
 
 def test_a_run_logs_its_pace(tmp_path):
-    fit(tmp_path, *QUIET)
+    fit(tmp_path, *LOGGED)
     with (tmp_path / "metrics.csv").open() as file:
         values = {name: float(value) for _, name, value in list(csv.reader(file))[1:]}
     assert values["speed/samples"] > 0 and 0 <= values["speed/waiting"] <= 1

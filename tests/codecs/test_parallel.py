@@ -19,10 +19,11 @@ from varitok.codecs.processes import local
 from varitok.codecs.training import parallel
 from varitok.codecs.training.run import build_run
 
+from .examples import QUIET
 from .test_survival import logged
 from .test_training import ADVERSARIAL, RESIDUAL, compose, fit
 
-QUIET = ["callbacks.samples=null", "callbacks.evaluation=null", "training.log_every=1"]
+LOGGED = [*QUIET, "training.log_every=1"]
 # The discriminator begins at the fourth update and is heard from the sixth.
 GAN = [
     *ADVERSARIAL,
@@ -30,7 +31,7 @@ GAN = [
     "objective.adversarial.head_start=2",
     "objective.adversarial.lecam=0.1",
 ]
-RVQ = [*RESIDUAL, "length=two_axes", "updates=8", *QUIET]
+RVQ = [*RESIDUAL, "length=two_axes", "updates=8", *LOGGED]
 SHARDED = "trainer.strategy=fsdp2"
 GUIDED = [
     *RVQ,
@@ -42,7 +43,7 @@ CASES = {
     "accumulated": [*RVQ, *GAN, "training.accumulate=2"],
     "every_other": [*RVQ, *GAN, "objective.adversarial.every=2", "objective.adversarial.shared=true"],
     "unused_looked_for": [*RVQ, *GAN, "trainer.strategy=ddp_find_unused_parameters_true"],
-    "halting": ["bottleneck=fsq", "length=halting", *QUIET],
+    "halting": ["bottleneck=fsq", "length=halting", *LOGGED],
     "guided": GUIDED,  # by a term whose map learns with the codec
     "recomputed": [*RVQ, *GAN, "training.recompute=[encoder,decoder]"],
     "sharded": [*RVQ, *GAN, SHARDED, "training.recompute=[decoder]", "checkpoint.every=3"],
@@ -57,7 +58,7 @@ BOTTLENECKS = {
     "lfq": ["bottleneck=lfq", "bottleneck.bits=8", "bottleneck.temperature=1"],
     "rvq": RESIDUAL,
 }
-CURVE = [*QUIET, "length=two_axes", "updates=100", "data.length=48", "optim.codec.lr=1e-4"]
+CURVE = [*LOGGED, "length=two_axes", "updates=100", "data.length=48", "optim.codec.lr=1e-4"]
 CONSTANT = ["optim.warmup=0", "optim.final=1"]
 
 
@@ -264,7 +265,7 @@ def test_a_mistake_is_told(tmp_path, words, told):
 
 def test_checkpoints_come_when_due_whenever_the_discriminator_begins(tmp_path):
     """Lightning's counter of steps would be odd for good, and no checkpoint due at even ones."""
-    words = [*ADVERSARIAL, *QUIET, "objective.adversarial.start=3", "updates=8", "checkpoint.every=2"]
+    words = [*ADVERSARIAL, *LOGGED, "objective.adversarial.start=3", "updates=8", "checkpoint.every=2"]
     fit(tmp_path, *words, "checkpoint.archive=2", "checkpoint.keep=null")
     names = [path.name for path in sorted((tmp_path / "checkpoints").glob("update_*"))]
     assert names == [f"update_000000{update}.ckpt" for update in (2, 4, 6, 8)]

@@ -12,11 +12,9 @@ from varitok.codecs.build import build_codec
 from varitok.codecs.training.recompute import Recompute, blocks
 from varitok.codecs.training.run import build_run
 
-from .examples import TINY_CLIP, TINY_SOUND
+from .examples import QUIET, TINY_CLIP, TINY_SOUND
 from .test_survival import logged
 from .test_training import ADVERSARIAL, TINY, compose, fit
-
-QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]
 
 
 def composed(*words):

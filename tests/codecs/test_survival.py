@@ -18,10 +18,10 @@ from varitok import UserError
 from varitok.codecs.training.checkpoints import WholeFiles
 from varitok.codecs.training.run import build_run
 
+from .examples import QUIET
 from .test_training import ADVERSARIAL, RESIDUAL, compose, fit
 
 ROOT = Path(__file__).parents[2]
-QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]
 
 
 def logged(folder):

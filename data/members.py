@@ -15,7 +15,7 @@ from fsspec.core import url_to_fs
 __all__ = ["File", "Member", "Members", "Reader", "is_url", "let_go", "opened", "reader_of"]
 
 MOST_READ = 1 << 30  # bytes of a member that is read as a whole
-CHUNK = 1 << 20  # bytes that are read at once, and so held for an open member
+CHUNK = 1 << 20  # bytes of an open member that are read at once, and so held
 WAITS = (0.5, 2.0)  # seconds between the tries of a request
 
 
@@ -47,20 +47,25 @@ class Member(NamedTuple):
         return PurePosixPath(self.name).suffix
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open it to read and seek; a range of the shard is read, at most 1 MiB at once.
+        """Open it to read and seek; a range of the shard is read, up to 1 MiB now and what follows when it is needed.
 
         Args:
             mode: As of a `Path`; there is no other.
 
         Raises:
-            OSError: The shard isn't there, or ends within the member; of an address, while reading.
+            OSError: The shard isn't there, or ends within the member; of a larger one at an address, while reading.
         """
         read = reader_of(self.shard)
         # Told here, for libsndfile prints what is raised while it reads.
-        if self.size and not is_url(self.shard) and not read(self.offset + self.size - 1, 1):
-            raise OSError(f"its shard ends before the last of its {self.size} bytes")
-        raw = _Range(str(self), read, self.offset, self.size)
-        return _Stream(raw, max(1, min(self.size, CHUNK)))
+        lost = OSError(f"its shard ends before the last of its {self.size} bytes")
+        if self.size <= CHUNK:
+            content = read(self.offset, self.size) if self.size else b""
+            if len(content) < self.size:
+                raise lost
+            return _Whole(self, content)
+        if not is_url(self.shard) and not read(self.offset + self.size - 1, 1):
+            raise lost
+        return _Stream(self, read)
 
     def read(self) -> bytes:
         """Read all of it.
@@ -83,8 +88,29 @@ def opened(file: str | File) -> Any:
     return file.open() if isinstance(file, Member) else os.path.abspath(file)
 
 
+class _Whole(io.BytesIO):
+    """A member in memory: to learn a file's size, libraries go to its end, where a buffer would forget what it has.
+
+    Its text is its name, as libraries put it into their errors.
+    """
+
+    def __init__(self, member: Member, content: bytes) -> None:
+        super().__init__(content)
+        self._member = member
+
+    @property
+    def name(self) -> str:
+        return str(self._member)
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
 class _Stream(io.BufferedReader):
-    """A file whose text is its name, as libraries put it into their errors."""
+    """A member of which a part is in memory; its text is its name."""
+
+    def __init__(self, member: Member, read: "Reader") -> None:
+        super().__init__(_Range(member, read), CHUNK)
 
     def __repr__(self) -> str:
         return repr(self.name)
@@ -93,12 +119,14 @@ class _Stream(io.BufferedReader):
 class _Range(io.RawIOBase):
     """A range of bytes as a file; it holds nothing that would have to be closed."""
 
-    def __init__(self, name: str, read: "Reader", offset: int, size: int) -> None:
-        self.name = name
+    def __init__(self, member: Member, read: "Reader") -> None:
+        self._member = member
         self._read = read
-        self._offset = offset
-        self._size = size
         self._at = 0
+
+    @property
+    def name(self) -> str:
+        return str(self._member)
 
     def readable(self) -> bool:
         return True
@@ -110,19 +138,19 @@ class _Range(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
         if at < 0:
             raise OSError(f"seek to {at}, before the beginning")
         self._at = at
         return at
 
     def readinto(self, buffer: Any) -> int:
-        want = min(len(buffer), self._size - self._at)
+        want = min(len(buffer), self._member.size - self._at)
         if want <= 0:
             return 0
-        found = self._read(self._offset + self._at, want)
+        found = self._read(self._member.offset + self._at, want)
         if not found:
-            raise OSError(f"its shard ends after {self._at} of its {self._size} bytes")
+            raise OSError(f"its shard ends after {self._at} of its {self._member.size} bytes")
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)

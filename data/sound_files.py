@@ -207,9 +207,8 @@ def _named(path: File) -> Iterator[None]:
 
 def _opened(path: File) -> _Source:
     """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
-    with path.open("rb") as file:  # libsndfile calls all that goes wrong here a "System error"
-        if not file.read(1):
-            raise BadSample(str(path), "an empty file")
+    if not _holds_something(path):
+        raise BadSample(str(path), "an empty file")
     try:
         return _Libsndfile(path)
     except soundfile.LibsndfileError as error:
@@ -218,6 +217,14 @@ def _opened(path: File) -> _Source:
         except av.error.InvalidDataError:
             reason = error.error_string.rstrip(".")
             raise BadSample(str(path), f"neither libsndfile nor FFmpeg knows this format ({reason})") from None
+
+
+def _holds_something(path: File) -> bool:
+    """Tell whether there is a byte, or what is wrong with a path: libsndfile calls all of it a "System error"."""
+    if isinstance(path, Member):  # over a network, it would be read twice
+        return path.size > 0
+    with path.open("rb") as file:
+        return bool(file.read(1))
 
 
 def _check(path: File, source: _Source) -> None:

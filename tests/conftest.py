@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: each worker has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Before OmegaConf makes its own of it: half of what composing a configuration takes is reading YAML in Python.
+# Before OmegaConf makes its own of it: a third of what composing a configuration takes is reading YAML in Python.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # The machine's pace is no property of the code, and a failure must come again.

@@ -29,7 +29,8 @@ SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
 def _config(name: str, *more: str):
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         data = "feature_scenes" if name.startswith("landiff") else "scenes"
-        return hydra.compose("train", [f"codec={name}", f"data={data}", "bottleneck=fsq", "length=full", *more])
+        preset = f"experiment=video/{name}" if name == "vidtok_noncausal" else f"codec={name}"
+        return hydra.compose("train", [preset, f"data={data}", "bottleneck=fsq", "length=full", *more])
 
 
 @cache

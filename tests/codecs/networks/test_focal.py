@@ -151,12 +151,11 @@ def test_it_is_a_middle() -> None:
 def test_rates_are_the_published_ones(name: str, rate: float) -> None:
     """From the sizes alone: 13 bits at 50, 25 and 12.5 Hz."""
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        overrides = ["data=voices", "data.sample_rate=16000", f"codec={name}", "bottleneck=bsq", "bottleneck.bits=13"]
-        config = hydra.compose("train", [*overrides, "codec.encoder.widths=[6,5,4]"])
+        config = hydra.compose("train", [f"experiment=audio/{name}", "codec.encoder.widths=[6,5,4]"])
     encoder: FocalEncoder = build(config.codec.encoder)
     decoder: FocalDecoder = build(config.codec.decoder)
     assert encoder.hop == decoder.hop == (config.data.hop,)
-    assert build(config.bottleneck).bits * 16000 / encoder.hop[0] == rate
+    assert build(config.bottleneck).bits * config.data.sample_rate / encoder.hop[0] == rate
 
 
 def test_the_small_preset_codes_speech() -> None:

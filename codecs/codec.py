@@ -20,6 +20,7 @@ from .bottlenecks.perturbation import Perturbation
 from .lengths.distributions import Full
 from .lengths.policy import LengthPolicy
 from .masking import prefix_mask
+from .networks.contract import Decoder, Encoder
 from .padding import filled
 from .result import Quantized, Reconstruction
 from .streaming import arrange, arrange_frames, at_grid, check_chunk, obstacle, pack, state_size, unpack
@@ -27,9 +28,9 @@ from .streaming import arrange, arrange_frames, at_grid, check_chunk, obstacle, 
 __all__ = ["Codec"]
 
 
-def _fit(encoder: nn.Module, inputs: int, outputs: int) -> nn.Module:
+def _fit(encoder: Encoder, inputs: int, outputs: int) -> nn.Module:
     """Make the map between a network and the bottleneck."""
-    if not getattr(encoder, "direct", False):
+    if not encoder.direct:
         return nn.Linear(inputs, outputs)
     if inputs != outputs:
         raise UserError(f"codec: widths {inputs} and {outputs} should be equal, there is no map between them")
@@ -42,12 +43,9 @@ class Codec(nn.Module):
     Two linear maps fit the bottleneck between networks of any width.
 
     Args:
-        encoder: `(b, c, *grid)` to `(b, n, encoder.width)`. Has `hop`, the samples of each axis to a step of the grid;
-            `tokens`, their number, where they are ordered (then it gives `(b * blocks, n, width)` of clips); `lead`,
-            where copies of the first frame go before it; and `direct`, where its latents, and so the decoder's, are
-            the bottleneck's own, with no maps.
+        encoder: Signals to latents; see `networks/contract.py`.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
-        decoder: `(b, n, decoder.width)`, a mask and the grid's size to a signal.
+        decoder: Latents to signals.
         length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
             has one, learns in the codec's own training step.
         unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
@@ -71,9 +69,9 @@ class Codec(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         bottleneck: Bottleneck,
-        decoder: nn.Module,
+        decoder: Decoder,
         length: LengthPolicy,
         unit_latents: bool = False,
         perturbation: Perturbation | None = None,
@@ -86,13 +84,13 @@ class Codec(nn.Module):
             perturbation.check(bottleneck)
         self.unit_latents = unit_latents
         self.encoder = encoder
-        self.project_in = _fit(encoder, int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
+        self.project_in = _fit(encoder, encoder.width, bottleneck.dim)
         if isinstance(self.project_in, nn.Linear):
             nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
             # Features of unit size give latents of unit size; torch's own start would bring all near one code.
             nn.init.kaiming_normal_(self.project_in.weight, nonlinearity="linear")
         self.bottleneck = bottleneck
-        self.project_out = _fit(encoder, bottleneck.dim, int(decoder.width))  # type: ignore[arg-type]
+        self.project_out = _fit(encoder, bottleneck.dim, decoder.width)
         self.decoder = decoder
         self.length = length
         self.perturbation = perturbation
@@ -100,9 +98,8 @@ class Codec(nn.Module):
         self.frame_rate = frame_rate
         self.bounded = bounded
         if not bounded:
-            channels = int(encoder.channels)  # type: ignore[arg-type]
-            self.register_buffer("feature_mean", torch.zeros(channels))
-            self.register_buffer("feature_deviation", torch.ones(channels))
+            self.register_buffer("feature_mean", torch.zeros(encoder.channels))
+            self.register_buffer("feature_deviation", torch.ones(encoder.channels))
         self._layouts: dict[str, list[list[int]]] = {}
         if not self.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
@@ -110,7 +107,7 @@ class Codec(nn.Module):
     @property
     def ordered(self) -> bool:
         """Whether tokens answer queries about the whole signal; they lie on a grid over it otherwise."""
-        return hasattr(self.encoder, "tokens")
+        return self.encoder.tokens > 0
 
     @property
     def blocked(self) -> bool:
@@ -131,18 +128,17 @@ class Codec(nn.Module):
         """
         if not self.ordered:
             raise UserError("this codec's tokens lie on a grid: their number follows from the signal's size")
-        return int(self.encoder.tokens)  # type: ignore[arg-type]
+        return self.encoder.tokens
 
     @property
     def later_tokens(self) -> int:
         """The most tokens that a block behind a clip's first has."""
-        return int(getattr(self.encoder, "later_tokens", self.tokens))
+        return self.encoder.later_tokens
 
     @property
     def hop(self) -> tuple[int, ...]:
         """Samples (pixels, frames) of each axis to a step of the grid."""
-        hop: tuple[int, ...] = self.encoder.hop  # type: ignore[assignment]
-        return hop
+        return self.encoder.hop
 
     @property
     def lead(self) -> int:
@@ -150,7 +146,7 @@ class Codec(nn.Module):
 
         A causal codec of clips has one less than frames to a step: an image is a clip of one frame.
         """
-        return int(getattr(self.encoder, "lead", 0))
+        return self.encoder.lead
 
     @property
     def books(self) -> int:
@@ -160,7 +156,7 @@ class Codec(nn.Module):
     @property
     def runs(self) -> bool:
         """Whether a token that nothing changes is repeated in its place, so that a run of it need be told once only."""
-        return getattr(self.encoder, "run_length", None) is not None
+        return self.encoder.repeats
 
     @property
     def on_grid(self) -> bool:
@@ -217,18 +213,17 @@ class Codec(nn.Module):
 
             def encode(memory: list[Tensor], *grid: int) -> None:
                 sides = [step * count for step, count in zip(self.hop, (1, *grid), strict=False)]
-                encoder(here.new_zeros(1, int(encoder.channels), *sides), memory=memory)  # type: ignore[arg-type]
+                encoder(here.new_zeros(1, encoder.channels, *sides), None, memory)
 
             def decode(memory: list[Tensor], *grid: int) -> None:
                 steps = (1, *grid)[: len(self.hop)]
                 count = self.tokens if self.blocked else math.prod(steps)
-                latents = here.new_zeros(1, count, int(decoder.width))  # type: ignore[arg-type]
-                decoder(latents, None, *(steps if len(steps) > 1 else ()), memory=memory)
+                decoder(here.new_zeros(1, count, decoder.width), None, list(steps), memory)
 
+            network: Encoder | Decoder
             network, run = (encoder, encode) if side == "encoder" else (decoder, decode)
             if self.blocked:  # frames are of one size
-                sides = int(network.rows), int(network.columns)  # type: ignore[arg-type]
-                shapes = arrange(network, lambda memory: run(memory, *sides))
+                shapes = arrange(network, lambda memory: run(memory, network.rows, network.columns))
                 self._layouts[side] = [[n for count in shape for n in (count, 0, 0)] for shape in shapes]
             else:
                 self._layouts[side] = arrange_frames(network, run)
@@ -325,9 +320,7 @@ class Codec(nn.Module):
         visible, mask = self.project_out(latents), None
         if lengths is not None:
             visible, mask = self.length.mechanism(visible, lengths)
-        # Along one axis the number of latents says the grid.
-        more = {} if memory is None else {"memory": memory}
-        signal: Tensor = self.decoder(visible, mask, *(grid if len(self.hop) > 1 else ()), **more)
+        signal: Tensor = self.decoder(visible, mask, list(grid), memory)
         return signal
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
@@ -409,7 +402,7 @@ class Codec(nn.Module):
             blocks = codes.shape[2]
             if size is not None and blocks != steps[0]:
                 raise UserError(f"codes of {blocks} blocks: a clip of {size[0]} frames has {steps[0]}")
-            steps = steps or (blocks, 0, 0)
+            steps = steps or (blocks,)
             if lengths is not None:
                 lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
         elif not self.ordered:
@@ -457,7 +450,7 @@ class Codec(nn.Module):
         check_chunk(size[0], self.latency, last, "samples", lead)
         before = self._state(state, len(signal), shapes)
         memory = unpack(before, shapes)
-        features = self.encoder(filled(signal, list(self.hop), lead), memory=memory)
+        features = self.encoder(filled(signal, list(self.hop), lead), None, memory)
         codes = self.bottleneck.encode(self._narrowed(features, None))
         return self._gridded(codes, len(signal), grid), pack(memory, shapes, before)
 
@@ -481,7 +474,7 @@ class Codec(nn.Module):
         check_chunk(grid[0], self.chunk_tokens, last, "tokens")
         before = self._state(state, len(codes), shapes)
         memory = unpack(before, shapes)
-        signal = self._painted(codes, None, (grid[0], 0, 0) if self.blocked else grid, memory)
+        signal = self._painted(codes, None, grid[:1] if self.blocked else grid, memory)
         return signal[:, :, self.lead if state is None else 0 :], pack(memory, shapes, before)
 
     def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:

@@ -15,6 +15,7 @@ from varitok import UserError
 from ..bottlenecks.fsq import ResidualScalarQuantizer
 from ..codec import Codec
 from ..lengths.policy import LengthPolicy
+from ..networks.contract import Encoder
 from ..networks.nerv import NeRV
 from ..result import Quantized, Reconstruction
 from .bitplane_coder import Coded, pack, unpack
@@ -24,15 +25,12 @@ __all__ = ["ImplicitCodec"]
 FRAMES = 8  # that are painted at once
 
 
-class _Trained(nn.Module):
+class _Trained(Encoder):
     """In the encoder's place: one step of the grid is the whole clip, whose latents are the weights themselves."""
 
-    width = 1
-    direct = True
-
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.hop = tuple(size)
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """There is nothing to read: training has put the clip into the decoder."""
+        raise NotImplementedError
 
 
 class ImplicitCodec(Codec):
@@ -69,7 +67,8 @@ class ImplicitCodec(Codec):
     ) -> None:
         if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.book_sizes) != {2}:
             raise UserError("bottleneck: a weight's books are bits; give bottleneck=fsq_residual bottleneck.levels=[2]")
-        super().__init__(_Trained(decoder.size), bottleneck, decoder, length, frame_rate=frame_rate)
+        encoder = _Trained(width=decoder.width, hop=decoder.hop, channels=decoder.channels, direct=True)
+        super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
         # Of grids of two levels the cells go from -2 to 2; this is the middle of the outermost.
         self.edge = 2 - 2 / 2**self.books
 

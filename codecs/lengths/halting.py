@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..networks.transformer import Transformer
+from ..networks.attention import Transformer
 
 __all__ = ["HaltingHead"]
 

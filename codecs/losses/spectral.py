@@ -5,18 +5,16 @@ to zero first, and a frame counts if its centre lies before the length: so paddi
 codes reflect the sound at its ends, which would make the last frames rest on the batch.)
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchaudio.functional import melscale_fbanks
 
 from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
-from ..networks.stft import Spectrum
+from ..networks.stft import Spectrum, mel_bank
 
 __all__ = ["SISDR", "MultiResolutionSTFT", "MultiScaleMel"]
 
@@ -71,18 +69,7 @@ class MultiScaleMel(nn.Module):
             raise UserError(f"mel.bands: {len(numbers)} numbers for {len(windows)} windows")
         self.spectra = nn.ModuleList([Spectrum(window, normalized=normalized) for window in windows])
         for index, (window, number) in enumerate(zip(windows, numbers, strict=True)):
-            with warnings.catch_warnings():
-                # Narrow bands of short windows are empty; they are equal on both sides and cost nothing.
-                warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-                bank = melscale_fbanks(
-                    window // 2 + 1,
-                    low,
-                    sample_rate / 2 if high is None else high,
-                    number,
-                    sample_rate,
-                    norm="slaney" if formula == "slaney" else None,
-                    mel_scale=formula,
-                )
+            bank = mel_bank(sample_rate, number, window, low, high, formula)
             self.register_buffer(f"bank_{index}", bank, persistent=False)
         self.power = power
         self.floor = floor

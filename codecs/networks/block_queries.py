@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
+from .contract import Decoder, Encoder, Network
 from .convolution import continued
 from .register_vit import GridTable
 from .sequence import SequenceTransformer
@@ -22,7 +23,7 @@ from .tubelet import from_tubelets, to_tubelets, tubelet
 __all__ = ["BlockQueryDecoder", "BlockQueryEncoder"]
 
 
-class _BlockQueries(nn.Module):
+class _BlockQueries(Network):
     """What both directions share, which is all but the direction."""
 
     decodes: bool
@@ -43,9 +44,7 @@ class _BlockQueries(nn.Module):
         shortcut: bool = False,
         later_tokens: int | None = None,
     ) -> None:
-        super().__init__()
-        self.hop = tubelet(patch)
-        first, high, wide = self.hop
+        first, high, wide = tubelet(patch)
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height % high or across % wide:
             raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
@@ -53,15 +52,18 @@ class _BlockQueries(nn.Module):
             raise UserError(f"codec: tokens={tokens} should be at least 1")
         if later_tokens is not None and not 1 <= later_tokens <= tokens:
             raise UserError(f"codec: later_tokens={later_tokens} should be from 1 to tokens={tokens}")
-        self.rows = height // high
-        self.columns = across // wide
-        self.tokens = tokens
-        self.later_tokens = tokens if later_tokens is None else later_tokens
+        super().__init__(
+            width=width,
+            hop=(first, high, wide),
+            channels=channels,
+            causal=causal,
+            lead=first - 1 if causal else 0,
+            tokens=tokens,
+            later_tokens=later_tokens,
+            sides=(height // high, across // wide),
+        )
+        self.patch = (first, high, wide)
         self.slot = 0  # for whether a block came before
-        self.width = width
-        self.channels = channels
-        self.causal = causal
-        self.lead = first - 1 if causal else 0
         self.pixels = channels * first * high * wide
         self.queries = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02) if self.decodes else None
@@ -130,7 +132,7 @@ class _BlockQueries(nn.Module):
         return y
 
 
-class BlockQueryEncoder(_BlockQueries):
+class BlockQueryEncoder(_BlockQueries, Encoder):
     """Reads each block of frames into `tokens` latents.
 
     Args:
@@ -150,23 +152,16 @@ class BlockQueryEncoder(_BlockQueries):
         later_tokens: Of each block but a clip's first; as many as that where None. Latents beyond them are 0, and
             nothing sees them.
 
-    Attributes:
-        hop: Frames of a block, rows and columns of a tubelet.
-        lead: Copies of the first frame that a causal codec puts before it, so that it alone makes a block.
-
     Raises:
         UserError: Sizes that don't fit each other.
     """
 
     decodes = False
 
-    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b * blocks, N, width)`.
-
-        `memory` is of the chunks before; see `codecs/streaming.py`.
-        """
-        rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
-        patches = self.map(to_tubelets(signal, self.hop))
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Return the latents of clips' blocks, `(b * blocks, N, width)`."""
+        rows, columns = signal.shape[3] // self.patch[1], signal.shape[4] // self.patch[2]
+        patches = self.map(to_tubelets(signal, self.patch))
         blocks = patches.reshape(-1, rows * columns, self.width)
         queries = self.queries.expand(blocks.shape[0], -1, -1)
         if self.shortcut is not None:
@@ -176,42 +171,28 @@ class BlockQueryEncoder(_BlockQueries):
         return latents if own is None else latents * own.unsqueeze(-1)
 
 
-class BlockQueryDecoder(_BlockQueries):
+class BlockQueryDecoder(_BlockQueries, Decoder):
     """Makes clips from what is kept of each block's latents; its arguments are the encoder's."""
 
     decodes = True
 
     def forward(
-        self,
-        latents: Tensor,
-        mask: Tensor | None = None,
-        first: int = 1,
-        second: int = 0,
-        third: int = 0,
-        memory: list[Tensor] | None = None,
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b * blocks, k, width)`, k from 1 to N, into clips `(b, c, t, h, w)` of whole blocks.
-
-        Args:
-            latents: Of all blocks of all clips.
-            mask: bool `(b * blocks, k)`, False where a latent is not there.
-            first: Blocks of a clip.
-            second: Rows of tubelets; 0 stands for those of training.
-            third: Columns likewise.
-            memory: As in the encoder; then k is N.
-        """
-        rows = second if second > 0 else self.rows
-        columns = third if third > 0 else self.columns
+        """Return the clips of which `(b * blocks, k, width)` are latents, k from 1 to N; with a memory k is N."""
+        rows, columns = self.rows, self.columns
+        if len(grid) > 1:
+            rows, columns = grid[1], grid[2]
         k = latents.shape[1]
         assert self.canvas is not None
         canvas = self.canvas.expand(latents.shape[0], rows * columns, -1)
-        own = self.own(canvas.reshape(-1, first * rows * columns, self.width), rows * columns, k, memory)
+        own = self.own(canvas.reshape(-1, grid[0] * rows * columns, self.width), rows * columns, k, memory)
         if own is not None:
             mask = own if mask is None else mask & own
         if self.shortcut is not None:
             there = latents if mask is None else latents * mask.unsqueeze(-1)
             canvas = canvas + self.shortcut(rows, columns)[:, :, :k] @ there
-        placed = canvas.reshape(-1, first * rows * columns, self.width)
+        placed = canvas.reshape(-1, grid[0] * rows * columns, self.width)
         painted = self.transform(latents + self.queries[:, :k], placed, mask, rows, columns, memory)[:, k:]
-        x = self.map(painted).reshape(-1, first * rows * columns, self.pixels)
-        return from_tubelets(x, self.hop, self.channels, rows, columns)
+        x = self.map(painted).reshape(-1, grid[0] * rows * columns, self.pixels)
+        return from_tubelets(x, self.patch, self.channels, rows, columns)

@@ -6,7 +6,6 @@ a stage with ELU and narrowed inside, DAC (arXiv 2306.06546, section 3.1) three 
 the published ones pad by reflection ours pad with zeros, so that a chunk, a padded batch and a single item agree.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .activations import Activation
-from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, masked, per_axis
+from .contract import Decoder, Encoder
+from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, masked, stage_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
 
@@ -33,26 +33,17 @@ class _Plan:
         norm: Norm,
         activation: str,
         anti_aliased: bool,
+        resample: int,
     ) -> None:
-        if multipliers is not None and len(multipliers) != len(strides) + 1:
-            raise UserError(
-                f"codec: {len(strides)} strides need {len(strides) + 1} multipliers, not {len(multipliers)}"
-            )
         if causal and anti_aliased:
             raise UserError("codec: anti_aliased filters look ahead, a causal codec can't have them")
-        if not strides:
-            raise UserError("codec: strides are empty")
-        self.strides = [per_axis(stride, dims) for stride in strides]
-        self.widths = [base * m for m in multipliers or [2**level for level in range(len(strides) + 1)]]
+        self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
+        self.hop = (product[0] * resample, *product[1:])
         self.dims = dims
         self.causal = causal
         self.norm = norm
         self.activation = activation
         self.anti_aliased = anti_aliased
-
-    def hop(self, resample: int) -> tuple[int, ...]:
-        products = [math.prod(stride[axis] for stride in self.strides) for axis in range(self.dims)]
-        return (products[0] * resample, *products[1:])
 
     def conv(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Convolution:
         return Convolution(
@@ -154,7 +145,7 @@ def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
     return module
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Encoder):
     """Reads a signal into latents, one for each hop of each axis.
 
     Args:
@@ -177,10 +168,6 @@ class ConvEncoder(nn.Module):
         inner: A network on `(b, n, d)` before the last convolution, d being the last stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` after the last convolution: Mimi's transformer.
         resample: Stride of one more convolution behind the middle (Mimi: 2); 1 for none.
-
-    Attributes:
-        hop: Steps of each axis for a latent.
-        lead: Copies of the first frame that a codec puts before it, so that it alone makes a latent: of clips, causal.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -209,15 +196,11 @@ class ConvEncoder(nn.Module):
         middle: nn.Module | None = None,
         resample: int = 1,
     ) -> None:
-        super().__init__()
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased)
-        self.width = width
-        self.channels = channels
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
+        lead = plan.hop[0] - 1 if causal and dims == 3 else 0
+        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=lead)
         self.dims = dims
-        self.causal = causal
-        self.hop = plan.hop(resample)
-        self.rate = self.hop[0]
-        self.lead = self.hop[0] - 1 if causal and dims == 3 else 0
+        self.rate = plan.hop[0]
         self.strides = [stride[0] for stride in plan.strides]
         self.resample = resample
         self.first = plan.conv(channels, plan.widths[0], kernel)
@@ -234,11 +217,7 @@ class ConvEncoder(nn.Module):
             self.down = Convolution(width, width, 2 * resample, resample, bias=False, dims=dims, causal=causal)
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn signals `(b, c, *grid)`, each axis a multiple of its hop, into latents `(b, n, width)`.
-
-        `mask` is bool `(b, n)`, True for the latents that are of a sample: a prefix of the first axis of their grid.
-        What comes out of the others is of no meaning. `memory` is of the chunks before; see `codecs/streaming.py`.
-        """
+        """Return the latents of signals."""
         rate = self.rate
         mask = along_first(mask, signal.shape[2] // rate, self.dims)
         here = at_rate(mask, rate, self.dims)
@@ -257,7 +236,7 @@ class ConvEncoder(nn.Module):
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Decoder):
     """Makes a signal from latents: the encoder's mirror, of exactly `n * hop` steps of each axis.
 
     Args:
@@ -281,9 +260,6 @@ class ConvDecoder(nn.Module):
         inner: A network on `(b, n, d)` behind the first convolution, d being the widest stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` before the first convolution: Mimi's transformer.
         resample: The encoder's; undone before the middle, each channel for itself (Mimi).
-
-    Attributes:
-        hop: Steps of each axis for a latent.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -313,13 +289,10 @@ class ConvDecoder(nn.Module):
         middle: nn.Module | None = None,
         resample: int = 1,
     ) -> None:
-        super().__init__()
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased)
-        self.width = width
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
+        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal)
         self.dims = dims
-        self.causal = causal
-        self.hop = plan.hop(resample)
-        self.rate = self.hop[0]
+        self.rate = plan.hop[0]
         self.strides = [stride[0] for stride in reversed(plan.strides)]
         self.resample = resample
         self.tanh = tanh
@@ -339,24 +312,12 @@ class ConvDecoder(nn.Module):
         self.last = plan.conv(plan.widths[0], channels, last_kernel)
 
     def forward(
-        self,
-        latents: Tensor,
-        mask: Tensor | None = None,
-        first: int = 0,
-        second: int = 0,
-        third: int = 0,
-        memory: list[Tensor] | None = None,
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, *grid * hop)`; what isn't valid becomes 0.
-
-        `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid, axis by axis, which one
-        axis alone doesn't need. `memory` is as in the encoder.
-        """
+        """Return the signals that latents stand for."""
         x = latents.transpose(1, 2)
-        if self.dims == 2:
-            x = x.reshape(x.shape[0], x.shape[1], first, second)
-        elif self.dims == 3:
-            x = x.reshape(x.shape[0], x.shape[1], first, second, third)
+        if self.dims > 1:
+            x = x.reshape([x.shape[0], x.shape[1]] + grid)  # noqa: RUF005 (TorchScript)
         mask = along_first(mask, x.shape[2], self.dims)
         rate = 1
         here = at_rate(mask, rate, self.dims)

@@ -32,6 +32,7 @@ __all__ = [
     "masked",
     "per_axis",
     "recalled",
+    "stage_sizes",
 ]
 
 Norm = Literal["weight", "group", "none"]
@@ -49,6 +50,29 @@ def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     if len(values) != dims or min(values) < 1:
         raise UserError(f"convolution: {value!r} should be 1 or {dims} whole numbers, each at least 1")
     return values
+
+
+def stage_sizes(
+    base: int, strides: Sequence[int | Sequence[int]], multipliers: Sequence[int] | None, dims: int
+) -> tuple[list[tuple[int, ...]], list[int], tuple[int, ...]]:
+    """Return the strides of a codec's stages for each axis, the widths before and behind each, and all strides' product.
+
+    Args:
+        base: Width before the first stage.
+        strides: Of the stages, for each one number or one for each axis.
+        multipliers: Widths over `base`, one more than strides; powers of two where None.
+        dims: Axes.
+
+    Raises:
+        UserError: There are no strides, or not as many multipliers.
+    """
+    if not strides:
+        raise UserError("codec: strides are empty")
+    if multipliers is not None and len(multipliers) != len(strides) + 1:
+        raise UserError(f"codec: {len(strides)} strides need {len(strides) + 1} multipliers, not {len(multipliers)}")
+    steps = [per_axis(stride, dims) for stride in strides]
+    widths = [base * m for m in multipliers or [2**level for level in range(len(strides) + 1)]]
+    return steps, widths, tuple(math.prod(step[axis] for step in steps) for axis in range(dims))
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ MAGVIT-v2 (arXiv 2310.05737, section 3.2) convolves over all three axes. Norms a
 published ones repeat the first frame at every layer.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +18,9 @@ from torch.nn import functional
 from varitok import UserError
 
 from .activations import Activation
-from .convolution import Convolution, along_first, at_rate, masked, per_axis
+from .attention import attend
+from .contract import Decoder, Encoder
+from .convolution import Convolution, along_first, at_rate, masked, stage_sizes
 from .sequence import SequenceTransformer
 from .wavelet import Haar, InverseHaar
 
@@ -118,7 +119,7 @@ def _beside(units: str) -> tuple[int, int]:
 class _Down(nn.Module):
     """Fewer rows and columns by a strided convolution; fewer frames by one blended with their mean (VidTok)."""
 
-    def __init__(self, channels: int, stride: Kernel, causal: bool, units: str) -> None:
+    def __init__(self, channels: int, stride: tuple[int, ...], causal: bool, units: str) -> None:
         super().__init__()
         self.time = stride[0]
         space = (1, *stride[1:])
@@ -143,7 +144,7 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """More frames, by repeating them and blending with a convolution of that (VidTok); then more rows and columns."""
 
-    def __init__(self, channels: int, stride: Kernel, causal: bool, units: str) -> None:
+    def __init__(self, channels: int, stride: tuple[int, ...], causal: bool, units: str) -> None:
         super().__init__()
         self.time = stride[0]
         self.space = list(stride[1:])
@@ -179,10 +180,9 @@ class _FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, 1, h * w, c)
-        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        y = self.out(functional.scaled_dot_product_attention(q, k, v))
-        return x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)  # type: ignore[no-any-return]
+        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c)
+        y: Tensor = self.out(attend(self.qkv(tokens)))
+        return x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 class _Middle(nn.Module):
@@ -229,19 +229,13 @@ class _Plan:
     ) -> None:
         if units not in UNITS:
             raise UserError(f"codec: units={units!r} is one of {', '.join(UNITS)}")
-        if len(multipliers) != len(strides) + 1:
-            raise UserError(
-                f"codec: {len(strides)} strides need {len(strides) + 1} multipliers, not {len(multipliers)}"
-            )
-        self.strides: list[Kernel] = [per_axis(stride, 3) for stride in strides]  # type: ignore[misc]
-        self.widths = [base * m for m in multipliers]
-        first, second, third = (2**wavelets * math.prod(stride[axis] for stride in self.strides) for axis in range(3))
-        self.hop = (first, second, third)
-        self.lead = first - 1 if causal else 0
+        self.strides, self.widths, product = stage_sizes(base, strides, multipliers, 3)
+        self.hop = tuple(2**wavelets * steps for steps in product)
+        self.lead = self.hop[0] - 1 if causal else 0
         self.around = UNITS[units][0] if units == "factorised" else (JOINT,)  # the first and the last convolution
 
 
-class FactoredEncoder(nn.Module):
+class FactoredEncoder(Encoder):
     """Reads clips into latents, one for each hop of frames, rows and columns.
 
     Args:
@@ -257,10 +251,6 @@ class FactoredEncoder(nn.Module):
         window: Latent frames within which each position attends along time in the middle (Cosmos); None: it doesn't.
         activation: See `activations.ACTIVATIONS`.
         causal: A latent depends on frames up to the end of its hop only.
-
-    Attributes:
-        hop: Frames, rows and columns for a latent.
-        lead: Copies of the first frame that a causal codec puts before it, so that it alone makes a latent.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -282,13 +272,8 @@ class FactoredEncoder(nn.Module):
         activation: str = "silu",
         causal: bool = True,
     ) -> None:
-        super().__init__()
         plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        self.width = width
-        self.channels = channels
-        self.causal = causal
-        self.hop = plan.hop
-        self.lead = plan.lead
+        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=plan.lead)
         self.rates = [stride[0] for stride in plan.strides]
         self.patcher = Haar(channels, wavelets)
         self.first = _Chain(self.patcher.outputs, plan.widths[0], plan.around, causal)
@@ -308,11 +293,7 @@ class FactoredEncoder(nn.Module):
             nn.init.kaiming_normal_(conv.layer.weight, nonlinearity="linear")  # type: ignore[union-attr, arg-type]
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b, n, width)`.
-
-        `mask` is bool `(b, n)`, True for the latents that are of a clip: a prefix of its frames. What comes out of the
-        others is of no meaning. `memory` is of the chunks before; see `codecs/streaming.py`.
-        """
+        """Return the latents of clips."""
         rate = self.hop[0] // self.patcher.rate
         mask = along_first(mask, signal.shape[2] // self.hop[0], 3)
         here = at_rate(mask, rate, 3)
@@ -327,7 +308,7 @@ class FactoredEncoder(nn.Module):
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class FactoredDecoder(nn.Module):
+class FactoredDecoder(Decoder):
     """Makes clips from latents: the encoder's mirror, with one residual unit more in each stage, as is usual.
 
     Args:
@@ -343,9 +324,6 @@ class FactoredDecoder(nn.Module):
         window: Latent frames within which each position attends along time in the middle; None: it doesn't.
         activation: See `activations.ACTIVATIONS`.
         causal: A frame depends on latents up to its own only.
-
-    Attributes:
-        hop: Frames, rows and columns for a latent.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -367,11 +345,8 @@ class FactoredDecoder(nn.Module):
         activation: str = "silu",
         causal: bool = True,
     ) -> None:
-        super().__init__()
         plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        self.width = width
-        self.causal = causal
-        self.hop = plan.hop
+        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=plan.lead)
         self.rates = [stride[0] for stride in reversed(plan.strides)]
         self.unpatcher = InverseHaar(channels, wavelets)
         widths = plan.widths[::-1]
@@ -390,21 +365,11 @@ class FactoredDecoder(nn.Module):
         self.last = _Chain(widths[-1], self.unpatcher.inputs, plan.around, causal)
 
     def forward(
-        self,
-        latents: Tensor,
-        mask: Tensor | None = None,
-        first: int = 1,
-        second: int = 1,
-        third: int = 1,
-        memory: list[Tensor] | None = None,
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` of a grid into clips `(b, c, *grid * hop)`; what isn't valid becomes 0.
-
-        `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid. `memory` is as in the
-        encoder.
-        """
-        x = latents.transpose(1, 2).reshape(latents.shape[0], latents.shape[2], first, second, third)
-        mask = along_first(mask, first, 3)
+        """Return the clips that latents stand for."""
+        x = latents.transpose(1, 2).reshape([latents.shape[0], latents.shape[2]] + grid)  # noqa: RUF005 (TorchScript)
+        mask = along_first(mask, grid[0], 3)
         rate = 1
         here = at_rate(mask, rate, 3)
         x = self.middle(self.first(x, here, memory), here, memory)

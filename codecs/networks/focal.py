@@ -16,6 +16,7 @@ from torch.nn import functional
 from varitok import UserError
 
 from .activations import Activation
+from .contract import Decoder, Encoder, Network
 from .convolution import Convolution, TransposedConvolution, at_rate, masked
 
 __all__ = ["FocalDecoder", "FocalEncoder", "FocalSequence"]
@@ -157,7 +158,7 @@ def _slower(mask: Tensor | None, rate: int) -> Tensor | None:
     return None if spread is None else spread[:, 0]
 
 
-class _FocalCodec(nn.Module):
+class _FocalCodec(Network):
     """What encoder and decoder share, which is all but the direction and what lies outside of it."""
 
     decodes: bool
@@ -165,7 +166,7 @@ class _FocalCodec(nn.Module):
 
     def __init__(
         self,
-        outside: nn.Module,
+        outside: Network,
         widths: Sequence[int],
         strides: Sequence[int],
         depth: int,
@@ -178,18 +179,16 @@ class _FocalCodec(nn.Module):
         causal: bool,
         span: int,
     ) -> None:
-        super().__init__()
         if len(widths) != len(strides) or not widths or min(strides) < 1:
             raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides should be as many, 1 at least")
-        if causal and not getattr(outside, "causal", False):
+        if causal and not outside.causal:
             raise UserError(f"focal: a causal codec needs a causal {type(outside).__name__}")
-        self.width = widths[-1]
-        self.channels = 1
-        self.causal = causal
-        self.slowdown = math.prod(strides)
-        self.rate = int(outside.hop[0]) * self.slowdown  # type: ignore[index]
-        self.hop = (self.rate,)
-        ends = [int(outside.width), *widths]  # type: ignore[arg-type]
+        slowdown = math.prod(strides)
+        rate = outside.hop[0] * slowdown
+        super().__init__(width=widths[-1], hop=(rate,), channels=outside.channels, causal=causal)
+        self.slowdown = slowdown
+        self.rate = rate
+        ends = [outside.width, *widths]
         change = TransposedConvolution if self.decodes else Convolution
         stages = []
         for level, stride in enumerate(strides):
@@ -203,15 +202,14 @@ class _FocalCodec(nn.Module):
         self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
 
 
-class FocalEncoder(_FocalCodec):
+class FocalEncoder(_FocalCodec, Encoder):
     """Compresses features of a sound by focal modulation (FocalCodec, arXiv 2502.04465, section 3.1).
 
     Each stage is a convolution over as many steps as its stride, an activation, and blocks. The published features are
-    of WavLM's sixth layer; any network that turns signals `(b, c, n * hop)` and a mask into `(b, n, features.width)`
-    will do.
+    of WavLM's sixth layer; any encoder of sounds will do.
 
     Args:
-        features: Makes the features; has `width` and `hop`, and takes a mask of its own steps.
+        features: Makes the features.
         widths: Of the stages; the last is that of the latents.
         strides: Of the stages.
         hop: Samples of a feature, for the data's sake.
@@ -225,9 +223,6 @@ class FocalEncoder(_FocalCodec):
         causal: Latent i depends on the signal up to the end of its hop only.
         span: Taps over the past.
 
-    Attributes:
-        hop: Samples of a latent, as a tuple of one.
-
     Raises:
         UserError: Sizes that don't fit each other, or features that look ahead in a causal one.
     """
@@ -237,7 +232,7 @@ class FocalEncoder(_FocalCodec):
     def __init__(
         self,
         *,
-        features: nn.Module,
+        features: Encoder,
         widths: Sequence[int],
         strides: Sequence[int],
         hop: int,
@@ -259,13 +254,10 @@ class FocalEncoder(_FocalCodec):
         self.features = features
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`.
-
-        `memory` is of the chunks before; see `codecs/streaming.py`.
-        """
+        """Return the latents of sounds."""
         rate = self.slowdown
         here = _slower(mask, rate)
-        x = self.features(signal, here, memory=memory)
+        x = self.features(signal, here, memory)
         for level, stage in enumerate(self.stages):
             rate = rate // self.strides[level]
             after = _slower(mask, rate)
@@ -275,11 +267,11 @@ class FocalEncoder(_FocalCodec):
         return latents
 
 
-class FocalDecoder(_FocalCodec):
+class FocalDecoder(_FocalCodec, Decoder):
     """Expands latents to features by focal modulation, and makes sound of them: the mirror of `FocalEncoder`.
 
     Args:
-        vocoder: Turns features `(b, n, vocoder.width)` and a mask into a signal: `VocosDecoder`.
+        vocoder: Makes sounds of features: `VocosDecoder`.
         widths: The encoder's, in the encoder's order.
         strides: Likewise.
         depth: See `FocalEncoder`, as are the other arguments.
@@ -292,9 +284,6 @@ class FocalDecoder(_FocalCodec):
         causal: Sample i depends on latents up to `i // hop` only.
         span: Taps over the past.
 
-    Attributes:
-        hop: Samples of a latent, as a tuple of one.
-
     Raises:
         UserError: Sizes that don't fit each other, or a vocoder that looks ahead in a causal one.
     """
@@ -304,7 +293,7 @@ class FocalDecoder(_FocalCodec):
     def __init__(
         self,
         *,
-        vocoder: nn.Module,
+        vocoder: Decoder,
         widths: Sequence[int],
         strides: Sequence[int],
         depth: int = 1,
@@ -323,12 +312,9 @@ class FocalDecoder(_FocalCodec):
         self.vocoder = vocoder
 
     def forward(
-        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
-
-        `mask` is bool `(b, n)`, `first` of no use, `memory` as in the encoder.
-        """
+        """Return the sounds that latents stand for."""
         x = latents
         here = mask
         rate = 1
@@ -337,5 +323,5 @@ class FocalDecoder(_FocalCodec):
             after = _slower(mask, rate)
             x = stage(x, here, after, memory)
             here = after
-        signal: Tensor = self.vocoder(x, here, memory=memory)
+        signal: Tensor = self.vocoder(x, here, [x.shape[1]], memory)
         return signal

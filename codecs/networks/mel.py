@@ -5,76 +5,31 @@ levels. All is real arithmetic with a fixed number of steps, which every export 
 """
 
 import math
-import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torchaudio.functional import melscale_fbanks
 
 from varitok import UserError
 
-from .convolution import at_rate, continued, masked
+from .contract import Decoder, Encoder, Network
+from .convolution import at_rate, masked
+from .stft import STFT, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
 
 FLOOR = 1e-9  # of magnitudes: a logarithm needs one
 
 
-def _bank(sample_rate: int, bands: int, window: int, low: float, high: float | None) -> Tensor:
-    """Give the mel bands' weights, Slaney's of equal area, `(bands, window / 2 + 1)`."""
-    with warnings.catch_warnings():
-        # Of short windows the lowest bands may be empty: they say the lowest level always.
-        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-        top = sample_rate / 2 if high is None else high
-        bank = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm="slaney", mel_scale="slaney")
-    weights: Tensor = bank.T.contiguous()
-    return weights
-
-
-class _STFT(nn.Module):
-    """Short-time Fourier transform with a periodic Hann window, n hops to n frames.
-
-    Frame i is centred on its hop, as those of `ISTFT` are, or ends with it where causal.
-    """
-
-    basis: Tensor
-
-    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
-        super().__init__()
-        if window % 2 or window < hop:
-            raise UserError(f"mel: window={window} should be even, and at least hop={hop}")
-        self.hop = hop
-        self.slot = 0
-        self.obstacle = "" if causal else "a mel frame isn't causal"
-        self.left = window - hop if causal else (window - hop) // 2
-        self.right = window - hop - self.left
-        hann = torch.hann_window(window, dtype=torch.float64)
-        bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
-        angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
-        basis = torch.cat([angles.cos(), -angles.sin()]) * hann
-        self.register_buffer("basis", basis.float()[:, None], persistent=False)
-
-    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn `(b, 1, n * hop)` into real and imaginary parts, `(b, window + 2, n)`."""
-        if memory is not None and self.left > 0:
-            padded = continued(signal, memory, self.slot, self.left, 2)
-        else:
-            padded = functional.pad(signal, [self.left, self.right])
-        return functional.conv1d(padded, self.basis, stride=self.hop)
-
-
-class _Precise(nn.Module):
+class _Precise(Network):
     """Computes in float32 whatever the autocast, which TorchScript doesn't have."""
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Do the work."""
         raise NotImplementedError
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
-    ) -> Tensor:
-        """Call `compute`; `mask` is bool `(b, n)`, `first` of no use, `memory` of the chunks before."""
+    def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Call `compute`; `mask` is bool `(b, n)`, `memory` of the chunks before."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             y: Tensor = self.compute(x, mask, memory)
         else:
@@ -89,7 +44,7 @@ class _Precise(nn.Module):
             return self.compute(x.float(), mask, memory)
 
 
-class MelFeatures(_Precise):
+class MelFeatures(_Precise, Encoder):
     """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop)` to `(b, n, bands)`.
 
     Args:
@@ -102,10 +57,6 @@ class MelFeatures(_Precise):
         floor: Magnitudes below it count as it.
         causal: A frame ends with its hop, instead of being centred on it.
         direct: As an encoder, its frames are the bottleneck's latents, with no map between (dMel).
-
-    Attributes:
-        width: The bands.
-        hop: Samples of a frame, as a tuple of one.
 
     Raises:
         UserError: The window is odd, or shorter than the hop.
@@ -126,16 +77,16 @@ class MelFeatures(_Precise):
         causal: bool = False,
         direct: bool = False,
     ) -> None:
-        super().__init__()
-        self.width = bands
-        self.channels = 1
+        super().__init__(width=bands, hop=(hop,), channels=1, causal=causal, direct=direct)
         self.rate = hop
-        self.hop = (hop,)
         self.floor = floor
-        self.causal = causal
-        self.direct = direct
-        self.stft = _STFT(window, hop, causal)
-        self.register_buffer("bank", _bank(sample_rate, bands, window, low, high), persistent=False)
+        self.stft = STFT(window, hop, causal)
+        bank = mel_bank(sample_rate, bands, window, low, high)
+        self.register_buffer("bank", bank.T.contiguous(), persistent=False)
+
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Return the mel bands' logarithms."""
+        return self.precisely(signal, mask, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Turn float32 signals into logarithms; `mask` is bool `(b, n)`."""
@@ -144,7 +95,7 @@ class MelFeatures(_Precise):
         return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)
 
 
-class MelDecoder(_Precise):
+class MelDecoder(_Precise, Decoder):
     """Makes sound from rounded mel bands, by their pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
 
     Phases begin as those of a chirp, the same for all sounds, and are then made those of a sound, step by step. These
@@ -184,23 +135,18 @@ class MelDecoder(_Precise):
         iterations: int = 16,
         momentum: float = 0.99,
     ) -> None:
-        super().__init__()
         if window % hop:
             raise UserError(f"mel: window={window} should be a multiple of hop={hop}")
         if iterations < 0 or not 0 <= momentum < 1:
             raise UserError(f"mel: iterations={iterations} and momentum={momentum}: 0 or more, and in [0, 1)")
-        self.width = bands
-        self.channels = 1
+        super().__init__(width=bands, hop=(hop,), channels=1, direct=True)
         self.rate = hop
-        self.hop = (hop,)
-        self.causal = False
-        self.direct = True
         self.iterations = iterations
         self.momentum = momentum
-        self.stft = _STFT(window, hop)
+        self.stft = STFT(window, hop)
         square = torch.hann_window(window, dtype=torch.float64).square()
         self.register_buffer("square", square.float(), persistent=False)
-        bank = _bank(sample_rate, bands, window, low, high)
+        bank = mel_bank(sample_rate, bands, window, low, high).T.contiguous()
         self.register_buffer("inverse", torch.linalg.pinv(bank.double()).float().T.contiguous(), persistent=False)
         # Back, all bins but the first and last stand for their mirror too.
         back = torch.full((window // 2 + 1,), 2.0 / window)
@@ -213,6 +159,12 @@ class MelDecoder(_Precise):
         places = torch.arange(self.turns, dtype=torch.float64)[:, None]
         angles = 2 * math.pi * (bins * places / self.turns) + math.pi * bins.square() / len(bins)
         self.register_buffer("start", torch.cat([angles.cos(), angles.sin()], 1).float(), persistent=False)
+
+    def forward(
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return the sounds whose mel bands these are."""
+        return self.precisely(latents, mask, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Turn latents `(b, n, bands)` into float32 signals `(b, 1, n * hop)`; `mask` is bool `(b, n)`."""

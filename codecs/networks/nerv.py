@@ -9,10 +9,12 @@ from torch.nn import functional
 
 from varitok import UserError
 
+from .contract import Decoder
+
 __all__ = ["NeRV"]
 
 
-class NeRV(nn.Module):
+class NeRV(Decoder):
     """Paints the frames of one clip (NeRV++, section 3).
 
     A frame's time goes through a positional encoding and a small MLP, becomes a coarse grid of features, and is
@@ -34,7 +36,6 @@ class NeRV(nn.Module):
         UserError: A number is out of range, or the strides don't divide a side.
     """
 
-    width = 1  # of its code: each weight is a token
     places: Tensor
 
     def __init__(
@@ -49,7 +50,6 @@ class NeRV(nn.Module):
         base: float = 1.25,
         kernel: int = 3,
     ) -> None:
-        super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         step = math.prod(strides)
         if len(strides) != len(widths) or min([frames, stem, hidden, levels, *strides, *widths], default=0) < 1:
@@ -59,6 +59,8 @@ class NeRV(nn.Module):
                 f"codec.decoder.strides={list(strides)}: their product, {step}, should divide the frames' sides,"
                 f" {width} x {height}"
             )
+        # Of its code each weight is a token, and one step of the grid the whole clip.
+        super().__init__(width=1, hop=(frames, height, width), channels=3, direct=True)
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
         # A table: the highest frequencies' sines of float32 times would hang on who computes them.
@@ -70,10 +72,16 @@ class NeRV(nn.Module):
         self.blocks = nn.Sequential(*(_Block(ins, outs, stride, kernel) for ins, outs, stride in sides))
         self.head = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        """Paint the frames with these numbers, int64 `(b,)` from 0 on: `(b, 3, h, w)` in [-1, 1]."""
-        grid = self.stem(self.places[numbers]).unflatten(1, self.grid)
-        painted: Tensor = self.head(self.blocks(grid))
+    def forward(
+        self,
+        latents: Tensor,
+        mask: Tensor | None = None,
+        grid: list[int] | None = None,
+        memory: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return frames `(b, 3, h, w)` in [-1, 1]; its latents are their numbers, int64 `(b,)`, from 0 on."""
+        coarse = self.stem(self.places[latents]).unflatten(1, self.grid)
+        painted: Tensor = self.head(self.blocks(coarse))
         return painted.tanh()
 
 

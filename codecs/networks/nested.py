@@ -6,9 +6,11 @@ so do those of each quarter of a quarter. The mean over a run of cells is then o
 layers of `bottlenecks/hierarchy.py` code.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from varitok import at_least
+
+from .contract import Decoder, Encoder, Network
 
 __all__ = ["NestedDecoder", "NestedEncoder"]
 
@@ -27,84 +29,61 @@ def _unfolded(x: Tensor) -> Tensor:
     return x.reshape(b, t, rows * 2, columns * 2, d // 4)
 
 
-class NestedEncoder(nn.Module):
+class _Nested(Network):
+    """The sizes of both: those of a network of cells, of tokens."""
+
+    def __init__(self, network: Network, halvings: int) -> None:
+        at_least({"codec.encoder.halvings": (halvings, 1)})
+        super().__init__(
+            width=network.width << 2 * halvings,
+            hop=(network.hop[0], *(side << halvings for side in network.hop[1:])),
+            channels=network.channels,
+            causal=network.causal,
+            lead=network.lead,
+        )
+        self.network = network
+        self.halvings = halvings
+        self.cell = network.hop
+
+
+class NestedEncoder(_Nested, Encoder):
     """Reads clips into tokens that hold the latents of the cells that they cover.
 
     Args:
         network: Reads clips into latents of cells.
         halvings: Of a grid's rows and columns, from cells to tokens.
 
-    Attributes:
-        hop: Frames, rows and columns for a token.
-        width: The network's, once for each cell of a token.
-
     Raises:
         UserError: There is no halving.
     """
 
-    def __init__(self, network: nn.Module, halvings: int) -> None:
-        super().__init__()
-        at_least({"codec.encoder.halvings": (halvings, 1)})
-        self.network = network
-        self.halvings = halvings
-        first, second, third = network.hop  # type: ignore[misc]
-        self.cell = (int(second), int(third))
-        self.hop = (int(first), int(second) << halvings, int(third) << halvings)
-        self.width = int(network.width) << 2 * halvings  # type: ignore[arg-type]
-        self.lead = int(network.lead)  # type: ignore[arg-type]
-        self.channels = int(network.channels)  # type: ignore[arg-type]
-        self.causal = bool(network.causal)
-
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into tokens' latents `(b, n, width)`.
-
-        `mask` and `memory` are the network's: which frames there are, a mask of tokens tells as well as one of cells.
-        """
+        """Return the latents of clips; which frames there are, a mask of tokens tells as well as one of cells."""
         cells: Tensor = self.network(signal, mask, memory)
-        rows, columns = signal.shape[3] // self.cell[0], signal.shape[4] // self.cell[1]
+        rows, columns = signal.shape[3] // self.cell[1], signal.shape[4] // self.cell[2]
         x = cells.reshape(cells.shape[0], -1, rows, columns, cells.shape[2])
         for _ in range(self.halvings):
             x = _folded(x)
         return x.flatten(1, 3)
 
 
-class NestedDecoder(nn.Module):
+class NestedDecoder(_Nested, Decoder):
     """Makes clips from what tokens hold: the encoder's mirror.
 
     Args:
         network: Makes clips from latents of cells.
         halvings: The encoder's.
 
-    Attributes:
-        hop: Frames, rows and columns for a token.
-        width: The network's, once for each cell of a token.
-
     Raises:
         UserError: There is no halving.
     """
 
-    def __init__(self, network: nn.Module, halvings: int) -> None:
-        super().__init__()
-        at_least({"codec.decoder.halvings": (halvings, 1)})
-        self.network = network
-        self.halvings = halvings
-        first, second, third = network.hop  # type: ignore[misc]
-        self.hop = (int(first), int(second) << halvings, int(third) << halvings)
-        self.width = int(network.width) << 2 * halvings  # type: ignore[arg-type]
-        self.causal = bool(network.causal)
-
     def forward(
-        self,
-        latents: Tensor,
-        mask: Tensor | None = None,
-        first: int = 1,
-        second: int = 1,
-        third: int = 1,
-        memory: list[Tensor] | None = None,
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` of a grid of tokens into clips `(b, c, *grid * hop)`; see `FactoredDecoder`."""
-        x = latents.reshape(latents.shape[0], first, second, third, latents.shape[2])
+        """Return the clips that latents of a grid of tokens stand for."""
+        x = latents.reshape([latents.shape[0]] + grid + [latents.shape[2]])  # noqa: RUF005 (TorchScript)
         for _ in range(self.halvings):
             x = _unfolded(x)
-        clips: Tensor = self.network(x.flatten(1, 3), mask, first, x.shape[2], x.shape[3], memory)
+        clips: Tensor = self.network(x.flatten(1, 3), mask, [grid[0], x.shape[2], x.shape[3]], memory)
         return clips

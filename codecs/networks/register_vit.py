@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .transformer import Transformer
+from .attention import Transformer
+from .contract import Decoder, Encoder
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
 
@@ -45,7 +46,7 @@ class GridTable(nn.Module):
         return table.flatten(2).transpose(1, 2)
 
 
-class RegisterEncoder(nn.Module):
+class RegisterEncoder(Encoder):
     """Reads an image into `tokens` latents.
 
     Args:
@@ -76,13 +77,10 @@ class RegisterEncoder(nn.Module):
         channels: int = 3,
         shortcut: bool = False,
     ) -> None:
-        super().__init__()
         if image_size % patch:
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
         side = image_size // patch
-        self.hop = (patch, patch)
-        self.tokens = tokens
-        self.width = width
+        super().__init__(width=width, hop=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = GridTable(_waves(width, side))
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
@@ -90,8 +88,8 @@ class RegisterEncoder(nn.Module):
         self.transformer = Transformer(width, depth, heads)
         self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
 
-    def forward(self, signal: Tensor) -> Tensor:
-        """Turn images `(b, c, h, w)` in [-1, 1] into latents `(b, n, width)`."""
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Return the latents of images."""
         patches = self.embed(signal)
         height, width = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)
@@ -103,7 +101,7 @@ class RegisterEncoder(nn.Module):
         return latents
 
 
-class RegisterDecoder(nn.Module):
+class RegisterDecoder(Decoder):
     """Paints an image from latents.
 
     Args:
@@ -130,14 +128,13 @@ class RegisterDecoder(nn.Module):
         channels: int = 3,
         shortcut: bool = False,
     ) -> None:
-        super().__init__()
+        side = image_size // patch
+        super().__init__(width=width, hop=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
         self.patch = patch
-        self.width = width
-        self.side = image_size // patch
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.positions = GridTable(_waves(width, self.side))
-        self.shortcut = GridTable(torch.randn(1, tokens, self.side, self.side) / tokens**0.5) if shortcut else None
+        self.positions = GridTable(_waves(width, side))
+        self.shortcut = GridTable(torch.randn(1, tokens, side, side) / tokens**0.5) if shortcut else None
         self.transformer = Transformer(width, depth, heads)
         self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, channels * patch * patch)
@@ -146,14 +143,13 @@ class RegisterDecoder(nn.Module):
         nn.init.dirac_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, latents: Tensor, mask: Tensor | None = None, height: int = 0, width: int = 0) -> Tensor:
-        """Turn latents `(b, k, width)`, k from 1 to N, into images `(b, c, height * p, width * p)`.
-
-        `mask` is bool `(b, k)`, False where a latent is not there; height and width are the grid's, in patches, and 0
-        stands for the size of training.
-        """
-        height = height if height > 0 else self.side
-        width = width if width > 0 else self.side
+    def forward(
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return the images that latents `(b, k, width)` stand for, k from 1 to N."""
+        height, width = self.rows, self.columns
+        if len(grid) > 0:
+            height, width = grid[0], grid[1]
         b, k = latents.shape[0], latents.shape[1]
         canvas = (self.canvas + self.positions(height, width)).expand(b, -1, -1)
         if self.shortcut is not None:

@@ -17,78 +17,12 @@ from torch.nn import functional
 
 from varitok import UserError
 
+from .attention import Attention
+from .contract import Decoder, Encoder, Network
 from .convolution import Convolution, TransposedConvolution, at_rate, continued, masked
 from .lstm import LSTM
 
 __all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
-
-
-class Rotary(nn.Module):
-    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
-
-    Of several axes each turns a share of the pairs, with wavelengths of its own.
-
-    Args:
-        width: Width of a head, even.
-        base: Of the wavelengths.
-        axes: Of a place.
-    """
-
-    rates: Tensor
-
-    def __init__(self, width: int, base: float, axes: int = 1) -> None:
-        super().__init__()
-        rates = torch.zeros(axes, width // 2)
-        shares = torch.arange(width // 2).tensor_split(axes)
-        for axis, share in enumerate(shares):
-            rates[axis, share] = base ** (-torch.arange(len(share)) / len(share))
-        self.register_buffer("rates", rates, persistent=False)
-
-    def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places, `(b, n, axes)` or for all."""
-        angles = (places[:, None, :, :, None] * self.rates).sum(3)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class _Attention(nn.Module):
-    """Self-attention with rotary positions."""
-
-    def __init__(self, width: int, heads: int, base: float, qk_norm: bool, eps: float, axes: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.slot = 0
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        each = width // heads
-        self.rotary = Rotary(each, base, axes)
-        self.q_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        x: Tensor,
-        places: Tensor,
-        allowed: Tensor | None,
-        causal: bool,
-        context: int,
-        memory: list[Tensor] | None,
-    ) -> Tensor:
-        """Attend where `allowed`, bool, broadcast over `(b, heads, n, n)`, says; where it is None, as `causal` says.
-
-        `places` are those of the keys. With a memory there are keys and values of `context` tokens more, which come
-        first.
-        """
-        b, n, width = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if memory is not None and context > 0:
-            k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
-        q, k = self.rotary(q, places[:, places.shape[1] - n :]), self.rotary(k, places)
-        y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
-        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
-        return attended
 
 
 class _Perceptron(nn.Module):
@@ -128,7 +62,7 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps)
-        self.attention = _Attention(width, heads, base, qk_norm, eps, axes)
+        self.attention = Attention(width, heads, base, axes, qk_norm, eps)
         self.mlp_norm = nn.LayerNorm(width, eps)
         self.mlp = _Perceptron(width, hidden, gated)
         self.attention_scale = nn.Parameter(torch.full((width,), float(scale)))
@@ -323,7 +257,7 @@ class _Stage(nn.Module):
         return x
 
 
-class _PatchCodec(nn.Module):
+class _PatchCodec(Network):
     """What patch encoder and decoder share, which is all but the direction."""
 
     decodes: bool
@@ -347,15 +281,12 @@ class _PatchCodec(nn.Module):
         gated: bool = True,
         eps: float = 1e-2,
     ) -> None:
-        super().__init__()
         if len(strides) != len(depths) or not strides:
             raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths should be as many, one at least")
-        self.width = width
+        rate = patch * math.prod(strides)
+        super().__init__(width=width, hop=(rate,), channels=channels, causal=causal)
         self.patch = patch
-        self.channels = channels
-        self.causal = causal
-        self.rate = patch * math.prod(strides)
-        self.hop = (self.rate,)
+        self.rate = rate
         change = TransposedConvolution if self.decodes else Convolution
         stages = [
             _Stage(
@@ -373,7 +304,7 @@ class _PatchCodec(nn.Module):
         self.out = nn.Linear(base, channels * patch if self.decodes else width)
 
 
-class PatchEncoder(_PatchCodec):
+class PatchEncoder(_PatchCodec, Encoder):
     """Reads sound into latents by transformers over patches (TAAE, arXiv 2411.19842, section 3.1).
 
     Each stage is a strided convolution, where its stride is above 1, and a transformer behind it.
@@ -394,9 +325,6 @@ class PatchEncoder(_PatchCodec):
         gated: The perceptrons are gated.
         eps: Of the layer norms.
 
-    Attributes:
-        hop: Samples for a latent, as a tuple of one.
-
     Raises:
         UserError: Sizes that don't fit each other.
     """
@@ -404,10 +332,7 @@ class PatchEncoder(_PatchCodec):
     decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn signals `(b, c, n * hop)` into latents `(b, n, width)`; `mask` is bool `(b, n)`.
-
-        `memory` is of the chunks before; see `codecs/streaming.py`.
-        """
+        """Return the latents of sounds."""
         x = signal.reshape(signal.shape[0], self.channels, -1, self.patch).transpose(1, 2).flatten(2)
         x = self.embed(x)
         rate = self.rate // self.patch
@@ -419,7 +344,7 @@ class PatchEncoder(_PatchCodec):
         return latents
 
 
-class PatchDecoder(_PatchCodec):
+class PatchDecoder(_PatchCodec, Decoder):
     """Makes sound from latents by transformers over patches: the mirror of `PatchEncoder`, whose arguments it takes.
 
     Strides and depths are in the encoder's order. Where causal, sample i depends on latents up to `i // hop` only.
@@ -428,12 +353,9 @@ class PatchDecoder(_PatchCodec):
     decodes = True
 
     def forward(
-        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
-
-        `mask` is bool `(b, n)`, `first` of no use, `memory` as in the encoder.
-        """
+        """Return the sounds that latents stand for."""
         x = self.embed(latents)
         rate = 1
         for level, stage in enumerate(self.stages):

@@ -1,13 +1,23 @@
-"""The short-time Fourier transform, one for losses, discriminators and networks."""
+"""The short-time Fourier transform, one for losses, discriminators and networks, and mel bands.
+
+Losses and discriminators have torch's own (`Spectrum`). Networks have the same in real arithmetic, which every export
+format knows: a convolution with the windowed Fourier basis (`STFT`), and a transposed one (`ISTFT`).
+"""
+
+import math
+import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
 
 from varitok import UserError
 
 from ..masking import prefix_mask
+from .convolution import at_rate, continued, masked, recalled
 
-__all__ = ["Spectrum"]
+__all__ = ["ISTFT", "STFT", "Spectrum", "mel_bank"]
 
 
 class Spectrum(nn.Module):
@@ -66,3 +76,127 @@ class Spectrum(nn.Module):
         # A frame that is centred behind the end does not count, as behind a length.
         spectrum = spectrum[..., : -(-t // self.hop)]
         return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames
+
+
+def _fourier(window: int) -> Tensor:
+    """Return the Fourier basis, cosines and then negative sines, float64 `(window + 2, window)`."""
+    bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
+    angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
+    return torch.cat([angles.cos(), -angles.sin()])
+
+
+class STFT(nn.Module):
+    """Short-time Fourier transform with a periodic Hann window, in real arithmetic: n hops to n frames.
+
+    Frame i is centred on its hop, as those of `ISTFT` are, or ends with it where causal.
+
+    Args:
+        window: Length of the window and of the transform, even.
+        hop: Samples between frames.
+        causal: Frame i depends on samples up to the end of its hop only.
+
+    Raises:
+        UserError: The window is odd, or shorter than the hop.
+    """
+
+    basis: Tensor
+
+    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+        super().__init__()
+        if window % 2 or window < hop:
+            raise UserError(f"stft: window={window} should be even, and at least hop={hop}")
+        self.hop = hop
+        self.slot = 0
+        self.obstacle = "" if causal else "a mel frame isn't causal"
+        self.left = window - hop if causal else (window - hop) // 2
+        self.right = window - hop - self.left
+        basis = _fourier(window) * torch.hann_window(window, dtype=torch.float64)
+        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+
+    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
+        """Turn `(b, 1, n * hop)` into real and imaginary parts, `(b, window + 2, n)`."""
+        if memory is not None and self.left > 0:
+            padded = continued(signal, memory, self.slot, self.left, 2)
+        else:
+            padded = functional.pad(signal, [self.left, self.right])
+        return functional.conv1d(padded, self.basis, stride=self.hop)
+
+
+class ISTFT(nn.Module):
+    """Inverse short-time Fourier transform with a periodic Hann window, in real arithmetic: n frames to n hops.
+
+    Overlapping frames are added and divided by the sum of their squared windows, as in torch.istft, to which it is
+    equal but for the places of frames: here frame i is centred on its own hop (Vocos' `same` padding).
+
+    Args:
+        window: Length of the window and of the transform, even.
+        hop: Samples between frames; divides `window`.
+        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop` only. What would lie
+            before the first frame counts as silence.
+
+    Raises:
+        UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
+    """
+
+    basis: Tensor
+    square: Tensor
+    steady: Tensor
+
+    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+        super().__init__()
+        if window % hop or window % 2 or window < 2 * hop:
+            raise UserError(f"istft: window={window} should be even, and 2 or more times hop={hop}")
+        self.window = window
+        self.hop = hop
+        self.causal = causal
+        self.slot = 0
+        self.obstacle = "" if causal else "its Fourier transform isn't causal"
+        hann = torch.hann_window(window, dtype=torch.float64)
+        # All bins but the first and last stand for their mirror too.
+        twice = torch.full((window // 2 + 1, 1), 2.0, dtype=torch.float64)
+        twice[0] = twice[-1] = 1.0
+        basis = _fourier(window) * twice.repeat(2, 1) / window * hann
+        square = hann.square()
+        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+        self.register_buffer("square", square.float()[None, None], persistent=False)
+        self.register_buffer("steady", square.view(-1, hop).sum(0).float(), persistent=False)
+
+    def forward(
+        self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
+    ) -> Tensor:
+        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
+        b, n = real.shape[0], real.shape[2]
+        spectrum = masked(torch.cat([real, imaginary], dim=1), mask)
+        added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop)
+        if memory is not None:
+            tail = recalled(memory, self.slot, added, [b, 1, self.window - self.hop])
+            added = added + functional.pad(tail, [0, added.shape[2] - tail.shape[2]])
+            memory[self.slot] = added[:, :, n * self.hop :]
+        if self.causal:
+            signal = (added[:, 0, : n * self.hop].reshape(b, n, self.hop) / self.steady).reshape(b, 1, n * self.hop)
+        else:
+            there = torch.ones_like(real[:, :1]) if mask is None else mask.to(real.dtype)
+            weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop)
+            left = (self.window - self.hop) // 2
+            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop]
+        return masked(signal, at_rate(None if mask is None else mask[:, 0], self.hop, 1))
+
+def mel_bank(
+    sample_rate: int, bands: int, window: int, low: float, high: float | None, formula: str = "slaney"
+) -> Tensor:
+    """Return the weights of mel bands, `(window / 2 + 1, bands)`.
+
+    Args:
+        sample_rate: Of the sound, Hz.
+        bands: Mel bands.
+        window: Of the transform, samples.
+        low: Lowest frequency, Hz.
+        high: Highest, Hz; half of the sample rate where None.
+        formula: "slaney" has bands of equal area, "htk" of equal height.
+    """
+    with warnings.catch_warnings():
+        # Of short windows the lowest bands are empty: they weigh nothing.
+        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
+        norm, top = "slaney" if formula == "slaney" else None, sample_rate / 2 if high is None else high
+        bank: Tensor = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm, formula)
+    return bank

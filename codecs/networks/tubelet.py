@@ -3,6 +3,7 @@
 A tubelet is a box of frames, rows and columns; one linear map makes a token of it, another makes it of a token.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
+from .contract import Decoder, Encoder
 from .convolution import along_first, at_rate, masked
 from .run_length import RunLength, changed
 from .sequence import SequenceTransformer
@@ -113,7 +115,7 @@ class _Trunk(nn.Module):
         return moved.reshape(b, frame, -1, d).transpose(1, 2).reshape(b, n, d)
 
 
-class TubeletEncoder(nn.Module):
+class TubeletEncoder(Encoder):
     """Reads clips into latents, one for each tubelet.
 
     Args:
@@ -128,10 +130,6 @@ class TubeletEncoder(nn.Module):
         causal: A token sees none of the frames behind its own.
         channels: Channels of the clip.
         run_length: Of "block": leave out tubelets that change by less, see `run_length.changed`; None for none.
-
-    Attributes:
-        hop: Frames, rows and columns for a latent.
-        lead: Copies of the first frame that a causal codec puts before it, so that it alone makes a latent.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -152,32 +150,29 @@ class TubeletEncoder(nn.Module):
         channels: int = 3,
         run_length: float | None = None,
     ) -> None:
-        super().__init__()
-        first, second, third = tubelet(patch)
         if run_length is not None and attention != "block":
             raise UserError("codec.encoder.run_length: only attention=block can leave tokens out")
+        self.patch = tubelet(patch)
+        lead = self.patch[0] - 1 if causal else 0
+        super().__init__(width=width, hop=self.patch, channels=channels, causal=causal, lead=lead)
         self.run_length = None if run_length is None else RunLength(base, run_length)
-        self.width = width
-        self.channels = channels
-        self.causal = causal
-        self.hop = (first, second, third)
-        self.lead = first - 1 if causal else 0
-        self.embed = nn.Linear(channels * first * second * third, base)
+        self.embed = nn.Linear(channels * math.prod(self.patch), base)
         nn.init.zeros_(self.embed.bias)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
         self.out = nn.Linear(base, width)
         nn.init.kaiming_normal_(self.out.weight, nonlinearity="linear")  # latents of unit size
 
-    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn clips `(b, c, t, h, w)`, each axis a multiple of its hop, into latents `(b, n, width)`.
+    @property
+    def repeats(self) -> bool:
+        """Whether tubelets that don't change are left out."""
+        return self.run_length is not None
 
-        `mask` is bool `(b, n)`, True for the latents that are of a clip: a prefix of its frames. `memory` is of the
-        chunks before; see `codecs/streaming.py`.
-        """
-        rows, columns = signal.shape[3] // self.hop[1], signal.shape[4] // self.hop[2]
-        x = self.embed(to_tubelets(signal, self.hop))
+    def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Return the latents of clips."""
+        rows, columns = signal.shape[3] // self.patch[1], signal.shape[4] // self.patch[2]
+        x = self.embed(to_tubelets(signal, self.patch))
         if self.run_length is not None:
-            change = changed(signal, self.hop, self.run_length.threshold)
+            change = changed(signal, self.patch, self.run_length.threshold)
             some, order, there, standing = self.run_length(x, change, mask, rows * columns)
             latents: Tensor = self.out(self.trunk(some, there, rows, columns, None, True, order))
             return latents.gather(1, standing.unsqueeze(2).expand(-1, -1, latents.shape[2]))
@@ -185,7 +180,7 @@ class TubeletEncoder(nn.Module):
         return latents
 
 
-class TubeletDecoder(nn.Module):
+class TubeletDecoder(Decoder):
     """Makes clips from latents: the encoder's mirror.
 
     Args:
@@ -199,9 +194,6 @@ class TubeletDecoder(nn.Module):
         window: Latent frames that a token sees, its own counted; None for all.
         causal: A token sees none of the frames behind its own.
         channels: Channels of the clip.
-
-    Attributes:
-        hop: Frames, rows and columns for a latent.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -221,30 +213,18 @@ class TubeletDecoder(nn.Module):
         causal: bool = True,
         channels: int = 3,
     ) -> None:
-        super().__init__()
-        first, second, third = tubelet(patch)
-        self.width = width
-        self.channels = channels
-        self.causal = causal
-        self.hop = (first, second, third)
+        self.patch = tubelet(patch)
+        lead = self.patch[0] - 1 if causal else 0
+        super().__init__(width=width, hop=self.patch, channels=channels, causal=causal, lead=lead)
         self.embed = nn.Linear(width, base)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
-        self.out = nn.Linear(base, channels * first * second * third)
+        self.out = nn.Linear(base, channels * math.prod(self.patch))
 
     def forward(
-        self,
-        latents: Tensor,
-        mask: Tensor | None = None,
-        first: int = 1,
-        second: int = 1,
-        third: int = 1,
-        memory: list[Tensor] | None = None,
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` of a grid into clips `(b, c, *grid * hop)`; what isn't valid becomes 0.
-
-        `mask` is bool `(b, n)` as in the encoder; then come the sizes of the latents' grid. `memory` is as in the
-        encoder.
-        """
-        x = self.out(self.trunk(self.embed(latents), mask, second, third, memory, False))
-        x = from_tubelets(x, self.hop, self.channels, second, third)
-        return masked(x, at_rate(along_first(mask, first, 3), self.hop[0], 3))
+        """Return the clips that latents stand for."""
+        steps, rows, columns = grid
+        x = self.out(self.trunk(self.embed(latents), mask, rows, columns, memory, False))
+        x = from_tubelets(x, self.patch, self.channels, rows, columns)
+        return masked(x, at_rate(along_first(mask, steps, 3), self.patch[0], 3))

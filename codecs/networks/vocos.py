@@ -8,79 +8,18 @@ Chunk by chunk, a causal head keeps in its memory (see `convolution.py`) the las
 which are not yet whole, and adds them to the next chunk's first.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
 
-from .convolution import Convolution, StepNorm, at_rate, masked, recalled
+from .attention import attend
+from .contract import Decoder
+from .convolution import Convolution, StepNorm, at_rate
+from .stft import ISTFT
 
-__all__ = ["ISTFT", "VocosDecoder"]
-
-
-class ISTFT(nn.Module):
-    """Inverse short-time Fourier transform with a periodic Hann window, in real arithmetic: n frames to n hops.
-
-    Overlapping frames are added and divided by the sum of their squared windows, as in torch.istft, to which it is
-    equal but for the places of frames: here frame i is centred on its own hop (Vocos' `same` padding).
-
-    Args:
-        window: Length of the window and of the transform, even.
-        hop: Samples between frames; divides `window`.
-        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop` only. What would lie
-            before the first frame counts as silence.
-
-    Raises:
-        UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
-    """
-
-    basis: Tensor
-    square: Tensor
-    steady: Tensor
-
-    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
-        super().__init__()
-        if window % hop or window % 2 or window < 2 * hop:
-            raise UserError(f"istft: window={window} should be even, and 2 or more times hop={hop}")
-        self.window = window
-        self.hop = hop
-        self.causal = causal
-        self.slot = 0
-        self.obstacle = "" if causal else "its Fourier transform isn't causal"
-        hann = torch.hann_window(window, dtype=torch.float64)
-        bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
-        angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
-        # All bins but the first and last stand for their mirror too.
-        twice = torch.full((window // 2 + 1, 1), 2.0, dtype=torch.float64)
-        twice[0] = twice[-1] = 1.0
-        basis = torch.cat([angles.cos(), -angles.sin()]) * twice.repeat(2, 1) / window * hann
-        square = hann.square()
-        self.register_buffer("basis", basis.float()[:, None], persistent=False)
-        self.register_buffer("square", square.float()[None, None], persistent=False)
-        self.register_buffer("steady", square.view(-1, hop).sum(0).float(), persistent=False)
-
-    def forward(
-        self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
-    ) -> Tensor:
-        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
-        b, n = real.shape[0], real.shape[2]
-        spectrum = masked(torch.cat([real, imaginary], dim=1), mask)
-        added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop)
-        if memory is not None:
-            tail = recalled(memory, self.slot, added, [b, 1, self.window - self.hop])
-            added = added + functional.pad(tail, [0, added.shape[2] - tail.shape[2]])
-            memory[self.slot] = added[:, :, n * self.hop :]
-        if self.causal:
-            signal = (added[:, 0, : n * self.hop].reshape(b, n, self.hop) / self.steady).reshape(b, 1, n * self.hop)
-        else:
-            there = torch.ones_like(real[:, :1]) if mask is None else mask.to(real.dtype)
-            weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop)
-            left = (self.window - self.hop) // 2
-            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop]
-        return masked(signal, at_rate(None if mask is None else mask[:, 0], self.hop, 1))
+__all__ = ["VocosDecoder"]
 
 
 class _ConvNeXt(nn.Module):
@@ -126,15 +65,14 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(self.norm(x, mask).transpose(1, 2)).unsqueeze(1).chunk(3, dim=-1)
         allowed: Tensor | None = None
         if mask is not None:
             allowed = mask.unsqueeze(1)
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed).squeeze(1)
-        return x + self.out(y).transpose(1, 2)  # type: ignore[no-any-return]
+        y: Tensor = self.out(attend(self.qkv(self.norm(x, mask).transpose(1, 2)), 1, allowed))
+        return x + y.transpose(1, 2)
 
 
-class VocosDecoder(nn.Module):
+class VocosDecoder(Decoder):
     """Makes sound from latents by ConvNeXt blocks at their rate and an inverse Fourier transform.
 
     Args:
@@ -149,9 +87,6 @@ class VocosDecoder(nn.Module):
         groups: Groups of their norms.
         middle: A network on `(b, n, base)` behind the first convolution: the transformer of X-Codec 2, with depth 0.
         causal: Sample i depends on latents up to `i // hop` only.
-
-    Attributes:
-        hop: Samples of a latent, as a tuple of one.
 
     Raises:
         UserError: Sizes that don't fit each other, or attention in a causal one.
@@ -172,14 +107,10 @@ class VocosDecoder(nn.Module):
         middle: nn.Module | None = None,
         causal: bool = False,
     ) -> None:
-        super().__init__()
         if causal and attention:
             raise UserError("codec.decoder: attention looks ahead, a causal one can't have it; give it a `middle`")
-        self.width = width
+        super().__init__(width=width, hop=(hop,), channels=channels, causal=causal)
         self.rate = hop
-        self.hop = (hop,)
-        self.channels = channels
-        self.causal = causal
         self.bins = window // 2 + 1
         self.first = Convolution(width, base, 7, causal=causal)
         self.before = nn.ModuleList()
@@ -201,12 +132,9 @@ class VocosDecoder(nn.Module):
         self.middle = middle  # it has its own start
 
     def forward(
-        self, latents: Tensor, mask: Tensor | None = None, first: int = 0, memory: list[Tensor] | None = None
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn latents `(b, n, width)` into signals `(b, c, n * hop)`.
-
-        `mask` is bool `(b, n)`, `first` of no use, `memory` of the chunks before (see `codecs/streaming.py`).
-        """
+        """Return the sounds that latents stand for."""
         here = at_rate(mask, 1, 1)
         x = self.first(latents.transpose(1, 2), here, memory)
         for layer in self.before:

@@ -101,7 +101,7 @@ class FrozenCodec(nn.Module):
         Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
         placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
         """
-        blocks = codes.shape[2]
+        grid = self._grid(codes)
         if self.blocked:
             codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
         if self.masks:
@@ -112,15 +112,17 @@ class FrozenCodec(nn.Module):
             latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
         else:
             latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
-        if self.on_grid:
-            signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1])
+        signal = self.decoder(latents, None, grid)
+        if self.on_grid or self.blocked:
             signal = signal[:, :, self.lead :]
-        elif self.blocked:
-            signal = self.decoder(latents, None, blocks)
-            signal = signal[:, :, self.lead :]
-        else:
-            signal = self.decoder(latents)
         return self._limited(signal)
+
+    def _grid(self, codes: Tensor) -> list[int]:
+        """Return the latents' grid: of ordered tokens the blocks alone, the rest is that of training."""
+        axes = codes.dim()
+        if self.ordered:
+            axes = 3 if self.blocked else 2
+        return list(codes.shape[2:axes])
 
     def _limited(self, signal: Tensor) -> Tensor:
         """Clamp what has bounds."""
@@ -174,7 +176,7 @@ class FrozenStream(FrozenCodec):
             rows, columns = signal.shape[3] // self.hop[1], signal.shape[-1] // self.hop[-1]
         shapes = at_grid(self.encoder_layout, rows, columns)
         memory = unpack(state, shapes)
-        codes = self._coded(self.encoder(signal, memory=memory), signal)
+        codes = self._coded(self.encoder(signal, None, memory), signal)
         return codes, pack(memory, shapes, state)
 
     @torch.jit.export
@@ -187,20 +189,17 @@ class FrozenStream(FrozenCodec):
         memory = unpack(state, shapes)
         if self.blocked:
             # What is remembered has all N places: those that aren't kept are hidden, or replaced.
-            blocks, k = codes.shape[2], codes.shape[-1]
+            grid, k = self._grid(codes), codes.shape[-1]
             codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], k)[:, :, self.places.clamp(max=k - 1)]
             latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
             mask: Tensor | None = (self.places < k).expand(latents.shape[0], -1)
             if self.masks:
                 latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
                 mask = None
-            signal = self.decoder(latents, mask, blocks, 0, 0, memory)
+            signal = self.decoder(latents, mask, grid, memory)
         else:
             latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
-            if self.on_grid:
-                signal = self.decoder(latents, None, codes.shape[2], codes.shape[3], codes.shape[-1], memory)
-            else:
-                signal = self.decoder(latents, memory=memory)
+            signal = self.decoder(latents, None, self._grid(codes), memory)
         return self._limited(signal), pack(memory, shapes, state)
 
 

@@ -1,0 +1,176 @@
+"""Attention, one for all networks, and the plain pre-norm transformer on it.
+
+Where nothing is hidden there is no mask, so that a GPU takes its fastest kernel (flash attention).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .convolution import continued
+
+__all__ = ["Attention", "Rotary", "Transformer", "attend"]
+
+
+def attend(qkv: Tensor, heads: int = 1, allowed: Tensor | None = None) -> Tensor:
+    """Return what tokens get from each other (arXiv 1706.03762, section 3.2), `(b, n, width)`.
+
+    Args:
+        qkv: Queries, keys and values, `(b, n, 3 * width)`.
+        heads: Heads; they divide the width.
+        allowed: bool, broadcast over `(b, heads, n, n)`; None where each attends to all.
+    """
+    q, k, v = split_heads(qkv, heads)
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    return y.transpose(1, 2).reshape(qkv.shape[0], qkv.shape[1], -1)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries, keys and values of each head, `(b, heads, n, width / heads)` each."""
+    b, n, width = qkv.shape
+    q, k, v = qkv.view(b, n, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+class Rotary(nn.Module):
+    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
+
+    Of several axes each turns a share of the pairs, with wavelengths of its own.
+
+    Args:
+        width: Width of a head, even.
+        base: Of the wavelengths.
+        axes: Of a place.
+    """
+
+    rates: Tensor
+
+    def __init__(self, width: int, base: float, axes: int = 1) -> None:
+        super().__init__()
+        rates = torch.zeros(axes, width // 2)
+        shares = torch.arange(width // 2).tensor_split(axes)
+        for axis, share in enumerate(shares):
+            rates[axis, share] = base ** (-torch.arange(len(share)) / len(share))
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places, `(b, n, axes)` or for all."""
+        angles = (places[:, None, :, :, None] * self.rates).sum(3)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions, which can look back to the chunks before.
+
+    Args:
+        width: Width of the tokens.
+        heads: Heads; they divide the width.
+        base: Of the rotary wavelengths.
+        axes: Of a token's place.
+        qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
+        eps: Of these norms.
+    """
+
+    def __init__(self, width: int, heads: int, base: float, axes: int, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.slot = 0
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        each = width // heads
+        self.rotary = Rotary(each, base, axes)
+        self.q_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(each, eps) if qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        places: Tensor,
+        allowed: Tensor | None,
+        causal: bool,
+        context: int,
+        memory: list[Tensor] | None,
+    ) -> Tensor:
+        """Return what tokens `(b, n, width)` get from each other.
+
+        Args:
+            x: The tokens.
+            places: Of the keys, `(1 or b, context + n, axes)`.
+            allowed: bool, broadcast over `(b, heads, n, context + n)`; where None, `causal` says it.
+            causal: No token attends to those behind it.
+            context: Tokens before these whose keys and values a memory has.
+            memory: Of the chunks before.
+        """
+        b, n, width = x.shape
+        q, k, v = split_heads(self.qkv(x), self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if memory is not None and context > 0:
+            k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
+        q, k = self.rotary(q, places[:, places.shape[1] - n :]), self.rotary(k, places)
+        y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
+        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
+        return attended
+
+
+class _PlainAttention(nn.Module):
+    """Self-attention without positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        allowed: Tensor | None = None
+        if mask is not None:
+            allowed = mask[:, None, None, :]
+        attended: Tensor = self.out(attend(self.qkv(x), self.heads, allowed))
+        return attended
+
+
+class _Block(nn.Module):
+    """Attention and a two-layer perceptron, each behind a layer norm and added to its input."""
+
+    def __init__(self, width: int, heads: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(width * expansion)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = _PlainAttention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        first, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.attention.out.weight)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """A stack of blocks that begins as the identity: the last map of each branch starts at zero (arXiv 1901.09321).
+
+    Args:
+        width: Width of the tokens.
+        depth: Number of blocks.
+        heads: Heads of each block; divides `width`.
+        expansion: Hidden width of each perceptron over `width`.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, expansion: float = 4.0) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block(width, heads, expansion) for _ in range(depth))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True where a token may be attended to."""
+        for block in self.blocks:
+            x = block(x, mask)
+        return x

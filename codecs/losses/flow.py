@@ -3,7 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchvision.models.optical_flow import raft_large, raft_small
 
@@ -12,6 +12,7 @@ from varitok.data.weights import require_weights
 
 from ..masking import masked_mean, prefix_mask
 from ..unregistered import Aside
+from .contract import SignalTerm
 
 __all__ = ["NETWORKS", "FlowConsistency", "Network"]
 
@@ -37,7 +38,7 @@ NETWORKS = {
 }
 
 
-class FlowConsistency(nn.Module):
+class FlowConsistency(SignalTerm):
     """Mean absolute difference of both clips' optical flows, of neighbouring frames, in pixels (Cosmos tokenizer).
 
     The flow of RAFT (arXiv 2003.12039), frozen, goes both ways in time. Its weights are looked for on this machine

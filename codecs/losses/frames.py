@@ -1,16 +1,17 @@
 """Terms of clips: what compares images, frame by frame, and what changes from frame to frame."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
+from .contract import SignalTerm
 
 __all__ = ["EachFrame", "TemporalDifference"]
 
 
-class EachFrame(nn.Module):
+class EachFrame(SignalTerm):
     """Compares clips by a term of images, each valid frame as one.
 
     Args:
@@ -21,7 +22,7 @@ class EachFrame(nn.Module):
         UserError: The number is below 1.
     """
 
-    def __init__(self, module: nn.Module, frames: int | None = None) -> None:
+    def __init__(self, module: SignalTerm, frames: int | None = None) -> None:
         super().__init__()
         if frames is not None and frames < 1:
             raise UserError(f"objective: frames={frames} should be 1 or more, or null for all")
@@ -42,7 +43,7 @@ class EachFrame(nn.Module):
         return self.module(fake, real, heights)  # type: ignore[no-any-return]
 
 
-class TemporalDifference(nn.Module):
+class TemporalDifference(SignalTerm):
     """Mean absolute difference of the changes from frame to frame; what flickers pays, what is still doesn't.
 
     A clip of one frame has none, and counts as 0.

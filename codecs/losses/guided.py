@@ -1,8 +1,8 @@
 """Terms that a teacher guides: a frozen network's features of the signal, held against what goes on in the codec."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,82 +12,28 @@ from torch.nn import functional
 from varitok import UserError
 from varitok.data.feature_map import Features, resampled
 from varitok.data.teachers.base import Teacher
-from varitok.data.teachers.text import TextTransformer
 
 from ..codec import Codec
 from ..distributed import gather_rows, gather_rows_with_gradient
 from ..masking import masked_mean
+from .contract import Guidance, LossTerm
 from .feature_hooks import Place, width
 
-__all__ = ["Contrast", "Distillation", "Guidance", "Guided", "TeacherDistance"]
+__all__ = ["Contrast", "Distillation", "Guided", "TeacherDistance"]
 
 
-class Guidance:
-    """What guided terms share in a step.
-
-    Each teacher sees the signal once, when the first term asks.
-
-    Args:
-        teachers: By name.
-        real: The signal.
-        lengths: Its valid steps of the first axis; None for all.
-        inside: What was heard in the codec.
-        known: Features of the signal that need no teacher any more, by its name.
-        captions: What texts say of each signal; none at all where they weren't read.
-    """
-
-    def __init__(
-        self,
-        teachers: Mapping[str, Teacher],
-        real: Tensor,
-        lengths: Tensor | None,
-        inside: Mapping[Place, Features],
-        known: Mapping[str, Features],
-        captions: Sequence[str] = (),
-    ) -> None:
-        self.teachers = teachers
-        self.real = real
-        self.lengths = lengths
-        self.inside = inside
-        self.captions = captions
-        self._known = dict(known)
-
-    @torch.no_grad()
-    def wanted(self, teacher: str) -> Features:
-        """Give a teacher's features of the signal, or of its caption.
-
-        Raises:
-            UserError: Captions are wanted and weren't read.
-        """
-        if teacher not in self._known:
-            network = self.teachers[teacher]
-            if not isinstance(network, TextTransformer):
-                self._known[teacher] = network(self.real, self.lengths)
-            elif len(self.captions) == len(self.real):
-                self._known[teacher] = network.read(self.captions, self.real.device)
-            else:
-                raise UserError(f"objective.teachers.{teacher} reads captions; give loader.captions=true")
-        return self._known[teacher]
-
-
-class Guided(nn.Module, ABC):
-    """A term that a teacher guides.
-
-    Attributes:
-        teacher: Its name in `objective.teachers`.
-        at: What of the codec is looked at; None: the reconstruction. Only what is made from the reconstruction goes
-            through the balancer.
-    """
+class Guided(LossTerm):
+    """A term that a teacher guides, named by `teacher`."""
 
     teacher: str
-    at: Place | None = None
 
-    def attend(self, codec: Codec, teacher: Teacher) -> None:
-        """Make what depends on the codec and on the teacher."""
+    def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Return the loss, a scalar."""
+        return self(fake, guidance)  # type: ignore[no-any-return]
 
     @abstractmethod
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
 
 
 class _Headed(Guided):
@@ -108,13 +54,13 @@ class _Headed(Guided):
         self.at: Place = Place(at, books)
         self.dim = dim
 
-    def attend(self, codec: Codec, teacher: Teacher) -> None:
+    def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
         """Make the map to the teacher's features.
 
         Raises:
             UserError: The codec has no such place, or doesn't know its channels.
         """
-        self.head = nn.Linear(self.dim or width(codec, self.at), self.wanted_channels(teacher))
+        self.head = nn.Linear(self.dim or width(codec, self.at), self.wanted_channels(teachers[self.teacher]))
 
     @staticmethod
     def wanted_channels(teacher: Teacher) -> int:

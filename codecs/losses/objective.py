@@ -16,8 +16,8 @@ from ..codec import Codec
 from ..unregistered import Aside
 from .adversarial import Adversarial
 from .balancer import Balancer
+from .contract import Guidance, LossTerm
 from .feature_hooks import Place
-from .guided import Guidance, Guided
 
 __all__ = ["Objective"]
 
@@ -26,17 +26,16 @@ class Objective(nn.Module):
     """Sums weighted terms; a term's name is its name in the log and its key in the configuration.
 
     Args:
-        terms: `{name: {"weight": float, "module": Module}}`, where a module compares `(fake, real, lengths)` to a
-            scalar; a guided one (`guided`) is given more. Weight 0 means logged, not trained; None in place of a
-            term removes it.
+        terms: `{name: {"weight": float, "module": LossTerm}}`. Weight 0 means logged, not trained; None in place of
+            a term removes it.
         adversarial: The adversarial term, or None. Its losses are named "adversarial" and "features".
         balancer: Makes weights shares of the gradient; None sums the terms. Terms that look into the codec, not at its
             reconstruction, are added as they are.
         teachers: Frozen networks that guide terms, by name.
 
     Raises:
-        UserError: A term lacks its weight or its module, has one of the adversarial term's names, or a teacher that
-            isn't there.
+        UserError: A term lacks its weight or its module, is none, has one of the adversarial term's names, or a
+            teacher that isn't there.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Objective(nn.Module):
         super().__init__()
         self.teachers = Aside(teachers or {})
         self.weights: dict[str, float] = {}
-        self.terms = nn.ModuleDict()
+        self._terms: dict[str, LossTerm] = {}
         for name, term in terms.items():
             if term is None:
                 continue
@@ -58,14 +57,17 @@ class Objective(nn.Module):
             if adversarial and name in adversarial.weights:
                 raise UserError(f"objective.terms.{name}: the adversarial term has a loss of this name")
             self.weights[name] = float(term["weight"])
-            self.terms[name] = module = term["module"]
-            if isinstance(module, Guided) and module.teacher not in self.teachers.networks:
+            self._terms[name] = module = term["module"]
+            if not isinstance(module, LossTerm):
+                raise UserError(f"objective.terms.{name}: {type(module).__name__} is no loss term")
+            if module.teacher is not None and module.teacher not in self.teachers.networks:
                 known = ", ".join(self.teachers.networks) or "none"
                 raise UserError(f"objective.terms.{name}: objective.teachers has no {module.teacher!r}; it has {known}")
+        self.terms = nn.ModuleDict(self._terms)
         self.adversarial = adversarial
         self.balancer = balancer
         # What isn't made from the reconstruction has no gradient there, of which the balancer would make a share.
-        self.beside = {name for name, term in self.terms.items() if isinstance(term, Guided) and term.at is not None}
+        self.beside = {name for name, term in self._terms.items() if term.at is not None}
         if balancer:
             balancer.follow(
                 [
@@ -80,15 +82,14 @@ class Objective(nn.Module):
         Raises:
             UserError: There is no such place in the codec.
         """
-        for name, term in self.terms.items():
-            if isinstance(term, Guided):
-                term.attend(codec, self.teachers.networks[term.teacher])
-                term.requires_grad_(bool(self.weights[name]))
+        for name, term in self._terms.items():
+            term.attend(codec, self.teachers.networks)
+            term.requires_grad_(bool(self.weights[name]))
 
     @property
     def places(self) -> list[Place]:
         """Where in the codec its terms look."""
-        return [term.at for term in self.terms.values() if isinstance(term, Guided) and term.at is not None]
+        return [term.at for term in self._terms.values() if term.at is not None]
 
     def guidance(
         self,
@@ -98,7 +99,7 @@ class Objective(nn.Module):
         known: Mapping[str, Features] = MappingProxyType({}),
         captions: Sequence[str] = (),
     ) -> Guidance:
-        """Give what its guided terms share in a step; see `Guidance`."""
+        """Return what its terms compare with in a step; see `Guidance`."""
         return Guidance(self.teachers.networks, real, lengths, inside, known, captions)
 
     def forward(
@@ -116,18 +117,17 @@ class Objective(nn.Module):
             real: The signal.
             lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
             update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
-            guidance: What guided terms need; None where there are none.
+            guidance: What terms compare with; None where none looks into the codec or reads captions.
 
         Returns:
             The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.
         """
         weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
-        valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
         guidance = guidance or self.guidance(real, lengths)
-        for name, term in self.terms.items():
+        for name, term in self._terms.items():
             with nullcontext() if name in weights else torch.no_grad():
-                values[name] = term(fake, guidance) if isinstance(term, Guided) else term(fake, real, valid)
+                values[name] = term.compare(fake, guidance)
         heard = self.adversarial.heard(update) if self.adversarial and update is not None else {}
         if self.adversarial and heard:
             values |= self.adversarial.codec_losses(fake, real, lengths)

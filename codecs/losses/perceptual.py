@@ -2,14 +2,15 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from .contract import SignalTerm
 from .lpips import LPIPS
 
 __all__ = ["Perceptual"]
 
 
-class Perceptual(nn.Module):
+class Perceptual(SignalTerm):
     """LPIPS as a training term (arXiv 1801.03924); its backbone's weights are looked for on this machine only.
 
     Args:

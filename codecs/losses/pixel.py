@@ -1,8 +1,9 @@
 """Differences of samples (pixels, waveform values)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..masking import masked_mean, prefix_mask
+from .contract import SignalTerm
 
 __all__ = ["L1", "L2"]
 
@@ -13,7 +14,7 @@ def _mean(values: Tensor, lengths: Tensor) -> Tensor:
     return masked_mean(steps, prefix_mask(lengths, steps.shape[1]))
 
 
-class L1(nn.Module):
+class L1(SignalTerm):
     """Mean absolute difference."""
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ class L1(nn.Module):
         return _mean((fake - real).abs(), lengths)
 
 
-class L2(nn.Module):
+class L2(SignalTerm):
     """Mean squared difference."""
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:

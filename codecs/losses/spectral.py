@@ -15,11 +15,12 @@ from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
 from ..networks.stft import Spectrum, mel_bank
+from .contract import SignalTerm
 
 __all__ = ["SISDR", "MultiResolutionSTFT", "MultiScaleMel"]
 
 
-class MultiScaleMel(nn.Module):
+class MultiScaleMel(SignalTerm):
     """Distances of mel spectrograms at several scales.
 
     The defaults are DAC's (arXiv 2306.06546, section 3.5): the sum over seven windows of the mean absolute difference
@@ -100,7 +101,7 @@ class MultiScaleMel(nn.Module):
             return size @ self.get_buffer(f"bank_{index}"), prefix_mask(frames, spectrum.shape[2])
 
 
-class MultiResolutionSTFT(nn.Module):
+class MultiResolutionSTFT(SignalTerm):
     """Distances of magnitude spectrograms at several resolutions, summed, or as a mean with `scale`.
 
     The defaults are Parallel WaveGAN's (arXiv 1910.11480, section 2.2): spectral convergence, and the mean absolute
@@ -177,7 +178,7 @@ class MultiResolutionSTFT(nn.Module):
         return ((error + self.floor**2).sqrt() / torch.maximum(energy, least + self.floor).sqrt()).mean()
 
 
-class SISDR(nn.Module):
+class SISDR(SignalTerm):
     """Scale-invariant ratio of signal to distortion, negative, in dB (arXiv 1811.02508, section 2.2).
 
     Both sides' means are taken away first. Silent samples count as 0.

@@ -1,13 +1,15 @@
 """A perceptual term without weights: structural similarity and edges at several scales."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from .contract import SignalTerm
 
 __all__ = ["MultiScaleStructure"]
 
 
-class MultiScaleStructure(nn.Module):
+class MultiScaleStructure(SignalTerm):
     """Stands in for LPIPS where no weights can be had.
 
     At each scale, each half the one before: `(1 - SSIM) / 2` with a box window (Wang et al. 2004, section III.B) plus

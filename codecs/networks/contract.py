@@ -13,7 +13,9 @@ __all__ = ["Decoder", "Encoder", "Network"]
 
 
 class Network(nn.Module, ABC):
-    """What a codec reads of either side. (Not annotations of the class: TorchScript takes those for types.)
+    """What a codec reads of either side.
+
+    They are no annotations of the class, because TorchScript would read those.
 
     Args:
         width: Width of the latents.

@@ -181,6 +181,7 @@ class ISTFT(nn.Module):
             signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop]
         return masked(signal, at_rate(None if mask is None else mask[:, 0], self.hop, 1))
 
+
 def mel_bank(
     sample_rate: int, bands: int, window: int, low: float, high: float | None, formula: str = "slaney"
 ) -> Tensor:

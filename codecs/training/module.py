@@ -15,8 +15,8 @@ from varitok.data.batch import Batch, normalise
 from ..codec import Codec
 from ..distributed import processes
 from ..lengths.policy import Dealt, Kept
+from ..losses.contract import Guidance
 from ..losses.feature_hooks import listening
-from ..losses.guided import Guidance
 from ..losses.objective import Objective
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups

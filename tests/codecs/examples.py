@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -33,7 +34,8 @@ BOTTLENECKS: dict[str, Callable[[], Bottleneck]] = {
     "vq": lambda: VectorQuantizer(5, 37),
     "vq_cosine": lambda: VectorQuantizer(5, 37, cosine=True),
 }
-FOLDER = Path(__file__).parents[2] / "configs" / "bottleneck"
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDER = CONFIGS / "bottleneck"
 # Every configuration is an example, at its own sizes but where a test would then take seconds.
 SMALLER: dict[str, list[str]] = {
     "dual_token": ["parts.0.level.codebook_size=256", "parts.1.level.codebook_size=256"],
@@ -147,6 +149,14 @@ def _configured(name: str) -> DictConfig:
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         composed: DictConfig = hydra.compose(f"bottleneck/{name}", overrides).bottleneck
         return composed
+
+
+@cache
+def read_config(group: str, name: str) -> Any:
+    """Read a file of a group with those that it begins with; Hydra would take a second over a group."""
+    node = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+    begins = [read_config(group, word) for word in node.pop("defaults", []) if isinstance(word, str) and word[0] != "_"]
+    return OmegaConf.merge(*begins, node)
 
 
 def example(name: str, seed: int = 0) -> Bottleneck:

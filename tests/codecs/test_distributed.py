@@ -18,7 +18,8 @@ from varitok.codecs.distributed import (
     processes,
     sums_over_processes,
 )
-from varitok.codecs.losses.guided import Contrast, Guidance
+from varitok.codecs.losses.contract import Guidance
+from varitok.codecs.losses.guided import Contrast
 from varitok.data.feature_map import Features
 
 CONTRASTS = ("softmax", "sigmoid")

@@ -15,6 +15,7 @@ from varitok.codecs.bottlenecks.residual import residual
 from varitok.codecs.bottlenecks.vq import VectorQuantizer
 from varitok.codecs.build import build_codec
 from varitok.codecs.metrics.ladder import Ladder
+from varitok.codecs.networks.contract import Decoder, Encoder
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
 
 DIM = 3
@@ -90,29 +91,28 @@ def test_levels_of_several_books() -> None:
         hierarchy(partial(residual, partial(VectorQuantizer, DIM, 5), 2), [1, 4])
 
 
-class _Rows(nn.Module):
+class _Rows(Encoder):
     """Gives the pixels themselves as latents of cells."""
-
-    hop, width, lead, channels, causal = (1, 1, 1), 3, 0, 3, True
 
     def forward(self, signal, mask=None, memory=None):
         return signal.flatten(2).transpose(1, 2)
 
 
-class _Pixels(_Rows):
-    def forward(self, latents, mask=None, first=1, second=1, third=1, memory=None):
-        return latents.transpose(1, 2).reshape(-1, 3, first, second, third)
+class _Pixels(Decoder):
+    def forward(self, latents, mask, grid, memory=None):
+        return latents.transpose(1, 2).reshape(-1, 3, *grid)
 
 
 @given(halvings=st.integers(1, 3), grid=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)))
 def test_cells_nest(halvings: int, grid: tuple[int, int, int]) -> None:
     """The mean of a run of a token's cells is that of a square of pixels, at each halving."""
-    encoder, decoder = NestedEncoder(_Rows(), halvings), NestedDecoder(_Pixels(), halvings)
+    form = {"width": 3, "hop": (1, 1, 1), "channels": 3, "causal": True}
+    encoder, decoder = NestedEncoder(_Rows(**form), halvings), NestedDecoder(_Pixels(**form), halvings)
     side = 2**halvings
     clips = torch.randn(2, 3, grid[0], grid[1] * side, grid[2] * side)
     tokens = encoder(clips)
     assert tokens.shape == (2, grid[0] * grid[1] * grid[2], encoder.width)
-    assert torch.equal(decoder(tokens, None, *grid), clips)
+    assert torch.equal(decoder(tokens, None, [*grid]), clips)
     cells = tokens.reshape(2, *grid, -1, 3)
     for halving in range(halvings + 1):
         count = 2**halving

@@ -41,37 +41,6 @@ def sounds(b=3, c=1, t=4000):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_terms_rise_with_the_error_and_have_a_gradient(name):
-    fake, real, lengths = sounds()
-    term = TERMS[name]()
-    none, near, far = (term(real + share * (fake - real), real, lengths) for share in (0.0, 0.3, 1.0))
-    assert none < near < far
-    assert none.item() == pytest.approx(-80 if name == "si_sdr" else 0, abs=1e-5)
-    far.backward()
-    assert fake.grad.isfinite().all() and fake.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", TERMS)
-@pytest.mark.parametrize("lengths", [(4000, 1111, 2560), (4000, 1, 17), (3999, 4000, 512)])
-def test_terms_pass_over_padding(name, lengths):
-    """A padded batch is the mean of its samples by themselves, whatever lies in the padding."""
-    fake, real, _ = sounds(c=2)
-    term, lengths = TERMS[name](), torch.tensor(lengths)
-    dirty = [side.detach().clone() for side in (fake, real)]
-    for row, length in enumerate(lengths):
-        dirty[0][row, :, length:] = float("nan")
-        dirty[1][row, :, length:] = 7.0
-    dirty[0].requires_grad_()
-    value = term(*dirty, lengths)
-    alone = [term(fake[i : i + 1, :, :n], real[i : i + 1, :, :n], torch.tensor([n])) for i, n in enumerate(lengths)]
-    torch.testing.assert_close(value, torch.stack(alone).mean(), atol=1e-5, rtol=1e-5)
-    value.backward()
-    gradient = dirty[0].grad
-    assert gradient.isfinite().all()
-    assert all(gradient[row, :, length:].abs().sum() == 0 for row, length in enumerate(lengths))
-
-
-@pytest.mark.parametrize("name", TERMS)
 def test_silence_gives_no_nonsense(name):
     for fake, real in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1)):
         one = (fake * torch.randn(2, 1, 3000)).requires_grad_()

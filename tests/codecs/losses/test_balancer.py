@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 
 from varitok.codecs.discriminators.spectrogram import SpectrogramDiscriminator
 from varitok.codecs.losses.adversarial import Adversarial
 from varitok.codecs.losses.balancer import Balancer
+from varitok.codecs.losses.contract import SignalTerm
 from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1, L2
 
 
-class Pull(nn.Module):
+class Pull(SignalTerm):
     """A term whose gradient points along one direction of each sample, of any size."""
 
     def __init__(self, index, scale):

@@ -21,29 +21,9 @@ def _pair(h=32, w=32):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_terms_are_zero_for_equal_signals_and_rise_with_the_error(name):
-    fake, real, lengths = _pair()
-    term = TERMS[name]()
-    assert term(real, real, lengths).item() == pytest.approx(0, abs=1e-5)
-    near, far = term(real + (fake - real) / 2, real, lengths), term(fake, real, lengths)
-    assert 0 < near < far
-    far.backward()
-    assert fake.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("shape", [(8, 8), (9, 31), (64, 16)])
 def test_terms_take_images_of_any_shape(name, shape):
     assert TERMS[name]()(*_pair(*shape)).isfinite()
-
-
-@pytest.mark.parametrize("term", [L1(), L2()])
-def test_pixel_terms_pass_over_padding(term):
-    fake, real, _ = _pair()
-    lengths = torch.tensor([32, 5, 1, 17])
-    value = term(fake, real, lengths)
-    alone = [term(fake[i : i + 1, :, :k], real[i : i + 1, :, :k], torch.tensor([k])) for i, k in enumerate(lengths)]
-    torch.testing.assert_close(value, torch.stack(alone).mean())
 
 
 def test_pixel_terms_are_the_plain_means():

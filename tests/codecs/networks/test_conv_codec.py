@@ -16,7 +16,7 @@ from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.convolution import Convolution, StepNorm, TransposedConvolution
 from varitok.codecs.networks.sequence import Recurrent, SequenceTransformer
 
-from .checks import check_causal, check_gradients, check_lengths, check_onnx, check_padding, check_script, sound
+from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, sound
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -90,11 +90,6 @@ def test_networks_that_are_not_causal_do_see_it() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns(kind: str) -> None:
-    check_gradients(codec(kind), CHANNELS.get(kind, 1))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_they_script(kind: str) -> None:
     check_script(codec(kind), CHANNELS.get(kind, 1))
 
@@ -116,7 +111,7 @@ def test_more_axes(dims: int, causal: bool) -> None:
     signal = torch.randn(2, 3, *size)
     latents = encoder(signal)
     assert latents.shape == (2, torch.tensor(grid).prod(), 6)
-    painted = decoder(latents, None, *grid)
+    painted = decoder(latents, None, [*grid])
     assert painted.shape == signal.shape
     # The first axis has lengths.
     valid = (grid[0] - 1) * torch.tensor(grid[1:]).prod()
@@ -124,8 +119,8 @@ def test_more_axes(dims: int, causal: bool) -> None:
     short = signal[:1, :, : (grid[0] - 1) * encoder.hop[0]]
     alone = encoder(short)
     torch.testing.assert_close(encoder(signal, mask)[:1, :valid], alone, atol=1e-5, rtol=1e-5)
-    again = decoder(encoder(signal, mask), mask, *grid)[:1, :, : short.shape[2]]
-    torch.testing.assert_close(again, decoder(alone, None, grid[0] - 1, *grid[1:]), atol=1e-5, rtol=1e-5)
+    again = decoder(encoder(signal, mask), mask, [*grid])[:1, :, : short.shape[2]]
+    torch.testing.assert_close(again, decoder(alone, None, [grid[0] - 1, *grid[1:]]), atol=1e-5, rtol=1e-5)
     if causal:
         other = signal.clone()
         other[:, :, -1] += 1
@@ -244,20 +239,6 @@ def preset(name: str) -> tuple[nn.Module, nn.Module]:
         config = hydra.compose("train", [f"codec={name}"]).codec
     with torch.device("meta"):
         return build(config.encoder), build(config.decoder)
-
-
-PRESETS = sorted(
-    path.stem
-    for path in (CONFIGS / "codec").glob("*.yaml")
-    if path.stem.split("_")[0] in ("dac", "seanet", "vocos", "taae")
-)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_fit_together(name: str) -> None:
-    encoder, decoder = preset(name)
-    assert encoder.hop == decoder.hop
-    assert encoder.causal == decoder.causal
 
 
 # Samples to a latent and millions of parameters of encoder and decoder, as the papers or the

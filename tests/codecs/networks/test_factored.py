@@ -118,7 +118,7 @@ def test_they_script_with_a_mask(units):
     x, mask = torch.randn(2, 3, 6, 4, 4), torch.arange(12) < torch.tensor([[12], [4]])
     latents = networks[0](x, mask)
     torch.testing.assert_close(encode(x, mask), latents)
-    torch.testing.assert_close(decode(latents, mask, 3, 2, 2), networks[1](latents, mask, 3, 2, 2))
+    torch.testing.assert_close(decode(latents, mask, [3, 2, 2]), networks[1](latents, mask, [3, 2, 2]))
 
 
 def test_changes_of_rate_of_vidtok_see_their_neighbours_and_start_as_means():

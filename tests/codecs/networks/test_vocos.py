@@ -8,9 +8,10 @@ from torch import Tensor
 
 from varitok import UserError
 from varitok.codecs.networks.sequence import PatchEncoder, SequenceTransformer
-from varitok.codecs.networks.vocos import ISTFT, VocosDecoder
+from varitok.codecs.networks.stft import ISTFT
+from varitok.codecs.networks.vocos import VocosDecoder
 
-from .checks import check_causal, check_gradients, check_lengths, check_onnx, check_padding, check_script
+from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, paint
 
 HOP = 6
 PLAIN = {"width": 4, "base": 8, "hidden": 16, "depth": 2, "hop": HOP, "window": 24, "groups": 2}
@@ -56,11 +57,6 @@ def test_a_padded_batch_is_its_single_items(kind: str, lengths: list[int], garba
 @given(cut=st.integers(1, 5))
 def test_a_causal_decoder_does_not_see_what_comes(cut: int) -> None:
     check_causal(codec("causal"), cut)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns(kind: str) -> None:
-    check_gradients(codec(kind), CHANNELS.get(kind, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,13 +124,13 @@ def test_a_chunk_and_what_overlaps_make_the_whole_of_a_causal_transform() -> Non
 def test_loud_spectra_stay_finite() -> None:
     _, decoder = codec("vocos")
     decoder.out.bias.data.fill_(1e4)
-    assert decoder(torch.randn(1, 3, 4)).isfinite().all()
+    assert paint(decoder, torch.randn(1, 3, 4)).isfinite().all()
 
 
 def test_the_transform_is_in_float32_whatever_the_autocast() -> None:
     _, decoder = codec("vocos")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert decoder(torch.randn(1, 3, 4)).dtype == torch.float32
+        assert paint(decoder, torch.randn(1, 3, 4)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

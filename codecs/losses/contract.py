@@ -1,0 +1,107 @@
+"""What every loss term keeps; `tests/codecs/losses/test_contract.py` runs it over all configurations.
+
+A new term is a `SignalTerm`: a class of one method, `forward(fake, real, lengths)`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+from varitok.data.feature_map import Features
+from varitok.data.teachers.base import Teacher
+from varitok.data.teachers.text import TextTransformer
+
+from ..codec import Codec
+from .feature_hooks import Place
+
+__all__ = ["Guidance", "LossTerm", "SignalTerm"]
+
+
+class Guidance:
+    """What the terms of a step compare a reconstruction with.
+
+    Each teacher sees the signal once, when the first term asks.
+
+    Args:
+        teachers: By name.
+        real: The signal.
+        lengths: Its valid steps of the first axis; None for all.
+        inside: What was heard in the codec.
+        known: Features of the signal that need no teacher any more, by its name.
+        captions: What texts say of each signal; none at all where they weren't read.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        real: Tensor,
+        lengths: Tensor | None,
+        inside: Mapping[Place, Features],
+        known: Mapping[str, Features],
+        captions: Sequence[str] = (),
+    ) -> None:
+        self.teachers = teachers
+        self.real = real
+        self.lengths = lengths
+        self.valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
+        self.inside = inside
+        self.captions = captions
+        self._known = dict(known)
+
+    @torch.no_grad()
+    def wanted(self, teacher: str) -> Features:
+        """Give a teacher's features of the signal, or of its caption.
+
+        Raises:
+            UserError: Captions are wanted and weren't read.
+        """
+        if teacher not in self._known:
+            network = self.teachers[teacher]
+            if not isinstance(network, TextTransformer):
+                self._known[teacher] = network(self.real, self.lengths)
+            elif len(self.captions) == len(self.real):
+                self._known[teacher] = network.read(self.captions, self.real.device)
+            else:
+                raise UserError(f"objective.teachers.{teacher} reads captions; give loader.captions=true")
+        return self._known[teacher]
+
+
+class LossTerm(nn.Module, ABC):
+    """A term of the objective.
+
+    Attributes:
+        teacher: The name in `objective.teachers` of the network that it needs; None: none.
+        at: What of the codec is looked at; None: the reconstruction. Only what is made from the reconstruction goes
+            through the balancer.
+    """
+
+    teacher: str | None = None
+    at: Place | None = None
+
+    def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
+        """Make what depends on the codec and on the teacher."""
+
+    @abstractmethod
+    def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Return the loss of a reconstruction, a scalar."""
+
+
+class SignalTerm(LossTerm):
+    """A term that compares two signals."""
+
+    def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Return the loss of a reconstruction, a scalar."""
+        return self(fake, guidance.real, guidance.valid)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Return the loss: the mean of the samples' own, a scalar.
+
+        Args:
+            fake: The reconstruction, `(b, c, *grid)` in [-1, 1].
+            real: The signal, of the same shape.
+            lengths: int64 `(b,)`, valid steps of the first axis of the grid; what lies behind them counts for nothing.
+        """

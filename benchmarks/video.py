@@ -172,7 +172,7 @@ class PlainDecoder(nn.Module):
         body = [_Conv(ours.first.convs[0]), *_middle(ours.middle), *_stages(ours, ours.ups), _Norm(ours.norm)]
         self.body = nn.Sequential(*body, nn.SiLU(), _Conv(ours.last.convs[0]), copy.deepcopy(ours.unpatcher))
 
-    def forward(self, latents: Tensor, mask: None, *grid: int) -> Tensor:
+    def forward(self, latents: Tensor, mask: None, grid: Sequence[int]) -> Tensor:
         """Turn latents of a grid into clips."""
         return self.body(latents.transpose(1, 2).reshape(len(latents), -1, *grid))
 
@@ -197,7 +197,7 @@ def _runner(
 
         def run() -> None:
             with cast:
-                painted = decoder(encoder(clip), None, *grid)
+                painted = decoder(encoder(clip), None, list(grid))
             functional.l1_loss(painted.float(), clip).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -208,7 +208,7 @@ def _runner(
 
         def run() -> None:
             with torch.no_grad(), cast:
-                encoder(clip) if task == "encode" else decoder(latents, None, *grid)
+                encoder(clip) if task == "encode" else decoder(latents, None, list(grid))
 
     def timed() -> None:
         run()

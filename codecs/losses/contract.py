@@ -69,7 +69,7 @@ class Guidance:
         return self._known[teacher]
 
 
-class LossTerm(nn.Module, ABC):
+class LossTerm(nn.Module):
     """A term of the objective.
 
     Attributes:
@@ -84,16 +84,16 @@ class LossTerm(nn.Module, ABC):
     def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
         """Make what depends on the codec and on the teacher."""
 
-    @abstractmethod
     def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss of a reconstruction, a scalar."""
+        """Return the loss of a reconstruction, a scalar: what `forward` makes of both."""
+        return self(fake, guidance)  # type: ignore[no-any-return]
 
 
-class SignalTerm(LossTerm):
+class SignalTerm(LossTerm, ABC):
     """A term that compares two signals."""
 
     def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss of a reconstruction, a scalar."""
+        """Return the loss of a reconstruction, a scalar: what `forward` makes of both signals."""
         return self(fake, guidance.real, guidance.valid)  # type: ignore[no-any-return]
 
     @abstractmethod

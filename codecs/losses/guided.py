@@ -1,7 +1,6 @@
 """Terms that a teacher guides: a frozen network's features of the signal, held against what goes on in the codec."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
@@ -19,24 +18,10 @@ from ..masking import masked_mean
 from .contract import Guidance, LossTerm
 from .feature_hooks import Place, width
 
-__all__ = ["Contrast", "Distillation", "Guided", "TeacherDistance"]
+__all__ = ["Contrast", "Distillation", "TeacherDistance"]
 
 
-class Guided(LossTerm):
-    """A term that a teacher guides, named by `teacher`."""
-
-    teacher: str
-
-    def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss, a scalar."""
-        return self(fake, guidance)  # type: ignore[no-any-return]
-
-    @abstractmethod
-    def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss, a scalar."""
-
-
-class _Headed(Guided):
+class _Headed(LossTerm):
     """One that looks at a place in the codec through a linear map, which trains with the codec.
 
     The map belongs to the training: checkpoints hold it, bundles don't.
@@ -50,7 +35,7 @@ class _Headed(Guided):
 
     def __init__(self, teacher: str, at: str = "bottleneck", books: int | None = None, dim: int | None = None) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher: str = teacher
         self.at: Place = Place(at, books)
         self.dim = dim
 
@@ -108,7 +93,7 @@ class Distillation(_Headed):
         self.distance = distance
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Compare; see `Guided.forward`.
+        """Compare; see `LossTerm.compare`.
 
         Raises:
             UserError: The place's tokens have no grid as the teacher's features have.
@@ -168,7 +153,7 @@ class Contrast(_Headed):
         return teacher.pooled_channels or teacher.channels
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Tell them apart; see `Guided.forward`."""
+        """Tell them apart; see `LossTerm.compare`."""
         wanted = guidance.wanted(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):
@@ -187,7 +172,7 @@ class Contrast(_Headed):
             return torch.where(there & there[:, None], pairs, 0.0).sum() / count
 
 
-class TeacherDistance(Guided):
+class TeacherDistance(LossTerm):
     """A perceptual distance: of a teacher's features of both signals.
 
     Args:
@@ -197,11 +182,11 @@ class TeacherDistance(Guided):
 
     def __init__(self, teacher: str, distance: Literal["cosine", "squared", "absolute"] = "cosine") -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher: str = teacher
         self.distance = distance
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Compare; see `Guided.forward`."""
+        """Compare; see `LossTerm.compare`."""
         wanted = guidance.wanted(self.teacher)
         found: Features = guidance.teachers[self.teacher](fake, guidance.lengths)
         if self.distance == "cosine":

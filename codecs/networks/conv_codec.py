@@ -239,23 +239,10 @@ class ConvEncoder(Encoder):
 class ConvDecoder(Decoder):
     """Makes a signal from latents: the encoder's mirror, of exactly `n * hop` steps of each axis.
 
+    The other arguments are the encoder's, in its order: strides act from the last to the first.
+
     Args:
-        width: Width of the latents.
         base: Channels before the last convolution; it has to be the encoder's for a mirror only.
-        strides: The encoder's, in the encoder's order: they act from the last to the first.
-        channels: Channels of the signal.
-        dims: Axes of the signal.
-        multipliers: Channels over `base`, in the encoder's order; powers of two where None.
-        kernel: Taps of the first convolution.
-        last_kernel: Taps of the last.
-        residual_kernel: Taps of the residual units.
-        dilations: Dilations of the residual units of each stage.
-        narrowing: How much narrower the units are inside.
-        mapped_shortcuts: Units' inputs are added through a convolution of one tap.
-        activation: See `activations.ACTIVATIONS`.
-        anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
-        norm: `weight`, `group` or `none`; see `Convolution`.
-        causal: Step i depends on latents up to `i // hop` only, along the first axis.
         tanh: The signal goes through tanh at the end (DAC).
         inner: A network on `(b, n, d)` behind the first convolution, d being the widest stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` before the first convolution: Mimi's transformer.

@@ -309,21 +309,9 @@ class FactoredEncoder(Encoder):
 
 
 class FactoredDecoder(Decoder):
-    """Makes clips from latents: the encoder's mirror, with one residual unit more in each stage, as is usual.
+    """Makes clips from latents: the encoder's mirror, with its arguments in its order.
 
-    Args:
-        width: Width of the latents.
-        base: Channels of the last stage.
-        strides: The encoder's, in the encoder's order: they act from the last to the first.
-        multipliers: Channels over `base`, in the encoder's order.
-        depth: Residual units of each stage, one of which is more; of "split", pairs of them.
-        channels: Channels of the clip.
-        units: "split", "factorised" or "joint".
-        wavelets: Levels of the Haar transform at the end.
-        attention: Whether the positions of a frame attend to each other in the middle.
-        window: Latent frames within which each position attends along time in the middle; None: it doesn't.
-        activation: See `activations.ACTIVATIONS`.
-        causal: A frame depends on latents up to its own only.
+    Each stage has one residual unit more, as is usual; strides act from the last to the first.
 
     Raises:
         UserError: Sizes that don't fit each other.

@@ -271,18 +271,7 @@ class FocalDecoder(_FocalCodec, Decoder):
     """Expands latents to features by focal modulation, and makes sound of them: the mirror of `FocalEncoder`.
 
     Args:
-        vocoder: Makes sounds of features: `VocosDecoder`.
-        widths: The encoder's, in the encoder's order.
-        strides: Likewise.
-        depth: See `FocalEncoder`, as are the other arguments.
-        hidden: Hidden width of the perceptrons.
-        window: Taps of the first level.
-        levels: Of a block.
-        growth: Taps from level to level.
-        layer_scale: Start of the scales.
-        activation: See `activations.ACTIVATIONS`.
-        causal: Sample i depends on latents up to `i // hop` only.
-        span: Taps over the past.
+        vocoder: Makes sounds of features: `VocosDecoder`. The other arguments are the encoder's, in its order.
 
     Raises:
         UserError: Sizes that don't fit each other, or a vocoder that looks ahead in a causal one.

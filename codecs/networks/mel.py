@@ -12,39 +12,16 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .contract import Decoder, Encoder, Network
+from .contract import Decoder, Encoder
 from .convolution import at_rate, masked
-from .stft import STFT, mel_bank
+from .stft import STFT, Precise, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
 
 FLOOR = 1e-9  # of magnitudes: a logarithm needs one
 
 
-class _Precise(Network):
-    """Computes in float32 whatever the autocast, which TorchScript doesn't have."""
-
-    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Do the work."""
-        raise NotImplementedError
-
-    def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Call `compute`; `mask` is bool `(b, n)`, `memory` of the chunks before."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            y: Tensor = self.compute(x, mask, memory)
-        else:
-            y = self._eager(x, mask, memory)
-        return y
-
-    @torch.jit.unused
-    def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # the exporter doesn't know the block below
-            return self.compute(x, mask, memory)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.compute(x.float(), mask, memory)
-
-
-class MelFeatures(_Precise, Encoder):
+class MelFeatures(Precise, Encoder):
     """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop)` to `(b, n, bands)`.
 
     Args:
@@ -95,7 +72,7 @@ class MelFeatures(_Precise, Encoder):
         return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)
 
 
-class MelDecoder(_Precise, Decoder):
+class MelDecoder(Precise, Decoder):
     """Makes sound from rounded mel bands, by their pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
 
     Phases begin as those of a chirp, the same for all sounds, and are then made those of a sound, step by step. These

@@ -102,18 +102,9 @@ class RegisterEncoder(Encoder):
 
 
 class RegisterDecoder(Decoder):
-    """Paints an image from latents.
+    """Paints an image from latents; its arguments are the encoder's.
 
-    Args:
-        image_size: Side of the images of training, in pixels.
-        patch: Side of a patch.
-        tokens: Most latents, N.
-        width: Width of the transformer.
-        depth: Its blocks.
-        heads: Its heads.
-        channels: Channels of the image.
-        shortcut: Lay a linear path beside attention, as in the encoder: each patch starts from its own learned sum of
-            the latents.
+    With `shortcut` each patch starts from its own learned sum of the latents.
     """
 
     def __init__(

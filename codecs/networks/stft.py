@@ -6,6 +6,7 @@ format knows: a convolution with the windowed Fourier basis (`STFT`), and a tran
 
 import math
 import warnings
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from torchaudio.functional import melscale_fbanks
 from varitok import UserError
 
 from ..masking import prefix_mask
+from .contract import Network
 from .convolution import at_rate, continued, masked, recalled
 
-__all__ = ["ISTFT", "STFT", "Spectrum", "mel_bank"]
+__all__ = ["ISTFT", "STFT", "Precise", "Spectrum", "mel_bank"]
 
 
 class Spectrum(nn.Module):
@@ -201,3 +203,26 @@ def mel_bank(
         norm, top = "slaney" if formula == "slaney" else None, sample_rate / 2 if high is None else high
         bank: Tensor = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm, formula)
     return bank
+
+
+class Precise(Network):
+    """Computes in float32 whatever the autocast, which TorchScript doesn't have."""
+
+    @abstractmethod
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Return what is computed of float32 `x`."""
+
+    def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Call `compute`; `mask` is bool, `memory` of the chunks before."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            y: Tensor = self.compute(x, mask, memory)
+        else:
+            y = self._eager(x, mask, memory)
+        return y
+
+    @torch.jit.unused
+    def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):  # the exporter doesn't know the block below
+            return self.compute(x, mask, memory)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.compute(x.float(), mask, memory)

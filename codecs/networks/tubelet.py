@@ -5,6 +5,7 @@ A tubelet is a box of frames, rows and columns; one linear map makes a token of 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -63,16 +64,16 @@ class _Trunk(nn.Module):
         super().__init__()
         if attention not in ("block", "axial"):
             raise UserError(f"codec: attention={attention!r} is block or axial")
-        form = {"width": base, "depth": depth, "heads": heads, "hidden": hidden, "layer_scale": 1.0, "qk_norm": True}
+        network = partial(SequenceTransformer, base, depth, heads, hidden, layer_scale=1.0, qk_norm=True)
         self.blocks: SequenceTransformer | None = None
         self.within: SequenceTransformer | None = None
         self.along: SequenceTransformer | None = None
         if attention == "block":
-            self.blocks = SequenceTransformer(**form, causal=causal, window=window, axes=3)  # type: ignore[arg-type]
+            self.blocks = network(causal=causal, window=window, axes=3)
         else:
-            self.within = SequenceTransformer(**form, axes=3)  # type: ignore[arg-type]
+            self.within = network(axes=3)
             self.within.obstacle = ""  # a frame is there as a whole
-            self.along = SequenceTransformer(**form, causal=causal, window=window)  # type: ignore[arg-type]
+            self.along = network(causal=causal, window=window)
         self.norm = nn.LayerNorm(base)
 
     def forward(
@@ -152,9 +153,9 @@ class TubeletEncoder(Encoder):
     ) -> None:
         if run_length is not None and attention != "block":
             raise UserError("codec.encoder.run_length: only attention=block can leave tokens out")
-        self.patch = tubelet(patch)
-        lead = self.patch[0] - 1 if causal else 0
-        super().__init__(width=width, hop=self.patch, channels=channels, causal=causal, lead=lead)
+        hop = tubelet(patch)
+        super().__init__(width=width, hop=hop, channels=channels, causal=causal, lead=hop[0] - 1 if causal else 0)
+        self.patch = hop
         self.run_length = None if run_length is None else RunLength(base, run_length)
         self.embed = nn.Linear(channels * math.prod(self.patch), base)
         nn.init.zeros_(self.embed.bias)
@@ -181,19 +182,7 @@ class TubeletEncoder(Encoder):
 
 
 class TubeletDecoder(Decoder):
-    """Makes clips from latents: the encoder's mirror.
-
-    Args:
-        width: Width of the latents.
-        patch: Frames, rows and columns of a tubelet.
-        base: Width of the transformer.
-        depth: Its blocks; of "axial", of each kind.
-        heads: Heads of each.
-        hidden: Hidden width of the perceptrons; four times the base where None.
-        attention: "block" or "axial".
-        window: Latent frames that a token sees, its own counted; None for all.
-        causal: A token sees none of the frames behind its own.
-        channels: Channels of the clip.
+    """Makes clips from latents: the encoder's mirror, with its arguments.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -213,9 +202,9 @@ class TubeletDecoder(Decoder):
         causal: bool = True,
         channels: int = 3,
     ) -> None:
-        self.patch = tubelet(patch)
-        lead = self.patch[0] - 1 if causal else 0
-        super().__init__(width=width, hop=self.patch, channels=channels, causal=causal, lead=lead)
+        hop = tubelet(patch)
+        super().__init__(width=width, hop=hop, channels=channels, causal=causal, lead=hop[0] - 1 if causal else 0)
+        self.patch = hop
         self.embed = nn.Linear(width, base)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
         self.out = nn.Linear(base, channels * math.prod(self.patch))

@@ -17,7 +17,7 @@ from varitok import UserError
 from .attention import attend
 from .contract import Decoder
 from .convolution import Convolution, StepNorm, at_rate
-from .stft import ISTFT
+from .stft import ISTFT, Precise
 
 __all__ = ["VocosDecoder"]
 
@@ -72,7 +72,7 @@ class _Attention(nn.Module):
         return x + y.transpose(1, 2)
 
 
-class VocosDecoder(Decoder):
+class VocosDecoder(Precise, Decoder):
     """Makes sound from latents by ConvNeXt blocks at their rate and an inverse Fourier transform.
 
     Args:
@@ -150,20 +150,12 @@ class VocosDecoder(Decoder):
         b, n = latents.shape[0], latents.shape[1]
         # Each channel is a sample of its own to the transform, in float32 whatever the autocast.
         spectrum = spectrum.float().reshape(b * self.channels, 2 * self.bins, n)
-        size, phase = spectrum.chunk(2, dim=1)
-        size = size.exp().clamp(max=100.0)
         each = None if here is None else here.repeat_interleave(self.channels, dim=0)
-        real, imaginary = size * phase.cos(), size * phase.sin()
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            signal: Tensor = self.istft(real, imaginary, each, memory)
-        else:
-            signal = self._precise(real, imaginary, each, memory)
-        return signal.reshape(b, self.channels, n * self.rate)
+        return self.precisely(spectrum, each, memory).reshape(b, self.channels, n * self.rate)
 
-    @torch.jit.unused
-    def _precise(self, real: Tensor, imaginary: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Transform back in float32 whatever the autocast, which TorchScript doesn't have."""
-        if not torch.is_autocast_enabled(real.device.type):  # the exporter doesn't know the block below
-            return self.istft(real, imaginary, mask, memory)  # type: ignore[no-any-return]
-        with torch.autocast(real.device.type, enabled=False):
-            return self.istft(real, imaginary, mask, memory)  # type: ignore[no-any-return]
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Return the sounds of logarithms of magnitudes and phases; `mask` is bool `(b, 1, n)`."""
+        size, phase = x.chunk(2, dim=1)
+        size = size.exp().clamp(max=100.0)
+        sound: Tensor = self.istft(size * phase.cos(), size * phase.sin(), mask, memory)
+        return sound

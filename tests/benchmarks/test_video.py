@@ -24,8 +24,8 @@ def test_the_plain_rendering_is_the_same_codec(script):
     encoder, decoder = script.PlainEncoder(codec.encoder), script.PlainDecoder(codec.decoder)
     latents = codec.encoder(clip)
     torch.testing.assert_close(encoder(clip), latents, rtol=1e-4, atol=1e-4)
-    back = codec.decoder(latents, None, 3, 2, 3)
-    torch.testing.assert_close(decoder(latents, None, 3, 2, 3), back, rtol=1e-4, atol=1e-4)
+    back = codec.decoder(latents, None, [3, 2, 3])
+    torch.testing.assert_close(decoder(latents, None, [3, 2, 3]), back, rtol=1e-4, atol=1e-4)
     for plain, ours in ((encoder, codec.encoder), (decoder, codec.decoder)):
         assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in ours.parameters())
 

@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from varitok.codecs.build import build
-from varitok.codecs.losses.contract import SignalTerm
+from varitok.codecs.losses.contract import LossTerm, SignalTerm
 from varitok.codecs.losses.feature_hooks import listening
-from varitok.codecs.losses.guided import Contrast, Guided
+from varitok.codecs.losses.guided import Contrast
 from varitok.codecs.losses.objective import Objective
 from varitok.data.teachers.vision import RandomTeacher
 
@@ -81,7 +81,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     if "at" in config:
         config = OmegaConf.merge(config, {"at": "project_in", "books": None, "dim": None})
     term, codec = build(config), clip_codec()
-    assert isinstance(term, Guided)
+    assert isinstance(term, LossTerm) and not isinstance(term, SignalTerm)
     objective = Objective({"one": {"weight": 1.0, "module": term}}, teachers={"random": RandomTeacher(6, 4)})
     objective.attend(codec)
     real, lengths = torch.rand(2, 3, 5, 16, 16) * 2 - 1, torch.tensor([5, 1])

@@ -16,7 +16,7 @@ MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 FLOORS = {
     "data": ("weights feature_map batch sampler workers storage decoding teachers synthetic datasets datamodule cli"),
     "codecs": (
-        "result masking padding streaming distributed unregistered networks bottlenecks discriminators lengths codec"
+        "result masking padding layout distributed unregistered networks bottlenecks discriminators lengths codec streaming"
         " implicit build discretize rate_control losses metrics training"
     ),
     "codecs.training": (

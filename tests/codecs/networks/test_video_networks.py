@@ -112,7 +112,7 @@ def test_chunks_are_the_whole(name, sizes):
 
     def run(network, parts):
         layout = arrange_frames(network, lambda memory, *grid: parts(0, 1, memory, grid, True))
-        shapes = at_grid(layout, 2, 3)
+        shapes = at_grid(layout, [2, 3])
         state, made, begin = torch.zeros(2, state_size(shapes)), [], 0
         for size in sizes:
             memory = unpack(state, shapes)

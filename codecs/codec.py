@@ -89,12 +89,6 @@ class Codec(nn.Module):
         if perturbation is not None:
             perturbation.check(bottleneck)
         self.unit_latents = unit_latents
-        self.layout = token_layout(
-            encoder.hop,  # type: ignore[arg-type]
-            getattr(encoder, "lead", 0),
-            getattr(encoder, "tokens", 0),
-            getattr(encoder, "later_tokens", None),
-        )
         self.encoder = encoder
         self.project_in = _fit(encoder, int(encoder.width), bottleneck.dim)  # type: ignore[arg-type]
         if isinstance(self.project_in, nn.Linear):
@@ -113,6 +107,12 @@ class Codec(nn.Module):
             channels = int(encoder.channels)  # type: ignore[arg-type]
             self.register_buffer("feature_mean", torch.zeros(channels))
             self.register_buffer("feature_deviation", torch.ones(channels))
+        self.layout = token_layout(
+            encoder.hop,  # type: ignore[arg-type]
+            getattr(encoder, "lead", 0),
+            getattr(encoder, "tokens", 0),
+            getattr(encoder, "later_tokens", None),
+        )
         if not self.layout.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
 
@@ -168,7 +168,7 @@ class Codec(nn.Module):
     def to_bottleneck(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Bring the encoder's latents to the bottleneck's width and scale."""
         latents: Tensor = self.project_in(features)
-        return self.layout.unit_power(latents, lengths) if self.unit_latents else latents
+        return self.layout.normalize(latents, lengths) if self.unit_latents else latents
 
     def paint(
         self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = (), memory: list[Tensor] | None = None
@@ -205,7 +205,7 @@ class Codec(nn.Module):
         painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size)), size)
         if self.training and self.length.halting is not None:
             # Only with all of its books does a sample say what a number of tokens comes to.
-            error = self.layout.mean((painted.detach().float() - signal).abs())
+            error = self.layout.signal_means((painted.detach().float() - signal).abs())
             loss = self.length.halting.loss(features, error, lengths, depth >= self.books)
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
         return Reconstruction(painted, quantized)

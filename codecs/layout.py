@@ -1,13 +1,13 @@
 """Where a codec's tokens lie, and what follows from it: how many there are, on which grid, and what may be cut.
 
-    OrderedLayout  answers to queries about a whole image    codes (b, q, k)      a shorter code has fewer tokens
-    PlacedLayout   one token for each step of a grid         codes (b, q, *grid)  a shorter code has fewer books
-    BlockLayout    ordered tokens for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
+    OrderedLayout  answers to queries about a whole image  codes (b, q, k)      a shorter code has fewer tokens
+    BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
+    PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer books
 
-                    causal clip of hop 4, lead 3, whose last step is filled up by copies of the last frame
-                       lead    frames                            copy
-    samples          . . . 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 . . .
-    steps               0    |    1    |    2    |     3      |    4
+A signal is brought to whole steps first. Here is a causal clip of 14 frames, of hop 4 and lead 3:
+
+    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      the lead, and what fills the last step
+    steps      0    |    1    |    2    |     3      |     4
 
 Bottlenecks know none of this. To them codes are `(b, q, n)`, and each block is a signal of its own.
 """
@@ -32,7 +32,7 @@ STEPS = {1: "t", 2: "h w", 3: "t h w"}
 
 
 class TokenLayout(nn.Module, ABC):
-    """Where a codec's tokens lie. Make one by `token_layout`.
+    """Where a codec's tokens lie; `token_layout` makes one. What is written here holds for ordered tokens.
 
     It has no weights. It is a module so that TorchScript compiles those methods that a frozen codec calls.
 
@@ -88,7 +88,7 @@ class TokenLayout(nn.Module, ABC):
         """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Say in a few words why tokens can't be made chunk by chunk; nothing where they can."""
+        """Describe in a few words why tokens can't be made chunk by chunk; nothing where they can."""
         return "its tokens are about the whole signal"
 
     # Signals.
@@ -116,13 +116,13 @@ class TokenLayout(nn.Module, ABC):
         """Cut the lead off a signal; scriptable."""
         return signal[:, :, self.lead :] if self.lead > 0 else signal
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Average values `(b, c, *grid)` over all that has a length of its own: `(b * blocks,)`."""
+    def signal_means(self, values: Tensor) -> Tensor:
+        """Average values `(b, c, *grid)` over each signal, or each of its blocks: `(b * blocks,)`."""
         return values.flatten(1).mean(1)
 
     # Latents and codes.
 
-    def unit_power(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def normalize(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scale latents `(b * blocks, n, d)`, of which `lengths` are valid, to a root mean square of 1; scriptable."""
         return latents * (self.mean_power(latents.square().mean(2), lengths) + 1e-6).rsqrt().unsqueeze(2)
 
@@ -131,10 +131,10 @@ class TokenLayout(nn.Module, ABC):
         return power[:, : self.later_tokens].mean(1, keepdim=True)
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
-        """Lay a bottleneck's codes `(b * blocks, q, n)` of signals of `grid` steps out; scriptable."""
+        """Lay out codes `(b * blocks, q, n)` of signals of `grid` steps, as the codec gives them; scriptable."""
         return codes
 
-    def flat(self, codes: Tensor) -> Tensor:
+    def flatten(self, codes: Tensor) -> Tensor:
         """Bring codes to the shape that a bottleneck knows, `(b * blocks, q, n)`; scriptable."""
         return codes
 
@@ -151,12 +151,12 @@ class TokenLayout(nn.Module, ABC):
         Raises:
             UserError: There is no token, more than N, or a length beyond them.
         """
-        codes = self.flat(codes)
-        kept = codes.shape[2]
+        kept = codes.shape[-1] if self.tokens else math.prod(codes.shape[2:])
         if not 1 <= kept <= (self.tokens or kept):
             raise UserError(f"{kept} tokens: this codec decodes from 1 {f'to {self.tokens}' if self.tokens else 'on'}")
         if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= kept:
             raise UserError(f"lengths from {int(lengths.min())} to {int(lengths.max())}: there are 1 to {kept} tokens")
+        codes = self.flatten(codes)
         if not self.tokens:
             return codes, lengths
         if lengths is None:
@@ -164,12 +164,12 @@ class TokenLayout(nn.Module, ABC):
         return functional.pad(codes, (0, self.tokens - kept)), lengths
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Tell what a decoder must know of the steps of codes; nothing where it knows them; scriptable."""
+        """Return the steps of codes, as a decoder is told; none where it knows them; scriptable."""
         grid: list[int] = []
         return grid
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Tell what a decoder must know to give signals of a size back, that of training where None.
+        """Return the steps of signals of a size, as a decoder is told; of the codes where None.
 
         Raises:
             UserError: There are other blocks than the size has.
@@ -190,8 +190,8 @@ class TokenLayout(nn.Module, ABC):
         """List sizes `(c, *grid)` at which an export is compared with its codec, that of training being `size`."""
         return [size]
 
-    def described(self, size: Sequence[int]) -> dict[str, Any]:
-        """Say what a bundle's config.json must, beside `tokens`, hop and lead, so that `token_layout` can follow it."""
+    def describe(self, size: Sequence[int]) -> dict[str, Any]:
+        """Describe the layout in a bundle's config.json, beside `tokens`, hop and lead."""
         return {}
 
 
@@ -214,7 +214,7 @@ class OrderedLayout(TokenLayout):
         return torch.full_like(lengths, self.tokens)
 
     def pad(self, signal: Tensor, lead: int) -> Tensor:
-        """Give the image as it is."""
+        """Return the image as it is."""
         return signal
 
 
@@ -241,10 +241,10 @@ class BlockLayout(TokenLayout):
         return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Say nothing: blocks come one after the other."""
+        """Return nothing: blocks come one after the other."""
         return ""
 
-    def mean(self, values: Tensor) -> Tensor:
+    def signal_means(self, values: Tensor) -> Tensor:
         """Average over each block, the last of them filled up."""
         steps = self.pad(values, self.lead).transpose(1, 2)
         return steps.reshape(-1, self.hop[0], *steps.shape[2:]).flatten(1).mean(1)
@@ -253,35 +253,34 @@ class BlockLayout(TokenLayout):
         """Bring the blocks of each clip together: `(b, q, blocks, n)`."""
         return codes.reshape(batch, -1, codes.shape[1], codes.shape[2]).transpose(1, 2)
 
-    def flat(self, codes: Tensor) -> Tensor:
+    def flatten(self, codes: Tensor) -> Tensor:
         """Let blocks follow each other as signals do."""
         return codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
 
     def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Give each block of a clip the clip's length, where it has none of its own."""
         if lengths is not None:
-            lengths = (
-                lengths.reshape(-1, 1 if lengths.ndim == 1 else codes.shape[2]).expand(-1, codes.shape[2]).flatten()
-            )
+            blocks = codes.shape[2]
+            lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
         return super().prefix(codes, lengths)
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Tell the number of blocks; 0 stands for the sides of training."""
+        """Return the number of blocks; 0 stands for the sides of training."""
         return [codes.shape[2], 0, 0]
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Tell the number of blocks, and the sides of a size."""
+        """Return the number of blocks, and the sides of a size."""
         if size is not None and codes.shape[2] != self.blocks(size):
-            there = f"a clip of {size[0]} frames has {self.blocks(size)}"
-            raise UserError(f"codes of {codes.shape[2]} blocks: {there}")
+            blocks = self.blocks(size)
+            raise UserError(f"codes of {codes.shape[2]} blocks: a clip of {size[0]} frames has {blocks}")
         return super().decoder_grid(codes, size)
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """List one frame, a block begun, and whole ones."""
         return [(size[0], frames, *size[2:]) for frames in (1, 2 * self.hop[0] + 1, 3 * self.hop[0])]
 
-    def described(self, size: Sequence[int]) -> dict[str, Any]:
-        """Say of which size frames are, and how many tokens later blocks have."""
+    def describe(self, size: Sequence[int]) -> dict[str, Any]:
+        """Describe frames, which have one size, and later blocks, which may have fewer tokens."""
         return {"frame_size": list(size[2:]), "later_tokens": self.later_tokens}
 
 
@@ -307,7 +306,7 @@ class PlacedLayout(TokenLayout):
         return steps * math.prod(self.grid(size)[1:])
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Say whether latents can be scaled before the signal ends."""
+        """Describe how latents would be scaled, where that takes the whole signal."""
         return "unit_latents scales by the whole signal" if unit_latents and not self.free_sides else ""
 
     def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
@@ -323,16 +322,16 @@ class PlacedLayout(TokenLayout):
         """Give each axis of the grid one of its own: `(b, q, *grid)`."""
         return codes.reshape([codes.shape[0], codes.shape[1]] + grid) if self.free_sides else codes  # noqa: RUF005
 
-    def flat(self, codes: Tensor) -> Tensor:
+    def flatten(self, codes: Tensor) -> Tensor:
         """Let rows follow each other."""
         return codes.flatten(2)
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Tell the steps of each axis."""
+        """Return the steps of each axis."""
         return list(codes.shape[2:])
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Tell the steps of each axis, whatever the size."""
+        """Return the steps of each axis, whatever the size."""
         return self.code_grid(codes)
 
     def rungs(self, books: int) -> int:

@@ -104,7 +104,7 @@ class Ladder:
 
     def flat(self, code: Code) -> Tensor:
         """Give codes with one axis for the grid, `(b, books, n)`; blocks of a clip follow each other as signals do."""
-        return self.layout.flat(code.codes)
+        return self.layout.flatten(code.codes)
 
     def kept(self, code: Code, start: int, end: int) -> Tensor:
         """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""

@@ -116,7 +116,7 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         **own,
-        **codec.layout.described(size),
+        **codec.layout.describe(size),
         "channels": size[0],
         "tokens": codec.layout.tokens,
         "book_sizes": list(books),

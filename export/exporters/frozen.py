@@ -73,7 +73,7 @@ class FrozenCodec(nn.Module):
         """Turn what the encoder made of a signal of whole steps into codes."""
         latents = self.project_in(features)
         if self.unit_latents:
-            latents = self.layout.unit_power(latents)
+            latents = self.layout.normalize(latents)
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
         return self.layout.to_grid(codes, signal.shape[0], self.layout.steps(signal))
 
@@ -84,7 +84,7 @@ class FrozenCodec(nn.Module):
         Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
         placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
         """
-        grid, codes = self.layout.code_grid(codes), self.layout.flat(codes)
+        grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
@@ -166,7 +166,7 @@ class FrozenStream(FrozenCodec):
         grid = self.layout.code_grid(codes)
         shapes = at_grid(self.decoder_layout, grid[1:])
         memory = unpack(state, shapes)
-        codes = self.layout.flat(codes)
+        codes = self.layout.flatten(codes)
         mask: Tensor | None = None
         if self.layout.tokens > 0:
             # What is remembered has all N places: those that aren't kept are hidden, or replaced.

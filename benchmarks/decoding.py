@@ -113,7 +113,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 def codec_axis(codec: Any) -> str:
     """Name what is kept."""
-    return "tokens" if codec.ordered else "books"
+    return str(codec.layout.unit)
 
 
 def _one_thread(bundle: Any) -> None:

@@ -37,6 +37,7 @@ from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks import factored
 from varitok.codecs.networks.convolution import Convolution
+from varitok.codecs.streaming import ChunkedCodec
 
 __all__ = ["FORMS", "PlainDecoder", "PlainEncoder", "main", "make"]
 
@@ -266,14 +267,14 @@ def _peak(options: argparse.Namespace) -> float:
                 codec.encode(clip[:, :, : hop[0]]).repeat(1, 1, count, 1, 1)
             )
             return
-        state, first = None, codec.lead
+        chunked, state, first = ChunkedCodec(codec), None, codec.layout.lead
         codes = codec.encode(clip[:, :, :1])
         for step in range(count):
             if task == "encode":
                 chunk = clip[:, :, max(0, step * hop[0] - first) : (step + 1) * hop[0] - first]
-                _, state = codec.encode_chunk(chunk, state)
+                _, state = chunked.encode_chunk(chunk, state)
             else:
-                _, state = codec.decode_chunk(codes, state)
+                _, state = chunked.decode_chunk(codes, state)
 
     def peak() -> float:
         if options.device == "cuda":

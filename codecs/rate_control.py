@@ -16,6 +16,7 @@ from torch import Tensor
 from varitok import UserError
 
 from .codec import Codec
+from .layout import BlockLayout
 from .lengths.distributions import ladder
 
 __all__ = ["Allocation", "ByteBudget", "FixedLength", "Halting", "Quality", "Search", "Selector", "psnr"]
@@ -108,19 +109,19 @@ class Allocation:
     @torch.no_grad()
     def __call__(self, codec: Codec, signals: Tensor) -> Tensor:
         """Give the lengths, int64 `(b, blocks)`."""
-        if not codec.blocked:
+        if not isinstance(codec.layout, BlockLayout):
             raise UserError("an allocation over blocks: this codec has none; its tokens are about the whole signal")
         if not self.tokens >= 1:
             raise UserError(f"an allocation of {self.tokens:g} tokens: each block has one at least")
-        choices, size = sorted({*ladder(codec.tokens), *ladder(codec.later_tokens)}), signals.shape[2:]
-        codes, lead = codec.encode(signals), codec.lead
+        choices, size = sorted({*ladder(codec.tokens), *ladder(codec.layout.later_tokens)}), signals.shape[2:]
+        codes, lead = codec.encode(signals), codec.layout.lead
         errors = []
         for kept in choices:
             error = (codec.decode(codes[..., :kept], size) - signals).square().mean((1, 3, 4)).cpu()
             steps = torch.nn.functional.pad(error, (lead, codes.shape[2] * codec.hop[0] - lead - size[0]))
             errors.append(steps.reshape(len(signals), -1, codec.hop[0]).sum(2))
         costs = torch.stack(errors, dim=2).double()  # (b, blocks, choices)
-        costs[:, 1:, torch.tensor(choices) > codec.later_tokens] = torch.inf  # later blocks don't have as many
+        costs[:, 1:, torch.tensor(choices) > codec.layout.later_tokens] = torch.inf  # later blocks don't have as many
         groups = costs.flatten(0, 1)[None] if self.over == "batch" else costs
         budget = int(self.tokens * groups.shape[1])
         chosen = torch.stack([_least(group, choices, budget) for group in groups])

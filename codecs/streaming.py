@@ -1,4 +1,4 @@
-"""Networks that read or make a signal chunk by chunk, exactly as they do it whole.
+"""Codecs and networks that read or make a signal chunk by chunk, exactly as they do it whole.
 
 A layer that looks back has a `slot`, its place in a list: the memory, which goes through a network beside the mask. It
 takes from there what it kept of the chunks before, and puts there what the next one needs. To those outside, all of the
@@ -7,14 +7,163 @@ the next.
 """
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from varitok import UserError
 
-__all__ = ["arrange", "arrange_frames", "at_grid", "check_chunk", "obstacle", "pack", "state_size", "unpack"]
+from .codec import Codec
+
+__all__ = ["ChunkedCodec", "arrange", "arrange_frames", "at_grid", "obstacle", "pack", "state_size", "unpack"]
+
+
+class ChunkedCodec:
+    """A codec that goes chunk by chunk: all chunks together give what the whole gives.
+
+    Args:
+        codec: What codes; its networks' layers that look back get their places in the memory.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self._layouts: dict[str, list[list[int]]] = {}
+
+    @property
+    def obstacle(self) -> str:
+        """Why the codec can't code chunk by chunk, in a few words; empty where it can."""
+        codec = self.codec
+        return codec.layout.obstacle(codec.unit_latents) or obstacle(codec.encoder) or obstacle(codec.decoder)
+
+    @property
+    def streams(self) -> bool:
+        """Whether it codes chunk by chunk as it codes a whole signal: it looks back only, and not without end."""
+        return not self.obstacle
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that are made at once: of the books of several rates, those of the slowest code; else 1."""
+        rates = (getattr(module, "book_strides", ()) for module in self.codec.bottleneck.modules())
+        return math.lcm(*(stride for strides in rates for stride in strides))
+
+    @property
+    def latency(self) -> int:
+        """Samples that it waits for before it can give a token; every chunk has a multiple of them."""
+        return self.codec.hop[0] * self.chunk_tokens
+
+    def state_sizes(self, grid: Sequence[int] = ()) -> tuple[int, int]:
+        """Count the numbers of a sample's state, of the encoder and of the decoder.
+
+        Args:
+            grid: Of frames, the rows and columns of their latents.
+
+        Raises:
+            UserError: It can't code chunk by chunk.
+        """
+        encoder, decoder = (state_size(self._shapes(side, grid)) for side in ("encoder", "decoder"))
+        return encoder, decoder
+
+    def memory_layout(self, side: str) -> list[list[int]]:
+        """Describe what the `encoder` or `decoder` remembers between chunks; see `arrange_frames`.
+
+        Raises:
+            UserError: It can't code chunk by chunk.
+        """
+        if self.obstacle:
+            raise UserError(f"this codec can't code chunk by chunk: {self.obstacle}")
+        if side not in self._layouts:
+            network = self.codec.encoder if side == "encoder" else self.codec.decoder
+            run = self._encode_zeros if side == "encoder" else self._decode_zeros
+            if self.codec.layout.free_sides:
+                self._layouts[side] = arrange_frames(network, run)
+            else:
+                shapes = arrange(network, lambda memory: run(memory, network.rows, network.columns))  # of training
+                self._layouts[side] = [[n for count in shape for n in (count, 0, 0)] for shape in shapes]
+        return self._layouts[side]
+
+    def _encode_zeros(self, memory: list[Tensor], *sides: int) -> None:
+        """Send a step of a signal through the encoder, its frames being of so many rows and columns of latents."""
+        codec = self.codec
+        size = [step * count for step, count in zip(codec.hop, (1, *sides), strict=False)]
+        signal = next(codec.parameters()).new_zeros(1, codec.encoder.channels, *size)
+        codec.encoder(signal, None, memory)
+
+    def _decode_zeros(self, memory: list[Tensor], *sides: int) -> None:
+        """Send the latents of a step through the decoder."""
+        codec = self.codec
+        grid = (1, *sides)[: len(codec.hop)]
+        count = codec.layout.tokens or math.prod(grid)
+        latents = next(codec.parameters()).new_zeros(1, count, codec.decoder.width)
+        codec.decoder(latents, None, list(grid), memory)
+
+    def _shapes(self, side: str, sides: Sequence[int]) -> list[list[int]]:
+        """Compute the shapes of a memory of frames of so many rows and columns of latents."""
+        return at_grid(self.memory_layout(side), [*sides, 1, 1])
+
+    def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Encode the next chunk of signals: all chunks' codes together are those of the whole signals.
+
+        Args:
+            signal: `(b, c, t, ...)`, t a multiple of `latency`, in the first chunk less the lead; of the last chunk
+                any, which is filled up as a whole signal is.
+            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
+            last: Whether the signals end here.
+
+        Returns:
+            Codes `(b, q, n, ...)` and the state for the next chunk.
+
+        Raises:
+            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+        """
+        self.memory_layout("encoder")  # before all else, it says why where there is none
+        layout = self.codec.layout
+        lead = layout.lead if state is None else 0
+        _check_chunk(signal.shape[2] + lead, self.latency, last, "samples", lead)
+        whole = layout.pad(signal, lead)
+        grid = layout.steps(whole)
+        shapes = self._shapes("encoder", grid[1:])
+        before = self._state(state, len(signal), shapes)
+        memory = unpack(before, shapes)
+        latents = self.codec.to_bottleneck(self.codec.encoder(whole, None, memory))
+        codes = layout.to_grid(self.codec.bottleneck.encode(latents), len(signal), grid)
+        return codes, pack(memory, shapes, before)
+
+    def decode_chunk(self, codes: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
+        """Decode the next chunk of codes: all chunks' signals together are those of all codes.
+
+        Args:
+            codes: `(b, q, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books is
+                allowed, and of each block's tokens.
+            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
+            last: Whether the codes end here.
+
+        Returns:
+            Signals of whole steps `(b, c, n * hop, ...)`, the first without the lead, and the state for the next chunk.
+
+        Raises:
+            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+        """
+        layout = self.codec.layout
+        shapes = self._shapes("decoder", codes.shape[3:])
+        _check_chunk(codes.shape[2], self.chunk_tokens, last, "tokens")
+        before = self._state(state, len(codes), shapes)
+        memory = unpack(before, shapes)
+        flat, lengths = layout.prefix(codes, None)
+        signal = self.codec.paint(self.codec.bottleneck.decode(flat), lengths, layout.code_grid(codes), memory)
+        return layout.cut_lead(signal) if state is None else signal, pack(memory, shapes, before)
+
+    def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:
+        """Check a state; make that of the start where there is none."""
+        size = state_size(shapes)
+        if state is None:
+            return torch.zeros(batch, size, device=next(self.codec.parameters()).device)
+        if state.shape != (batch, size):
+            raise UserError(
+                f"state: {tuple(state.shape)}, this codec's is {(batch, size)}; give what the last chunk gave"
+            )
+        return state
 
 
 def obstacle(network: nn.Module) -> str:
@@ -69,17 +218,22 @@ def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], o
     ]
 
 
-def at_grid(layout: list[list[int]], rows: int, columns: int) -> list[list[int]]:
-    """Give the shapes in a memory of frames of `rows` x `columns` latents; see `arrange_frames`; scriptable."""
+def at_grid(layout: list[list[int]], sides: list[int]) -> list[list[int]]:
+    """Compute the shapes in a memory of frames of so many rows and columns of latents; scriptable.
+
+    Args:
+        layout: See `arrange_frames`.
+        sides: The rows and columns; of use only where the layout grows with them.
+    """
     shapes: list[list[int]] = []
     for places in layout:
         shape: list[int] = []
         for axis in range(len(places) // 3):
             steps = places[3 * axis]
             if places[3 * axis + 1] == 1:
-                steps = steps * rows
+                steps = steps * sides[0]
             if places[3 * axis + 2] == 1:
-                steps = steps * columns
+                steps = steps * sides[1]
             shape.append(steps)
         shapes.append(shape)
     return shapes
@@ -124,7 +278,7 @@ def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor
     return torch.cat(kept, dim=1) if len(kept) > 0 else state
 
 
-def check_chunk(steps: int, whole: int, last: bool, what: str, lead: int = 0) -> None:
+def _check_chunk(steps: int, whole: int, last: bool, what: str, lead: int = 0) -> None:
     """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
 
     Args:

@@ -14,6 +14,7 @@ from varitok import UserError
 
 from ..bottlenecks.fsq import ResidualScalarQuantizer
 from ..codec import Codec
+from ..layout import PlacedLayout
 from ..lengths.policy import LengthPolicy
 from ..networks.contract import Encoder
 from ..networks.nerv import NeRV
@@ -31,6 +32,31 @@ class _Trained(Encoder):
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """There is nothing to read: training has put the clip into the decoder."""
         raise NotImplementedError
+
+
+class _WeightLayout(PlacedLayout):
+    """Each weight is a token, whatever a signal's size: all of them take part in each frame.
+
+    Args:
+        hop: The clip's size, which is one step.
+        weights: How many there are.
+    """
+
+    def __init__(self, hop: Sequence[int], weights: int) -> None:
+        super().__init__(hop)
+        self.weights = weights
+
+    def count(self, size: Sequence[int]) -> int:
+        """Count the weights."""
+        return self.weights
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the weights for each signal."""
+        return torch.full_like(lengths, self.weights)
+
+    def obstacle(self, unit_latents: bool) -> str:
+        """Describe why it can't code chunk by chunk."""
+        return "its weights are about the whole clip"
 
 
 class ImplicitCodec(Codec):
@@ -69,26 +95,14 @@ class ImplicitCodec(Codec):
             raise UserError("bottleneck: a weight's books are bits; give bottleneck=fsq_residual bottleneck.levels=[2]")
         encoder = _Trained(width=decoder.width, hop=decoder.hop, channels=decoder.channels, direct=True)
         super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
+        self.layout = _WeightLayout(self.hop, self.weights)
         # Of grids of two levels the cells go from -2 to 2; this is the middle of the outermost.
         self.edge = 2 - 2 / 2**self.books
-
-    @property
-    def obstacle(self) -> str:
-        """Why it can't code chunk by chunk."""
-        return "its weights are about the whole clip"
 
     @property
     def weights(self) -> int:
         """Count the weights: tokens of the code."""
         return sum(weight.numel() for weight in self.decoder.parameters())
-
-    def count(self, size: Sequence[int]) -> int:
-        """Count the tokens, whatever the size: all weights take part in each frame."""
-        return self.weights
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b,)`; see `count`."""
-        return torch.full_like(lengths, self.weights)
 
     @torch.no_grad()
     def ranges(self) -> Tensor:

@@ -114,18 +114,18 @@ def _laid_out(codec: Codec, place: Place, values: Tensor, signal: Tensor, length
     Raises:
         UserError: They don't lie on one grid over the signal.
     """
-    grid = codec.grid(signal.shape[2:])
+    layout, grid = codec.layout, codec.layout.grid(signal.shape[2:])
     if values.ndim == 3 and len(values) == len(signal):
         values, count = values.transpose(1, 2), math.prod(grid)
-        within = codec.ordered and "." in place.path and not place.path.startswith("bottleneck")
+        within = layout.ordered and "." in place.path and not place.path.startswith("bottleneck")
         if within and values.shape[2] > count:
             values = values[:, :, -count:]  # of a transformer that sees both, what is placed comes last
-        elif codec.ordered:
+        elif layout.ordered:
             return Features(values, (1.0,))  # answers to queries have an order, and no place
         if len(grid) > 1 and values.shape[2] == count:
             values = values.reshape(*values.shape[:2], *grid)
     if values.ndim != signal.ndim:
         raise UserError(f"objective: at={place.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
-    steps = tuple(hop * whole / count for hop, whole, count in zip(codec.hop, grid, values.shape[2:], strict=True))
-    valid = None if lengths is None else torch.ceil((lengths + codec.lead) / steps[0]).long()
-    return Features(values, steps, valid, codec.lead)
+    steps = tuple(hop * whole / count for hop, whole, count in zip(layout.hop, grid, values.shape[2:], strict=True))
+    valid = None if lengths is None else torch.ceil((lengths + layout.lead) / steps[0]).long()
+    return Features(values, steps, valid, layout.lead)

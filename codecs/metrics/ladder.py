@@ -1,4 +1,4 @@
-"""The numbers at which a code is cut: of tokens where they are ordered, of books where tokens lie on a grid."""
+"""The numbers at which a code is cut: of tokens, or of books (`TokenLayout`)."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 from varitok import UserError
 
 from ..implicit.codec import ImplicitCodec
+from ..layout import TokenLayout
 from ..lengths import distributions as lengths
 from ..masking import prefix_mask
 from .rate import packed_bytes, run_flags
@@ -20,12 +21,8 @@ class Evaluable(Protocol):
     """What a codec needs to be evaluated; `varitok.codecs.codec.Codec` has it, and so can anything else."""
 
     @property
-    def ordered(self) -> bool:
-        """Whether a prefix of the tokens is a shorter code; else a prefix of the books is."""
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens that a signal has, N, where they are ordered."""
+    def layout(self) -> TokenLayout:
+        """Where tokens lie, and what a shorter code has fewer of."""
 
     @property
     def sample_rate(self) -> int | None:
@@ -37,9 +34,6 @@ class Evaluable(Protocol):
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens with their first `books` books, all where None."""
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b * blocks,)`, of signals whose first `lengths` samples are valid."""
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, books, N)` or `(b, books, *grid)`."""
@@ -82,44 +76,41 @@ class Ladder:
     """
 
     def __init__(self, codec: Evaluable, keeps: Sequence[int] | None = None) -> None:
-        self.codec = codec
-        self.axis = "k" if codec.ordered else "books"
+        self.codec, self.layout = codec, codec.layout
+        self.axis = self.layout.column
         self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.book_sizes)
-        noun = "tokens" if codec.ordered else "books"
-        # A continuous codec has no books to leave out.
-        most = codec.tokens if codec.ordered else max(1, len(codec.bottleneck.book_sizes))
+        most = self.layout.rungs(len(codec.bottleneck.book_sizes))
         usual = getattr(codec.bottleneck, "rungs", lengths.ladder(most))
         self.keeps = sorted(set(usual if keeps is None else keeps))
         if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:
             wrong = next((k for k in self.keeps if not 1 <= k <= most), "no")
-            raise UserError(f"{wrong} {noun} to keep: this codec keeps from 1 to {most}")
+            raise UserError(f"{wrong} {self.layout.unit} to keep: this codec keeps from 1 to {most}")
 
     def encode(self, signal: Tensor, samples: Tensor) -> Code:
         """Code signals `(b, c, *grid)` whose first `samples` samples, int64 `(b,)`, are valid."""
         size = signal.shape[2:]
-        tokens = self.codec.valid(samples, size)
-        codes = self.codec.encode(signal, None if self.codec.ordered else tokens)
+        tokens = self.layout.valid(samples, size)
+        codes = self.codec.encode(signal, tokens)
         ends = self.codec.coded(codes).ends if isinstance(self.codec, ImplicitCodec) else ()
         return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
         """Decode what is kept of a code."""
-        if self.codec.ordered:
-            return self.codec.decode(code.codes[..., :keep])
+        cut = self.layout.cut_axis
+        if self.layout.ordered:  # and of the size of training
+            return self.codec.decode(code.codes.narrow(cut, 0, keep))
         discrete = bool(self.codec.bottleneck.book_sizes)
-        return self.codec.decode(code.codes[:, :keep] if discrete else code.codes, code.size, code.tokens)
+        return self.codec.decode(code.codes.narrow(cut, 0, keep) if discrete else code.codes, code.size, code.tokens)
 
     def flat(self, code: Code) -> Tensor:
         """Give codes with one axis for the grid, `(b, books, n)`; blocks of a clip follow each other as signals do."""
-        if self.codec.ordered and code.codes.ndim == 4:
-            return code.codes.transpose(1, 2).flatten(0, 1)
-        return code.codes.flatten(2)
+        return self.layout.flatten(code.codes)
 
     def kept(self, code: Code, start: int, end: int) -> Tensor:
         """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""
         flat = self.flat(code)
         valid = prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
-        along = 2 if self.codec.ordered else 1
+        along = self.layout.cut_axis
         valid.narrow(along, end, valid.shape[along] - end).fill_(False)
         valid.narrow(along, 0, start).fill_(False)
         return valid
@@ -127,7 +118,7 @@ class Ladder:
     def books(self, keep: int) -> tuple[int, ...]:
         """List the sizes of the books that a rung has."""
         sizes: tuple[int, ...] = self.codec.bottleneck.book_sizes
-        return sizes if self.codec.ordered else sizes[:keep]
+        return sizes[: self.layout.kept(0, keep)[1]]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
         """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
@@ -136,7 +127,7 @@ class Ladder:
         bits, packed = 0.0, 0
         strides = getattr(self.codec.bottleneck, "book_strides", ())
         for number, tokens in enumerate(code.tokens.tolist()):
-            count, books = (min(keep, tokens), None) if self.codec.ordered else (tokens, keep)
+            count, books = self.layout.kept(tokens, keep)
             ideal, flags = 0.0, 0
             if self.runs:
                 steps = tokens // math.prod(code.codes.shape[3:])

@@ -124,7 +124,7 @@ class CodecTraining(Training):
         kept = self.draw(batch)
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
-        unmasked = batch.whole and not self.codec.ordered
+        unmasked = batch.whole and not self.codec.layout.ordered  # placed tokens are all there
         result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.depth)
         positions = batch.lengths.sum() * math.prod(real.shape[3:])
         self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
@@ -151,18 +151,19 @@ class CodecTraining(Training):
     def draw(self, batch: Batch) -> Kept:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
         size = batch.signal.shape[2:]
-        blocks = self.codec.blocks(size)
+        layout = self.codec.layout
+        blocks = layout.blocks(size)
         torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # of noise in bottlenecks
         kept = self.codec.length.sample(
             len(batch.signal) * blocks,
-            self.codec.count(size),
+            layout.count(size),
             self.codec.books,
             seed=(self.seed, self.batch),
             dealt=Dealt(self.global_rank, processes(), blocks),
             progress=self.update / self.total,
         )
         lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)
-        return Kept(torch.minimum(lengths, self.codec.valid(batch.lengths, size)), depth)
+        return Kept(torch.minimum(lengths, layout.valid(batch.lengths, size)), depth)
 
     def after_step(self) -> None:
         """Let the bottleneck learn what it doesn't learn by gradient."""

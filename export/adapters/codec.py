@@ -1,6 +1,5 @@
 """A bundle in the shape of a codec, so that what measures and shows codecs takes bundles too."""
 
-import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from varitok import UserError
+from varitok.codecs.layout import token_layout
 from varitok.codecs.metrics.figure import LOWER
 from varitok.codecs.metrics.modality import medium_of
 
@@ -29,8 +29,9 @@ class Exported:
         bundle: Of images, sounds or clips, whatever they are of.
 
     Attributes:
+        layout: Where tokens lie.
+        tokens: The most of a signal, N; 0 where they lie on a grid.
         hop: Samples of each axis to a step of the codes' grid.
-        lead: Copies of the first frame that go before it.
         bounded: Whether signals lie in [-1, 1]; features don't.
         sample_rate: Of sounds, Hz; None where signals are no sounds.
         frame_rate: Of clips, frames a second; None where it isn't known.
@@ -39,34 +40,19 @@ class Exported:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.tokens = bundle.tokens
-        self.ordered = bool(bundle.tokens)
         self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes, book_strides=bundle.book_strides)
         self.bounded = bundle.config.get("value_range") is not None
         self.sample_rate = bundle.sample_rate if isinstance(bundle, SoundBundle) else None
         self.frame_rate = bundle.frame_rate if isinstance(bundle, VideoBundle) else None
-        self.lead = bundle.lead if isinstance(bundle, VideoBundle) else 0
         self.hop: tuple[int, ...] = (int(bundle.config.get("patch", 1)),) * 2
         if isinstance(bundle, SoundBundle | VideoBundle):
             self.hop = bundle.hop if isinstance(bundle.hop, tuple) else (bundle.hop,)
+        config = bundle.config
+        self.layout = token_layout(self.hop, config.get("lead", 0), bundle.tokens, config.get("later_tokens"))
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
         return self.bundle.bits(tokens, books)
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
-        if isinstance(self.bundle, VideoBundle) and self.ordered:
-            begin = torch.arange(self._grid(size)[0]) * self.hop[0] - self.lead
-            most = torch.where(begin > 0, self.bundle.later_tokens, self.tokens)
-            return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
-        if self.ordered:
-            return torch.full_like(lengths, self.tokens)
-        steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
-        return steps * math.prod(self._grid(size)[1:])
-
-    def _grid(self, size: Sequence[int]) -> list[int]:
-        leads = (self.lead, *(0 for _ in size[1:]))
-        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True)]
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""

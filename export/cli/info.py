@@ -124,6 +124,7 @@ def _of_run(path: Path) -> dict[str, Any]:
     try:
         from varitok.codecs.build import load_run  # noqa: PLC0415 (a bundle is told of without torch)
         from varitok.codecs.metrics.modality import medium_of  # noqa: PLC0415
+        from varitok.codecs.streaming import ChunkedCodec  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: a run needs the package {error.name}; pip install 'varitok[train]'") from error
     codec, config = load_run(path)
@@ -134,11 +135,11 @@ def _of_run(path: Path) -> dict[str, Any]:
         "updates": config.updates,
         "signals": f"{medium_of(codec).noun}s",
         "hop": list(codec.hop),
-        "tokens": codec.tokens if codec.ordered else "one for each step of the grid",
+        "tokens": codec.layout.tokens or "one for each step of the grid",
         "book_sizes": list(codec.bottleneck.book_sizes),
         "bits_of_a_token": round(codec.bottleneck.bits, 4),
         "weights": size,
-        "streams": codec.obstacle or "yes",
+        "streams": ChunkedCodec(codec).obstacle or "yes",
     }
 
 

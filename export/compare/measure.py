@@ -109,7 +109,7 @@ def _all(
     assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
     whole = encoded(bundle, normal.numpy(), frame_rate=codec.frame_rate)._replace(coding=coding)
     for kept in Ladder(codec).keeps:
-        part = whole.cut(kept, codec.ordered)
+        part = whole.cut(kept, codec.layout.ordered)
         written = part.written(bundle)
         back = codec.decode(torch.from_numpy(part.codes), normal.shape[2:])
         yield OURS, kept, Coded(len(written.data), written.payload, medium.as_written(back)[0])

@@ -16,6 +16,7 @@ from varitok import UserError
 from varitok.codecs.codec import Codec
 from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.lengths.distributions import Full
+from varitok.codecs.streaming import ChunkedCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
 from ..runtime.load import load
@@ -72,24 +73,13 @@ def export_bundle(
     frozen = freeze(codec, streaming)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
-        axes = 2 if codec.blocked else 1 if codec.ordered else len(codec.hop)
-        least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in range(axes)), dtype=kind)
+        axes = codec.layout.axes.split()[2:]
+        least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in axes), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen)
     config |= {"architecture": dict(architecture)} if architecture else {}
-    sizes = [size]
-    if codec.blocked:
-        sizes = [(size[0], frames, *size[2:]) for frames in (1, 2 * codec.hop[0] + 1, 3 * codec.hop[0])]
-    elif not codec.ordered:
-        # One sample or frame, steps begun, and so many, of each axis other ones, that no size is taken for a constant.
-        (first, *rest), counts = codec.hop, range(3, 5)
-        sizes = [
-            (size[0], 1, *rest),
-            (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
-            (size[0], 7 * first, *(count * step for count, step in zip(counts, rest, strict=False))),
-        ]
     with replacing(Path(folder)) as partial:
-        return _write(codec, frozen, config, sizes, partial, formats)
+        return _write(codec, frozen, config, codec.layout.trial_sizes(size), partial, formats)
 
 
 def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
@@ -113,22 +103,22 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     if codec.sample_rate:
         rate = codec.sample_rate / codec.hop[0]
         own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
-        layouts = "b c t", "b q t"
+        input_layout = "b c t"
     elif len(codec.hop) == 3:
         modality = "video" if codec.bounded else "features"
-        own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
-        layouts = "b c t h w", "b q t k" if codec.blocked else "b q t h w"
+        own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.layout.lead}
+        input_layout = "b c t h w"
         if not codec.bounded:
             own |= {name: codec.get_buffer(name).tolist() for name in ("feature_mean", "feature_deviation")}
-        own |= {"frame_size": list(size[2:]), "later_tokens": codec.later_tokens} if codec.blocked else {}
     else:
         own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
-        layouts = "b c h w", "b q k" if codec.ordered else "b q h w"
+        input_layout = "b c h w"
     return {
         "format_version": FORMAT_VERSION,
         **own,
+        **codec.layout.describe(size),
         "channels": size[0],
-        "tokens": codec.tokens if codec.ordered else 0,
+        "tokens": codec.layout.tokens,
         "book_sizes": list(books),
         "book_strides": list(codec.bottleneck.book_strides),
         "code_rows": codec.bottleneck.rows,
@@ -137,8 +127,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
         "variable_length": not isinstance(codec.length.distribution, Full),
-        "input_layout": layouts[0],
-        "token_layout": layouts[1],
+        "input_layout": input_layout,
+        "token_layout": codec.layout.axes,
         "value_range": [-1.0, 1.0] if codec.bounded else None,
         "output": "clamped to value_range" if codec.bounded else "as decoded",
         "dtype": "float32",
@@ -150,15 +140,16 @@ def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
     if not isinstance(frozen, FrozenStream):
         return {}
     encoder, decoder = (_state_terms(sizes) for sizes in zip(*(frozen.state_sizes(*g) for g in GRIDS), strict=True))
+    grows, chunked = codec.layout.free_sides, ChunkedCodec(codec)
     streaming: dict[str, Any] = {
-        "encoder_state_size": encoder if frozen.on_grid else encoder[0],
-        "decoder_state_size": decoder if frozen.on_grid else decoder[0],
-        "chunk_samples": codec.latency,
-        "chunk_tokens": codec.chunk_tokens,
+        "encoder_state_size": encoder if grows else encoder[0],
+        "decoder_state_size": decoder if grows else decoder[0],
+        "chunk_samples": chunked.latency,
+        "chunk_tokens": chunked.chunk_tokens,
     }
     rate = codec.sample_rate or codec.frame_rate
     if rate:
-        streaming["latency_ms"] = 1000 * codec.latency / rate
+        streaming["latency_ms"] = 1000 * chunked.latency / rate
     return {"streaming": streaming}
 
 
@@ -193,14 +184,14 @@ def _write(
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
         if isinstance(frozen, FrozenStream):
-            artefacts["codec.ts, streaming"] = Chunked(scripted, codec)
+            artefacts["codec.ts, streaming"] = Chunked(scripted, ChunkedCodec(codec))
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         bundle = load(folder, verify=False)
         assert isinstance(bundle, Bundle)
         artefacts["onnx"] = _Runtime(bundle)
         if isinstance(frozen, FrozenStream):
-            artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
+            artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), ChunkedCodec(codec))
     parity = check(codec, artefacts, sizes)
     if INT8 in formats:
         quantise_decoder(folder)
@@ -259,7 +250,8 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
     """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
         codes = frozen.encode(signal)
-        total = codes.shape[frozen.code_axis]
-        kept = {k: codes.narrow(frozen.code_axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
+        axis = frozen.layout.code_axis
+        total = codes.shape[axis]
+        kept = {k: codes.narrow(axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
         back = {f"{names.back}.{k}": frozen.decode(some).contiguous() for k, some in kept.items()}
     save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)

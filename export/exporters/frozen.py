@@ -8,15 +8,14 @@ from torch.nn.utils import parametrize
 
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.run_length import RunLength
-from varitok.codecs.padding import filled
-from varitok.codecs.streaming import at_grid, pack, state_size, unpack
+from varitok.codecs.streaming import ChunkedCodec, at_grid, pack, state_size, unpack
 
 __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
 
 
 def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
     """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk, and should."""
-    return FrozenStream(codec) if streaming and codec.streams else FrozenCodec(codec)
+    return FrozenStream(codec) if streaming and ChunkedCodec(codec).streams else FrozenCodec(codec)
 
 
 class FrozenCodec(nn.Module):
@@ -29,7 +28,6 @@ class FrozenCodec(nn.Module):
         codec: What is copied; it stays as it is.
     """
 
-    __constants__ = ("blocked", "on_grid")  # so that TorchScript leaves out what isn't for this codec
     mask_token: Tensor
     places: Tensor
 
@@ -41,15 +39,9 @@ class FrozenCodec(nn.Module):
             _fold(module)
             if isinstance(module, RunLength):
                 module.packs = False
-        self.ordered = codec.ordered
-        self.blocked = codec.blocked
         self.bounded = codec.bounded
-        self.code_axis = codec.code_axis
-        self.tokens = codec.tokens if codec.ordered else 0
-        self.later_tokens = codec.later_tokens if codec.ordered else 0
-        self.hop = list(codec.hop)
-        self.lead = codec.lead
-        self.on_grid = codec.on_grid
+        self.layout = codec.layout
+        self.tokens = codec.layout.tokens
         self.unit_latents = codec.unit_latents
         self.encoder = codec.encoder
         self.project_in = codec.project_in
@@ -72,27 +64,16 @@ class FrozenCodec(nn.Module):
 
         They are `(b, books, n)`, of clips `(b, books, *grid)`, or `(b, books, blocks, N)`.
         """
-        if self.blocked or not self.ordered:
-            signal = filled(signal, self.hop, self.lead)
+        signal = self.layout.pad(signal, self.layout.lead)
         return self._coded(self.encoder(signal), signal)
 
     def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
         """Turn what the encoder made of a signal of whole steps into codes."""
         latents = self.project_in(features)
         if self.unit_latents:
-            some = latents[:, : self.later_tokens] if self.later_tokens < self.tokens else latents
-            power = some.square().mean(2, keepdim=True)
-            power = power if self.on_grid else power.mean(1, keepdim=True)
-            latents = latents * (power + 1e-6).rsqrt()
+            latents = self.layout.normalize(latents)
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
-        if self.blocked:
-            codes = codes.reshape(signal.shape[0], -1, codes.shape[1], codes.shape[2]).transpose(1, 2)
-        if self.on_grid:
-            shape = [codes.shape[0], codes.shape[1]]
-            for axis, step in enumerate(self.hop):
-                shape.append(signal.shape[axis + 2] // step)
-            codes = codes.reshape(shape)
-        return codes
+        return self.layout.to_grid(codes, signal.shape[0], self.layout.steps(signal))
 
     @torch.jit.export
     def decode(self, codes: Tensor) -> Tensor:
@@ -101,28 +82,25 @@ class FrozenCodec(nn.Module):
         Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
         placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
         """
-        grid = self._grid(codes)
-        if self.blocked:
-            codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
+        grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
             # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
-            repeated = codes[:, :, self.places.clamp(max=k - 1)]
-            latents = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
-            latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
+            latents = self._filled(self._repeated(codes), k)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
+            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
         signal = self.decoder(latents, None, grid)
-        if self.on_grid or self.blocked:
-            signal = signal[:, :, self.lead :]
-        return self._limited(signal)
+        return self._limited(self.layout.cut_lead(signal))
 
-    def _grid(self, codes: Tensor) -> list[int]:
-        """Return the latents' grid: of ordered tokens the blocks alone, the rest is that of training."""
-        axes = codes.dim()
-        if self.ordered:
-            axes = 3 if self.blocked else 2
-        return list(codes.shape[2:axes])
+    def _repeated(self, codes: Tensor) -> Tensor:
+        """Look all N places up, the last of k codes standing for those that aren't kept."""
+        repeated = codes[:, :, self.places.clamp(max=codes.shape[2] - 1)]
+        latents: Tensor = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
+        return latents
+
+    def _filled(self, latents: Tensor, k: int) -> Tensor:
+        """Put the mask token in all places from the k-th on."""
+        return torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
 
     def _limited(self, signal: Tensor) -> Tensor:
         """Clamp what has bounds."""
@@ -151,8 +129,9 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.unused
     def _arrange(self, codec: Codec) -> None:
-        self.encoder_layout = codec.memory_layout("encoder")
-        self.decoder_layout = codec.memory_layout("decoder")
+        chunked = ChunkedCodec(codec)
+        self.encoder_layout = chunked.memory_layout("encoder")
+        self.decoder_layout = chunked.memory_layout("decoder")
 
     @torch.jit.export
     def state_sizes(self, rows: int = 1, columns: int = 1) -> tuple[int, int]:
@@ -163,18 +142,15 @@ class FrozenStream(FrozenCodec):
             columns: Likewise.
         """
         return (
-            state_size(at_grid(self.encoder_layout, rows, columns)),
-            state_size(at_grid(self.decoder_layout, rows, columns)),
+            state_size(at_grid(self.encoder_layout, [rows, columns])),
+            state_size(at_grid(self.decoder_layout, [rows, columns])),
         )
 
     @torch.jit.export
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a chunk of signals `(b, c, t, ...)` and a state `(b, S)` into codes and the next chunk's state."""
-        signal = filled(signal, self.hop)
-        rows, columns = 1, 1
-        if self.on_grid:
-            rows, columns = signal.shape[3] // self.hop[1], signal.shape[-1] // self.hop[-1]
-        shapes = at_grid(self.encoder_layout, rows, columns)
+        signal = self.layout.pad(signal, 0)
+        shapes = at_grid(self.encoder_layout, self.layout.steps(signal)[1:])
         memory = unpack(state, shapes)
         codes = self._coded(self.encoder(signal, None, memory), signal)
         return codes, pack(memory, shapes, state)
@@ -182,24 +158,22 @@ class FrozenStream(FrozenCodec):
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals and the next state."""
-        rows, columns = 1, 1
-        if self.on_grid:
-            rows, columns = codes.shape[3], codes.shape[-1]
-        shapes = at_grid(self.decoder_layout, rows, columns)
+        grid = self.layout.code_grid(codes)
+        shapes = at_grid(self.decoder_layout, grid[1:])
         memory = unpack(state, shapes)
-        if self.blocked:
+        codes = self.layout.flatten(codes)
+        mask: Tensor | None = None
+        if self.layout.tokens > 0:
             # What is remembered has all N places: those that aren't kept are hidden, or replaced.
-            grid, k = self._grid(codes), codes.shape[-1]
-            codes = codes.transpose(1, 2).reshape(-1, codes.shape[1], k)[:, :, self.places.clamp(max=k - 1)]
-            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
-            mask: Tensor | None = (self.places < k).expand(latents.shape[0], -1)
+            k = codes.shape[2]
+            latents = self._repeated(codes)
             if self.masks:
-                latents = torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
-                mask = None
-            signal = self.decoder(latents, mask, grid, memory)
+                latents = self._filled(latents, k)
+            else:
+                mask = (self.places < k).expand(latents.shape[0], -1)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes.flatten(2)))  # type: ignore[operator]
-            signal = self.decoder(latents, None, self._grid(codes), memory)
+            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
+        signal = self.decoder(latents, mask, grid, memory)
         return self._limited(signal), pack(memory, shapes, state)
 
 

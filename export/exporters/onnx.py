@@ -75,16 +75,16 @@ NAMES = {
     "features": Names("input_features", "feature_codes", "reconstruction"),
 }
 
-# What the free axes of placed tokens are called, by their number: in the signal, in the codes, in what comes back.
 Axes = list[str | None]
-AXES: dict[int, tuple[Axes, Axes, Axes]] = {
-    1: (["num_samples"], ["num_frames"], ["num_samples_out"]),
-    2: (["height", "width"], ["latent_height", "latent_width"], ["height_out", "width_out"]),
-    3: (
-        ["num_frames", "height", "width"],
-        ["latent_frames", "latent_height", "latent_width"],
-        ["num_frames_out", "height_out", "width_out"],
-    ),
+PATCHES: Axes = ["latent_height", "latent_width"]
+# What free axes are called, by the axes of codes: of the signal, of the codes that are given, and of those that are
+# taken, of which there may be fewer.
+AXES: dict[str, tuple[Axes, Axes, Axes]] = {
+    "b q k": ([None, None], [None], ["num_tokens"]),
+    "b q t k": (["num_frames", None, None], ["latent_frames", None], ["latent_frames", "num_tokens"]),
+    "b q t": (["num_samples"], ["num_frames"], ["num_frames"]),
+    "b q h w": (["height", "width"], PATCHES, PATCHES),
+    "b q t h w": (["num_frames", "height", "width"], ["latent_frames", *PATCHES], ["latent_frames", *PATCHES]),
 }
 
 
@@ -104,21 +104,12 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     with torch.inference_mode():
         codes = codec.encode(example)
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
-    kept = codes.narrow(codec.code_axis, 0, max(2, codes.shape[codec.code_axis] - 1))
+    axis = codec.layout.code_axis
+    kept = codes.narrow(axis, 0, max(2, codes.shape[axis] - 1))
     kept = kept.repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
     books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
-    sides: Axes
-    tokens: Axes
-    given: Axes
-    if codec.blocked:
-        sides, tokens = ["num_frames", None, None], ["latent_frames", None]
-        given, back = ["latent_frames", "num_tokens"], ["num_frames_out", None, None]
-    elif codec.ordered:
-        sides, tokens, given = [None] * (example.ndim - 2), [None], ["num_tokens"]
-        back = sides
-    else:
-        sides, given, back = AXES[example.ndim - 2]
-        tokens = given
+    sides, tokens, given = AXES[codec.layout.axes]
+    back = [side and f"{side}_out" for side in sides]
     signal: Port = (names.signal, ["batch", None, *sides])
     found: Port = (names.codes, ["batch", None, *tokens])
     read: Port = (names.codes, ["batch", books, *given])
@@ -127,7 +118,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     export_graph(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
     export_graph(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
-        size = "state_size" if codec.on_grid else None  # as large as frames are
+        size = "state_size" if codec.layout.free_sides else None  # as large as frames are
         before: Port = ("state", ["batch", size])
         after: Port = ("state_out", ["batch", size])
         sizes = codec.state_sizes(*codes.shape[3:])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from varitok.codecs.codec import Codec
+from varitok.codecs.streaming import ChunkedCodec
 
 __all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw", "signal_error"]
 
@@ -54,12 +55,12 @@ class Chunked:
         codec: The trained codec, which knows how long chunks are.
     """
 
-    def __init__(self, coder: ChunkCoder, codec: Codec) -> None:
+    def __init__(self, coder: ChunkCoder, codec: ChunkedCodec) -> None:
         self.coder = coder
         self.samples = codec.latency
         self.tokens = codec.chunk_tokens
-        self.hop = codec.hop
-        self.lead = codec.lead
+        self.hop = codec.codec.hop
+        self.lead = codec.codec.layout.lead
 
     def encode(self, signal: Tensor) -> Tensor:
         """Turn signals into codes, chunk by chunk."""
@@ -134,7 +135,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
     for size, batch in product(sizes, BATCHES):
         signal = draw(batch, size, generator)
         codes = reference.encode(signal)
-        along = reference.code_axis
+        along = reference.layout.code_axis
         total, books = codes.shape[along], len(reference.bottleneck.book_sizes)
         where = f"{name}, batch {batch}" + (f", size {' x '.join(map(str, size[1:]))}" if len(sizes) > 1 else "")
         equal += _equal(codes, coder.encode(signal), where)

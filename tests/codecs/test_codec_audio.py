@@ -23,7 +23,7 @@ def test_any_length_comes_back_at_its_length(samples):
     codec = sound_codec().eval()
     sound = _sound(2, 1, samples)
     codes = codec.encode(sound)
-    assert codes.shape == (2, codec.books, codec.count((samples,)))
+    assert codes.shape == (2, codec.books, codec.layout.count((samples,)))
     whole = codec(sound)
     assert whole.signal.shape == sound.shape and torch.equal(whole.quantized.codes, codes)
     torch.testing.assert_close(codec.decode(codes, (samples,)), whole.signal, atol=1e-6, rtol=0)
@@ -38,12 +38,12 @@ def test_padding_changes_nothing_valid(unit_latents, lengths):
     sounds = [_sound(1, 1, length) for length in lengths]
     longest = max(lengths)
     batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[2])) for sound in sounds])
-    tokens = codec.valid(torch.tensor(lengths), (longest,))
+    tokens = codec.layout.valid(torch.tensor(lengths), (longest,))
     together = codec(batch, tokens)
     for row, sound in enumerate(sounds):
         alone = codec(sound)
         count = int(tokens[row])
-        assert count == codec.count(sound.shape[2:])
+        assert count == codec.layout.count(sound.shape[2:])
         assert torch.equal(together.quantized.codes[row, :, :count], alone.quantized.codes[0])
         torch.testing.assert_close(together.signal[row, :, : lengths[row]], alone.signal[0], atol=1e-5, rtol=0)
 
@@ -64,7 +64,7 @@ def test_bits_follow_from_the_books():
 
 def test_placed_tokens_have_no_most_and_cannot_be_dropped():
     codec = sound_codec()
-    assert not codec.ordered
+    assert not codec.layout.ordered
     with pytest.raises(UserError, match="lie on a grid"):
         _ = codec.tokens
     with pytest.raises(UserError, match="none can go; choose full or quantizer_dropout"):

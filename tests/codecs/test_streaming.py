@@ -21,7 +21,7 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.convolution import Convolution, TransposedConvolution
-from varitok.codecs.streaming import arrange, obstacle, pack, state_size, unpack
+from varitok.codecs.streaming import ChunkedCodec, arrange, obstacle, pack, state_size, unpack
 
 from .examples import sound_codec, tiny_codec
 
@@ -98,23 +98,24 @@ def _cut(total: int, cuts: list[int], whole: int) -> list[int]:
 
 
 def _check(codec: Codec, sound: Tensor, cuts: list[int]) -> None:
+    chunked = ChunkedCodec(codec)
     with torch.no_grad():
         codes = codec.encode(sound)
         signal = codec.decode(codes)
         state, found = None, []
-        chunks = sound.split(_cut(sound.shape[2], cuts, codec.latency), dim=2)
+        chunks = sound.split(_cut(sound.shape[2], cuts, chunked.latency), dim=2)
         for chunk in chunks:
-            part, state = codec.encode_chunk(chunk, state, last=chunk is chunks[-1])
+            part, state = chunked.encode_chunk(chunk, state, last=chunk is chunks[-1])
             found.append(part)
             assert part.shape[2] == -(-chunk.shape[2] // codec.hop[0])
-            assert state.shape == (len(sound), codec.state_sizes()[0]) and state.dtype == torch.float32
+            assert state.shape == (len(sound), chunked.state_sizes()[0]) and state.dtype == torch.float32
         assert torch.equal(torch.cat(found, 2), codes)
         state, made = None, []
-        parts = codes.split(_cut(codes.shape[2], cuts, codec.chunk_tokens), dim=2)
+        parts = codes.split(_cut(codes.shape[2], cuts, chunked.chunk_tokens), dim=2)
         for index, part in enumerate(parts):
-            painted, state = codec.decode_chunk(part, state, last=index == len(parts) - 1)
+            painted, state = chunked.decode_chunk(part, state, last=index == len(parts) - 1)
             made.append(painted)
-            assert state.shape == (len(sound), codec.state_sizes()[1])
+            assert state.shape == (len(sound), chunked.state_sizes()[1])
         torch.testing.assert_close(torch.cat(made, 2), signal, atol=1e-5, rtol=0)
 
 
@@ -135,23 +136,25 @@ def test_chunks_are_the_whole(name: str, tokens: int, short: float, cuts: list[i
 def test_what_was_before_matters(name: str) -> None:
     """A codec whose state did nothing would pass where there is nothing to remember."""
     codec = _codec(name)
+    chunked = ChunkedCodec(codec)
     sound = torch.rand(1, codec.encoder.channels, 2 * codec.hop[0]) * 2 - 1
     with torch.no_grad():
         first, second = sound.chunk(2, dim=2)
-        _, state = codec.encode_chunk(first)
+        _, state = chunked.encode_chunk(first)
         assert state.any()
-        assert not torch.equal(codec.encode_chunk(second, state)[1], codec.encode_chunk(second)[1])
+        assert not torch.equal(chunked.encode_chunk(second, state)[1], chunked.encode_chunk(second)[1])
         one, two = codec.encode(sound).chunk(2, dim=2)
-        _, state = codec.decode_chunk(one)
-        assert not torch.allclose(codec.decode_chunk(two, state)[0], codec.decode_chunk(two)[0])
+        _, state = chunked.decode_chunk(one)
+        assert not torch.allclose(chunked.decode_chunk(two, state)[0], chunked.decode_chunk(two)[0])
 
 
 def test_every_causal_preset_streams_and_no_other() -> None:
     causal = [name for name in NAMES if _config(name).get("encoder", {}).get("causal", False)]
     assert sorted(SMALLER) == causal
     for name in SMALLER:
-        assert _codec(name).streams and not _codec(name).obstacle
-        assert _codec(name).latency == _codec(name).hop[0]
+        chunked = ChunkedCodec(_codec(name))
+        assert chunked.streams and not chunked.obstacle
+        assert chunked.latency == _codec(name).hop[0]
 
 
 @settings(max_examples=10)
@@ -161,29 +164,31 @@ def test_books_of_several_rates(tokens: int, cuts: list[int]) -> None:
     config = _config("seanet_small", *CONV, "encoder.strides=[2,3]")
     bottleneck = multirate(partial(VectorQuantizer, 6, 21), [4, 2, 1])
     codec = _awake(build(config, bottleneck=bottleneck, length=LengthPolicy(Full(), Truncate())))
-    assert codec.latency == 24 and codec.chunk_tokens == 4
+    chunked = ChunkedCodec(codec)
+    assert chunked.latency == 24 and chunked.chunk_tokens == 4
     _check(codec, torch.rand(2, 1, tokens * 6 - 2) * 2 - 1, cuts)
     with pytest.raises(UserError, match="chunk of 6 samples: it should have a multiple of 24"):
-        codec.encode_chunk(torch.zeros(1, 1, 6))
+        chunked.encode_chunk(torch.zeros(1, 1, 6))
     with pytest.raises(UserError, match="chunk of 2 tokens: it should have a multiple of 4"):
-        codec.decode_chunk(torch.zeros(1, 3, 2, dtype=torch.int64))
+        chunked.decode_chunk(torch.zeros(1, 3, 2, dtype=torch.int64))
 
 
 def test_a_state_is_not_changed_and_says_all() -> None:
     codec = _codec("seanet")
+    chunked = ChunkedCodec(codec)
     sound = torch.rand(2, 1, 3 * codec.hop[0]) * 2 - 1
     with torch.no_grad():
-        _, state = codec.encode_chunk(sound)
+        _, state = chunked.encode_chunk(sound)
         kept = state.clone()
-        once, after = codec.encode_chunk(sound, state)
-        again, same = codec.encode_chunk(sound, state)
+        once, after = chunked.encode_chunk(sound, state)
+        again, same = chunked.encode_chunk(sound, state)
         assert torch.equal(state, kept) and torch.equal(once, again) and torch.equal(after, same)
         # Each sample's state is its own: they may be taken apart and put together.
-        alone, rest = codec.encode_chunk(sound[1:], state[1:])
+        alone, rest = chunked.encode_chunk(sound[1:], state[1:])
         assert torch.equal(alone, once[1:])
         torch.testing.assert_close(rest, after[1:], atol=1e-6, rtol=1e-6)
-        zeros, _ = codec.encode_chunk(sound, torch.zeros_like(state))
-        assert torch.equal(zeros, codec.encode_chunk(sound)[0])
+        zeros, _ = chunked.encode_chunk(sound, torch.zeros_like(state))
+        assert torch.equal(zeros, chunked.encode_chunk(sound)[0])
 
 
 class _OneLayer(nn.Module):
@@ -250,11 +255,12 @@ def _bottleneck() -> Bottleneck:
 )
 def test_why_a_codec_does_not_stream_is_told(make, told: str) -> None:
     codec = make()
-    assert not codec.streams
+    chunked = ChunkedCodec(codec)
+    assert not chunked.streams
     with pytest.raises(UserError, match=f"can't code chunk by chunk: .*{told}"):
-        codec.encode_chunk(torch.zeros(1, 1, 320))
+        chunked.encode_chunk(torch.zeros(1, 1, 320))
     with pytest.raises(UserError, match=told):
-        codec.decode_chunk(torch.zeros(1, 3, 1, dtype=torch.int64))
+        chunked.decode_chunk(torch.zeros(1, 3, 1, dtype=torch.int64))
 
 
 def test_a_network_without_a_memory_is_told() -> None:
@@ -263,13 +269,14 @@ def test_a_network_without_a_memory_is_told() -> None:
 
 def test_mistakes_are_told() -> None:
     codec = _codec("seanet_small")
+    chunked = ChunkedCodec(codec)
     hop = codec.hop[0]
     for samples in (0, hop - 1, 2 * hop + 1):
         with pytest.raises(UserError, match=f"chunk of {samples} samples: it should have a multiple of {hop}"):
-            codec.encode_chunk(torch.zeros(1, 1, samples))
+            chunked.encode_chunk(torch.zeros(1, 1, samples))
     with pytest.raises(UserError, match="chunk of 0 samples"):
-        codec.encode_chunk(torch.zeros(1, 1, 0), last=True)
+        chunked.encode_chunk(torch.zeros(1, 1, 0), last=True)
     with pytest.raises(UserError, match="give what the last chunk gave"):
-        codec.encode_chunk(torch.zeros(2, 1, hop), torch.zeros(1, codec.state_sizes()[0]))
+        chunked.encode_chunk(torch.zeros(2, 1, hop), torch.zeros(1, chunked.state_sizes()[0]))
     with pytest.raises(UserError, match="chunk of 0 tokens"):
-        codec.decode_chunk(torch.zeros(1, 3, 0, dtype=torch.int64))
+        chunked.decode_chunk(torch.zeros(1, 3, 0, dtype=torch.int64))

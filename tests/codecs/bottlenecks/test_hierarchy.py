@@ -17,6 +17,7 @@ from varitok.codecs.build import build_codec
 from varitok.codecs.metrics.ladder import Ladder
 from varitok.codecs.networks.contract import Decoder, Encoder
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
+from varitok.codecs.streaming import ChunkedCodec
 
 DIM = 3
 GROUPS = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(
@@ -130,7 +131,7 @@ def test_the_preset_has_layers() -> None:
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", ["experiment=video/hitvideo_small", "codec.encoder.network.base=8"])
     codec = build_codec(config).eval()
-    assert codec.hop == (4, 32, 32) and codec.streams
+    assert codec.hop == (4, 32, 32) and ChunkedCodec(codec).streams
     assert Ladder(codec).keeps == [1, 5, 21] and Ladder(codec, [2]).keeps == [2]
     codes = codec.encode(torch.rand(1, 3, 5, 64, 40) * 2 - 1)
     assert codes.shape == (1, 21, 2, 2, 2) and codec.bits(8) == 8 * 21 * 10 and codec.bits(8, 5) == 8 * 5 * 10

@@ -57,7 +57,7 @@ def objective(teacher, codec, *, balancer=None, weights=None, **terms):
 
 
 def run(codec, made, real, lengths=None):
-    tokens = None if lengths is None else codec.valid(lengths, real.shape[2:])
+    tokens = None if lengths is None else codec.layout.valid(lengths, real.shape[2:])
     with listening(codec, made.places, real, lengths) as inside:
         result = codec(real, tokens)
     return made(result.signal, real, lengths, guidance=made.guidance(real, lengths, inside))

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.codecs.layout import token_layout
 from varitok.codecs.metrics import cli as module
 from varitok.codecs.metrics import frechet
 from varitok.codecs.metrics.cli import main
@@ -34,15 +35,12 @@ class Offset(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
         self.drop = nn.Dropout()
         self.bottleneck = SimpleNamespace(book_sizes=(8, 4))
-        self.tokens, self.ordered, self.sample_rate = N, True, None
+        self.layout, self.sample_rate = token_layout((SIDE, SIDE), tokens=N), None
         self.below = below  # grey levels below rounding
         self.encoded = 0
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         return tokens * 5.0
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        return torch.full_like(lengths, N)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         assert not self.training and not self.drop.training and torch.is_inference_mode_enabled()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.codecs.layout import token_layout
 from varitok.codecs.metrics.cli import main
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.table import read_csv
@@ -29,14 +30,11 @@ class Louder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ordered, self.sample_rate = False, RATE
+        self.layout, self.sample_rate = token_layout([HOP]), RATE
         self.bottleneck = SimpleNamespace(book_sizes=(8, 8, 4))
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         return tokens * sum(math.log2(size) for size in (8, 8, 4)[:books])
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        return (lengths + HOP - 1) // HOP
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         assert lengths is not None

@@ -20,6 +20,7 @@ from varitok.codecs.metrics.media import principal_colours, write_mp4
 from varitok.codecs.metrics.modality import Features, medium_of
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.rate_control import Allocation
+from varitok.codecs.streaming import ChunkedCodec
 from varitok.codecs.training.callbacks.samples import reconstructions, write_samples
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
@@ -47,7 +48,7 @@ def clip(frames, batch=2):
 
 def test_later_blocks_have_fewer_tokens():
     codec = tiny()
-    assert codec.valid(torch.tensor([4, 2]), (4, *SIZE)).reshape(2, 4).tolist() == [[7, 3, 3, 3], [7, 3, 0, 0]]
+    assert codec.layout.valid(torch.tensor([4, 2]), (4, *SIZE)).reshape(2, 4).tolist() == [[7, 3, 3, 3], [7, 3, 0, 0]]
     codes = codec.encode(clip(4))
     assert codes.shape == (2, 1, 4, FIRST)
     beyond = codes[:, :, 1:, LATER:]
@@ -105,15 +106,16 @@ def test_a_frame_knows_nothing_of_later_ones():
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1, 1), (2, 3), (4, 1)])
 def test_chunks_are_the_whole(mechanism, cuts):
     codec, signal = tiny(mechanism, mechanism == "zeros", window=2), clip(5)
+    chunked = ChunkedCodec(codec)
     whole, back = codec.encode(signal), codec.decode(codec.encode(signal))
     parts, state = [], None
     for chunk in signal.split(cuts, dim=2):
-        part, state = codec.encode_chunk(chunk, state)
+        part, state = chunked.encode_chunk(chunk, state)
         parts.append(part)
     assert torch.equal(torch.cat(parts, dim=2), whole)
     frames, state = [], None
     for chunk in whole.split(cuts, dim=2):
-        part, state = codec.decode_chunk(chunk, state)
+        part, state = chunked.decode_chunk(chunk, state)
         frames.append(part)
     torch.testing.assert_close(torch.cat(frames, dim=2), back, rtol=0, atol=1e-5)
 

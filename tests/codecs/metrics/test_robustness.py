@@ -17,6 +17,7 @@ from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.bottlenecks.perturbation import Nearest, Noise, Perturbation, neighbours
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
+from varitok.codecs.layout import token_layout
 from varitok.codecs.metrics import cli as command
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.robustness import DERIVATIVES, FeatureMap, Replacement, Robustness, derivatives, robustness
@@ -189,13 +190,11 @@ class Blocks(nn.Module):
     def __init__(self, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.bottleneck = bottleneck
-        self.tokens, self.ordered, self.sample_rate = (SIDE // BLOCK) ** 2, True, None
+        self.tokens, self.sample_rate = (SIDE // BLOCK) ** 2, None
+        self.layout = token_layout((BLOCK, BLOCK), tokens=self.tokens)
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         return tokens * self.bottleneck.bits
-
-    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        return torch.full_like(lengths, self.tokens)
 
     def latents(self, signal: Tensor) -> Tensor:
         assert not self.bottleneck.training

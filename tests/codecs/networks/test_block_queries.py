@@ -16,6 +16,7 @@ from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zer
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.rate_control import Allocation, FixedLength
+from varitok.codecs.streaming import ChunkedCodec
 from varitok.data.batch import Batch
 from varitok.export.exporters.bundle import export_bundle
 
@@ -60,7 +61,7 @@ def test_without_causality_blocks_see_each_other():
     codec, signal = tiny(causal=False), clip(12)
     changed = signal.clone()
     changed[:, :, 8:] = 0
-    assert codec.lead == 0
+    assert codec.layout.lead == 0
     assert not torch.equal(codec.encode(signal)[:, :, 0], codec.encode(changed)[:, :, 0])
 
 
@@ -89,7 +90,7 @@ def test_each_block_has_its_own_length():
 
 def test_padding_has_no_tokens():
     codec = tiny()
-    assert codec.valid(torch.tensor([9, 5, 6, 1]), (9, SIDE, SIDE)).reshape(4, 3).tolist() == [
+    assert codec.layout.valid(torch.tensor([9, 5, 6, 1]), (9, SIDE, SIDE)).reshape(4, 3).tolist() == [
         [5, 5, 5], [5, 5, 0], [5, 5, 5], [5, 0, 0],
     ]  # fmt: skip
 
@@ -156,10 +157,11 @@ def test_an_allocation_wants_blocks_and_a_token_for_each():
 @pytest.mark.parametrize("cuts", [(1, 4, 4, 4), (5, 8), (9, 2)])
 def test_chunks_are_the_whole(mechanism, cuts):
     codec, signal = tiny(mechanism, window=2, shortcut=True), clip(sum(cuts))
+    chunked = ChunkedCodec(codec)
     codes, state, begin = [], None, 0
     for size in cuts:
         chunk = signal[:, :, begin : begin + size]
-        part, state = codec.encode_chunk(chunk, state, last=begin + size == signal.shape[2])
+        part, state = chunked.encode_chunk(chunk, state, last=begin + size == signal.shape[2])
         codes.append(part)
         begin += size
     whole = codec.encode(signal)
@@ -167,14 +169,14 @@ def test_chunks_are_the_whole(mechanism, cuts):
     for kept in (2, TOKENS):
         frames, state = [], None
         for part in whole[..., :kept].split([1, whole.shape[2] - 1], dim=2):
-            made, state = codec.decode_chunk(part, state)
+            made, state = chunked.decode_chunk(part, state)
             frames.append(made)
         back = codec.decode(whole[..., :kept])
         torch.testing.assert_close(torch.cat(frames, dim=2), back, rtol=0, atol=1e-5)
 
 
 def test_without_a_window_it_does_not_stream():
-    assert "no window" in tiny().obstacle and not tiny(window=2).obstacle
+    assert "no window" in ChunkedCodec(tiny()).obstacle and ChunkedCodec(tiny(window=2)).streams
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
-from varitok.codecs.streaming import obstacle
+from varitok.codecs.streaming import ChunkedCodec, obstacle
 
 # Samples of frames, rows and columns to a token.
 PRESETS = {
@@ -67,7 +67,7 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_small_ones_code_any_size_and_an_image(name):
     codec = _codec(name)
-    assert codec.hop == (4, 8, 8) and codec.lead == 3
+    assert codec.hop == (4, 8, 8) and codec.layout.lead == 3
     assert sum(part.numel() for part in codec.parameters()) < 3.5e6
     x = _clip(6, 35, 45)
     codes = codec.encode(x)
@@ -84,24 +84,25 @@ def test_small_ones_go_chunk_by_chunk(name, lengths):
     chance = random.Random(0)
     for frames in lengths:  # more latent frames than any window; those whose frames have one size have their own
         if codec.bounded:
-            x = _clip(frames, 64, 64) if codec.blocked else _clip(frames)
+            x = _clip(frames, 64, 64) if codec.layout.tokens else _clip(frames)
         else:
             x = _clip(frames, 8, 8, c=64)
         _goes_chunk_by_chunk(codec, x, [1 + codec.hop[0] * step for step in range(10) if chance.random() < 0.4])
 
 
 def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
+    chunked = ChunkedCodec(codec)
     whole, length = codec.encode(x), x.shape[2]
     assert length < 41 or len(whole.unique()) > 30
     state, codes, begin = None, [], 0
     for end in [*(cut for cut in cuts if cut < length), length]:
-        part, state = codec.encode_chunk(x[:, :, begin:end], state, last=end == length)
+        part, state = chunked.encode_chunk(x[:, :, begin:end], state, last=end == length)
         codes.append(part)
         begin = end
     assert torch.equal(torch.cat(codes, 2), whole)
     state, signal, begin = None, [], 0
     for end in sorted({min(2, whole.shape[2]), min(3, whole.shape[2]), whole.shape[2]}):
-        part, state = codec.decode_chunk(whole[:, :, begin:end], state)
+        part, state = chunked.decode_chunk(whole[:, :, begin:end], state)
         signal.append(part)
         begin = end
     wanted = codec.decode(whole)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
+from varitok.codecs.streaming import ChunkedCodec
 
 from ..examples import shrink
 
@@ -98,7 +99,7 @@ def test_padding_changes_nothing(name):
     sounds = [_sound(size, seed=seed) for seed, size in enumerate(sizes)]
     # What lies behind a sound is zeros in a batch; behind its last token it may be anything.
     batch = torch.cat([torch.nn.functional.pad(sound, (0, sizes[0] - sound.shape[2])) for sound in sounds])
-    lengths = codec.valid(torch.tensor(sizes), (sizes[0],))
+    lengths = codec.layout.valid(torch.tensor(sizes), (sizes[0],))
     with torch.no_grad():
         codes = codec.encode(batch, lengths)
         back = codec.decode(codes, (sizes[0],), lengths)
@@ -116,8 +117,9 @@ def test_padding_changes_nothing(name):
 @pytest.mark.parametrize("name", EACH)
 def test_chunks_of_causal_presets_give_what_the_whole_gives(name):
     codec = _codec(name)
-    assert codec.streams is (name.removesuffix("_small") in CAUSAL), codec.obstacle
-    if not codec.streams:
+    chunked = ChunkedCodec(codec)
+    assert chunked.streams is (name.removesuffix("_small") in CAUSAL), chunked.obstacle
+    if not chunked.streams:
         return
     hop = codec.hop[0]
     sound, cuts = _sound(9 * hop + 7), [hop, 4 * hop, 2 * hop, 2 * hop + 7]
@@ -125,8 +127,8 @@ def test_chunks_of_causal_presets_give_what_the_whole_gives(name):
         codes, signal = codec.encode(sound), codec.decode(codec.encode(sound))
         state, played, coded, heard = None, None, [], []
         for number, chunk in enumerate(sound.split(cuts, 2)):
-            new, state = codec.encode_chunk(chunk, state, last=number == len(cuts) - 1)
-            made, played = codec.decode_chunk(new, played)
+            new, state = chunked.encode_chunk(chunk, state, last=number == len(cuts) - 1)
+            made, played = chunked.decode_chunk(new, played)
             coded.append(new)
             heard.append(made)
     assert torch.equal(torch.cat(coded, 2), codes)

@@ -23,6 +23,7 @@ from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.sequence import PatchDecoder, PatchEncoder, Recurrent, SequenceTransformer
 from varitok.codecs.networks.vocos import VocosDecoder
+from varitok.codecs.streaming import ChunkedCodec
 from varitok.export.exporters.bundle import export_bundle
 from varitok.export.exporters.frozen import FrozenStream, freeze
 from varitok.export.exporters.torchscript import load_torchscript
@@ -105,11 +106,12 @@ def _sound(codec: Codec, seconds: float, batch: int = 1) -> np.ndarray:
 
 def test_every_artefact_streams_as_the_codec_codes(exported):
     codec, folder, report = exported
+    chunked = ChunkedCodec(codec)
     assert {"codec.ts, streaming", "onnx, streaming"} <= set(report["parity"])
     assert all(parity["codes_equal"] == 1 for parity in report["parity"].values())
     about = json.loads((folder / "config.json").read_text())["streaming"]
-    assert (about["encoder_state_size"], about["decoder_state_size"]) == codec.state_sizes()
-    assert about["latency_ms"] == 1000 * codec.latency / RATE and about["chunk_samples"] == codec.latency
+    assert (about["encoder_state_size"], about["decoder_state_size"]) == chunked.state_sizes()
+    assert about["latency_ms"] == 1000 * chunked.latency / RATE and about["chunk_samples"] == chunked.latency
 
 
 def test_a_client_streams_ten_seconds_in_chunks_of_20_ms(exported, bundle):
@@ -167,12 +169,13 @@ def test_chunks_of_any_number_of_samples(exported, bundle, samples, cuts, batch,
 
 def test_torchscript_streams(exported):
     codec, folder, _ = exported
+    chunked = ChunkedCodec(codec)
     module, _ = load_torchscript(folder / "codec.ts")
     sound = torch.from_numpy(_sound(codec, 0.2, 2))
-    assert module.state_sizes() == codec.state_sizes()
+    assert module.state_sizes() == chunked.state_sizes()
     state, back = (torch.zeros(2, size) for size in module.state_sizes())
     codes, signal = [], []
-    for chunk in sound.split(3 * codec.latency, dim=2):
+    for chunk in sound.split(3 * chunked.latency, dim=2):
         found, state = module.encode_chunk(chunk, state)
         made, back = module.decode_chunk(found, back)
         codes.append(found)
@@ -185,7 +188,7 @@ def test_torchscript_streams(exported):
 
 def test_mistakes_are_told(exported, bundle):
     codec = exported[0]
-    channels, hop = codec.encoder.channels, codec.latency
+    channels, hop = codec.encoder.channels, ChunkedCodec(codec).latency
     with pytest.raises(UserError, match="resample the sound before"):
         bundle.encoding(RATE + 1)
     with pytest.raises(UserError, match="batch=0"):

@@ -1,0 +1,368 @@
+"""Where a codec's tokens lie, and what follows from it: how many there are, on which grid, and what may be cut.
+
+    OrderedLayout  answers to queries about a whole image  codes (b, q, k)      a shorter code has fewer tokens
+    BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
+    PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer books
+
+A signal is brought to whole steps first. Here is a causal clip of 14 frames, of hop 4 and lead 3:
+
+    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      the lead, and what fills the last step
+    steps      0    |    1    |    2    |     3      |     4
+
+Bottlenecks know none of this. To them codes are `(b, q, n)`, and each block is a signal of its own.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from .masking import prefix_mask
+from .padding import filled
+
+__all__ = ["BlockLayout", "OrderedLayout", "PlacedLayout", "TokenLayout", "token_layout"]
+
+STEPS = {1: "t", 2: "h w", 3: "t h w"}
+
+
+class TokenLayout(nn.Module, ABC):
+    """Where a codec's tokens lie; `token_layout` makes one. What is written here holds for ordered tokens.
+
+    It has no weights. It is a module so that TorchScript compiles those methods that a frozen codec calls.
+
+    Args:
+        hop: Samples of each axis to a step of the grid.
+        lead: Copies of the first frame that go before it, so that it alone makes the first step. A causal codec of
+            clips has one less than frames to a step: an image is a clip of one frame.
+        tokens: The most tokens of a signal, or of its first block, N; 0 where they lie on a grid.
+        later_tokens: The most tokens of a block behind the first.
+
+    Attributes:
+        ordered: Whether a prefix of the tokens is a shorter code; a prefix of the books is otherwise.
+        unit: What a shorter code has fewer of.
+        column: What the number of these is called in tables.
+        cut_axis: Axis of codes, flat or not, along which a shorter code is cut.
+        code_axis: Axis of codes along which a graph takes fewer: ordered tokens, or steps of the first axis.
+        axes: Axes of codes: b batch, q books, k ordered tokens, t h w steps.
+        free_sides: Whether rows and columns may be of any number, so that what is remembered grows with them.
+    """
+
+    ordered = True
+    unit = "tokens"
+    column = "k"
+    cut_axis = -1
+    code_axis = 2
+
+    def __init__(self, hop: Sequence[int], lead: int = 0, tokens: int = 0, later_tokens: int = 0) -> None:
+        super().__init__()
+        self.hop = list(hop)
+        self.lead = lead
+        self.tokens = tokens
+        self.later_tokens = later_tokens
+        self.axes = "b q k"
+        self.free_sides = False
+
+    # How many there are.
+
+    def grid(self, size: Sequence[int]) -> list[int]:
+        """Count the steps of a signal of a size `(*grid)`, in samples; the last of them is perhaps not full."""
+        leads = (self.lead, *(0 for _ in size[1:]))
+        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True)]
+
+    def blocks(self, size: Sequence[int]) -> int:
+        """Count the blocks with tokens of their own of a signal of a size; 1 for most layouts."""
+        return 1
+
+    def count(self, size: Sequence[int]) -> int:
+        """Count the tokens of a signal, or of each of its blocks, of a size."""
+        return self.tokens
+
+    @abstractmethod
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
+
+    def obstacle(self, unit_latents: bool) -> str:
+        """Describe in a few words why tokens can't be made chunk by chunk; nothing where they can."""
+        return "its tokens are about the whole signal"
+
+    # Signals.
+
+    def pad(self, signal: Tensor, lead: int) -> Tensor:
+        """Fill up the last steps of a signal `(b, c, *grid)`, behind a lead (`padding.filled`); scriptable."""
+        return filled(signal, self.hop, lead)
+
+    def steps(self, signal: Tensor) -> list[int]:
+        """Count the steps of each axis of a signal of whole steps; scriptable."""
+        grid: list[int] = []
+        for axis, step in enumerate(self.hop):
+            grid.append(signal.shape[axis + 2] // step)
+        return grid
+
+    def crop(self, signal: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Cut the lead off a signal of whole steps, and what lies beyond a size."""
+        if size is None:
+            return self.cut_lead(signal)
+        for axis, side in enumerate(size):
+            signal = signal.narrow(2 + axis, 0 if axis else self.lead, side)
+        return signal
+
+    def cut_lead(self, signal: Tensor) -> Tensor:
+        """Cut the lead off a signal; scriptable."""
+        return signal[:, :, self.lead :] if self.lead > 0 else signal
+
+    def signal_means(self, values: Tensor) -> Tensor:
+        """Average values `(b, c, *grid)` over each signal, or each of its blocks: `(b * blocks,)`."""
+        return values.flatten(1).mean(1)
+
+    # Latents and codes.
+
+    def normalize(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Scale latents `(b * blocks, n, d)`, of which `lengths` are valid, to a root mean square of 1; scriptable."""
+        return latents * (self.mean_power(latents.square().mean(2), lengths) + 1e-6).rsqrt().unsqueeze(2)
+
+    def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
+        """Average the power `(b * blocks, n)` over the tokens that every block has: `(b * blocks, 1)`; scriptable."""
+        return power[:, : self.later_tokens].mean(1, keepdim=True)
+
+    def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
+        """Lay out codes `(b * blocks, q, n)` of signals of `grid` steps, as the codec gives them; scriptable."""
+        return codes
+
+    def flatten(self, codes: Tensor) -> Tensor:
+        """Bring codes to the shape that a bottleneck knows, `(b * blocks, q, n)`; scriptable."""
+        return codes
+
+    def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Bring codes, of which there may be fewer, to what a bottleneck decodes.
+
+        Args:
+            codes: `(b, q, k)`, `(b, q, blocks, k)` or `(b, q, *grid)`.
+            lengths: int64 `(b,)`, or of blocks `(b, blocks)`, how many of the tokens are kept; all where None.
+
+        Returns:
+            Codes `(b * blocks, q, n)`, of ordered tokens all N, and how many are kept, `(b * blocks,)`; None for all.
+
+        Raises:
+            UserError: There is no token, more than N, or a length beyond them.
+        """
+        kept = codes.shape[-1] if self.tokens else math.prod(codes.shape[2:])
+        if not 1 <= kept <= (self.tokens or kept):
+            raise UserError(f"{kept} tokens: this codec decodes from 1 {f'to {self.tokens}' if self.tokens else 'on'}")
+        if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= kept:
+            raise UserError(f"lengths from {int(lengths.min())} to {int(lengths.max())}: there are 1 to {kept} tokens")
+        codes = self.flatten(codes)
+        if not self.tokens:
+            return codes, lengths
+        if lengths is None:
+            lengths = torch.full((len(codes),), kept, device=codes.device)
+        return functional.pad(codes, (0, self.tokens - kept)), lengths
+
+    def code_grid(self, codes: Tensor) -> list[int]:
+        """Return the steps of codes, as a decoder is told; none where it knows them; scriptable."""
+        grid: list[int] = []
+        return grid
+
+    def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
+        """Return the steps of signals of a size, as a decoder is told; of the codes where None.
+
+        Raises:
+            UserError: There are other blocks than the size has.
+        """
+        return self.code_grid(codes) if size is None else self.grid(size)
+
+    def rungs(self, books: int) -> int:
+        """Count the lengths that a code of so many books can be cut to."""
+        return self.tokens
+
+    def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
+        """Count the tokens and the books, None for all, that are left of `tokens` tokens at a length."""
+        return min(keep, tokens), None
+
+    # Exports.
+
+    def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """List sizes `(c, *grid)` at which an export is compared with its codec, that of training being `size`."""
+        return [size]
+
+    def describe(self, size: Sequence[int]) -> dict[str, Any]:
+        """Describe the layout in a bundle's config.json, beside `tokens`, hop and lead."""
+        return {}
+
+
+class OrderedLayout(TokenLayout):
+    """Answers to an encoder's queries, each about a whole image of the size of training."""
+
+    def grid(self, size: Sequence[int]) -> list[int]:
+        """Count the patches of an image.
+
+        Raises:
+            UserError: The patch doesn't divide its sides: the encoder has no place for what is left.
+        """
+        if any(side % step for side, step in zip(size, self.hop, strict=True)):
+            sides = " x ".join(str(side) for side in reversed(size))
+            raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.hop[0]}")
+        return super().grid(size)
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens: an image has all of them."""
+        return torch.full_like(lengths, self.tokens)
+
+    def pad(self, signal: Tensor, lead: int) -> Tensor:
+        """Return the image as it is."""
+        return signal
+
+
+class BlockLayout(TokenLayout):
+    """Ordered tokens for each block of a clip's frames, a step of the first axis, of frames of the size of training.
+
+    Codes are as wide as the first block's, whose tokens may be more than those of the later ones.
+    """
+
+    code_axis = 3
+
+    def __init__(self, hop: Sequence[int], lead: int, tokens: int, later_tokens: int) -> None:
+        super().__init__(hop, lead, tokens, later_tokens)
+        self.axes = "b q t k"
+
+    def blocks(self, size: Sequence[int]) -> int:
+        """Count the blocks of a clip."""
+        return self.grid(size)[0]
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens of each block; one that begins beyond its clip has none."""
+        begin = torch.arange(self.blocks(size), device=lengths.device) * self.hop[0] - self.lead
+        most = torch.where(begin > 0, self.later_tokens, self.tokens)
+        return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
+
+    def obstacle(self, unit_latents: bool) -> str:
+        """Return nothing: blocks come one after the other."""
+        return ""
+
+    def signal_means(self, values: Tensor) -> Tensor:
+        """Average over each block, the last of them filled up."""
+        steps = self.pad(values, self.lead).transpose(1, 2)
+        return steps.reshape(-1, self.hop[0], *steps.shape[2:]).flatten(1).mean(1)
+
+    def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
+        """Bring the blocks of each clip together: `(b, q, blocks, n)`."""
+        return codes.reshape(batch, -1, codes.shape[1], codes.shape[2]).transpose(1, 2)
+
+    def flatten(self, codes: Tensor) -> Tensor:
+        """Let blocks follow each other as signals do."""
+        return codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
+
+    def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Give each block of a clip the clip's length, where it has none of its own."""
+        if lengths is not None:
+            blocks = codes.shape[2]
+            lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
+        return super().prefix(codes, lengths)
+
+    def code_grid(self, codes: Tensor) -> list[int]:
+        """Return the number of blocks; their sides are those of training."""
+        return [codes.shape[2]]
+
+    def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
+        """Return the number of blocks, and the sides of a size."""
+        if size is not None and codes.shape[2] != self.blocks(size):
+            blocks = self.blocks(size)
+            raise UserError(f"codes of {codes.shape[2]} blocks: a clip of {size[0]} frames has {blocks}")
+        return super().decoder_grid(codes, size)
+
+    def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """List one frame, a block begun, and whole ones."""
+        return [(size[0], frames, *size[2:]) for frames in (1, 2 * self.hop[0] + 1, 3 * self.hop[0])]
+
+    def describe(self, size: Sequence[int]) -> dict[str, Any]:
+        """Describe frames, which have one size, and later blocks, which may have fewer tokens."""
+        return {"frame_size": list(size[2:]), "later_tokens": self.later_tokens}
+
+
+class PlacedLayout(TokenLayout):
+    """One token for each step of a grid over a signal of any size; a shorter code has fewer books."""
+
+    ordered = False
+    unit = column = "books"
+    cut_axis = 1
+
+    def __init__(self, hop: Sequence[int], lead: int = 0) -> None:
+        super().__init__(hop, lead)
+        self.axes = f"b q {STEPS[len(hop)]}"
+        self.free_sides = len(hop) > 1
+
+    def count(self, size: Sequence[int]) -> int:
+        """Count the steps of the grid."""
+        return math.prod(self.grid(size))
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens of the steps that hold a valid sample."""
+        steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
+        return steps * math.prod(self.grid(size)[1:])
+
+    def obstacle(self, unit_latents: bool) -> str:
+        """Describe how latents would be scaled, where that takes the whole signal."""
+        return "unit_latents scales by the whole signal" if unit_latents and not self.free_sides else ""
+
+    def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
+        """Average over all valid tokens; of frames each is by itself, so that chunks are scaled as the whole."""
+        if self.free_sides:
+            return power
+        if lengths is None:
+            return power.mean(1, keepdim=True)
+        valid = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0)
+        return valid.sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+
+    def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
+        """Give each axis of the grid one of its own: `(b, q, *grid)`."""
+        return codes.reshape([codes.shape[0], codes.shape[1]] + grid) if self.free_sides else codes  # noqa: RUF005
+
+    def flatten(self, codes: Tensor) -> Tensor:
+        """Let rows follow each other."""
+        return codes.flatten(2)
+
+    def code_grid(self, codes: Tensor) -> list[int]:
+        """Return the steps of each axis."""
+        return list(codes.shape[2:])
+
+    def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
+        """Return the steps of each axis, whatever the size."""
+        return self.code_grid(codes)
+
+    def rungs(self, books: int) -> int:
+        """Count the books; a continuous codec has none to leave out."""
+        return max(1, books)
+
+    def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
+        """Keep all tokens, and some of the books."""
+        return tokens, keep
+
+    def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """List one sample or frame, steps begun, and so many of each axis that no size is taken for a constant."""
+        first, *rest = self.hop
+        return [
+            (size[0], 1, *rest),
+            (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
+            (size[0], 7 * first, *(count * step for count, step in zip(range(3, 5), rest, strict=False))),
+        ]
+
+
+def token_layout(hop: Sequence[int], lead: int = 0, tokens: int = 0, later_tokens: int | None = None) -> TokenLayout:
+    """Make the layout of a codec's tokens, out of what its encoder, or a bundle's config.json, says.
+
+    Args:
+        hop: Samples of each axis to a step of the grid: one axis of sounds, two of images, three of clips.
+        lead: Copies of the first frame that go before it.
+        tokens: The most tokens of a signal, or of its first block; 0 where they lie on a grid.
+        later_tokens: The most tokens of a block behind the first; as many where None.
+    """
+    if not tokens:
+        return PlacedLayout(hop, lead)
+    if len(hop) == 3:
+        return BlockLayout(hop, lead, tokens, tokens if later_tokens is None else later_tokens)
+    return OrderedLayout(hop, tokens=tokens, later_tokens=tokens)

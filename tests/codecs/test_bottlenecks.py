@@ -203,13 +203,15 @@ def test_books_left_out_are_not_measured(name):
         quantized = _quantize(bottleneck, latents, depth=torch.full((BATCH,), depth))
         sum(quantized.penalties.values(), quantized.latents.sum() * 0).backward()
         books = [module for module in bottleneck.modules() if isinstance(module, MovingBook)]
-        learnt = [parameter.grad for key, parameter in bottleneck.named_parameters() if key.endswith("codebook")]
+        single = ("codebook", "code_transform.weight")  # the package's SimVQ has a map for each book
+        learnt = [parameter.grad for key, parameter in bottleneck.named_parameters() if key.endswith(single)]
         stacks = [parameter.grad for key, parameter in bottleneck.named_parameters() if key.endswith("codebooks")]
         learnt += [gradient for stack in stacks if stack is not None for gradient in stack]
         moved = sum(float(book.gathered[-len(book.entries) - 1 : -1].sum()) for book in books)
         totals.append((moved / tokens, sum(gradient is not None and bool(gradient.any()) for gradient in learnt)))
     assert max(totals[0]) <= 1, "more than the one book that is kept learns"
-    learns = not any(isinstance(module, Grid | KLBottleneck | UniformBins) for module in trained.modules())
+    still = Grid | KLBottleneck | UniformBins
+    learns = name != "library_random_projection" and not any(isinstance(module, still) for module in trained.modules())
     assert not learns or sum(totals[1]) == count, "a book that is kept learns nothing"
 
 

@@ -388,7 +388,8 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
 def _check(package: Any, quantizer: str, arguments: Mapping[str, Any]) -> None:
     """Hold arguments against the signatures of a class and of those that it hands them on to."""
     if quantizer not in QUANTIZERS:
-        raise UserError(f"bottleneck.quantizer={quantizer}: {OTHERS.get(quantizer) or _near(quantizer, QUANTIZERS)}")
+        reason = OTHERS.get(quantizer) or f"no quantizer of the package; {_near(quantizer, QUANTIZERS)}"
+        raise UserError(f"bottleneck.quantizer={quantizer}: {reason}")
     signatures = [inspect.signature(getattr(package, name)).parameters for name in QUANTIZERS[quantizer]]
     known = {name: each for signature in signatures[::-1] for name, each in signature.items()}
     known = {name: each for name, each in known.items() if each.kind is not each.VAR_KEYWORD}

@@ -20,7 +20,7 @@ require_good()  # before Hydra, which may not even load
 
 from omegaconf import DictConfig  # noqa: E402
 
-from varitok.configs.compose import run_folder, run_with, save_resolved  # noqa: E402
+from varitok.codecs.training.config.compose import run_folder, run_with, save_resolved  # noqa: E402
 
 __all__ = ["main", "train"]
 

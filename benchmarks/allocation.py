@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 import torch
 
 from varitok.codecs.build import build, load_run
-from varitok.codecs.selectors import Allocation, FixedLength
+from varitok.codecs.rate_control import Allocation, FixedLength
 from varitok.data.batch import normalise
-from varitok.data.module import validation_loader
+from varitok.data.datamodule import validation_loader
 
 BATCH = 32
 

@@ -60,14 +60,14 @@ from torch.utils.data import DataLoader
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.losses.spectral import MultiScaleMel
-from varitok.codecs.training.memory import keep_freed_memory
+from varitok.codecs.training.malloc import keep_freed_memory
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch
-from varitok.data.voices import Voices
-from varitok.export.frozen import FrozenCodec, freeze
-from varitok.export.onnx import NAMES, export_onnx
-from varitok.export.torchscript import export_torchscript, load_torchscript
+from varitok.data.synthetic.audio import Voices
+from varitok.export.exporters.frozen import FrozenCodec, freeze
+from varitok.export.exporters.onnx import NAMES, export_onnx
+from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
 Clock = Callable[[], float]
 SMALL = ("codec.encoder.base=32", "codec.encoder.width=512", "codec.decoder.base=32", "bottleneck.dim=512")

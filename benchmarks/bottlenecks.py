@@ -44,7 +44,7 @@ from torch.nn import functional
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.residual import Residual, residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, SimVectorQuantizer, VectorQuantizer

@@ -21,11 +21,11 @@ from torch import Tensor  # noqa: E402
 from varitok import UserError, load  # noqa: E402
 from varitok.codecs.metrics.evaluate import evaluate  # noqa: E402
 from varitok.codecs.metrics.table import read_csv, write_rows  # noqa: E402
-from varitok.data.images import ImageFolder  # noqa: E402
-from varitok.data.module import validation_loader  # noqa: E402
-from varitok.export.evaluable import Exported  # noqa: E402
-from varitok.export.graphs import Bundle  # noqa: E402
-from varitok.export.torchscript import load_torchscript  # noqa: E402
+from varitok.data.datamodule import validation_loader  # noqa: E402
+from varitok.data.datasets.images import ImageFolder  # noqa: E402
+from varitok.export.adapters.codec import Exported  # noqa: E402
+from varitok.export.exporters.torchscript import load_torchscript  # noqa: E402
+from varitok.export.runtime.bundle import Bundle  # noqa: E402
 
 GATE = 0.01  # dB
 

@@ -36,12 +36,12 @@ from torchvision.transforms.v2 import InterpolationMode, functional  # noqa: E40
 from varitok import UserError, __version__  # noqa: E402
 from varitok.codecs.metrics.table import write_rows  # noqa: E402
 from varitok.data.batch import Sample, Splits, collate  # noqa: E402
-from varitok.data.command import main as pack  # noqa: E402
-from varitok.data.images import image_folder  # noqa: E402
-from varitok.data.members import Member  # noqa: E402
-from varitok.data.module import DataModule  # noqa: E402
-from varitok.data.sounds import sound_folder  # noqa: E402
-from varitok.data.videos import video_folder  # noqa: E402
+from varitok.data.cli.shards import main as pack  # noqa: E402
+from varitok.data.datamodule import DataModule  # noqa: E402
+from varitok.data.datasets.audio import sound_folder  # noqa: E402
+from varitok.data.datasets.images import image_folder  # noqa: E402
+from varitok.data.datasets.video import video_folder  # noqa: E402
+from varitok.data.storage.members import Member  # noqa: E402
 
 __all__ = ["main"]
 

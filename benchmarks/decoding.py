@@ -28,11 +28,13 @@ from varitok import UserError, __version__  # noqa: E402
 from varitok.codecs.metrics.ladder import Ladder  # noqa: E402
 from varitok.codecs.metrics.table import write_rows  # noqa: E402
 from varitok.data.batch import BadSample, normalise  # noqa: E402
-from varitok.export.entropy import books_of, coding_of, prior_identity  # noqa: E402
-from varitok.export.evaluable import exported  # noqa: E402
-from varitok.export.graphs import DECODER, ENCODER  # noqa: E402
-from varitok.export.runtime import ImageBundle, SoundBundle, VideoBundle, load  # noqa: E402
-from varitok.export.signals import dataset_of, files_of, noun_of  # noqa: E402
+from varitok.export.adapters.codec import exported  # noqa: E402
+from varitok.export.adapters.dataset import dataset_of, files_of, noun_of  # noqa: E402
+from varitok.export.bitstream.entropy_coding import books_of, coding_of, prior_identity  # noqa: E402
+from varitok.export.runtime.audio import SoundBundle  # noqa: E402
+from varitok.export.runtime.bundle import DECODER, ENCODER  # noqa: E402
+from varitok.export.runtime.images import ImageBundle  # noqa: E402
+from varitok.export.runtime.load import VideoBundle, load  # noqa: E402
 
 __all__ = ["main"]
 

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchcodec.decoders import VideoDecoder
 
-from varitok.data.video_files import Video
+from varitok.data.decoding.video import Video
 
 START = 2  # frames that are left out, so that seeking is part of it
 

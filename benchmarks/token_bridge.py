@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
 import torch
 
-from varitok.codecs.bottlenecks.bins import bridge
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
+from varitok.codecs.discretize import bridge
 from varitok.data.batch import normalise
-from varitok.data.images import image_folder
-from varitok.data.module import DataModule, validation_loader
+from varitok.data.datamodule import DataModule, validation_loader
+from varitok.data.datasets.images import image_folder
 
 
 def psnr(codec: Codec, splits: object) -> float:

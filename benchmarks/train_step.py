@@ -25,12 +25,12 @@ import torch
 from omegaconf import DictConfig
 
 from varitok.codecs.build import build, build_codec
-from varitok.codecs.training.loggers import CsvLog
+from varitok.codecs.training.logging.loggers import CsvLog
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import Run, build_run
 from varitok.data.batch import Batch, Splits, normalise
-from varitok.data.images import ImageDataset
-from varitok.data.module import DataModule
+from varitok.data.datamodule import DataModule
+from varitok.data.datasets.images import ImageDataset
 
 WARM_UP = 3  # steps of each round that are not timed
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .bottlenecks.contract import Bottleneck
-from .distributions import Full
-from .filling import filled
-from .lengths import LengthPolicy, prefix_mask
-from .perturbation import Perturbation
+from .bottlenecks.perturbation import Perturbation
+from .lengths.distributions import Full
+from .lengths.policy import LengthPolicy
+from .masking import prefix_mask
+from .padding import filled
 from .result import Quantized, Reconstruction
 from .streaming import arrange, arrange_frames, at_grid, check_chunk, obstacle, pack, state_size, unpack
 

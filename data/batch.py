@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .featuremaps import Features, together
+from .feature_map import Features, together
 
 __all__ = ["BadSample", "Batch", "Key", "Sample", "Splits", "collate", "normalise", "sample_generator", "to_uint8"]
 

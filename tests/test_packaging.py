@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LISTED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
 ROOTS = [name.removeprefix(".pkg/varitok/") for name in LISTED if not name.endswith("__init__.py")]
@@ -145,7 +145,7 @@ def _with_what_they_need(names: list[str]) -> list[Distribution]:
 @pytest.mark.slow
 def test_the_base_install_runs_a_bundle(tmp_path: Path) -> None:
     """In a fresh environment of nothing but the project's own requirements, without extras: no torch."""
-    from varitok.export.bundle import export_bundle
+    from varitok.export.exporters.bundle import export_bundle
 
     from .codecs.examples import SIZE, sound_codec, tiny_codec
 

@@ -12,8 +12,10 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from varitok.export.frozen import FrozenCodec
-    from varitok.export.runtime import ClipBundle, FeatureBundle, ImageBundle, SoundBundle, VideoBundle
+    from varitok.export.exporters.frozen import FrozenCodec
+    from varitok.export.runtime.load import ClipBundle, FeatureBundle, VideoBundle
+    from varitok.export.runtime.images import ImageBundle
+    from varitok.export.runtime.audio import SoundBundle
 
 __all__ = ["UserError", "__version__", "at_least", "load", "load_torch", "watched"]
 __version__ = "0.1.0"
@@ -70,7 +72,7 @@ def load(
     Raises:
         UserError: A file of the bundle is missing, altered or of an unknown format.
     """
-    from varitok.export.runtime import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
+    from varitok.export.runtime.load import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
 
     return load_bundle(path, int8=int8)
 
@@ -85,7 +87,7 @@ def load_torch(path: str | PathLike[str]) -> "FrozenCodec":
         UserError: A file of the bundle is missing, altered or of an unknown format, or torch is not installed.
     """
     try:
-        from varitok.export.rebuild import rebuild  # noqa: PLC0415 (keeps `import varitok` instant)
+        from varitok.export.exporters.rebuild import rebuild  # noqa: PLC0415 (keeps `import varitok` instant)
     except ModuleNotFoundError as error:
         if (error.name or "varitok").startswith("varitok"):
             raise

@@ -42,12 +42,12 @@ import torch  # noqa: E402
 from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
 
 from varitok import __version__  # noqa: E402
+from varitok.codecs.distributed import local  # noqa: E402
 from varitok.codecs.metrics.table import write_rows  # noqa: E402
-from varitok.codecs.processes import local  # noqa: E402
-from varitok.codecs.training import parallel  # noqa: E402
+from varitok.codecs.training.distributed import strategy as parallel  # noqa: E402
 from varitok.codecs.training.run import build_run  # noqa: E402
 from varitok.data.batch import Splits  # noqa: E402
-from varitok.data.images import ImageDataset  # noqa: E402
+from varitok.data.datasets.images import ImageDataset  # noqa: E402
 
 __all__ = ["BOTTLENECKS", "compare", "main"]
 

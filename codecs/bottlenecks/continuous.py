@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck
 

@@ -1,4 +1,4 @@
-"""The contract every bottleneck keeps; `tests/codecs/test_bottlenecks.py` runs it over all of them."""
+"""The contract every bottleneck keeps; `tests/codecs/bottlenecks/test_contract.py` runs it over all of them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..processes import sums_over_processes
+from ..distributed import sums_over_processes
 from ..result import Quantized
 from .statistics import Gathering
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from varitok import UserError
 
-from ..lengths import masked_mean
-from ..processes import average_over_processes
+from ..distributed import average_over_processes
+from ..masking import masked_mean
 from .soft import block_rows, in_blocks, scores
 
 __all__ = ["Entropies", "book_entropies", "entropy_groups", "grid_entropies"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
 from .entropy import entropy_groups, grid_entropies

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 from ..result import Quantized
 from .composite import Composite, FrozenComposite, MeasuredParts
 from .contract import Bottleneck, straight_through
-from .factorised import FactorisedResidualQuantizer
+from .factorized import FactorisedResidualQuantizer
 from .residual import Split
 
 __all__ = ["MultiRate", "multirate"]

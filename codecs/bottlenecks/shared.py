@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
 from .nearest import FrozenTable, nearest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..processes import from_first_process, gather_rows, processes
+from ..distributed import from_first_process, gather_rows, processes
 from .nearest import nearest
 
 __all__ = ["Annealed", "Gathering", "MovingBook", "kmeans"]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
 from .entropy import book_entropies

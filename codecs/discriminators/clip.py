@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 from .contract import Feature, Judgement, Layers
 
 __all__ = ["ClipDiscriminator", "EachFrame"]

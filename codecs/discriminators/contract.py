@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from varitok import UserError
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 
 __all__ = ["Feature", "Judgement", "Layers", "Several", "masked", "masked_averages", "silenced"]
 

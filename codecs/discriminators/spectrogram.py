@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..losses.spectral import Spectrum
+from ..networks.stft import Spectrum
 from .contract import Feature, Judgement, Layers
 
 __all__ = ["SpectrogramDiscriminator"]

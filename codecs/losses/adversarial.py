@@ -9,8 +9,8 @@ from torch.nn import functional
 from varitok import UserError
 
 from ..discriminators.contract import Feature, Judgement, masked_averages, silenced
-from ..lengths import prefix_mask
-from ..processes import mean_over_processes
+from ..distributed import mean_over_processes
+from ..masking import prefix_mask
 
 __all__ = ["Adversarial"]
 

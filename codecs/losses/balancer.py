@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..processes import mean_over_processes
+from ..distributed import mean_over_processes
 
 __all__ = ["Balancer"]
 

@@ -10,8 +10,8 @@ from torchvision.models.optical_flow import raft_large, raft_small
 from varitok import UserError
 from varitok.data.weights import require_weights
 
-from ..aside import Aside
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
+from ..unregistered import Aside
 
 __all__ = ["NETWORKS", "FlowConsistency", "Network"]
 

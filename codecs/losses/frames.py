@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
 
 __all__ = ["EachFrame", "TemporalDifference"]
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.data.featuremaps import Features, resampled
-from varitok.data.teachers import Teacher
-from varitok.data.text_teachers import TextTransformer
+from varitok.data.feature_map import Features, resampled
+from varitok.data.teachers.base import Teacher
+from varitok.data.teachers.text import TextTransformer
 
 from ..codec import Codec
-from ..lengths import masked_mean
-from ..places import Place, width
-from ..processes import gather_rows, gather_rows_with_gradient
+from ..distributed import gather_rows, gather_rows_with_gradient
+from ..masking import masked_mean
+from .feature_hooks import Place, width
 
 __all__ = ["Contrast", "Distillation", "Guidance", "Guided", "TeacherDistance"]
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.featuremaps import Features
-from varitok.data.teachers import Teacher
+from varitok.data.feature_map import Features
+from varitok.data.teachers.base import Teacher
 
-from ..aside import Aside
 from ..codec import Codec
-from ..places import Place
+from ..unregistered import Aside
 from .adversarial import Adversarial
 from .balancer import Balancer
+from .feature_hooks import Place
 from .guided import Guidance, Guided
 
 __all__ = ["Objective"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..metrics.lpips import LPIPS
+from .lpips import LPIPS
 
 __all__ = ["Perceptual"]
 

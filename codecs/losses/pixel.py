@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..lengths import masked_mean, prefix_mask
+from ..masking import masked_mean, prefix_mask
 
 __all__ = ["L1", "L2"]
 

@@ -13,7 +13,7 @@ from varitok.data.batch import Batch, normalise
 
 from . import frechet, rate
 from .ladder import Evaluable, Ladder
-from .medium import medium_of
+from .modality import medium_of
 from .robustness import evaluation_mode
 from .table import Row, Table
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 
 __all__ = ["DEFINITIONS", "Comparison", "comparison", "cosine", "mse"]
 

@@ -19,7 +19,7 @@ from varitok import UserError
 from varitok.data.batch import normalise
 from varitok.data.weights import find_weights
 
-from .lpips import BACKBONES, LPIPS
+from ..losses.lpips import BACKBONES, LPIPS
 
 __all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "ms_ssim", "psnr", "scales", "ssim"]
 

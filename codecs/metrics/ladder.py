@@ -8,8 +8,9 @@ from torch import Tensor
 
 from varitok import UserError
 
-from .. import lengths
-from ..implicit import ImplicitCodec
+from ..implicit.codec import ImplicitCodec
+from ..lengths import distributions as lengths
+from ..masking import prefix_mask
 from .rate import packed_bytes, run_flags
 
 __all__ = ["Code", "Evaluable", "Ladder"]
@@ -117,7 +118,7 @@ class Ladder:
     def kept(self, code: Code, start: int, end: int) -> Tensor:
         """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""
         flat = self.flat(code)
-        valid = lengths.prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
+        valid = prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
         along = 2 if self.codec.ordered else 1
         valid.narrow(along, end, valid.shape[along] - end).fill_(False)
         valid.narrow(along, 0, start).fill_(False)

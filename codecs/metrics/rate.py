@@ -12,7 +12,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from ..processes import gather_rows
+from ..distributed import gather_rows
 
 __all__ = ["USE", "CodeCounts", "definitions", "entropy", "packed_bytes", "perplexity", "run_flags", "usage"]
 

@@ -2,7 +2,7 @@
 
 A share of each image's tokens is replaced by neighbours, and the reconstructions are compared with the originals: by
 the Fréchet distance on any network's features (on Inception's it is pFID), by that on `DERIVATIVES`, a fixed map
-without weights, and by what is lost in PSNR. `codecs/perturbation.py` tells what a neighbour is.
+without weights, and by what is lost in PSNR. `codecs/bottlenecks/perturbation.py` tells what a neighbour is.
 """
 
 import zlib
@@ -23,8 +23,8 @@ from varitok import UserError
 from varitok.data.batch import Batch, normalise, to_uint8
 
 from ..bottlenecks.contract import Bottleneck
-from ..perturbation import neighbours, shaken, table_of
-from ..processes import processes, sums_over_processes
+from ..bottlenecks.perturbation import neighbours, shaken, table_of
+from ..distributed import processes, sums_over_processes
 from . import frechet, image
 from .table import wide_console, write_rows
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..lengths import prefix_mask
+from ..masking import prefix_mask
 from . import image
 
 __all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "flicker", "seam_error"]

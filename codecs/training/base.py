@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 
 from varitok import UserError
 from varitok.data.batch import Batch
-from varitok.data.module import DataModule
+from varitok.data.datamodule import DataModule
 
 from ..bottlenecks.contract import Bottleneck
-from ..processes import sums_over_processes, whole
-from .average import Average
+from ..distributed import sums_over_processes, whole
+from .activation_checkpointing import Recompute
+from .distributed.strategy import Parallel
+from .ema import Average
 from .guard import Guard
-from .loggers import RunLog
-from .pace import Pace
-from .parallel import Parallel
-from .recompute import Recompute
-from .record import Record
+from .logging.loggers import RunLog
+from .logging.scalar_buffer import Record
+from .logging.throughput import Pace
 from .schedules import warmup_cosine
 
 __all__ = ["MakeOptimizer", "Readable", "Training", "parameter_groups"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from varitok import UserError, at_least
 
-from ..processes import mean_over_processes
+from ..distributed import mean_over_processes
 
 __all__ = ["Guard"]
 

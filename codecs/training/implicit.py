@@ -4,7 +4,7 @@ from torch import Tensor
 
 from varitok.data.batch import Batch
 
-from ..implicit import ImplicitCodec
+from ..implicit.codec import ImplicitCodec
 from ..result import Reconstruction
 from .module import CodecTraining
 

@@ -13,15 +13,15 @@ from varitok import UserError
 from varitok.data.batch import Batch, normalise
 
 from ..codec import Codec
-from ..lengths import Dealt, Kept
+from ..distributed import processes
+from ..lengths.policy import Dealt, Kept
+from ..losses.feature_hooks import listening
 from ..losses.guided import Guidance
 from ..losses.objective import Objective
-from ..places import listening
-from ..processes import processes
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
-from .health import Health
-from .parallel import Sharded
+from .codebook_health import Health
+from .distributed.strategy import Sharded
 
 __all__ = ["CodecTraining"]
 

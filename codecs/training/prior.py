@@ -9,8 +9,8 @@ from torch import Tensor
 
 from varitok.data.batch import Batch, normalise
 
-from ..prior import Prior
-from ..processes import sums_over_processes
+from ..distributed import sums_over_processes
+from ..networks.code_prior import Prior
 from .base import MakeOptimizer, Training
 
 __all__ = ["PriorTraining", "Rows", "Source"]
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 class Source(Protocol):
-    """A frozen tokenizer (`varitok.export.prior.Tokenizer`).
+    """A frozen tokenizer (`varitok.export.exporters.prior.Tokenizer`).
 
     Attributes:
         axis: What may be fewer, "tokens" where they are ordered, else "books".

@@ -11,20 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
 from varitok import UserError, at_least
-from varitok.data.module import DataModule
+from varitok.data.datamodule import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
-from ..implicit import ImplicitCodec
+from ..implicit.codec import ImplicitCodec
 from .base import Training
-from .checkpoints import Checkpoints, WholeFiles
+from .callbacks.checkpoints import Checkpoints, WholeFiles
+from .callbacks.progress import Progress
+from .callbacks.stopping import Stopping
+from .distributed.strategy import strategy_of
+from .distributed.watchdog import Watch
 from .implicit import ClipTraining
-from .memory import keep_freed_memory
+from .malloc import keep_freed_memory
 from .module import CodecTraining
-from .parallel import strategy_of
 from .prior import PriorTraining
-from .progress import Progress
-from .stopping import Stopping
-from .watch import Watch
 
 __all__ = ["Run", "build_run"]
 

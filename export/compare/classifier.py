@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from varitok import UserError
 from varitok.data.batch import BadSample, normalise
 
-from ..graphs import onnx_runtime
-from ..runtime import ImageBundle
-from ..signals import dataset_of, files_of
+from ..adapters.dataset import dataset_of, files_of
+from ..runtime.bundle import onnx_runtime
+from ..runtime.images import ImageBundle
 
 __all__ = ["Classifier", "classes_of", "read_classifier", "train_classifier"]
 

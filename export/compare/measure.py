@@ -9,12 +9,14 @@ from torch import Tensor
 
 from varitok.codecs.metrics.figure import LOWER
 from varitok.codecs.metrics.ladder import Ladder
-from varitok.codecs.metrics.medium import Medium
+from varitok.codecs.metrics.modality import Medium
 from varitok.data.batch import normalise
 
-from ..evaluable import Exported
-from ..rate import encoded
-from ..runtime import ImageBundle, SoundBundle, VideoBundle
+from ..adapters.codec import Exported
+from ..bitstream.rate_control import encoded
+from ..runtime.audio import SoundBundle
+from ..runtime.images import ImageBundle
+from ..runtime.load import VideoBundle
 from .classic import Classic, Coded
 from .rates import bd_rate
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from varitok.codecs.metrics.medium import Comparison, medium_of
-from varitok.codecs.metrics.pictures import decibels, principal_colours, write_mp4
+from varitok.codecs.metrics.media import decibels, principal_colours, write_mp4
+from varitok.codecs.metrics.modality import Comparison, medium_of
 from varitok.codecs.metrics.table import PRINTED
-from varitok.codecs.training.samples import UNKNOWN_RATE
+from varitok.codecs.training.callbacks.samples import UNKNOWN_RATE
 from varitok.data.batch import normalise
 
 from .subject import Subject

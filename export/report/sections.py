@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from varitok.codecs.implicit import ImplicitCodec
+from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.metrics.figure import Curve, label_of
-from varitok.codecs.metrics.medium import medium_of
+from varitok.codecs.metrics.modality import medium_of
 from varitok.codecs.metrics.rate import USE
 from varitok.codecs.metrics.table import PRINTED, Table
 

@@ -11,20 +11,22 @@ from torch import Tensor
 from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
-from varitok.codecs.metrics.command import validation_splits
+from varitok.codecs.metrics.cli import validation_splits
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.ladder import Ladder
-from varitok.codecs.metrics.medium import medium_of
+from varitok.codecs.metrics.modality import medium_of
 from varitok.codecs.metrics.table import Table, read_csv
-from varitok.codecs.training.samples import spread
-from varitok.codecs.training.scalars import read_scalars
+from varitok.codecs.training.callbacks.samples import spread
+from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.data.batch import Sample, collate
 
-from ..clips import FeatureBundle
-from ..evaluable import Exported, exported
-from ..graphs import read_json
-from ..runtime import ImageBundle, SoundBundle, VideoBundle, load
-from ..signals import dataset_of, files_of, noun_of
+from ..adapters.codec import Exported, exported
+from ..adapters.dataset import dataset_of, files_of, noun_of
+from ..runtime.audio import SoundBundle
+from ..runtime.bundle import read_json
+from ..runtime.images import ImageBundle
+from ..runtime.load import VideoBundle, load
+from ..runtime.video import FeatureBundle
 
 __all__ = ["Source", "Subject", "open_subject"]
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.factorised import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
 from varitok.codecs.bottlenecks.library import library
@@ -21,7 +21,8 @@ from varitok.codecs.bottlenecks.residual import Residual, Split, residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, KMeansQuantizer, VectorQuantizer
 from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import Axis, Full, LengthPolicy, MaskToken, Mechanism, Truncate, Uniform, Zeros
+from varitok.codecs.lengths.distributions import Full, Uniform
+from varitok.codecs.lengths.policy import Axis, LengthPolicy, MaskToken, Mechanism, Truncate, Zeros
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
 

@@ -18,7 +18,8 @@ from varitok.codecs.bottlenecks.residual import residual
 from varitok.codecs.bottlenecks.vq import VectorQuantizer
 from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
-from varitok.codecs.lengths import Full, LengthPolicy, Truncate
+from varitok.codecs.lengths.distributions import Full
+from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.convolution import Convolution, TransposedConvolution
 from varitok.codecs.streaming import arrange, obstacle, pack, state_size, unpack
 

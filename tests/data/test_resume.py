@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from varitok.data.batch import Batch
-from varitok.data.module import DataModule
-from varitok.data.synthetic import dead_leaves
+from varitok.data.datamodule import DataModule
+from varitok.data.synthetic.images import dead_leaves
 
 
 def module(updates_made: int | None = None, rank: int = 0, world: int = 1, accumulate: int = 1) -> DataModule:

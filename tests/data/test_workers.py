@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from varitok import UserError
-from varitok.data.images import ImageFolder, image_folder
-from varitok.data.module import DataModule
-from varitok.data.shards import ShardWriter
+from varitok.data.datamodule import DataModule
+from varitok.data.datasets.images import ImageFolder, image_folder
+from varitok.data.storage.shard_writer import ShardWriter
 from varitok.data.workers import deafen
 
 from .pictures import fill
@@ -75,7 +75,7 @@ def test_only_workers_decode(tmp_path) -> None:
 
 HOLDS = """
 import resource, sys
-from varitok.data.shards import open_shards
+from varitok.data.storage.shard_reader import open_shards
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -130,8 +130,8 @@ def test_a_decoded_image_is_bounded_whatever_its_file_says(tmp_path) -> None:
 
 STAYS = """
 import sys
-from varitok.data.images import image_folder
-from varitok.data.module import DataModule
+from varitok.data.datasets.images import image_folder
+from varitok.data.datamodule import DataModule
 
 data = DataModule(image_folder(sys.argv[1], image_size=8), batch_size=4, workers=1, updates=40)
 batches = iter(data.train_dataloader())
@@ -156,7 +156,7 @@ def test_signals_to_all_processes_are_for_the_main_one(tmp_path, monkeypatch, th
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         deafen(worker)
 
-    monkeypatch.setattr("varitok.data.module.deafen", begin)
+    monkeypatch.setattr("varitok.data.datamodule.deafen", begin)
     others = {child.pid for child in psutil.Process().children()}
     batches = iter(module(fill(tmp_path / "photos", 12), workers=1).train_dataloader())
     next(batches)

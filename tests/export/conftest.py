@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
-from varitok.export.bundle import architecture, export_bundle
+from varitok.export.exporters.bundle import architecture, export_bundle
 
 from ..codecs.examples import HOP, PATCH, SIZE, TOKENS, WIDTH, sound_codec
 
@@ -38,8 +38,8 @@ BOTTLENECKS = {
     "fsq": {"_target_": "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer", "levels": [8, 5, 5]},
 }
 MECHANISMS = {
-    "truncate": {"_target_": "varitok.codecs.lengths.Truncate"},
-    "mask_token": {"_target_": "varitok.codecs.lengths.MaskToken", "dim": WIDTH},
+    "truncate": {"_target_": "varitok.codecs.lengths.policy.Truncate"},
+    "mask_token": {"_target_": "varitok.codecs.lengths.policy.MaskToken", "dim": WIDTH},
 }
 KINDS = [("vq_cosine", "truncate"), pytest.param(("fsq", "mask_token"), marks=pytest.mark.slow)]
 
@@ -57,8 +57,8 @@ def configuration(bottleneck: str, mechanism: str) -> DictConfig:
             },
             "bottleneck": BOTTLENECKS[bottleneck],
             "length": {
-                "_target_": "varitok.codecs.lengths.LengthPolicy",
-                "distribution": {"_target_": "varitok.codecs.lengths.Uniform"},
+                "_target_": "varitok.codecs.lengths.policy.LengthPolicy",
+                "distribution": {"_target_": "varitok.codecs.lengths.distributions.Uniform"},
                 "mechanism": MECHANISMS[mechanism],
             },
         }

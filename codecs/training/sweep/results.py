@@ -14,7 +14,7 @@ from varitok import UserError
 
 from ...metrics.figure import LOWER
 from ...metrics.table import wide_console, write_rows
-from ..scalars import read_scalars
+from ..logging.scalars import read_scalars
 from .search import JOURNAL, open_study, trial_name
 from .space import short
 

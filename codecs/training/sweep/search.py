@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 import varitok
 from varitok import UserError
 
-from ..scalars import read_scalars
+from ..logging.scalars import read_scalars
 from .space import Sweep, short, word
 
 __all__ = ["JOURNAL", "Search", "open_study", "trial_name"]

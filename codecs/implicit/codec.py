@@ -1,0 +1,200 @@
+"""A codec of one clip: training is the encoder, a network's weights are the code (NeRV, arXiv 2110.13903, section 3.2).
+
+Each weight is a token, and its books are its bits, the most significant first: a prefix of the books is a shorter code.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from varitok import UserError
+
+from ..bottlenecks.fsq import ResidualScalarQuantizer
+from ..codec import Codec
+from ..lengths.policy import LengthPolicy
+from ..networks.nerv import NeRV
+from ..result import Quantized, Reconstruction
+from .bitplane_coder import Coded, pack, unpack
+
+__all__ = ["ImplicitCodec"]
+
+FRAMES = 8  # that are painted at once
+
+
+class _Trained(nn.Module):
+    """In the encoder's place: one step of the grid is the whole clip, whose latents are the weights themselves."""
+
+    width = 1
+    direct = True
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.hop = tuple(size)
+
+
+class ImplicitCodec(Codec):
+    """A network that paints one clip, as a codec of that clip.
+
+    Each tensor of weights is spread evenly between its smallest and its largest (both float16), and cut in halves again
+    and again: with k bits there are 2^k levels. What is counted are the bytes of `coded`.
+
+    Args:
+        decoder: Paints the clip.
+        bottleneck: Bits of a weight: residual books of two levels.
+        length: Its depth says how many bits are kept while training, so that weights learn to be rounded; where it has
+            none, weights are trained as they are and rounded afterwards, as published.
+        frame_rate: Of the clip, frames a second; None where it isn't known.
+
+    Raises:
+        UserError: The bottleneck has books of another kind.
+    """
+
+    decoder: NeRV
+    meanings = {  # noqa: RUF012 (never changed)
+        "books": "bits kept of each weight, the most significant first",
+        "bits": "8 * bytes",
+        "bytes": "of the coded weights: ranges of all tensors, chances, entropy-coded bits; they decode to the weights",
+    }
+    """What a table's columns mean, where it is not what they mean elsewhere."""
+
+    def __init__(
+        self,
+        decoder: NeRV,
+        bottleneck: ResidualScalarQuantizer,
+        length: LengthPolicy,
+        frame_rate: float | None = None,
+    ) -> None:
+        if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.book_sizes) != {2}:
+            raise UserError("bottleneck: a weight's books are bits; give bottleneck=fsq_residual bottleneck.levels=[2]")
+        super().__init__(_Trained(decoder.size), bottleneck, decoder, length, frame_rate=frame_rate)
+        # Of grids of two levels the cells go from -2 to 2; this is the middle of the outermost.
+        self.edge = 2 - 2 / 2**self.books
+
+    @property
+    def obstacle(self) -> str:
+        """Why it can't code chunk by chunk."""
+        return "its weights are about the whole clip"
+
+    @property
+    def weights(self) -> int:
+        """Count the weights: tokens of the code."""
+        return sum(weight.numel() for weight in self.decoder.parameters())
+
+    def count(self, size: Sequence[int]) -> int:
+        """Count the tokens, whatever the size: all weights take part in each frame."""
+        return self.weights
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens, int64 `(b,)`; see `count`."""
+        return torch.full_like(lengths, self.weights)
+
+    @torch.no_grad()
+    def ranges(self) -> Tensor:
+        """Give each tensor's smallest and largest weight, float16 `(tensors, 2)`."""
+        ends = [torch.stack(weight.aminmax()) for weight in self.decoder.parameters()]
+        return torch.stack(ends).half()
+
+    def _spread(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the middle of each weight's range, and half of its size, `(n,)`."""
+        low, high = ranges.to(next(self.parameters()).device).float().T
+        counts = torch.tensor([weight.numel() for weight in self.decoder.parameters()], device=low.device)
+        half = ((high - low) / 2).clamp(min=1e-8)  # biases that nothing has moved yet
+        return ((low + high) / 2).repeat_interleave(counts), half.repeat_interleave(counts)
+
+    def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Give the weights as latents `(b, n, 1)`, the same for each signal.
+
+        Raises:
+            UserError: A signal is not of the clip's size.
+        """
+        if tuple(signal.shape[2:]) != self.hop:
+            there, own = (" x ".join(map(str, sides)) for sides in (signal.shape[2:], self.hop))
+            raise UserError(f"clip of {there}: this codec is of one clip alone, of {own} frames, rows and columns")
+        return self._flat().expand(len(signal), -1, -1)
+
+    def _flat(self) -> Tensor:
+        """Give the weights as latents `(1, n, 1)`."""
+        middle, half = self._spread(self.ranges())
+        flat = torch.cat([weight.flatten() for weight in self.decoder.parameters()])
+        # Ends that float16 has rounded inwards lie beyond 1, by less than half of a cell.
+        most = 1 + 0.5**self.books
+        places = ((flat - middle) / half).clamp(-most, most) * self.edge
+        # The bottleneck bounds latents by a hyperbolic tangent; weights are bounded already.
+        return (2 * torch.atanh(places / 2))[None, :, None]
+
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Give the weights' bits, int64 `(b, bits, n)`, whatever is in the clip."""
+        return self.bottleneck.encode(self.latents(signal))
+
+    def painter(self, codes: Tensor, ranges: Tensor | None = None) -> dict[str, Tensor]:
+        """Turn the first bits of all weights, int64 `(1, bits, n)`, into the network's weights by name.
+
+        Args:
+            codes: As `encode` gives them; a prefix of the bits is allowed.
+            ranges: Of their tensors; this network's where None.
+        """
+        return self._named(self.bottleneck.decode(codes), self.ranges() if ranges is None else ranges)
+
+    def _named(self, latents: Tensor, ranges: Tensor) -> dict[str, Tensor]:
+        """Turn what the bottleneck gives, `(1, n, 1)`, into the network's weights by name."""
+        middle, half = self._spread(ranges)
+        flat = middle + latents[0, :, 0] / self.edge * half
+        named = dict(self.decoder.named_parameters())
+        parts = torch.split(flat, [weight.numel() for weight in named.values()])
+        return {name: part.view_as(named[name]) for name, part in zip(named, parts, strict=True)}
+
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Paint the clip from the first bits of all weights: `(b, 3, frames, height, width)`."""
+        numbers = torch.arange(self.hop[0], device=codes.device)
+        return torch.stack([self.painted(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
+
+    def painted(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        """Paint the frames of these numbers, int64 `(n,)`, from bits `(1, bits, n)`: `(n, 3, height, width)`."""
+        weights = self.painter(codes)
+        return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
+
+    def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
+        """Send the clip through its code, at full depth."""
+        codes = self.encode(signal)
+        return Reconstruction(self.decode(codes), Quantized(self.bottleneck.decode(codes), codes, {}, {}))
+
+    def frames(self, numbers: Tensor, steps: int = 1, depth: Tensor | None = None) -> Reconstruction:
+        """Paint stretches of frames, which is what is trained.
+
+        Args:
+            numbers: int64 `(b,)`, of each stretch's first frame.
+            steps: Frames of a stretch.
+            depth: int64 `(b,)`, bits that are kept of all weights, of which the first sample's count; the weights are
+                taken as they are where None.
+        """
+        every = (numbers[:, None] + torch.arange(steps, device=numbers.device)).flatten()
+        if depth is None:
+            painted = self.decoder(every)
+            quantized = Quantized(painted[:0], numbers[:0], {}, {})  # nothing is
+        else:
+            quantized = self.bottleneck(self._flat(), depth.new_full((1,), self.weights), depth[:1])
+            painted = functional_call(self.decoder, self._named(quantized.latents, self.ranges()), (every,))
+        return Reconstruction(painted.unflatten(0, (len(numbers), steps)).transpose(1, 2), quantized)
+
+    def coded(self, codes: Tensor) -> Coded:
+        """Code the bits of all weights, int64 `(1, bits, n)`: a file's bytes, which may be cut at its `ends`."""
+        head = self.ranges().cpu().numpy().astype("<f2").tobytes()
+        packed = pack(codes[0].cpu().numpy().astype(np.uint8))
+        return Coded(head + packed.data, [len(head) + end for end in packed.ends])
+
+    def read(self, data: bytes) -> tuple[Tensor, Tensor]:
+        """Give the bits and ranges that `coded` was given, or their first bits where the bytes were cut.
+
+        Raises:
+            UserError: The bytes are not such weights.
+        """
+        tensors = sum(1 for _ in self.decoder.parameters())
+        try:
+            ranges = np.frombuffer(data, "<f2", 2 * tensors).reshape(tensors, 2)
+            planes = unpack(data[4 * tensors :], self.weights)
+        except ValueError as error:
+            raise UserError(f"coded weights: {len(data)} bytes are damaged, or another network's") from error
+        return torch.from_numpy(planes.astype(np.int64))[None], torch.from_numpy(ranges.astype(np.float16))

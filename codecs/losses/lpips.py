@@ -1,0 +1,131 @@
+"""LPIPS, a perceptual distance from the features of a trained network (arXiv 1801.03924).
+
+torchmetrics ships the calibrated heads, but its class fetches the backbone from the network when it is made; here the
+backbone's file is looked for on this machine. `tests/codecs/losses/test_lpips.py` holds the two against each other.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from varitok import UserError
+from varitok.data.weights import require_weights
+
+from ..unregistered import Aside
+
+__all__ = ["BACKBONES", "LPIPS", "Backbone"]
+
+SMALLEST = 32  # pixels; AlexNet's last pooling has nothing left to pool below
+
+
+class Backbone(NamedTuple):
+    """A network whose features LPIPS compares.
+
+    Attributes:
+        model: Its name in torchvision.
+        filename: Its weights, as torchvision publishes them.
+        taps: Indices of the layers that are compared.
+    """
+
+    model: str
+    filename: str
+    taps: tuple[int, ...]
+
+
+BACKBONES = {
+    "alex": Backbone("alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11)),
+    "vgg": Backbone("vgg16", "vgg16-397923af.pth", (3, 8, 15, 22, 29)),
+}
+
+
+class LPIPS(nn.Module):
+    """The learned perceptual distance, version 0.1, frozen, differentiable in its first argument.
+
+    Args:
+        net: Backbone: "alex" is the usual metric, "vgg" the usual training loss.
+
+    Raises:
+        UserError: The backbone's weights aren't on this machine, or the file holds something else.
+    """
+
+    def __init__(self, net: Literal["alex", "vgg"] = "vgg") -> None:
+        super().__init__()
+        if net not in BACKBONES:
+            raise UserError(f"LPIPS net={net!r}: it is one of {', '.join(BACKBONES)}")
+        self.net = net
+        self.aside = Aside({net: _Network(net)})
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Compare images `(b, 3, h, w)` in [-1, 1] of at least 32 pixels a side; gives `(b,)`, 0 for equal ones.
+
+        Raises:
+            UserError: The images are too small.
+        """
+        if min(fake.shape[-2:]) < SMALLEST:
+            size = f"{fake.shape[-1]} x {fake.shape[-2]}"
+            raise UserError(f"LPIPS on images of {size} pixels: both sides must be at least {SMALLEST}")
+        network = self.aside.networks[self.net]
+        with torch.no_grad():
+            wanted = network(real)
+        distances = [
+            ((mine - other).square() * head).sum(1).mean((1, 2))
+            for mine, other, head in zip(network(fake), wanted, network.heads(), strict=True)
+        ]
+        return torch.stack(distances).sum(0)
+
+
+class _Network(nn.Module):
+    """The backbone and the weights of its channels; gives features of unit length at each place."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: str) -> None:
+        super().__init__()
+        backbone = BACKBONES[net]
+        self.taps = backbone.taps
+        path = require_weights(backbone.filename, f"LPIPS with net={net}", f"torchvision's ImageNet {backbone.model}")
+        self.features = _load_features(backbone.model, path)[: backbone.taps[-1] + 1].eval().requires_grad_(False)
+        # The constants are those of the published code: ImageNet's mean and deviation, for images in [-1, 1].
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        heads = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / f"{net}.pth"
+        state = torch.load(heads, map_location="cpu", weights_only=True)
+        for index in range(len(self.taps)):
+            self.register_buffer(f"head{index}", state[f"lin{index}.model.1.weight"][0])
+
+    def heads(self) -> list[Tensor]:
+        """List the channels' weights `(c, 1, 1)` of each tapped layer."""
+        return [self.get_buffer(f"head{index}") for index in range(len(self.taps))]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Give the tapped features."""
+        values = (images - self.shift) / self.scale
+        tapped = []
+        for index, layer in enumerate(self.features):
+            values = layer(values)
+            if index in self.taps:
+                tapped.append(values / torch.sqrt(1e-8 + values.square().sum(1, keepdim=True)))
+        return tapped
+
+
+def _load_features(model: str, path: Path) -> nn.Sequential:
+    """Make the convolutional part of a torchvision model from its published weights."""
+    from torchvision import models  # noqa: PLC0415 (slow to import, and needed only here)
+
+    with torch.device("meta"):  # no time goes into random weights, nor memory into the classifier
+        features: nn.Sequential = getattr(models, model)(weights=None).features
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        features.load_state_dict(
+            {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")},
+            assign=True,
+        )
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
+        raise UserError(
+            f"{path}: not torchvision's weights of {model} ({type(error).__name__}); get it anew"
+        ) from error
+    return features

@@ -1,0 +1,158 @@
+"""The subcommand `evaluate`."""
+
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from varitok import UserError, watched
+from varitok.data.batch import Splits
+from varitok.data.datamodule import validation_loader
+
+from ..build import build, load_run
+from ..implicit.codec import ImplicitCodec
+from . import audio, feature, fvd, image
+from .evaluate import evaluate, versions
+from .modality import medium_of
+from .robustness import available_features, robustness
+from .table import SHOWN, json_rows
+
+__all__ = ["main", "validation_splits"]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok evaluate`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    _run(_parser().parse_args(words), shlex.join(["varitok", "evaluate", *words]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok evaluate",
+        description="Measure quality at each length of a codec's codes.",
+        epilog="for example: varitok evaluate runs/demo --data PHOTOS --keep 1,4,16",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="other files; its val/, or the share held out of it"
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="1,4,16",
+        help="numbers of tokens, or of books where tokens lie on a grid; 1, 2, 4, ... and all by default",
+    )
+    names = (
+        f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)};"
+        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)};"
+        f" of features {', '.join(feature.DEFINITIONS)}"
+    )
+    parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
+    parser.add_argument(
+        "--robustness",
+        metavar="0.1,0.5",
+        help="also: quality with these shares of the tokens replaced, at the largest of the kept numbers",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results; the run's evaluation/ by default"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read files; default: %(default)s")
+    return parser
+
+
+def _run(options: argparse.Namespace, command: str) -> None:
+    """Evaluate as the command line says; write and print the table."""
+    if options.batch_size < 1 or options.workers < 0:
+        raise UserError("--batch-size must be at least 1, --workers at least 0")
+    keeps = _numbers(options.keep) if options.keep else None
+    rates = _shares(options.robustness) if options.robustness else []
+    codec, config = load_run(options.run)
+    try:
+        codec.to(options.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
+        raise UserError(f"--device {options.device}: this device is not there") from error
+    noun = f"{medium_of(codec).noun}s"
+    if rates and noun != "images":
+        raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
+    if options.data and isinstance(codec, ImplicitCodec):
+        raise UserError("--data: this codec is of one clip alone; leave it out")
+    splits = validation_splits(config.data, options.data)
+    batches = validation_loader(splits.val, options.batch_size, options.workers)
+    header = {"codec": str(options.run), **splits.about, "command": command}
+    metrics = options.metrics.split(",") if options.metrics else medium_of(codec).available()
+    table = evaluate(codec, watched(batches, len(batches), "batches"), keeps, metrics, header)
+    run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
+    folder = options.out or run / "evaluation"
+    table.write_csv(folder / "evaluation.csv")
+    if not options.json:
+        table.print()
+    if any(set(pair) <= table.rows[0].keys() for pair in SHOWN):
+        table.plot(folder / "evaluation.png")
+    replaced: Sequence[Mapping[str, object]] = []
+    if rates:
+        maps = available_features(torch.device(options.device))
+        kept = max(keeps) if keeps else None
+        found = robustness(codec, batches, rates, tokens=kept, features=maps, header=header | versions())
+        found.write_csv(folder / "robustness.csv")
+        replaced = found.rows
+        if not options.json:
+            found.print()
+    if options.json:
+        print(json.dumps({"rows": json_rows(table.rows), "robustness": json_rows(replaced)}, indent=2))
+        return
+    print(f"{table.rows[0][noun]} {noun}; written to {folder}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--keep {text}: give whole numbers with commas between, such as 1,4,16") from None
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        rates = [float(word) for word in text.split(",")]
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 < rate <= 1 for rate in rates):
+        raise UserError(f"--robustness {text}: give shares of the tokens above 0 and up to 1, such as 0.1,0.5")
+    return rates
+
+
+def validation_splits(data: DictConfig, folder: Path | None) -> Splits:
+    """Find the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them."""
+    if folder is None:
+        splits: Splits = build(data)
+        return splits
+    if "teacher" in data:
+        # What is measured of the features is of the run's own training clips.
+        clips = validation_splits(data.clips, folder)._replace(train=build(data.clips).train)
+        others = OmegaConf.masked_copy(data, [str(key) for key in data if key != "clips"])
+        features: Splits = build(others, clips=clips)
+        return features
+    if (rate := data.get("sample_rate")) is not None:
+        from varitok.data.datasets.audio import sound_folder  # noqa: PLC0415 (torchaudio is slow to import)
+
+        form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
+        return sound_folder(str(folder), sample_rate=rate, crop_tokens=None, hop=1, **form)
+    if data.get("image_size") is None:
+        raise UserError("--data: the run's configuration has no data.image_size to bring images to")
+    if data.get("hop") is not None:
+        from varitok.data.datasets.video import video_folder  # noqa: PLC0415 (so is PyAV)
+
+        names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
+        return video_folder(str(folder), **{key: data[key] for key in names if key in data})
+    from varitok.data.datasets.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
+
+    return image_folder(str(folder), image_size=data.image_size)

@@ -1,0 +1,188 @@
+"""Signals to look at and to hear: pictures, WAV files and MP4 files."""
+
+import wave
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from varitok import UserError
+
+from ..networks.stft import Spectrum
+from .audio import written
+
+__all__ = ["decibels", "draw_clips", "draw_images", "draw_spectrograms", "principal_colours", "write_mp4", "write_wav"]
+
+LEGEND = 72  # pixels left of images for the labels
+STRIP = 5  # frames that are shown of a clip
+WINDOW = 0.032  # seconds; a power of two samples that is nearest
+RANGE = 80.0  # dB shown below a sine of full scale
+COLUMNS = 600  # frames of a picture, at most about twice as many
+
+
+def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
+    """Draw images in a grid: a column for each, a labelled line for each row.
+
+    Args:
+        rows: A label and images, uint8 `(3, h, w)`, all of one size, for each.
+        scale: Each pixel is drawn as a square of this side.
+    """
+    grid = torch.stack([torch.stack(list(images)) for _, images in rows])
+    lines, b, _, h, w = grid.shape
+    pixels = Image.fromarray(
+        np.ascontiguousarray(grid.permute(0, 3, 1, 4, 2).reshape(lines * h, b * w, 3).numpy())
+    ).resize((b * w * scale, lines * h * scale), Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (LEGEND + pixels.width, pixels.height), "white")
+    sheet.paste(pixels, (LEGEND, 0))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for line, (label, _) in enumerate(rows):
+        pen.text((LEGEND - 6, (line + 0.5) * h * scale), label, fill="black", font=font, anchor="rm")
+    return sheet
+
+
+def draw_clips(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
+    """Draw some frames of each clip, from its first to its last, in a grid as `draw_images` does.
+
+    Args:
+        rows: A label and clips, uint8 `(3, t, h, w)`, of frames of one size, for each.
+        scale: Each pixel is drawn as a square of this side.
+    """
+
+    def strip(clip: Tensor) -> Tensor:
+        chosen = torch.linspace(0, clip.shape[1] - 1, STRIP).round().long()
+        return clip[:, chosen].transpose(1, 2).flatten(2)
+
+    return draw_images([(label, [strip(clip) for clip in clips]) for label, clips in rows], scale)
+
+
+def principal_colours(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple[str, list[Tensor]]]:
+    """Turn features into colours that can be drawn: the first three principal components of the first row's.
+
+    All rows have the same components, and a colour's range is two standard deviations of the first row's to each side.
+
+    Args:
+        rows: A label and feature clips, floats `(c, t, rows, columns)`, for each.
+
+    Returns:
+        The same with clips, uint8 `(3, t, rows, columns)`; of fewer than three channels the last colours are grey.
+    """
+    known = torch.cat([clip.flatten(1) for clip in rows[0][1]], dim=1).double()
+    mean = known.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh((known - mean) @ (known - mean).T / known.shape[1])
+    axes, spread = vectors.flip(1)[:, :3], values.flip(0)[:3].clamp(min=1e-12).sqrt()
+    # An axis has no direction of its own, and a solver may give either.
+    axes = axes * axes.sum(0).sign()
+
+    def colours(clip: Tensor) -> Tensor:
+        parts = axes.T @ (clip.flatten(1).double() - mean) / spread[:, None]
+        levels = (parts / 4 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        grey = levels.new_full((3 - len(levels), levels.shape[1]), 128)
+        return torch.cat([levels, grey]).reshape(3, *clip.shape[1:])
+
+    return [(label, [colours(clip) for clip in clips]) for label, clips in rows]
+
+
+def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
+    """Give a picture of a sound: dB of each frequency and frame, 0 for a sine of full scale, not below -80.
+
+    Periodic Hann windows of 32 ms or so, a quarter apart, or further where the sound is long; where even then there
+    are too many, their power is averaged in groups: there are never more than 1200 frames or so. Channels' power is
+    averaged.
+
+    Args:
+        sound: `(c, t)` in [-1, 1].
+        sample_rate: In Hz.
+
+    Returns:
+        float32 `(fft // 2 + 1, frames)`, the lowest frequency first, in [-80, 0].
+    """
+    fft = 2 ** max(4, round(np.log2(WINDOW * sample_rate)))
+    hop = min(fft, max(fft // 4, sound.shape[1] // COLUMNS))
+    spectrum, _ = Spectrum(fft, hop)(written(sound).cpu()[None])
+    power = spectrum[0].abs().div(fft / 4).square().mean(0)  # the window's sum is fft / 2; half a sine's is one line
+    group = max(1, len(power) // COLUMNS)
+    power = torch.stack([frames.mean(0) for frames in power.split(group)])
+    levels: npt.NDArray[np.float32] = (10 * power.clamp(min=1e-12).log10()).clamp(-RANGE, 0).T.numpy()
+    return levels
+
+
+def draw_spectrograms(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], sample_rate: int) -> None:
+    """Draw a grid to a PNG: a column for each sound, a labelled row for the originals and each shorter code.
+
+    Args:
+        path: Where to write.
+        rows: Label and sounds `(c, t)` of each row, all with as many sounds; a column's may differ in length.
+        sample_rate: In Hz.
+
+    Raises:
+        UserError: There is no row or no sound, or rows have different numbers of sounds.
+    """
+    columns = {len(sounds) for _, sounds in rows}
+    if len(columns) != 1 or 0 in columns:
+        raise UserError(f"spectrograms: rows of {sorted(columns)} sounds; all must have as many, and at least one")
+    (width,) = columns
+    figure = Figure(figsize=(1.2 + 3.2 * width, 0.6 + 1.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), width, squeeze=False, sharex="col", sharey=True)
+    for line, (label, sounds) in zip(panels, rows, strict=True):
+        line[0].set_ylabel(f"{label}\nkHz", fontsize=9)
+        for axes, sound in zip(line, sounds, strict=True):
+            extent = (0, sound.shape[1] / sample_rate, 0, sample_rate / 2000)
+            picture = axes.imshow(
+                decibels(sound, sample_rate),
+                origin="lower", aspect="auto", extent=extent, vmin=-RANGE, vmax=0, cmap="magma",
+            )  # fmt: skip
+            axes.tick_params(labelsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("s", fontsize=9)
+    figure.colorbar(picture, ax=panels, label="dB", shrink=0.6, pad=0.01)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
+    """Write a clip, uint8 `(3, t, h, w)`, as H.264 of near-lossless quality; odd sides lose their last row or column.
+
+    Raises:
+        UserError: A side is below two pixels, or the file can't be written.
+    """
+    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has colours for two rows and columns
+    if not height or not width:
+        raise UserError(f"{path}: frames of {clip.shape[3]} x {clip.shape[2]} pixels can't be written as MP4")
+    frames = clip[:, :, :height, :width].permute(1, 2, 3, 0).cpu().contiguous().numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "12", "preset": "fast"}
+            for frame in frames:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode(None))
+    except OSError as error:  # PyAV's errors of files are its children
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
+    """Write a sound `(c, t)` as a WAV file of 16 bits, clamped to [-1, 1) and rounded to the nearest.
+
+    Raises:
+        UserError: A sample isn't finite, or the file can't be written.
+    """
+    samples = written(sound).mul(32768).to(torch.int16).T.cpu().contiguous().numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened here: where it can't be, `wave` leaves an object behind that fails once more as it goes.
+        with path.open("wb") as raw, wave.open(raw, "wb") as file:
+            file.setnchannels(sound.shape[0])
+            file.setsampwidth(2)
+            file.setframerate(sample_rate)
+            file.writeframes(samples.astype("<i2").tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,210 @@
+"""Checkpoints in the run's folder: written whole or not at all, and as many of them kept as are wanted."""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from varitok import UserError, at_least
+
+from ...metrics.figure import LOWER
+from ..base import Training
+
+__all__ = ["Checkpoints", "WholeFiles"]
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 3  # savings in a row that may fail
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, reads it back, and puts it there in one step.
+
+    Lightning's own goes through the folder for temporary files: where that is another disk, as on clusters, a full
+    disk or a kill leaves neither the new checkpoint nor the old one (its issue 21253).
+
+    Attributes:
+        failures: Savings in a row that could not be done; the checkpoint that was there is there still.
+        reason: Why the last of them.
+        figures: Of the last one that was done: its seconds and megabytes, by name for the log.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+        self.reason = ""
+        self.figures: dict[str, float] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; a failure is counted and told, and raises nothing: other processes wait for this one."""
+        began, place = time.monotonic(), Path(path)
+        partial = place.with_name(f"{place.name}.partial")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            # What a resume could not read must not take the place of what it can.
+            torch.load(partial, weights_only=True, mmap=True, map_location="meta")
+            size = partial.stat().st_size
+            partial.replace(place)
+            _sync(place.parent)
+        except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            self.failures += 1
+            self.reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+            _log.warning("%s: could not be saved (%s); what was there stays", place, self.reason)
+            return
+        self.failures = 0
+        self.figures = {"checkpoint/seconds": time.monotonic() - began, "checkpoint/megabytes": size / 1e6}
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Checkpoints(Checkpoint):
+    """Saves `checkpoints/last.ckpt` in the run's folder every so many updates and after the last.
+
+    A checkpoint holds all that a run is, so that one that goes on from it takes the same steps to the bit. The run's
+    resolved configuration travels inside as plain data, so that a checkpoint alone can be evaluated and exported, and
+    everything in it loads with `weights_only=True`.
+
+    Args:
+        config: The run's resolved configuration, plain containers.
+        files: What the trainer writes checkpoints with.
+        every: Updates between two.
+        archive: Updates between two that stay beside the last, as `update_0001000.ckpt`; null: none.
+        keep: How many of those stay, the newest; null: all.
+        best: What is logged by an evaluation, as `val/psnr@64`: `best.ckpt` is of its best value; null: none.
+
+    Raises:
+        UserError: A number is too small, or `archive` is no multiple of `every`.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        files: WholeFiles,
+        *,
+        every: int,
+        archive: int | None = None,
+        keep: int | None = 3,
+        best: str | None = None,
+    ) -> None:
+        counts = {"every": (every, 1), "archive": (archive, 1), "keep": (keep, 1)}
+        at_least({f"checkpoint.{key}": (count, least) for key, (count, least) in counts.items() if count is not None})
+        if archive is not None and archive % every:
+            raise UserError(f"checkpoint.archive={archive}: must be a multiple of checkpoint.every={every}")
+        self.config = config
+        self.files = files
+        self.every = every
+        self.archive = archive
+        self.keep = keep
+        self.best = best
+        self.lower = best is not None and best.partition("/")[2].partition("@")[0] in LOWER
+        self.reached: float | None = None
+        self.saved = -1  # the update of the last saving
+        self.folder = Path()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learn where the run's folder is, and clear it of what a kill has left half written."""
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        if trainer.is_global_zero:
+            for partial in self.folder.glob("*.partial"):
+                partial.unlink(missing_ok=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the configuration inside."""
+        checkpoint["varitok"] = {"config": self.config}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best value so far."""
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it."""
+        self.reached = state_dict["reached"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Know what is saved already."""
+        assert isinstance(pl_module, Training)
+        self.saved = pl_module.update
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Save when it is due."""
+        assert isinstance(pl_module, Training)
+        if not pl_module.stepped or pl_module.update == self.saved:
+            return
+        self._follow_best(trainer, pl_module)
+        # What the guard refuses may be what the run goes back from: a checkpoint before it stays.
+        due = pl_module.update % self.every == 0 and not pl_module.guard.why
+        if due or pl_module.update == pl_module.total:
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow the evaluation at the end."""
+        assert isinstance(pl_module, Training)
+        self._follow_best(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, module: Training) -> None:
+        """Save the state behind a whole update; every process must call it.
+
+        Raises:
+            UserError: Several savings in a row have failed.
+        """
+        last = self.folder / "last.ckpt"
+        trainer.save_checkpoint(last)
+        self.saved = module.update
+        failures, reason = trainer.strategy.broadcast((self.files.failures, self.files.reason))
+        if failures >= PATIENCE:
+            raise UserError(
+                f"{last}: {failures} times in a row it could not be saved ({reason}); make room, then resume"
+            )
+        if failures or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(self.files.figures, step=module.update)
+        if self.archive and module.update % self.archive == 0:
+            _link(last, self.folder / f"update_{module.update:07d}.ckpt")
+            archived = sorted(self.folder.glob("update_*.ckpt"))
+            for old in archived[: -self.keep] if self.keep else []:
+                old.unlink(missing_ok=True)
+
+    def _follow_best(self, trainer: pl.Trainer, module: Training) -> None:
+        """Save the best, where an evaluation has just found it."""
+        if self.best is None or module.evaluation.get("update") != module.update:
+            return
+        if self.best not in module.evaluation:
+            known = ", ".join(name for name in module.evaluation if name != "update")
+            raise UserError(f"checkpoint.best={self.best}: evaluations log {known}")
+        value = module.evaluation[self.best]
+        if self.reached is None or (value < self.reached if self.lower else value > self.reached):
+            self.reached = value
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file another name; it is written once where the disk allows it."""
+    name.unlink(missing_ok=True)
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)

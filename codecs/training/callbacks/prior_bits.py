@@ -1,0 +1,111 @@
+"""What codes cost by a prior, measured while it learns and at the end."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from varitok import at_least
+from varitok.data.batch import Batch, normalise
+from varitok.data.datamodule import DataModule
+
+from ...distributed import sums_over_processes
+from ...metrics.table import wide_console, write_rows
+from ..prior import PriorTraining
+
+__all__ = ["Bits", "order_zero"]
+
+_log = logging.getLogger(__name__)
+
+
+class Bits(pl.Callback):
+    """Measures the bits of the validation split's codes every so many updates and at the end of the run.
+
+    The last table goes to `evaluation/bits.csv` in the run's folder and is printed, with a row for each kept number of
+    tokens or books: bits of a signal packed, by an order-0 model of the training's codes, and by the prior. All go to
+    the loggers, as `val/bits@k`.
+
+    Args:
+        every: Updates between two measurements.
+        keeps: The numbers that are kept; 1, 2, 4, ... and all where None.
+    """
+
+    def __init__(self, every: int, keeps: Sequence[int] | None = None) -> None:
+        at_least({"callbacks.evaluation.every": (every, 1)})
+        self.every = every
+        self.keeps = keeps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Measure when it is due."""
+        assert isinstance(pl_module, PriorTraining)
+        update = pl_module.update
+        if update and update % self.every == 0 and update < pl_module.total and pl_module.stepped:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the end of the run; print the table and write it."""
+        assert isinstance(pl_module, PriorTraining)
+        rows = self._measure(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "evaluation"
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        about = {"bits": "of a signal, mean of the validation split; of the prior as it is trained, in floats"}
+        write_rows(folder / "bits.csv", data.splits.about | about, rows)
+        table = Table(*rows[0], box=None)
+        for row in rows:
+            table.add_row(*(f"{value:.0f}" if name == "kept" else f"{value:.2f}" for name, value in row.items()))
+        wide_console().print(table)
+        _log.info("evaluation: %s", folder)
+
+    @torch.inference_mode()
+    def _measure(self, trainer: pl.Trainer, module: PriorTraining) -> list[dict[str, float]]:
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        most = module.source.most
+        keeps = sorted(self.keeps or {*(1 << power for power in range(most.bit_length())), most})
+        sums = torch.zeros(len(keeps), 4, dtype=torch.float64, device=module.device)
+        for batch in data.val_dataloader():
+            for row, kept in enumerate(keeps):
+                sums[row] += _bits(module, batch, kept)
+        (sums,) = sums_over_processes([sums])
+        rows = []
+        for kept, (signals, packed, order, learned) in zip(keeps, sums.tolist(), strict=True):
+            found = {"kept": kept, "packed": packed / signals, "order_0": order / signals, "prior": learned / signals}
+            saved = {
+                "percent_saved": 100 * (1 - learned / packed),
+                "percent_of_order_0_saved": 100 * (1 - learned / order),
+            }
+            rows.append(found | saved)
+        values = {f"val/bits@{row['kept']}": row["prior"] for row in rows}
+        module.evaluation = values | {"update": module.update}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=module.update)
+        return rows
+
+
+def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
+    """Count signals, and the bits of their codes in the three ways."""
+    if not len(batch.signal):
+        return torch.zeros(4)
+    signal = normalise(batch.signal.to(module.device))
+    rows = module.source.rows(signal, batch.lengths.to(module.device), kept)
+    nats = module.evaluated.nats(rows.contexts, rows.row)[rows.valid].double().sum()
+    order = order_zero(module.counts, module.source.counted)[rows.entries].sum()
+    found = [len(signal), rows.bits, order / math.log(2), nats / math.log(2)]
+    return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=module.device) for each in found])
+
+
+def order_zero(counts: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Tell what each entry costs by how often it was seen, and once more, in nats, float64 `(sum of sizes,)`.
+
+    Args:
+        counts: int64 `(sum of sizes,)`, one alphabet behind the other.
+        sizes: Of the alphabets.
+    """
+    parts = torch.split(counts.double() + 1, list(sizes))
+    return torch.cat([-(part / part.sum()).log() for part in parts])

@@ -1,0 +1,182 @@
+"""Reconstructions to look at and to hear: the originals over what each length of their codes gives back."""
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError, at_least
+from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
+
+from ...codec import Codec
+from ...metrics.ladder import Evaluable, Ladder
+from ...metrics.media import draw_clips, draw_images, draw_spectrograms, principal_colours, write_mp4, write_wav
+from ...metrics.modality import medium_of
+from ..logging.loggers import RunLog
+from ..module import CodecTraining
+
+__all__ = ["UNKNOWN_RATE", "Row", "Samples", "reconstructions", "spread", "write_samples"]
+
+_log = logging.getLogger(__name__)
+
+UNKNOWN_RATE = 8.0  # frames a second at which clips are shown that tell none
+
+
+class Row(NamedTuple):
+    """One row of a picture.
+
+    Attributes:
+        label: What is kept.
+        signals: `(c, *grid)` each, as a file would hold them, of their own lengths.
+    """
+
+    label: str
+    signals: list[Tensor]
+
+
+@torch.inference_mode()
+def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = None) -> list[Row]:
+    """Give the originals, and below them what each length of their codes gives back.
+
+    Args:
+        codec: In evaluation mode, on the batch's device.
+        batch: Signals.
+        keeps: The numbers that are kept; 1, 2, 4, ... and all where None.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    ladder, medium = Ladder(codec, keeps), medium_of(codec)
+    signal = normalise(batch.signal)
+    code = ladder.encode(signal, batch.lengths)
+
+    def row(label: str, signals: Tensor) -> Row:
+        written = medium.as_written(signals).cpu()
+        return Row(label, [one[:, :length] for one, length in zip(written, batch.lengths.tolist(), strict=True)])
+
+    noun = "k =" if ladder.axis == "k" else "books:"
+    return [
+        row("original", signal),
+        *(row(f"{noun} {keep}", ladder.decode(code, keep)) for keep in ladder.keeps),
+    ]
+
+
+def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> tuple[Path, dict[str, Path]]:
+    """Write rows of signals: a picture `STEM.png`, and below `STEM/` what can't be seen in it.
+
+    Sounds are shown by their spectrograms and written as WAV files; of clips some frames are shown, and each is
+    written as an MP4 file, the original beside what its codes give back. Features are drawn as colours
+    (`principal_colours`).
+
+    Args:
+        stem: Path of the files without their suffixes.
+        rows: The originals first.
+        codec: Whose signals they are.
+        scale: Each pixel is drawn as a square of this side.
+
+    Returns:
+        The picture's path, and those of the others by name.
+    """
+    picture, media = stem.with_suffix(".png"), {}
+    if codec.sample_rate is not None:
+        draw_spectrograms(picture, rows, codec.sample_rate)
+        for row in rows:
+            for column, sound in enumerate(row.signals):
+                name = f"{column}_{row.label.replace(': ', '_')}"
+                media[name] = stem / f"{name}.wav"
+                write_wav(media[name], sound, codec.sample_rate)
+    elif not codec.bounded:
+        draw_clips(principal_colours(rows), scale).save(picture)
+    elif len(codec.hop) == 3:
+        draw_clips(rows, scale).save(picture)
+        for column, clips in enumerate(zip(*(row.signals for row in rows), strict=True)):
+            media[str(column)] = stem / f"{column}.mp4"
+            write_mp4(media[str(column)], torch.cat(clips, dim=3), codec.frame_rate or UNKNOWN_RATE)
+    else:
+        draw_images(rows, scale).save(picture)
+    return picture, media
+
+
+def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
+    """Take signals spread evenly over a validation set, by their numbers; those that can't be read are passed over.
+
+    Raises:
+        UserError: None could be read.
+    """
+    total = len(val)  # type: ignore[arg-type]
+    signals: dict[int, Tensor] = {}
+    for index in torch.linspace(0, total - 1, min(count, total)).round().int().tolist():
+        with suppress(BadSample):
+            signals[index] = val[0, index]
+    if not signals:
+        raise UserError("none of the validation signals that were to be shown could be read")
+    return signals
+
+
+class Samples(pl.Callback):
+    """Reconstructs the same validation signals every so many updates, into `samples/` and to the loggers.
+
+    `samples/update_N.png` shows them, and what there is to hear or to play lies in `samples/update_N/`.
+
+    Args:
+        every: Updates between two; the end of the run gets one in any case.
+        count: How many signals.
+        scale: Each pixel of an image is drawn as a square of this side.
+        keeps: The numbers of tokens or books that are kept; 1, 2, 4, ... and all where None.
+    """
+
+    def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:
+        at_least({"callbacks.samples.every": (every, 1)})
+        self.every = every
+        self.count = count
+        self.scale = scale
+        self.keeps = keeps
+        self.chosen: Batch | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Reconstruct when it is due."""
+        assert isinstance(pl_module, CodecTraining)
+        if pl_module.stepped and pl_module.update % self.every == 0 and pl_module.update < pl_module.total:
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reconstruct the end of the run."""
+        assert isinstance(pl_module, CodecTraining)
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, module: CodecTraining) -> None:
+        codec = module.evaluated.eval()
+        if not trainer.is_global_zero:
+            module.train()
+            return
+        if self.chosen is None:
+            self.chosen = self._choose(trainer)
+        device = module.device  # a codec may have no parameter
+        batch = self.chosen._replace(
+            signal=self.chosen.signal.to(device),
+            lengths=self.chosen.lengths.to(device),
+        )
+        rows = reconstructions(codec, batch, self.keeps)
+        module.train()
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = folder / f"update_{module.update:07d}"
+        try:
+            picture, media = write_samples(stem, rows, codec, self.scale)
+        except OSError as error:  # a full disk
+            _log.warning("%s: can't be written (%s); the run goes on", stem, error.strerror)
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLog):
+                logger.log_picture("samples", picture, module.update)
+                logger.log_media("samples", media, module.update)
+
+    def _choose(self, trainer: pl.Trainer) -> Batch:
+        """Take the signals that every picture shows."""
+        chosen = spread(trainer.datamodule.splits.val, self.count)  # type: ignore[attr-defined]
+        return collate([Sample(signal) for signal in chosen.values()])

@@ -1,0 +1,416 @@
+"""From a command line to a composed configuration, and from every mistake to one line.
+
+Hydra tells a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
+`error: what, where, what to do` with the near matches, and the values are held against those of train.yaml.
+Nothing here loads torch, so that a typo is told at once.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from difflib import SequenceMatcher
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from varitok import UserError, __version__, configs
+
+from .launch import follow, place
+
+__all__ = ["check", "run_folder", "run_with", "save_resolved"]
+
+HERE = Path(str(configs.__file__)).parent
+FULL_ERROR = "HYDRA_FULL_ERROR"
+RUN_ID = "VARITOK_RUN_ID"
+PACKAGES = (
+    "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
+    "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
+).split()
+LISTED = 60  # names that a message lists at most
+SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
+
+
+def run_with(task: Callable[[DictConfig], Any]) -> None:
+    """Compose the configuration from the command line and hand it to `task`.
+
+    A user's mistake ends in one line and exit status 2, an interrupt in 130; any other error keeps its traceback.
+    With the environment variable HYDRA_FULL_ERROR=1 every error keeps it.
+
+    Args:
+        task: Called with the composed, checked configuration, once for each job of a sweep (`--multirun`).
+    """
+    told_in_full = os.environ.get(FULL_ERROR) == "1"
+    started = False
+
+    def job(config: DictConfig) -> None:
+        nonlocal started
+        started = True
+        if not told_in_full:
+            os.environ.pop(FULL_ERROR, None)
+        try:
+            check(config)
+            task(config)
+        except (UserError, OmegaConfBaseException) as error:
+            if told_in_full:
+                raise
+            # An Exception would make Hydra print lines of its own; it lets a SystemExit pass.
+            _fail(error)
+
+    job.__module__ = "varitok.train"  # Hydra names jobs after it
+    program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
+    # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        with _environment():
+            _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+            program()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as leaving:
+        # Lightning answers an interrupt with status 1, after it has put its things in order.
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        raise
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        if told_in_full:
+            raise
+        _fail(error)
+    except ValueError:  # of Hydra: an option that is neither text nor a list
+        if told_in_full or started:
+            raise
+        words, folders = _command_line()
+        chosen = [word for word in words if word.lstrip("+").partition("=")[0] in _groups(folders)]
+        _fail(UserError(f"{' '.join(chosen)}: the option of a group must be a name, or a list of names"))
+    except OSError as error:
+        # Before the job, Hydra has nothing to write but the run's folder.
+        if told_in_full or started:
+            raise
+        _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what Hydra, and the jobs that it starts, are to find in their environment."""
+    variables = {FULL_ERROR: "1"}  # makes Hydra raise its errors instead of printing them
+    if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+        variables[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def check(config: DictConfig) -> None:
+    """Refuse a composed configuration that can't be a run; whole numbers written as `1e3` become whole.
+
+    The trainer gets the processes that were started (`launch.follow`).
+
+    Raises:
+        UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
+            it holds a password, or the processes don't fit the trainer's.
+    """
+    _refuse_secrets(_paths(config))
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
+        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
+    try:
+        OmegaConf.resolve(config.copy())
+    except OmegaConfBaseException as error:
+        mistake = error.__cause__
+        raise mistake if isinstance(mistake, UserError) else UserError(_one_line(error)) from error
+    _check_types(config, _defaults(), "")
+    if "optim" in config:
+        _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if "trainer" in config:
+        follow(config.trainer, HydraConfig.get().runtime.choices["hydra/launcher"] if sweeping else "")
+
+
+def _refuse_secrets(keys: Iterable[str]) -> None:
+    """Refuse what should not be seen in a list of processes, nor lie in a run's folder.
+
+    Raises:
+        UserError: One of the keys is of such a thing.
+    """
+    if found := [key for key in keys if SECRET.search(key)]:
+        raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
+
+
+def _run_id() -> str:
+    """Name a run: by its job or sweep, whose name is the same on all machines and when it starts again; or by the time.
+
+    What starts the jobs of a sweep elsewhere names them all (`RUN_ID`).
+
+    Raises:
+        UserError: Processes were started side by side that share no name.
+    """
+    if given := os.environ.get(RUN_ID):
+        return given
+    here, job = place(), os.environ.get("SLURM_JOB_ID")
+    if job and here.launcher == "srun":
+        return f"slurm_{job}"
+    if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
+        return os.environ["TORCHELASTIC_RUN_ID"]
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a trial that is queued again goes on
+        return os.path.join(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"])
+    if here.processes > 1 or "NODE_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("hydra.run.dir: several processes must share a folder; give hydra.run.dir=FOLDER")
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+# Here, and not where a program begins: a job that another process has made knows it too.
+OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Give the run's folder, `runs/NAME/DATE_TIME`, or what `hydra.run.dir` says."""
+    if not HydraConfig.initialized():
+        raise UserError(f"{config.get('name', 'run')}: has no folder; start it by train.py or `run_with`")
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def save_resolved(config: DictConfig, folder: Path) -> None:
+    """Save a run's configuration, such that it can be repeated, and what it ran with.
+
+    `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved: a repeated run makes a
+    new folder. `provenance.json` has the command line, the git commit and the versions of the main packages. Of a
+    run's processes the first saves.
+
+    Args:
+        config: The composed configuration.
+        folder: The run's folder; made where it isn't there.
+    """
+    if place().rank:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    parts = [
+        "# Repeat this run: python train.py --config-dir THIS_FOLDER --config-name config\n",
+        OmegaConf.to_yaml(plain),
+        OmegaConf.to_yaml({"hydra": _defaults().get("hydra", {})}),
+    ]
+    (folder / "config.yaml").write_text("".join(parts), encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(_provenance(), indent=2) + "\n", encoding="utf-8")
+
+
+def _defaults() -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(HERE / "train.yaml"))
+
+
+def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False) -> None:
+    """Hold values against the types of their defaults; `build` does so for everything below a `_target_`."""
+    groups = set() if path else set(_groups([HERE]))
+    if not open_ended and (unknown := [key for key in config if key not in defaults and key not in groups]):
+        known = [f"{path}{key}" for key in defaults if key not in ("defaults", "hydra")]
+        raise UserError(f"{path}{unknown[0]}: no such key" + _did_you_mean(_near(f"{path}{unknown[0]}", known), known))
+    for key, default in defaults.items():
+        if key in groups or key in ("defaults", "hydra") or key not in config:
+            continue
+        value = config[key]
+        if OmegaConf.is_dict(default):
+            if not OmegaConf.is_dict(value):
+                raise UserError(f"{path}{key}: holds {', '.join(map(str, default))}; set one of them")
+            if "_target_" not in default:
+                _check_types(value, default, f"{path}{key}.", open_ended)
+            continue
+        converted = _as(default, value, f"{path}{key}")
+        if converted is not value:
+            config[key] = converted
+
+
+def _as(default: Any, value: Any, key: str) -> Any:
+    """Give the value in the type of its default."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if default is None or isinstance(default, str):
+        if (value is None and default is None) or isinstance(value, str):
+            return value
+        if number:
+            return str(value)
+        words = "text"
+    elif OmegaConf.is_list(default):
+        if OmegaConf.is_list(value):
+            return value
+        words = "a list"
+    elif isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        words = "true or false"
+    elif isinstance(default, int):
+        if number and math.isfinite(value) and value == int(value):
+            return value if isinstance(value, int) else int(value)
+        words = "a whole number"
+    else:
+        if number and not math.isnan(value):
+            return value
+        words = "a number"
+    raise UserError(f"{key}: expected {words}, got {str(value) if OmegaConf.is_config(value) else value!r}")
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End the program with one line."""
+    sys.stdout.flush()
+    print(f"error: {_explain(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """Say in one line what Hydra, OmegaConf or varitok found wrong."""
+    if isinstance(error, UserError):
+        # A loader's worker hands its error over as text that ends with the message.
+        return _one_line(error) if "\n" not in str(error) else str(error).strip().splitlines()[-1].split("Error: ")[-1]
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: can't be read; give KEY=VALUE, and quote a value that has special signs"
+    words, folders = _command_line()
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error, folders)
+    found = re.search(r"Could not (override|delete)[^']*'([^']+)'", str(error))
+    if found is None:
+        return _one_line(error)
+    key = found[2].removeprefix("~")
+    if key in _groups(folders):
+        return f"{key}: there is no group {key} to choose in this configuration; set its values, as {key}.KEY=VALUE"
+    known = [*_groups(folders), *_keys([word for word in words if not word.lstrip("+~").startswith(key)])]
+    same_depth = list(dict.fromkeys(name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]))
+    return f"{key}: no such key or group" + _did_you_mean(_near(key, known), same_depth)
+
+
+def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
+    name = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group = next((group for group in _groups(folders) if name.startswith(f"{group}/")), None)
+    if group is None:
+        group, _, name = name.rpartition("/")
+        if not group:
+            known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+            return f"--config-name {name}: no such configuration" + _did_you_mean(_near(name, known), known)
+        known = [str(option) for option in error.options or []]
+    else:
+        name = name.removeprefix(f"{group}/")
+        known = [option for option in _options(group, folders) if not option.startswith("base/")]  # parts of others
+    near = [f"{group}={option}" for option in _near(name, known)]
+    return f"{group}={name}: no such option" + _did_you_mean(near, []) + _have(known)
+
+
+def _command_line() -> tuple[list[str], list[Path]]:
+    """Read the overrides and the folders of YAML from the command line, as far as messages need them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    known, rest = parser.parse_known_args(sys.argv[1:])
+    folders = [Path(known.config_dir)] if known.config_dir else []
+    return [word for word in rest if not word.startswith("-")], [*folders, HERE]
+
+
+def _groups(folders: Iterable[Path]) -> list[str]:
+    """List the groups: folders of YAML."""
+    return sorted({path.name for folder in folders for path in folder.iterdir() if any(path.rglob("*.yaml"))})
+
+
+def _options(group: str, folders: list[Path]) -> list[str]:
+    """List what a group has to choose from."""
+    roots = [folder / group for folder in folders]
+    return sorted(
+        {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
+    )
+
+
+def _keys(words: list[str]) -> list[str]:
+    """List the keys of what the other overrides compose to, or of train.yaml's own composition."""
+    _, folders = _command_line()
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[:-1])}]"]
+    for overrides in ([*words, *(search if folders[:-1] else [])], []):
+        try:
+            GlobalHydra.instance().clear()
+            with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+                return list(_paths(hydra.compose("train", overrides)))
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return list(_paths(_defaults()))
+
+
+def _paths(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _paths(child, f"{prefix}{key}.")
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Give up to three near matches, nearest first, of whole names or of their last parts."""
+
+    def likeness(one: str, other: str) -> float:
+        last = re.split(r"[./]", one)[-1], re.split(r"[./]", other)[-1]
+        return max(SequenceMatcher(None, one, other).ratio(), SequenceMatcher(None, *last).ratio())
+
+    ranked = sorted(((likeness(name, other), other) for other in dict.fromkeys(known)), key=lambda pair: -pair[0])
+    return [other for ratio, other in ranked if ratio >= 0.75][:3]
+
+
+def _did_you_mean(near: list[str], known: list[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else _have(known)
+
+
+def _have(known: list[str]) -> str:
+    if not known:
+        return ""
+    return f" (have: {', '.join(known[:LISTED])}{', ...' if len(known) > LISTED else ''})"
+
+
+def _one_line(error: Exception) -> str:
+    """Keep what the first line of a message says, with the key that OmegaConf adds in a later one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = getattr(error, "full_key", None)
+    text = lines[0] if lines else type(error).__name__
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def _provenance() -> dict[str, Any]:
+    """Tell what a run ran with; a path in the checkout or the home folder is told from there."""
+    versions = {"python": platform.python_version(), "varitok": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    here, home = str(Path.cwd()), str(Path.home())
+    arguments = [word.replace(here + os.sep, "").replace(here, ".").replace(home, "~") for word in sys.argv[1:]]
+    return {"argv": [Path(sys.argv[0]).name, *arguments], "git": _commit(), "versions": versions}
+
+
+def _commit() -> dict[str, Any] | None:
+    """Give the checkout's commit, None where the package is installed from a wheel or git isn't there."""
+    checkout = HERE.resolve().parent
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,260 @@
+"""One run on several processes: how they are started, and how their gradients become one."""
+
+import copy
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+from pytorch_lightning.overrides.distributed import prepare_for_backward
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from varitok import UserError
+
+from ...codec import Codec
+from ...distributed import from_first_process, whole
+from ...implicit.codec import ImplicitCodec
+from ..activation_checkpointing import blocks
+
+__all__ = ["STRATEGIES", "Parallel", "Started", "strategy_of"]
+
+_log = logging.getLogger(__name__)
+
+
+class Parallel(DDPStrategy):
+    """The same module on all processes, whose gradients are averaged while they are made.
+
+    Each part with an optimizer of its own, the codec and the discriminator, has a reducer of its own
+    (DistributedDataParallel's, arXiv 2006.15704), which waits for that part's own backward pass, and only for one that
+    completes an update. So the graph of each is the same at every update (`static_graph`), whenever the discriminator
+    begins, is heard or skips an update. Lightning's DDP wraps the training module as a whole: a codec's turn then waits
+    for the gradients of a discriminator that hasn't begun, and fails, after a step that has set the processes apart;
+    and accumulated batches are averaged one by one.
+
+    Args:
+        static: Parameters have a gradient at every update or at none, and the run ends where that isn't so; otherwise
+            those without one are looked for at each update.
+        timeout: Seconds that a process waits for the others.
+    """
+
+    def __init__(self, *, static: bool = True, timeout: float = 1800.0) -> None:
+        unused: dict[str, Any] = {"static_graph": True} if static else {"find_unused_parameters": True}
+        super().__init__(**unused, timeout=timedelta(seconds=timeout))
+        self.static = static
+        self.reducers: dict[nn.Module, DistributedDataParallel] = {}
+        self.due: nn.Module | None = None  # what the next backward pass completes
+        self.trained: dict[nn.Module, list[bool]] = {}  # which parameters had a gradient at the first update
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Started(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def configure_ddp(self) -> None:
+        """Begin with the first process's parameters and buffers, and watch over each part's gradients."""
+        module = self.lightning_module
+        assert module is not None
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.copy_(from_first_process(tensor))
+        for part in module.parts():  # type: ignore[operator]
+            self.watch(part)
+
+    def watch(self, part: nn.Module) -> None:
+        """Make a part's reducer; one in which nothing learns by gradient needs none."""
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            devices = self.determine_ddp_device_ids()
+            self.reducers[part] = DistributedDataParallel(part, devices, init_sync=False, **self._ddp_kwargs)
+
+    def expect(self, part: nn.Module, complete: bool) -> None:
+        """Say whose gradients the next backward pass makes, and whether it completes an update."""
+        # A static graph is learnt from the first pass of all; averaged gradients can be added to and averaged again.
+        learn = self.static and part not in self.trained
+        self.due = part if (complete or learn) and part in self.reducers else None
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Get the reducer of what is expected ready; others leave gradients as they are."""
+        if self.due is not None:
+            prepare_for_backward(self.reducers[self.due], closure_loss)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average what a static graph holds back at its first pass, and hold it to that.
+
+        Raises:
+            UserError: Other parameters have a gradient than at the first.
+        """
+        part, self.due = self.due, None
+        if part is None or not self.static:
+            return
+        there = [parameter.grad is not None for parameter in part.parameters()]
+        if part not in self.trained:
+            self.reducers[part].reducer._delay_all_reduce()  # type: ignore[attr-defined]
+            self.trained[part] = there
+        elif there != self.trained[part]:
+            raise UserError(
+                "trainer.strategy=ddp: some parameters are trained at some updates only;"
+                " take trainer.strategy=ddp_find_unused_parameters_true"
+            )
+
+
+class Sharded(Parallel):
+    """Keeps of the codec's parameters, their average and the optimizer's state only a share on each process.
+
+    Each block is brought together where it is used (`fully_shard`, arXiv 2304.11277), its gradients are scattered. All
+    else is as on processes with the whole codec: buffers, so moving books too, and a discriminator, are whole on each,
+    and a checkpoint is the same file, from which a run goes on with or without shards, on any number of processes.
+
+    Args:
+        timeout: Seconds that a process waits for the others.
+    """
+
+    def configure_ddp(self) -> None:
+        """Shard the codec and its average, block by block; watch over the rest as `Parallel` does.
+
+        Raises:
+            UserError: What is trained isn't a codec of signals, or may have to go back to whole weights.
+        """
+        module: Any = self.lightning_module
+        codec = module.trained
+        if not isinstance(codec, Codec) or isinstance(codec, ImplicitCodec):
+            raise UserError("trainer.strategy=fsdp2: only a codec of signals can be sharded; take ddp")
+        if any(parameter.requires_grad for parameter in module.objective.terms.parameters()):
+            raise UserError("trainer.strategy=fsdp2: not with a term whose map learns with the codec; take ddp")
+        if module.guard.roll_back:
+            raise UserError(
+                "training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false"
+            )
+        self.empty = copy.deepcopy(codec)
+        for layer in self.empty.modules():
+            for name, parameter in layer._parameters.items():
+                if parameter is not None:
+                    layer._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        super().configure_ddp()
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        for part in (codec, *([module.average.codec] if module.average else [])):
+            for block in blocks(part):
+                fully_shard(block, mesh=mesh)
+            fully_shard(part, mesh=mesh)
+
+    def watch(self, part: nn.Module) -> None:
+        """Make a reducer for all but the codec, whose shards have none."""
+        if part is not self.lightning_module.learning:  # type: ignore[union-attr]
+            super().watch(part)
+
+    def assembled(self, sharded: nn.Module) -> nn.Module:
+        """Give a whole copy of the codec, or of its average, in evaluation mode; every process must call it."""
+        copied = copy.deepcopy(self.empty)
+        copied.load_state_dict(_whole(sharded.state_dict()), assign=True)
+        return copied.eval()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint has, whole."""
+        state: dict[str, Any] = _whole(super().lightning_module_state_dict())
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Give an optimizer's state, whole."""
+        state: dict[str, Any] = _whole(super().optimizer_state(optimizer))
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take each process's share of the optimizers' states."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            shares = {place: _shares(parameters[place], state) for place, state in saved["state"].items()}
+            optimizer.load_state_dict(saved | {"state": shares})
+
+
+def _whole(value: Any) -> Any:
+    """Bring together all shards in nested dicts and lists; every process must call it."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return whole(value) if isinstance(value, Tensor) else value
+
+
+def _shares(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """Give this process's shares of a parameter's state."""
+    if not isinstance(parameter, DTensor):
+        return state
+    return {
+        name: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+        else value
+        for name, value in state.items()
+    }
+
+
+class Started(_SubprocessScriptLauncher):
+    """Lightning's launcher for one machine, which doesn't kill without a word where a process fails.
+
+    Lightning's own answers the failure of one by SIGKILL to all others, which then can't say why. Until the processes
+    have met, one whose parent or child is gone ends here; from then on they watch each other (`watch.py`).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.met = threading.Event()
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Start the others unless something else has, then call the function."""
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not environment.creates_processes_externally:
+            self._call_children_scripts()
+        if isinstance(environment, LightningEnvironment):
+            threading.Thread(target=self._look, args=(os.getppid(),), name="started", daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def ended(self) -> dict[int, int]:
+        """Give the status of each started process that has failed, by its place among them."""
+        return {place: status for place, process in enumerate(self.procs) if (status := process.poll())}
+
+    def _look(self, parent: int) -> None:
+        while not self.met.wait(0.5):
+            child = bool(self.cluster_environment.local_rank())
+            if self.ended() or (child and os.getppid() != parent):
+                for place, status in self.ended().items():
+                    _log.error("process %d ended with status %d before the run began", place + 1, status)
+                self.kill(signal.SIGKILL)
+                os._exit(max(1, *self.ended().values(), 1))
+
+
+STRATEGIES: dict[str, Callable[..., Parallel]] = {
+    "auto": Parallel,
+    "ddp": Parallel,
+    "ddp_find_unused_parameters_true": partial(Parallel, static=False),
+    "fsdp2": Sharded,
+}
+
+
+def strategy_of(trainer: dict[str, Any], timeout: float) -> Strategy | str:
+    """Give the strategy of a trainer's arguments; Lightning's own where there is one process.
+
+    Args:
+        trainer: Lightning's arguments, as configured.
+        timeout: Seconds that a process waits for the others.
+
+    Raises:
+        UserError: There is no such strategy.
+    """
+    name = trainer.get("strategy", "auto")
+    if name not in STRATEGIES:
+        raise UserError(f"trainer.strategy={name}: no such strategy; take one of {', '.join(STRATEGIES)}")
+    alone = all(trainer.get(key, 1) == 1 for key in ("devices", "num_nodes"))
+    return "auto" if name == "auto" and alone else STRATEGIES[name](timeout=timeout)

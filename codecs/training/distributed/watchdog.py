@@ -1,0 +1,186 @@
+"""What a run on several processes does when one of them is gone: it ends, and says which."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from varitok import UserError, at_least
+
+from ...distributed import processes
+from .strategy import Started
+
+__all__ = ["Watch"]
+
+_log = logging.getLogger(__name__)
+
+BEAT = 0.5  # seconds between two signs of life
+EVIDENCE = 4.0  # seconds of silence that are enough where a collective has failed
+GRACE = 4.0  # seconds in which a process may end by itself, with its own words
+
+
+class Gone(NamedTuple):
+    """A process that is no longer there.
+
+    Attributes:
+        status: With which the others end.
+        how: It went, in a few words.
+    """
+
+    status: int
+    how: str
+
+
+class Watch(pl.Callback):
+    """Watches over the other processes, which would wait without end for one that was killed or has stopped.
+
+    Each process gives a sign of life twice a second, to the store by which the processes have met. Where one ends
+    otherwise than all others do, or is silent for too long, the others end as well, within seconds after a failed
+    collective, with a line that names it and with its status, or 1. A silent process of the same machine is killed: it
+    would wake up in a run that has gone on without it.
+
+    Args:
+        silence: Seconds without a sign of life after which a process counts as gone.
+
+    Raises:
+        UserError: The time is too short to tell.
+    """
+
+    def __init__(self, silence: float = 120.0) -> None:
+        at_least({"processes.silence": (silence, 2)})
+        self.silence = silence
+        self.failed = threading.Event()  # a collective has
+        self.leaving = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin, as soon as the processes have met."""
+        if processes() == 1:
+            return
+        self.rank, self.world = trainer.global_rank, trainer.world_size
+        self.launcher = trainer.strategy.launcher
+        self.first_child = trainer.global_rank - trainer.local_rank + 1
+        # A connection of its own: no collective keeps it waiting.
+        self.store = PrefixStore("watch", _get_default_store().clone())
+        self.beats = 0
+        self._tell("alive")
+        dist.barrier()
+        now = time.monotonic()
+        self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
+        self.reached, self.lost = now, False  # when the store was, and whether it is gone
+        if isinstance(self.launcher, Started):
+            self.launcher.met.set()
+        # The store's holder may be the one that stops, with whoever asks it something.
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self.thread.start()
+
+    def _tell(self, word: str) -> None:
+        """Put down how this process is: alive, done, or left with a status."""
+        self.beats += 1
+        self.store.set(str(self.rank), f"{word} {self.beats} {os.getpid()} {socket.gethostname()}")
+
+    def _beat(self) -> None:
+        """Give signs of life, and take those of the others."""
+        while not self.leaving.wait(BEAT):
+            try:
+                self._tell("alive")
+                found = self.store.multi_get([str(rank) for rank in self.words])
+            except (RuntimeError, dist.DistError):
+                self.lost = True
+                return
+            self.reached = time.monotonic()
+            for rank, said in enumerate(found):
+                if said.decode() != self.words[rank][0]:
+                    self.words[rank] = said.decode(), self.reached
+
+    def _look(self) -> None:
+        """Look after the others until this process leaves."""
+        since: float | None = None
+        while not self.leaving.wait(BEAT):
+            gone = self._gone()
+            since = (since or time.monotonic()) if gone else None
+            # One that ends may be the first of all, by a signal or a mistake of which each process tells.
+            if since is not None and (self.failed.is_set() or time.monotonic() - since > GRACE):
+                self._end(gone)
+
+    def _gone(self) -> dict[int, Gone]:
+        """Tell which processes are gone, by their ranks."""
+        now = time.monotonic()
+        limit = min(EVIDENCE, self.silence) if self.failed.is_set() else self.silence
+        if self.rank and (self.lost or now - self.reached > limit):  # all that is known of the others is old
+            return {0: Gone(1, "is gone" if self.lost else _silent(now - self.reached))}
+        found = {}
+        for rank, (word, since) in self.words.items():
+            first = word.partition(" ")[0]
+            if rank == self.rank or first == "done":
+                continue
+            if first != "alive":
+                found[rank] = Gone(int(first), f"ended with status {first}")
+            elif now - since > limit:
+                found[rank] = Gone(1, _silent(now - since))
+        return found | self._children()
+
+    def _children(self) -> dict[int, Gone]:
+        """Look at those that Lightning has started from here."""
+        found = {}
+        for place, status in (self.launcher.ended() if isinstance(self.launcher, Started) else {}).items():
+            if status < 0:
+                found[self.first_child + place] = Gone(1, f"was ended by {signal.Signals(-status).name}")
+            elif not self.words[self.first_child + place][0].startswith("done"):
+                found[self.first_child + place] = Gone(status, f"ended with status {status}")
+        return found
+
+    def _end(self, gone: Mapping[int, Gone]) -> None:
+        """End this process; the first of those that are left says why."""
+        if self.rank == min(set(range(self.world)) - set(gone)):
+            told = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))
+            _log.error("%s: the others end too; start the run again, and it goes on from its last checkpoint", told)
+        for rank in gone:
+            word, _, number, host = self.words[rank][0].split(maxsplit=3)
+            if word == "alive" and host == socket.gethostname():
+                with contextlib.suppress(OSError):
+                    os.kill(int(number), signal.SIGKILL)
+        os._exit(max(status for status, _ in gone.values()) or 1)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Find out whether another process is behind it; if not, leave with this one's own words."""
+        if self.thread is None:
+            return
+        if isinstance(exception, RuntimeError):  # as collectives raise; the thread ends the process where one is gone
+            self.failed.set()
+            self.leaving.wait(EVIDENCE + 4 * BEAT)
+        self._leave(str(_status(exception)))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave at the end of the run."""
+        if self.thread is not None:
+            self._leave("done")
+
+    def _leave(self, word: str) -> None:
+        self.leaving.set()
+        assert self.thread is not None
+        self.thread.join()
+        self.thread = None
+        with contextlib.suppress(RuntimeError, dist.DistError):  # the store may be gone already
+            self._tell(word)
+
+
+def _silent(seconds: float) -> str:
+    return f"has given no sign of life for {seconds:.0f} s"
+
+
+def _status(exception: BaseException) -> int:
+    """Give the status with which a process ends."""
+    if isinstance(exception, SystemExit):
+        return exception.code if isinstance(exception.code, int) else 1
+    return {UserError: 2, KeyboardInterrupt: 130}.get(type(exception), 1)

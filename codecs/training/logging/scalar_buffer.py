@@ -1,0 +1,61 @@
+"""Scalars on their way to the log."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...distributed import gather_rows, mean_over_processes, processes
+
+__all__ = ["Record"]
+
+
+class Record:
+    """Collects scalars each step and gives their means every `every` steps.
+
+    Ten `self.log` calls cost about 5 ms a step; adding to sums that stay on the device costs microseconds, and the
+    device is asked for their values once in `every` steps.
+
+    Args:
+        every: Steps between two readings.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add detached scalars."""
+        for name, value in values.items():
+            if name in self._sums:
+                self._sums[name] += value.detach()
+                self._counts[name] += 1
+            else:
+                self._sums[name] = value.detach().float().clone()
+                self._counts[name] = 1
+
+    def read(self) -> dict[str, float]:
+        """Give the means over steps and processes since the last reading, and start anew."""
+        if not self._sums:
+            return {}
+        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
+        values = dict(zip(self._sums, mean_over_processes(means).tolist(), strict=True))
+        self._sums, self._counts = {}, {}
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Give what was added since the last reading, of all processes; every process must call it."""
+        if not self._sums:
+            return {}
+        rows = gather_rows(torch.stack(list(self._sums.values()))[None])
+        return {"names": list(self._sums), "counts": list(self._counts.values()), "sums": rows.cpu()}
+
+    def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
+        """Go on from a `state`: each process with its own sums, or with the means of all where they were others."""
+        if not state:
+            return
+        rows = state["sums"].to(device)
+        own = rows[process] if len(rows) == processes() else rows.mean(0)
+        self._sums = dict(zip(state["names"], own.clone(), strict=True))
+        self._counts = dict(zip(state["names"], state["counts"], strict=True))

@@ -1,0 +1,166 @@
+"""The subcommand `features`: what a teacher sees in each file of a folder, once, written as shards.
+
+Of a sound it is `NAME.npy`, float16 `(n, c)`, with the time of a step in the index; of an image `NAME.npz`, float16
+`values` `(rows, columns, c)` and, where the teacher makes a vector of the whole, `pooled` `(d,)`.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varitok import UserError, watched
+
+from ..batch import BadSample, normalise
+from ..datasets.cached_features import IMAGE, SOUND
+from ..decoding.audio import SUFFIXES as SOUND_SUFFIXES
+from ..decoding.audio import decode_sound
+from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
+from ..decoding.images import decode_image
+from ..storage.listing import list_files
+from ..storage.members import File, Member
+from ..storage.shard_writer import ShardWriter
+from ..teachers.audio import SoundTransformer
+from ..teachers.vision import VisionTransformer
+
+__all__ = ["main", "write_features"]
+
+WINDOW = 30  # seconds that a teacher sees at once
+MOST_LONGER = 4  # times the shorter side; what is longer is squeezed
+
+
+class _Seen(NamedTuple):
+    """What a teacher saw in a file: a member of a shard.
+
+    Attributes:
+        suffix: Of the member.
+        content: Its bytes.
+        facts: What its index tells.
+    """
+
+    suffix: str
+    content: bytes
+    facts: dict[str, Any]
+
+
+def write_features(
+    files: Sequence[File],
+    names: Iterable[str],
+    teacher: SoundTransformer | VisionTransformer,
+    out: Path,
+    *,
+    side: int = 224,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Write a teacher's features of whole files as shards.
+
+    Args:
+        files: Sounds, or images.
+        names: Of each, below its folder.
+        teacher: Sees sounds in windows of 30 s, images whole.
+        out: A new folder.
+        side: Pixels that the shorter side of an image is brought to before; a multiple of the teacher's patch.
+        device: Where the teacher runs.
+
+    Returns:
+        Counts of what was written, and what could not be read.
+
+    Raises:
+        UserError: The folder can't be written, or the side is no multiple.
+    """
+    teacher.to(device)
+    if isinstance(teacher, VisionTransformer):
+        if side < teacher.patch or side % teacher.patch:
+            raise UserError(f"--side {side}: must be a multiple of the teacher's patch, {teacher.patch}")
+        see = partial(_seen, teacher, side, device)
+    else:
+        see = partial(_heard, teacher, device)
+    bad: list[str] = []
+    with ShardWriter(out) as shards, torch.no_grad():
+        for file, name in watched(zip(files, names, strict=True), len(files), "files"):
+            try:
+                suffix, content, facts = see(file)
+            except BadSample as error:
+                bad.append(str(error))
+                continue
+            shards.write(name + suffix, content, facts | {"teacher": teacher.name, "layer": teacher.layer})
+    return {"out": str(out), "files": shards.members, "bytes": shards.bytes, "bad": bad}
+
+
+def _heard(teacher: SoundTransformer, device: str, file: File) -> _Seen:
+    """Let a teacher hear a sound."""
+    sound = decode_sound(file, sample_rate=teacher.sample_rate, channels=1)
+    windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
+    seen = [teacher(window) for window in windows]
+    content = io.BytesIO()
+    np.save(content, _halved(torch.cat([one.values[0].T for one in seen])), allow_pickle=False)
+    facts = {"step": seen[0].steps[0], "sample_rate": teacher.sample_rate, "channels": teacher.channels}
+    return _Seen(SOUND, content.getvalue(), facts)
+
+
+def _seen(teacher: VisionTransformer, side: int, device: str, file: File) -> _Seen:
+    """Let a teacher see an image."""
+    image = decode_image(file)
+    longer = max(image.shape[1:]) / min(image.shape[1:])
+    long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
+    size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
+    values, pooled = teacher.see(teacher.resized(normalise(image)[None].to(device), size))
+    arrays = {"values": _halved(values[0].permute(1, 2, 0))}
+    if pooled is not None:
+        arrays["pooled"] = _halved(pooled[0])
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    facts = {"side": side // teacher.patch, "channels": teacher.channels, "pooled_channels": teacher.pooled_channels}
+    return _Seen(IMAGE, content.getvalue(), facts)
+
+
+def _halved(values: Tensor) -> Any:
+    return values.cpu().half().numpy()
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok features`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    options = _parser().parse_args(words)
+    layer = int(options.layer) if options.layer.isdigit() else options.layer
+    sounds = options.rate is not None
+    teacher = (
+        SoundTransformer(options.teacher, options.rate, layer)
+        if sounds
+        else VisionTransformer(options.teacher, layer=layer)
+    )
+    kind: tuple[Collection[str], str] = (SOUND_SUFFIXES, "sound") if sounds else (IMAGE_SUFFIXES, "image")
+    folder = Path(options.folder)
+    folder = folder / "train" if (folder / "train").is_dir() and (folder / "val").is_dir() else folder
+    found = {str(file): file for part in ("train", "val") for file in list_files(folder, part, 0.05, *kind)}
+    files = [found[name] for name in sorted(found)]
+    names = [file.name if isinstance(file, Member) else file.relative_to(folder).as_posix() for file in files]
+    side = {} if options.side is None else {"side": options.side}
+    print(json.dumps(write_features(files, names, teacher, options.out, device=options.device, **side)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok features",
+        description="Write what a teacher sees in sounds or images as shards, which training reads in its place.",
+        epilog="for example: varitok features SOUNDS --teacher microsoft/wavlm-large --rate 24000 --out FEATURES",
+    )
+    parser.add_argument("folder", help="of sounds or images, or of their shards, as data.root")
+    parser.add_argument("--teacher", required=True, metavar="FOLDER", help="of its weights and .json files")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--rate", type=int, metavar="HZ", help="of sounds: the codec's sample rate")
+    kind.add_argument("--side", type=int, metavar="PIXELS", help="of images: the shorter side that the teacher sees")
+    parser.add_argument("--layer", default="last", help="last, mean, or a number; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="where the teacher runs; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="a new folder")
+    return parser

@@ -1,0 +1,147 @@
+"""The subcommand `shards`: folders of files packed into shards."""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from varitok import UserError, watched
+
+from ..decoding.headers import KINDS, facts_of
+from ..storage.captions import SUFFIX, caption_of
+from ..storage.members import Member
+from ..storage.shard_index import index_shard
+from ..storage.shard_reader import shards_in
+from ..storage.shard_writer import ShardWriter
+
+__all__ = ["main"]
+
+NAMES = ("images", "sounds", "clips", "others", "captions")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok shards`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    options = _parser().parse_args(words)
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder}: no such folder")
+    about = _indexed(options.folder) if options.out is None else _packed(options)
+    if options.json:
+        print(json.dumps(about, indent=2))
+        return
+    for bad in about["bad"]:
+        print(f"can't be read: {bad}")
+    counts = ", ".join(f"{about[name]:,} {name}" for name in NAMES if about[name])
+    print(f"{about['out']}: {counts or 'nothing'} in {about['shards']} shards of {about['bytes'] / 1e6:.1f} MB in all")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok shards",
+        description="Pack a folder of images, sounds or clips into tar shards, with an index beside each; data.root="
+        "SHARDS then reads as data.root=FOLDER does. Without --out: index the shards that lie in the folder.",
+        epilog="for example: varitok shards PHOTOS --out SHARDS --size 256MB",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of files, perhaps in train/ and val/")
+    parser.add_argument("--out", type=Path, metavar="SHARDS", help="a new folder")
+    parser.add_argument("--size", default="256MB", help="of a shard, about; default: %(default)s")
+    parser.add_argument("--drop-bad", action="store_true", help="leave out files whose headers can't be read")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    return parser
+
+
+def _packed(options: argparse.Namespace) -> dict[str, Any]:
+    """Pack a folder."""
+    size, folder = _bytes(options.size), options.folder
+    parts = [part for part in ("train", "val") if (folder / part).is_dir()]
+    files = [(part, path) for part in (parts if len(parts) == 2 else [""]) for path in _files(folder / part)]
+    if not files:
+        raise UserError(f"{folder}: no image, sound or clip in this folder")
+    found = []
+    with ShardWriter(options.out, size) as shards:
+        for (part, path), name in watched(zip(files, _names(files, folder), strict=True), len(files), "files"):
+            caption = caption_of(path)
+            facts = {**facts_of(path), **({"caption": caption} if caption else {})}
+            found.append((str(path), facts))
+            if "bad" in facts and options.drop_bad:
+                continue
+            shards.write(name, path, facts, part)
+            if caption:
+                shards.write(str(PurePosixPath(name).with_suffix(SUFFIX)), caption.encode(), part=part)
+    return _about(options.out, shards.shards, shards.bytes, found)
+
+
+def _indexed(folder: Path) -> dict[str, Any]:
+    """Index the shards that are there, in the folder and in its parts."""
+    shards = [shard for part in ("", "train", "val") for shard in shards_in(str(folder / part))]
+    if not shards:
+        raise UserError(f"{folder}: no shards (*.tar) in this folder; give --out SHARDS to pack its files")
+    found = []
+
+    def looked(member: Member) -> Mapping[str, Any]:
+        facts = facts_of(member) if member.suffix.lower() in KINDS else {}
+        if member.suffix != SUFFIX:
+            found.append((str(member), {**member.facts, **facts}))
+        return facts
+
+    for shard, _ in watched(shards, len(shards), "shards"):
+        index_shard(shard, looked)
+    return _about(folder, len(shards), sum(size for _, size in shards), found)
+
+
+def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Sum up what was packed."""
+    counts = Counter[str]()
+    bad: list[str] = []
+    for name, facts in found:
+        counts["captions"] += "caption" in facts
+        if "bad" in facts:
+            bad.append(f"{name}: {facts['bad']}")
+        elif "frames" in facts:
+            counts["clips"] += 1
+            counts["clip_seconds"] += facts["seconds"]
+        elif "samples" in facts:
+            counts["sounds"] += 1
+            counts["sound_seconds"] += facts["samples"] / facts["sample_rate"]
+        else:
+            counts["images" if "width" in facts else "others"] += 1
+    names = (*NAMES, "sound_seconds", "clip_seconds")
+    return {"out": str(out), "shards": shards, "bytes": size, **{name: counts[name] for name in names}, "bad": bad}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+
+
+def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:
+    """Name members by their places, each by a key of its own.
+
+    In WebDataset's layout all up to the first dot of a name is a sample's key, and what has the same key is one sample.
+    So other dots become underscores, and of two files `a.jpg` and `a.png` the second is `a_2.png`.
+    """
+    taken = set[tuple[str, str]]()
+    for part, path in files:
+        place = PurePosixPath(path.relative_to(folder / part).as_posix())
+        stem, number = place.stem.replace(".", "_"), 1
+        key = stem
+        while (part, str(place.with_name(key))) in taken:
+            number += 1
+            key = f"{stem}_{number}"
+        taken.add((part, str(place.with_name(key))))
+        yield str(place.with_name(key + place.suffix))
+
+
+def _bytes(text: str) -> int:
+    """Read a number of bytes, such as 256MB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise UserError(f"--size {text}: give a number of bytes, such as 256MB")
+    return size

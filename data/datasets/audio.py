@@ -1,0 +1,291 @@
+"""Sounds: from files of any kind to stretches of one sample rate."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchaudio.datasets import LIBRISPEECH, LIBRITTS, SPEECHCOMMANDS
+from torchaudio.functional import loudness as measured_loudness
+
+from varitok import UserError, at_least
+
+from ..batch import Key, Splits, sample_generator
+from ..decoding.audio import SUFFIXES, Sound, resampled_length
+from ..storage.listing import list_files
+from ..storage.members import File, Member
+from .base import FileDataset, fetched
+from .crops import random_box
+from .mixture import mix
+
+__all__ = ["SoundDataset", "librispeech", "libritts", "sound_folder", "sound_mix", "speech_commands", "splits_of"]
+
+# fmt: on
+LEAST_RATE = 4000  # Hz
+BLOCK = 0.4  # seconds of which BS.1770 takes the loudness
+MOST_MEASURED = 5  # channels that it knows
+
+
+class SoundDataset(FileDataset):
+    """Stretches of sound files.
+
+    While training: a stretch from anywhere in the file, brought to a loudness, changed in gain and sign by chance.
+    Otherwise: the file's beginning, or all of it, as it is. A file that is shorter is given as it is; a batch fills it
+    up and knows its length.
+
+    Args:
+        files: The files.
+        sample_rate: In Hz.
+        samples: Length of a stretch; None for whole files.
+        channels: 1, or more.
+        train: Which of both.
+        gain: Lower and upper end of a random gain, dB.
+        flip: Change the sign of every other sound.
+        loudness: Of a training stretch, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case, and
+            what is silent or shorter than 0.4 s stays as it is.
+        seed: Seed of all chance.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[File],
+        sample_rate: int,
+        samples: int | None,
+        *,
+        channels: int = 1,
+        train: bool = True,
+        gain: Sequence[float] = (0.0, 0.0),
+        flip: bool = True,
+        loudness: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(files)
+        self.sample_rate = sample_rate
+        self.samples = samples
+        self.channels = channels
+        self.train = train
+        self.gain = gain
+        self.flip = flip
+        self.loudness = loudness
+        self.seed = seed
+
+    def size(self, file: File) -> int:
+        """Count the samples that a file gives, from its header, or from the index of its shard."""
+        length = self._length(file)
+        return length if self.samples is None else min(length, self.samples)
+
+    def stretch(self, key: Key) -> tuple[int, int]:
+        """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        generator = sample_generator(self.seed, key)
+        with Sound(self.files[key[1]], self.sample_rate, self.channels) as file:
+            sound = file.read(*self._stretch(file.length, generator))
+        return self._varied(sound, generator) if self.train else sound
+
+    def _length(self, file: File) -> int:
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        with Sound(file, self.sample_rate, self.channels) as sound:
+            return sound.length
+
+    def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
+        start, frames = 0, length if self.samples is None else self.samples
+        if self.train:
+            ((start, frames),) = random_box((length,), (frames,), generator)
+        return start, frames
+
+    def _varied(self, sound: Tensor, generator: torch.Generator) -> Tensor:
+        """Bring a sound to its loudness, then change gain and sign by chance."""
+        change = 0.0
+        if self.loudness is not None and sound.shape[1] >= BLOCK * self.sample_rate:
+            # Its filters clip at 1, which a quarter of the sound does not reach.
+            found = float(measured_loudness(sound[:MOST_MEASURED] / 4, self.sample_rate)) + 20 * math.log10(4)
+            change = self.loudness - found if math.isfinite(found) else 0.0
+        low, high = self.gain
+        change += low + (high - low) * float(torch.rand((), generator=generator))
+        sign = -1.0 if self.flip and torch.rand((), generator=generator) < 0.5 else 1.0
+        # What is already clipped is not made louder, and nothing is clipped that was not.
+        most = 1.0 / max(float(sound.abs().max()), 1e-6)
+        return sound * (sign * min(10 ** (change / 20), most))
+
+
+def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
+    """Make both splits of a folder of sounds.
+
+    Args:
+        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
+            files is held out.
+        val_share: Share of the files that is held out.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The folder isn't there, holds no sound, or a number is out of range.
+    """
+    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
+    return splits_of(str(root), train, val, **form)
+
+
+def sound_mix(
+    roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
+) -> Splits:
+    """Make the splits of several folders of sounds, each with its share of the training whatever its size.
+
+    Args:
+        roots: The folders, by name; null leaves one out.
+        weights: Share of each; 1 where it isn't named.
+        seed: Seed of all chance.
+        form: What is made of the files: see `sound_folder`.
+
+    Raises:
+        UserError: A folder isn't there, holds no sound, or a number is out of range.
+    """
+    splits = {name: sound_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
+    return mix(splits, weights, seed)
+
+
+def librispeech(
+    root: str,
+    *,
+    parts: Sequence[str] = ("train-clean-100",),
+    val_parts: Sequence[str] = ("dev-clean",),
+    download: bool = True,
+    **form: Any,
+) -> Splits:
+    """Make LibriSpeech's splits: read English at 16 kHz, fetched by torchaudio.
+
+    Args:
+        root: Where it lies, or is to lie.
+        parts: What is trained on, by the names of the archives: train-clean-100 is 6 GB, 100 h.
+        val_parts: What is evaluated on.
+        download: Fetch what isn't there.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+    """
+    return _libri("LibriSpeech", LIBRISPEECH, root, parts, val_parts, download, form)
+
+
+def libritts(
+    root: str,
+    *,
+    parts: Sequence[str] = ("train-clean-100",),
+    val_parts: Sequence[str] = ("dev-clean",),
+    download: bool = True,
+    **form: Any,
+) -> Splits:
+    """Make LibriTTS' splits: read English at 24 kHz, cut into sentences, fetched by torchaudio; see `librispeech`."""
+    return _libri("LibriTTS", LIBRITTS, root, parts, val_parts, download, form)
+
+
+def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
+    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, fetched by torchaudio.
+
+    Args:
+        root: Where it lies, or is to lie; 2.3 GB are fetched.
+        download: Fetch it where it isn't there.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+    """
+
+    def files(subset: str) -> list[Path]:
+        data = fetched(
+            lambda: SPEECHCOMMANDS(root, download=download, subset=subset), root, "speech_commands_v0.02.tar.gz"
+        )
+        return [Path(file) for file in data._walker]
+
+    return splits_of("Speech Commands 0.02", files("training"), files("validation"), **form)
+
+
+def _libri(
+    name: str,
+    make: Any,
+    root: str,
+    parts: Sequence[str],
+    val_parts: Sequence[str],
+    download: bool,
+    form: Mapping[str, Any],
+) -> Splits:
+    """Make the splits of a corpus that lies in archives below `root/name`."""
+
+    def files(part: str) -> Sequence[File]:
+        fetched(lambda: make(root, part, download=download), root, f"{part}.tar.gz")
+        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
+
+    train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
+    return splits_of(name, train, val, **form)
+
+
+def splits_of(
+    name: str,
+    train: Sequence[File],
+    val: Sequence[File],
+    *,
+    sample_rate: int,
+    crop_tokens: int | None,
+    hop: int,
+    channels: int = 1,
+    val_seconds: float | None = 10.0,
+    gain: Sequence[float] = (-6.0, 0.0),
+    flip: bool = True,
+    loudness: float | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Make splits of sound files.
+
+    Args:
+        name: Of the data, for tables.
+        train: Files to train on.
+        val: Files to evaluate on.
+        sample_rate: In Hz, whatever rate a file has.
+        crop_tokens: Length of a training stretch in tokens: of a fixed time a codec of a low rate would see few, and
+            fail (arXiv 2606.16969); None for whole files.
+        hop: Samples of a token.
+        channels: 1 mixes all; more are taken as they are, and mono is copied.
+        val_seconds: What is taken of each file to evaluate on, from its beginning; None for all.
+        gain: Lower and upper end of the random gain of a training stretch, dB.
+        flip: Change the sign of every other training stretch.
+        loudness: Of a training stretch, LUFS; None leaves it.
+        seed: Seed of all chance.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    at_least({"data.sample_rate": (sample_rate, LEAST_RATE), "data.channels": (channels, 1), "data.hop": (hop, 1)})
+    at_least({"data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1)})
+    if val_seconds is not None and not val_seconds * sample_rate >= 1:
+        raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
+    if len(gain) != 2 or gain[0] > gain[1]:
+        raise UserError(f"data.gain={list(gain)}: must be a range, the lower end first")
+    samples = None if crop_tokens is None else crop_tokens * hop
+    shown = None if val_seconds is None else round(val_seconds * sample_rate)
+    part = "whole files" if shown is None else f"the first {val_seconds:g} s of each file"
+    mixed = "mono" if channels == 1 else f"{channels} channels"
+    return Splits(
+        SoundDataset(
+            train, sample_rate, samples, channels=channels, gain=gain, flip=flip, loudness=loudness, seed=seed
+        ),
+        SoundDataset(val, sample_rate, shown, channels=channels, train=False),
+        about={
+            "dataset": f"{name}, validation split",
+            "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) where it has another rate;"
+            " nothing else",
+        },
+    )

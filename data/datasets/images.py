@@ -1,0 +1,266 @@
+"""Images: from files of any kind to uint8 squares."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from varitok import UserError, at_least
+
+from ..batch import Key, Splits, sample_generator
+from ..decoding.images import SUFFIXES, decode_image, decoded_size
+from ..storage.listing import list_files
+from .base import fetched
+from .crops import centre_box, random_box
+
+__all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "Square", "cifar10", "image_folder", "imagenette"]
+
+PROTOCOL = (
+    "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
+    " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
+)
+
+
+class Square(NamedTuple):
+    """Where in an image a square lies, in shares of its height and width.
+
+    Attributes:
+        top: Share above it.
+        left: Share before it.
+        height: Share of the height that it takes.
+        width: Share of the width.
+        mirrored: Whether left and right are exchanged.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+    mirrored: bool
+
+
+class ImageDataset(Dataset[Tensor]):
+    """Squares out of images: cropped, resized, and mirrored by chance while training.
+
+    Args:
+        read: Gives image number i as uint8 `(3, h, w)`; is told the shorter side that will be wanted, or None.
+        count: How many images there are.
+        image_size: Side of the squares, in pixels.
+        train: Crops at random and mirrors; otherwise the largest centred square is taken (`PROTOCOL`).
+        least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
+        flip: Mirror every other image.
+        seed: Seed of all chance.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int | None], Tensor],
+        count: int,
+        *,
+        image_size: int,
+        train: bool,
+        least_scale: float = 0.8,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        at_least({"data.image_size": (image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
+        if not 0 < least_scale <= 1:
+            raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
+        self.read = read
+        self.count = count
+        self.image_size = image_size
+        self.train = train
+        self.least_scale = least_scale
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return self.count
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        _, index = key
+        size = [self.image_size, self.image_size]
+        if not self.train:
+            image = self.read(index, None)
+            side = min(image.shape[1:])
+            box = centre_box(image.shape[1:], (side, side))
+        else:
+            generator = sample_generator(self.seed, key)
+            scale = self._scale(generator)
+            image = self.read(index, round(self.image_size / scale))
+            box = self._box(image.shape[1:], scale, generator)
+        # Cropped first, so that a strip 30,000 pixels wide costs no more than its crop.
+        (top, height), (left, width) = box
+        square = image[:, top : top + height, left : left + width]
+        square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
+        if self.train and self._mirrored(generator):
+            square = square.flip(-1)
+        result: Tensor = square.contiguous()
+        return result
+
+    def _scale(self, generator: torch.Generator) -> float:
+        """Draw the side of a crop, as a share of the shorter side."""
+        return self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
+
+    def _box(self, shape: Sequence[int], scale: float, generator: torch.Generator) -> list[tuple[int, int]]:
+        """Draw where a crop lies."""
+        side = max(1, round(scale * min(shape)))
+        return random_box(shape, (side, side), generator)
+
+    def _mirrored(self, generator: torch.Generator) -> bool:
+        return self.flip and float(torch.rand((), generator=generator)) < 0.5
+
+
+class ImageFolder(ImageDataset):
+    """All images below a folder, or in shards.
+
+    Which files are trained on and which are held out: see `list_files`.
+
+    Args:
+        root: The folder, or an address of shards.
+        split: "train" or "val".
+        image_size: Side of the squares, in pixels.
+        val_share: Share of the files that is held out.
+        least_side: Shortest side that a file may have, in pixels.
+        least_scale: See `ImageDataset`.
+        flip: See `ImageDataset`.
+        seed: See `ImageDataset`.
+
+    Raises:
+        UserError: The folder isn't there, or holds no image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Literal["train", "val"],
+        *,
+        image_size: int,
+        val_share: float = 0.05,
+        least_side: int = 8,
+        least_scale: float = 0.8,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.least_side = least_side
+        self.files = list_files(root, split, val_share, SUFFIXES, "image")
+        super().__init__(
+            self._read,
+            len(self.files),
+            image_size=image_size,
+            train=split == "train",
+            least_scale=least_scale,
+            flip=flip,
+            seed=seed,
+        )
+
+    def _read(self, index: int, shorter_side: int | None) -> Tensor:
+        return decode_image(self.files[index], shorter_side, self.least_side)
+
+    def square(self, key: Key) -> Square:
+        """Tell where in its image the training square of `(epoch, index)` lies; nothing is decoded.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        generator = sample_generator(self.seed, key)
+        scale = self._scale(generator)
+        height, width = decoded_size(self.files[key[1]], round(self.image_size / scale), self.least_side)
+        (top, rows), (left, columns) = self._box((height, width), scale, generator)
+        return Square(top / height, left / width, rows / height, columns / width, self._mirrored(generator))
+
+
+def image_folder(
+    root: str,
+    *,
+    image_size: int = 64,
+    val_share: float = 0.05,
+    least_side: int = 8,
+    least_scale: float = 0.8,
+    flip: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Make both splits of a folder of images, or of shards; see `ImageFolder`."""
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "val_share": val_share,
+        "least_side": least_side,
+        "least_scale": least_scale,
+        "flip": flip,
+        "seed": seed,
+    }
+    splits = ImageFolder(root, "train", **common), ImageFolder(root, "val", **common)
+    return Splits(*splits, about=_about(str(root), image_size))
+
+
+def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool = True, seed: int = 0) -> Splits:
+    """Make CIFAR-10's splits: 50,000 and 10,000 images of 32 x 32 pixels, fetched by torchvision.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched.
+    """
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415
+
+    def split(train: bool) -> ImageDataset:
+        data = fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
+        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+        return ImageDataset(
+            lambda i, _: pixels[i],
+            len(pixels),
+            image_size=image_size,
+            train=train,
+            least_scale=1.0,
+            flip=flip,
+            seed=seed,
+        )
+
+    return Splits(split(True), split(False), about=_about("CIFAR-10", image_size))
+
+
+def imagenette(
+    root: str,
+    *,
+    image_size: int = 64,
+    version: Literal["full", "320px", "160px"] = "160px",
+    download: bool = True,
+    least_scale: float = 0.8,
+    flip: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Make Imagenette's splits: 9,469 and 3,925 photos of ten classes of ImageNet, fetched by torchvision.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched.
+    """
+    from torchvision.datasets import Imagenette  # noqa: PLC0415
+
+    archive = {"full": "imagenette2.tgz", "320px": "imagenette2-320.tgz", "160px": "imagenette2-160.tgz"}[version]
+
+    def split(name: Literal["train", "val"]) -> ImageDataset:
+        data = fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
+        files = [Path(file) for file, _ in data._samples]
+        return ImageDataset(
+            lambda i, side: decode_image(files[i], side),
+            len(files),
+            image_size=image_size,
+            train=name == "train",
+            least_scale=least_scale,
+            flip=flip,
+            seed=seed,
+        )
+
+    return Splits(split("train"), split("val"), about=_about(f"Imagenette {version}", image_size))
+
+
+def _about(name: str, image_size: int) -> dict[str, str]:
+    return {"dataset": f"{name}, validation split", "protocol": f"{PROTOCOL}; {image_size} x {image_size} pixels"}

@@ -1,0 +1,98 @@
+"""Several data sets as one, each with its share whatever its size."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError
+
+from ..batch import Key, Splits, sample_generator
+
+__all__ = ["Mix", "mix"]
+
+
+class Mix(Dataset[Tensor]):
+    """Draws each training sample from one of several data sets, by weight, whatever their sizes.
+
+    An epoch has as many samples as all of them together; in it a small data set's samples occur again and again, each
+    time in another variation.
+
+    Args:
+        datasets: Indexed by `Key`.
+        weights: Of each; above 0.
+        seed: Seed of all chance.
+    """
+
+    def __init__(self, datasets: list[Dataset[Tensor]], weights: list[float], seed: int = 0) -> None:
+        self.datasets = datasets
+        self.shares = torch.tensor(weights, dtype=torch.float64)
+        self.seed = seed
+        self.counts = [len(data) for data in datasets]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        """Count the samples of an epoch."""
+        return sum(self.counts)
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Give the sample of `(epoch, index)`; the data set that it is drawn from follows from the index.
+
+        Raises:
+            BadSample: The file can't be read.
+        """
+        generator = sample_generator(self.seed, key)
+        which = self._source(key[1])
+        place = int(torch.randint(self.counts[which], (), generator=generator))
+        # The index stands in for the epoch: two draws of one file are two variations of it.
+        return self.datasets[which][key[0] * len(self) + key[1], place]
+
+    def sizes(self) -> list[int]:
+        """Tell about how large each sample is: as the largest of the data set that it is drawn from."""
+        largest = [max(data.sizes()) for data in self.datasets]  # type: ignore[attr-defined]
+        return [largest[self._source(index)] for index in range(len(self))]
+
+    def _source(self, index: int) -> int:
+        """Tell which data set a sample is drawn from, in every epoch, so that samples of a kind can share a batch."""
+        return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
+
+
+class _Joined(Dataset[Tensor]):
+    """Data sets one after another."""
+
+    def __init__(self, datasets: list[Dataset[Tensor]]) -> None:
+        self.places = [(data, at) for data in datasets for at in range(len(data))]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: Key) -> Tensor:
+        data, at = self.places[key[1]]
+        return data[key[0], at]
+
+
+def mix(splits: Mapping[str, Splits], weights: Mapping[str, float], seed: int = 0) -> Splits:
+    """Mix data sets: speech and music, say, of which one is ten times the other's size.
+
+    Args:
+        splits: The data sets, by name.
+        weights: The share of each in the training samples, over the sum of all; 1 where it isn't named.
+        seed: Seed of all chance.
+
+    Raises:
+        UserError: There is no data set, a weight isn't above 0, or is that of none.
+    """
+    if not splits:
+        raise UserError("data: give at least one data set to mix")
+    for name, weight in weights.items():
+        if name not in splits or not weight > 0:
+            raise UserError(f"data.weights.{name}={weight}: give a number above 0 for one of {', '.join(splits)}")
+    shares = [float(weights.get(name, 1.0)) for name in splits]
+    return Splits(
+        Mix([parts.train for parts in splits.values()], shares, seed),
+        _Joined([parts.val for parts in splits.values()]),
+        about={
+            "dataset": "; ".join(parts.about["dataset"] for parts in splits.values()),
+            "protocol": "; ".join(dict.fromkeys(parts.about["protocol"] for parts in splits.values())),
+        },
+    )

@@ -1,0 +1,85 @@
+"""One clip, to fit a codec to: trained on frame by frame, evaluated on as a whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError, at_least
+
+from ..batch import BadSample, Key, Splits
+from ..synthetic.video import Scenes
+from .video import PROTOCOL, VideoDataset
+
+__all__ = ["Stretches", "one_clip", "one_scene"]
+
+
+class Stretches(Dataset[Tensor]):
+    """A clip in stretches of equal length, one behind the other; what is left over isn't given.
+
+    Args:
+        clip: uint8 `(3, t, h, w)`.
+        frames: Of a stretch.
+    """
+
+    def __init__(self, clip: Tensor, frames: int) -> None:
+        self.clip = clip
+        self.frames = frames
+
+    def __len__(self) -> int:
+        """Count the stretches."""
+        return self.clip.shape[1] // self.frames
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Give the stretch of `(epoch, index)`: uint8 `(3, frames, h, w)`."""
+        return self.clip[:, key[1] * self.frames :][:, : self.frames]
+
+
+def one_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate: float | None = None) -> Splits:
+    """Read the beginning of a file, resized and cropped to its centre, into memory.
+
+    Args:
+        root: The file.
+        frames: How many; the file must have them.
+        image_size: Side, or height and width, in pixels.
+        frame_rate: Frames a second; None keeps the file's.
+
+    Raises:
+        UserError: The file can't be read or is too short, or a number is out of range.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    at_least({"data.frames": (frames, 1), "data.image_size": (min(height, width), 2)})
+    file = VideoDataset([Path(root)], frames, height, width, frame_rate=frame_rate, train=False)
+    try:
+        clip = file[0, 0]
+    except BadSample as error:
+        raise UserError(f"data.root={error}") from error
+    if clip.shape[1] < frames:
+        raise UserError(f"data.frames={frames}: {root} has {clip.shape[1]}; give data.frames={clip.shape[1]} or fewer")
+    return _splits(clip, root, PROTOCOL)
+
+
+def one_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
+    """Make a clip of moving dead leaves (`Scenes`).
+
+    Args:
+        frames: How many.
+        image_size: Side, in pixels.
+        frame_rate: Frames a second.
+        seed: Which clip.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    clip = Scenes(frames, image_size, frame_rate, 1, seed, train=False)[0, 0]
+    return _splits(clip, f"scene {seed}, synthetic", "made at this size")
+
+
+def _splits(clip: Tensor, name: str, protocol: str) -> Splits:
+    frames, height, width = clip.shape[1:]
+    about = {
+        "dataset": f"one clip, {name}, trained on",
+        "protocol": f"{frames} frames of {width} x {height}: {protocol}",
+    }
+    return Splits(Stretches(clip, 1), Stretches(clip, frames), about)

@@ -1,0 +1,370 @@
+"""Sound files of any kind: only the stretch that is wanted is read, at the rate that is wanted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from ..batch import BadSample
+from ..storage.members import File, Member, opened
+
+__all__ = ["MOST_SAMPLES", "SUFFIXES", "Sound", "decode_sound", "resampled_length"]
+
+Floats = npt.NDArray[np.float32]
+
+MOST_SAMPLES = 1 << 27  # of one read, all channels together: 512 MiB; a header may promise anything
+MOST_CHANNELS = 32
+LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header may say 1 Hz, and a second would become a day
+LARGEST = 8.0  # a float file's peak; what is larger was never meant to lie in [-1, 1]
+FINEST_RATIO = 512  # denominator of a ratio of rates, at most; torchaudio takes 80 s and 11 GB for 44,101 to 16,000
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+# FFmpeg also opens play lists, which name other files and addresses: only what holds sound itself is allowed.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,ogg,flac,wav,w64,aiff,asf,avi,mpeg,mpegts,ac3,eac3,amr,caf"
+PREROLL = 0.5  # seconds that a lossy decoder gets to find its feet before what is wanted
+
+
+class _Source(Protocol):
+    """An open file.
+
+    Attributes:
+        rate: In Hz.
+        channels: How many.
+        frames: Samples of each channel.
+        exact: Whether `frames` is more than an estimate.
+    """
+
+    rate: int
+    channels: int
+    frames: int
+    exact: bool
+
+    def read(self, start: int, frames: int) -> Floats:
+        """Give `(channels, n)`, n at most `frames`, less where the file ends."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class Sound:
+    """A sound file, open, at the sample rate and with the channels that are wanted; a context manager.
+
+    WAV, FLAC, OGG, MP3 and what else libsndfile knows is sought in; the rest (AAC, WMA, the sound of videos) is read by
+    FFmpeg. To mono, all channels are averaged; of mono, all channels are copies; of more channels than are wanted, the
+    first are taken. Values above 1 (lossy decoders and resampling overshoot) are clipped.
+
+    Args:
+        path: The file.
+        sample_rate: In Hz; None keeps the file's.
+        channels: None keeps the file's.
+
+    Attributes:
+        sample_rate: In Hz, of what is read.
+        length: Samples at that rate; for some lossy files an estimate.
+
+    Raises:
+        BadSample: The file can't be read as a sound, or is empty.
+    """
+
+    def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
+        self.path: File = path if isinstance(path, Member) else Path(path)
+        with _named(self.path):
+            self._source = _opened(self.path)
+            try:
+                _check(self.path, self._source)
+            except BadSample:
+                self._source.close()
+                raise
+        self.sample_rate = sample_rate or self._source.rate
+        self.channels = channels or self._source.channels
+        ratio = _ratio(self._source.rate, self.sample_rate)
+        self._down, self._up = ratio.denominator, ratio.numerator
+        self.length = resampled_length(self._source.frames, self._source.rate, self.sample_rate)
+
+    def __enter__(self) -> "Sound":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._source.close()
+
+    def read(self, start: int = 0, frames: int | None = None) -> Tensor:
+        """Read a stretch: the same samples that reading the whole file would give there.
+
+        Args:
+            start: First sample, at the sample rate that is wanted.
+            frames: How many samples; None for all that follow. Where the file ends before, there are fewer.
+
+        Returns:
+            float32 `(channels, n)` in [-1, 1].
+
+        Raises:
+            BadSample: What is there can't be decoded, isn't finite, or is too long.
+            ValueError: `start` is negative.
+        """
+        if start < 0:
+            raise ValueError(f"start={start}: must not be negative")
+        frames = max(0, self.length - start if frames is None else min(frames, self.length - start))
+        with _named(self.path):
+            if self._down == self._up:
+                sound = self._mixed(start, frames)
+            else:
+                resampler = _resampler(self._down, self._up)
+                # Whole periods of the two rates, so that the phases are those of the whole file; more by the kernel's
+                # reach on either side.
+                reach = -(-resampler.width // self._down)
+                first = max(0, start // self._up - reach)
+                last = (start + frames) // self._up + 1 + reach
+                sound = resampler(self._mixed(first * self._down, (last - first) * self._down))
+                sound = sound[:, start - first * self._up :][:, :frames]
+            if not sound.shape[1]:
+                raise BadSample(str(self.path), "no samples")
+        return sound.clamp(-1, 1)
+
+    def _mixed(self, start: int, frames: int) -> Tensor:
+        """Read at the file's rate, with the channels that are wanted."""
+        source = self._source
+        frames = min(frames, source.frames - start)
+        if frames * source.channels > MOST_SAMPLES:
+            raise BadSample(str(self.path), f"{frames / source.rate:.0f} s are too long to be read at once")
+        raw = source.read(start, frames)
+        if source.exact and raw.shape[1] < frames:
+            raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {source.frames} samples")
+        if not raw.shape[1]:
+            raise BadSample(str(self.path), "no samples")
+        peak = float(np.abs(raw).max(initial=0))  # NaN where one is
+        if not np.isfinite(peak):
+            raise BadSample(str(self.path), "holds values that are not finite")
+        if peak > LARGEST:
+            raise BadSample(str(self.path), f"holds values up to {peak:.3g}, not in [-1, 1]")
+        if self.channels == 1 and len(raw) > 1:
+            raw = raw.mean(0, keepdims=True)
+        elif self.channels < len(raw):
+            raw = raw[: self.channels]
+        elif self.channels > len(raw) == 1:
+            raw = raw.repeat(self.channels, 0)
+        elif self.channels > len(raw):
+            raise BadSample(str(self.path), f"{len(raw)} channels are fewer than {self.channels}")
+        return torch.from_numpy(np.ascontiguousarray(raw))
+
+
+def resampled_length(samples: int, rate: int, wanted: int) -> int:
+    """Count what samples at one rate become at another."""
+    ratio = _ratio(rate, wanted)
+    return -(-samples * ratio.numerator // ratio.denominator)
+
+
+def _ratio(rate: int, wanted: int) -> Fraction:
+    return Fraction(wanted, rate).limit_denominator(FINEST_RATIO)
+
+
+def decode_sound(
+    path: str | File,
+    start: int = 0,
+    frames: int | None = None,
+    sample_rate: int | None = None,
+    channels: int | None = None,
+) -> Tensor:
+    """Read a stretch of a sound file; see `Sound`.
+
+    Args:
+        path: The file.
+        start: First sample, at `sample_rate`.
+        frames: How many samples; None for all that follow.
+        sample_rate: In Hz; None keeps the file's.
+        channels: None keeps the file's.
+
+    Returns:
+        float32 `(channels, n)` in [-1, 1]; n is `frames`, or less where the file ends before.
+
+    Raises:
+        BadSample: The file can't be read as a sound.
+    """
+    with Sound(path, sample_rate, channels) as sound:
+        return sound.read(start, frames)
+
+
+@contextmanager
+def _named(path: File) -> Iterator[None]:
+    """Turn whatever a decoder raises into a BadSample of one line."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as error:  # decoders raise OSError, RuntimeError, ValueError, MemoryError and more on broken files
+        reason = " ".join(str(error).replace(f"'{path}'", "file").replace(str(path), "file").split())
+        raise BadSample(str(path), reason or type(error).__name__) from None
+
+
+def _opened(path: File) -> _Source:
+    """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
+    if not _holds_something(path):
+        raise BadSample(str(path), "an empty file")
+    try:
+        return _Libsndfile(path)
+    except soundfile.LibsndfileError as error:
+        try:
+            return _FFmpeg(path)
+        except av.error.InvalidDataError:
+            reason = error.error_string.rstrip(".")
+            raise BadSample(str(path), f"neither libsndfile nor FFmpeg knows this format ({reason})") from None
+
+
+def _holds_something(path: File) -> bool:
+    """Tell whether there is a byte, or what is wrong with a path: libsndfile calls all of it a "System error"."""
+    if isinstance(path, Member):  # over a network, it would be read twice
+        return path.size > 0
+    with path.open("rb") as file:
+        return bool(file.read(1))
+
+
+def _check(path: File, source: _Source) -> None:
+    """Refuse what a header can't mean."""
+    if source.frames < 1:
+        raise BadSample(str(path), "no samples")
+    if not 1 <= source.channels <= MOST_CHANNELS:
+        raise BadSample(str(path), f"{source.channels} channels, not 1 to {MOST_CHANNELS}")
+    if not LEAST_RATE <= source.rate <= MOST_RATE:
+        raise BadSample(str(path), f"a sample rate of {source.rate} Hz, not {LEAST_RATE} to {MOST_RATE}")
+
+
+@lru_cache(maxsize=8)
+def _resampler(down: int, up: int) -> Resample:
+    """Keep the kernel of a ratio; its parameters are torchaudio's for "kaiser_best"."""
+    return Resample(
+        down,
+        up,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        beta=14.769656459379492,
+    )
+
+
+class _Libsndfile:
+    """A file that libsndfile reads."""
+
+    def __init__(self, path: File) -> None:
+        self._file = soundfile.SoundFile(opened(path))
+        self.rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.frames: int = self._file.frames
+        self.exact = self._file.format not in ("MP3", "MPEG")  # these have no header of the whole file
+
+    def read(self, start: int, frames: int) -> Floats:
+        """Seek and read: `(channels, n)`."""
+        # An MP3's frames borrow bits from those before: right after a seek its decoder gives silence, without an error.
+        before = 0 if self.exact else min(start, round(PREROLL * self.rate))
+        if start:
+            self._file.seek(start - before)
+        return np.asarray(self._file.read(before + frames, "float32", always_2d=True), np.float32).T[:, before:]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class _FFmpeg:
+    """A file whose sound FFmpeg reads; the length is what the container says."""
+
+    exact = False
+
+    def __init__(self, path: File) -> None:
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        self._container: Any = av.open(
+            opened(path) if isinstance(path, Member) else str(path.absolute()), options=options
+        )
+        try:
+            self._stream = self._sound_of(path)
+        except BaseException:
+            self._container.close()
+            raise
+        stream = self._stream
+        self.rate: int = stream.rate
+        self.channels: int = stream.channels
+        if stream.duration is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (self._container.duration or 0) / av.time_base
+        self.frames = round(seconds * self.rate)
+        self._tick = float(stream.time_base) * self.rate
+        self._first: int | None = None
+
+    def _sound_of(self, path: File) -> Any:
+        """Find the stream of sound; a video that goes by a sound's name was put there by mistake."""
+        streams = self._container.streams
+        cover = av.stream.Disposition.attached_pic
+        if path.suffix.lower() not in VIDEO_SUFFIXES and any(not s.disposition & cover for s in streams.video):
+            raise BadSample(str(path), "a video by a sound's name")
+        if not streams.audio:
+            raise BadSample(str(path), "has no sound")
+        if streams.audio[0].codec_context is None:
+            raise BadSample(str(path), "its sound is of a kind that FFmpeg doesn't know")
+        # Threads of FFmpeg's deadlock in some releases where the reading stops early; workers are the parallel ones.
+        streams.audio[0].codec_context.thread_count = 1
+        return streams.audio[0]
+
+    def read(self, start: int, frames: int) -> Floats:
+        """Seek to before the start, decode, and cut: `(channels, n)`."""
+        stream = self._stream
+        begin = stream.start_time or 0
+        # May lie before the beginning: sought at its very beginning, Matroska loses the frame there.
+        before = start / self.rate - PREROLL
+        if before > 0 and self._tick > 1 and self._first is None:
+            self._container.seek(begin - round(PREROLL / stream.time_base), stream=stream)
+            self._first = next((frame.samples for frame in self._container.decode(stream)), None)
+        self._container.seek(begin + round(before / stream.time_base), stream=stream)
+        # Interleaved: of more than 8 planes, PyAV 18 reads those beyond the eighth from memory that isn't theirs.
+        interleaved = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+        parts: list[Floats] = []
+        have, place = 0, None
+        for decoded in self._container.decode(stream):
+            place = self._place(decoded, begin, place)
+            for frame in interleaved.resample(decoded):
+                part = np.asarray(frame.to_ndarray(), np.float32).reshape(-1, self.channels).T
+                wanted = part[:, max(0, start + have - place) :][:, : frames - have]
+                place += part.shape[1]
+                if wanted.shape[1]:
+                    parts.append(wanted)
+                    have += wanted.shape[1]
+            if have >= frames:
+                break
+        return np.concatenate(parts, 1) if parts else np.zeros((self.channels, 0), np.float32)
+
+    def _place(self, decoded: Any, begin: int, counted: int | None) -> int:
+        """Tell which sample a frame begins with; Matroska's times are rounded to milliseconds, so counting goes first.
+
+        Args:
+            decoded: FFmpeg's frame.
+            begin: Time of the first frame, in units of the stream.
+            counted: Where the frame before ended; None after a seek.
+        """
+        if decoded.pts is None:
+            return counted or 0
+        told = round(float((decoded.pts - begin) * self._stream.time_base) * self.rate)
+        if counted is not None:
+            return counted if abs(told - counted) <= 2 * self._tick else told
+        if told and self._first is not None:  # frames are of one size, but for the first, which may be cut
+            whole = self._first + round((told - self._first) / decoded.samples) * decoded.samples
+            return whole if abs(whole - told) <= self._tick else told
+        return told
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._container.close()
+
+
+# fmt: off
+SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".w64", ".webm",
+    ".mp4", ".mkv", ".mov",
+)

@@ -1,0 +1,241 @@
+"""Files of clips of any kind: only the stretch that is wanted is decoded, at the rate and size that are wanted."""
+
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from ..batch import BadSample
+from ..storage.members import File, Member, opened
+from .images import SUFFIXES as IMAGE_SUFFIXES
+from .images import decode_image
+
+__all__ = ["MOST_PIXELS", "SUFFIXES", "Video", "frames_in", "is_image"]
+
+Pixels = npt.NDArray[np.uint8]
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".gif")
+# FFmpeg also opens play lists, which name other files and addresses: only what holds frames itself is allowed.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,ogg,gif,flv,asf"
+MOST_PIXELS = 1 << 25  # of a frame, 33 megapixels: 8K
+MOST_BYTES = 1 << 30  # of a stretch, as it is given
+PATIENCE = 60.0  # seconds that a stretch may take; a damaged file can keep a decoder busy without end
+LATE = 2  # frames that a file may lack at its end, since headers round: the last one stands in for them
+
+
+class Video:
+    """A file of frames, open, at the frame rate that is wanted; a context manager.
+
+    A frame is the one that is shown at its moment, so that files of variable frame rate are understood. Phones'
+    rotation is applied. An image file is a clip of one frame.
+
+    Args:
+        path: The file.
+        frame_rate: Frames a second; None keeps the file's (its mean, where it varies).
+
+    Attributes:
+        frame_rate: Of what is read; of an image that which is wanted, or 1.
+        length: Frames at that rate.
+        seconds: How long it is; an image 0.
+        height: Of the frames as they are shown, in pixels.
+        width: Likewise.
+
+    Raises:
+        BadSample: The file can't be read as frames, or holds none.
+    """
+
+    def __init__(self, path: str | File, frame_rate: float | None = None) -> None:
+        self.path: File = path if isinstance(path, Member) else Path(path)
+        self._file: av.container.InputContainer | None = None
+        self._image: Tensor | None = None
+        # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
+        self._scaler = VideoReformatter()
+        if is_image(self.path):
+            self._image = decode_image(self.path)
+            self.frame_rate, self.length, self.seconds = frame_rate or 1.0, 1, 0.0
+            self.height, self.width = self._image.shape[1:]
+            return
+        with self._named():
+            if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
+                raise BadSample(str(self.path), "not a regular file")
+            options = {"format_whitelist": CONTAINERS}
+            self._file = av.open(opened(self.path), options=options, timeout=PATIENCE)
+        try:
+            with self._named():
+                self._look(frame_rate)
+        except BadSample:
+            self.close()
+            raise
+
+    def _look(self, frame_rate: float | None) -> None:
+        """Find out what there is, from the header and the first frame."""
+        assert self._file is not None
+        streams = [one for one in self._file.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise BadSample(str(self.path), "holds no frames")
+        self._stream = stream = streams[0]
+        context = stream.codec_context
+        context.thread_count = 1  # threads of many workers' decoders starve, and some hang when they are stopped
+        if context.width * context.height > MOST_PIXELS:
+            raise BadSample(str(self.path), f"{context.width} x {context.height} pixels are too many")
+        first = next(self._frames(), None)
+        if first is None:
+            raise BadSample(str(self.path), "holds no frames")
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._base = Fraction(stream.time_base or Fraction(1, 1000))
+        self._start = first.pts if first.pts is not None else 0
+        self.seconds = seconds = self._seconds(rate)
+        self._native = rate if 0 < rate <= 1000 else max(1.0, stream.frames / seconds if seconds else 1.0)
+        self.frame_rate = frame_rate or self._native
+        self.length = frames_in(seconds, self.frame_rate)
+        shown = first.height, first.width
+        self.height, self.width = shown if _turns(first) % 2 == 0 else shown[::-1]
+
+    def _seconds(self, rate: float) -> float:
+        """Give how long the file is, from its header, or else from its packets."""
+        assert self._file is not None
+        if self._stream.duration:
+            return float(self._stream.duration * self._base)
+        if self._stream.frames and rate:
+            return self._stream.frames / rate
+        if self._file.duration:
+            return self._file.duration / av.time_base
+        self._file.seek(0)
+        ends = [one.pts + (one.duration or 0) for one in self._file.demux(self._stream) if one.pts is not None]
+        return float((max(ends) - self._start) * self._base) if ends else 0.0
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, start: int = 0, frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Read a stretch.
+
+        Args:
+            start: First frame, at the frame rate that is wanted.
+            frames: How many; None for all that follow. Where the file ends before, there are fewer.
+            size: Height and width that each frame is resized to as it is decoded (bicubic), so that a stretch of large
+                frames needs little memory; None keeps them.
+
+        Returns:
+            uint8 `(3, n, h, w)`.
+
+        Raises:
+            BadSample: What is there can't be decoded, is damaged, too long, or takes too long.
+            ValueError: `start` is negative.
+        """
+        if start < 0:
+            raise ValueError(f"start={start}: must not be negative")
+        frames = max(0, self.length - start if frames is None else min(frames, self.length - start))
+        height, width = size or (self.height, self.width)
+        if frames * height * width * 3 > MOST_BYTES:
+            raise BadSample(str(self.path), f"{frames} frames of {width} x {height} pixels are too many for one read")
+        if self._image is not None:
+            return _resized(self._image, height, width)[:, None].expand(-1, frames, -1, -1).contiguous()
+        clip = np.empty((frames, height, width, 3), np.uint8)
+        with self._named():
+            done = self._fill(clip, start)
+        if done < frames - LATE or (frames and not done):
+            raise BadSample(str(self.path), f"ends after {start + done} of {self.length} frames")
+        clip[done:] = clip[done - 1 : done]
+        return torch.from_numpy(clip).permute(3, 0, 1, 2).contiguous()
+
+    def _fill(self, clip: Pixels, start: int) -> int:
+        """Decode what is shown at each frame's moment; give how many there were."""
+        assert self._file is not None
+        deadline = time.monotonic() + PATIENCE
+        slack = 0.5 / self._native  # a frame's time may be rounded up to half a frame late
+        moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
+        self._seek(moments[0] if moments else 0.0)
+        last: av.VideoFrame | None = None
+        pixels: Pixels | None = None  # of `last`, which few moments may want
+        done, at = 0, 0.0
+        for frame in self._frames():
+            if time.monotonic() > deadline:
+                raise BadSample(str(self.path), f"took longer than {PATIENCE:g} s to decode")
+            at = 0.0 if frame.pts is None else float((frame.pts - self._start) * self._base)
+            while done < len(clip) and last is not None and moments[done] < at:
+                pixels = self._converted(last, clip.shape[1:3]) if pixels is None else pixels
+                clip[done] = pixels
+                done += 1
+            if done == len(clip):
+                return done
+            if frame.is_corrupt:
+                raise BadSample(str(self.path), f"damaged at {at:.2f} s")
+            last, pixels = frame, None
+        while done < len(clip) and last is not None and moments[done] <= at + 1.5 / self._native:
+            pixels = self._converted(last, clip.shape[1:3]) if pixels is None else pixels
+            clip[done] = pixels
+            done += 1
+        return done
+
+    def _seek(self, seconds: float) -> None:
+        """Go to the last key frame before a moment."""
+        assert self._file is not None
+        target = self._start + int(max(0.0, seconds) / self._base)
+        try:
+            self._file.seek(target, stream=self._stream, backward=True)
+        except av.error.FFmpegError:  # what can't be sought is read from its beginning
+            self._file.seek(0)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        assert self._file is not None
+        yield from self._file.decode(self._stream)
+
+    def _converted(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
+        """Give a frame upright, in RGB, resized."""
+        turns = _turns(frame)
+        height, width = size if turns % 2 == 0 else size[::-1]
+        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        return np.rot90(rgb.to_ndarray(), turns)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Make one kind of error of all that libraries raise, which names the file."""
+        try:
+            yield
+        except BadSample:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError, RuntimeError, ZeroDivisionError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise BadSample(str(self.path), reason.replace(str(self.path), "file")) from None
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Give the quarter turns, against the clock, after which a frame stands upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def frames_in(seconds: float, frame_rate: float) -> int:
+    """Count the frames of a time: n at r a second last n / r; half a frame is left to rounding."""
+    return max(1, int(seconds * frame_rate + 0.5))
+
+
+def is_image(path: File) -> bool:
+    """Tell whether a file is an image, by its name; a GIF is a clip."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[1:] == (height, width):
+        return image
+    frame = av.VideoFrame.from_ndarray(image.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+    pixels = frame.reformat(width=width, height=height, interpolation="BICUBIC").to_ndarray()
+    return torch.from_numpy(pixels).permute(2, 0, 1)

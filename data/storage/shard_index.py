@@ -1,0 +1,94 @@
+"""The index beside a shard: where each member is, and what its header says."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import captions
+from .members import Member
+from .tar import Entry, scan
+
+__all__ = ["index_shard"]
+
+_log = logging.getLogger(__name__)
+
+
+SUFFIX, INDEX = ".tar", ".index.jsonl"
+
+
+FORMAT = 1
+
+
+CHUNK = 1 << 20  # bytes of a file that are held while it is written
+
+
+def index_of(shard: str) -> str:
+    """Tell where a shard's index lies."""
+    return shard.removesuffix(SUFFIX) + INDEX
+
+
+def index_shard(
+    shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}, *, write: bool = True
+) -> list[bytes]:
+    """Make the index of a shard on this machine; give its lines, one for each member.
+
+    Args:
+        shard: Path of the tar file.
+        facts: Tells what is to be known of a member; of its caption its own facts tell already.
+        write: Lay it beside the shard; where that can't be written, it is only given.
+
+    Raises:
+        OSError: The shard can't be read.
+    """
+    length = os.stat(shard).st_size
+    with open(shard, "rb") as file:
+        entries = list(scan(file, length))
+    members = _captioned([Member(shard, *entry) for entry in entries])
+    lines = [_line(entry, {**member.facts, **facts(member)}) for entry, member in zip(entries, members, strict=True)]
+    if entries and entries[-1].offset + entries[-1].size > length:
+        _log.warning("%s ends within %s: what came behind is lost", shard, Member(shard, *entries[-1]))
+    if write:
+        try:
+            _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
+        except OSError as error:
+            _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
+    return lines
+
+
+def _captioned(members: Sequence[Member]) -> list[Member]:
+    """Let each member know what is said by the text that has its key."""
+    texts = {_key(member.name): member for member in members if member.suffix == captions.SUFFIX}
+    found = []
+    for member in members:
+        text = texts.get(_key(member.name))
+        about = {}
+        if text is not None and text is not member:
+            with suppress(OSError):  # of a shard that was cut off
+                about = {"caption": captions.read_caption(text)}
+        found.append(member._replace(facts=about))
+    return found
+
+
+def _key(name: str) -> str:
+    """Give what a sample's members share: all up to the first dot of the name's last part (WebDataset's layout)."""
+    place = PurePosixPath(name)
+    return str(place.with_name(place.name.partition(".")[0] or place.name))
+
+
+def _line(entry: Entry, facts: Mapping[str, Any]) -> bytes:
+    return json.dumps({**entry._asdict(), **facts}, separators=(",", ":")).encode() + b"\n"
+
+
+def _write_index(path: Path, shard: str, length: int, lines: Sequence[bytes], **more: Any) -> None:
+    """Write an index whole, or not at all."""
+    head = {"format": FORMAT, "shard": shard, "bytes": length, "members": len(lines), **more}
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial_path.write_bytes(b"".join([json.dumps(head).encode() + b"\n", *lines]))
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""Write shards: tar files in WebDataset's layout, and an index beside each."""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from varitok import UserError
+
+from .shard_index import CHUNK, SUFFIX, _line, _write_index, index_of
+from .tar import MOST_BYTES, Entry, end_of, header_of, padding_of
+
+__all__ = ["ShardWriter"]
+
+
+class ShardWriter:
+    """Writes shards and their indices into a new folder, which is there as a whole or not at all; a context manager.
+
+    The same members in the same order give the same bytes, on any machine.
+
+    Args:
+        folder: Where they are to lie; it must not be there yet, or be empty.
+        size: Bytes of a shard, about; a larger member has one of its own.
+
+    Attributes:
+        members: Number of those written.
+        bytes: Of their content.
+        shards: Number of shards.
+
+    Raises:
+        UserError: The folder has something in it, or can't be written.
+    """
+
+    def __init__(self, folder: Path, size: int = 256 << 20) -> None:
+        self.folder = folder.resolve()
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(f"{folder}: is not empty; name a new folder for the shards")
+        self.size = size
+        self.members = self.bytes = self.shards = 0
+        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        self._file: BinaryIO | None = None
+        self._lines: list[bytes] = []
+        self._place = PurePosixPath()
+        self._numbers: dict[PurePosixPath, int] = {}
+
+    def __enter__(self) -> "ShardWriter":
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.mkdir()
+        except OSError as error:
+            raise UserError(f"{self.folder}: can't be written ({error.strerror}); name another folder") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._finish()
+            if kind is None:
+                if self.folder.exists():
+                    self.folder.rmdir()  # empty, or this fails
+                self._partial.rename(self.folder)
+        except OSError as failure:
+            if kind is None:
+                raise UserError(f"{self.folder}: can't be written ({failure.strerror or failure})") from failure
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def write(self, name: str, content: bytes | Path, facts: Mapping[str, Any] | None = None, part: str = "") -> None:
+        """Write a member.
+
+        Args:
+            name: Of the member; what follows the first dot of its last part is its kind, in WebDataset's layout.
+            content: Its bytes, or a file, of which little is held in memory.
+            facts: What its index is to tell; JSON's types.
+            part: A subfolder whose shards have it, such as "train"; each part's members must follow one another.
+
+        Raises:
+            UserError: It can't be read or written.
+        """
+        try:
+            source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+            with source:
+                self._add(name, source, source.seek(0, os.SEEK_END), facts or {}, PurePosixPath(part))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name}: can't be written as a member of a shard ({error})") from error
+
+    def _add(self, name: str, source: BinaryIO, size: int, facts: Mapping[str, Any], place: PurePosixPath) -> None:
+        header = header_of(name, size)
+        if size > MOST_BYTES:
+            raise ValueError(f"{size} bytes are more than {MOST_BYTES}")
+        full = self._file is not None and self._file.tell() + len(header) + size > self.size
+        if self._file is None or full or place != self._place:
+            self._finish()
+            self._begin(place)
+        assert self._file is not None
+        self._put(header)
+        offset = self._file.tell()
+        source.seek(0)
+        while chunk := source.read(CHUNK):
+            self._put(chunk)
+        if self._file.tell() - offset != size:
+            raise ValueError("it changed while it was read")
+        self._put(padding_of(size))
+        self._lines.append(_line(Entry(name, offset, size), facts))
+        self.members += 1
+        self.bytes += size
+
+    def _put(self, content: bytes) -> None:
+        assert self._file is not None
+        self._file.write(content)
+        self._hash.update(content)
+
+    def _begin(self, place: PurePosixPath) -> None:
+        """Begin a shard."""
+        number = self._numbers.get(place, 0)
+        self._numbers[place] = number + 1
+        self._place = place
+        self._lines = []
+        self._hash = hashlib.sha256()
+        folder = self._partial / place
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"{number:06}{SUFFIX}").open("wb")
+
+    def _finish(self) -> None:
+        """End a shard and write its index."""
+        if self._file is None:
+            return
+        self._put(end_of(self._file.tell()))
+        length, path = self._file.tell(), Path(self._file.name)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        _write_index(Path(index_of(str(path))), path.name, length, self._lines, sha256=self._hash.hexdigest())
+        self.shards += 1

@@ -1,0 +1,340 @@
+"""Sounds made from nothing: speech-like voices, tones and noise, which need no download."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from varitok import UserError, at_least
+
+from ..batch import Key, Splits
+from .base import Embedded
+
+__all__ = ["Voices", "voices"]
+
+Floats = npt.NDArray[np.float32]
+
+FRAME = 0.04  # seconds of a frame of the time-varying filters, at least
+FORMANTS = 5
+# First three formants of vowels in Hz, means of men (Peterson and Barney, 1952, "Control methods used in a study of
+# the vowels", table II); a murmur of the nose comes last.
+VOWELS = np.array([
+    [270, 2290, 3010], [390, 1990, 2550], [530, 1840, 2480], [660, 1720, 2410], [730, 1090, 2440],
+    [570, 840, 2410], [440, 1020, 2240], [300, 870, 2240], [640, 1190, 2390], [490, 1350, 1690],
+    [250, 1100, 2300],
+], np.float32)  # fmt: skip
+NASAL = len(VOWELS) - 1
+BANDWIDTHS = np.array([70, 90, 130, 200, 280], np.float32)  # Hz
+KINDS = ("vowel", "nasal", "fricative", "voiced fricative", "stop", "pause")
+CHANCES = (0.45, 0.13, 0.14, 0.07, 0.13, 0.08)
+LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # dB of the root mean square below a square wave of 1
+PEAK = 0.95
+
+
+class Voices(Embedded):
+    """Speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
+
+    A voice is a train of glottal pulses with a moving pitch, and noise, through formants that glide from one phoneme
+    to the next (the source-filter model; Fant, 1960, "Acoustic theory of speech production"; formants of vowels from
+    Peterson and Barney, 1952). Three in five sounds are voices, the others tones with decaying partials, bursts of
+    coloured noise, or a voice over one of these.
+
+    Args:
+        sample_rate: In Hz.
+        samples: Samples of each sound.
+        length: Sounds of an epoch.
+        channels: 1, or 2: the second channel then hears it a little later, and softer or louder.
+        seed: Seed of all chance.
+        train: Each epoch has new sounds; otherwise all have the same ones, and none of training's.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 24_000,
+        samples: int = 24_000,
+        length: int = 10_000,
+        channels: int = 1,
+        seed: int = 0,
+        train: bool = True,
+    ) -> None:
+        at_least({"data.sample_rate": (sample_rate, 4000), "data.crop_tokens": (samples, 1)})
+        super().__init__(length, seed, train)
+        if channels not in (1, 2):
+            raise UserError(f"data.channels={channels}: must be 1 or 2")
+        self.sample_rate = sample_rate
+        self.samples = samples
+        self.channels = channels
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Make the sound of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1].
+
+        Raises:
+            IndexError: There is no such index.
+        """
+        return torch.from_numpy(_sound(self.chance(key), self.sample_rate, self.samples, self.channels))
+
+
+def voices(
+    sample_rate: int = 24_000,
+    crop_tokens: int = 75,
+    hop: int = 320,
+    val_seconds: float = 2.0,
+    length: int = 10_000,
+    val_length: int = 64,
+    channels: int = 1,
+    seed: int = 0,
+) -> Splits:
+    """Make both splits of `Voices`.
+
+    Args:
+        sample_rate: In Hz.
+        crop_tokens: Length of a training sound in tokens.
+        hop: Samples of a token.
+        val_seconds: Length of the sounds to evaluate on.
+        length: Training sounds of an epoch; each epoch has new ones.
+        val_length: Sounds to evaluate on, the same at all times.
+        channels: 1 or 2.
+        seed: Seed of all chance.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    at_least({"data.val_length": (val_length, 1)})
+    if not val_seconds * sample_rate >= 1:
+        raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
+    return Splits(
+        Voices(sample_rate, crop_tokens * hop, length, channels, seed),
+        Voices(sample_rate, round(val_seconds * sample_rate), val_length, channels, seed, train=False),
+        about={
+            "dataset": f"voices, {val_length} synthetic sounds, seed {seed}",
+            "protocol": f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else",
+        },
+    )
+
+
+def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> Floats:
+    """Make one sound: `(channels, samples)`."""
+    kind = rng.choice(4, p=(0.6, 0.15, 0.1, 0.15))
+    if kind == 1:
+        mono = _tones(rng, rate, samples)
+    elif kind == 2:
+        mono = _bursts(rng, rate, samples)
+    else:
+        mono = _voice(rng, rate, samples)
+        if kind == 3:
+            other = (_tones if rng.random() < 0.5 else _bursts)(rng, rate, samples)
+            mono = _levelled(mono) + _levelled(other) * np.float32(10 ** (rng.uniform(-25, -5) / 20))
+    # A recording is never silent between words: a room has its noise.
+    mono = _levelled(mono) + _room(rng, samples) * np.float32(10 ** (rng.uniform(-60, -35) / 20))
+    sound = mono[None]
+    if channels == 2:
+        late = min(samples - 1, int(rng.integers(0, max(1, rate // 1500))))
+        other = np.concatenate([np.zeros(late, np.float32), mono[: samples - late]])
+        sound = np.stack([mono, other * np.float32(rng.uniform(0.5, 1.5))])[:: rng.choice((-1, 1))]
+    sound = _levelled(sound) * np.float32(10 ** (rng.uniform(LEAST_LEVEL, MOST_LEVEL) / 20))
+    peak = np.abs(sound).max()
+    result: Floats = np.ascontiguousarray(sound * np.float32(min(1.0, PEAK / max(peak, 1e-9))), np.float32)
+    return result
+
+
+def _room(rng: np.random.Generator, samples: int) -> Floats:
+    """Make steady noise, red to a degree: `(samples,)`, with a root mean square of 1."""
+    white = rng.standard_normal(samples, np.float32)
+    # A moving sum of a few samples is red enough at a fraction of a recursive filter's time.
+    width = min(samples, int(rng.integers(1, 9)))
+    return _levelled(np.convolve(white, np.hanning(width + 2)[1:-1].astype(np.float32), "same"))
+
+
+def _levelled(sound: Floats) -> Floats:
+    """Scale to a root mean square of 1; silence stays."""
+    level = float(np.sqrt(np.mean(np.square(sound))))
+    return sound / np.float32(max(level, 1e-6))
+
+
+class _Score(NamedTuple):
+    """What a voice says, frame by frame; n frames."""
+
+    formants: Floats  # (n, FORMANTS), Hz
+    voiced: Floats  # (n,), amplitude of the pulses
+    breath: Floats  # (n,), amplitude of the noise
+    hiss: Floats  # (n, 2), centre and width of the noise, Hz
+    through: Floats  # (n,), share of the noise that goes through the formants, in [0, 1]
+
+
+def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
+    """Make a voice: pulses and noise through moving filters."""
+    size = _frame_size(rate)
+    hop = size // 4
+    frames = samples // hop + 1
+    score = _score(rng, frames, hop / rate)
+    pulses = torch.from_numpy(_pulses(rng, rate, samples))
+    window = torch.hann_window(size)
+    # Padded on the left with what sounded before: nothing; `center` puts frame i around sample i * hop.
+    spectrum = torch.stft(pulses, 2 * size, hop, size, window, pad_mode="constant", return_complex=True).numpy().T
+    frequency = np.fft.rfftfreq(2 * size, 1 / rate).astype(np.float32)
+    throat = _resonances(frequency, score.formants)
+    centre, width = score.hiss.T[..., None]
+    lips = np.exp(-np.square((frequency - centre) / width)).astype(np.complex64)
+    lips += score.through[:, None] * (throat - lips)
+    noise = _noise(rng, spectrum.shape) * np.float32(0.02 * np.sqrt(size))
+    spectrum = spectrum * throat * score.voiced[:, None] + noise * lips * score.breath[:, None]
+    return _inverse(spectrum, hop, samples, window)
+
+
+def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
+    """Draw phonemes until the frames are full, and glide between them.
+
+    Args:
+        rng: Source of all chance.
+        frames: How many.
+        step: Seconds of a frame.
+    """
+    tract = rng.uniform(0.95, 1.35)  # a shorter throat raises all formants: men, women, children
+    pace = rng.uniform(0.7, 1.4)
+    # Enough for the shortest phonemes; what is too many is cut off.
+    n = 2 + int(frames * step / 0.045 * 1.5)
+    kinds = rng.choice(len(KINDS), n, p=CHANCES)
+    kind = np.array(KINDS)[kinds]
+    seconds = rng.uniform(0.06, 0.2, n) * pace * np.where(kind == "pause", 2.5, np.where(kind == "stop", 0.6, 1.0))
+    ends = np.cumsum(seconds) - rng.uniform(0, 0.2)
+    which = np.searchsorted(ends, np.arange(frames) * step).clip(max=n - 1)
+    vowel = np.where(kind == "nasal", NASAL, rng.integers(0, NASAL, n))
+    formants = np.concatenate([VOWELS[vowel], np.broadcast_to(np.array([3500, 4500], np.float32), (n, 2))], 1)
+    formants = formants * np.float32(tract) * rng.uniform(0.94, 1.06, (n, FORMANTS)).astype(np.float32)
+
+    def table(*values: float) -> Floats:
+        """Give each phoneme the value of its kind."""
+        return np.array(values, np.float32)[kinds]
+
+    loud = rng.uniform(0.5, 1.0, n).astype(np.float32)
+    voiced = table(1.0, 0.45, 0.0, 0.25, 0.03, 0.0) * loud
+    breath = table(0.04, 0.02, 0.7, 0.45, 0.0, 0.0) * loud
+    hiss = np.stack([rng.uniform(1500, 7500, n), rng.uniform(700, 3500, n)], 1).astype(np.float32)
+    through = table(1.0, 1.0, 0.1, 0.1, 0.4, 1.0)
+    # A stop is silent, then bursts in its last 15 ms.
+    burst = (kind[which] == "stop") & (ends[which] - np.arange(frames) * step < 0.015)
+    quick, slow = max(1, round(0.02 / step)), max(1, round(0.07 / step))
+    return _Score(
+        formants=_smooth(formants[which], slow),
+        voiced=_smooth(voiced[which], quick),
+        breath=np.where(burst, np.float32(0.8), _smooth(breath[which], quick)),
+        hiss=_smooth(hiss[which], quick),
+        through=_smooth(through[which], quick),
+    )
+
+
+def _smooth(track: Floats, width: int) -> Floats:
+    """Glide along the first axis: a moving average over `width` frames, the ends held."""
+    pad = [(width // 2 + 1, width - width // 2 - 1)] + [(0, 0)] * (track.ndim - 1)
+    total = np.cumsum(np.pad(track, pad, mode="edge"), 0, dtype=np.float64)
+    return ((total[width:] - total[:-width]) / width).astype(np.float32)
+
+
+def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
+    """Make a train of glottal pulses with a moving pitch: `(samples,)`, falling by 6 dB an octave.
+
+    It is the flow's derivative, a saw tooth; its steps are rounded over two samples against aliasing (PolyBLEP).
+    """
+    seconds = samples / rate
+    knots = np.arange(0, seconds + 0.6, 0.15)
+    base = 85 * 2 ** rng.uniform(0, 1.6)  # 85 to 258 Hz
+    declination = -1.5 * (knots / 2.5 % 1)  # semitones; a phrase starts afresh every 2.5 s
+    tune = rng.normal(0, 2.0, len(knots)) + declination + 3 * np.sin(2 * np.pi * (knots / 1.3 + rng.random()))
+    time = np.arange(samples, dtype=np.float32) / rate
+    jitter = np.interp(time, *_wobble(rng, seconds))
+    pitch = base * 2 ** (np.interp(time, knots, tune) / 12) * (1 + jitter)
+    step = np.minimum(pitch / rate, 0.25)
+    phase = (rng.random() + np.cumsum(step)) % 1
+    saw = 1 - 2 * phase
+    after, before = phase < step, phase > 1 - step
+    u = phase[after] / step[after]
+    saw[after] += u * (2 - u) - 1  # the steep edge, rounded
+    u = (phase[before] - 1) / step[before]
+    saw[before] += u * (u + 2) + 1
+    pulses: Floats = saw.astype(np.float32)
+    return pulses
+
+
+def _wobble(rng: np.random.Generator, seconds: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Draw the small fast changes of a pitch: knots every 10 ms, 0.5 % each."""
+    knots = np.arange(0, seconds + 0.02, 0.01)
+    return knots, rng.normal(0, 0.005, len(knots))
+
+
+def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64]:
+    """Give the response of resonators in a row (each a pair of poles, 1 at 0 Hz): `(frames, frequencies)`."""
+    response = np.ones((len(formants), len(frequency)), np.complex64)
+    for centre, width in zip(formants.T[..., None], BANDWIDTHS, strict=True):
+        square = np.square(centre)
+        below = np.empty_like(response)
+        below.real = (square - np.square(frequency)) / square
+        below.imag = frequency * width / square
+        response /= below
+    return response
+
+
+def _tones(rng: np.random.Generator, rate: int, samples: int) -> Floats:
+    """Make one to three lines of notes, each of them partials that decay the faster the higher they are."""
+    time = np.arange(samples, dtype=np.float32) / rate
+    sound = np.zeros(samples, np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        period = rng.uniform(0.15, 0.8)
+        offset = rng.uniform(0, period)
+        note = ((time + np.float32(offset)) / np.float32(period)).astype(np.int32)
+        age = time + np.float32(offset) - note * np.float32(period)
+        pitches = 110 * 2 ** (rng.integers(0, 37, note[-1] + 1) / 12)
+        vibrato = 1 + 0.006 * np.sin(2 * np.pi * rng.uniform(4, 7) * time) * (rng.random() < 0.5)
+        turn = np.exp(2j * np.pi * (np.cumsum(pitches[note] * vibrato / rate) % 1)).astype(np.complex64)
+        attack, decay, tilt = rng.uniform(0.003, 0.06), rng.uniform(0.1, 1.0), rng.uniform(0.6, 2.0)
+        # Both ends of a note are soft, so that none clicks.
+        edges = np.minimum(1, np.minimum(age / attack, (period - age) / 0.01)).clip(0)
+        partial = np.ones_like(turn)
+        fall = np.exp(-age / np.float32(decay)).astype(np.float32)
+        envelope = edges.astype(np.float32)
+        for number in range(1, 1 + int(rng.integers(1, 13))):
+            partial *= turn
+            envelope = envelope * fall ** np.float32(0.3)
+            heard = envelope * (number * pitches < 0.45 * rate)[note]
+            sound += partial.imag * heard * np.float32(number**-tilt)
+    return sound
+
+
+def _bursts(rng: np.random.Generator, rate: int, samples: int) -> Floats:
+    """Make bursts of coloured noise that start at once and die away, over a softer ground."""
+    size = _frame_size(rate)
+    hop = size // 4
+    shape = (samples // hop + 1, size + 1)
+    time = np.arange(shape[0], dtype=np.float32)[:, None] * hop / rate
+    frequency = np.fft.rfftfreq(2 * size, 1 / rate).astype(np.float32)
+    colour = (1 + frequency / 200) ** -np.float32(rng.uniform(0, 1.5))
+    gain = np.float32(rng.uniform(0.0, 0.1)) * colour + np.zeros(shape, np.float32)
+    for _ in range(1 + rng.poisson(3 * samples / rate)):
+        start, decay = rng.uniform(-0.1, samples / rate), rng.uniform(0.02, 0.4)
+        centre, octaves = 200 * 2 ** rng.uniform(0, np.log2(rate / 500)), rng.uniform(0.3, 2)
+        band = np.exp(-np.square(np.log2((frequency + 20) / centre) / octaves)).astype(np.float32)
+        gain += np.where(time >= start, np.exp(-(time - start).clip(0) / decay), 0).astype(np.float32) * band
+    return _inverse(_noise(rng, shape) * gain, hop, samples, torch.hann_window(size))
+
+
+def _frame_size(rate: int) -> int:
+    """Give the samples of a frame: the least power of two that lasts `FRAME`."""
+    return 1 << int(np.ceil(np.log2(FRAME * rate)))
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.complex64]:
+    """Draw the spectra of white noise: complex, with a variance of 2."""
+    return rng.standard_normal((*shape, 2), np.float32).view(np.complex64)[..., 0]
+
+
+def _inverse(spectrum: npt.NDArray[np.complex64], hop: int, samples: int, window: Tensor) -> Floats:
+    """Turn `(frames, frequencies)` back into a sound: `(samples,)`."""
+    size = len(window)
+    short = torch.from_numpy(np.ascontiguousarray(spectrum.T, np.complex64))
+    # Long enough for the last frame, then cut: torch wants every sample covered by a window.
+    sound: Floats = torch.istft(short, 2 * size, hop, size, window, length=samples).numpy()
+    return sound

@@ -1,0 +1,278 @@
+"""Images made from nothing: dead leaves, which share the statistics of photographs and need no download."""
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from varitok import at_least
+
+from ..batch import Key, Splits
+from .base import Embedded
+
+__all__ = ["DeadLeaves", "Leaves", "dead_leaves", "draw_leaves", "noise_fields", "paint"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Array = TypeVar("Array", Floats, Ints)
+
+FINENESS = 2.5  # each image draws its own least radius, up to so many times the least of all
+MOST_RADIUS = 0.45  # of the image's side
+COVER = 3.0  # area of all leaves, as a share of the image's
+FACES = 6  # of a polygon, at most
+FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their textures from
+NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
+
+
+class DeadLeaves(Embedded):
+    """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
+
+    Radii follow r^-3, which makes the image look alike at every scale as nature does (Lee, Mumford and Huang, 2001,
+    "Occlusion models for natural images"); textures and correlated colours follow the variants of Baradad et al.
+    (2021, "Learning to see by looking at noise"). The power spectrum falls like that of photographs.
+
+    Args:
+        image_size: Side, in pixels.
+        length: Images of an epoch.
+        seed: Seed of all chance.
+        train: Each epoch has new images; otherwise all have the same ones, and none of training's.
+        least_radius: Of the finest leaves, in pixels.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        length: int = 10_000,
+        seed: int = 0,
+        train: bool = True,
+        least_radius: float = 2.0,
+    ) -> None:
+        at_least({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
+        super().__init__(length, seed, train)
+        self.image_size = image_size
+        self.least_radius = least_radius
+        self._fields = noise_fields(np.random.default_rng(seed))
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
+
+        Raises:
+            IndexError: There is no such index.
+        """
+        canvas = paint(draw_leaves(self.chance(key), self.image_size, self.least_radius), self._fields, self.image_size)
+        return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
+
+
+def dead_leaves(
+    image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
+) -> Splits:
+    """Make both splits of `DeadLeaves`.
+
+    Args:
+        image_size: Side, in pixels.
+        length: Training images of an epoch; each epoch has new ones.
+        val_length: Images to evaluate on, the same at all times.
+        seed: Seed of all chance.
+        least_radius: Of the finest leaves, in pixels.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    at_least({"data.val_length": (val_length, 1)})
+    return Splits(
+        DeadLeaves(image_size, length, seed, least_radius=least_radius),
+        DeadLeaves(image_size, val_length, seed, train=False, least_radius=least_radius),
+        about={
+            "dataset": f"dead leaves, {val_length} synthetic images, seed {seed}",
+            "protocol": f"made at {image_size} x {image_size} pixels; nothing else",
+        },
+    )
+
+
+class Leaves(NamedTuple):
+    """Leaves from the back to the front, n of them; lengths in pixels, angles in radians."""
+
+    centre: Floats  # (n, 2), y and x
+    radius: Floats  # (n, 2), half axes
+    turn: Floats  # (n,)
+    faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each face; rounds have none of them
+    reach: Floats  # (n,), farthest corner, as a multiple of the half axes
+    polygon: npt.NDArray[np.bool_]  # (n,)
+    soft: Floats  # (n,), width of the edge
+    colours: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
+    gradient: Floats  # (n, 2), change of the texture per pixel down and right
+    wave: Floats  # (n, 3), amplitude, cycles per pixel, phase
+    grain: Floats  # (n,), amplitude of the noise
+    field: Ints  # (n, 3), which noise and where in it
+
+
+def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Leaves:
+    """Draw the leaves of one image; the first is the ground, larger than the image."""
+    largest = MOST_RADIUS * side
+    least = min(least_radius * FINENESS ** rng.random(), largest / 2)
+    mean_area = 2 * np.pi * least**2 * np.log(largest / least)
+    n = 1 + max(3, round(COVER * side**2 / mean_area))
+    # Inverse of the distribution function of r^-3 between the two bounds.
+    radius = (least**-2 - rng.random(n) * (least**-2 - largest**-2)) ** -0.5
+    radius[0] = 2 * side
+    centre = rng.uniform(-0.1 * side, 1.1 * side, (n, 2))
+    centre[0] = side / 2
+    stretch = np.exp(rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.7))  # the others are discs or regular
+    light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
+    slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
+    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # what lies behind is out of focus
+    faces, reach = _faces(rng, n)
+    polygon = rng.random(n) < 0.5
+    polygon[0] = False
+    arrays = {
+        "centre": centre,
+        "radius": radius[:, None] * np.stack([stretch, 1 / stretch], 1),
+        "turn": rng.uniform(0, np.pi, n),
+        "faces": faces,
+        "reach": np.where(polygon, reach, 1),
+        "soft": 1.2 + far * (radius > 2 * least),
+        "colours": _colours(rng, n),
+        "gradient": slope[:, None] * np.stack([np.sin(light), np.cos(light)], 1),
+        "wave": np.stack(
+            [
+                rng.uniform(0.1, 0.5, n) * (rng.random(n) < 0.25),
+                (rng.uniform(0.5, 3, n) / radius).clip(0.04, 0.25),
+                rng.uniform(0, 2 * np.pi, n),
+            ],
+            1,
+        ),
+        "grain": rng.exponential(0.12, n),
+    }
+    field = rng.integers(0, (FIELDS, FIELD_SIDE, FIELD_SIDE), (n, 3), dtype=np.int32)
+    return Leaves(polygon=polygon, field=field, **{name: a.astype(np.float32) for name, a in arrays.items()})
+
+
+def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Draw convex polygons about the origin: three to six faces `(n, FACES, 3)`, the farthest corner may be `(n,)`."""
+    count = rng.integers(3, FACES + 1, n)
+    number = np.arange(FACES) % count[:, None]  # what a polygon lacks repeats its first faces
+    wobble = 0.15 * (rng.random(n) < 0.5)  # the others are regular
+    turns = wobble[:, None] * rng.uniform(-1, 1, (n, FACES))
+    angle = 2 * np.pi * number / count[:, None] + np.take_along_axis(turns, number, 1)
+    faces = np.stack([np.cos(angle), np.sin(angle), np.full_like(angle, 0.85)], 2)
+    return faces, 0.85 / np.cos(np.pi / count + wobble)
+
+
+def _colours(rng: np.random.Generator, n: int) -> Floats:
+    """Draw two related colours for each leaf out of one palette: `(n, 2, 3)`, sRGB in [0, 1].
+
+    Drawn in Oklab (Ottosson, 2020), where equal steps look equal: lightness varies most, hue and chroma little and
+    together, as they do in photographs.
+    """
+    anchors = 4
+    hue = rng.choice(NATURAL_HUES, anchors) + rng.normal(0, 0.25, anchors)
+    chroma = rng.uniform(0.01, 0.13, anchors)
+    kind = rng.choice(anchors, n, p=rng.dirichlet(np.full(anchors, 1.5)))
+    light = rng.uniform(0.4, 0.75) + rng.uniform(0.12, 0.25) * rng.normal(0, 1, (n, 1))
+    light = light + rng.normal(0, 0.12, (n, 1)) * (-1, 1)
+    hues = hue[kind, None] + rng.normal(0, 0.15, (n, 2))
+    # Neither black nor white has room for colour.
+    chromas = (chroma[kind, None] * rng.uniform(0.6, 1.3, (n, 2))) * (1 - (2 * light.clip(0, 1) - 1) ** 2) ** 0.5
+    lab = np.stack([light.clip(0.05, 0.98), chromas * np.cos(hues), chromas * np.sin(hues)], 2)
+    linear = ((lab @ OKLAB_TO_LMS) ** 3 @ LMS_TO_RGB).clip(0, 1)
+    colours: Floats = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return colours
+
+
+OKLAB_TO_LMS = np.array([
+    [1.0, 1.0, 1.0],
+    [0.3963377774, -0.1055613458, -0.0894841775],
+    [0.2158037573, -0.0638541728, -1.2914855480],
+])  # fmt: skip
+LMS_TO_RGB = np.array([
+    [4.0767416621, -1.2684380046, -0.0041960863],
+    [-3.3077115913, 2.6097574011, -0.7034186147],
+    [0.2309699292, -0.3413193965, 1.7076147010],
+])  # fmt: skip
+
+
+def noise_fields(rng: np.random.Generator) -> Floats:
+    """Make periodic fields of 1/f noise with a variance of 1: `(FIELDS, FIELD_SIDE, FIELD_SIDE)`."""
+    white = np.fft.rfft2(rng.normal(size=(FIELDS, FIELD_SIDE, FIELD_SIDE)))
+    down, right = np.fft.fftfreq(FIELD_SIDE)[:, None], np.fft.rfftfreq(FIELD_SIDE)
+    # The slowest waves are held back: they would tint a leaf rather than give it a surface.
+    pink = np.fft.irfft2(white / np.hypot(np.hypot(down, right), 4 / FIELD_SIDE), s=(FIELD_SIDE, FIELD_SIDE))
+    pink -= pink.mean((1, 2), keepdims=True)
+    fields: Floats = (pink / pink.std((1, 2), keepdims=True)).astype(np.float32)
+    return fields
+
+
+def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
+    """Paint leaves from the back to the front: `(3, side, side)`.
+
+    All pixels of all leaves lie in one flat array, leaf after leaf, so that numpy is called once for all of them.
+    """
+    low, high = _boxes(leaves, side)
+    height, width = (high - low).T
+    sizes = height * width
+    ends = sizes.cumsum(dtype=np.int32)
+
+    def each(values: Array) -> Array:
+        """Give each pixel its leaf's value."""
+        return np.repeat(values, sizes, axis=-1)
+
+    within = np.arange(sizes.sum(), dtype=np.int32) - each(ends - sizes)
+    row = within // each(width)
+    y, x = row + each(low[:, 0]), within - row * each(width) + each(low[:, 1])
+    dy = y.astype(np.float32) - each(leaves.centre[:, 0])
+    dx = x.astype(np.float32) - each(leaves.centre[:, 1])
+    cos, sin = each(np.cos(leaves.turn)), each(np.sin(leaves.turn))
+    along, across = cos * dx + sin * dy, cos * dy - sin * dx
+    alpha = (0.5 - _distance(leaves, sizes, along, across) / each(leaves.soft)).clip(0, 1)
+
+    number, top, left = leaves.field.T
+    place = (y + each(top)) % FIELD_SIDE * FIELD_SIDE + (x + each(left)) % FIELD_SIDE
+    grain = each(leaves.grain) * fields.ravel().take(place + each(number * FIELD_SIDE**2))
+    amplitude, cycles, phase = leaves.wave.T
+    wave = each(amplitude) * np.sin(each(2 * np.pi * cycles) * along + each(phase))
+    tilt = each(leaves.gradient[:, 0]) * dy + each(leaves.gradient[:, 1]) * dx
+    first, second = leaves.colours.transpose(1, 2, 0)
+    colour = each(first) + each(second - first) * (0.5 + tilt + wave + grain).clip(-0.5, 1.5)
+
+    canvas: Floats = np.zeros((3, side, side), np.float32)
+    for (y0, x0), (y1, x1), end, size in zip(low.tolist(), high.tolist(), ends.tolist(), sizes.tolist(), strict=True):
+        patch = canvas[:, y0:y1, x0:x1]
+        over = alpha[end - size : end].reshape(patch.shape[1:])
+        patch += over * (colour[:, end - size : end].reshape(patch.shape) - patch)
+    return canvas
+
+
+def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
+    """Give the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
+    cos, sin = np.cos(leaves.turn), np.sin(leaves.turn)
+    down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
+    right = np.hypot(leaves.radius[:, 0] * cos, leaves.radius[:, 1] * sin)
+    reach = np.stack([down, right], 1) * leaves.reach[:, None] + leaves.soft[:, None]
+    low = np.floor(leaves.centre - reach).clip(0, side).astype(np.int32)
+    high = np.ceil(leaves.centre + reach + 1).clip(0, side).astype(np.int32)
+    return low, high
+
+
+def _distance(leaves: Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
+    """Give each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
+    scale = 1 / leaves.radius
+    scale_u, scale_v = np.repeat(scale.T, sizes, axis=1)
+    u, v = along * scale_u, across * scale_v
+    level = np.sqrt(u * u + v * v) + 1e-6
+    # A level set's distance, to first order, is its value over its slope.
+    steepness = np.sqrt((u * scale_u) ** 2 + (v * scale_v) ** 2)
+    distance: Floats = level * (level - 1) / (steepness + 1e-6)
+    angular = np.repeat(leaves.polygon, sizes)
+    u, v, sizes = u[angular], v[angular], sizes[leaves.polygon]
+    inside = np.full(len(u), -np.inf, np.float32)
+    for face in np.moveaxis(leaves.faces[leaves.polygon], 1, 0):
+        steep = np.hypot(*(face[:, :2] * scale[leaves.polygon]).T)  # 1/pixels
+        normal_u, normal_v, level_at = np.repeat((face / steep[:, None]).T, sizes, axis=1)
+        np.maximum(inside, normal_u * u + normal_v * v - level_at, out=inside)
+    distance[angular] = inside
+    return distance

@@ -1,0 +1,191 @@
+"""Teachers of images, and of the frames of clips."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError, at_least
+
+from ..batch import normalise
+from ..feature_map import Features
+from .base import RESAMPLING, Layer, Teacher, checked_layer, layer_of, pretrained
+
+__all__ = ["RandomTeacher", "VisionTransformer"]
+
+
+class FrameTeacher(Teacher):
+    """One that sees images, and clips frame by frame.
+
+    Attributes:
+        patch: Rows, and columns, of pixels to a position.
+        size: Sides, in pixels, that images are brought to before; None leaves them.
+    """
+
+    patch: int
+    size: tuple[int, int] | None = None
+
+    @abstractmethod
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn frames, float `(n, 3, h, w)` in [-1, 1], into features `(n, c, h / patch, w / patch)`, and `(n, c)`."""
+
+    def resized(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring frames to a size."""
+        return functional.interpolate(frames, list(size), mode="bilinear", antialias=True)
+
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+        """Give the features of images or clips; see `Teacher.forward`.
+
+        Raises:
+            UserError: The patch doesn't divide the sides.
+        """
+        frames = normalise(signal)
+        clips = frames.ndim == 5
+        if clips:
+            frames = frames.transpose(1, 2).flatten(0, 1)
+        sides = frames.shape[2], frames.shape[3]
+        if self.size is not None and sides != self.size:
+            frames = self.resized(frames, self.size)
+        rows, columns = frames.shape[2], frames.shape[3]
+        if rows % self.patch or columns % self.patch:
+            raise UserError(
+                f"{columns} x {rows} pixels are no multiples of the teacher's patch, {self.patch}; give the data"
+                " another image_size, or the teacher a size"
+            )
+        values, pooled = self.see(frames)
+        steps = tuple(side / count for side, count in zip(sides, values.shape[2:], strict=True))
+        if not clips:
+            return Features(values, steps, pooled=pooled)
+        values = values.reshape(len(signal), -1, *values.shape[1:]).transpose(1, 2)
+        found = Features(values, (1.0, *steps), lengths)
+        if pooled is None:
+            return found
+        together = Features(pooled.reshape(len(signal), -1, pooled.shape[1]).transpose(1, 2), (1.0,), lengths)
+        return found._replace(pooled=together.mean())
+
+
+class RandomTeacher(FrameTeacher):
+    """Convolutions whose weights are drawn once and for all: a stand-in where no weights are, it knows no meaning.
+
+    Args:
+        channels: Features of a position.
+        patch: Rows, and columns, of pixels to a position; a power of two.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(self, channels: int = 64, patch: int = 8) -> None:
+        super().__init__()
+        at_least({"data.teacher.channels": (channels, 1), "data.teacher.patch": (patch, 2)})
+        halvings = patch.bit_length() - 1
+        if patch != 1 << halvings:
+            raise UserError(f"data.teacher.patch={patch}: must be a power of two")
+        self.name = f"a stand-in of random weights ({channels} channels, patch {patch})"
+        self.channels = channels
+        self.patch = patch
+        generator = torch.Generator().manual_seed(0)
+        widths = [3, *(16 << level for level in range(halvings - 1)), channels]
+        self.weights = nn.ParameterList(
+            torch.randn(wide, narrow, 4, 4, generator=generator) * (2 / (16 * narrow)) ** 0.5
+            for narrow, wide in pairwise(widths)
+        ).requires_grad_(False)
+
+    def see(self, frames: Tensor) -> tuple[Tensor, None]:
+        """Give the features of frames; see `FrameTeacher.see`."""
+        x = frames
+        for level, weight in enumerate(self.weights):
+            # Zeros beyond the border would be the strongest feature there is.
+            x = functional.pad(functional.relu(x) if level else x, (1, 1, 1, 1), mode="replicate")
+            x = functional.conv2d(x, weight, stride=2)
+        return x, None
+
+
+class VisionTransformer(FrameTeacher):
+    """A vision transformer of the package `transformers`: ViT, DeiT, DINOv2, and the vision side of CLIP and SigLIP.
+
+    Its features are hidden states, without class tokens and the like; `pooled` is the vector that it makes of a
+    whole image, in CLIP the one that is held against texts. For Theia, lay its model.safetensors beside the config.json
+    of its backbone (facebook/deit-base-patch16-224), and give prefix "backbone.model.".
+
+    Args:
+        folder: With config.json and the weights: a path, or a name below one of `weights.weight_folders`.
+        prefix: Before the names of the weights, where the file holds more than the transformer.
+        layer: Whose hidden states.
+        size: Side, or height and width, in pixels, that images are brought to before; None leaves them, and then the
+            patch must divide them.
+        mean: Of the pixels that it was trained on, for each colour, in [0, 1]; None takes preprocessor_config.json's,
+            or ImageNet's where there is none.
+        deviation: Their standard deviation, likewise.
+
+    Raises:
+        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        folder: str,
+        prefix: str = "",
+        layer: Layer = "last",
+        size: int | Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        deviation: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        found = pretrained(
+            folder, "a vision transformer, such as facebook/dinov2-base or google/siglip-base-patch16-224", prefix
+        )
+        whole = found.network
+        network = getattr(whole, "vision_model", whole)  # of CLIP's and SigLIP's two sides one
+        # What isn't in the file would be random, without a word; not all have a pooler.
+        missing = [name for name in found.missing if "pooler" not in name]
+        patch = getattr(network.config, "patch_size", None)
+        if missing or not isinstance(patch, int):
+            reason = f"{len(missing)} weights are missing, {missing[0]} first" if missing else "it has no patch_size"
+            raise UserError(f"{found.folder}: not a whole vision transformer, {reason}; see the teacher's prefix")
+        self.network: nn.Module = network.eval().requires_grad_(False)
+        self.pools = not found.missing
+        self.project = whole.visual_projection.requires_grad_(False) if hasattr(whole, "visual_projection") else None
+        self.name = found.folder.name
+        self.patch = patch
+        self.channels = int(network.config.hidden_size)
+        if self.pools:
+            self.pooled_channels = self.channels if self.project is None else int(self.project.out_features)
+        self.layer = checked_layer(layer, network)
+        if size is not None:
+            height, width = (size, size) if isinstance(size, int) else size
+            self.size = height, width
+        self.mode = RESAMPLING.get(found.processor.get("resample"), "bicubic")
+        mean = mean or found.processor.get("image_mean", (0.485, 0.456, 0.406))
+        deviation = deviation or found.processor.get("image_std", (0.229, 0.224, 0.225))
+        self.register_buffer("mean", torch.tensor(list(mean)).reshape(3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(list(deviation)).reshape(3, 1, 1))
+        # Some always take frames of any size, others when they are told to.
+        known = inspect.signature(network.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
+
+    def resized(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring frames to a size, as they were in its own training."""
+        return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Bring frames in [-1, 1] to its own mean and deviation."""
+        return ((frames + 1) / 2 - self.mean) / self.deviation
+
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the features of frames; see `FrameTeacher.see`."""
+        output = self.network(pixel_values=self.pixels(frames), output_hidden_states=True, **self.options)
+        hidden = layer_of(output, self.layer)
+        rows, columns = frames.shape[2] // self.patch, frames.shape[3] // self.patch
+        values = hidden[:, -rows * columns :].transpose(1, 2).reshape(len(frames), -1, rows, columns).float()
+        pooled = output.pooler_output if self.pools else None
+        if pooled is not None:
+            pooled = (pooled if self.project is None else self.project(pooled)).float()
+        return values, pooled

@@ -1,0 +1,118 @@
+"""A bundle in the shape of a codec, so that what measures and shows codecs takes bundles too."""
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from varitok import UserError
+from varitok.codecs.metrics.figure import LOWER
+from varitok.codecs.metrics.modality import medium_of
+
+from ..bitstream.rate_control import Quality
+from ..runtime.audio import SoundBundle
+from ..runtime.bundle import Bundle, Opened
+from ..runtime.images import ImageBundle
+from ..runtime.load import VideoBundle
+
+__all__ = ["Exported", "exported", "quality"]
+
+
+class Exported:
+    """A bundle's graphs behind a codec's methods (`varitok.codecs.metrics.ladder.Evaluable`), on the CPU.
+
+    Args:
+        bundle: Of images, sounds or clips, whatever they are of.
+
+    Attributes:
+        hop: Samples of each axis to a step of the codes' grid.
+        lead: Copies of the first frame that go before it.
+        bounded: Whether signals lie in [-1, 1]; features don't.
+        sample_rate: Of sounds, Hz; None where signals are no sounds.
+        frame_rate: Of clips, frames a second; None where it isn't known.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.tokens = bundle.tokens
+        self.ordered = bool(bundle.tokens)
+        self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes, book_strides=bundle.book_strides)
+        self.bounded = bundle.config.get("value_range") is not None
+        self.sample_rate = bundle.sample_rate if isinstance(bundle, SoundBundle) else None
+        self.frame_rate = bundle.frame_rate if isinstance(bundle, VideoBundle) else None
+        self.lead = bundle.lead if isinstance(bundle, VideoBundle) else 0
+        self.hop: tuple[int, ...] = (int(bundle.config.get("patch", 1)),) * 2
+        if isinstance(bundle, SoundBundle | VideoBundle):
+            self.hop = bundle.hop if isinstance(bundle.hop, tuple) else (bundle.hop,)
+
+    def bits(self, tokens: int, books: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
+        return self.bundle.bits(tokens, books)
+
+    def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
+        """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
+        if isinstance(self.bundle, VideoBundle) and self.ordered:
+            begin = torch.arange(self._grid(size)[0]) * self.hop[0] - self.lead
+            most = torch.where(begin > 0, self.bundle.later_tokens, self.tokens)
+            return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
+        if self.ordered:
+            return torch.full_like(lengths, self.tokens)
+        steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
+        return steps * math.prod(self._grid(size)[1:])
+
+    def _grid(self, size: Sequence[int]) -> list[int]:
+        leads = (self.lead, *(0 for _ in size[1:]))
+        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True)]
+
+    def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""
+        values = signal.numpy()
+        if isinstance(self.bundle, SoundBundle):
+            return torch.from_numpy(self.bundle.encode(values, self.bundle.sample_rate))
+        assert isinstance(self.bundle, ImageBundle | VideoBundle)
+        return torch.from_numpy(self.bundle.encode(values))
+
+    def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Turn codes, or a prefix of them, into signals of whole steps, or of a size."""
+        back = torch.from_numpy(self.bundle.decode(codes.numpy()))
+        for axis, side in enumerate(size or ()):
+            back = back.narrow(2 + axis, 0, side)
+        return back
+
+
+def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
+    """Ask for a quality by one of the evaluation's metrics, measured as there.
+
+    Args:
+        bundle: Of images, sounds or clips.
+        name: Of the metric, which must be of a signal by itself.
+        wanted: The value that is enough.
+
+    Raises:
+        UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
+    """
+    medium = medium_of(Exported(bundle))
+    if name in medium.spreads:
+        raise UserError(f"{name} compares many signals at once; one has none")
+    compare = medium.comparison(name, torch.device("cpu"))
+
+    def measure(back: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> float:
+        fake, real = (medium.as_written(torch.from_numpy(np.ascontiguousarray(side))) for side in (back, original))
+        return float(compare(fake, real, torch.tensor([original.shape[2]])))
+
+    return Quality(name, wanted, measure, name in LOWER)
+
+
+def exported(bundle: Opened) -> Exported:
+    """Give a bundle as a codec.
+
+    Raises:
+        UserError: It is of one clip, and has nothing that encodes.
+    """
+    if not isinstance(bundle, Bundle):
+        raise UserError(f"{bundle.folder}: a bundle of one clip has no encoder; name the run that it comes from")
+    return Exported(bundle)

@@ -1,0 +1,364 @@
+"""Codes as bytes, four ways: packed, or each symbol in as many bits as its chance takes; see CONTAINER.md.
+
+Chances are whole numbers, so that whoever decodes has those that the encoder had. They come from the codes before
+(`adaptive`), from how often each entry was seen in training (`static`), or from the bundle's prior (`learned`).
+"""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+from ..runtime.bundle import AGAIN, Bundle, onnx_runtime, read_json
+from .packing import Book, Codes, Packing
+from .range_coder import Cut, RangeDecoder, RangeEncoder
+from .symbols import Numbers, Structure, Symbols
+
+__all__ = [
+    "CODINGS",
+    "CONFIG",
+    "COUNTED",
+    "FREQUENCIES",
+    "GRAPH",
+    "LIMIT",
+    "PRIOR",
+    "WITH_PRIOR",
+    "Adaptive",
+    "Coding",
+    "Learned",
+    "Packed",
+    "Static",
+    "books_of",
+    "coding_of",
+    "fits",
+    "frequencies",
+    "open_graph",
+    "ordered_axis",
+    "prior_identity",
+]
+
+PRIOR = "prior"  # in the bundle's folder
+CONFIG, GRAPH, FREQUENCIES = f"{PRIOR}/config.json", f"{PRIOR}/prior_model.onnx", f"{PRIOR}/frequencies.npy"
+LIMIT = 512  # symbols of an alphabet of the prior's
+COUNTED = 1 << 16  # of an alphabet whose entries are counted
+TOTAL = 1 << 20  # of all chances, of `static` and `learned`
+INCREMENT, MOST_SEEN = 32, 1 << 22  # of `adaptive`: what a symbol adds, and the sum at which all are halved
+BLOCK = 256  # places of a row that go through the prior at once
+LEAST_SHARE = 32  # codes for which there is a byte at least, so that a small file can't ask for long work
+
+
+def _weights() -> Numbers:
+    """Give 2 ** 32 e ** (-i / 64) for i = 0, 1, ... until it vanishes, in integers."""
+    found = [1 << 32]
+    while found[-1]:
+        found.append(found[-1] * 16517109 >> 24)
+    return np.array(found)
+
+
+WEIGHTS = _weights()
+
+
+def frequencies(weights: Numbers) -> Numbers:
+    """Share `TOTAL` chances out by weights, 1 to each at least; what is left over goes to the first of the largest."""
+    found = 1 + weights * (TOTAL - len(weights)) // int(weights.sum())
+    found[weights.argmax()] += TOTAL - int(found.sum())
+    return np.asarray(found)
+
+
+class Coding(ABC):
+    """A way to write the codes of a chunk as bytes.
+
+    Args:
+        books: Those of the codes that are written.
+
+    Attributes:
+        name: What it is called.
+        prior: 8 bytes that tell the prior from others; none where it needs none.
+    """
+
+    name: ClassVar[str]
+    prior: bytes = b""
+
+    def __init__(self, books: Sequence[Book]) -> None:
+        self.books = tuple(books)
+
+    @abstractmethod
+    def encode(self, codes: Codes) -> bytes:
+        """Write codes `(books, steps, *inner)`."""
+
+    @abstractmethod
+    def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
+        """Read codes; of bytes that are not the whole of them the steps that they tell, perhaps none.
+
+        Raises:
+            Damage: Nothing has written this.
+        """
+
+
+class Packed(Coding):
+    """Each code in as few whole bits as its book needs."""
+
+    name = "packed"
+
+    def encode(self, codes: Codes) -> bytes:
+        """Write codes `(books, steps, *inner)`."""
+        return Packing(self.books, codes.shape[2:]).pack(codes)
+
+    def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
+        """Read codes."""
+        packing = Packing(self.books, inner)
+        return packing.unpack(data, steps if whole else packing.steps(len(data), steps))
+
+
+class _Modelled(Coding):
+    """By chances of symbols, with a range coder.
+
+    Args:
+        books: Those of the codes that are written.
+        symbols: Of all books of the codec.
+    """
+
+    def __init__(self, books: Sequence[Book], symbols: Symbols) -> None:
+        super().__init__(books)
+        self.symbols = symbols
+
+    @abstractmethod
+    def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
+        """Give the frequencies of each symbol of a row; what it is, in its alphabet, is sent once it is known."""
+
+    def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
+        """Give the frequencies of each symbol of a row that is known."""
+        course = self.follow(structure)
+        for symbol in (None, *(row - self.symbols.offsets[structure.kinds])[:-1].tolist()):
+            yield course.send(symbol)
+
+    def encode(self, codes: Codes) -> bytes:
+        """Write codes `(books, steps, *inner)`."""
+        books, steps, *inner = codes.shape
+        structure, row = self.symbols.structure(books, steps, inner), self.symbols.row(codes)
+        encoder = RangeEncoder()
+        symbols = (row - self.symbols.offsets[structure.kinds]).tolist()
+        for chances, symbol in zip(self.known(structure, row), symbols, strict=True):
+            encoder.encode(int(chances[:symbol].sum()), int(chances[symbol]), int(chances.sum()))
+        return encoder.finish().ljust(_least(books, steps, inner), b"\0")
+
+    def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
+        """Read codes."""
+        structure = self.symbols.structure(len(self.books), steps, inner)
+        decoder, course, found = RangeDecoder(data, whole), self.follow(structure), list[int]()
+        symbol: int | None = None
+        try:
+            for _ in structure.kinds:
+                chances = course.send(symbol)
+                symbol = decoder.decode(int(chances.sum()), _finder(chances))
+                found.append(symbol)
+        except Cut:
+            steps = int(structure.steps[len(found)])  # those before it are whole
+        count = int((structure.steps < steps).sum())
+        row = np.array(found[:count], np.int64) + self.symbols.offsets[structure.kinds[:count]]
+        return self.symbols.codes(row, len(self.books), steps, inner)
+
+
+def _finder(chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
+    ends = chances.cumsum()
+
+    def find(slot: int) -> tuple[int, int, int]:
+        symbol = int(ends.searchsorted(slot, side="right"))
+        return symbol, int(ends[symbol] - chances[symbol]), int(chances[symbol])
+
+    return find
+
+
+class Adaptive(_Modelled):
+    """By how often each entry of a book was there before in the chunk: order 0."""
+
+    name = "adaptive"
+
+    def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
+        """Give the frequencies of each symbol of a row."""
+        seen = [np.ones(size, np.int64) for size in self.symbols.sizes]
+        for kind in structure.kinds.tolist():
+            symbol = yield seen[kind]
+            seen[kind][symbol] += INCREMENT
+            if seen[kind].sum() > MOST_SEEN:
+                seen[kind] -= seen[kind] // 2
+
+
+class Static(_Modelled):
+    """By how often each entry of a book was there in training: order 0.
+
+    Args:
+        books: Those of the codes that are written.
+        symbols: Of all books of the codec.
+        table: Frequencies `(vocabulary,)`, `TOTAL` in each alphabet.
+        prior: Which prior they are of.
+    """
+
+    name = "static"
+
+    def __init__(self, books: Sequence[Book], symbols: Symbols, table: Numbers, prior: bytes) -> None:
+        super().__init__(books, symbols)
+        self.tables = np.split(table, symbols.offsets[1:])
+        self.prior = prior
+
+    def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
+        """Give the frequencies of each symbol of a row."""
+        for kind in structure.kinds.tolist():
+            yield self.tables[kind]
+
+
+class Learned(_Modelled):
+    """By the prior beside the bundle.
+
+    Args:
+        books: Those of the codes that are written.
+        symbols: Of all books of the codec.
+        graph: ONNX Runtime's session.
+        prior: Which prior it is.
+    """
+
+    name = "learned"
+
+    def __init__(self, books: Sequence[Book], symbols: Symbols, graph: Any, prior: bytes) -> None:
+        super().__init__(books, symbols)
+        self.graph = graph
+        self.prior = prior
+
+    def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
+        """Give the frequencies of each symbol of a row, from those before it."""
+        known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
+        state = self._start()
+        for at, kind in enumerate(structure.kinds.tolist()):
+            context = np.concatenate([[kind, structure.places[at]], known[structure.sources[at]]])
+            logits, state = self.graph.run(None, {"contexts": context[None, None], "state": state})
+            symbol = yield self._frequencies(logits[0, 0], kind)
+            known[at] = 1 + self.symbols.offsets[kind] + symbol
+
+    def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
+        """Give the frequencies of each symbol of a row that is known: the same ones, many at once."""
+        contexts, state = self.symbols.contexts(structure, row)[None], self._start()
+        for begin in range(0, len(row), BLOCK):
+            logits, state = self.graph.run(None, {"contexts": contexts[:, begin : begin + BLOCK], "state": state})
+            for kind, each in zip(structure.kinds[begin : begin + BLOCK].tolist(), logits[0], strict=True):
+                yield self._frequencies(each, kind)
+
+    def _start(self) -> npt.NDArray[np.float64]:
+        return np.zeros((1, *self.graph.get_inputs()[1].shape[1:]))
+
+    def _frequencies(self, logits: npt.NDArray[np.float64], kind: int) -> Numbers:
+        begin = self.symbols.offsets[kind]
+        own = logits[begin : begin + self.symbols.sizes[kind]]
+        below = (own.max() - own).astype(np.int64)
+        return frequencies(WEIGHTS[np.minimum(below, len(WEIGHTS) - 1)])
+
+
+CODINGS = ("packed", "adaptive", "static", "learned")
+WITH_PRIOR = ("static", "learned")
+
+
+def fits(name: str, books: Sequence[Book], size: int, steps: int, inner: Sequence[int]) -> bool:
+    """Tell whether codes of so many steps, written in a way, can take so many bytes."""
+    if name == "packed":
+        return size == Packing(books, inner).size(steps)
+    return size >= _least(len(books), steps, inner)
+
+
+def _least(books: int, steps: int, inner: Sequence[int]) -> int:
+    return books * steps * math.prod(inner) // LEAST_SHARE
+
+
+def books_of(bundle: Bundle) -> list[Book]:
+    """List a bundle's books."""
+    return [Book(*pair) for pair in zip(bundle.book_sizes, bundle.book_strides, strict=True)]
+
+
+def ordered_axis(config: Mapping[str, Any]) -> int | None:
+    """Tell which axis of a bundle's codes, behind that of books, numbers its tokens; None where they are placed."""
+    return {"b q k": 0, "b q t k": 1}.get(config["token_layout"])
+
+
+def prior_identity(folder: Path) -> bytes:
+    """Give 8 bytes that tell a bundle's prior from others; none where it has none."""
+    files = read_json(folder / "export.json").get("files") or {}
+    lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files) if name.startswith(f"{PRIOR}/"))
+    return hashlib.sha256(lines.encode()).digest()[:8] if lines else b""
+
+
+def coding_of(name: str, books: Sequence[Book], bundle: Bundle | None = None) -> Coding:
+    """Give a way of coding by its name.
+
+    Args:
+        name: One of `CODINGS`.
+        books: Those of the codes that are written.
+        bundle: Whose codes they are; only packed and adaptive codes can do without.
+
+    Raises:
+        UserError: It needs a prior, and there is none.
+    """
+    if name == "packed":
+        return Packed(books)
+    if name == "adaptive":
+        return Adaptive(books, Symbols(books, None, COUNTED))
+    if bundle is None:
+        raise UserError(f"{name} codes can't be read without their bundle's prior")
+    identity = prior_identity(bundle.folder)
+    if not identity:
+        raise UserError(
+            f"{bundle.folder}: has no prior, which {name} codes need; train one with experiment=prior/transformer"
+            f" tokenizer={bundle.folder}, and use the bundle that the run makes"
+        )
+    ordered = ordered_axis(bundle.config)
+    if name == "static":
+        return Static(books, Symbols(books_of(bundle), ordered, COUNTED), _table(bundle), identity)
+    symbols = Symbols(books_of(bundle), ordered, LIMIT)
+    return Learned(books, symbols, _graph(bundle), identity)
+
+
+@lru_cache(maxsize=4)
+def _table(bundle: Bundle) -> Numbers:
+    path, symbols = bundle.folder / FREQUENCIES, Symbols(books_of(bundle), None, COUNTED)
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: can't be read ({error}); {AGAIN}") from error
+    fits = table.shape == (symbols.vocabulary,) and table.dtype.kind in "iu"
+    if not fits or any(part.min() < 1 or part.sum() != TOTAL for part in np.split(table, symbols.offsets[1:])):
+        raise UserError(f"{path}: not the frequencies of this bundle's books; {AGAIN}")
+    return np.asarray(table.astype(np.int64))
+
+
+def open_graph(path: Path, threads: int = 1) -> Any:
+    """Open a prior's graph, on the processor, whose float64 is exact; its steps are too small for several threads.
+
+    Raises:
+        UserError: ONNX Runtime can't.
+    """
+    runtime = onnx_runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # nothing that changes a number
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes, made in C++
+        raise UserError(f"{path}: ONNX Runtime can't read it ({(str(error).splitlines() or [''])[0]})") from error
+
+
+@lru_cache(maxsize=4)
+def _graph(bundle: Bundle) -> Any:
+    """Open a bundle's prior."""
+    path, vocabulary = bundle.folder / GRAPH, Symbols(books_of(bundle), None, LIMIT).vocabulary
+    graph = open_graph(path)
+    ports = {port.name: port.shape for port in (*graph.get_inputs(), *graph.get_outputs())}
+    state = ports.get("state", [])[1:]
+    sound = all(isinstance(side, int) and 0 <= side <= 1 << 16 for side in state) and math.prod(state) <= 1 << 24
+    if not sound or ports.get("logits", [None])[-1] != vocabulary:
+        raise UserError(f"{path}: not a prior of this bundle's books; {AGAIN}")
+    return graph

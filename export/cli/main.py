@@ -1,0 +1,148 @@
+"""The command `varitok`: one subcommand for each thing that is done with a tokenizer.
+
+What a subcommand needs is loaded when it is called: `varitok info` and the like run where there is no torch.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from varitok import UserError, __version__
+
+__all__ = ["SUBCOMMANDS", "Subcommand", "main"]
+
+
+class Subcommand(NamedTuple):
+    """One of them.
+
+    Attributes:
+        call: `module:function`; it takes the words behind the subcommand's name and raises a UserError for a user's
+            mistake.
+        about: What it does, in a few words.
+        example: A command line of it.
+        extra: Of the project's requirements, without which it can't be loaded.
+    """
+
+    call: str
+    about: str
+    example: str
+    extra: str = ""
+
+
+SUBCOMMANDS = {
+    "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "sweep": Subcommand(
+        "varitok.codecs.training.sweep.cli:main",
+        "search a configuration's best values, on this machine",
+        "configs/sweep/image_rate.yaml --trials 20",
+        "sweep",
+    ),
+    "shards": Subcommand(
+        "varitok.data.cli.shards:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"
+    ),
+    "features": Subcommand(
+        "varitok.data.cli.features:main",
+        "write what a teacher sees in sounds as shards",
+        "SOUNDS --teacher WAVLM --rate 24000 --out SHARDS",
+        "train",
+    ),
+    "evaluate": Subcommand(
+        "varitok.codecs.metrics.cli:main",
+        "measure quality at each length of the codes",
+        "RUN --data PHOTOS",
+        "train",
+    ),
+    "export": Subcommand(
+        "varitok.export.cli.export:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
+    ),
+    "report": Subcommand(
+        "varitok.export.report.cli:main", "show runs and bundles on one page", "RUN --out report.html", "train"
+    ),
+    "compare": Subcommand(
+        "varitok.export.compare.cli:main",
+        "measure a bundle beside classical codecs",
+        "tokenizer --data PHOTOS",
+        "train",
+    ),
+    "encode": Subcommand(
+        "varitok.export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"
+    ),
+    "decode": Subcommand(
+        "varitok.export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"
+    ),
+    "info": Subcommand(
+        "varitok.export.cli.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"
+    ),
+    "push": Subcommand(
+        "varitok.export.runtime.load.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
+    ),
+    "pull": Subcommand(
+        "varitok.export.runtime.load.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"
+    ),
+    "doctor": Subcommand(
+        "varitok.export.cli.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"
+    ),
+    "completion": Subcommand("varitok.export.cli.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `varitok SUBCOMMAND ...`.
+
+    The exit status is 0; 2 after a user's mistake, which ends in one line; 1 where exported files don't code as the
+    codec does; 130 after an interrupt.
+
+    Args:
+        arguments: The words behind `varitok`; the process's own where None.
+    """
+    name, *words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"varitok {__version__}")
+    else:
+        try:
+            _run(name, words)
+        except UserError as error:
+            print(f"varitok {name}: {error}" if name in SUBCOMMANDS else f"varitok: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
+        raise UserError(f"{name!r} is no subcommand; {meant}")
+    chosen = SUBCOMMANDS[name]
+    module, _, function = chosen.call.partition(":")
+    try:
+        call = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if not chosen.extra or (error.name or "varitok").startswith("varitok"):
+            raise
+        raise UserError(f"needs the package {error.name}; pip install 'varitok[{chosen.extra}]'") from error
+    call(words)
+
+
+def _help() -> str:
+    lines = [
+        "usage: varitok SUBCOMMAND ...",
+        "",
+        "Variable-length tokenizers for images, video and audio.",
+        "",
+        *(f"  {name:<12}{one.about}" for name, one in SUBCOMMANDS.items()),
+        "",
+        "for example",
+        *(f"  varitok {name} {one.example}" for name, one in SUBCOMMANDS.items()),
+        "",
+        "`varitok SUBCOMMAND --help` tells more of each, `varitok --version` the version.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

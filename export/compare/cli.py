@@ -1,0 +1,226 @@
+"""The subcommand `compare`."""
+
+import argparse
+import difflib
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError, at_least, watched
+from varitok.codecs.metrics.evaluate import versions
+from varitok.codecs.metrics.figure import Curve, draw_curves
+from varitok.codecs.metrics.modality import Medium, medium_of
+from varitok.codecs.metrics.table import json_rows, wide_console, write_rows
+from varitok.data.batch import BadSample
+
+from ..adapters.codec import Exported, exported
+from ..adapters.dataset import dataset_of, files_of, noun_of
+from ..bitstream.entropy_coding import CODINGS
+from ..runtime.audio import SoundBundle
+from ..runtime.images import ImageBundle
+from ..runtime.load import VideoBundle, load
+from ..runtime.video import FeatureBundle
+from . import images as pictures
+from .classic import Classic
+from .classifier import Classifier, classes_of, read_classifier, train_classifier
+from .measure import OURS, Item, Row, compare, savings
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok compare`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    _run(_parser().parse_args(words), shlex.join(["varitok", "compare", *words]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok compare",
+        description="Measure quality over bytes of a bundle and of classical codecs (JPEG, WebP, AVIF, JPEG 2000; Opus,"
+        " MP3; H.264, H.265, AV1, VP9) on the same files.",
+        epilog="for example: varitok compare tokenizer --data PHOTOS --out comparison",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH", help="files, or folders of them")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--codecs", metavar="NAMES", help="of the classical ones, such as jpeg,webp; by default all")
+    parser.add_argument("--metrics", metavar="NAMES", help="such as psnr,ssim; by default all that can be had here")
+    parser.add_argument("--limit", type=int, metavar="N", help="no more files than this, evenly chosen")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each sound or clip; by default all, of a clip 4")
+    parser.add_argument("--side", type=int, default=128, metavar="PIXELS", help="of clips; default: %(default)s")
+    parser.add_argument("--coding", choices=CODINGS, help="how codes are written; by default as varitok encode does")
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--classifier", type=Path, metavar="ONNX", help="also: how often it still knows a picture")
+    known.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FOLDER",
+        help="also: how often one that learns from these knows it; a class is a folder, or a name's first word",
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
+    return parser
+
+
+def _run(options: argparse.Namespace, command: str) -> None:
+    """Compare as the command line says; write, draw and print."""
+    given = {"--limit": (options.limit, 1), "--seconds": (options.seconds, 0.01), "--side": (options.side, 8)}
+    at_least({name: (value, least) for name, (value, least) in given.items() if value is not None})
+    bundle = load(options.bundle)
+    if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
+        raise UserError(f"{options.bundle}: no other codec has what it codes")
+    codec, noun = exported(bundle), noun_of(bundle)
+    files = files_of(bundle, options.data, "--data")
+    if options.limit and options.limit < len(files):
+        files = [files[len(files) * place // options.limit] for place in range(options.limit)]
+    classifier = _classifier(bundle, options)
+    medium = medium_of(codec)
+    metrics = _metrics(medium, options.metrics)
+    classics, about = _classics(codec, options.codecs)
+    data, protocol = dataset_of(bundle, files, options.seconds, options.side)
+    bad: list[str] = []
+    items = watched(_items(data, files, classifier, bad), len(files), "files")
+    rows = compare(codec, items, classics, medium, metrics, options.coding, classifier.answer if classifier else None)
+    if not rows:
+        raise UserError(f"--data: no {noun} could be read; the first that failed: {bad[0]}")
+    shown = [*metrics, *(["accuracy"] if classifier else [])]
+    gains = savings(rows, metrics)
+    header = _header(options, medium, metrics, classics, classifier, protocol, command, about)
+    header |= {"dataset": f"{' '.join(map(str, options.data))}, {rows[0][f'{medium.noun}s']} {noun}s"}
+    header |= {"unreadable files left out": str(len(bad))} if bad else {}
+    write_rows(options.out / "comparison.csv", header, rows)
+    note = "mean difference of bytes at equal quality, % of the classical codec's; nan: no quality is common to both"
+    write_rows(options.out / "bd_rate.csv", {"column percent": note, "command": command}, gains)
+    drawn = [name for name in (*medium.shown, "accuracy") if name in shown] or shown[:2]
+    for counted, column in (("payload", "bytes"), ("whole files", "file_bytes")):
+        ours, *others = [_curve(rows, name, column, drawn) for name in dict.fromkeys(str(row["codec"]) for row in rows)]
+        title = f"Quality per byte of {counted}, {rows[0][f'{medium.noun}s']} {noun}s"
+        path = options.out / f"{'payload' if column == 'bytes' else 'file'}.png"
+        draw_curves(path, ours, others, title, f"bytes per {noun}")
+    if options.json:
+        print(json.dumps({"rows": json_rows(rows), "bd_rate": json_rows(gains)}, indent=2))
+        return
+    _print(gains, metrics)
+    print(f"written to {options.out}")
+
+
+def _classifier(bundle: ImageBundle | SoundBundle | VideoBundle, options: argparse.Namespace) -> Classifier | None:
+    option = "--classifier" if options.classifier else "--classes" if options.classes else None
+    if option is None:
+        return None
+    if not isinstance(bundle, ImageBundle):
+        raise UserError(f"{option}: only of pictures it is measured what a classifier still knows")
+    return read_classifier(options.classifier) if options.classifier else train_classifier(bundle, options.classes)
+
+
+def _metrics(medium: Medium, asked: str | None) -> list[str]:
+    """Choose the metrics, each of a signal by itself."""
+    known = [name for name in medium.available() if name not in medium.spreads]
+    names = asked.split(",") if asked else known
+    for name in names:
+        if name in medium.spreads:
+            raise UserError(f"--metrics {name}: compares all signals at once, which a ladder of codecs can't wait for")
+    return names
+
+
+def _classics(codec: Exported, asked: str | None) -> tuple[list[Classic], str]:
+    """Choose the classical codecs, and say what does their work."""
+    if codec.sample_rate is not None:
+        from . import audio as sounds  # noqa: PLC0415 (an extra)
+
+        found, about = sounds.classics(codec.sample_rate, codec.bundle.channels), sounds.versions()
+        names: Sequence[str] = list(sounds.FORMATS)
+    elif len(codec.hop) == 3:
+        from . import video as clips  # noqa: PLC0415 (an extra)
+
+        found, about, names = clips.classics(codec.frame_rate), clips.versions(), list(clips.FORMATS)
+    else:
+        found, about, names = pictures.classics(), pictures.versions(), list(pictures.FORMATS)
+    wanted = [_named(word, names) for word in asked.split(",")] if asked else names
+    missing = [name for name in wanted if name not in {one.name for one in found}]
+    if asked and missing:
+        raise UserError(f"--codecs {missing[0]}: can't code these signals on this machine; leave it out")
+    if missing:
+        about += f"; left out, since it can't code these signals on this machine: {', '.join(missing)}"
+    return [one for one in found if one.name in wanted], about
+
+
+def _named(word: str, names: Sequence[str]) -> str:
+    plain = {name.lower().replace(" ", "").replace(".", ""): name for name in names}
+    key = word.strip().lower().replace(" ", "").replace(".", "")
+    if key not in plain:
+        near = difflib.get_close_matches(key, plain, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(plain)}"
+        raise UserError(f"--codecs {word}: not known; {meant}")
+    return plain[key]
+
+
+def _items(
+    data: Dataset[Tensor], files: Sequence[Path], classifier: Classifier | None, bad: list[str]
+) -> Iterator[Item]:
+    """Give what can be read."""
+    labels: list[int | None] = [None] * len(files)
+    if classifier and classifier.classes:
+        names = classes_of(files)
+        labels = [classifier.classes.index(name) if name in classifier.classes else -1 for name in names]
+    for index, label in enumerate(labels):
+        try:
+            yield Item(data[0, index], label)
+        except BadSample as error:
+            bad.append(str(error))
+
+
+def _header(
+    options: argparse.Namespace,
+    medium: Medium,
+    metrics: Sequence[str],
+    classics: Sequence[Classic],
+    classifier: Classifier | None,
+    protocol: str,
+    command: str,
+    about: str,
+) -> dict[str, str]:
+    known = (
+        {"column accuracy": f"share of the pictures that a classifier knows: {classifier.about}"} if classifier else {}
+    )
+    return {
+        "codec": str(options.bundle),
+        "protocol": protocol,
+        "rounding": medium.rounding,
+        "column setting": "kept tokens or books; of the classical codecs the quality, kbit/s or CRF asked for",
+        "column bytes": f"mean of the {medium.noun}s' payloads; file_bytes of their whole files (.vtk with one signal)",
+        f"column {medium.rate}": f"of payloads: {medium.rate_meaning}; file_{medium.rate} of whole files",
+        **{f"column {name}": text for name, text in medium.definitions(metrics, options.side).items()},
+        **known,
+        **{f"settings {one.name}": one.about for one in classics},
+        "command": command,
+        "versions": f"{versions()['versions']}, {about}",
+    }
+
+
+def _curve(rows: Sequence[Row], name: str, column: str, metrics: Sequence[str]) -> Curve:
+    mine = [row for row in rows if row["codec"] == name]
+    labels = [f"{row['setting']}" for row in mine] if name == OURS else []
+    values = {metric: [float(row[metric]) for row in mine] for metric in metrics}
+    return Curve(name, [float(row[column]) for row in mine], values, labels)
+
+
+def _print(gains: Sequence[Row], metrics: Sequence[str]) -> None:
+    """Show the Bjontegaard rates."""
+    table = Table("against", "counted", *metrics, box=None, title="bytes for the same quality, % more or less")
+    pairs = dict.fromkeys((str(row["against"]), str(row["counted"])) for row in gains)
+    for against, counted in pairs:
+        rows = [row for row in gains if (row["against"], row["counted"]) == (against, counted)]
+        mine = {str(row["metric"]): float(row["percent"]) for row in rows}
+        words = [f"{mine[name]:+.1f}" if not math.isnan(mine[name]) else "none in common" for name in metrics]
+        table.add_row(against, counted, *words)
+    wide_console().print(table)

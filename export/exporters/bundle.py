@@ -1,0 +1,265 @@
+"""A codec as a folder that others can use without this code; the subcommand `export`."""
+
+import copy
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from varitok import UserError
+from varitok.codecs.codec import Codec
+from varitok.codecs.implicit.codec import ImplicitCodec
+from varitok.codecs.lengths.distributions import Full
+
+from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
+from ..runtime.load import load
+from ..runtime.streaming import run_stream, stream_form
+from .bundle_folder import describe, replacing, report
+from .frozen import FrozenCodec, FrozenStream, freeze
+from .implicit import export_clip
+from .int8 import quantise_decoder
+from .model_card import card
+from .onnx import NAMES, Names, export_onnx
+from .parity import Chunked, Coder, Size, check, draw
+from .torchscript import export_torchscript, load_torchscript
+
+__all__ = ["FORMATS", "INT8", "architecture", "export_bundle"]
+
+FORMATS = ("safetensors", "torchscript", "onnx")
+INT8 = "onnx_int8"  # beside onnx, where it is asked for: an option of transformers
+
+
+def export_bundle(
+    codec: Codec,
+    folder: str | os.PathLike[str],
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    formats: Sequence[str] = FORMATS,
+    streaming: bool = True,
+) -> dict[str, Any]:
+    """Write a codec's bundle; every artefact is read back and compared with the codec first.
+
+    The folder appears whole or not at all: a bundle that was there stays until the new one is done.
+
+    Args:
+        codec: What is exported; it isn't changed.
+        folder: Where to.
+        architecture: How the codec was built, plain data; goes into config.json (see `architecture`).
+        formats: Out of `FORMATS`; of a transformer `INT8` too, a decoder of 8-bit weights.
+        streaming: Also what goes chunk by chunk, where the codec can.
+
+    Returns:
+        What export.json holds: `parity`, `files` and `versions`.
+
+    Raises:
+        UserError: A format is unknown or not for this codec, or the folder can't be written or holds something else.
+        ParityError: An artefact differs from the codec.
+    """
+    unknown = [name for name in formats if name not in (*FORMATS, INT8)]
+    if unknown or not formats:
+        known = ", ".join((*FORMATS, INT8))
+        raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {known}")
+    if INT8 in formats and ("onnx" not in formats or isinstance(codec, ImplicitCodec)):
+        raise UserError(f"formats: {INT8} is made of a codec's onnx, which must be among them")
+    if isinstance(codec, ImplicitCodec):
+        return export_clip(codec, folder, architecture=architecture, formats=formats)
+    frozen = freeze(codec, streaming)
+    with torch.inference_mode():
+        kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
+        axes = 2 if codec.blocked else 1 if codec.ordered else len(codec.hop)
+        least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in range(axes)), dtype=kind)
+        size = tuple(int(side) for side in frozen.decode(least).shape[1:])
+    config = _describe(codec, size) | _describe_stream(codec, frozen)
+    config |= {"architecture": dict(architecture)} if architecture else {}
+    sizes = [size]
+    if codec.blocked:
+        sizes = [(size[0], frames, *size[2:]) for frames in (1, 2 * codec.hop[0] + 1, 3 * codec.hop[0])]
+    elif not codec.ordered:
+        # One sample or frame, steps begun, and so many, of each axis other ones, that no size is taken for a constant.
+        (first, *rest), counts = codec.hop, range(3, 5)
+        sizes = [
+            (size[0], 1, *rest),
+            (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
+            (size[0], 7 * first, *(count * step for count, step in zip(counts, rest, strict=False))),
+        ]
+    with replacing(Path(folder)) as partial:
+        return _write(codec, frozen, config, sizes, partial, formats)
+
+
+def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
+    """Describe how a run's codec was built, as plain data: class names stand where `_target_` does."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            named: dict[str, Any] = {"type": str(node["_target_"]).rpartition(".")[2]} if "_target_" in node else {}
+            named |= {"partial": True} if node.get("_partial_") else {}
+            return named | {str(key): plain(value) for key, value in node.items() if not str(key).startswith("_")}
+        return [plain(value) for value in node] if isinstance(node, list) else node
+
+    # These alone are resolved: a run's config.yaml also has Hydra's own settings, which only Hydra can.
+    groups = {name: OmegaConf.select(config, name) for name in ("codec", "bottleneck", "length")}
+    return {name: plain(OmegaConf.to_container(group, resolve=True)) for name, group in groups.items() if group}
+
+
+def _describe(codec: Codec, size: Size) -> dict[str, Any]:
+    """Say what a user of the bundle must know."""
+    books = codec.bottleneck.book_sizes
+    if codec.sample_rate:
+        rate = codec.sample_rate / codec.hop[0]
+        own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
+        layouts = "b c t", "b q t"
+    elif len(codec.hop) == 3:
+        modality = "video" if codec.bounded else "features"
+        own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
+        layouts = "b c t h w", "b q t k" if codec.blocked else "b q t h w"
+        if not codec.bounded:
+            own |= {name: codec.get_buffer(name).tolist() for name in ("feature_mean", "feature_deviation")}
+        own |= {"frame_size": list(size[2:]), "later_tokens": codec.later_tokens} if codec.blocked else {}
+    else:
+        own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
+        layouts = "b c h w", "b q k" if codec.ordered else "b q h w"
+    return {
+        "format_version": FORMAT_VERSION,
+        **own,
+        "channels": size[0],
+        "tokens": codec.tokens if codec.ordered else 0,
+        "book_sizes": list(books),
+        "book_strides": list(codec.bottleneck.book_strides),
+        "code_rows": codec.bottleneck.rows,
+        "code_type": "int64" if books else "float32",
+        "bits_per_token": codec.bottleneck.bits,
+        "quantizer": type(codec.bottleneck).__name__,
+        "mechanism": codec.length.mechanism.name,
+        "variable_length": not isinstance(codec.length.distribution, Full),
+        "input_layout": layouts[0],
+        "token_layout": layouts[1],
+        "value_range": [-1.0, 1.0] if codec.bounded else None,
+        "output": "clamped to value_range" if codec.bounded else "as decoded",
+        "dtype": "float32",
+    }
+
+
+def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
+    """Say what one who codes chunk by chunk must know; nothing where the codec can't."""
+    if not isinstance(frozen, FrozenStream):
+        return {}
+    encoder, decoder = (_state_terms(sizes) for sizes in zip(*(frozen.state_sizes(*g) for g in GRIDS), strict=True))
+    streaming: dict[str, Any] = {
+        "encoder_state_size": encoder if frozen.on_grid else encoder[0],
+        "decoder_state_size": decoder if frozen.on_grid else decoder[0],
+        "chunk_samples": codec.latency,
+        "chunk_tokens": codec.chunk_tokens,
+    }
+    rate = codec.sample_rate or codec.frame_rate
+    if rate:
+        streaming["latency_ms"] = 1000 * codec.latency / rate
+    return {"streaming": streaming}
+
+
+GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # of latents, at which states are measured
+
+
+def _state_terms(sizes: Sequence[int]) -> list[int]:
+    """Give p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
+    one, taller, wider, both = sizes
+    q, s, u = taller - one, wider - one, both - taller - wider + one
+    return [one - (q - u) - (s - u) - u, q - u, s - u, u]
+
+
+def _write(
+    codec: Codec,
+    frozen: FrozenCodec,
+    config: dict[str, Any],
+    sizes: Sequence[Size],
+    folder: Path,
+    formats: Sequence[str],
+) -> dict[str, Any]:
+    """Fill the folder."""
+    metadata = describe(folder, config, frozen.state_dict())
+    example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
+    names = NAMES[config["modality"]]
+    artefacts: dict[str, Coder] = {}
+    if "safetensors" in formats:
+        name = "model.safetensors"
+        save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
+        artefacts[name] = _refilled(frozen, folder / name)
+    if "torchscript" in formats:
+        export_torchscript(frozen, folder / "codec.ts", metadata)
+        artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
+        if isinstance(frozen, FrozenStream):
+            artefacts["codec.ts, streaming"] = Chunked(scripted, codec)
+    if "onnx" in formats:
+        export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
+        bundle = load(folder, verify=False)
+        assert isinstance(bundle, Bundle)
+        artefacts["onnx"] = _Runtime(bundle)
+        if isinstance(frozen, FrozenStream):
+            artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), codec)
+    parity = check(codec, artefacts, sizes)
+    if INT8 in formats:
+        quantise_decoder(folder)
+        whole = load(folder, verify=False, int8=True)
+        assert isinstance(whole, Bundle)
+        # Told, not judged: how far rounding leads is the network's.
+        parity |= check(codec, {INT8: _Runtime(whole)}, sizes, allowed=math.inf)
+    _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
+    (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
+    return report(folder, parity)
+
+
+class _Runtime:
+    """The exported graphs, run as users run them, behind torch's types."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def encode(self, signal: Tensor) -> Tensor:
+        return torch.from_numpy(self.bundle.run_encoder(signal.numpy()))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return torch.from_numpy(self.bundle.run_decoder(codes.numpy()))
+
+
+class _StreamRuntime:
+    """The exported streaming graphs, likewise."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.encoder, self.decoder = bundle.streaming_graphs
+        self.forms = [stream_form(bundle.config, side) for side in ("encoder", "decoder")]
+
+    def state_sizes(self, *grid: int) -> tuple[int, int]:
+        encoder, decoder = (form.state_size(grid) for form in self.forms)
+        return encoder, decoder
+
+    def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        codes, after = run_stream(self.encoder, signal.numpy(), state.numpy())
+        return torch.from_numpy(codes), torch.from_numpy(after)
+
+    def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        signal, after = run_stream(self.decoder, codes.numpy(), state.numpy())
+        return torch.from_numpy(signal), torch.from_numpy(after)
+
+
+def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
+    """Give a copy whose every weight comes from the file; what the file lacks would show as NaN."""
+    copied = copy.deepcopy(frozen)
+    for value in copied.state_dict().values():
+        value.fill_(math.nan if value.is_floating_point() else -1)
+    copied.load_state_dict(load_file(path))
+    return copied
+
+
+def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str], names: Names) -> None:
+    """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
+    with torch.inference_mode():
+        codes = frozen.encode(signal)
+        total = codes.shape[frozen.code_axis]
+        kept = {k: codes.narrow(frozen.code_axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
+        back = {f"{names.back}.{k}": frozen.decode(some).contiguous() for k, some in kept.items()}
+    save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)

@@ -1,0 +1,190 @@
+"""One clip as a folder: a graph from frame numbers to frames, and the coded weights that count as its size."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varitok import __version__
+from varitok.codecs.implicit.codec import ImplicitCodec
+
+from ..runtime.bundle import DECODER, FORMAT_VERSION
+from ..runtime.load import load
+from ..runtime.video import ClipBundle
+from .bundle_folder import describe, replacing, report
+from .onnx import Port, export_graph
+from .parity import Parity, ParityError, signal_error
+from .torchscript import export_torchscript, load_torchscript
+
+__all__ = ["WEIGHTS", "FrozenClip", "export_clip"]
+
+WEIGHTS = "weights.bin"
+COMPARED = 12  # frames, spread over the clip
+
+CARD = """\
+# A clip of {frames} frames of {width} x {height} pixels, as a network
+
+It paints the frames of one clip, and no other. `{file}` has its {weights} weights, {bits} bits each, entropy-coded: the
+clip's size, {bytes} bytes, {bpp:.4g} bits a pixel. The graphs hold the same weights as float32.
+Exported by varitok {version} in format {format_version}.
+
+| bits of a weight | bytes of `{file}`, from its beginning | bits a pixel |
+|---:|---:|---:|
+{rows}
+
+`export.json` tells how each file compares with the trained network and holds every file's SHA-256.
+"""
+
+ONNX = """
+## With varitok (numpy and ONNX Runtime; no torch)
+
+```python
+import varitok
+clip = varitok.load(".")
+pixels = clip.decode()  # uint8 ({frames}, {height}, {width}, 3)
+last = clip.decode([{last}])
+```
+
+## With ONNX Runtime alone
+
+```python
+import numpy as np, onnxruntime as ort
+decoder = ort.InferenceSession("onnx/decoder_model.onnx")
+frames = decoder.run(None, {{"frame_numbers": np.arange(1)}})[0]  # float32 (1, 3, {height}, {width}) in [-1, 1]
+```
+"""
+
+TORCHSCRIPT = """
+## With TorchScript
+
+A TorchScript file is a program; load it only from a source that you trust.
+
+```python
+import torch
+clip = torch.jit.load("codec.ts")
+frames = clip.decode(torch.arange(1))
+```
+"""
+
+
+class FrozenClip(nn.Module):
+    """A network that paints one clip, as it is exported: with the weights that a file decodes to.
+
+    Args:
+        codec: Whose network it is; it stays as it is.
+        data: The file's bytes, or a beginning of them.
+    """
+
+    def __init__(self, codec: ImplicitCodec, data: bytes) -> None:
+        super().__init__()
+        self.painter = copy.deepcopy(codec.decoder)
+        self.painter.load_state_dict(codec.painter(*codec.read(data)))
+        self.requires_grad_(False).eval()
+
+    @torch.jit.export
+    def decode(self, numbers: Tensor) -> Tensor:
+        """Paint frames of these numbers, int64 `(t,)`: `(t, 3, h, w)` in [-1, 1]."""
+        painted: Tensor = self.painter(numbers)
+        return painted
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Do the same."""
+        return self.decode(numbers)
+
+
+def export_clip(
+    codec: ImplicitCodec,
+    folder: str | os.PathLike[str],
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    formats: Sequence[str],
+) -> dict[str, Any]:
+    """Write the bundle of a codec of one clip: it decodes, and has no encoder; see `bundle.export_bundle`.
+
+    The weights of all graphs are those that `weights.bin` decodes to, which stands in for safetensors too.
+
+    Raises:
+        UserError: The folder can't be written or holds something else.
+        ParityError: The file doesn't decode to the codec's weights, or a graph paints other frames than the codec.
+    """
+    codec = copy.deepcopy(codec).cpu().float().eval()
+    with torch.inference_mode(), replacing(Path(folder)) as partial:
+        codes = codec.encode(torch.zeros(()).expand(1, 3, *codec.hop))
+        coded = codec.coded(codes)
+        (partial / WEIGHTS).write_bytes(coded.data)
+        read, ranges = codec.read((partial / WEIGHTS).read_bytes())
+        if not (torch.equal(read, codes) and torch.equal(ranges, codec.ranges())):
+            raise ParityError(f"{WEIGHTS}: decodes to other weights")
+        frames, height, width = codec.hop
+        config = {
+            "format_version": FORMAT_VERSION,
+            "modality": "clip",
+            "frames": frames,
+            "height": height,
+            "width": width,
+            "frame_rate": codec.frame_rate,
+            "weights": codec.weights,
+            "bits": codec.books,
+            "ends": coded.ends,
+            "value_range": [-1.0, 1.0],
+            "dtype": "float32",
+        } | ({"architecture": dict(architecture)} if architecture else {})
+        numbers = torch.linspace(0, frames - 1, min(frames, COMPARED)).round().long()
+        frozen = FrozenClip(codec, coded.data)
+        parity = _graphs(frozen, config, partial, formats, numbers, codec.painted(codes, numbers))
+        (partial / "README.md").write_text(_card(config, formats), encoding="utf-8")
+        return report(partial, parity)
+
+
+def _graphs(
+    frozen: FrozenClip,
+    config: dict[str, Any],
+    folder: Path,
+    formats: Sequence[str],
+    numbers: Tensor,
+    expected: Tensor,
+) -> dict[str, Parity]:
+    """Write the graphs, read them back and compare what they paint of some frames, one, two and more at a time."""
+    metadata = describe(folder, config, frozen.state_dict())
+    found: dict[str, Parity] = {}
+
+    def compare(name: str, paint: Callable[[Tensor], Tensor]) -> None:
+        sizes = [1, 2, len(numbers)]
+        errors = [signal_error(expected[:size], paint(numbers[:size]), f"{name}, {size} frames") for size in sizes]
+        found[name] = Parity(config["weights"], 1.0, max(errors))
+
+    compare(WEIGHTS, frozen.decode)
+    if "torchscript" in formats:
+        export_torchscript(frozen, folder / "codec.ts", metadata, ["decode"])
+        compare("codec.ts", load_torchscript(folder / "codec.ts")[0].decode)
+    if "onnx" in formats:
+        path = folder / DECODER
+        path.parent.mkdir()
+        source: Port = ("frame_numbers", ["num_frames"])
+        target: Port = ("reconstruction", ["num_frames", None, None, None])
+        export_graph(frozen, [torch.zeros(3).long()], path, [source], [target], metadata | {"codec.role": "decoder"})
+        bundle = load(folder, verify=False)
+        assert isinstance(bundle, ClipBundle)
+        compare("onnx", lambda numbers: torch.from_numpy(bundle.run_decoder(numbers.numpy())))
+    return found
+
+
+def _card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
+    """Write the bundle's README.md."""
+    pixels = config["frames"] * config["height"] * config["width"]
+    ends = list(enumerate(config["ends"], 1))
+    fills = {
+        "file": WEIGHTS,
+        "bytes": ends[-1][1],
+        "bpp": 8 * ends[-1][1] / pixels,
+        "last": config["frames"] - 1,
+        "version": __version__,
+        "rows": "\n".join(f"| {bits} | {end} | {8 * end / pixels:.4g} |" for bits, end in ends),
+    }
+    told = {"onnx": ONNX, "torchscript": TORCHSCRIPT}
+    parts = [CARD, *(text for name, text in told.items() if name in formats)]
+    return "".join(parts).format(**config, **fills)

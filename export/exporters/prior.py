@@ -1,0 +1,171 @@
+"""A prior and its bundle: the codes that it learns from, and how it is exported beside their codec."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from varitok import UserError
+from varitok.codecs.masking import prefix_mask
+from varitok.codecs.networks.code_prior import LOGIT_STEPS, Prior
+from varitok.codecs.training.prior import PriorTraining, Rows
+
+from ..bitstream.entropy_coding import (
+    CONFIG,
+    COUNTED,
+    FREQUENCIES,
+    GRAPH,
+    LIMIT,
+    PRIOR,
+    books_of,
+    frequencies,
+    open_graph,
+    ordered_axis,
+)
+from ..bitstream.packing import Packing
+from ..bitstream.symbols import Symbols
+from ..runtime.bundle import Bundle
+from ..runtime.images import ImageBundle
+from ..runtime.load import VideoBundle, load
+from .bundle_folder import add, replacing, write_json
+from .onnx import export_graph
+from .parity import ParityError
+from .rebuild import rebuild
+
+__all__ = ["ExportPrior", "Tokenizer", "export_prior"]
+
+_log = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """A bundle's codec, frozen, whose codes a prior learns (`varitok.codecs.training.prior.Source`).
+
+    Args:
+        folder: The bundle's.
+
+    Raises:
+        UserError: There is none, or its codes are continuous.
+    """
+
+    def __init__(self, folder: str) -> None:
+        bundle = load(folder)
+        if not isinstance(bundle, Bundle) or not bundle.book_sizes:
+            raise UserError(f"{folder}: its codes are continuous, or those of one clip; a prior needs books")
+        self.bundle = bundle
+        self.codec = rebuild(folder)
+        books, ordered = books_of(bundle), ordered_axis(bundle.config)
+        self.symbols, self.alphabets = Symbols(books, ordered, LIMIT), Symbols(books, ordered, COUNTED)
+        self.axis = "tokens" if bundle.tokens else "books"
+        self.most = bundle.tokens or len(books)
+        self.sizes, self.counted = self.symbols.sizes.tolist(), self.alphabets.sizes.tolist()
+        self.places = bundle.tokens or 1
+        self.sources = 1 + bundle.axes
+
+    def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
+        """Encode signals `(b, c, *grid)`, and keep so many tokens or books; all where None."""
+        codes: Tensor = self.codec.to(signal.device).encode(signal)
+        codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
+        _, books, steps, *inner = codes.shape
+        found, begun = codes.cpu().numpy(), self._begun(lengths.cpu(), steps)
+        structure = self.symbols.structure(books, steps, inner)
+        rows = [self.symbols.row(each) for each in found]
+        contexts = [self.symbols.contexts(structure, row) for row in rows]
+        packing = Packing(self.symbols.books[:books], inner)
+        entries = [self.alphabets.row(each[:, :whole]) for each, whole in zip(found, begun.tolist(), strict=True)]
+        valid = prefix_mask(begun, steps)[:, torch.from_numpy(structure.steps)]
+        seen, row, counted = map(torch.from_numpy, (np.stack(contexts), np.stack(rows), np.concatenate(entries)))
+        bits = sum(packing.bits(whole) for whole in begun.tolist())
+        device = signal.device
+        return Rows(seen.to(device), row.to(device), valid.to(device), counted.to(device), bits)
+
+    def _begun(self, lengths: Tensor, steps: int) -> Tensor:
+        """Count the steps of codes that signals of these lengths have."""
+        if isinstance(self.bundle, ImageBundle):
+            return torch.full_like(lengths, steps)
+        bundle = self.bundle
+        hop, lead = (
+            (bundle.hop[0], bundle.lead) if isinstance(bundle, VideoBundle) else (bundle.config["hop_length"], 0)
+        )
+        return (lengths + lead + hop - 1) // hop
+
+
+def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:
+    """Write a bundle once more with a prior of its codes beside it, read back and compared with the prior first.
+
+    Args:
+        prior: Of the bundle's codes.
+        counts: How often each entry was seen, one book behind the other, int64 `(entries,)`.
+        tokenizer: The bundle's folder.
+        folder: Where to; may be the same.
+
+    Raises:
+        ParityError: ONNX Runtime's logits differ from the prior's by any bit.
+        UserError: The folder can't be written.
+    """
+    bundle = load(tokenizer)
+    assert isinstance(bundle, Bundle)
+    exact, counted = prior.exact(), Symbols(books_of(bundle), None, COUNTED)
+    with replacing(folder) as partial:
+        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+        shutil.rmtree(partial / PRIOR, ignore_errors=True)
+        (partial / PRIOR).mkdir()
+        tables = [frequencies(part + 1) for part in np.split(counts.cpu().numpy(), counted.offsets[1:])]
+        np.save(partial / FREQUENCIES, np.concatenate(tables).astype(np.uint32))
+        about = {"sizes": prior.sizes, "window": prior.window, "logit_steps": LOGIT_STEPS}
+        write_json(partial / CONFIG, about)
+        chance = torch.Generator().manual_seed(0)
+        contexts, state = _example(exact, 2, 5, chance), torch.zeros(2, *exact.state_shape, dtype=torch.float64)
+        sides: list[str | None] = [None] * len(exact.state_shape)
+        export_graph(
+            exact,
+            [contexts, state],
+            partial / GRAPH,
+            [("contexts", ["batch", "places", None]), ("state", ["batch", *sides])],
+            [("logits", ["batch", "places", None]), ("state_out", ["batch", *sides])],
+            {"codec.role": "prior", "codec.prior": json.dumps(about)},
+        )
+        _check(exact, partial / GRAPH, chance)
+        add(partial, PRIOR)
+
+
+class ExportPrior(pl.Callback):
+    """Exports the prior, its averaged weights where there are, and its bundle to `bundle/` when the run ends."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export, on one process."""
+        assert isinstance(pl_module, PriorTraining) and isinstance(pl_module.source, Tokenizer)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "bundle"
+        export_prior(pl_module.evaluated, pl_module.counts, pl_module.source.bundle.folder, folder)
+        _log.info("bundle: %s", folder)
+
+
+def _example(prior: Prior, batch: int, count: int, chance: torch.Generator) -> Tensor:
+    """Draw contexts `(batch, count, 2 + sources)`."""
+    tops = [len(prior.sizes), prior.place.num_embeddings, *(1 + sum(prior.sizes) for _ in prior.sources)]
+    return torch.stack([torch.randint(0, top, (batch, count), generator=chance) for top in tops], dim=-1)
+
+
+def _check(prior: Prior, path: Path, chance: torch.Generator) -> None:
+    """Hold the graph against the prior, one place after the other and many at once, with one thread and with two.
+
+    Raises:
+        ParityError: A bit differs.
+    """
+    contexts = _example(prior, 1, 2 * prior.window + 3, chance)
+    start = torch.zeros(1, *prior.state_shape, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = prior(contexts, start)[0].numpy()
+    for threads, each in ((1, 1), (2, contexts.shape[1]), (2, 7)):
+        session, state, found = open_graph(path, threads), start.numpy(), []
+        for part in torch.split(contexts, each, dim=1):
+            logits, state = session.run(None, {"contexts": part.numpy(), "state": state})
+            found.append(logits)
+        if not np.array_equal(np.concatenate(found, axis=1), expected):
+            raise ParityError(f"{path.name}: its logits are not those of the prior, bit by bit")

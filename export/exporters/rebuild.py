@@ -1,0 +1,158 @@
+"""A bundle's codec as a torch module again, out of config.json and model.safetensors, which are data."""
+
+import importlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from varitok import UserError
+from varitok.codecs.build import build_codec
+
+from ..runtime.bundle import AGAIN, FORMAT_VERSION, read_json, sha256
+from .frozen import FrozenCodec, freeze
+
+__all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]
+
+WEIGHTS = "model.safetensors"
+PARTS = (
+    "networks",
+    "bottlenecks",
+    "lengths",
+    "implicit",
+)  # folders of `varitok.codecs` that have what a codec is made of, beside its own
+SPARE = 1 << 24  # numbers that a codec may have beside its weights: tables, masks
+
+
+def rebuild(path: str | PathLike[str]) -> FrozenCodec:
+    """Rebuild a bundle's codec.
+
+    Args:
+        path: The bundle's folder.
+
+    Returns:
+        A module in evaluation mode with `encode(signal)` and `decode(codes)`, as the bundle's TorchScript has them. Its
+        parameters ask for no gradient until `requires_grad_()` is called.
+
+    Raises:
+        UserError: A file is missing, altered or of an unknown format, or names what this varitok doesn't have.
+    """
+    folder = Path(path)
+    config = read_json(folder / "config.json")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{folder / 'config.json'}: this varitok reads format {FORMAT_VERSION}; update it or {AGAIN}")
+    weights = _weights(folder)
+    try:
+        frozen = frozen_of(config, weights)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    frozen.load_state_dict(load_file(folder / WEIGHTS))
+    return frozen
+
+
+def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -> FrozenCodec:
+    """Build what a bundle's config.json describes, with whatever weights it starts from.
+
+    Args:
+        config: The bundle's.
+        weights: Shapes of the weights that it will get, by name.
+
+    Raises:
+        UserError: It can't be built, or has other weights.
+    """
+    if config.get("modality") == "clip":
+        raise UserError("a bundle of one clip is a network that paints it; use its codec.ts, or varitok.load")
+    if not isinstance(config.get("architecture"), Mapping):
+        raise UserError(f"config.json doesn't say how its codec was built; {AGAIN}")
+    count = sum(math.prod(shape) for shape in weights.values())
+    try:
+        with _Bounded(2 * count + SPARE):
+            frozen = freeze(build_codec(OmegaConf.create(_targets(config["architecture"]))), "streaming" in config)
+    except UserError as error:
+        raise UserError(f"config.json: {error}") from error
+    except Exception as error:  # whatever a constructor meets that was never meant to be built so
+        raise UserError(f"config.json: its codec can't be built ({error}); {AGAIN}") from error
+    expected = {name: tuple(value.shape) for name, value in frozen.state_dict().items()}
+    if expected != weights:
+        odd = next(name for name in sorted({*expected, *weights}) if expected.get(name) != weights.get(name))
+        raise UserError(f"{WEIGHTS}: {odd} is not as config.json has it; {AGAIN}")
+    return frozen.eval()
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses tensors of more than so many numbers before they are made."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = most
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        size = args[0] if args else None
+        if (
+            isinstance(size, list | tuple)
+            and all(isinstance(side, int) for side in size)
+            and math.prod(size) > self.most
+        ):
+            raise UserError(f"asks for {math.prod(size)} numbers at once, far more than its weights have; {AGAIN}")
+        return call(*args, **(kwargs or {}))
+
+
+def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Tell the shapes of a bundle's weights, once the file is known to be what was exported."""
+    path, files = folder / WEIGHTS, read_json(folder / "export.json").get("files") or {}
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {AGAIN}, with safetensors among its formats")
+    if sha256(path) != (files.get(WEIGHTS) or {}).get("sha256"):
+        raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")
+    return shapes_of(path)
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tell the shapes of the weights in a file, without reading them.
+
+    Raises:
+        UserError: It can't be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: can't be read ({error}); {AGAIN}") from error
+
+
+def _targets(node: Any) -> Any:
+    """Turn the names of classes into what `build` follows."""
+    if isinstance(node, Mapping):
+        found = {str(key): _targets(value) for key, value in node.items() if key not in ("type", "partial")}
+        if any(key.startswith("_") for key in found):
+            raise UserError(f"architecture: {next(key for key in found if key.startswith('_'))} is no argument")
+        if "type" not in node:
+            return found
+        if node["type"] not in _known():
+            raise UserError(f"architecture: this varitok has no {node['type']!r}; update it or {AGAIN}")
+        return found | {"_target_": _known()[node["type"]]} | ({"_partial_": True} if node.get("partial") else {})
+    return [_targets(value) for value in node] if isinstance(node, list) else node
+
+
+@cache
+def _known() -> dict[str, str]:
+    """List what codecs are made of by its name: what the modules of `varitok.codecs` offer."""
+    found: dict[str, str] = {}
+    for name in _modules():
+        module = importlib.import_module(f"varitok.codecs.{name}")
+        found |= {each: f"varitok.codecs.{name}.{each}" for each in getattr(module, "__all__", ())}
+    return found
+
+
+def _modules() -> Iterator[str]:
+    root = Path(importlib.import_module("varitok.codecs.codec").__file__ or "").parent
+    for folder in ("", *PARTS):
+        for path in sorted((root / folder).glob("*.py")):
+            yield f"{folder}.{path.stem}".lstrip(".")

@@ -1,0 +1,83 @@
+"""The subcommand `report`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from varitok import UserError, at_least, watched
+
+from .classics import read_classics
+from .live.page import write_live
+from .page import TITLE, write_page
+from .subject import Source, open_subject
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `varitok report`.
+
+    Raises:
+        UserError: A user's mistake.
+    """
+    _run(_parser().parse_args(words))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "varitok report",
+        description="Write one HTML page that shows runs and bundles: what each kept token or book gives back.",
+        epilog="varitok report runs/one_d_piece_64/photos --out report.html"
+        " | varitok report tokenizer --files PHOTOS | varitok report RUN1 RUN2 --classic comparison/comparison.csv",
+    )
+    parser.add_argument(
+        "subjects",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_BUNDLE",
+        help="run's folder or checkpoint, or bundle's folder",
+    )
+    parser.add_argument(
+        "--files", type=Path, nargs="+", default=[], metavar="PATH", help="files and folders to show bundles on"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="other files to show runs on; its val/, or the share held out of it"
+    )
+    parser.add_argument(
+        "--classic", type=Path, nargs="+", default=[], metavar="CSV",
+        help="tables of classical codecs (varitok compare); those in a run's evaluation/ are found",
+    )  # fmt: skip
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="instead, a page in which a browser runs one bundle on what you drop",
+    )
+    parser.add_argument(
+        "--onnxruntime-web", type=Path, metavar="FILE", help="for --live; by default from the cache, or through npm"
+    )
+    parser.add_argument("--count", type=int, default=6, help="samples of each; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each sound or clip; default: %(default)s")
+    parser.add_argument("--title", default=TITLE, help="of the page; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: %(default)s")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Write the page as the command line says."""
+    if options.live:
+        _live(options)
+        return
+    at_least({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
+    source = Source(options.data, options.files, options.count, options.seconds)
+    classics = [read_classics(path) for path in options.classic]
+    subjects = [open_subject(path, source) for path in watched(options.subjects, len(options.subjects), "shown")]
+    write_page(options.out, subjects, classics, options.title)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} in it; open it in a browser")
+
+
+def _live(options: argparse.Namespace) -> None:
+    """Write the live page."""
+    if len(options.subjects) > 1:
+        raise UserError("--live is of one bundle; name one")
+    write_live(options.out, options.subjects[0], options.onnxruntime_web)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB; open it in a browser, and drop a file there")

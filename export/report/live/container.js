@@ -1,0 +1,159 @@
+// Packed containers (.vtk), as export/bitstream/CONTAINER.md has them.
+
+const MAGIC = [0x89, 0x56, 0x54, 0x4b];
+const CHUNK = 65536; // codes of a chunk that is written, about
+
+const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
+  return n;
+});
+
+function checksum(bytes) {
+  let crc = 0xffffffff;
+  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
+  crc = (crc ^ 0xffffffff) >>> 0;
+  return [crc & 255, (crc >>> 8) & 255, (crc >>> 16) & 255, crc >>> 24];
+}
+
+function varint(number) {
+  const out = [];
+  for (; number > 127; number = Math.floor(number / 128)) out.push((number % 128) + 128);
+  return [...out, number];
+}
+
+const widthOf = (size) => Math.ceil(Math.log2(size));
+const common = (a, b) => (b ? common(b, a % b) : a);
+const multiple = (strides) => strides.reduce((a, b) => (a * b) / common(a, b), 1);
+
+// Codes are rows, one for each book, of BigInts; a book of stride s has a code of its own at every s-th step.
+function pack(rows, begin, end, about) {
+  const out = [];
+  let byte = 0, filled = 0;
+  for (let step = begin; step < end; step++) {
+    rows.forEach((row, book) => {
+      if ((step - begin) % about.book_strides[book]) return;
+      for (let bit = widthOf(about.book_sizes[book]) - 1; bit >= 0; bit--) {
+        byte = (byte << 1) | Number((row[step] >> BigInt(bit)) & 1n);
+        if (++filled === 8) { out.push(byte); byte = filled = 0; }
+      }
+    });
+  }
+  if (filled) out.push(byte << (8 - filled));
+  return out;
+}
+
+function sizeOf(books, steps, about) {
+  const bits = about.book_sizes.slice(0, books)
+    .reduce((sum, size, book) => sum + Math.ceil(steps / about.book_strides[book]) * widthOf(size), 0);
+  return Math.ceil(bits / 8);
+}
+
+// Give the bytes of a container, and how many of them are codes. `length` is the signal's: samples, or 1 of an image.
+function writeContainer(rows, length, about) {
+  const runs = [];
+  rows.forEach((_, book) => {
+    const kind = [about.book_sizes[book], about.book_strides[book]];
+    const last = runs.at(-1);
+    if (last && last[1] === kind[0] && last[2] === kind[1]) last[0]++;
+    else runs.push([1, ...kind]);
+  });
+  const identity = about.identity.match(/../g).map((pair) => parseInt(pair, 16));
+  const facts = about.facts;
+  const numbers = [runs.length, ...runs.flat(), 0, facts.length, ...facts].flatMap(varint);
+  const head = [...MAGIC, 1, about.modality === "audio" ? 1 : 0, ...identity, 0, ...numbers];
+  const out = [...head, ...checksum(head)];
+  const whole = multiple(about.book_strides.slice(0, rows.length)), steps = rows[0].length;
+  const each = Math.max(1, Math.floor(Math.max(1, Math.floor(CHUNK / rows.length)) / whole)) * whole;
+  let done = 0, payload = 0;
+  for (let begin = 0; begin < steps; begin += each) {
+    const end = Math.min(begin + each, steps), codes = pack(rows, begin, end, about);
+    const reached = about.modality === "audio" ? Math.min(end * about.hop, length) : 1;
+    const body = [...varint(end - begin), ...varint(reached - done), ...varint(codes.length)];
+    for (const code of codes) body.push(code);
+    for (const byte of body) out.push(byte);
+    out.push(...checksum(body));
+    done = reached;
+    payload += codes.length;
+  }
+  out.push(0);
+  return { bytes: Uint8Array.from(out), payload };
+}
+
+// Give rows of codes and the signal's length; what is wrong is thrown as a sentence.
+function readContainer(bytes, about) {
+  let at = 0;
+  const take = (count) => {
+    if (at + count > bytes.length) throw new Error("The file is cut; decode it with varitok decode, which gives what arrived.");
+    at += count;
+    return bytes.subarray(at - count, at);
+  };
+  const number = () => {
+    let found = 0, scale = 1, byte;
+    do {
+      [byte] = take(1);
+      found += (byte & 127) * scale;
+      scale *= 128;
+      if (found > Number.MAX_SAFE_INTEGER) throw new Error("The file is damaged: a number is too large.");
+    } while (byte > 127);
+    return found;
+  };
+  const check = (begin, what) => {
+    const body = bytes.subarray(begin, at);
+    const given = take(4);
+    if (checksum(body).some((byte, place) => byte !== given[place])) {
+      throw new Error(`The file is damaged: the checksum of ${what} differs.`);
+    }
+  };
+  if (MAGIC.some((byte, place) => byte !== bytes[place])) throw new Error("This is no container of varitok's (.vtk).");
+  take(4);
+  const [version, modality] = take(2);
+  if (version !== 1) throw new Error(`This is version ${version} of the format; the page reads version 1.`);
+  const identity = Array.from(take(8), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const [coding] = take(1);
+  if (coding > 1) take(8);
+  const books = [];
+  for (let runs = number(); runs > 0; runs--) {
+    const [count, size, stride] = [number(), number(), number()];
+    if (count > 256) throw new Error("The file is damaged: it has too many books.");
+    for (let book = 0; book < count; book++) books.push([size, stride]);
+  }
+  const inner = Array.from({ length: number() }, number), facts = Array.from({ length: number() }, number);
+  check(0, "the header");
+  if (modality !== (about.modality === "audio" ? 1 : 0)) throw new Error("The file holds codes of another kind of signal.");
+  if (identity !== about.identity || inner.length || books.length > about.book_sizes.length ||
+      books.some(([size, stride], book) => size !== about.book_sizes[book] || stride !== about.book_strides[book])) {
+    throw new Error("Another tokenizer wrote this file; its codes mean something else here.");
+  }
+  if (facts.join() !== about.facts.join()) throw new Error("The file is of another sample rate.");
+  if (coding) throw new Error("Its codes are entropy-coded, and this page reads packed ones; use varitok decode.");
+  const rows = books.map(() => []);
+  let length = 0;
+  for (;;) {
+    const begin = at, steps = number();
+    if (!steps) break;
+    length += number();
+    const size = number();
+    if (steps > 2 ** 24 || size !== sizeOf(books.length, steps, about)) throw new Error("The file is damaged: a chunk can't be so large.");
+    const payload = take(size);
+    check(begin, "a chunk");
+    unpack(payload, steps, rows, about);
+  }
+  if (!rows[0].length) throw new Error("The file holds no codes.");
+  if (about.modality === "image" && rows[0].length > about.tokens) throw new Error("The file has more tokens than an image can have.");
+  return { rows, length };
+}
+
+function unpack(payload, steps, rows, about) {
+  let bit = 0;
+  for (let step = 0; step < steps; step++) {
+    rows.forEach((row, book) => {
+      if (step % about.book_strides[book]) { row.push(row.at(-1)); return; }
+      let code = 0n;
+      for (let left = widthOf(about.book_sizes[book]); left > 0; left--, bit++) {
+        code = (code << 1n) | BigInt((payload[bit >> 3] >> (7 - (bit & 7))) & 1);
+      }
+      if (code >= BigInt(about.book_sizes[book])) throw new Error("The file is damaged: a code is no entry of its book.");
+      row.push(code);
+    });
+  }
+}

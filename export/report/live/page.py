@@ -1,0 +1,179 @@
+"""The live page: one HTML file in which a browser runs a bundle's graphs on whoever's pictures or sounds."""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from varitok import UserError, __version__
+
+from ...bitstream.container import identity
+from ...runtime.audio import SoundBundle
+from ...runtime.bundle import DECODER, ENCODER, Bundle
+from ...runtime.images import ImageBundle
+from ...runtime.load import load
+from ..page import BESIDE as REPORT
+
+__all__ = ["RUNTIME", "cached_runtime", "find_runtime", "write_live"]
+
+RUNTIME = "1.30.0"  # of onnxruntime-web
+SHA512 = (
+    "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
+    "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
+)
+FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}  # that the page needs of it
+SCRIPTS = ("container.js", "signals.js", "live.js")
+MOST_SECONDS = 60  # of a sound
+BESIDE = Path(__file__).parent
+
+
+def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
+    """Write the page; it asks nothing of a network, and opens from a disk.
+
+    Args:
+        path: Where to.
+        folder: The bundle's, of pictures or of sounds.
+        runtime: onnxruntime-web, its archive or its unpacked folder; None: as `find_runtime` finds it.
+
+    Raises:
+        UserError: The bundle is of something else, ONNX Runtime for browsers isn't there, or the file can't be written.
+    """
+    bundle = load(folder)
+    about = _about(bundle)
+    blocks = _runtime(find_runtime() if runtime is None else runtime)
+    blocks |= {name: (folder / file).read_bytes() for name, file in (("encoder", ENCODER), ("decoder", DECODER))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_document(folder.resolve().name, about, blocks), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def find_runtime() -> Path:
+    """Give the archive of onnxruntime-web: from the user's cache, or through npm, which then leaves it there.
+
+    Raises:
+        UserError: It is in neither place.
+    """
+    path = cached_runtime()
+    if path.is_file():
+        return path
+    ask = f"give --onnxruntime-web FILE, the archive that `npm pack onnxruntime-web@{RUNTIME}` makes where there is one"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"the live page needs ONNX Runtime for browsers, and there is no npm to get it; {ask}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = [npm, "pack", f"onnxruntime-web@{RUNTIME}", "--pack-destination", str(path.parent), "--silent"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode or not path.is_file():
+        raise UserError(f"the live page needs ONNX Runtime for browsers, and npm could not get it; {ask}")
+    return path
+
+
+def cached_runtime() -> Path:
+    """Tell where the archive of onnxruntime-web is kept, once it is there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "varitok" / f"onnxruntime-web-{RUNTIME}.tgz"
+
+
+def _runtime(path: Path) -> dict[str, bytes]:
+    """Read what is needed of onnxruntime-web."""
+    try:
+        if path.is_dir():
+            root = path / "dist" if (path / "dist").is_dir() else path
+            return {name: (root / file).read_bytes() for name, file in FILES.items()}
+        if hashlib.sha512(path.read_bytes()).hexdigest() != SHA512:
+            raise UserError(f"{path}: not version {RUNTIME} of onnxruntime-web as it was published; get it anew")
+        with tarfile.open(path) as archive:
+            members = {name: archive.extractfile(f"package/dist/{file}") for name, file in FILES.items()}
+            return {name: member.read() for name, member in members.items() if member}
+    except (OSError, KeyError, tarfile.TarError) as error:
+        raise UserError(f"{path}: not onnxruntime-web, its archive or its folder ({error})") from error
+
+
+def _about(bundle: Any) -> dict[str, Any]:
+    """Say what the scripts must know of a bundle."""
+    if not isinstance(bundle, ImageBundle | SoundBundle) or not bundle.book_sizes:
+        raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of books")
+    assert isinstance(bundle, Bundle)
+    if isinstance(bundle, ImageBundle) and bundle.channels != 3:
+        raise UserError(f"{bundle.folder}: the live page is of pictures in colour")
+    if any(size > 1 << 52 for size in bundle.book_sizes):
+        raise UserError(f"{bundle.folder}: a browser's numbers are too short for books of so many entries")
+    about: dict[str, Any] = {
+        "modality": bundle.config["modality"],
+        "identity": identity(bundle.folder).hex(),
+        "book_sizes": list(bundle.book_sizes),
+        "book_strides": list(bundle.book_strides),
+        "channels": bundle.channels,
+        "tokens": bundle.tokens,
+    }
+    if isinstance(bundle, ImageBundle):
+        return about | {"noun": "picture", "image_size": bundle.image_size, "facts": []}
+    own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hop, "facts": [bundle.sample_rate]}
+    return about | own | {"noun": "sound", "most_seconds": MOST_SECONDS}
+
+
+def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str:
+    style = (REPORT / "page.css").read_text(encoding="utf-8") + (BESIDE / "live.css").read_text(encoding="utf-8")
+    script = "\n".join((BESIDE / part).read_text(encoding="utf-8") for part in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data: blob:; media-src blob:; style-src 'unsafe-inline'; connect-src blob: data:;"
+        f" script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'"
+    )
+    facts = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
+    packed = {key: base64.b64encode(gzip.compress(data, 6, mtime=0)).decode() for key, data in blocks.items()}
+    data = "".join(f'<script type="text/plain" id="{key}">{text}</script>\n' for key, text in packed.items())
+    picture = about["modality"] == "image"
+    before, after = (
+        f'<canvas id="{key}" role="img" aria-label="{label}"></canvas>'
+        if picture
+        else f'<audio id="{key}" controls aria-label="{label}"></audio>'
+        for key, label in (("before", "The original"), ("after", "What the codes give back"))
+    )
+    accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "books")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(name)}, live</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{escape(name)}, live</h1>
+<p class="note">Encoder and decoder run in this page; nothing leaves it. Written by varitok {escape(__version__)}.</p>
+<noscript><p>The page needs JavaScript, which it runs from itself alone.</p></noscript>
+</header>
+<main>
+<label class="drop" id="drop">Drop a {about["noun"]} or a .vtk file here, or choose one
+<input type="file" id="file" accept="{accept}"></label>
+<p class="told" id="told" role="status">Starting ONNX Runtime …</p>
+<section id="results" hidden aria-label="Result">
+<div class="kept">
+<label for="kept">Kept {unit}, of <span id="most"></span> <output id="size" for="kept"></output></label>
+<input type="range" id="kept" min="1" max="1" value="1"></div>
+<div class="pair">
+<figure id="original"><figcaption>Original</figcaption>{before}</figure>
+<figure><figcaption>From the codes</figcaption>{after}</figure>
+</div>
+<button type="button" id="save">Save the codes (.vtk)</button>
+<button type="button" id="save-signal">Save what they give back ({"PNG" if picture else "WAV"})</button>
+</section>
+</main>
+<script type="application/json" id="about">{facts}</script>
+{data}<script type="module">{script}</script>
+</body>
+</html>
+"""

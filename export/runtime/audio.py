@@ -1,0 +1,103 @@
+"""Run an exported audio codec; numpy and ONNX Runtime alone."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from varitok import UserError
+
+from .bundle import Array, Bundle, tensors
+from .streaming import DecodingStream, EncodingStream, stream_form
+
+__all__ = ["SoundBundle"]
+
+
+class SoundBundle(Bundle):
+    """A codec of sounds.
+
+    Attributes:
+        sample_rate: Of its sounds, Hz.
+        hop: Samples to a token.
+    """
+
+    def _read(self) -> None:
+        super()._read()
+        self.sample_rate = int(self.config["sampling_rate"])
+        self.hop = int(self.config["hop_length"])
+
+    def __repr__(self) -> str:
+        rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
+        return f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {books} codes a second)"
+
+    @tensors
+    def encode(self, wave: Any, sample_rate: int, *, books: int | None = None) -> Array:
+        """Turn sounds into codes; the last token's sound is filled up with zeros.
+
+        Args:
+            wave: float values in [-1, 1] or int16, `(t,)`, `(c, t)` or `(b, c, t)`.
+            sample_rate: Of the sounds, Hz. Only the codec's own is taken: resample before.
+            books: Keep only so many books; all where None.
+
+        Returns:
+            int64 `(b, books, n)`, a token for every `hop` samples begun; float32 where codes are continuous.
+
+        Raises:
+            UserError: A shape, type, value or rate that the codec doesn't take.
+        """
+        self._check_rate(sample_rate)
+        kept = self.kept(books)
+        values = self.values(wave)
+        if not values.size:
+            raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
+        return self.run_encoder(values)[:, :kept]
+
+    def encoding(self, sample_rate: int, *, books: int | None = None, batch: int = 1) -> EncodingStream:
+        """Start a stream of sound into codes: it takes chunks of any number of samples.
+
+        All its codes together are those that `encode` gives for the whole sound.
+
+        Args:
+            sample_rate: Of the sounds, Hz. Only the codec's own is taken.
+            books: Keep only so many books; all where None.
+            batch: Sounds that go side by side.
+
+        Raises:
+            UserError: The codec can't stream, or a rate or number of books that it doesn't have.
+        """
+        self._check_rate(sample_rate)
+        kept = self.kept(books)
+        graph = self.streaming_graphs[0]
+        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
+
+    def decoding(self, *, batch: int = 1) -> DecodingStream:
+        """Start a stream of codes into sound: all its sound together is what `decode` gives for all codes.
+
+        Args:
+            batch: Sounds that go side by side.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        graph = self.streaming_graphs[1]
+        return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
+
+    def _check_rate(self, sample_rate: int) -> None:
+        if sample_rate != self.sample_rate:
+            raise UserError(
+                f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the sound before"
+            )
+
+    def values(self, wave: Any) -> npt.NDArray[np.float32]:
+        """Bring whatever a sound is given as, perhaps of no samples, to float32 `(b, c, t)` in [-1, 1]."""
+        values = np.asarray(wave)
+        if values.dtype == np.int16:
+            values = values.astype(np.float32) / np.float32(32768)
+        if values.dtype.kind != "f":
+            raise UserError(f"wave: floats in [-1, 1] or int16 are expected, got {values.dtype}")
+        values = values.reshape((1,) * (3 - values.ndim) + values.shape) if values.ndim < 3 else values
+        if values.ndim != 3 or values.shape[1] != self.channels or not values.shape[0]:
+            raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
+        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
+            raise UserError("wave: values must lie in [-1, 1]; some don't, or aren't numbers")
+        return values.astype(np.float32)

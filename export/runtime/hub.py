@@ -1,0 +1,147 @@
+"""Bundles on the Hugging Face hub; the subcommands `push` and `pull`.
+
+Of a repository only the names are fetched that a bundle has, and of these not its TorchScript, which is code; what came
+is held against the checksums in export.json.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from varitok import UserError
+
+from .bundle import read_json, sha256
+
+__all__ = ["fetched", "pull", "push"]
+
+DATA = (
+    "README.md",
+    "config.json",
+    "export.json",
+    "golden.safetensors",
+    "model.safetensors",
+    "onnx/*.onnx",
+    "prior/config.json",
+    "prior/frequencies.npy",
+    "prior/prior_model.onnx",
+    "weights.bin",
+)
+CODE = ("codec.ts",)
+
+
+def push(words: Sequence[str]) -> None:
+    """Run `varitok push`.
+
+    Raises:
+        UserError: The folder is no bundle, or the hub refuses.
+    """
+    parser = argparse.ArgumentParser(
+        "varitok push",
+        description="Put a bundle on the Hugging Face hub, where you are logged in (hf auth login, or HF_TOKEN).",
+        epilog="for example: varitok push tokenizer OWNER/NAME --private",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; made where there is none")
+    parser.add_argument("--private", action="store_true", help="for those alone whom you let in")
+    parser.add_argument("--message", default="Add a tokenizer of varitok", help="of the commit; default: %(default)s")
+    options = parser.parse_args(words)
+    _verify(options.bundle)
+    api = _hub().HfApi()
+
+    def send() -> Any:
+        api.create_repo(options.name, private=options.private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=options.name,
+            folder_path=str(options.bundle),
+            allow_patterns=[*DATA, *CODE],
+            commit_message=options.message,
+        )
+
+    print(f"{options.bundle}: is now at {_asked(options.name, send)}")
+
+
+def pull(words: Sequence[str]) -> None:
+    """Run `varitok pull`.
+
+    Raises:
+        UserError: There is no such repository, it has no bundle, or what came is not what was exported.
+    """
+    parser = argparse.ArgumentParser(
+        "varitok pull",
+        description="Get a bundle from the Hugging Face hub, and hold it against its checksums.",
+        epilog="for example: varitok pull OWNER/NAME --out tokenizer",
+    )
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; OWNER/NAME@REVISION for an older state")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; NAME by default")
+    parser.add_argument("--trust", action="store_true", help="also its TorchScript, which is code")
+    options = parser.parse_args(words)
+    folder = options.out or Path(options.name.partition("@")[0].rpartition("/")[2])
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError(f"{folder}: is there already; give another --out")
+    fetched(options.name, folder, options.trust)
+    print(f"{folder}: every file is what was exported; load it by varitok.load")
+
+
+def fetched(name: str, folder: Path | None = None, trust: bool = False) -> Path:
+    """Fetch a repository's bundle, and verify it.
+
+    Args:
+        name: `OWNER/NAME` or `OWNER/NAME@REVISION`.
+        folder: Where to; None: the hub's own cache.
+        trust: Fetch its TorchScript too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: There is no such repository, it has no bundle, or what came is not what was exported.
+    """
+    repository, _, revision = name.partition("@")
+    hub = _hub()
+    patterns = [*DATA, *(CODE if trust else ())]
+    options = {"revision": revision or None, "allow_patterns": patterns, "local_dir": folder and str(folder)}
+    found = Path(_asked(name, lambda: hub.snapshot_download(repository, **options)))
+    if not (found / "export.json").is_file():
+        raise UserError(f"{name}: this repository has no bundle of varitok (export.json)")
+    _verify(found)
+    return found
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise UserError("the hub needs the package huggingface-hub; pip install 'varitok[hub]'") from error
+    return huggingface_hub
+
+
+def _asked(name: str, call: Callable[[], Any]) -> Any:
+    """Ask the hub; its errors are told in one line."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, of HTTP, of the disk
+        kind = type(error).__name__
+        hints = {
+            "RepositoryNotFoundError": "there is no such repository, or you may not see it; log in by hf auth login",
+            "RevisionNotFoundError": "there is no such revision",
+            "LocalTokenNotFoundError": "you are not logged in; run hf auth login, or set HF_TOKEN",
+            "HFValidationError": "not the name of a repository, which is OWNER/NAME",
+            "LocalEntryNotFoundError": "the hub can't be reached, and nothing of it is kept here",
+            "OfflineModeIsEnabled": "HF_HUB_OFFLINE forbids asking the hub",
+        }
+        lines = str(error).strip().splitlines()
+        raise UserError(f"{name}: {hints.get(kind, f'the hub refuses ({lines[0] if lines else kind})')}") from error
+
+
+def _verify(folder: Path) -> None:
+    """Hold the files that are there against their checksums."""
+    files = read_json(folder / "export.json").get("files")
+    if not isinstance(files, dict) or "config.json" not in files:
+        raise UserError(f"{folder}: not a bundle of varitok")
+    for name, told in files.items():
+        path, known = folder / name, told.get("sha256") if isinstance(told, dict) else None
+        if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != known:
+            raise UserError(f"{path}: is not what was exported; get the bundle anew")

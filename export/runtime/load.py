@@ -1,0 +1,73 @@
+"""Runs an exported bundle with numpy and ONNX Runtime; neither torch nor the rest of varitok is needed.
+
+Only ONNX graphs and JSON are read, which are data; nothing in a bundle is executed as code.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from varitok import UserError
+
+from .audio import SoundBundle
+from .bundle import AGAIN, DECODER_INT8, FORMAT_VERSION, onnx_runtime, read_json, verify_files
+from .images import ImageBundle
+from .video import ClipBundle, FeatureBundle, VideoBundle
+
+__all__ = ["ClipBundle", "FeatureBundle", "VideoBundle", "load"]
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    providers: Sequence[str] | None = None,
+    verify: bool = True,
+    int8: bool = False,
+) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
+    """Open an exported bundle.
+
+    Args:
+        path: The bundle's folder; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the Hugging Face hub.
+        providers: ONNX Runtime's execution providers, best first; the CPU where None.
+        verify: Compare the files that will be read with their recorded checksums.
+        int8: Decode by a decoder of 8-bit weights, which is smaller, faster and not quite the same; what goes chunk by
+            chunk stays exact.
+
+    Raises:
+        UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
+    """
+    if str(path).startswith("hf://"):
+        from .hub import fetched  # noqa: PLC0415 (an extra)
+
+        path = fetched(str(path).removeprefix("hf://"))
+    folder = Path(path)
+    config = read_json(folder / "config.json")
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        known = f"this varitok reads format {FORMAT_VERSION}"
+        raise UserError(f"{folder / 'config.json'}: format_version {version!r}, {known}; update varitok or {AGAIN}")
+    kinds: dict[Any, type[ImageBundle | SoundBundle | VideoBundle | ClipBundle]] = {
+        "image": ImageBundle,
+        "audio": SoundBundle,
+        "video": VideoBundle,
+        "features": FeatureBundle,
+        "clip": ClipBundle,
+    }
+    if config.get("modality") not in kinds:
+        raise UserError(
+            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {AGAIN}"
+        )
+    kind = kinds[config["modality"]]
+    for name in kind.graphs:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
+    if int8 and not (folder / DECODER_INT8).is_file():
+        raise UserError(f"{folder / DECODER_INT8}: missing; {AGAIN} --formats safetensors,torchscript,onnx,onnx_int8")
+    if verify:
+        verify_files(folder, kind.graphs)
+    available = onnx_runtime().get_available_providers()
+    for provider in providers or ():
+        if provider not in available:
+            raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
+    return kind(folder, config, list(providers or ["CPUExecutionProvider"]), int8)

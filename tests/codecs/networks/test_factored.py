@@ -1,0 +1,131 @@
+"""Presets of clips: of the published sizes, as long as the data believe, and codecs of any size, chunk by chunk."""
+
+import random
+from functools import cache
+
+import hydra
+import pytest
+import torch
+from torch import Tensor, nn
+
+from varitok.codecs.build import build, build_codec
+from varitok.codecs.codec import Codec
+from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.streaming import obstacle
+
+# Samples of frames, rows and columns to a token.
+PRESETS = {
+    **dict.fromkeys(("vidtok", "vidtok_noncausal", "cosmos", "magvit2", "omnitokenizer", "adaptok"), (4, 8, 8)),
+    "bsq_vit": (1, 8, 8),
+    "hitvideo": (4, 64, 64),
+    "landiff": (1, 1, 1),
+}
+OF_ONE_SIZE = ("adaptok_small", "hitvideo_small", "landiff_small")
+SMALL = tuple(f"{name}_small" for name in PRESETS if f"{name}_small" not in ("vidtok_noncausal_small", *OF_ONE_SIZE))
+# Millions of weights of both networks: of VidTok what its released layers come to, of BSQ-ViT what its table 1 tells.
+SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
+
+
+def _config(name: str, *more: str):
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        data = "feature_scenes" if name.startswith("landiff") else "scenes"
+        preset = f"experiment=video/{name}" if name == "vidtok_noncausal" else f"codec={name}"
+        return hydra.compose("train", [preset, f"data={data}", "bottleneck=fsq", "length=full", *more])
+
+
+@cache
+def _codec(name: str) -> Codec:
+    torch.manual_seed(0)
+    more = ["bottleneck=hierarchy", "bottleneck.level.codebook_size=64"] if name == "hitvideo_small" else []
+    codec = build_codec(_config(name, *more)).eval()
+    with torch.no_grad():
+        codec.project_in.weight.mul_(8)  # or an untrained one's latents would nearly all have the same code
+    return codec
+
+
+def _clip(t: int, h: int = 24, w: int = 16, b: int = 1, c: int = 3) -> Tensor:
+    return torch.rand(b, c, t, h, w, generator=torch.Generator().manual_seed(t)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit_together_and_the_data_know_their_steps(name):
+    config = _config(name)
+    with torch.device("meta"):
+        encoder, decoder = build(config.codec.encoder), build(config.codec.decoder)
+    assert encoder.hop == decoder.hop == PRESETS[name]
+    assert encoder.causal == decoder.causal == (name != "vidtok_noncausal")
+    assert (obstacle(encoder) == "") == (obstacle(decoder) == "") == encoder.causal
+    data = config.data.get("clips", config.data)
+    assert (data.hop, data.lead) == (encoder.hop[0], encoder.lead)
+    if name in SIZES:
+        size, share = SIZES[name]
+        found = sum(part.numel() for network in (encoder, decoder) for part in network.parameters())
+        assert found / 1e6 == pytest.approx(size, rel=share)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMALL)
+def test_small_ones_code_any_size_and_an_image(name):
+    codec = _codec(name)
+    assert codec.hop == (4, 8, 8) and codec.lead == 3
+    assert sum(part.numel() for part in codec.parameters()) < 3.5e6
+    x = _clip(6, 35, 45)
+    codes = codec.encode(x)
+    assert codes.shape[2:] == (3, 5, 6) and len(codes.unique()) > 30
+    assert codec.decode(codes, (6, 35, 45)).shape == x.shape
+    assert torch.equal(codec.encode(x[:, :, :1]), codes[:, :, :1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*SMALL, *OF_ONE_SIZE])
+@pytest.mark.parametrize("lengths", [(41,), pytest.param(range(1, 41), marks=pytest.mark.slow, id="all")])
+def test_small_ones_go_chunk_by_chunk(name, lengths):
+    codec = _codec(name)
+    chance = random.Random(0)
+    for frames in lengths:  # more latent frames than any window; those whose frames have one size have their own
+        if codec.bounded:
+            x = _clip(frames, 64, 64) if codec.blocked else _clip(frames)
+        else:
+            x = _clip(frames, 8, 8, c=64)
+        _goes_chunk_by_chunk(codec, x, [1 + codec.hop[0] * step for step in range(10) if chance.random() < 0.4])
+
+
+def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
+    whole, length = codec.encode(x), x.shape[2]
+    assert length < 41 or len(whole.unique()) > 30
+    state, codes, begin = None, [], 0
+    for end in [*(cut for cut in cuts if cut < length), length]:
+        part, state = codec.encode_chunk(x[:, :, begin:end], state, last=end == length)
+        codes.append(part)
+        begin = end
+    assert torch.equal(torch.cat(codes, 2), whole)
+    state, signal, begin = None, [], 0
+    for end in sorted({min(2, whole.shape[2]), min(3, whole.shape[2]), whole.shape[2]}):
+        part, state = codec.decode_chunk(whole[:, :, begin:end], state)
+        signal.append(part)
+        begin = end
+    wanted = codec.decode(whole)
+    torch.testing.assert_close(torch.cat(signal, 2), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.parametrize("units", ["split", "factorised"])
+def test_they_script_with_a_mask(units):
+    form = {"width": 4, "base": 4, "strides": [2], "multipliers": [1, 2], "depth": 1, "units": units, "window": 2}
+    networks: list[nn.Module] = [FactoredEncoder(**form).eval(), FactoredDecoder(**form).eval()]
+    encode, decode = (torch.jit.script(network) for network in networks)
+    x, mask = torch.randn(2, 3, 6, 4, 4), torch.arange(12) < torch.tensor([[12], [4]])
+    latents = networks[0](x, mask)
+    torch.testing.assert_close(encode(x, mask), latents)
+    torch.testing.assert_close(decode(latents, mask, 3, 2, 2), networks[1](latents, mask, 3, 2, 2))
+
+
+def test_changes_of_rate_of_vidtok_see_their_neighbours_and_start_as_means():
+    """VidTok's steps in time are of three axes; Cosmos', like its units, of time alone."""
+    for units, side in (("split", 3), ("factorised", 1)):
+        for network in (FactoredEncoder, FactoredDecoder):
+            made = network(width=4, base=4, strides=[[2, 1, 1]], multipliers=[1, 1], units=units)
+            (step,) = made.downs if network is FactoredEncoder else made.ups
+            assert step.along.kernel == (3, side, side)
+            assert step.blend.sigmoid().item() == pytest.approx(0.88, abs=0.01)

@@ -1,0 +1,307 @@
+"""A command line becomes a run, and every mistake on it one line."""
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
+
+from varitok import UserError
+from varitok.codecs.training.config import compose
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = sorted(
+    path.relative_to(CONFIGS / "experiment")
+    for path in (CONFIGS / "experiment").rglob("*.yaml")
+    if path.parent.name != "base"  # parts of others
+)
+
+# Loads Hydra once; each program is a fork of it.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([compose.__name__, __name__])
+
+
+def _task(config: DictConfig) -> None:
+    """Stand for training, which begins with the checked configuration: save it, and then do what its name says."""
+    compose.save_resolved(config, compose.run_folder(config))
+    if config.name == "mistake":
+        raise UserError("signal: too short, give more")
+    if config.name == "worker":
+        raise UserError("Caught UserError in worker 0.\n  File x\nvaritok.UserError: signal: too short, give more")
+    if config.name == "defect":
+        raise KeyError("a defect")
+    if config.name == "interrupt":
+        raise KeyboardInterrupt
+    if config.name == "lightning":
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    print(f"updates {config.updates!r} name {config.name!r} seed {config.seed}")
+
+
+def _program(folder: Path, words: Sequence[str], env: dict[str, str]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(folder / stream.name.strip("<>"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["program.py", *words]
+    compose.run_with(_task)
+
+
+class Result:
+    """What a program printed, and how it ended."""
+
+    def __init__(self, folder: Path, *words: str, **env: str) -> None:
+        clean = {
+            key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "RANK", "LOCAL_RANK")
+        }
+        program = SERVER.Process(target=_program, args=(folder, words, {**clean, **env}))
+        program.start()
+        program.join(120)
+        assert program.exitcode is not None, "it doesn't end"
+        self.out, self.err = ((folder / stream).read_text() for stream in ("stdout", "stderr"))
+        self.status = program.exitcode
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["export=null"], ["export=null: the option of a group must be a name"]),
+        (["experiment=image/dmeo"], ["experiment=image/dmeo: no such option", "did you mean experiment=image/demo"]),
+        (["experiment=dmeo"], ["experiment=dmeo: no such option", "experiment=image/demo"]),
+        (["experiment=nothing_alike"], ["have: ", "image/demo"]),
+        (["bottleneck=vqq"], ["bottleneck=vqq: no such option", "did you mean bottleneck=vq?", "have: autoencoder"]),
+        (["hydra/launcher=nope"], ["hydra/launcher=nope: no such option", "basic"]),
+        (["botleneck=vq"], ["botleneck: no such key or group", "bottleneck"]),
+        (["trainer.devcies=2"], ["trainer.devcies: no such key", "trainer.devices"]),
+        (["trainer.updtes=3"], ["trainer.updtes: no such key", "updates"]),
+        (["bottleneck=fsq", "bottleneck.lvels=[8]"], ["bottleneck.lvels", "bottleneck.levels"]),
+        (["~updtes"], ["updtes: no such key", "updates"]),
+        (["+updtes=3"], ["updtes: no such key", "updates"]),
+        (["+loader.batchsize=3"], ["loader.batchsize: no such key", "loader.batch_size"]),
+        (["--config-name", "trian"], ["--config-name trian", "train"]),
+        (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
+        (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
+        (["experiment=prior/sounds", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle that tells"]),
+        (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
+        (["updates=1.5"], ["updates: expected a whole number, got 1.5"]),
+        (["updates=null"], ["updates: expected a whole number, got None"]),
+        (["training.average=high"], ["training.average: expected a number, got 'high'"]),
+        (["training.freeze=encoder"], ["training.freeze: expected a list, got 'encoder'"]),
+        (["loader=3"], ["loader: holds batch_size"]),
+        (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
+        (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
+        (["WANDB_API_KEY=x"], ["WANDB_API_KEY: others can read it there"]),
+        (["optim.warmup=x"], ["optim.warmup: expected a whole number, got 'x'"]),
+        (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
+        (["demo"], ["demo: can't be read; give KEY=VALUE"]),
+        (["--config-dir", "nowhere"], ["nowhere"]),
+        (["hydra.run.dir=stdout/run"], ["stdout/run: can't write the run there", "hydra.run.dir=FOLDER"]),
+        (["name=mistake"], ["signal: too short, give more"]),
+        (["name=worker"], ["signal: too short, give more"]),
+        (["--multirun", "bottleneck=vq,vqqq"], ["bottleneck=vqqq: no such option"]),
+        (["--multirun", "seed=1,2", "trainer.devices=2"], ["trainer.devices=2: a sweep trains on one device"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    result = Result(tmp_path, *words)
+    assert result.status == 2, result.err
+    (line,) = result.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert all(part in line for part in parts), line
+    assert "updates 1" not in result.out, "the task went on"
+
+
+def test_a_configuration_with_a_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logger").mkdir()
+    target = "varitok.codecs.training.logging.wandb.WandbLog"
+    text = f"wandb:\n  _target_: {target}\n  name: x\n  api_key: secret\n"
+    (tmp_path / "logger" / "mine.yaml").write_text(text)
+    result = Result(tmp_path, "--config-dir", ".", "logger=mine")
+    assert result.status == 2 and "logger.wandb.api_key: others can read it there" in result.err
+    assert "secret" not in result.err
+
+
+def test_a_trial_of_wandbs_agent_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    result = Result(tmp_path, WANDB_SWEEP_ID="abc", WANDB_RUN_ID="xyz")
+    assert result.status == 0 and (tmp_path / "runs/varitok/abc/xyz/config.yaml").is_file()
+
+
+@pytest.mark.parametrize(("name", "error"), [("mistake", "varitok.UserError"), ("defect", "KeyError")])
+def test_full_error_keeps_the_traceback(tmp_path: Path, name: str, error: str) -> None:
+    result = Result(tmp_path, f"name={name}", HYDRA_FULL_ERROR="1")
+    assert result.status == 1
+    assert "Traceback" in result.err
+    assert error in result.err
+
+
+def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:
+    result = Result(tmp_path, "name=defect")
+    assert result.status == 1
+    assert "KeyError: 'a defect'" in result.err
+    assert Path(__file__).name in result.err
+
+
+@pytest.mark.parametrize("name", ["interrupt", "lightning"])
+def test_an_interrupt_is_130(tmp_path: Path, name: str) -> None:
+    result = Result(tmp_path, f"name={name}")
+    assert result.status == 130
+    assert "Traceback" not in result.err
+
+
+def test_values_become_what_their_defaults_are(tmp_path: Path) -> None:
+    result = Result(tmp_path, "updates=1e3", "name=7")
+    assert "updates 1000 name '7'" in result.out, result.err
+
+
+def test_sweep_runs_each(tmp_path: Path) -> None:
+    result = Result(tmp_path, "--multirun", "seed=1,2")
+    assert result.status == 0, result.err
+    assert "seed 1" in result.out
+    assert "seed 2" in result.out
+    assert len(list(tmp_path.glob("runs/varitok/*_sweep/*/config.yaml"))) == 2
+
+
+def test_hydras_own_options_work(tmp_path: Path) -> None:
+    assert "experiment" in Result(tmp_path, "--help").out
+    shown = Result(tmp_path, "--cfg", "job", "updates=3")
+    assert OmegaConf.create(shown.out).updates == 3
+
+
+def test_own_experiments_from_a_config_dir(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\nupdates: 7\n")
+    assert "updates 7" in Result(tmp_path, "--config-dir", "mine", "experiment=mine").out
+    line = Result(tmp_path, "--config-dir", "mine", "experiment=mien").err
+    assert "did you mean experiment=mine?" in line
+    assert "image/demo" in line
+
+
+def test_a_saved_run_repeats_in_a_new_folder(tmp_path: Path) -> None:
+    first = Result(tmp_path, "updates=5", "bottleneck=fsq", "hydra.run.dir=first", "name=again")
+    assert first.status == 0, first.err
+    again = Result(tmp_path, "--config-dir", "first", "--config-name", "config")
+    assert "updates 5 name 'again'" in again.out, again.err
+    (folder,) = (tmp_path / "runs" / "again").iterdir()
+    assert (folder / "config.yaml").read_text() == (tmp_path / "first" / "config.yaml").read_text()
+    changed = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "updates=6", "hydra.run.dir=second")
+    assert "updates 6" in changed.out
+    group = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "bottleneck=vq")
+    assert group.status == 2
+    assert "bottleneck: there is no group" in group.err
+
+
+def test_provenance_names_versions_and_no_local_path(tmp_path: Path) -> None:
+    Result(tmp_path, f"resume={tmp_path}/here.ckpt", "hydra.run.dir=run")
+    text = (tmp_path / "run" / "provenance.json").read_text()
+    found = json.loads(text)
+    assert str(tmp_path) not in text
+    assert found["argv"] == ["program.py", "resume=here.ckpt", "hydra.run.dir=run"]
+    assert {"python", "varitok", "torch", "pytorch-lightning", "hydra-core"} <= set(found["versions"])
+    if (ROOT / ".git").exists():
+        assert len(found["git"]["commit"]) == 40
+
+
+def test_only_the_first_process_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create({"name": "x", "a": 1, "b": "${a}"})
+    monkeypatch.setenv("RANK", "1")
+    compose.save_resolved(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    compose.save_resolved(config, tmp_path)
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    assert saved.b == 1
+    assert "${run_id:}" in (tmp_path / "config.yaml").read_text(), "a repeated run makes a new folder"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+def test_an_experiment_is_global(name: Path) -> None:
+    """Without this first line Hydra puts its keys below `experiment`, where they do nothing."""
+    assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n")
+
+
+# The small twins are composed where they take two updates (tests/codecs/training/test_training.py).
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.stem.endswith("_small"), id=str(name)) for name in EXPERIMENTS],
+)
+def test_an_experiment_composes(name: Path, tmp_path: Path) -> None:
+    overrides = [f"experiment={name.with_suffix('').as_posix()}"]
+    if name.parts[0] == "prior":  # what it reads of the tokenizer's bundle
+        told = {"image_size": 64, "sampling_rate": 16000, "hop_length": 320, "channels": 1}
+        (tmp_path / "config.json").write_text(json.dumps(told | {"hop": [4, 8, 8], "lead": 3, "frame_rate": 8.0}))
+        overrides.append(f"tokenizer={tmp_path}")
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", overrides)
+        for key in OmegaConf.missing_keys(config):
+            OmegaConf.update(config, key, "FOLDER")
+        compose.check(config)
+
+
+def _chosen() -> set[str]:
+    """List the options that experiments choose, which are composed with these."""
+    text = "".join(path.read_text() for path in (CONFIGS / "experiment").rglob("*.yaml"))
+    return {f"{group}/{name}.yaml" for group, name in re.findall(r"override /(\w+)\S*: (\w+)", text)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in sorted(CONFIGS.glob("*/*.yaml"))
+        if path.parent.name not in ("experiment", "debug", "sweep")
+        and path.relative_to(CONFIGS).as_posix() not in _chosen()
+    ],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
+)
+def test_an_option_composes(path: Path) -> None:
+    """With images, or where it asks for what only sounds, clips or one clip have, with those."""
+    option = f"{path.parent.name}={path.stem}"
+    try:
+        _compose(option)
+    except InterpolationKeyError as error:
+        assert "'data." in str(error)
+        kinds = {
+            "'data.frames'": "video/nerv_pp_small",
+            "'data.frame_rate'": "video/demo",
+            "'data.clips.frame_rate'": "video/landiff_semantic_small",
+        }
+        named = [experiment for key, experiment in kinds.items() if key in str(error)]
+        _compose(f"experiment={named[0] if named else 'audio/demo'}", option)
+
+
+def _compose(*overrides: str) -> None:
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", list(overrides))
+        for key in OmegaConf.missing_keys(config):
+            OmegaConf.update(config, key, "FOLDER")
+        compose.check(config)
+
+
+def test_check_names_every_missing_value() -> None:
+    config = OmegaConf.create({"data": {"root": "???", "size": "???"}})
+    with pytest.raises(
+        UserError, match=r"data\.root, data\.size are required: give data\.root=FOLDER data\.size=VALUE"
+    ):
+        compose.check(config)
+
+
+@pytest.mark.parametrize(
+    "group", ["perceptual", "perceptual_adversarial", "video_perceptual", "video_perceptual_adversarial"]
+)
+def test_lpips_takes_the_place_of_structure(group):
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        terms = hydra.compose("train", ["experiment=image/demo", f"objective={group}"]).objective.terms
+    assert terms.structure is None and terms.lpips.weight == 1

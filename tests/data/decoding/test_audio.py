@@ -1,0 +1,342 @@
+"""Sound files of every kind: a stretch is the same as in the whole file, and what is none is named, never a crash."""
+
+import math
+import re
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from varitok.data.batch import BadSample
+from varitok.data.decoding.audio import MOST_SAMPLES, Sound, decode_sound
+
+RATE = 16_000
+
+
+def _tone(frames: int, rate: int = RATE, frequency: float = 300.0, channels: int = 1) -> np.ndarray:
+    """Give `(frames, channels)`; each channel half as loud as the one before."""
+    sine = 0.5 * np.sin(2 * math.pi * frequency * np.arange(frames) / rate)
+    return (sine[:, None] * 0.5 ** np.arange(channels)).astype(np.float32)
+
+
+def _noise(frames: int, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.4, 0.4, (frames, channels)).astype(np.float32)
+
+
+def _encode(path: Path, sound: np.ndarray, rate: int, codec: str, picture: bool = False) -> Path:
+    """Write a sound with FFmpeg, into a video where wanted; `codec` "" writes no sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10) if picture else None
+        if video is not None:
+            video.width = video.height = 32
+            video.pix_fmt = "yuv420p"
+        audio = container.add_stream(codec, rate=rate, layout="mono", bit_rate=128_000) if codec else None
+        if video is not None:
+            for _ in range(10):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+            container.mux(video.encode())
+        if audio is not None:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", "mono")
+            frame.rate, frame.pts = rate, 0
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+    return path
+
+
+FORMS = {
+    "16.wav": "PCM_16",
+    "24.wav": "PCM_24",
+    "float.wav": "FLOAT",
+    "a.flac": "PCM_16",
+    "a.ogg": "VORBIS",
+    "a.mp3": "MPEG_LAYER_III",
+    "a.m4a": "aac",
+    "a.webm": "libopus",
+    "a.mp4": "aac",
+    "aac.mkv": "aac",
+}
+
+
+def _write(folder: Path, name: str, sound: np.ndarray, rate: int = 48_000) -> Path:
+    path = folder / name
+    form = FORMS.get(name, "PCM_16")
+    if form.isupper():
+        soundfile.write(path, sound, rate, subtype=form)
+        return path
+    return _encode(path, sound, rate, form, picture=name == "a.mp4")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Two seconds in each form."""
+    folder = tmp_path_factory.mktemp("kinds")
+    return {name: _write(folder, name, _tone(96_000, 48_000)) for name in FORMS}
+
+
+def _is_named(path: Path, match: str = ".", **wanted) -> None:
+    with pytest.raises(BadSample, match=match) as told:
+        decode_sound(path, **wanted)
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_read(kinds, name):
+    sound = decode_sound(kinds[name])
+    assert sound.dtype == torch.float32
+    assert sound.shape[0] == 1
+    assert abs(sound.shape[1] - 96_000) <= 3000  # AAC and MP3 pad
+    frames = min(sound.shape[1], 90_000)
+    expected = torch.from_numpy(_tone(frames, 48_000)[4000:, 0])
+    assert (sound[0, 4000:frames] - expected).abs().max() < 0.05  # in place, too: a few samples aside would be more
+
+
+@pytest.mark.parametrize("rate", [None, 16_000, 44_100])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_stretch_of_every_form_is_that_of_the_whole_file(kinds, name, rate):
+    whole = decode_sound(kinds[name], sample_rate=rate)
+    for share in (0.01, 0.333, 0.61, 0.95):
+        start = int(share * whole.shape[1])
+        part = decode_sound(kinds[name], start, 777, rate)
+        assert part.shape == (1, 777)
+        assert (part - whole[:, start : start + 777]).abs().max() < 0.01
+
+
+@given(
+    rate=st.sampled_from([8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 44_101]),
+    wanted=st.sampled_from([8_000, 16_000, 24_000, 44_100, 48_000]),
+    start=st.integers(0, 2500),
+    frames=st.integers(1, 2500),
+)
+def test_a_stretch_is_that_of_the_whole_file(tmp_path_factory, rate, wanted, start, frames):
+    path = tmp_path_factory.mktemp("a") / "float.wav"
+    soundfile.write(path, _noise(6000), rate, subtype="FLOAT")
+    whole = decode_sound(path, sample_rate=wanted)
+    with Sound(path, wanted) as sound:
+        assert sound.length == whole.shape[1] == pytest.approx(6000 * wanted / rate, abs=1.1)
+        if start >= sound.length:
+            with pytest.raises(BadSample):
+                sound.read(start, frames)
+            return
+        part = sound.read(start, frames)
+    expected = whole[:, start : start + frames]
+    assert part.shape == expected.shape
+    assert (part - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
+def test_resampling_keeps_level_and_place(tmp_path, rate):
+    path = _write(tmp_path, "float.wav", _tone(rate, rate), rate)
+    sound = decode_sound(path, sample_rate=24_000)
+    assert sound.shape == (1, 24_000)
+    middle = slice(2000, 22_000)  # the edges ring
+    assert (sound[0, middle] - torch.from_numpy(_tone(24_000, 24_000)[middle, 0])).abs().max() < 1e-3
+
+
+def test_what_a_lower_rate_cannot_hold_is_gone(tmp_path):
+    path = _write(tmp_path, "float.wav", _tone(48_000, 48_000, 11_000), 48_000)
+    assert decode_sound(path, sample_rate=16_000)[:, 1000:-1000].abs().max() < 1e-3
+
+
+def test_channels(tmp_path):
+    mono = _write(tmp_path, "1.wav", _tone(400))
+    stereo = _write(tmp_path, "2.wav", _tone(400, channels=2))
+    many = _write(tmp_path, "8.wav", _tone(400, channels=8))
+    first = decode_sound(mono)
+    assert torch.equal(decode_sound(mono, channels=2), first.repeat(2, 1))
+    assert torch.allclose(decode_sound(stereo), torch.cat([first, first / 2]), atol=1e-4)
+    assert torch.allclose(decode_sound(stereo, channels=1), first * 0.75, atol=1e-4)
+    assert decode_sound(many).shape == (8, 400)
+    assert torch.equal(decode_sound(many, channels=2), decode_sound(many)[:2])
+    assert torch.allclose(decode_sound(many, channels=1), decode_sound(many).mean(0, keepdim=True), atol=1e-6)
+    _is_named(stereo, "2 channels are fewer than 3", channels=3)
+
+
+def test_many_channels_that_only_ffmpeg_reads(tmp_path):
+    values = np.random.default_rng(0).integers(-20_000, 20_000, (4800, 12), np.int16)
+    with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=48_000, layout="12 channels")
+        frame = av.AudioFrame(format="s16", layout="12 channels", samples=4800)
+        frame.planes[0].update(values.tobytes().ljust(frame.planes[0].buffer_size, b"\0"))
+        frame.rate, frame.pts = 48_000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    sound = decode_sound(tmp_path / "a.mka")
+    assert torch.equal(sound, torch.from_numpy(values.T / np.float32(32768)))
+
+
+class _Counting(soundfile.SoundFile):
+    """A file that counts what is read of it."""
+
+    frames_read = 0
+
+    def read(self, frames=-1, *args, **options):
+        result = super().read(frames, *args, **options)
+        _Counting.frames_read += len(result)
+        return result
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+def test_only_the_stretch_is_read(tmp_path, monkeypatch, rate):
+    path = _write(tmp_path, "a.flac", np.tile(_tone(8_000, 8_000), (600, 1)), 8_000)
+    monkeypatch.setattr(soundfile, "SoundFile", _Counting)
+    monkeypatch.setattr(_Counting, "frames_read", 0)
+    assert decode_sound(path, 300 * rate, rate, rate).shape == (1, rate)
+    assert 8_000 <= _Counting.frames_read < 10_000  # of 4.8 million
+
+
+@pytest.mark.parametrize("name", ["16.wav", "a.flac", "a.ogg"])
+def test_little_silent_and_clipped_sounds_are_sounds(tmp_path, name):
+    one = decode_sound(_write(tmp_path, name, _tone(1) + 0.5, 16_000))
+    assert one.shape == (1, 1)
+    assert not decode_sound(_write(tmp_path, name, np.zeros((500, 1)), 16_000)).any()
+    loud = decode_sound(_write(tmp_path, name, np.sign(_tone(4000)), 16_000))
+    assert 0.9 < loud.abs().max() <= 1
+
+
+@pytest.mark.parametrize("rate", [None, 24_000])
+@pytest.mark.parametrize("name", ["a.mp3", "a.webm"])
+def test_a_stretch_after_what_is_left_has_no_samples(tmp_path, kinds, name, rate):
+    data = kinds[name].read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 3 // 10])
+    with Sound(tmp_path / name, rate) as sound, pytest.raises(BadSample, match=r"no samples|End of file|seek"):
+        sound.read(sound.length - 1000, 500)
+
+
+def test_a_negative_start_is_told(tmp_path):
+    path = _write(tmp_path, "a.wav", _tone(100), 48_000)
+    for rate in (None, 16_000):
+        with pytest.raises(ValueError, match="start=-1"):
+            decode_sound(path, -1, 10, rate)
+
+
+def test_one_sample_is_resampled(tmp_path):
+    assert decode_sound(_write(tmp_path, "a.wav", _tone(1) + 0.5, 48_000), sample_rate=16_000).shape == (1, 1)
+
+
+def test_what_overshoots_is_clipped(tmp_path):
+    sound = decode_sound(_write(tmp_path, "float.wav", 4 * _tone(1000)))
+    assert (sound.min(), sound.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (math.nan, "not finite"),
+        (math.inf, "not finite"),
+        (-math.inf, "not finite"),
+        (3e38, "values up to"),
+        (-99, "99"),
+    ],
+)
+@pytest.mark.parametrize("rate", [None, 24_000])
+def test_values_that_are_no_sound_are_named(tmp_path, value, match, rate):
+    sound = _tone(1000)
+    sound[500] = value
+    _is_named(_write(tmp_path, "float.wav", sound), match, sample_rate=rate)
+
+
+def _text(path: Path) -> None:
+    path.write_text("This is no sound.\n" * 100)
+
+
+BROKEN = {
+    "empty.wav": (lambda path: path.write_bytes(b""), "an empty file"),
+    "nothing.wav": (lambda path: soundfile.write(path, np.zeros((0, 1)), RATE), "no samples"),
+    "nothing.flac": (lambda path: soundfile.write(path, np.zeros((0, 1)), RATE), "."),
+    "text.flac": (_text, "no samples|neither libsndfile nor FFmpeg knows"),
+    "text.mp3": (_text, "neither libsndfile nor FFmpeg knows"),
+    "list.m4a": (lambda path: path.write_text("#EXTM3U\n#EXTINF:10,\n/etc/passwd\n"), "neither"),
+    "noise.ogg": (lambda path: path.write_bytes(np.random.default_rng(1).bytes(5000)), "neither"),
+    "head.wav": (lambda path: path.write_bytes(b"RIFF"), "."),
+    "folder.wav": (lambda path: path.mkdir(), "(?i)directory"),
+    "missing.wav": (lambda path: None, "No such file"),
+    "silent.mp4": (lambda path: _encode(path, _tone(0), RATE, "", picture=True), "no sound"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_sound_is_named(tmp_path, name):
+    make, match = BROKEN[name]
+    make(tmp_path / name)
+    _is_named(tmp_path / name, match)
+
+
+def test_a_video_by_a_sounds_name_is_named(tmp_path, kinds):
+    (tmp_path / "a.wav").write_bytes(kinds["a.mp4"].read_bytes())
+    _is_named(tmp_path / "a.wav", "a video by a sound's name")
+
+
+@pytest.mark.parametrize("rate", [None, 16_000])
+@pytest.mark.parametrize("name", ["16.wav", "a.flac", "a.ogg", "a.mp3", "a.m4a"])
+def test_a_cut_file_is_named_or_shorter(tmp_path, kinds, name, rate):
+    data = kinds[name].read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    try:
+        assert decode_sound(tmp_path / name, sample_rate=rate).shape[1] < 60_000
+    except BadSample as error:
+        assert "\n" not in str(error)
+    _is_named(tmp_path / name, start=90_000 if rate is None else 30_000, frames=1000, sample_rate=rate)
+
+
+def test_a_cut_flac_is_named(tmp_path, kinds):
+    data = kinds["a.flac"].read_bytes()
+    (tmp_path / "a.flac").write_bytes(data[: len(data) // 2])
+    _is_named(tmp_path / "a.flac")
+    assert decode_sound(tmp_path / "a.flac", 0, 1000).shape == (1, 1000)  # what is there is there
+
+
+@pytest.mark.parametrize(("frames", "name"), [(1 << 31, "a.wav"), ((1 << 36) - 1, "a.flac")])
+def test_a_header_that_promises_too_much_costs_no_memory(tmp_path, frames, name):
+    path = _write(tmp_path, name, _tone(1000))
+    data = bytearray(path.read_bytes())
+    if name == "a.wav":
+        data[4:8] = data[40:44] = struct.pack("<I", min(frames * 2, 2**32 - 2))
+    else:  # STREAMINFO: the low 36 bits of bytes 10 to 17
+        (word,) = struct.unpack(">Q", data[18:26])
+        data[18:26] = struct.pack(">Q", word >> 36 << 36 | frames)
+    path.write_bytes(data)
+    try:
+        assert decode_sound(path).shape == (1, 1000)
+    except BadSample as error:
+        assert re.search("too long|ends after", str(error))
+
+
+def test_what_is_too_long_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("varitok.data.decoding.audio.MOST_SAMPLES", 1000)
+    path = _write(tmp_path, "a.wav", _tone(501, channels=2), RATE)
+    _is_named(path, "too long to be read at once")
+    assert decode_sound(path, 1, 500).shape == (2, 500)
+    assert MOST_SAMPLES > 60 * 48_000 * 2
+
+
+@pytest.mark.parametrize("rate", [1, 1999, 1_000_000])
+def test_a_rate_that_no_sound_has_is_named(tmp_path, rate):
+    _is_named(_write(tmp_path, "a.wav", _tone(100), rate), "a sample rate of")
+
+
+@pytest.mark.parametrize("name", FORMS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_flipped_bytes_are_never_a_crash(tmp_path_factory, kinds, name, data):
+    content = bytearray(kinds[name].read_bytes())
+    reach = data.draw(st.sampled_from([64, 512, len(content)]))  # headers are where it hurts
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(reach, len(content)) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("a") / name
+    path.write_bytes(content)
+    try:
+        sound = decode_sound(path, 1000, 4000, 16_000, 1)
+    except BadSample as error:
+        assert "\n" not in str(error)
+    else:
+        assert sound.shape[0] == 1
+        assert 1 <= sound.shape[1] <= 4000
+        assert sound.isfinite().all()
+        assert sound.abs().max() <= 1

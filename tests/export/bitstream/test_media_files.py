@@ -1,0 +1,262 @@
+"""`varitok encode` and `decode`: ordinary files to containers and back, sizes to the byte, mistakes in one line."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+import varitok
+from varitok import UserError
+from varitok.export.bitstream import container
+from varitok.export.bitstream.media_files import encode_file
+from varitok.export.cli.main import main
+from varitok.export.exporters.bundle import export_bundle
+
+from ...codecs.examples import HOP, RATE, SIZE, TOKENS, clip_codec
+from ...data.clips import frames, write
+
+
+@pytest.fixture(scope="module")
+def sounds(exported_sounds):
+    return exported_sounds[1]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for name, size in (("a.png", (20, 30, 3)), ("below/b.jpg", (16, 16, 3)), ("c.webp", (40, 17))):
+        Image.fromarray(chance.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run(capsys, *words):
+    main([*map(str, words)])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, words)])
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.count("\n") == 1
+    return told
+
+
+@pytest.mark.parametrize("kept", [1, 3, TOKENS])
+def test_a_folder_of_pictures_comes_back(exported, photos, tmp_path, capsys, kept):
+    folder = exported[1]
+    told = json.loads(
+        run(
+            capsys,
+            "encode",
+            folder,
+            photos,
+            "--out",
+            tmp_path / "codes",
+            "--tokens",
+            kept,
+            "--coding",
+            "packed",
+            "--json",
+        )
+    )
+    assert sorted(one["out"] for one in told) == [
+        str(tmp_path / "codes" / f"{name}.vtk") for name in ("a", "below/b", "c")
+    ]
+    bundle = varitok.load(folder)
+    for one in told:
+        about = json.loads(run(capsys, "info", one["out"], "--json"))
+        assert about["bytes"]["file"] == one["bytes"] == sum(about["bytes"].values()) - about["bytes"]["file"]
+        widths = [(size - 1).bit_length() for size in bundle.book_sizes]
+        assert about["bytes"]["payload"] == one["payload bytes"] == -(-kept * sum(widths) // 8)
+        assert about["modality"] == "image" and about["codes"] == [[len(widths), kept]] and about["whole"]
+    shown = run(capsys, "decode", folder, tmp_path / "codes", "--out", tmp_path / "back")
+    assert f"{kept} tokens" in shown and "missing" not in shown
+    for name in ("a", "below/b", "c"):
+        back = np.asarray(Image.open(tmp_path / "back" / f"{name}.png"))
+        codes = container.read(tmp_path / "codes" / f"{name}.vtk").codes()
+        assert np.array_equal(back, bundle.pixels(bundle.decode(codes))[0]) and back.shape == (SIZE, SIZE, 3)
+
+
+def test_a_sound_comes_back_as_long_as_it_was(sounds, tmp_path, capsys):
+    bundle, wave = varitok.load(sounds), np.random.default_rng(0).uniform(-0.5, 0.5, (5 * HOP + 3, 2))
+    soundfile.write(tmp_path / "a.flac", wave, RATE)
+    run(capsys, "encode", sounds, tmp_path / "a.flac", "--books", 1, "--coding", "packed")
+    found = container.read(tmp_path / "a.vtk")
+    assert found.units == 5 * HOP + 3 and found.codes().shape == (1, 1, 6) and found.header.signal == (RATE,)
+    run(capsys, "decode", sounds, tmp_path / "a.vtk")
+    back, rate = soundfile.read(tmp_path / "a.wav", always_2d=True)
+    assert rate == RATE and back.shape == (5 * HOP + 3, bundle.channels)
+    wanted = bundle.decode(found.codes())[0, :, : len(back)].T
+    np.testing.assert_allclose(back, wanted, atol=1e-4)
+    data = (tmp_path / "a.vtk").read_bytes()
+    (tmp_path / "twice.vtk").write_bytes(data * 2)
+    assert f"{2 * len(back) / RATE:.3f}".rstrip("0") in run(capsys, "decode", sounds, tmp_path / "twice.vtk")
+    (tmp_path / "cut.vtk").write_bytes(data[:-6])
+    shown = run(capsys, "decode", sounds, tmp_path / "cut.vtk")
+    assert "steps unchecked; the rest is missing" in shown
+    assert 0 < len(soundfile.read(tmp_path / "cut.wav")[0]) <= 6 * HOP
+
+
+def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, tmp_path, capsys):
+    folder, photo = exported[1], photos / "a.png"
+
+    def encoded(*words):
+        return json.loads(run(capsys, "encode", *words, "--coding", "packed", "--json"))[0]
+
+    whole = encoded(folder, photo)
+    assert whole["tokens"] == TOKENS
+    for most in (whole["bytes"] - 3, whole["bytes"] - 1, whole["bytes"], whole["bytes"] + 9):
+        kept = encoded(folder, photo, "--bytes", most)
+        assert kept["bytes"] <= most
+        assert kept["tokens"] == TOKENS or encoded(folder, photo, "--tokens", kept["tokens"] + 1)["bytes"] > most
+    assert "the least that there is has" in refused(capsys, "encode", folder, photo, "--bytes", 9)
+    assert "has no duration; give --bytes" in refused(capsys, "encode", folder, photo, "--kbps", 9)
+    assert "ask for no better than that" in refused(capsys, "encode", folder, photo, "--psnr", 90)
+    bundle = varitok.load(folder)
+    original = bundle.values(Image.open(photo))
+    error = np.mean((bundle.decode(bundle.encode(original, tokens=1)) - original) ** 2)
+    assert encoded(folder, photo, "--psnr", 10 * np.log10(4 / error) - 0.1)["tokens"] == 1
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 100 * HOP), RATE)
+    rate = varitok.load(sounds).bits(1, 2) * RATE / HOP / 1000
+    assert encoded(sounds, tmp_path / "a.wav", "--kbps", 1.1 * rate)["books"] == 2
+    assert "kbit/s; give that or more" in refused(capsys, "encode", sounds, tmp_path / "a.wav", "--kbps", 0.01)
+
+
+@pytest.mark.parametrize("metric", ["mel", "stft"])
+def test_any_metric_of_the_evaluation_is_a_target(sounds, tmp_path, capsys, metric):
+    from varitok.export.adapters.codec import quality
+
+    bundle, wave = varitok.load(sounds), np.random.default_rng(0).uniform(-0.5, 0.5, 100 * HOP).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    original = bundle.values(wave)
+    measure = quality(bundle, metric, 0).measure
+    books = range(1, len(bundle.book_sizes) + 1)
+    found = [
+        measure(bundle.decode(bundle.encode(wave, RATE, books=kept))[..., : len(wave)], original) for kept in books
+    ]
+    words = ["encode", sounds, tmp_path / "a.wav", "--coding", "packed", "--json", "--metric"]
+    best = min(found)
+    for wanted in (found[0] + 1e-4, best + 1e-4):
+        kept = json.loads(run(capsys, *words, f"{metric}={wanted}"))[0]["books"]
+        assert found[kept - 1] <= wanted
+        assert kept == 1 or min(found[: kept - 1]) > wanted or found[kept - 2] > wanted
+    assert f"reaches {best:.4g}; ask for no better" in refused(capsys, *words, f"{metric}={best - 1e-3}")
+    assert "give a name and a value" in refused(capsys, *words, metric)
+    assert "nothing" in refused(capsys, *words, "nothing=3")
+
+
+@pytest.mark.parametrize("to", ["png", "jpg", "webp"])
+def test_pictures_are_written_as_asked(exported, photos, tmp_path, capsys, to):
+    folder = exported[1]
+    run(capsys, "encode", folder, photos / "a.png", "--out", tmp_path)
+    run(capsys, "decode", folder, tmp_path / "a.vtk", "--to", to)
+    image = Image.open(tmp_path / f"a.{to}")
+    assert image.format.lower() == {"jpg": "jpeg"}.get(to, to)
+    bundle = varitok.load(folder)
+    wanted = bundle.pixels(bundle.decode(container.read(tmp_path / "a.vtk").codes()))[0].astype(int)
+    assert np.abs(np.asarray(image.convert("RGB")) - wanted).mean() <= (8 if to == "jpg" else 0)
+    assert "there can be png, jpg, webp" in refused(capsys, "decode", folder, tmp_path / "a.vtk", "--to", "wav")
+
+
+def test_a_pipe_carries_what_files_do(sounds, tmp_path):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * HOP + 3)
+    soundfile.write(tmp_path / "a.wav", wave, RATE)
+
+    def piped(data, *words, status=0):
+        command = [sys.executable, "-m", "varitok.export.cli.main", *map(str, words)]
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+        assert done.returncode == status, done.stderr
+        return done
+
+    coded = piped((tmp_path / "a.wav").read_bytes(), "encode", sounds, "-")
+    assert b"- -> -: " in coded.stderr
+    main(["encode", str(sounds), str(tmp_path / "a.wav")])
+    assert coded.stdout == (tmp_path / "a.vtk").read_bytes()
+    back = piped(coded.stdout, "decode", sounds, "-", "--to", "flac").stdout
+    assert back.startswith(b"fLaC")
+    main(["decode", str(sounds), str(tmp_path / "a.vtk"), "--out", str(tmp_path / "back")])
+    here = soundfile.read(io.BytesIO(back), dtype="int16")[0]
+    assert np.array_equal(here, soundfile.read(tmp_path / "back" / "a.wav", dtype="int16")[0])
+    piped(coded.stdout, "decode", sounds, "-", "--out", tmp_path / "back")
+    assert (tmp_path / "back" / "stdin.wav").is_file()
+    assert b"varitok decode: -: " in piped(b"nothing", "decode", sounds, "-", status=2).stderr
+    files = [tmp_path / "a.wav"] * 2
+    assert b"standard output takes one" in piped(b"", "encode", sounds, *files, "--out", "-", status=2).stderr
+
+
+def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, capsys):
+    folder, codes = exported[1], tmp_path / "a.vtk"
+    encode_file(varitok.load(folder), photos / "a.png", codes)
+    other = shutil.copytree(folder, tmp_path / "other")
+    about = json.loads((other / "export.json").read_text())
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    import hashlib
+
+    about["files"]["config.json"]["sha256"] = hashlib.sha256((other / "config.json").read_bytes()).hexdigest()
+    (other / "export.json").write_text(json.dumps(about))
+    assert "give --force if this is the same codec" in refused(capsys, "decode", other, codes)
+    run(capsys, "decode", other, codes, "--force", "--out", tmp_path / "forced")
+    assert (tmp_path / "forced" / "a.png").is_file()
+    assert "codes of image" in refused(capsys, "decode", sounds, codes, "--force")
+
+
+def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path, capsys):
+    folder = exported[1]
+    soundfile.write(tmp_path / "other_rate.wav", np.zeros(100), RATE * 2)
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0), RATE)
+    soundfile.write(tmp_path / "some.wav", np.zeros(100), RATE)
+    (tmp_path / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    (tmp_path / "broken.vtk").write_bytes(b"\x89VTK\x01")
+    shutil.copy(photos / "a.png", photos / "a.jpg")
+    (tmp_path / "empty").mkdir()
+    for words, message in [
+        (["encode", folder, tmp_path / "gone.png"], "gone.png: no such file"),
+        (["encode", folder, tmp_path / "empty"], "no file in it is called *.png"),
+        (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
+        (["encode", folder, photos], "which is another file; give --out, or rename it"),
+        (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),
+        (["encode", folder, photos / "a.png", "--books", 9], "9 books: this codec has"),
+        (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE}; resample"),
+        (["encode", sounds, tmp_path / "nothing.wav"], "holds no samples"),
+        (["encode", sounds, tmp_path / "some.wav", "--tokens", 1], "keep fewer books instead"),
+        (["encode", tmp_path, photos], "is"),
+        (["decode", folder, tmp_path / "broken.vtk"], "broken.vtk: cut before the first code"),
+    ]:
+        assert message in refused(capsys, *words)
+
+
+@pytest.mark.slow
+def test_a_clip_comes_back_with_its_frames_and_rate(tmp_path, capsys):
+    export_bundle(clip_codec().eval(), tmp_path / "bundle", formats=["onnx"], streaming=False)
+    write(tmp_path / "a.mp4", frames(10, 36, 50))
+    run(capsys, "encode", tmp_path / "bundle", tmp_path / "a.mp4")
+    found = container.read(tmp_path / "a.vtk")
+    assert found.units == 10 and found.codes().shape[2:] == (4, 5, 7) and found.header.signal[:2] == (36, 50)
+    assert "10 frames" in run(capsys, "decode", tmp_path / "bundle", tmp_path / "a.vtk", "--out", tmp_path / "back")
+    import av
+
+    with av.open(str(tmp_path / "back" / "a.mp4")) as file:
+        stream = file.streams.video[0]
+        assert (stream.width, stream.height) == (50, 36) and sum(1 for _ in file.decode(stream)) == 10
+        assert round(1000 * float(stream.average_rate)) == found.header.signal[2]
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(tmp_path / "one.png")
+    run(capsys, "encode", tmp_path / "bundle", tmp_path / "one.png")
+    assert container.read(tmp_path / "one.vtk").units == 1
+    (tmp_path / "none.mp4").write_bytes(b"nothing")
+    assert "none.mp4: can't be read" in refused(capsys, "encode", tmp_path / "bundle", tmp_path / "none.mp4")
+    with pytest.raises(UserError, match="frames of several sizes"):
+        both = tmp_path / "both.vtk"
+        both.write_bytes((tmp_path / "a.vtk").read_bytes() + (tmp_path / "one.vtk").read_bytes())
+        from varitok.export.bitstream.media_files import decode_file
+
+        decode_file(varitok.load(tmp_path / "bundle"), both, tmp_path / "both.mp4")

@@ -1,0 +1,36 @@
+"""The classical codecs of clips: sizes and quality fall together, and frames come back in their places."""
+
+import pytest
+import torch
+
+from varitok.codecs.metrics.image import psnr
+from varitok.data.synthetic.video import Scenes
+from varitok.export.compare.video import FORMATS, classics, decode, encode
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return Scenes(5, 33)[0, 1]
+
+
+@pytest.mark.parametrize("kind", ["H.264", "H.265", "AV1", "VP9"])
+def test_frames_come_back_smaller_and_worse(clip, kind):
+    settings = FORMATS[kind].settings
+    sizes, values = [], []
+    for quality in (settings[0], settings[-1]):
+        coded = encode(kind, quality, clip, 8.0)
+        back = decode(kind, coded, clip.shape[1:])
+        assert back.shape == clip.shape and back.dtype == torch.uint8
+        sizes.append(coded.payload)
+        values.append(psnr(back.transpose(0, 1), clip.transpose(0, 1)).mean().item())
+    assert sizes[1] < 0.5 * sizes[0] and values[1] < values[0] - 3
+    assert values[0] > 26 and coded.payload == sum(map(len, coded.packets)) < coded.file
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_frames_of_any_size_come_back(clip, frames):
+    for classic in classics(None):
+        small = clip[:, :frames, :20, :15]
+        for _ in range(20 if classic.name == "H.265" else 1):  # x265's times of two frames are what memory held
+            coded = classic.code(small, classic.settings[-1])
+        assert coded.back.shape == small.shape and 0 < coded.payload < coded.file, classic.name

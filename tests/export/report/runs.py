@@ -1,0 +1,37 @@
+"""Runs, a bundle and tables that the report's tests share."""
+
+from pathlib import Path
+
+import hydra
+import numpy as np
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from varitok.codecs.training.run import build_run
+
+from ...codecs.examples import TINY_CLIP, TINY_RUN, TINY_SOUND
+
+HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
+TINY_IMAGE = [*TINY_RUN, "updates=2", "callbacks.samples=null", "callbacks.evaluation.every=1", "training.log_every=1"]
+RUNS = {"image": [*TINY_IMAGE, "export=none"], "audio": [*TINY_SOUND, "data.val_seconds=1.2"], "video": TINY_CLIP}
+
+
+def make_run(folder: Path, overrides: list[str], name: str | None = None) -> Path:
+    """Train for a moment, and give the run's folder; its name may be anything."""
+    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    if name is not None:
+        with open_dict(config):
+            config.name = name
+    OmegaConf.save(config, folder / "config.yaml")
+    run = build_run(config, folder)
+    run.trainer.fit(run.module, run.data)
+    return folder
+
+
+def make_pictures(folder: Path, *names: str) -> Path:
+    """Write pictures of noise."""
+    random = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name)
+    return folder

@@ -159,18 +159,18 @@ class FrozenComposite(nn.Module):
 
 
 class AddedCodebooks(nn.Module):
-    """Codebooks of which each adds a vector to a slice of the latents, and codes what is left of it; it exports.
+    """Codebooks that each quantize a slice of the residual and add a vector to it; exportable.
 
     Residual levels share a slice, codebooks side by side have one each.
 
     Args:
-        books: Of one codebook each, with `encode` and `decode`.
-        starts: Where the slice of each begins.
-        width: Of a slice.
-        project_in: From the latents to those that the codebooks see.
-        project_out: And back.
-        reach: Where the latents that they see saturate, by tanh; empty: nowhere.
-        places: 0, 1, ... for each book, on the device of the others.
+        books: Modules of one codebook each, with `encode` and `decode`.
+        starts: First channel of each codebook's slice.
+        width: Channels of a slice.
+        project_in: Map from latents to the codebooks' channels.
+        project_out: Map back to latents.
+        reach: Bound of the codebooks' channels, by tanh; empty: none.
+        places: Indices of the codebooks, on the device of the others.
     """
 
     reach: Tensor
@@ -195,16 +195,16 @@ class AddedCodebooks(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def inner(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into those that the codebooks see."""
+        """Project latents `(b, n, d)` to the codebooks' channels, within their bound."""
         inner: Tensor = self.project_in(latents)
         return torch.tanh(inner / self.reach) * self.reach if self.bounded else inner
 
     def place(self, book: int, latents: Tensor) -> Tensor:
-        """Put what a codebook adds into its slice, zeros around it."""
+        """Pad a codebook's vectors `(b, n, width)` to all channels, with zeros."""
         return functional.pad(latents, [self.starts[book], self.total - self.starts[book] - self.width])
 
     def search(self, inner: Tensor) -> Tensor:
-        """Find int64 codes `(b, books, n)`."""
+        """Return int64 codes `(b, books, n)` of channels `(b, n, c)`."""
         codes: list[Tensor] = []
         for index, book in enumerate(self.books):
             start = self.starts[index]
@@ -214,7 +214,7 @@ class AddedCodebooks(nn.Module):
         return torch.cat(codes, 1)
 
     def add(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Add up what the codebooks give that are kept, bool `(b or 1, books)`."""
+        """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, books)`."""
         added: list[Tensor] = []
         for index, book in enumerate(self.books):
             found = book.decode(codes[:, index : index + 1])  # type: ignore[operator]

@@ -38,12 +38,12 @@ class Grid(nn.Module):
 
 
 class FramedGrid(nn.Module):
-    """A grid between two linear maps of latents: another scale, rotation or order of dimensions.
+    """A grid of scaled, rotated or permuted latents.
 
     Args:
         grid: Has `encode` and `decode`.
-        into: `(d, d)`, from latents to the grid's.
-        out: `(d, d)`, back.
+        into: Matrix `(d, d)` from latents to the grid.
+        out: Matrix `(d, d)` from the grid to latents.
     """
 
     into: Tensor

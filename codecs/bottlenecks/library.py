@@ -1,22 +1,20 @@
-"""Any quantizer of vector-quantize-pytorch behind our contract, by the name of its class.
+"""Quantizers of vector-quantize-pytorch behind our contract.
 
-The package's module is taken apart: each residual stack becomes a `LibraryStack` and groups of them a `Product`, so
-that padding, kept codebooks and export are ours.
+`library` builds a class of the package and takes it apart: each residual stack becomes a `LibraryStack`, groups of
+stacks a `Product`. Padding, kept codebooks and export are then handled here.
 
-- In a training forward with gradients the package's layers run: their search, their gradient estimators, their
-  entropies. They get the tokens that are kept, and no others.
-- Everything else, evaluation and export, decodes by tables or arithmetic that are read from the layers.
-- Moving codebooks learn in `update()`, from all batches and processes of an update (`MovingBook`). One forward and one
-  update give the package's own codebook, but for what chance chooses there: where k-means starts, and which tokens
-  replace dead entries.
-- Commitment is the mean of samples' means, as everywhere here. What else a layer asks (entropy, orthogonality,
-  diversity) is the package's own: a mean over the kept tokens of a process, all codebooks of the layer together.
+- Training with gradients runs the package's layers (search, gradient estimators, entropies), on kept tokens only.
+- Evaluation and export use tables or arithmetic that are read from the layers.
+- EMA codebooks learn in `update()`, from all batches and processes (`MovingBook`); no forward moves them. After one
+  forward and one update they equal the package's own. Only k-means and the choice of new entries differ.
+- Commitment is a mean of samples' means. Other losses (entropy, orthogonality, diversity) are the package's: means over
+  the kept tokens of a process and all codebooks of a layer.
 """
 
 import copy
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -27,8 +25,8 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..lengths import masked_mean, prefix_mask
-from ..processes import average_over_processes
+from ..distributed import average_over_processes
+from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .binary import SignGrid
 from .composite import AddedCodebooks, MeasuredParts
@@ -41,8 +39,8 @@ from .statistics import Gathering, MovingBook
 
 __all__ = ["LibraryStack", "library"]
 
-PACKAGE = "vector_quantize_pytorch"  # takes seconds to import, so that only who uses it does
-# A class hands arguments that it doesn't know on to the next.
+PACKAGE = "vector_quantize_pytorch"  # imported by who uses it, since that takes seconds
+# Each class passes arguments that it doesn't know to the next.
 CHAINS = (
     ("GroupedResidualVQ", "ResidualVQ", "VectorQuantize"),
     ("GroupedResidualFSQ", "ResidualFSQ", "FSQ"),
@@ -95,12 +93,11 @@ def _prepare_fsq(layer: Any) -> None:
 
 
 def _prepare_lfq(layer: Any) -> None:
-    # The package's own drops what it gathered from other processes.
+    # The package's own discards the sum over processes.
     import_module(f"{PACKAGE}.lookup_free_quantization").maybe_distributed_mean = average_over_processes  # type: ignore[attr-defined]
     layer.asks = "entropy"
-    layer.grid = SignGrid(
-        layer.codebook_dim, layer.codebook_scale * (layer.codebook_dim**-0.5 if layer.spherical else 1)
-    )
+    size = layer.codebook_dim**-0.5 if layer.spherical else 1.0
+    layer.grid = SignGrid(layer.codebook_dim, layer.codebook_scale * size)
     # Its first dimension is the highest bit, the grid's the lowest.
     layer.register_buffer("order", torch.eye(layer.codebook_dim).flip(0), persistent=False)
 
@@ -109,9 +106,8 @@ class _Kind(NamedTuple):
     """A class of layers.
 
     Attributes:
-        prepare: Sets on a layer what a stack has to know: `pulls`, weights of the distance between latents and entries,
-            with gradient to either; `asks`, the name of its own loss; `moves`, whether its codebook is free to; `grid`,
-            which encodes and decodes instead of a table.
+        prepare: Sets on a layer: `pulls`, weights of the distance to the entries, as commitment and as codebook loss;
+            `asks`, the name of its own loss; `moves`, if its codebook isn't frozen; `grid`, which has no table.
         table: Entries `(heads or 1, K, d)`, with gradient if they learn by one; None for a grid.
     """
 
@@ -128,7 +124,7 @@ KINDS = {
 
 
 class _Book(MovingBook):
-    """The package's moving codebook, which learns as `MovingBook` does; its buffers stay its own."""
+    """The package's EMA codebook with the updates of `MovingBook`; the buffers stay the package's."""
 
     def __init__(self, codebook: Any, index: int, initialise: bool) -> None:
         Gathering.__init__(self)  # MovingBook's would make other buffers
@@ -165,7 +161,7 @@ class _Book(MovingBook):
 
 
 class _Affine(nn.Module):
-    """A map that doesn't learn."""
+    """A fixed affine map."""
 
     weight: Tensor
     bias: Tensor
@@ -180,7 +176,7 @@ class _Affine(nn.Module):
 
 
 def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
-    """Return a `RandomProjectionQuantizer`'s way to its codebooks, and the least-squares way back."""
+    """Return the projections of a `RandomProjectionQuantizer`, and their least-squares inverse."""
     weight, quantizer = group.rand_projs.transpose(0, 1).flatten(1), group.vq
     bias = weight.new_zeros(weight.shape[1])
     if quantizer.has_projections:  # of several codebooks; they don't learn either
@@ -193,13 +189,14 @@ def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
 class LibraryStack(Bottleneck):
     """A layer of vector-quantize-pytorch, or a residual stack of its layers.
 
-    A prefix of codebooks side by side decodes with zeros in the place of the others. A `RandomProjectionQuantizer` has
-    codes only: it decodes to the smallest latents whose projections are its entries, or come closest, and never learns.
+    Codebooks side by side decode with zeros in the place of those that are left out. `RandomProjectionQuantizer` gives
+    codes only and never learns. It decodes to the least-squares inverse: the smallest latents that project to the
+    entries.
 
     Args:
         group: The package's module.
         dim: Width of the latents; that of the codebooks where None.
-        initialise: Moving codebooks begin as the k-means of the first batch, of all processes.
+        initialise: EMA codebooks start from k-means of the first batch of all processes.
     """
 
     places: Tensor
@@ -231,31 +228,30 @@ class LibraryStack(Bottleneck):
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
         self.register_buffer("places", torch.arange(len(self.book_sizes)), persistent=False)
         self.passed = float(getattr(group, "quant_grad_frac", 0.0))
-        self.books = nn.ModuleList()
-        self.book_of: list[int] = []  # of each codebook, where they move
+        self.books = nn.ModuleList()  # one for each codebook, or none
         self._find_books(initialise)
 
     def _find_books(self, initialise: bool) -> None:
         """Make a `_Book` of each moving codebook; levels and heads may share one."""
-        found: dict[tuple[int, int], int] = {}
+        found: dict[tuple[int, int], _Book] = {}
         for layer in self.layers:
             codebook: Any = getattr(layer, "_codebook", None)
             if not self.learns or codebook is None or not layer.moves:
                 continue
             moving = codebook.ema_update or codebook.threshold_ema_dead_code or initialise
             for head in range(self.heads if moving else 0):
-                key = (id(codebook), head % codebook.num_codebooks)
-                if key not in found:
-                    found[key] = len(found)
-                    self.books.append(_Book(codebook, key[1], initialise))
-                self.book_of.append(found[key])
+                index = head % codebook.num_codebooks
+                self.books.append(found.setdefault((id(codebook), index), _Book(codebook, index, initialise)))
 
-    def _added(self, live: bool) -> AddedCodebooks:
-        """Make what encodes and decodes, of the layers as they are: for use here, or for export."""
-        heads = range(self.heads)
-        books = [self._book(layer, level, head, live) for level, layer in enumerate(self.layers) for head in heads]
-        starts = [head * self.width for _ in self.layers for head in heads]
+    def _added(self, books: Sequence[nn.Module]) -> AddedCodebooks:
+        """Place codebooks between the stack's linear maps."""
+        starts = [head * self.width for _ in self.layers for head in range(self.heads)]
         return AddedCodebooks(books, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
+
+    def _books(self, live: bool) -> list[nn.Module]:
+        """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""
+        places = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
+        return [self._book(self.layers[level], level, head, live) for level, head in places]
 
     @torch.no_grad()
     def _book(self, layer: Any, level: int, head: int, live: bool) -> nn.Module:
@@ -276,9 +272,10 @@ class LibraryStack(Bottleneck):
         """Quantize; see `Bottleneck.forward`. In training, what isn't kept has code 0."""
         kept = self.places < depth[:, None]
         with torch.autocast(latents.device.type, enabled=False):
-            added = self._added(live=True)
+            learns = self.training and self.learns and torch.is_grad_enabled()
+            added = self._added([] if learns else self._books(live=True))
             inner = added.inner(latents.float())
-            if self.training and self.learns and torch.is_grad_enabled():
+            if learns:
                 valid = prefix_mask(lengths, latents.shape[1])
                 quantized = self._learn(inner, valid[..., None] & kept[:, None])
                 return quantized._replace(latents=self.project_out(quantized.latents))
@@ -288,7 +285,7 @@ class LibraryStack(Bottleneck):
             return Quantized(self.project_out(straight_through(inner, total)), codes, {}, {})
 
     def _learn(self, inner: Tensor, kept: Tensor) -> Quantized:
-        """Send latents through the package's layers, as its own stacks do; `kept` is bool `(b, n, books)`."""
+        """Run the package's layers level by level; `kept` is bool `(b, n, books)`."""
         remaining, total = inner, torch.zeros_like(inner)
         measured, codes = MeasuredParts(), []
         for level, layer in enumerate(self.layers):
@@ -301,15 +298,15 @@ class LibraryStack(Bottleneck):
             codes.append(part.codes)
         metrics = measured.means()
         if len(self.books):
-            metrics["replaced"] = torch.stack([book.replaced for book in self.books]).sum()  # type: ignore[misc]
+            metrics["replaced"] = torch.stack([book.replaced for book in {*self.books}]).sum()  # type: ignore[misc]
         return Quantized(total, torch.cat(codes, 1), measured.penalties, metrics)
 
     def _level(self, layer: Any, level: int, given: Tensor, kept: Tensor) -> Quantized:
-        """Send what is left `(b, n, width)` through one layer; `kept` is bool `(b, n, heads)`."""
+        """Run one layer on the residual `(b, n, width)`; `kept` is bool `(b, n, heads)`."""
         pieces, masks = torch.split(given, self.width, -1), kept.unbind(-1)
         if hasattr(layer, "_codebook"):
             pieces = tuple(layer._codebook.transform_input(piece) for piece in pieces)
-        books: list[Any] = [self.books[number] for number in self.book_of[level * self.heads :][: self.heads]]
+        books: list[Any] = list(self.books[level * self.heads :][: self.heads])
         for book, piece, mask in zip(books, pieces, masks, strict=False):
             book.prepare(piece.detach(), mask)
         latents, codes, penalties = self._call(layer, given, masks[0])
@@ -329,7 +326,7 @@ class LibraryStack(Bottleneck):
         return Quantized(latents, codes, penalties, {"distance": distance[0].detach()})
 
     def _call(self, layer: Any, given: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Call a layer with the tokens of a mask `(b, n)` alone; return latents, codes and what it asks for itself."""
+        """Call a layer on the tokens of a mask `(b, n)`; return latents, codes and its own loss by name."""
         tokens = given[mask]
         count = len(tokens)
         if not count:  # a token of zeros, so that all processes take the same way
@@ -344,35 +341,32 @@ class LibraryStack(Bottleneck):
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            codes: Tensor = self._added(live=True).encode(latents.float())
-            return codes
+            return self._added(self._books(live=True)).encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Add up the codebooks; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
-            latents: Tensor = self._added(live=True).decode(codes)
-            return latents
+            return self._added(self._books(live=True)).decode(codes)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return copy.deepcopy(self._added(live=False))
+        return copy.deepcopy(self._added(self._books(live=False)))
 
 
 def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
     """Make a bottleneck of a quantizer of vector-quantize-pytorch.
 
     Args:
-        quantizer: Name of its class.
-        arguments: The class's own, by name; k-means and moving codebooks are as the module says.
+        quantizer: Name of the class.
+        arguments: The class's own, by name.
 
     Raises:
-        UserError: There is no such quantizer, it has no place behind the contract, or an argument is wrong.
+        UserError: The class is unknown or doesn't fit the contract, or an argument is wrong.
     """
     package = import_module(PACKAGE)
     _check(package, quantizer, arguments)
-    given = dict(arguments)
-    if isinstance(given.get("codebook_size"), list):
-        given["codebook_size"] = tuple(given["codebook_size"])
+    sizes = arguments.get("codebook_size")
+    given = {**arguments, **({"codebook_size": tuple(sizes)} if isinstance(sizes, list) else {})}
     initialise = bool(given.pop("kmeans_init", False))
     try:
         made = getattr(package, quantizer)(**given)
@@ -386,7 +380,7 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
 
 
 def _check(package: Any, quantizer: str, arguments: Mapping[str, Any]) -> None:
-    """Hold arguments against the signatures of a class and of those that it hands them on to."""
+    """Check arguments against the signatures of a class and of those that it passes them to."""
     if quantizer not in QUANTIZERS:
         reason = OTHERS.get(quantizer) or f"no quantizer of the package; {_near(quantizer, QUANTIZERS)}"
         raise UserError(f"bottleneck.quantizer={quantizer}: {reason}")

@@ -192,7 +192,7 @@ class FrozenTable(nn.Module):
 
 
 class LiveTable(FrozenTable):
-    """The same with a search that goes block by block, which no graph has.
+    """A `FrozenTable` that searches in blocks, for use without export.
 
     Args:
         codebook: `(K, d)`.

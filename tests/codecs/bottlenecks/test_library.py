@@ -9,7 +9,7 @@ from varitok import UserError
 from varitok.codecs.bottlenecks.library import OTHERS, QUANTIZERS, library
 from varitok.codecs.build import build
 
-from .examples import LIBRARY
+from ..examples import LIBRARY
 
 CHANCE = {"kmeans_init", "threshold_ema_dead_code"}
 # Whose codebooks move without chance: no k-means, and no entry that dies.

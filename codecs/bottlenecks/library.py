@@ -223,7 +223,7 @@ class LibraryStack(Bottleneck):
                 layer.project_in, layer.project_out = nn.Identity(), nn.Identity()
                 layer.dim = self.width * self.heads
         none = torch.zeros(0)
-        reach = getattr(group, "soft_clamp_input_value", None) if layers[0] is not group else None
+        reach = None if layers[0] is group else getattr(group, "soft_clamp_input_value", None)
         self.register_buffer("reach", none if reach is None else reach, persistent=False)
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
         self.register_buffer("places", torch.arange(len(self.book_sizes)), persistent=False)
@@ -239,8 +239,7 @@ class LibraryStack(Bottleneck):
             if not self.learns or codebook is None or not layer.moves:
                 continue
             moving = codebook.ema_update or codebook.threshold_ema_dead_code or initialise
-            for head in range(self.heads if moving else 0):
-                index = head % codebook.num_codebooks
+            for index in [head % codebook.num_codebooks for head in range(self.heads if moving else 0)]:
                 self.books.append(found.setdefault((id(codebook), index), _Book(codebook, index, initialise)))
 
     def _added(self, books: Sequence[nn.Module]) -> AddedCodebooks:
@@ -382,7 +381,7 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
 def _check(package: Any, quantizer: str, arguments: Mapping[str, Any]) -> None:
     """Check arguments against the signatures of a class and of those that it passes them to."""
     if quantizer not in QUANTIZERS:
-        reason = OTHERS.get(quantizer) or f"no quantizer of the package; {_near(quantizer, QUANTIZERS)}"
+        reason = OTHERS.get(quantizer) or f"not a quantizer of the package; {_near(quantizer, QUANTIZERS)}"
         raise UserError(f"bottleneck.quantizer={quantizer}: {reason}")
     signatures = [inspect.signature(getattr(package, name)).parameters for name in QUANTIZERS[quantizer]]
     known = {name: each for signature in signatures[::-1] for name, each in signature.items()}

@@ -297,7 +297,7 @@ class LibraryStack(Bottleneck):
             codes.append(part.codes)
         metrics = measured.means()
         if len(self.books):
-            metrics["replaced"] = torch.stack([book.replaced for book in {*self.books}]).sum()  # type: ignore[misc]
+            metrics["replaced"] = torch.stack([book.replaced for book in {*self.books}]).sum()
         return Quantized(total, torch.cat(codes, 1), measured.penalties, metrics)
 
     def _level(self, layer: Any, level: int, given: Tensor, kept: Tensor) -> Quantized:

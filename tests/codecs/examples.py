@@ -85,12 +85,7 @@ LIBRARY: dict[str, tuple[str, dict[str, Any]]] = {
     "fsq": ("FSQ", {"levels": [5, 4, 3], "dim": 7, "num_codebooks": 2}),
     "fsq_residual": ("ResidualFSQ", {"levels": [5, 3, 4], "num_quantizers": 3, "dim": 6}),
     "lfq": ("LFQ", {"codebook_size": 32, "dim": 7, "spherical": True, "commitment_loss_weight": 0.25}),
-    "lfq_residual": (
-        "ResidualLFQ",
-        {"codebook_size": 16, "dim": 4, "num_quantizers": 2, "soft_clamp_input_value": 4.0},
-    ),
     "sim_vq": ("SimVQ", {"dim": 5, "codebook_size": 19, "frozen_codebook_dim": 3}),
-    "sim_vq_residual": ("ResidualSimVQ", {"dim": 5, "codebook_size": 19, "num_quantizers": 2, "rotation_trick": False}),
     "random_projection": (
         "RandomProjectionQuantizer",
         {"dim": 9, "codebook_size": 19, "codebook_dim": 4, "num_codebooks": 2},

@@ -24,6 +24,11 @@ STEADY = {
         {"codebook_size": 64, "num_codebooks": 2, "soft_clamp_input_value": 3.0, "codebook_scale": 2.0},
     ),
     "lfq_grouped": ("GroupedResidualLFQ", {"dim": 8, "groups": 2, "codebook_size": 16, "num_quantizers": 2}),
+    "lfq_residual": (
+        "ResidualLFQ",
+        {"codebook_size": 16, "dim": 4, "num_quantizers": 2, "soft_clamp_input_value": 4.0},
+    ),
+    "sim_vq_residual": ("ResidualSimVQ", {"dim": 5, "codebook_size": 19, "num_quantizers": 2, "rotation_trick": False}),
     "fsq_grouped": ("GroupedResidualFSQ", {"dim": 4, "groups": 2, "levels": [5, 3], "num_quantizers": 2}),
 } | {name: (kind, given) for name, (kind, given) in LIBRARY.items() if not {*given} & CHANCE}
 

@@ -91,7 +91,6 @@ CASES: dict[str, Callable[[], Bottleneck]] = {
     "rvq_library": partial(
         library.library, "GroupedResidualVQ", MOVED | {"groups": 2, "num_quantizers": 2, "kmeans_init": True}
     ),
-    "library_sim_vq": partial(library.library, "SimVQ", {"dim": 4, "codebook_size": ENTRIES}),
 }
 NOISY = {"bernoulli", "fsq_dithered", "kl"}  # what is drawn differs between processes; only penalties are compared
 MOVING = [name for name in CASES if name.startswith(("ema", "rvq", "product_rvq", "kmeans")) and "mixture" not in name]

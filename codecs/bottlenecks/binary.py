@@ -16,11 +16,16 @@ from .entropy import entropy_groups, grid_entropies
 from .grid import Grid
 from .statistics import Annealed
 
-__all__ = ["BernoulliQuantizer", "BinarySphericalQuantizer", "LookupFreeQuantizer"]
+__all__ = ["BernoulliQuantizer", "BinarySphericalQuantizer", "LookupFreeQuantizer", "SignGrid"]
 
 
-class _Signs(Grid):
-    """Signs as digits 0 and 1, and as values +-scale."""
+class SignGrid(Grid):
+    """Signs as digits 0 and 1, and as values +-scale.
+
+    Args:
+        bits: Dimensions, one bit each.
+        scale: Size of the values.
+    """
 
     def __init__(self, bits: int, scale: float) -> None:
         super().__init__([2] * bits)
@@ -48,7 +53,7 @@ class _Binary(Bottleneck):
             raise UserError(f"bottleneck.bits={bits}: a code of 1 to 62 bits fits a 64-bit integer")
         self.dim = bits
         self.book_sizes = (2**bits,)
-        self.grid = _Signs(bits, scale)
+        self.grid = SignGrid(bits, scale)
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
@@ -68,7 +73,7 @@ class _Binary(Bottleneck):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return _Signs(self.dim, self.grid.scale)
+        return SignGrid(self.dim, self.grid.scale)
 
 
 class _EntropyBinary(_Binary):

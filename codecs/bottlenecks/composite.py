@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from varitok import UserError
 
@@ -11,7 +12,7 @@ from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck
 
-__all__ = ["Composite", "FrozenComposite", "MeasuredParts", "overlap"]
+__all__ = ["AddedCodebooks", "Composite", "FrozenComposite", "MeasuredParts", "overlap"]
 
 
 class MeasuredParts:
@@ -154,6 +155,88 @@ class FrozenComposite(nn.Module):
         for part in self.parts[1:]:
             total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
         latents: Tensor = total
+        return latents
+
+
+class AddedCodebooks(nn.Module):
+    """Codebooks that each quantize a slice of the residual and add a vector to it; exportable.
+
+    Residual levels share a slice, codebooks side by side have one each.
+
+    Args:
+        books: Modules of one codebook each, with `encode` and `decode`.
+        starts: First channel of each codebook's slice.
+        width: Channels of a slice.
+        project_in: Map from latents to the codebooks' channels.
+        project_out: Map back to latents.
+        reach: Bound of the codebooks' channels, by tanh; empty: none.
+        places: Indices of the codebooks, on the device of the others.
+    """
+
+    reach: Tensor
+    places: Tensor
+
+    def __init__(
+        self,
+        books: Sequence[nn.Module],
+        starts: Sequence[int],
+        width: int,
+        project_in: nn.Module,
+        project_out: nn.Module,
+        reach: Tensor,
+        places: Tensor,
+    ) -> None:
+        super().__init__()
+        self.books = nn.ModuleList(books)
+        self.starts, self.width, self.total = list(starts), width, max(starts) + width
+        self.project_in, self.project_out = project_in, project_out
+        self.bounded = reach.numel() > 0
+        self.register_buffer("reach", reach)
+        self.register_buffer("places", places, persistent=False)
+
+    def inner(self, latents: Tensor) -> Tensor:
+        """Project latents `(b, n, d)` to the codebooks' channels, within their bound."""
+        inner: Tensor = self.project_in(latents)
+        return torch.tanh(inner / self.reach) * self.reach if self.bounded else inner
+
+    def place(self, book: int, latents: Tensor) -> Tensor:
+        """Pad a codebook's vectors `(b, n, width)` to all channels, with zeros."""
+        return functional.pad(latents, [self.starts[book], self.total - self.starts[book] - self.width])
+
+    def search(self, inner: Tensor) -> Tensor:
+        """Return int64 codes `(b, books, n)` of channels `(b, n, c)`."""
+        codes: list[Tensor] = []
+        for index, book in enumerate(self.books):
+            start = self.starts[index]
+            found = book.encode(inner[..., start : start + self.width])  # type: ignore[operator]
+            inner = inner - self.place(index, book.decode(found))  # type: ignore[operator]
+            codes.append(found)
+        return torch.cat(codes, 1)
+
+    def add(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, books)`."""
+        added: list[Tensor] = []
+        for index, book in enumerate(self.books):
+            found = book.decode(codes[:, index : index + 1])  # type: ignore[operator]
+            added.append(self.place(index, found * kept[:, index, None, None]))
+        total = added[0]
+        for each in added[1:]:
+            total = total + each
+        return total
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        return self.search(self.inner(latents))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        count = codes.shape[1]
+        kept = self.places < count
+        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Turn codes of all books `(b, books, n)`, of which those with `kept` (books,) count, into latents."""
+        latents: Tensor = self.project_out(self.add(codes, kept.unsqueeze(0)))
         return latents
 
 

@@ -14,11 +14,21 @@ from .contract import Bottleneck, straight_through
 from .entropy import entropy_groups, grid_entropies
 from .grid import Grid
 
-__all__ = ["DitheredScalarQuantizer", "FiniteScalarQuantizer", "ResidualScalarQuantizer"]
+__all__ = [
+    "DitheredScalarQuantizer",
+    "EvenGrid",
+    "FiniteScalarQuantizer",
+    "ResidualScalarQuantizer",
+    "RoundingGrid",
+]
 
 
-class _Rounding(Grid):
-    """FSQ's own grid: levels around 0, which is one of them; with an even count the negative side has one more."""
+class RoundingGrid(Grid):
+    """FSQ's own grid: levels around 0, which is one of them; with an even count the negative side has one more.
+
+    Args:
+        levels: Levels of each dimension, at least 2.
+    """
 
     zero: Tensor
     reach: Tensor
@@ -38,6 +48,7 @@ class _Rounding(Grid):
             self.register_buffer(name, value, persistent=False)
 
     def bound(self, latents: Tensor) -> Tensor:
+        """Squash latents `(b, n, d)` into the reach of the levels."""
         return torch.tanh(latents + self.shift) * self.reach - self.offset
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -74,7 +85,7 @@ class FiniteScalarQuantizer(Bottleneck):
         self.entropy = entropy
         self.temperature = temperature
         self.groups = entropy_groups(levels, entropy_group, "bottleneck.entropy_group") if entropy else []
-        self.grid = _Rounding(levels)
+        self.grid = RoundingGrid(levels)
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
@@ -114,16 +125,22 @@ class FiniteScalarQuantizer(Bottleneck):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return _Rounding(self.grid.levels.tolist())
+        return RoundingGrid(self.grid.levels.tolist())
 
 
-class _Even(Grid):
-    """A grid of levels evenly spaced from -1 to 1, both included."""
+class EvenGrid(Grid):
+    """A grid of levels evenly spaced from -1 to 1, both included.
+
+    Args:
+        levels: Levels of each dimension, at least 2.
+        squash: `encode` squashes latents into [-1, 1] by tanh; otherwise they are cut.
+    """
 
     steps: Tensor
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], squash: bool = False) -> None:
         super().__init__(levels)
+        self.squash = squash
         self.register_buffer("steps", (self.levels - 1).float(), persistent=False)
 
     def nearest(self, bounded: Tensor) -> Tensor:
@@ -135,6 +152,14 @@ class _Even(Grid):
         """Turn digits into values in [-1, 1]."""
         return digits.to(torch.float32) * 2 / self.steps - 1
 
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        return self.code(self.nearest(torch.tanh(latents) if self.squash else latents))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, 1, n)` into latents `(b, n, d)` in [-1, 1]."""
+        return self.values(self.digits(codes))
+
 
 class _FrozenLevels(nn.Module):
     """The export form of one or several even grids, each a refinement of the one before."""
@@ -143,7 +168,7 @@ class _FrozenLevels(nn.Module):
     scales: Tensor
     reach: Tensor
 
-    def __init__(self, grid: _Even, scales: Tensor, reach: Tensor) -> None:
+    def __init__(self, grid: EvenGrid, scales: Tensor, reach: Tensor) -> None:
         super().__init__()
         self.grid = grid
         self.books = len(scales)
@@ -199,7 +224,7 @@ class ResidualScalarQuantizer(Bottleneck):
             raise UserError(f"bottleneck: levels of at least 2 and a book, got {list(levels)} and {books}")
         self.dim = len(levels)
         self.book_sizes = (math.prod(levels),) * books
-        self.grid = _Even(levels)
+        self.grid = EvenGrid(levels)
         counts = self.grid.levels.double()
         step = 1 / counts if refinement is None else torch.full_like(counts, refinement)
         reach = 1 + 1 / (counts - 1) if bound is None else torch.full_like(counts, bound)
@@ -258,7 +283,7 @@ class DitheredScalarQuantizer(Bottleneck):
         self.book_sizes = (math.prod(levels),)
         self.noise = noise
         self.bypass = bypass
-        self.grid = _Even(levels)
+        self.grid = EvenGrid(levels, squash=True)
 
     def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`. In training, a share of the latents is noisy instead."""
@@ -275,11 +300,11 @@ class DitheredScalarQuantizer(Bottleneck):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Round latents to their codes; see `Bottleneck.encode`."""
-        return self.grid.code(self.grid.nearest(torch.tanh(latents.float())))
+        return self.grid.encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes into grid points; see `Bottleneck.decode`."""
-        return self.grid.values(self.grid.digits(codes))
+        return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Grid"]
+__all__ = ["FramedGrid", "Grid"]
 
 
 class Grid(nn.Module):
@@ -35,3 +35,32 @@ class Grid(nn.Module):
         """Turn codes `(b, 1, n)` into int64 digits `(b, n, d)`."""
         # As `//`, since ONNX gets torch.div with a rounding mode as a division of float32.
         return codes[:, 0].unsqueeze(-1) // self.radix % self.levels
+
+
+class FramedGrid(nn.Module):
+    """A grid of scaled, rotated or permuted latents.
+
+    Args:
+        grid: Has `encode` and `decode`.
+        into: Matrix `(d, d)` from latents to the grid.
+        out: Matrix `(d, d)` from the grid to latents.
+    """
+
+    into: Tensor
+    out: Tensor
+
+    def __init__(self, grid: nn.Module, into: Tensor, out: Tensor) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("into", into)
+        self.register_buffer("out", out)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        codes: Tensor = self.grid.encode(latents @ self.into)  # type: ignore[operator]
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
+        latents: Tensor = self.grid.decode(codes)  # type: ignore[operator]
+        return latents @ self.out

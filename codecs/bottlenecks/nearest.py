@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-__all__ = ["FrozenTable", "Lookup", "lookup", "nearest"]
+__all__ = ["FrozenTable", "LiveTable", "Lookup", "lookup", "nearest"]
 
 COLUMNS = 1 << 13  # entries compared at a time; more are gone through in turn
 GROUP = 64  # entries to a first maximum: argmax is not vectorised on CPUs, amax is
@@ -189,3 +189,22 @@ class FrozenTable(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
         return nn.functional.embedding(codes[:, 0], self.table)
+
+
+class LiveTable(FrozenTable):
+    """A `FrozenTable` that searches in blocks, for use without export.
+
+    Args:
+        codebook: `(K, d)`.
+        normalise: Latents are scaled to unit length before the search (cosine books).
+        inner: The search is by inner product.
+    """
+
+    def __init__(self, codebook: Tensor, normalise: bool = False, inner: bool = False) -> None:
+        super().__init__(codebook, normalise, inner)
+        self.inner = inner
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        latents = nn.functional.normalize(latents, dim=-1) if self.normalise else latents
+        return nearest(latents, self.table, self.inner)[:, None]

@@ -102,6 +102,7 @@ class MovingBook(Gathering):
     initialised: Tensor
     age: Tensor
     replaced: Tensor
+    smoothing = 1e-5  # of counts, Laplace's, as in the reference implementation of VQ-VAE
 
     def __init__(self, size: int, dim: int, decay: float, revival: float, initialise: bool, cosine: bool) -> None:
         super().__init__()
@@ -165,8 +166,8 @@ class MovingBook(Gathering):
         """Move the averages by what all processes gathered, and replace dead entries."""
         sums, counts = (part[:-1] for part in self._split(total))
         if self.decay == 1:
-            self.counts += counts
-            self.sums += sums
+            self.counts.add_(counts)
+            self.sums.add_(sums)
         else:
             # Nothing valid anywhere: nothing is learnt and nothing forgotten.
             weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
@@ -187,12 +188,17 @@ class MovingBook(Gathering):
     def _means(self) -> Tensor:
         if self.cosine:
             return functional.normalize(self.sums, dim=1)
-        whole, smoothing = self.counts.sum(), 1e-5  # Laplace's, as in the reference implementation of VQ-VAE
+        whole, smoothing = self.counts.sum(), self.smoothing
         return self.sums / ((self.counts + smoothing) / (whole + len(self.counts) * smoothing) * whole)[:, None]
 
-    def _revive(self) -> None:
+    def _limits(self) -> tuple[Tensor, Tensor]:
+        """Return the count below which an entry is dead, and that of a revived one; scalars."""
         even = self.counts.mean()
-        dead = (self.counts < self.revival * even).nonzero()[:, 0]
+        return self.revival * even, even
+
+    def _revive(self) -> None:
+        least, count = self._limits()
+        dead = (self.counts < least).nonzero()[:, 0]
         spare, self.spare = self.spare, []
         self.replaced.zero_()
         if not len(dead):
@@ -201,7 +207,7 @@ class MovingBook(Gathering):
         dead = dead[: len(rows)]
         random = torch.Generator().manual_seed(int(self.age))
         revived = rows[_choose(rows, len(dead), random)]
-        self._set(dead, _moved(revived, random, self.cosine), even.expand(len(dead)))
+        self._set(dead, _moved(revived, random, self.cosine), count.expand(len(dead)))
         self.replaced.fill_(len(dead))
 
     def _set(self, where: Tensor | slice, entries: Tensor, counts: Tensor) -> None:

@@ -14,6 +14,7 @@ from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
+from varitok.codecs.bottlenecks.library import library
 from varitok.codecs.bottlenecks.multirate import MultiRate, multirate
 from varitok.codecs.bottlenecks.product import Product, grouped
 from varitok.codecs.bottlenecks.residual import Residual, Split, residual
@@ -62,6 +63,35 @@ SMALLER: dict[str, list[str]] = {
     "vq_factorised": ["dim=256", "codebook_size=1024"],
     "vq_rotation": ["codebook_size=2048"],
 }
+# Quantizers of vector-quantize-pytorch: every kind of layer, alone, in a stack and in groups of stacks.
+LIBRARY: dict[str, tuple[str, dict[str, Any]]] = {
+    "vq_cosine_heads": (
+        "VectorQuantize",
+        {"dim": 6, "codebook_size": 19, "codebook_dim": 4, "heads": 2, "separate_codebook_per_head": True}
+        | {"use_cosine_sim": True, "threshold_ema_dead_code": 1},
+    ),
+    "vq_learnable": (
+        "VectorQuantize",
+        {"dim": 5, "codebook_size": 19, "learnable_codebook": True, "ema_update": False},
+    ),
+    "rvq": (
+        "ResidualVQ",
+        {"dim": 6, "codebook_dim": 5, "codebook_size": [19, 11, 7], "num_quantizers": 3, "decay": 0.9},
+    ),
+    "rvq_shared": (
+        "ResidualVQ",
+        {"dim": 5, "codebook_size": 19, "num_quantizers": 3, "shared_codebook": True, "kmeans_init": True},
+    ),
+    "rvq_grouped": ("GroupedResidualVQ", {"dim": 8, "groups": 2, "num_quantizers": 2, "codebook_size": 19}),
+    "fsq": ("FSQ", {"levels": [5, 4, 3], "dim": 7, "num_codebooks": 2}),
+    "fsq_residual": ("ResidualFSQ", {"levels": [5, 3, 4], "num_quantizers": 3, "dim": 6}),
+    "lfq": ("LFQ", {"codebook_size": 32, "dim": 7, "spherical": True, "commitment_loss_weight": 0.25}),
+    "sim_vq": ("SimVQ", {"dim": 5, "codebook_size": 19, "frozen_codebook_dim": 3}),
+    "random_projection": (
+        "RandomProjectionQuantizer",
+        {"dim": 9, "codebook_size": 19, "codebook_dim": 4, "num_codebooks": 2},
+    ),
+}
 # What no configuration has: smallest sizes, options that are off there, and bottlenecks within bottlenecks.
 EDGES: dict[str, Callable[[], Bottleneck]] = {
     **BOTTLENECKS,
@@ -74,6 +104,7 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
     "hierarchy_alone": lambda: hierarchy(partial(VectorQuantizer, 4, 11, cosine=True), [1]),
     "hierarchy_mixed": lambda: Hierarchy([VectorQuantizer(2, 19), FiniteScalarQuantizer([5, 3])], [2, 6]),
     "lfq_plain": lambda: LookupFreeQuantizer(3, entropy=0.0),
+    **{f"library_{name}": partial(library, *given) for name, given in LIBRARY.items()},
     "multirate_alone": lambda: multirate(partial(VectorQuantizer, 4, 11, cosine=True), [3]),
     "multirate_plain": lambda: multirate(partial(VectorQuantizer, 5, 19), [4, 2, 1]),
     "multirate_of_residual": lambda: MultiRate(

@@ -31,6 +31,7 @@ from varitok.codecs.bottlenecks import (
     entropy,
     fsq,
     hierarchy,
+    library,
     multirate,
     product,
     residual,
@@ -51,6 +52,7 @@ CALLS: list[str] = []  # collectives by way of `torch.distributed`, which DDP's 
 
 EMA = partial(vq.EMAVectorQuantizer, decay=0.9)
 PLAIN = partial(EMA, revival=0.0, initialise=False)
+MOVED = {"dim": 4, "codebook_size": ENTRIES, "decay": 0.9}
 CASES: dict[str, Callable[[], Bottleneck]] = {
     "ema": lambda: PLAIN(4, ENTRIES),
     "ema_kmeans": lambda: EMA(4, ENTRIES, revival=0.0),
@@ -85,11 +87,15 @@ CASES: dict[str, Callable[[], Bottleneck]] = {
     "kl": lambda: continuous.KLBottleneck(4, weight=0.1),
     "autoencoder": lambda: continuous.Autoencoder(4, "tanh"),
     "token_bridge": lambda: bins.DimensionBins(continuous.KLBottleneck(4), 6),
+    "ema_library": partial(library.library, "VectorQuantize", MOVED | {"threshold_ema_dead_code": 1}),
+    "rvq_library": partial(
+        library.library, "GroupedResidualVQ", MOVED | {"groups": 2, "num_quantizers": 2, "kmeans_init": True}
+    ),
 }
 NOISY = {"bernoulli", "fsq_dithered", "kl"}  # what is drawn differs between processes; only penalties are compared
 MOVING = [name for name in CASES if name.startswith(("ema", "rvq", "product_rvq", "kmeans")) and "mixture" not in name]
 UPDATED = [*MOVING, "bernoulli"]
-RESUMED = ["ema", "ema_kmeans", "ema_cosine_revival", "kmeans", "rvq_shared", "product_rvq", "bernoulli"]
+RESUMED = ["ema", "ema_library", "ema_kmeans", "ema_cosine_revival", "kmeans", "rvq_shared", "product_rvq", "bernoulli"]
 REVIVED = ["ema_revival", "ema_cosine_revival", "rvq", "rvq_shared"]
 ACCUMULATED = ["ema", "rvq_plain"]
 # Both processes have something for k-means; or neither has at first, and then only the first.

@@ -1,0 +1,399 @@
+"""Quantizers of vector-quantize-pytorch behind our contract.
+
+`library` builds a class of the package and takes it apart: each residual stack becomes a `LibraryStack`, groups of
+stacks a `Product`. Padding, kept codebooks and export are then handled here.
+
+- Training with gradients runs the package's layers (search, gradient estimators, entropies), on kept tokens only.
+- Evaluation and export use tables or arithmetic that are read from the layers.
+- EMA codebooks learn in `update()`, from all batches and processes (`MovingBook`); no forward moves them. After one
+  forward and one update they equal the package's own. Only k-means and the choice of new entries differ.
+- Commitment is a mean of samples' means. Other losses (entropy, orthogonality, diversity) are the package's: means over
+  the kept tokens of a process and all codebooks of a layer.
+"""
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from varitok import UserError
+
+from ..distributed import average_over_processes
+from ..masking import masked_mean, prefix_mask
+from ..result import Quantized
+from .binary import SignGrid
+from .composite import AddedCodebooks, MeasuredParts
+from .contract import Bottleneck, straight_through
+from .fsq import EvenGrid, RoundingGrid
+from .grid import FramedGrid
+from .nearest import FrozenTable, LiveTable
+from .product import Product
+from .statistics import Gathering, MovingBook
+
+__all__ = ["LibraryStack", "library"]
+
+PACKAGE = "vector_quantize_pytorch"  # imported by who uses it, since that takes seconds
+# Each class passes arguments that it doesn't know to the next.
+CHAINS = (
+    ("GroupedResidualVQ", "ResidualVQ", "VectorQuantize"),
+    ("GroupedResidualFSQ", "ResidualFSQ", "FSQ"),
+    ("GroupedResidualLFQ", "ResidualLFQ", "LFQ"),
+    ("ResidualSimVQ", "SimVQ"),
+    ("RandomProjectionQuantizer", "VectorQuantize"),
+)
+QUANTIZERS = {name: chain[index:] for chain in CHAINS for index, name in enumerate(chain)}
+OTHERS = {
+    "BinaryMapper": "gives one-hot vectors of its codes, no latents",
+    "EvoLFQ": "has an encoder and a decoder of its own",
+    "FSP": "has a penalty of the whole batch's moments; bottleneck=fsq_dithered is near",
+    "HierarchicalVQ": "has codebooks for a fixed number of tokens; bottleneck=hierarchy is near",
+    "LatentQuantize": "has indices that don't decode to its latents once its values have learnt",
+}
+# Arguments that the contract has no room for, at any value but their default.
+REFUSED = {
+    "latents are tokens (b, n, d)": "accept_3d_fmap accept_image_fmap channel_first channel_last is_channel_first",
+    "codebooks learn from all processes in any case": "sync_affine_param sync_codebook sync_kmeans",
+    "k-means goes 10 rounds": "kmeans_iters",
+    "the nearest entry of each level is its code": "beam_size eval_beam_size",
+    "the run's optimizer is the only one": "in_place_codebook_optimizer vq_bridge",
+    "it learns in evaluation too": "affine_param",
+    "its noise is on the sum of the levels; directional_reparam has it on each": "diveq",
+    "its entries depend on the levels before, so that no table decodes them": "implicit_neural_codebook",
+    "give length=quantizer_dropout, which draws for each sample": "quantize_dropout",
+    "codes are what is wanted": "return_indices",
+}
+
+
+def _prepare_vq(layer: Any) -> None:
+    by_distance = not layer.commitment_use_cross_entropy_loss
+    weight = layer.commitment_weight if layer.has_commitment_loss and by_distance else 0.0
+    layer.pulls = (weight, weight if layer.learnable_codebook and not layer.freeze_codebook else 0.0)
+    layer.has_commitment_loss = layer.has_commitment_loss and not by_distance
+    own = (layer.has_commitment_loss, layer.has_codebook_diversity_loss, layer.has_codebook_orthogonal_loss)
+    layer.asks = "regularization" if any(own) else ""
+    layer.moves, layer.freeze_codebook = not layer.freeze_codebook, True  # by `_Book`, not in its forward
+
+
+def _prepare_sim_vq(layer: Any) -> None:
+    layer.pulls = (layer.commitment_weight * layer.input_to_quantize_commit_loss_weight, layer.commitment_weight)
+
+
+def _prepare_fsq(layer: Any) -> None:
+    levels, even = layer._levels.tolist(), layer.preserve_symmetry
+    if layer.bound_hard_clamp and not even:
+        raise UserError("bottleneck.arguments.bound_hard_clamp=True: needs preserve_symmetry=true")
+    layer.grid = EvenGrid(levels, squash=not layer.bound_hard_clamp) if even else RoundingGrid(levels)
+
+
+def _prepare_lfq(layer: Any) -> None:
+    # The package's own discards the sum over processes.
+    import_module(f"{PACKAGE}.lookup_free_quantization").maybe_distributed_mean = average_over_processes  # type: ignore[attr-defined]
+    layer.asks = "entropy"
+    size = layer.codebook_dim**-0.5 if layer.spherical else 1.0
+    layer.grid = SignGrid(layer.codebook_dim, layer.codebook_scale * size)
+    # Its first dimension is the highest bit, the grid's the lowest.
+    layer.register_buffer("order", torch.eye(layer.codebook_dim).flip(0), persistent=False)
+
+
+class _Kind(NamedTuple):
+    """A class of layers.
+
+    Attributes:
+        prepare: Sets on a layer: `pulls`, weights of the distance to the entries, as commitment and as codebook loss;
+            `asks`, the name of its own loss; `moves`, if its codebook isn't frozen; `grid`, which has no table.
+        table: Entries `(heads or 1, K, d)`, with gradient if they learn by one; None for a grid.
+    """
+
+    prepare: Callable[[Any], None]
+    table: Callable[[Any], Tensor] | None = None
+
+
+KINDS = {
+    "VectorQuantize": _Kind(_prepare_vq, lambda layer: layer._codebook.embed),
+    "SimVQ": _Kind(_prepare_sim_vq, lambda layer: layer.codebook[None]),
+    "FSQ": _Kind(_prepare_fsq),
+    "LFQ": _Kind(_prepare_lfq),
+}
+
+
+class _Book(MovingBook):
+    """The package's EMA codebook with the updates of `MovingBook`; the buffers stay the package's."""
+
+    def __init__(self, codebook: Any, index: int, initialise: bool) -> None:
+        Gathering.__init__(self)  # MovingBook's would make other buffers
+        self.held = (codebook, index)  # as no submodule, or a checkpoint had it twice
+        self.decay, self.revival = codebook.decay, codebook.threshold_ema_dead_code
+        self.cosine, self.smoothing = codebook.use_cosine_sim, codebook.eps
+        self.register_buffer("initialised", torch.tensor(not initialise))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("replaced", torch.zeros(()), persistent=False)
+        self.ready = not initialise
+        self.flat, self.spare = None, []
+
+    @property
+    def entries(self) -> Tensor:  # type: ignore[override]
+        codebook, index = self.held
+        return codebook.embed.detach()[index]  # type: ignore[no-any-return]
+
+    @property
+    def counts(self) -> Tensor:  # type: ignore[override]
+        codebook, index = self.held
+        return codebook.cluster_size[index]  # type: ignore[no-any-return]
+
+    @property
+    def sums(self) -> Tensor:  # type: ignore[override]
+        codebook, index = self.held
+        return codebook.embed_avg[index]  # type: ignore[no-any-return]
+
+    def _means(self) -> Tensor:
+        return super()._means() if self.held[0].ema_update else self.entries
+
+    def _limits(self) -> tuple[Tensor, Tensor]:
+        counts = self.counts
+        return counts.new_tensor(self.revival), counts.new_tensor(self.held[0].reset_cluster_size)
+
+
+class _Affine(nn.Module):
+    """A fixed affine map."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("bias", bias.clone())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents @ self.weight + self.bias
+
+
+def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
+    """Return the projections of a `RandomProjectionQuantizer`, and their least-squares inverse."""
+    weight, quantizer = group.rand_projs.transpose(0, 1).flatten(1), group.vq
+    bias = weight.new_zeros(weight.shape[1])
+    if quantizer.has_projections:  # of several codebooks; they don't learn either
+        weight, bias = weight @ quantizer.project_in.weight.detach().T, quantizer.project_in.bias.detach()
+        quantizer.project_in, quantizer.project_out = nn.Identity(), nn.Identity()
+    back = torch.linalg.pinv(weight)
+    return nn.Sequential(group.norm, _Affine(weight, bias)), _Affine(back, -bias @ back)
+
+
+class LibraryStack(Bottleneck):
+    """A layer of vector-quantize-pytorch, or a residual stack of its layers.
+
+    Codebooks side by side decode with zeros in the place of those that are left out. `RandomProjectionQuantizer` gives
+    codes only and never learns. It decodes to the least-squares inverse: the smallest latents that project to the
+    entries.
+
+    Args:
+        group: The package's module.
+        dim: Width of the latents; that of the codebooks where None.
+        initialise: EMA codebooks start from k-means of the first batch of all processes.
+    """
+
+    places: Tensor
+    reach: Tensor
+    scales: Tensor
+
+    def __init__(self, group: Any, dim: int | None = None, initialise: bool = False) -> None:
+        super().__init__()
+        self.learns = not hasattr(group, "rand_projs")
+        layers = list(getattr(group, "layers", [group if self.learns else group.vq]))
+        self.kind = KINDS[type(layers[0]).__name__]
+        self.layers = nn.ModuleList(layers)
+        self.heads = int(getattr(layers[0], "heads", getattr(layers[0], "num_codebooks", 1)))
+        self.width = int(self.kind.table(layers[0]).shape[-1] if self.kind.table else layers[0].codebook_dim)
+        self.dim = dim or self.width * self.heads
+        self.book_sizes = tuple(int(layer.codebook_size) for layer in layers for _ in range(self.heads))
+        self.project_in: nn.Module = getattr(group, "project_in", nn.Identity())
+        self.project_out: nn.Module = getattr(group, "project_out", nn.Identity())
+        if not self.learns:
+            self.project_in, self.project_out = _random_projections(group)
+        for layer in layers:
+            self.kind.prepare(layer)
+            if layer is group:  # is called between its projections
+                layer.project_in, layer.project_out = nn.Identity(), nn.Identity()
+                layer.dim = self.width * self.heads
+        none = torch.zeros(0)
+        reach = None if layers[0] is group else getattr(group, "soft_clamp_input_value", None)
+        self.register_buffer("reach", none if reach is None else reach, persistent=False)
+        self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
+        self.register_buffer("places", torch.arange(len(self.book_sizes)), persistent=False)
+        self.passed = float(getattr(group, "quant_grad_frac", 0.0))
+        self.books = nn.ModuleList()  # one for each codebook, or none
+        self._find_books(initialise)
+
+    def _find_books(self, initialise: bool) -> None:
+        """Make a `_Book` of each moving codebook; levels and heads may share one."""
+        found: dict[tuple[int, int], _Book] = {}
+        for layer in self.layers:
+            codebook: Any = getattr(layer, "_codebook", None)
+            if not self.learns or codebook is None or not layer.moves:
+                continue
+            moving = codebook.ema_update or codebook.threshold_ema_dead_code or initialise
+            for index in [head % codebook.num_codebooks for head in range(self.heads if moving else 0)]:
+                self.books.append(found.setdefault((id(codebook), index), _Book(codebook, index, initialise)))
+
+    def _added(self, books: Sequence[nn.Module]) -> AddedCodebooks:
+        """Place codebooks between the stack's linear maps."""
+        starts = [head * self.width for _ in self.layers for head in range(self.heads)]
+        return AddedCodebooks(books, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
+
+    def _books(self, live: bool) -> list[nn.Module]:
+        """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""
+        places = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
+        return [self._book(self.layers[level], level, head, live) for level, head in places]
+
+    @torch.no_grad()
+    def _book(self, layer: Any, level: int, head: int, live: bool) -> nn.Module:
+        if self.kind.table:
+            table, cosine = self.kind.table(layer), getattr(layer, "use_cosine_sim", False)
+            return (LiveTable if live else FrozenTable)(table[head % len(table)], normalise=cosine, inner=cosine)
+        turns = [getattr(layer, name) for name in ("orthogonal_rot", "order") if hasattr(layer, name)]
+        if not turns and not len(self.scales):
+            grid: nn.Module = layer.grid
+            return grid
+        scale = self.scales[level] if len(self.scales) else turns[0].new_ones(self.width)
+        into, out = torch.diag(1 / scale), torch.diag(scale)
+        for turn in turns:
+            into, out = into @ turn, turn.T @ out
+        return FramedGrid(layer.grid, into, out)
+
+    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`. In training, what isn't kept has code 0."""
+        kept = self.places < depth[:, None]
+        with torch.autocast(latents.device.type, enabled=False):
+            learns = self.training and self.learns and torch.is_grad_enabled()
+            added = self._added([] if learns else self._books(live=True))
+            inner = added.inner(latents.float())
+            if learns:
+                valid = prefix_mask(lengths, latents.shape[1])
+                quantized = self._learn(inner, valid[..., None] & kept[:, None])
+                return quantized._replace(latents=self.project_out(quantized.latents))
+            with torch.no_grad():
+                codes = added.search(inner)
+                total = added.add(codes, kept)
+            return Quantized(self.project_out(straight_through(inner, total)), codes, {}, {})
+
+    def _learn(self, inner: Tensor, kept: Tensor) -> Quantized:
+        """Run the package's layers level by level; `kept` is bool `(b, n, books)`."""
+        remaining, total = inner, torch.zeros_like(inner)
+        measured, codes = MeasuredParts(), []
+        for level, layer in enumerate(self.layers):
+            scale = self.scales[level] if len(self.scales) else 1.0
+            part = self._level(layer, level, remaining / scale, kept[..., level * self.heads :][..., : self.heads])
+            quantized = part.latents * scale
+            remaining = remaining - quantized.detach() - self.passed * (quantized - quantized.detach())
+            total = total + quantized
+            measured.add(part)
+            codes.append(part.codes)
+        metrics = measured.means()
+        if len(self.books):
+            metrics["replaced"] = torch.stack([book.replaced for book in {*self.books}]).sum()
+        return Quantized(total, torch.cat(codes, 1), measured.penalties, metrics)
+
+    def _level(self, layer: Any, level: int, given: Tensor, kept: Tensor) -> Quantized:
+        """Run one layer on the residual `(b, n, width)`; `kept` is bool `(b, n, heads)`."""
+        pieces, masks = torch.split(given, self.width, -1), kept.unbind(-1)
+        if hasattr(layer, "_codebook"):
+            pieces = tuple(layer._codebook.transform_input(piece) for piece in pieces)
+        books: list[Any] = list(self.books[level * self.heads :][: self.heads])
+        for book, piece, mask in zip(books, pieces, masks, strict=False):
+            book.prepare(piece.detach(), mask)
+        latents, codes, penalties = self._call(layer, given, masks[0])
+        for book, piece, code, mask in zip(books, pieces, codes.unbind(1), masks, strict=False):
+            book.gather(piece.detach(), code, mask)
+        latents = latents * kept.repeat_interleave(self.width, -1)
+        if self.kind.table is None:
+            return Quantized(latents, codes, penalties, {})
+        table, distances = self.kind.table(layer), []
+        for head, (piece, code, mask) in enumerate(zip(pieces, codes.unbind(1), masks, strict=True)):
+            entries = functional.embedding(code, table[head % len(table)])
+            ways = (piece - entries.detach(), piece.detach() - entries)
+            distances.append(torch.stack([masked_mean(way.square().mean(-1), mask) for way in ways]))
+        distance = torch.stack(distances).mean(0)
+        pulls = zip(("commitment", "codebook"), layer.pulls, distance, strict=True)
+        penalties |= {name: weight * value for name, weight, value in pulls if weight}
+        return Quantized(latents, codes, penalties, {"distance": distance[0].detach()})
+
+    def _call(self, layer: Any, given: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Call a layer on the tokens of a mask `(b, n)`; return latents, codes and its own loss by name."""
+        tokens = given[mask]
+        count = len(tokens)
+        if not count:  # a token of zeros, so that all processes take the same way
+            tokens = torch.where(mask[..., None], given, 0.0).flatten(0, 1)[:1]
+        out, indices, *loss = layer(tokens[None])
+        latents = torch.zeros_like(given).index_put((mask,), out[0, :count])
+        codes = torch.zeros(*mask.shape, self.heads, dtype=torch.int64, device=mask.device)
+        codes[mask] = indices.reshape(-1, self.heads)[:count].to(torch.int64)
+        name = getattr(layer, "asks", "")
+        return latents, codes.transpose(1, 2), {name: loss[0].sum() * bool(count)} if name else {}
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Find the codes level by level; see `Bottleneck.encode`."""
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            return self._added(self._books(live=True)).encode(latents.float())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Add up the codebooks; see `Bottleneck.decode`."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return self._added(self._books(live=True)).decode(codes)
+
+    def frozen(self) -> nn.Module:
+        """Give the export form; see `Bottleneck.frozen`."""
+        return copy.deepcopy(self._added(self._books(live=False)))
+
+
+def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
+    """Make a bottleneck of a quantizer of vector-quantize-pytorch.
+
+    Args:
+        quantizer: Name of the class.
+        arguments: The class's own, by name.
+
+    Raises:
+        UserError: The class is unknown or doesn't fit the contract, or an argument is wrong.
+    """
+    package = import_module(PACKAGE)
+    _check(package, quantizer, arguments)
+    sizes = arguments.get("codebook_size")
+    given = {**arguments, **({"codebook_size": tuple(sizes)} if isinstance(sizes, list) else {})}
+    initialise = bool(given.pop("kmeans_init", False))
+    try:
+        made = getattr(package, quantizer)(**given)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise UserError(f"bottleneck.arguments: {quantizer}: {' '.join(str(reason).split())}") from error
+    groups = list(getattr(made, "rvqs", [made]))
+    dim = given["dim"] // len(groups) if given.get("dim") else None
+    stacks = [LibraryStack(group, dim, initialise) for group in groups]
+    return stacks[0] if len(stacks) == 1 else Product(stacks)
+
+
+def _check(package: Any, quantizer: str, arguments: Mapping[str, Any]) -> None:
+    """Check arguments against the signatures of a class and of those that it passes them to."""
+    if quantizer not in QUANTIZERS:
+        reason = OTHERS.get(quantizer) or f"not a quantizer of the package; {_near(quantizer, QUANTIZERS)}"
+        raise UserError(f"bottleneck.quantizer={quantizer}: {reason}")
+    signatures = [inspect.signature(getattr(package, name)).parameters for name in QUANTIZERS[quantizer]]
+    known = {name: each for signature in signatures[::-1] for name, each in signature.items()}
+    known = {name: each for name, each in known.items() if each.kind is not each.VAR_KEYWORD}
+    for name, value in arguments.items():
+        if name not in known:
+            raise UserError(f"bottleneck.arguments.{name}: not an argument of {quantizer}; {_near(name, known)}")
+        for reason, names in REFUSED.items():
+            if name in names.split() and value != known[name].default:
+                raise UserError(f"bottleneck.arguments.{name}={value}: {reason}")
+
+
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    near = get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

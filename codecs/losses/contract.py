@@ -5,6 +5,7 @@ A new term is a `SignalTerm`: a class of one method, `forward(fake, real, length
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,16 @@ class Guidance:
         self.teachers = teachers
         self.real = real
         self.lengths = lengths
-        self.valid = torch.full((len(real),), real.shape[2], device=real.device) if lengths is None else lengths
         self.inside = inside
         self.captions = captions
         self._known = dict(known)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Valid steps of each signal's first axis, int64 `(b,)`."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full((len(self.real),), self.real.shape[2], device=self.real.device)
 
     @torch.no_grad()
     def wanted(self, teacher: str) -> Features:

@@ -64,7 +64,7 @@ def test_nothing_else_can_be_named(target: object, nested: bool) -> None:
         ({"_target_": ADAMW, "_partial_": True, "lr": "abc"}, r"lr: expected a number, got 'abc'"),
         ({"_target_": ADAMW, "_partial_": True, "betas": [0.9]}, r"betas: expected 2 values"),
         ({"_target_": ADAMW, "_partial_": True, "wieght_decay": 0}, r".*did you mean weight_decay\?"),
-        ({"_target_": "varitok.codecs.codec.Codec", "encoder": 3}, r"encoder: expected Module, got 3"),
+        ({"_target_": "varitok.codecs.codec.Codec", "encoder": 3}, r"encoder: expected Encoder, got 3"),
     ],
 )
 def test_a_wrong_argument_is_told_with_its_key(config: dict[str, object], message: str) -> None:

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".pkg"))
 
 import torch
 
+from varitok.codecs.allocation import allocate
 from varitok.codecs.build import build, load_run
-from varitok.codecs.rate_control import Allocation, FixedLength
 from varitok.data.batch import normalise
 from varitok.data.datamodule import validation_loader
 
@@ -33,15 +33,15 @@ def main() -> None:
     batches = [normalise(batch.signal) for batch in validation_loader(build(config.data).val, BATCH, 0)]
     lines = ["tokens,equal dB,signal dB,batch dB,least,most"]
     for tokens in options.tokens:
-        ways = [FixedLength(tokens), Allocation(tokens), Allocation(tokens, "batch")]
-        errors, lengths = torch.zeros(len(ways), dtype=torch.float64), torch.zeros(0)
+        errors, lengths = torch.zeros(3, dtype=torch.float64), torch.zeros(0)
         with torch.inference_mode():
             for clips in batches:
                 codes = codec.encode(clips)
-                for place, way in enumerate(ways):
-                    lengths = way(codec, clips)
+                equal = torch.full((len(clips),), tokens)
+                shared = [allocate(codec, clips, tokens, over) for over in ("signal", "batch")]
+                for way, lengths in enumerate([equal, *shared]):
                     back = codec.decode(codes, clips.shape[2:], lengths).clamp(-1, 1)
-                    errors[place] += float((back - clips).square().sum())
+                    errors[way] += float((back - clips).square().sum())
         mean = errors / sum(clips.numel() for clips in batches)
         values = [f"{value:.3f}" for value in (10 * torch.log10(4 / mean)).tolist()]
         lines.append(",".join([str(tokens), *values, str(int(lengths.min())), str(int(lengths.max()))]))

@@ -1,5 +1,6 @@
-"""What datasets give and what a batch is."""
+"""What a data set is, what it gives, and what a batch is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -8,8 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .feature_map import Features, together
+from .storage.members import File
 
-__all__ = ["BadSample", "Batch", "Key", "Sample", "Splits", "collate", "normalise", "sample_generator", "to_uint8"]
+__all__ = [
+    "BadSample", "Batch", "Key", "Sample", "SignalDataset", "Splits",
+    "collate", "normalise", "sample_generator", "to_uint8",
+]  # fmt: skip
 
 Key: TypeAlias = tuple[int, int]
 """What a dataset is asked for: (epoch, index). The epoch changes what is drawn at random, nothing else."""
@@ -73,17 +78,49 @@ class Batch(NamedTuple):
     captions: tuple[str, ...] = ()
 
 
+class SignalDataset(Dataset[Tensor], ABC):
+    """Signals by `Key`; all chance comes from the key and a seed. Lengths, files and shapes are offered where known.
+
+    Attributes:
+        files: Of each signal; empty where signals are not of files of their own.
+        shapes: Sizes of the grid that signals are brought to; empty where all have one.
+    """
+
+    files: Sequence[File] = ()
+    shapes: Sequence[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the signals of an epoch."""
+
+    @abstractmethod
+    def __getitem__(self, key: Key) -> Tensor:
+        """Return the signal of `(epoch, index)`: `(c, *grid)`, uint8 or float in [-1, 1].
+
+        Raises:
+            BadSample: Its file can't be read.
+        """
+
+    def sizes(self) -> Sequence[int]:
+        """Return each signal's steps of the first axis, 0 where unreadable; empty where lengths are not known."""
+        return ()
+
+    def kinds(self) -> Sequence[int]:
+        """Return the number of each signal's shape, out of `shapes`."""
+        return [0] * len(self)
+
+
 class Splits(NamedTuple):
     """What `data=` builds.
 
     Attributes:
-        train: Dataset to train on, indexed by `Key`.
-        val: Dataset to evaluate on, indexed by `Key`.
+        train: To train on.
+        val: To evaluate on.
         about: What stands above an evaluation's table: the data set, how its signals were made.
     """
 
-    train: Dataset[Tensor]
-    val: Dataset[Tensor]
+    train: SignalDataset
+    val: SignalDataset
     about: dict[str, str] = {}  # noqa: RUF012 (a tuple's default; never changed)
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 from types import MappingProxyType
@@ -12,15 +13,14 @@ from typing import Any, Literal, TypeAlias, get_args
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from varitok import UserError, at_least
 
-from .batch import BadSample, Batch, Key, Sample, Splits, collate
+from .batch import BadSample, Batch, Key, Sample, SignalDataset, Splits, collate
 from .datasets.cached_features import FeatureShards, open_features
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
-from .storage.captions import Captions
+from .storage.captions import caption_of, require_captions
 from .workers import WorkerLoader, Workplaces, deafen, name_of
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
@@ -32,6 +32,7 @@ Policy: TypeAlias = Literal["substitute", "skip", "fail"]
 WINDOW = 1000  # samples over which the share of bad ones is taken
 
 
+@dataclass(eq=False, repr=False)
 class _Readable(Dataset[Sample]):
     """A dataset that survives unreadable files.
 
@@ -41,30 +42,21 @@ class _Readable(Dataset[Sample]):
         least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
         kinds: Of each sample, where one can only stand in for another of its kind.
         features: What teachers saw in each sample, by their names.
-        captions: What texts say of them; None reads none.
+        captions: Whether what texts say of them is read too.
     """
+
+    dataset: SignalDataset
+    policy: Policy
+    least: int = 0
+    kinds: Sequence[int] | None = None
+    features: Mapping[str, FeatureShards] = field(default_factory=dict)
+    captions: bool = False
+    workplaces: Workplaces = field(default_factory=Workplaces)
 
     TRIES = 16
 
-    def __init__(
-        self,
-        dataset: Dataset[Tensor],
-        policy: Policy,
-        least: int = 0,
-        kinds: Sequence[int] | None = None,
-        features: Mapping[str, FeatureShards] = MappingProxyType({}),
-        captions: Captions | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.policy = policy
-        self.least = least
-        self.kinds = kinds
-        self.features = features
-        self.captions = captions
-        self.workplaces = Workplaces()
-
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Read a batch."""
@@ -91,7 +83,8 @@ class _Readable(Dataset[Sample]):
             try:
                 signal = self.dataset[epoch, at]
                 features = {name: seen[epoch, at] for name, seen in self.features.items()}
-                return Sample(signal, tuple(bad), at, features, self.captions[at] if self.captions else None)
+                caption = caption_of(self.dataset.files[at]) if self.captions else None
+                return Sample(signal, tuple(bad), at, features, caption)
             except BadSample as error:
                 if self.policy == "fail":
                     raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
@@ -213,7 +206,9 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
         self.features = {name: open_features(folder, splits.train) for name, folder in features.items()}
-        self.captions = Captions(splits.train) if captions else None
+        self.captions = captions
+        if captions:
+            require_captions(splits.train.files)
         self.policy: Policy = bad
         self.batch_size = batch_size
         self.workers = workers
@@ -224,10 +219,11 @@ class DataModule(pl.LightningDataModule):
         self.bucket = bucket
         if not 0 <= bucket < 1:
             raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
-        if bucket and not hasattr(splits.train, "sizes"):
+        self.sizes = _known(splits.train.sizes()) if bucket else []
+        if bucket and not self.sizes:
             raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
         self.budget = budget
-        self.shapes: list[tuple[int, ...]] = getattr(splits.train, "shapes", [])
+        self.shapes = splits.train.shapes
         if budget is not None and not self.shapes and not bucket:
             raise UserError(
                 "loader.budget: give loader.bucket=0.05, or data.buckets where there are any, or loader.budget=null"
@@ -241,9 +237,8 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the batches that the run still needs."""
-        data: Any = self.splits.train
-        sizes = _known(data.sizes()) if self.bucket else None
-        kinds = data.kinds() if self.shapes else None if sizes is None else [_kind(size, self.bucket) for size in sizes]
+        data = self.splits.train
+        kinds = data.kinds() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
         readable = _Readable(data, self.policy, 1, kinds, self.features, self.captions)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
@@ -253,9 +248,9 @@ class DataModule(pl.LightningDataModule):
         done = int(module.updates) if module else 0
         place = {"seed": self.seed, "rank": rank, "world": world, "start": done * self.accumulate}
         sampler: Sampler[list[Key]]
-        if sizes is not None:
+        if self.sizes:
             form = {"share": self.bucket, "budget": self.budget}
-            sampler = LengthSampler(sizes, self.batch_size, self.batches, **form, **place)  # type: ignore[arg-type]
+            sampler = LengthSampler(self.sizes, self.batch_size, self.batches, **form, **place)  # type: ignore[arg-type]
         elif kinds is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
             counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
@@ -272,7 +267,7 @@ class DataModule(pl.LightningDataModule):
     def names(self, batch: Batch) -> list[str]:
         """Name a training batch's signals: their files, or their places in data of another kind."""
         places = [] if batch.places is None else batch.places.tolist()
-        return [name_of(self.splits.train, place) for place in places]
+        return [name_of(self.splits.train.files, place) for place in places]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the bad samples of a training batch."""
@@ -312,9 +307,9 @@ def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
 
 
 def validation_loader(
-    dataset: Dataset[Tensor], batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
+    dataset: SignalDataset, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
 ) -> DataLoader[Sample]:
     """Make a loader of a dataset in order, once; a file that can't be read is left out of its batch."""
-    keys = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
+    keys = [(0, index) for index in range(rank, len(dataset), world)]
     batches = [keys[at : at + batch_size] for at in range(0, len(keys), batch_size)]
     return loader(_Readable(dataset, "skip"), batches, workers)

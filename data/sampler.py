@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain, count, islice
 
 import torch
@@ -13,7 +14,35 @@ from .batch import Key
 __all__ = ["AlikeSampler", "BucketSampler", "LengthSampler", "UpdateBatchSampler"]
 
 
-class UpdateBatchSampler(Sampler[list[Key]]):
+@dataclass(eq=False, repr=False)
+class RunSampler(Sampler[list[Key]], ABC):
+    """Gives a run's batches of keys; all order follows from the seed and the epoch.
+
+    Args:
+        batches: Batches of the whole run.
+        seed: Seed of the order.
+        rank: This process.
+        world: Number of processes.
+        start: Batches that an earlier part of the run has used.
+    """
+
+    batches: int
+    _: KW_ONLY
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    start: int = 0
+
+    def __len__(self) -> int:
+        """Count the batches of the whole run, those before `start` too: Lightning counts on from its batch index."""
+        return self.batches
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Give batches of keys, from `start` on."""
+
+
+class UpdateBatchSampler(RunSampler):
     """Gives a fixed number of batches, crossing from one epoch of the data to the next where it must.
 
     Each epoch is a permutation drawn from (seed, epoch), dealt to the processes like cards. So which samples an update
@@ -25,34 +54,13 @@ class UpdateBatchSampler(Sampler[list[Key]]):
         length: Samples of the dataset.
         batch_size: Samples of each process's batch.
         batches: Batches of the whole run.
-        seed: Seed of the order.
-        rank: This process.
-        world: Number of processes.
-        start: Batches that an earlier part of the run has used.
+        place: See `RunSampler`.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        batches: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, length: int, batch_size: int, batches: int, **place: int) -> None:
+        super().__init__(batches, **place)
         self.length = length
         self.batch_size = batch_size
-        self.batches = batches
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.start = start
-
-    def __len__(self) -> int:
-        """Count the batches of the whole run, those before `start` too: Lightning counts on from its batch index."""
-        return self.batches
 
     def epoch(self, epoch: int) -> list[Key]:
         """Give the whole order of one epoch, all processes together."""
@@ -72,30 +80,12 @@ def _chance(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(hash((seed, epoch)) & (2**63 - 1))
 
 
-class AlikeSampler(Sampler[list[Key]], ABC):
+class AlikeSampler(RunSampler):
     """Gives a fixed number of batches, each of samples that are alike, on all processes at the same time.
 
     So no process waits for another whose batch is larger. Each epoch is drawn from (seed, epoch) and has as many
     batches as any other. A run goes on exactly with any number of workers, and with the same number of processes.
-
-    Args:
-        batches: Batches of the whole run.
-        seed: Seed of the order.
-        rank: This process.
-        world: Number of processes.
-        start: Batches that an earlier part of the run has used.
     """
-
-    def __init__(self, batches: int, *, seed: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> None:
-        self.batches = batches
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.start = start
-
-    def __len__(self) -> int:
-        """Count the batches of the whole run, those before `start` too."""
-        return self.batches
 
     @abstractmethod
     def alike(self, generator: torch.Generator) -> list[Tensor]:
@@ -124,7 +114,7 @@ class BucketSampler(AlikeSampler):
         kinds: Of each sample.
         batch_sizes: Samples of each process's batch, of each kind.
         batches: Batches of the whole run.
-        place: See `AlikeSampler`.
+        place: See `RunSampler`.
     """
 
     def __init__(self, kinds: Sequence[int], batch_sizes: Sequence[int], batches: int, **place: int) -> None:
@@ -156,7 +146,7 @@ class LengthSampler(AlikeSampler):
         share: Share of a length by which it is changed.
         budget: Of each process's batch: its samples times the longest of them, so what is filled up counts. A longer
             sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
-        place: See `AlikeSampler`.
+        place: See `RunSampler`.
     """
 
     def __init__(

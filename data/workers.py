@@ -2,16 +2,17 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from varitok import UserError
 
 from .batch import Sample
+from .storage.members import File
 
 __all__ = ["WorkerLoader", "Workplaces", "deafen", "name_of"]
 
@@ -44,9 +45,8 @@ class Workplaces:
         return int(self._places[worker])
 
 
-def name_of(dataset: Dataset[Any], place: int) -> str:
-    """Name a signal of a data set: its file, or its place in data of another kind."""
-    files = getattr(dataset, "files", None)
+def name_of(files: Sequence[File], place: int) -> str:
+    """Name a signal by its file, or by its number if the data have no files."""
     return str(files[place]) if files else f"signal {place}"
 
 
@@ -94,7 +94,7 @@ class WorkerLoader(DataLoader[Sample]):
                 name = _cause(worker.exitcode)
                 data: Any = self.dataset
                 place = data.workplaces[number]
-                reading = f" while it read {name_of(data.dataset, place)}" if place >= 0 else ""
+                reading = f" while it read {name_of(data.dataset.files, place)}" if place >= 0 else ""
                 return f"a worker (process {worker.pid}) ended by {name}{reading}; {CAUSES.get(name, CRASH)}"
         return None
 

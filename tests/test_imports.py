@@ -15,10 +15,10 @@ FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # Each folder's rooms from the ground up: a room imports what stands before it, never what stands after.
 FLOORS = {
-    "data": ("weights feature_map batch sampler workers storage decoding teachers synthetic datasets datamodule cli"),
+    "data": ("weights feature_map storage batch sampler workers decoding teachers synthetic datasets datamodule cli"),
     "codecs": (
         "result masking padding layout distributed unregistered networks bottlenecks discriminators lengths codec"
-        " streaming implicit build discretize rate_control losses metrics training"
+        " streaming implicit build discretize allocation losses metrics training"
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"

@@ -3,6 +3,9 @@
 Asymmetric numeral systems (arXiv 1311.2540, range variant): a bit's chance hangs on the higher bits of its number, and
 is a byte for each of these contexts, written before its plane. Many states go side by side: numpy does the work. The
 decoder reads a plane after the other, from the first byte on; the coder goes from the last bit to the first.
+
+`export/bitstream/range_coder.py` shares no arithmetic with it: that one takes symbols of any alphabet one by one, as a
+prior that has seen those before needs it, and this one millions of bits at once.
 """
 
 from itertools import accumulate

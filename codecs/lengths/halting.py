@@ -3,6 +3,9 @@
 KARL (arXiv 2507.07995) in one pass: whatever length k a training sample was cut to, and whatever error e its
 reconstruction then had, "to reach e this sample needs k" is a true example, and it costs nothing beside the codec's own
 step. KARL itself runs its encoder twice, the second time conditioned on the first one's error.
+
+At use, `codec.length.halting.lengths(codec.features(signals), errors)` chooses the lengths: the encoder runs once, the
+decoder not at all. The head is not exported.
 """
 
 import math

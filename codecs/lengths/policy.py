@@ -5,7 +5,7 @@ all, and a granularity (one draw per sample, per batch, or per batch of all proc
 hides the dropped steps from the decoder. One-D-Piece's Tail Token Drop (arXiv 2501.10064, section 3.2) is uniform x
 batch x truncate; FlexTok's nested dropout (arXiv 2502.13967, section 3.1) is powers of two x sample x mask token;
 ElasticTok (arXiv 2410.08368) puts zeros; DAC (arXiv 2306.06546) drops books; TiTok (arXiv 2406.07550) keeps everything.
-How many to keep at use is a selector's choice (`codecs/rate_control.py`).
+How many to keep at use: `export/bitstream/rate_control.py`; for each block of a clip, `codecs/allocation.py`.
 """
 
 from abc import ABC, abstractmethod

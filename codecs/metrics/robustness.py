@@ -8,13 +8,11 @@ without weights, and by what is lost in PSNR. `codecs/bottlenecks/perturbation.p
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import rich.box
 import torch
-from rich.console import Console
 from rich.table import Table as RichTable
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,42 +22,18 @@ from varitok.data.batch import Batch, normalise, to_uint8
 
 from ..bottlenecks.contract import Bottleneck
 from ..bottlenecks.perturbation import neighbours, shaken, table_of
+from ..codec import Codec
 from ..distributed import processes, sums_over_processes
 from . import frechet, image
 from .table import wide_console, write_rows
 
 __all__ = [
-    "DERIVATIVES",
-    "FeatureMap",
-    "Perturbable",
-    "Replacement",
-    "Robustness",
-    "available_features",
-    "derivatives",
-    "evaluation_mode",
-    "robustness",
-]
+    "DERIVATIVES", "FeatureMap", "Replacement", "Robustness", "available_features", "derivatives",
+    "evaluation_mode", "robustness",
+]  # fmt: skip
 
 Way = Literal["nearest", "noise", "random"]
 SCALES = (1, 2, 4)
-
-
-class Perturbable(Protocol):
-    """What a codec needs for its robustness to be measured; `varitok.codecs.codec.Codec` has it."""
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens that a signal has, N."""
-
-    @property
-    def bottleneck(self) -> Bottleneck:
-        """Turns latents into codes."""
-
-    def latents(self, signal: Tensor) -> Tensor:
-        """Turn signals `(b, c, h, w)` in [-1, 1] into latents `(b, N, d)`."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books, k)` into signals."""
 
 
 class FeatureMap(NamedTuple):
@@ -125,23 +99,21 @@ def available_features(device: torch.device) -> dict[str, FeatureMap]:
 @contextmanager
 def evaluation_mode(codec: object) -> Iterator[torch.device]:
     """Put a codec into evaluation mode for a while and give its device; each of its modules gets its own mode back."""
-    modules = list(codec.modules()) if isinstance(codec, nn.Module) else []
-    modes = [module.training for module in modules]
+    modes = {module: module.training for module in codec.modules()} if isinstance(codec, nn.Module) else {}
     parameter = next(codec.parameters(), None) if isinstance(codec, nn.Module) else None
     try:
-        for module in modules:
+        for module in modes:
             module.training = False
         yield parameter.device if parameter is not None else torch.device("cpu")
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes.items():
             module.training = mode
 
 
-@dataclass(frozen=True)
-class Replacement:
+class Replacement(NamedTuple):
     """How tokens are replaced.
 
-    The chance of an image hangs on the seed and its pixels alone, so neither batches nor processes change it; and a
+    The chance of an image depends on the seed and its pixels alone: neither batches nor processes change it, and a
     higher rate replaces what a lower one does, and more.
 
     Attributes:
@@ -156,56 +128,50 @@ class Replacement:
 
     def ways(self, bottleneck: Bottleneck) -> list[Way]:
         """List the ways that a bottleneck has."""
-        nearest = table_of(bottleneck) is not None
-        discrete = bool(bottleneck.book_sizes)
-        had = {"nearest": nearest, "noise": True, "random": discrete}
+        had = {"nearest": table_of(bottleneck) is not None, "noise": True, "random": bool(bottleneck.book_sizes)}
         return [way for way in get_args(Way) if had[way]]
 
     def replaced(
         self, bottleneck: Bottleneck, latents: Tensor, real: Tensor, ways: Sequence[Way]
-    ) -> tuple[Tensor, Tensor, dict[Way, Tensor]]:
-        """Encode latents, and give what would replace each token.
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Encode latents `(b, n, d)`, and return what would replace each token.
 
         Args:
             bottleneck: In evaluation mode.
-            latents: `(b, n, d)`.
+            latents: Of images.
             real: The images, uint8 `(b, 3, h, w)`.
             ways: Of replacing, out of those that the bottleneck has.
 
         Returns:
             The codes `(b, books, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and codes
-            `(b, books, n)` for each way, the uniform ones of "random" the furthest that there are.
+            `(b, books, n)` for each way.
         """
         codes = bottleneck.encode(latents)
         n, d = latents.shape[1:]
-        draws = [_draws(picture, self.seed, n, d, bottleneck.rows) for picture in real.cpu()]
+        draws = [self._draws(picture, n, d, bottleneck.rows) for picture in real.cpu()]
         order, rank, noise, uniform = (torch.stack(parts).to(latents.device) for parts in zip(*draws, strict=True))
-        others: dict[Way, Tensor] = {}
-        for way in ways:
-            if way == "nearest":
-                table = table_of(bottleneck)
-                assert table is not None, "not among the bottleneck's ways"
-                others[way] = neighbours(codes, table, self.delta, rank[:, None])
-            elif way == "noise":
-                others[way] = bottleneck.encode(shaken(latents, noise, self.sigma))
-            else:
-                # In float64 below 2^53; of more entries every so many.
-                sizes = torch.tensor(bottleneck.book_sizes, dtype=torch.float64, device=codes.device)[:, None]
-                others[way] = (uniform * sizes).long()
+        others: dict[str, Tensor] = {}
+        if "nearest" in ways:
+            table = table_of(bottleneck)
+            assert table is not None, "not among the bottleneck's ways"
+            others["nearest"] = neighbours(codes, table, self.delta, rank[:, None])
+        if "noise" in ways:
+            others["noise"] = bottleneck.encode(shaken(latents, noise, self.sigma))
+        if "random" in ways:  # in float64 below 2^53; of more entries every so many
+            sizes = torch.tensor(bottleneck.book_sizes, dtype=torch.float64, device=codes.device)[:, None]
+            others["random"] = (uniform * sizes).long()
         return codes, order, others
 
+    def _draws(self, picture: Tensor, n: int, d: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # In 32 bits: of a larger seed torch's generator takes the lower half.
+        key = zlib.crc32(picture.contiguous().numpy().tobytes(), zlib.crc32(str(self.seed).encode()))
+        random = torch.Generator().manual_seed(key)
+        order, rank = torch.rand(n, generator=random), torch.rand(n, generator=random)
+        uniform = torch.rand(rows, n, generator=random, dtype=torch.float64)
+        return order, rank, torch.randn(n, d, generator=random), uniform
 
-def _draws(picture: Tensor, seed: int, n: int, d: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # In 32 bits: of a larger seed torch's generator takes the lower half.
-    key = zlib.crc32(picture.contiguous().numpy().tobytes(), zlib.crc32(str(seed).encode()))
-    random = torch.Generator().manual_seed(key)
-    order, rank = torch.rand(n, generator=random), torch.rand(n, generator=random)
-    uniform = torch.rand(rows, n, generator=random, dtype=torch.float64)
-    return order, rank, torch.randn(n, d, generator=random), uniform
 
-
-@dataclass(frozen=True)
-class Robustness:
+class Robustness(NamedTuple):
     """What `robustness` found.
 
     Attributes:
@@ -214,13 +180,13 @@ class Robustness:
     """
 
     rows: list[dict[str, float | str]]
-    header: dict[str, str] = field(default_factory=dict)
+    header: dict[str, str]
 
     def write_csv(self, path: Path) -> None:
         """Write the rows, the header as comment lines above them."""
         write_rows(path, self.header, self.rows)
 
-    def print(self, console: Console | None = None) -> None:
+    def print(self) -> None:
         """Print the rows."""
         title = "Quality under replaced tokens (PSNR in dB)"
         shown = RichTable(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
@@ -228,19 +194,19 @@ class Robustness:
             shown.add_column(name, justify="left" if name == "way" else "right")
         for row in self.rows:
             shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-        (console or wide_console()).print(shown)
+        wide_console().print(shown)
 
 
 @torch.inference_mode()
 def robustness(
-    codec: Perturbable,
+    codec: Codec,
     batches: Iterable[Batch],
     rates: Sequence[float] = (0.1,),
     *,
     ways: Sequence[Way] | None = None,
     tokens: int | None = None,
     features: Mapping[str, FeatureMap] | None = None,
-    replacement: Replacement | None = None,
+    replacement: Replacement = Replacement(),  # noqa: B008 (it can't be changed)
     header: Mapping[str, str] | None = None,
 ) -> Robustness:
     """Measure what comes back when a share of each image's tokens is replaced.
@@ -269,26 +235,26 @@ def robustness(
         raise UserError(f"robustness at a rate of {wrong[0] if wrong else 'nothing'}: give shares in (0, 1]")
     if not 1 <= kept <= codec.tokens:
         raise UserError(f"{kept} tokens to keep: this codec keeps from 1 to {codec.tokens}")
-    replacement = replacement or Replacement()
     had = replacement.ways(codec.bottleneck)
     lacking = [way for way in ways or () if way not in had]
     if lacking:
         raise UserError(f"{type(codec.bottleneck).__name__} has no way {lacking[0]!r}; it has {', '.join(had)}")
-    maps = {"derivatives": DERIVATIVES} if features is None else dict(features)
+    maps = {"derivatives": DERIVATIVES} if features is None else features
     with evaluation_mode(codec) as device:
-        tally = _Tally(list(ways or had), sorted(set(rates)), maps, device)
+        sums = _Sums(list(ways or had), sorted(set(rates)), maps, device)
         for batch in batches:
             if len(batch.signal):
-                tally.add(codec, batch.signal, kept, replacement)
-    tally.gather()
-    meanings = {f"column {name}": text for name, text in tally.meanings(replacement).items()}
-    return Robustness(tally.rows(kept), dict(header or {}) | meanings)
+                sums.add(codec, normalise(batch.signal.to(device)), kept, replacement)
+    meanings = {f"column {name}": text for name, text in _meanings(sums.ways, replacement, maps).items()}
+    return Robustness(sums.rows(kept), dict(header or {}) | meanings)
 
 
-class _Tally:
-    """Sums over images from which the rows follow; all of them add up over processes."""
+class _Sums:
+    """Sums over images from which the rows follow; those of several processes add up."""
 
-    def __init__(self, ways: list[Way], rates: list[float], maps: dict[str, FeatureMap], device: torch.device) -> None:
+    def __init__(
+        self, ways: list[Way], rates: list[float], maps: Mapping[str, FeatureMap], device: torch.device
+    ) -> None:
         self.cases: list[tuple[str, float]] = [("none", 0.0), *((way, rate) for way in ways for rate in rates)]
         self.ways = ways
         self.maps = maps
@@ -300,29 +266,27 @@ class _Tally:
             name: [frechet.Moments(mapped.width) for _ in range(1 + len(self.cases))] for name, mapped in maps.items()
         }
 
-    def add(self, codec: Perturbable, images: Tensor, kept: int, replacement: Replacement) -> None:
+    def add(self, codec: Codec, signal: Tensor, kept: int, replacement: Replacement) -> None:
         """Take in images."""
-        signal = normalise(images.to(self.device))
         real = to_uint8(signal)
         self.images += len(real)
         for name, mapped in self.maps.items():
             self.moments[name][0].add(mapped.features(real))
         codes, order, others = replacement.replaced(codec.bottleneck, codec.latents(signal), real, self.ways)
+        given = codes[..., :kept]
         for case, (way, rate) in enumerate(self.cases):
             chosen = (order < rate)[:, None, :kept]
-            given = codes[..., :kept]
             put = torch.where(chosen, others[way][..., :kept], given) if way in others else given
             fake = to_uint8(codec.decode(put))
             if fake.shape != real.shape:
                 raise UserError("the codec gives back images of another size: evaluate at the size of its training")
             changed = (put != given).double().mean((1, 2))
-            found = torch.stack([image.psnr(fake, real).double(), changed], 1)
-            self.sums[case] += found.sum(0).cpu()
+            self.sums[case] += torch.stack([image.psnr(fake, real).double(), changed], 1).sum(0).cpu()
             for name, mapped in self.maps.items():
                 self.moments[name][1 + case].add(mapped.features(fake))
 
-    def gather(self) -> None:
-        """Add up over processes.
+    def rows(self, kept: int) -> list[dict[str, float | str]]:
+        """Add up over processes; return a row for each case.
 
         Raises:
             UserError: There is not one image.
@@ -335,31 +299,28 @@ class _Tally:
                 values.copy_(total)
         if not self.images:
             raise UserError("no image to evaluate")
-
-    def rows(self, kept: int) -> list[dict[str, float | str]]:
-        """Give a row for each case."""
         psnr, changed = (self.sums / self.images).T.tolist()
         rows: list[dict[str, float | str]] = []
         for case, (way, rate) in enumerate(self.cases):
             row: dict[str, float | str] = {"way": way, "rate": rate, "k": kept, "changed": changed[case]}
             row |= {"psnr": psnr[case], "psnr_drop": psnr[0] - psnr[case]}
-            for name, found in self.moments.items():
-                row[name] = frechet.frechet_distance(found[1 + case], found[0])
+            row |= {name: frechet.frechet_distance(m[1 + case], m[0]) for name, m in self.moments.items()}
             rows.append(row | {"images": int(self.images)})
         return rows
 
-    def meanings(self, replacement: Replacement) -> dict[str, str]:
-        """Say what the columns mean."""
-        said = {
-            "nearest": f"one of the {replacement.delta} nearest entries of the book, without the token's own",
-            "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",
-            "random": "codes drawn evenly",
-        }
-        ways = "; ".join(f"{way}: {said[way]}" for way in self.ways)
-        return {
-            "way": f"what tokens are replaced by (seed {replacement.seed}): {ways}",
-            "rate": "share of the tokens that are replaced, all books of each",
-            "changed": "share of the codes that this has changed",
-            "psnr": image.DEFINITIONS["psnr"],
-            "psnr_drop": "dB lost against the row without replacement",
-        } | {name: mapped.meaning for name, mapped in self.maps.items()}
+
+def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, FeatureMap]) -> dict[str, str]:
+    """Say what the columns mean."""
+    said = {
+        "nearest": f"one of the {replacement.delta} nearest entries of the book, without the token's own",
+        "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",
+        "random": "codes drawn evenly",
+    }
+    told = "; ".join(f"{way}: {said[way]}" for way in ways)
+    return {
+        "way": f"what tokens are replaced by (seed {replacement.seed}): {told}",
+        "rate": "share of the tokens that are replaced, all books of each",
+        "changed": "share of the codes that this has changed",
+        "psnr": image.DEFINITIONS["psnr"],
+        "psnr_drop": "dB lost against the row without replacement",
+    } | {name: mapped.meaning for name, mapped in maps.items()}

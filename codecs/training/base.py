@@ -257,7 +257,7 @@ class Training(pl.LightningModule):
         bad, seen = sums_over_processes([mine])[0].tolist()
         counts = {"refused": self.guard.refused, "bad_samples": bad}
         self.latest |= {name: float(count) for name, count in counts.items() if count}
-        size = len(self.data.splits.train)  # type: ignore[arg-type]
+        size = len(self.data.splits.train)
         self.latest |= {"data/samples": float(seen), "data/epochs": seen / size}
         self.latest |= self.pace.read()
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]

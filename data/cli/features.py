@@ -126,11 +126,7 @@ def _halved(values: Tensor) -> Any:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok features`.
-
-    Raises:
-        UserError: A user's mistake.
-    """
+    """Run `varitok features`."""
     options = _parser().parse_args(words)
     layer = int(options.layer) if options.layer.isdigit() else options.layer
     sounds = options.rate is not None

@@ -24,11 +24,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok shards`.
-
-    Raises:
-        UserError: A user's mistake.
-    """
+    """Run `varitok shards`."""
     options = _parser().parse_args(words)
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder")

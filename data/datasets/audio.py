@@ -1,7 +1,9 @@
 """Sounds: from files of any kind to stretches of one sample rate."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,18 +19,18 @@ from ..batch import Key, Splits, sample_generator
 from ..decoding.audio import SUFFIXES, Sound, resampled_length
 from ..storage.listing import list_files
 from ..storage.members import File, Member
-from .base import FileDataset, fetched
+from .base import FileDataset, fetched, takes
 from .crops import random_box
 from .mixture import mix
 
 __all__ = ["SoundDataset", "librispeech", "libritts", "sound_folder", "sound_mix", "speech_commands", "splits_of"]
 
-# fmt: on
 LEAST_RATE = 4000  # Hz
 BLOCK = 0.4  # seconds of which BS.1770 takes the loudness
 MOST_MEASURED = 5  # channels that it knows
 
 
+@dataclass(eq=False, repr=False)
 class SoundDataset(FileDataset):
     """Stretches of sound files.
 
@@ -49,28 +51,15 @@ class SoundDataset(FileDataset):
         seed: Seed of all chance.
     """
 
-    def __init__(
-        self,
-        files: Sequence[File],
-        sample_rate: int,
-        samples: int | None,
-        *,
-        channels: int = 1,
-        train: bool = True,
-        gain: Sequence[float] = (0.0, 0.0),
-        flip: bool = True,
-        loudness: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(files)
-        self.sample_rate = sample_rate
-        self.samples = samples
-        self.channels = channels
-        self.train = train
-        self.gain = gain
-        self.flip = flip
-        self.loudness = loudness
-        self.seed = seed
+    sample_rate: int
+    samples: int | None
+    _: KW_ONLY
+    channels: int = 1
+    train: bool = True
+    gain: Sequence[float] = (0.0, 0.0)
+    flip: bool = True
+    loudness: float | None = None
+    seed: int = 0
 
     def size(self, file: File) -> int:
         """Count the samples that a file gives, from its header, or from the index of its shard."""
@@ -122,115 +111,6 @@ class SoundDataset(FileDataset):
         # What is already clipped is not made louder, and nothing is clipped that was not.
         most = 1.0 / max(float(sound.abs().max()), 1e-6)
         return sound * (sign * min(10 ** (change / 20), most))
-
-
-def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Make both splits of a folder of sounds.
-
-    Args:
-        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
-            files is held out.
-        val_share: Share of the files that is held out.
-        form: What is made of the files: see `splits_of`.
-
-    Raises:
-        UserError: The folder isn't there, holds no sound, or a number is out of range.
-    """
-    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
-    return splits_of(str(root), train, val, **form)
-
-
-def sound_mix(
-    roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
-) -> Splits:
-    """Make the splits of several folders of sounds, each with its share of the training whatever its size.
-
-    Args:
-        roots: The folders, by name; null leaves one out.
-        weights: Share of each; 1 where it isn't named.
-        seed: Seed of all chance.
-        form: What is made of the files: see `sound_folder`.
-
-    Raises:
-        UserError: A folder isn't there, holds no sound, or a number is out of range.
-    """
-    splits = {name: sound_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
-    return mix(splits, weights, seed)
-
-
-def librispeech(
-    root: str,
-    *,
-    parts: Sequence[str] = ("train-clean-100",),
-    val_parts: Sequence[str] = ("dev-clean",),
-    download: bool = True,
-    **form: Any,
-) -> Splits:
-    """Make LibriSpeech's splits: read English at 16 kHz, fetched by torchaudio.
-
-    Args:
-        root: Where it lies, or is to lie.
-        parts: What is trained on, by the names of the archives: train-clean-100 is 6 GB, 100 h.
-        val_parts: What is evaluated on.
-        download: Fetch what isn't there.
-        form: What is made of the files: see `splits_of`.
-
-    Raises:
-        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
-    """
-    return _libri("LibriSpeech", LIBRISPEECH, root, parts, val_parts, download, form)
-
-
-def libritts(
-    root: str,
-    *,
-    parts: Sequence[str] = ("train-clean-100",),
-    val_parts: Sequence[str] = ("dev-clean",),
-    download: bool = True,
-    **form: Any,
-) -> Splits:
-    """Make LibriTTS' splits: read English at 24 kHz, cut into sentences, fetched by torchaudio; see `librispeech`."""
-    return _libri("LibriTTS", LIBRITTS, root, parts, val_parts, download, form)
-
-
-def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
-    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, fetched by torchaudio.
-
-    Args:
-        root: Where it lies, or is to lie; 2.3 GB are fetched.
-        download: Fetch it where it isn't there.
-        form: What is made of the files: see `splits_of`.
-
-    Raises:
-        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
-    """
-
-    def files(subset: str) -> list[Path]:
-        data = fetched(
-            lambda: SPEECHCOMMANDS(root, download=download, subset=subset), root, "speech_commands_v0.02.tar.gz"
-        )
-        return [Path(file) for file in data._walker]
-
-    return splits_of("Speech Commands 0.02", files("training"), files("validation"), **form)
-
-
-def _libri(
-    name: str,
-    make: Any,
-    root: str,
-    parts: Sequence[str],
-    val_parts: Sequence[str],
-    download: bool,
-    form: Mapping[str, Any],
-) -> Splits:
-    """Make the splits of a corpus that lies in archives below `root/name`."""
-
-    def files(part: str) -> Sequence[File]:
-        fetched(lambda: make(root, part, download=download), root, f"{part}.tar.gz")
-        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
-
-    train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
-    return splits_of(name, train, val, **form)
 
 
 def splits_of(
@@ -289,3 +169,105 @@ def splits_of(
             " nothing else",
         },
     )
+
+
+@takes(splits_of)
+def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
+    """Make both splits of a folder of sounds.
+
+    Args:
+        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
+            files is held out.
+        val_share: Share of the files that is held out.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The folder isn't there, holds no sound, or a number is out of range.
+    """
+    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
+    return splits_of(str(root), train, val, **form)
+
+
+@takes(sound_folder)
+def sound_mix(
+    roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
+) -> Splits:
+    """Make the splits of several folders of sounds, each with its share of the training whatever its size.
+
+    Args:
+        roots: The folders, by name; null leaves one out.
+        weights: Share of each; 1 where it isn't named.
+        seed: Seed of all chance.
+        form: What is made of the files: see `sound_folder`.
+
+    Raises:
+        UserError: A folder isn't there, holds no sound, or a number is out of range.
+    """
+    splits = {name: sound_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
+    return mix(splits, weights, seed)
+
+
+@takes(splits_of)
+def _libri(
+    name: str,
+    make: Callable[..., Any],
+    root: str,
+    *,
+    parts: Sequence[str] = ("train-clean-100",),
+    val_parts: Sequence[str] = ("dev-clean",),
+    download: bool = True,
+    **form: Any,
+) -> Splits:
+    """Make the splits of a corpus of read English, fetched by torchaudio; see `splits_of`.
+
+    Args:
+        name: Of the corpus, and of its folder below `root`.
+        make: Torchaudio's class.
+        root: Where it lies, or is to lie.
+        parts: What is trained on, by the names of the archives: train-clean-100 is 6 GB, 100 h.
+        val_parts: What is evaluated on.
+        download: Fetch what isn't there.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+    """
+
+    def files(part: str) -> Sequence[File]:
+        fetched(partial(make, root, part, download=download), root, f"{part}.tar.gz")
+        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
+
+    train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
+    return splits_of(name, train, val, **form)
+
+
+@takes(_libri)
+def librispeech(root: str, **form: Any) -> Splits:
+    """Make LibriSpeech's splits: read English at 16 kHz; see `_libri`."""
+    return _libri("LibriSpeech", LIBRISPEECH, root, **form)
+
+
+@takes(_libri)
+def libritts(root: str, **form: Any) -> Splits:
+    """Make LibriTTS' splits: read English at 24 kHz, cut into sentences; see `_libri`."""
+    return _libri("LibriTTS", LIBRITTS, root, **form)
+
+
+@takes(splits_of)
+def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
+    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, fetched by torchaudio.
+
+    Args:
+        root: Where it lies, or is to lie; 2.3 GB are fetched.
+        download: Fetch it where it isn't there.
+        form: What is made of the files: see `splits_of`.
+
+    Raises:
+        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+    """
+
+    def files(subset: str) -> list[Path]:
+        load = partial(SPEECHCOMMANDS, root, download=download, subset=subset)
+        return [Path(file) for file in fetched(load, root, "speech_commands_v0.02.tar.gz")._walker]
+
+    return splits_of("Speech Commands 0.02", files("training"), files("validation"), **form)

@@ -1,30 +1,31 @@
 """A data set of files, and how published ones are downloaded."""
 
-from abc import ABC, abstractmethod
+import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-from torch.utils.data import Dataset
+from typing import Any, TypeVar, get_type_hints
 
 from varitok import UserError
 
-from ..batch import BadSample
+from ..batch import BadSample, SignalDataset
 from ..storage.members import File
 
-__all__ = ["FileDataset", "fetched"]
+__all__ = ["FileDataset", "fetched", "takes"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class FileDataset(Dataset[Tensor], ABC):
+@dataclass(eq=False, repr=False)
+class FileDataset(SignalDataset):
     """A data set of files, each a signal that has a length.
 
     Args:
-        files: The files; of paths, or of members of shards, which stay packed.
+        files: Paths, or members of shards, which stay packed.
     """
 
-    def __init__(self, files: Sequence[File]) -> None:
-        self.files = files
+    files: Sequence[File] = field()
 
     def __len__(self) -> int:
         """Count the files."""
@@ -40,13 +41,36 @@ class FileDataset(Dataset[Tensor], ABC):
 
     def sizes(self) -> list[int]:
         """Count those of each file; 0 where it can't be read."""
+        return self.of_each(self.size)
+
+    def of_each(self, number: Callable[[File], int]) -> list[int]:
+        """Return a number of each file; 0 where it can't be read."""
         found = []
         for file in self.files:
             try:
-                found.append(self.size(file))
+                found.append(number(file))
             except BadSample:
                 found.append(0)
         return found
+
+
+def takes(other: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Return a decorator: a function's `**form` becomes the keywords of another, to which it hands them.
+
+    So a configuration's names and types are checked before any file is looked for.
+    """
+
+    def decorate(function: Function) -> Function:
+        mine = inspect.signature(function).parameters
+        own = {name: one for name, one in mine.items() if one.kind is not one.VAR_KEYWORD}
+        passed = inspect.signature(other).parameters.values()
+        more = [one for one in passed if one.kind is one.KEYWORD_ONLY and one.name not in own]
+        function.__signature__ = inspect.Signature([*own.values(), *more])  # type: ignore[attr-defined]
+        hints = get_type_hints(other)
+        function.__annotations__ |= {one.name: hints[one.name] for one in more}
+        return function
+
+    return decorate
 
 
 def fetched(make: Callable[[], Any], root: str, archive: str) -> Any:

@@ -27,7 +27,7 @@ from ..teachers.audio import SoundTransformer
 from ..teachers.base import Layer, Teacher
 from ..teachers.vision import VisionTransformer
 from .audio import SoundDataset
-from .images import ImageFolder
+from .images import ImageFiles
 
 __all__ = ["IMAGE", "SOUND", "FeatureShards", "SeenTeacher", "image_teacher", "open_features", "sound_teacher"]
 
@@ -98,7 +98,7 @@ class _OfImages(FeatureShards):
     """Those of squares of images, on as many steps a side as the teacher saw along the shorter side."""
 
     kind = IMAGE
-    dataset: ImageFolder
+    dataset: ImageFiles
 
     def cut(self, values: Tensor, member: Member, key: Key) -> Features:
         square, (rows, columns) = self.dataset.square(key), values.shape[:2]
@@ -118,7 +118,7 @@ def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:
     """
     if isinstance(dataset, SoundDataset):
         return _OfSounds(folder, dataset)
-    if isinstance(dataset, ImageFolder):
+    if isinstance(dataset, ImageFiles):
         return _OfImages(folder, dataset)
     raise UserError(
         f"{folder}: features can be read of folders of sounds or images alone; these data are clips, mixed, or drawn:"

@@ -4,17 +4,19 @@ LanDiff (arXiv 2503.04606, section 3.1) makes tokens of Theia's features (arXiv 
 16 pixels. The teacher belongs to the data: a codec knows features only.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from varitok import UserError, at_least
 
-from ..batch import BadSample, Key, Splits
+from ..batch import BadSample, Key, SignalDataset, Splits
 from ..teachers.base import Teacher
 
 __all__ = ["FeatureClips", "teacher_features"]
@@ -22,7 +24,8 @@ __all__ = ["FeatureClips", "teacher_features"]
 AT_ONCE = 16  # frames that go through a teacher together
 
 
-class FeatureClips(Dataset[Tensor]):
+@dataclass(eq=False, repr=False)
+class FeatureClips(SignalDataset):
     """The standardised features of another data set's clips.
 
     Args:
@@ -31,29 +34,24 @@ class FeatureClips(Dataset[Tensor]):
         mean: Of each channel, `(c, 1, 1, 1)`.
         deviation: Standard deviation of each channel, likewise.
         device: Where the teacher runs; a loader's workers have the CPU alone.
-
-    Attributes:
-        shapes: Of the clips, where they have several (`data.clips.buckets`).
     """
 
-    def __init__(
-        self, clips: Dataset[Tensor], teacher: Teacher, mean: Tensor, deviation: Tensor, device: str = "cpu"
-    ) -> None:
-        self.clips = clips
-        self.teacher = teacher
-        self.mean = mean
-        self.deviation = deviation
-        self.device = device
-        self.shapes: list[tuple[int, ...]] = getattr(clips, "shapes", [])
+    clips: SignalDataset
+    teacher: Teacher
+    mean: Tensor
+    deviation: Tensor
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.shapes = self.clips.shapes
 
     def __len__(self) -> int:
         """Count the clips."""
-        return len(self.clips)  # type: ignore[arg-type]
+        return len(self.clips)
 
-    def kinds(self) -> list[int]:
-        """Tell which of the shapes each clip has."""
-        found: list[int] = self.clips.kinds()  # type: ignore[attr-defined]
-        return found
+    def kinds(self) -> Sequence[int]:
+        """Return the number of each clip's shape."""
+        return self.clips.kinds()
 
     def __getitem__(self, key: Key) -> Tensor:
         """Give the features of the clip of `(epoch, index)`: float32 `(c, t, rows, columns)`, mean 0 and variance 1.
@@ -101,12 +99,12 @@ def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device
     return Splits(train, val, clips.about | {"protocol": protocol})
 
 
-def _statistics(clips: Dataset[Tensor], teacher: Teacher, measured: int, device: str) -> tuple[Tensor, Tensor]:
+def _statistics(clips: SignalDataset, teacher: Teacher, measured: int, device: str) -> tuple[Tensor, Tensor]:
     """Measure the mean and the standard deviation of each channel, float32 `(c, 1, 1, 1)`."""
     found: list[tuple[int, Tensor, Tensor]] = []
 
     def read() -> Any:
-        for index in range(len(clips)):  # type: ignore[arg-type]
+        for index in range(len(clips)):
             with suppress(BadSample):
                 yield clips[0, index]
 

@@ -1,28 +1,31 @@
 """Images: from files of any kind to uint8 squares."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from varitok import UserError, at_least
 
-from ..batch import Key, Splits, sample_generator
+from ..batch import Key, SignalDataset, Splits, sample_generator
 from ..decoding.images import SUFFIXES, decode_image, decoded_size
 from ..storage.listing import list_files
-from .base import fetched
+from ..storage.members import File
+from .base import fetched, takes
 from .crops import centre_box, random_box
 
-__all__ = ["PROTOCOL", "ImageDataset", "ImageFolder", "Square", "cifar10", "image_folder", "imagenette"]
+__all__ = ["PROTOCOL", "ImageDataset", "ImageFiles", "ImageFolder", "Square", "cifar10", "image_folder", "imagenette"]
 
 PROTOCOL = (
     "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
     " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
 )
+Split: TypeAlias = Literal["train", "val"]
 
 
 class Square(NamedTuple):
@@ -43,7 +46,8 @@ class Square(NamedTuple):
     mirrored: bool
 
 
-class ImageDataset(Dataset[Tensor]):
+@dataclass(eq=False, repr=False)
+class ImageDataset(SignalDataset):
     """Squares out of images: cropped, resized, and mirrored by chance while training.
 
     Args:
@@ -56,27 +60,19 @@ class ImageDataset(Dataset[Tensor]):
         seed: Seed of all chance.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int, int | None], Tensor],
-        count: int,
-        *,
-        image_size: int,
-        train: bool,
-        least_scale: float = 0.8,
-        flip: bool = True,
-        seed: int = 0,
-    ) -> None:
-        at_least({"data.image_size": (image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
-        if not 0 < least_scale <= 1:
-            raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
-        self.read = read
-        self.count = count
-        self.image_size = image_size
-        self.train = train
-        self.least_scale = least_scale
-        self.flip = flip
-        self.seed = seed
+    read: Callable[[int, int | None], Tensor]
+    count: int
+    _: KW_ONLY
+    image_size: int
+    train: bool
+    least_scale: float = 0.8
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
+        if not 0 < self.least_scale <= 1:
+            raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
     def __len__(self) -> int:
         """Count the images."""
@@ -121,48 +117,19 @@ class ImageDataset(Dataset[Tensor]):
         return self.flip and float(torch.rand((), generator=generator)) < 0.5
 
 
-class ImageFolder(ImageDataset):
-    """All images below a folder, or in shards.
-
-    Which files are trained on and which are held out: see `list_files`.
+class ImageFiles(ImageDataset):
+    """Squares out of image files.
 
     Args:
-        root: The folder, or an address of shards.
-        split: "train" or "val".
-        image_size: Side of the squares, in pixels.
-        val_share: Share of the files that is held out.
+        files: Paths, or members of shards.
         least_side: Shortest side that a file may have, in pixels.
-        least_scale: See `ImageDataset`.
-        flip: See `ImageDataset`.
-        seed: See `ImageDataset`.
-
-    Raises:
-        UserError: The folder isn't there, or holds no image.
+        form: See `ImageDataset`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: Literal["train", "val"],
-        *,
-        image_size: int,
-        val_share: float = 0.05,
-        least_side: int = 8,
-        least_scale: float = 0.8,
-        flip: bool = True,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, files: Sequence[File], *, least_side: int = 1, **form: Any) -> None:
+        self.files = files
         self.least_side = least_side
-        self.files = list_files(root, split, val_share, SUFFIXES, "image")
-        super().__init__(
-            self._read,
-            len(self.files),
-            image_size=image_size,
-            train=split == "train",
-            least_scale=least_scale,
-            flip=flip,
-            seed=seed,
-        )
+        super().__init__(self._read, len(files), **form)
 
     def _read(self, index: int, shorter_side: int | None) -> Tensor:
         return decode_image(self.files[index], shorter_side, self.least_side)
@@ -180,62 +147,78 @@ class ImageFolder(ImageDataset):
         return Square(top / height, left / width, rows / height, columns / width, self._mirrored(generator))
 
 
-def image_folder(
-    root: str,
+class ImageFolder(ImageFiles):
+    """A split of the images below a folder, or in shards; see `list_files`.
+
+    Args:
+        root: The folder, or an address of shards.
+        split: "train" or "val".
+        val_share: Share of the files that is held out.
+        least_side: Shortest side that a file may have, in pixels.
+        form: See `ImageDataset`.
+
+    Raises:
+        UserError: The folder isn't there, or holds no image.
+    """
+
+    def __init__(
+        self, root: str | Path, split: Split, *, val_share: float = 0.05, least_side: int = 8, **form: Any
+    ) -> None:
+        files = list_files(root, split, val_share, SUFFIXES, "image")
+        super().__init__(files, least_side=least_side, **{"train": split == "train", **form})
+
+
+def splits_of(
+    name: str,
+    make: Callable[..., ImageDataset],
     *,
     image_size: int = 64,
-    val_share: float = 0.05,
-    least_side: int = 8,
     least_scale: float = 0.8,
     flip: bool = True,
     seed: int = 0,
 ) -> Splits:
-    """Make both splits of a folder of images, or of shards; see `ImageFolder`."""
-    common: dict[str, Any] = {
-        "image_size": image_size,
-        "val_share": val_share,
-        "least_side": least_side,
-        "least_scale": least_scale,
-        "flip": flip,
-        "seed": seed,
-    }
-    splits = ImageFolder(root, "train", **common), ImageFolder(root, "val", **common)
-    return Splits(*splits, about=_about(str(root), image_size))
+    """Make both splits.
+
+    Args:
+        name: What the data set is called above a table.
+        make: Makes a split by its name, "train" or "val", and `ImageDataset`'s keywords.
+        image_size: Side of the squares, in pixels.
+        least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
+        flip: Mirror every other training image.
+        seed: Seed of all chance.
+    """
+    form = {"image_size": image_size, "least_scale": least_scale, "flip": flip, "seed": seed}
+    train, val = (make(split, train=split == "train", **form) for split in ("train", "val"))
+    protocol = f"{PROTOCOL}; {image_size} x {image_size} pixels"
+    return Splits(train, val, about={"dataset": f"{name}, validation split", "protocol": protocol})
 
 
-def cifar10(root: str, image_size: int = 32, download: bool = True, flip: bool = True, seed: int = 0) -> Splits:
-    """Make CIFAR-10's splits: 50,000 and 10,000 images of 32 x 32 pixels, fetched by torchvision.
+@takes(splits_of)
+def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **form: Any) -> Splits:
+    """Make both splits of a folder of images, or of shards; see `ImageFolder` and `splits_of`."""
+    return splits_of(str(root), partial(ImageFolder, root, val_share=val_share, least_side=least_side), **form)
+
+
+@takes(splits_of)
+def cifar10(root: str, *, image_size: int = 32, download: bool = True, least_scale: float = 1.0, **form: Any) -> Splits:
+    """Make CIFAR-10's splits: 50,000 and 10,000 images of 32 x 32 pixels, fetched by torchvision; see `splits_of`.
 
     Raises:
         UserError: The files are not in `root` and can't be fetched.
     """
     from torchvision.datasets import CIFAR10  # noqa: PLC0415
 
-    def split(train: bool) -> ImageDataset:
-        data = fetched(lambda: CIFAR10(root, train=train, download=download), root, "cifar-10-python.tar.gz")
-        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-        return ImageDataset(
-            lambda i, _: pixels[i],
-            len(pixels),
-            image_size=image_size,
-            train=train,
-            least_scale=1.0,
-            flip=flip,
-            seed=seed,
-        )
+    def make(split: Split, **form: Any) -> ImageDataset:
+        load = partial(CIFAR10, root, train=split == "train", download=download)
+        pixels = torch.from_numpy(fetched(load, root, "cifar-10-python.tar.gz").data).permute(0, 3, 1, 2)
+        return ImageDataset(lambda i, _: pixels[i], len(pixels), **form)
 
-    return Splits(split(True), split(False), about=_about("CIFAR-10", image_size))
+    return splits_of("CIFAR-10", make, image_size=image_size, least_scale=least_scale, **form)
 
 
+@takes(splits_of)
 def imagenette(
-    root: str,
-    *,
-    image_size: int = 64,
-    version: Literal["full", "320px", "160px"] = "160px",
-    download: bool = True,
-    least_scale: float = 0.8,
-    flip: bool = True,
-    seed: int = 0,
+    root: str, *, version: Literal["full", "320px", "160px"] = "160px", download: bool = True, **form: Any
 ) -> Splits:
     """Make Imagenette's splits: 9,469 and 3,925 photos of ten classes of ImageNet, fetched by torchvision.
 
@@ -246,21 +229,8 @@ def imagenette(
 
     archive = {"full": "imagenette2.tgz", "320px": "imagenette2-320.tgz", "160px": "imagenette2-160.tgz"}[version]
 
-    def split(name: Literal["train", "val"]) -> ImageDataset:
-        data = fetched(lambda: Imagenette(root, split=name, size=version, download=download), root, archive)
-        files = [Path(file) for file, _ in data._samples]
-        return ImageDataset(
-            lambda i, side: decode_image(files[i], side),
-            len(files),
-            image_size=image_size,
-            train=name == "train",
-            least_scale=least_scale,
-            flip=flip,
-            seed=seed,
-        )
+    def make(split: Split, **form: Any) -> ImageDataset:
+        data = fetched(partial(Imagenette, root, split=split, size=version, download=download), root, archive)
+        return ImageFiles([Path(file) for file, _ in data._samples], **form)
 
-    return Splits(split("train"), split("val"), about=_about(f"Imagenette {version}", image_size))
-
-
-def _about(name: str, image_size: int) -> dict[str, str]:
-    return {"dataset": f"{name}, validation split", "protocol": f"{PROTOCOL}; {image_size} x {image_size} pixels"}
+    return splits_of(f"Imagenette {version}", make, **form)

@@ -1,19 +1,18 @@
 """Several data sets as one, each with its share whatever its size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 
-from ..batch import Key, Splits, sample_generator
+from ..batch import Key, SignalDataset, Splits, sample_generator
 
 __all__ = ["Mix", "mix"]
 
 
-class Mix(Dataset[Tensor]):
+class Mix(SignalDataset):
     """Draws each training sample from one of several data sets, by weight, whatever their sizes.
 
     An epoch has as many samples as all of them together; in it a small data set's samples occur again and again, each
@@ -25,11 +24,11 @@ class Mix(Dataset[Tensor]):
         seed: Seed of all chance.
     """
 
-    def __init__(self, datasets: list[Dataset[Tensor]], weights: list[float], seed: int = 0) -> None:
+    def __init__(self, datasets: Sequence[SignalDataset], weights: list[float], seed: int = 0) -> None:
         self.datasets = datasets
         self.shares = torch.tensor(weights, dtype=torch.float64)
         self.seed = seed
-        self.counts = [len(data) for data in datasets]  # type: ignore[arg-type]
+        self.counts = [len(data) for data in datasets]
 
     def __len__(self) -> int:
         """Count the samples of an epoch."""
@@ -48,8 +47,10 @@ class Mix(Dataset[Tensor]):
         return self.datasets[which][key[0] * len(self) + key[1], place]
 
     def sizes(self) -> list[int]:
-        """Tell about how large each sample is: as the largest of the data set that it is drawn from."""
-        largest = [max(data.sizes()) for data in self.datasets]  # type: ignore[attr-defined]
+        """Return about how long each sample is: as the longest of the data set that it is drawn from."""
+        largest = [max(data.sizes(), default=0) for data in self.datasets]
+        if not all(largest):
+            return []
         return [largest[self._source(index)] for index in range(len(self))]
 
     def _source(self, index: int) -> int:
@@ -57,11 +58,11 @@ class Mix(Dataset[Tensor]):
         return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
 
 
-class _Joined(Dataset[Tensor]):
+class _Joined(SignalDataset):
     """Data sets one after another."""
 
-    def __init__(self, datasets: list[Dataset[Tensor]]) -> None:
-        self.places = [(data, at) for data in datasets for at in range(len(data))]  # type: ignore[arg-type]
+    def __init__(self, datasets: Sequence[SignalDataset]) -> None:
+        self.places = [(data, at) for data in datasets for at in range(len(data))]
 
     def __len__(self) -> int:
         return len(self.places)

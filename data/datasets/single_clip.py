@@ -1,21 +1,22 @@
 """One clip, to fit a codec to: trained on frame by frame, evaluated on as a whole."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError, at_least
 
-from ..batch import BadSample, Key, Splits
+from ..batch import BadSample, Key, SignalDataset, Splits
 from ..synthetic.video import Scenes
 from .video import PROTOCOL, VideoDataset
 
 __all__ = ["Stretches", "one_clip", "one_scene"]
 
 
-class Stretches(Dataset[Tensor]):
+@dataclass(eq=False, repr=False)
+class Stretches(SignalDataset):
     """A clip in stretches of equal length, one behind the other; what is left over isn't given.
 
     Args:
@@ -23,9 +24,8 @@ class Stretches(Dataset[Tensor]):
         frames: Of a stretch.
     """
 
-    def __init__(self, clip: Tensor, frames: int) -> None:
-        self.clip = clip
-        self.frames = frames
+    clip: Tensor
+    frames: int
 
     def __len__(self) -> int:
         """Count the stretches."""

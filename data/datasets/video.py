@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varitok import UserError
+from varitok import UserError, at_least
 
 from ..batch import BadSample, Key, Splits, sample_generator
 from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
 from ..decoding.video import SUFFIXES, Video, frames_in
 from ..storage.listing import list_files
 from ..storage.members import File, Member
-from .base import FileDataset
+from .base import FileDataset, takes
 from .crops import centre_box, random_box
 from .mixture import mix
 
@@ -30,6 +31,7 @@ PROTOCOL = (
 LEAST_SIDE = 8  # pixels; smaller files count as unreadable
 
 
+@dataclass(eq=False, repr=False)
 class VideoDataset(FileDataset):
     """Stretches of files of clips, all of one size.
 
@@ -51,30 +53,16 @@ class VideoDataset(FileDataset):
         shapes: Frames, height and width of several; none for one.
     """
 
-    def __init__(
-        self,
-        files: Sequence[File],
-        frames: int | None,
-        height: int,
-        width: int,
-        *,
-        frame_rate: float | None = None,
-        train: bool = True,
-        least_scale: float = 0.8,
-        flip: bool = True,
-        seed: int = 0,
-        shapes: Sequence[tuple[int, int, int]] = (),
-    ) -> None:
-        super().__init__(files)
-        self.shapes = list(shapes)
-        self.frames = frames
-        self.height = height
-        self.width = width
-        self.frame_rate = frame_rate
-        self.train = train
-        self.least_scale = least_scale
-        self.flip = flip
-        self.seed = seed
+    frames: int | None
+    height: int
+    width: int
+    _: KW_ONLY
+    frame_rate: float | None = None
+    train: bool = True
+    least_scale: float = 0.8
+    flip: bool = True
+    seed: int = 0
+    shapes: Sequence[tuple[int, int, int]] = ()
 
     def size(self, file: File) -> int:
         """Count the frames that a file gives, from its header, or from the index of its shard."""
@@ -83,13 +71,7 @@ class VideoDataset(FileDataset):
 
     def kinds(self) -> list[int]:
         """Tell which of the shapes each file has, as `size`; 0 where it can't be read."""
-        found = []
-        for file in self.files:
-            try:
-                found.append(shape_of(self.shapes, self._extent(file)))
-            except BadSample:
-                found.append(0)
-        return found
+        return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
     def _extent(self, file: File) -> "Extent":
         facts = file.facts if isinstance(file, Member) else {}
@@ -157,6 +139,74 @@ def shape_of(shapes: Sequence[tuple[int, int, int]], video: Video | Extent) -> i
     return min(range(len(shapes)), key=unlike)
 
 
+def splits_of(
+    name: str,
+    train: Sequence[File],
+    val: Sequence[File],
+    *,
+    crop_tokens: int = 5,
+    hop: int = 4,
+    lead: int = 3,
+    val_tokens: int | None = None,
+    buckets: Sequence[Sequence[int]] | None = None,
+    image_size: int | Sequence[int] = 64,
+    frame_rate: float | None = None,
+    least_scale: float = 0.8,
+    flip: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Make both splits of lists of files.
+
+    Args:
+        name: What the data set is called above a table.
+        train: Files to train on.
+        val: Files to evaluate on.
+        crop_tokens: Length of a training clip in latent frames.
+        hop: Frames of a latent frame.
+        lead: Copies of the first frame that the codec puts before it: N latent frames are `N * hop - lead` frames.
+        val_tokens: Length of a clip to evaluate on; as in training where None.
+        buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
+            `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
+        image_size: Side, or height and width, in pixels.
+        frame_rate: Frames a second; None keeps each file's.
+        least_scale: Smallest random crop, as a share of the largest, in (0, 1].
+        flip: Mirror every other training clip.
+        seed: Seed of all chance.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    lengths = [tokens * hop - lead for tokens in (crop_tokens, crop_tokens if val_tokens is None else val_tokens)]
+    at_least({"data.hop": (hop, 1), "data.lead": (lead, 0)})
+    shortest = lead // hop + 1  # latent frames of which a frame is left
+    at_least({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
+    at_least({"data.val_tokens": (shortest if val_tokens is None else val_tokens, shortest)})
+    if not 0 < least_scale <= 1:
+        raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
+    if frame_rate is not None and not frame_rate > 0:
+        raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
+    shapes = [_bucket(bucket, hop, lead) for bucket in buckets or ()]
+    form = {"frame_rate": frame_rate, "least_scale": least_scale, "flip": flip, "seed": seed}
+    rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
+    return Splits(
+        VideoDataset(train, lengths[0], height, width, shapes=shapes, **form),  # type: ignore[arg-type]
+        VideoDataset(val, lengths[1], height, width, train=False, **form),  # type: ignore[arg-type]
+        about={
+            "dataset": f"{name}, validation split",
+            "protocol": f"{PROTOCOL}; {width} x {height} pixels, the first {lengths[1]} frames at {rate}",
+        },
+    )
+
+
+def _bucket(bucket: Sequence[int], hop: int, lead: int) -> tuple[int, int, int]:
+    """Check a bucket; give its frames, height and width."""
+    if len(bucket) != 3 or min(bucket) < 1:
+        raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
+    return bucket[0] * hop - lead, bucket[1], bucket[2]
+
+
+@takes(splits_of)
 def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Make both splits of a folder of clips and images, or of a manifest that lists them.
 
@@ -198,76 +248,7 @@ def _listed(path: Path) -> tuple[list[Path], list[Path]]:
     return splits["train"], splits["val"] or splits["train"]
 
 
-def splits_of(
-    name: str,
-    train: Sequence[File],
-    val: Sequence[File],
-    *,
-    crop_tokens: int = 5,
-    hop: int = 4,
-    lead: int = 3,
-    val_tokens: int | None = None,
-    buckets: Sequence[Sequence[int]] | None = None,
-    image_size: int | Sequence[int] = 64,
-    frame_rate: float | None = None,
-    least_scale: float = 0.8,
-    flip: bool = True,
-    seed: int = 0,
-) -> Splits:
-    """Make both splits of lists of files.
-
-    Args:
-        name: What the data set is called above a table.
-        train: Files to train on.
-        val: Files to evaluate on.
-        crop_tokens: Length of a training clip in latent frames.
-        hop: Frames of a latent frame.
-        lead: Copies of the first frame that the codec puts before it: N latent frames are `N * hop - lead` frames.
-        val_tokens: Length of a clip to evaluate on; as in training where None.
-        buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
-            `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
-        image_size: Side, or height and width, in pixels.
-        frame_rate: Frames a second; None keeps each file's.
-        least_scale: Smallest random crop, as a share of the largest, in (0, 1].
-        flip: Mirror every other training clip.
-        seed: Seed of all chance.
-
-    Raises:
-        UserError: A number is out of range.
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    lengths = [tokens * hop - lead for tokens in (crop_tokens, crop_tokens if val_tokens is None else val_tokens)]
-    for what, value, least in (
-        ("image_size", min(height, width), 2),
-        ("crop_tokens", lengths[0], 1),
-        ("val_tokens", lengths[1], 1),
-    ):
-        if value < least:
-            raise UserError(f"data.{what}: {value} {'pixels' if what == 'image_size' else 'frames'} are too few")
-    if not 0 < least_scale <= 1:
-        raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
-    if frame_rate is not None and not frame_rate > 0:
-        raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
-    shapes = [_bucket(bucket, hop, lead) for bucket in buckets or ()]
-    form = {"frame_rate": frame_rate, "least_scale": least_scale, "flip": flip, "seed": seed}
-    rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
-    return Splits(
-        VideoDataset(train, lengths[0], height, width, shapes=shapes, **form),  # type: ignore[arg-type]
-        VideoDataset(val, lengths[1], height, width, train=False, **form),  # type: ignore[arg-type]
-        about={
-            "dataset": f"{name}, validation split",
-            "protocol": f"{PROTOCOL}; {width} x {height} pixels, the first {lengths[1]} frames at {rate}",
-        },
-    )
-
-
-def _bucket(bucket: Sequence[int], hop: int, lead: int) -> tuple[int, int, int]:
-    """Check a bucket; give its frames, height and width."""
-    if len(bucket) != 3 or min(bucket) < 1:
-        raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
-    return bucket[0] * hop - lead, bucket[1], bucket[2]
-
-
+@takes(video_folder)
 def clips_and_images(
     clips: str, images: str, *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
@@ -289,6 +270,7 @@ def clips_and_images(
     return mix(parts, weights, seed)
 
 
+@takes(splits_of)
 def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
     """Make UCF101's splits (arXiv 1212.0402): 13,320 clips of 101 actions, of which about 3,700 are held out.
 
@@ -319,6 +301,7 @@ def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
     return splits_of(f"UCF101, fold {fold}", *lists, **form)
 
 
+@takes(splits_of)
 def kinetics(root: str, **form: Any) -> Splits:
     """Make the splits of Kinetics (arXiv 1705.06950), 400, 600 or 700 actions, as torchvision lays it out.
 

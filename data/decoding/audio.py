@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import av
@@ -22,7 +21,10 @@ from ..storage.members import File, Member, opened
 __all__ = ["MOST_SAMPLES", "SUFFIXES", "Sound", "decode_sound", "resampled_length"]
 
 Floats = npt.NDArray[np.float32]
-
+SUFFIXES = (
+    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".w64", ".webm",
+    ".mp4", ".mkv", ".mov",
+)  # fmt: skip
 MOST_SAMPLES = 1 << 27  # of one read, all channels together: 512 MiB; a header may promise anything
 MOST_CHANNELS = 32
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header may say 1 Hz, and a second would become a day
@@ -94,7 +96,7 @@ class Sound:
     def __enter__(self) -> "Sound":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._source.close()
 
     def read(self, start: int = 0, frames: int | None = None) -> Tensor:
@@ -361,10 +363,3 @@ class _FFmpeg:
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
-
-
-# fmt: off
-SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".w64", ".webm",
-    ".mp4", ".mkv", ".mov",
-)

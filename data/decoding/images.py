@@ -15,11 +15,7 @@ from ..storage.members import File, opened
 __all__ = ["SUFFIXES", "decode_image", "decoded_size", "open_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-
-
 TURNED = (5, 6, 7, 8)  # EXIF's orientations of which rows are columns; others mean nothing
-
-
 MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
 
 

@@ -3,17 +3,14 @@
 Of `photo.jpg` it is `photo.txt`, in UTF-8, in a folder as in a shard (WebDataset's layout), whose index holds it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import UserError
 
 from .members import File, Member
 
-__all__ = ["SUFFIX", "Captions", "caption_of", "read_caption"]
+__all__ = ["SUFFIX", "caption_of", "read_caption", "require_captions"]
 
 SUFFIX = ".txt"
 MOST_BYTES = 1 << 14  # of a text that are read
@@ -41,28 +38,17 @@ def caption_of(file: File) -> str:
         return ""
 
 
-class Captions:
-    """The captions of a data set of files.
-
-    Args:
-        dataset: The data set.
+def require_captions(files: Sequence[File]) -> None:
+    """Check that signals have captions.
 
     Raises:
-        UserError: It isn't one of files, or has no captions.
+        UserError: There are no files, or none of the first has a caption.
     """
-
-    def __init__(self, dataset: Dataset[Tensor]) -> None:
-        files: Any = getattr(dataset, "files", None)
-        if not files:
-            raise UserError("loader.captions: these data are no folder or shards, beside whose files captions lie")
-        if not any(caption_of(file) for file in files[:LOOKED_AT]):
-            first = PurePosixPath(getattr(files[0], "name", files[0]))
-            raise UserError(
-                f"loader.captions: none of the first {min(LOOKED_AT, len(files))} files has a caption; write that of"
-                f" {first.name} to {first.with_suffix(SUFFIX).name} beside it (and run `varitok shards` again)"
-            )
-        self._files = files
-
-    def __getitem__(self, place: int) -> str:
-        """Give that of a signal; empty where it has none."""
-        return caption_of(self._files[place])
+    if not files:
+        raise UserError("loader.captions: these data are no folder or shards, beside whose files captions lie")
+    if not any(caption_of(file) for file in files[:LOOKED_AT]):
+        first = PurePosixPath(files[0].name)
+        raise UserError(
+            f"loader.captions: none of the first {min(LOOKED_AT, len(files))} files has a caption; write that of"
+            f" {first.name} to {first.with_suffix(SUFFIX).name} beside it (and run `varitok shards` again)"
+        )

@@ -15,14 +15,8 @@ from .tar import Entry, scan
 __all__ = ["index_shard"]
 
 _log = logging.getLogger(__name__)
-
-
 SUFFIX, INDEX = ".tar", ".index.jsonl"
-
-
 FORMAT = 1
-
-
 CHUNK = 1 << 20  # bytes of a file that are held while it is written
 
 

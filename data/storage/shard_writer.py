@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from varitok import UserError
@@ -55,7 +54,7 @@ class ShardWriter:
             raise UserError(f"{self.folder}: can't be written ({error.strerror}); name another folder") from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._finish()
             if kind is None:

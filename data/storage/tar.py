@@ -1,4 +1,8 @@
-"""Tar files: where in them the content of each member lies. Nothing is ever unpacked, and no name becomes a path."""
+"""Tar files: where in them the content of each member lies. Nothing is ever unpacked, and no name becomes a path.
+
+`tarfile` parses each header. Its walk from one to the next is ours: `tarfile` stops at damage behind a long name, and
+allocates what a header says.
+"""
 
 import tarfile
 from collections.abc import Iterator

@@ -104,17 +104,12 @@ def voices(
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"data.val_length": (val_length, 1)})
     if not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
-    return Splits(
-        Voices(sample_rate, crop_tokens * hop, length, channels, seed),
-        Voices(sample_rate, round(val_seconds * sample_rate), val_length, channels, seed, train=False),
-        about={
-            "dataset": f"voices, {val_length} synthetic sounds, seed {seed}",
-            "protocol": f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else",
-        },
-    )
+    protocol = f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else"
+    form, val = {"sample_rate": sample_rate, "channels": channels}, {"samples": round(val_seconds * sample_rate)}
+    what = "voices, {} synthetic sounds"
+    return Voices.splits(length, val_length, what, protocol, seed, val, samples=crop_tokens * hop, **form)
 
 
 def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> Floats:

@@ -1,17 +1,19 @@
 """What data sets made from nothing share: an epoch of new signals after another, each a function of its key."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from varitok import at_least
 
-from ..batch import Key
+from ..batch import Key, SignalDataset, Splits
 
 __all__ = ["Embedded"]
 
 
-class Embedded(Dataset[Tensor]):
+class Embedded(SignalDataset):
     """An endless data set.
 
     Args:
@@ -43,3 +45,25 @@ class Embedded(Dataset[Tensor]):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of {self.length} signals")
         return np.random.default_rng([self.seed, epoch + 1 if self.train else 0, index])
+
+    @classmethod
+    def splits(
+        cls,
+        length: int,
+        val_length: int,
+        what: str,
+        protocol: str,
+        seed: int,
+        val: Mapping[str, Any] = MappingProxyType({}),
+        **form: Any,
+    ) -> Splits:
+        """Make both splits, of so many signals; `val` changes the form of the second.
+
+        `what` signals are, with {} for their number, and the protocol stand above a table.
+        """
+        at_least({"data.val_length": (val_length, 1)})
+        return Splits(
+            cls(length=length, seed=seed, train=True, **form),
+            cls(length=val_length, seed=seed, train=False, **{**form, **val}),
+            about={"dataset": what.format(val_length) + f", seed {seed}", "protocol": protocol},
+        )

@@ -45,12 +45,7 @@ class DeadLeaves(Embedded):
     """
 
     def __init__(
-        self,
-        image_size: int = 64,
-        length: int = 10_000,
-        seed: int = 0,
-        train: bool = True,
-        least_radius: float = 2.0,
+        self, image_size: int = 64, length: int = 10_000, seed: int = 0, train: bool = True, least_radius: float = 2.0
     ) -> None:
         at_least({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
         super().__init__(length, seed, train)
@@ -71,27 +66,14 @@ class DeadLeaves(Embedded):
 def dead_leaves(
     image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
 ) -> Splits:
-    """Make both splits of `DeadLeaves`.
-
-    Args:
-        image_size: Side, in pixels.
-        length: Training images of an epoch; each epoch has new ones.
-        val_length: Images to evaluate on, the same at all times.
-        seed: Seed of all chance.
-        least_radius: Of the finest leaves, in pixels.
+    """Make both splits of `DeadLeaves`, of `length` and `val_length` images.
 
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"data.val_length": (val_length, 1)})
-    return Splits(
-        DeadLeaves(image_size, length, seed, least_radius=least_radius),
-        DeadLeaves(image_size, val_length, seed, train=False, least_radius=least_radius),
-        about={
-            "dataset": f"dead leaves, {val_length} synthetic images, seed {seed}",
-            "protocol": f"made at {image_size} x {image_size} pixels; nothing else",
-        },
-    )
+    protocol = f"made at {image_size} x {image_size} pixels; nothing else"
+    what = "dead leaves, {} synthetic images"
+    return DeadLeaves.splits(length, val_length, what, protocol, seed, image_size=image_size, least_radius=least_radius)
 
 
 class Leaves(NamedTuple):

@@ -1,5 +1,7 @@
 """Clips made from nothing: dead leaves that move, before a camera that moves too; no download."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -144,35 +146,25 @@ def scenes(
     least_radius: float = 4.0,
     speed: float = 0.5,
 ) -> Splits:
-    """Make both splits of `Scenes`.
+    """Make both splits of `Scenes`, of `length` and `val_length` clips of `crop_tokens` latent frames.
 
     Args:
-        image_size: Side, in pixels.
+        image_size: See `Scenes`.
         crop_tokens: Length of a clip in latent frames.
         hop: Frames of a latent frame.
         lead: Copies of the first frame that the codec puts before it.
-        frame_rate: Frames a second.
+        frame_rate: See `Scenes`.
         length: Training clips of an epoch; each epoch has new ones.
         val_length: Clips to evaluate on, the same at all times.
         seed: Seed of all chance.
-        least_radius: Of the finest leaves, in pixels.
-        speed: Of the fastest pan, in sides of the frame a second.
+        least_radius: See `Scenes`.
+        speed: See `Scenes`.
 
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"data.val_length": (val_length, 1)})
     frames = crop_tokens * hop - lead
-    form = {"frame_rate": frame_rate, "seed": seed, "least_radius": least_radius, "speed": speed}
-    train, val = (
-        Scenes(frames, image_size, length=count, train=split == "train", **form)  # type: ignore[arg-type]
-        for split, count in (("train", length), ("val", val_length))
-    )
-    return Splits(
-        train,
-        val,
-        about={
-            "dataset": f"scenes, {val_length} synthetic clips, seed {seed}",
-            "protocol": f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second",
-        },
-    )
+    protocol = f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second"
+    form: dict[str, Any] = {"frames": frames, "image_size": image_size, "frame_rate": frame_rate}
+    form |= {"least_radius": least_radius, "speed": speed}
+    return Scenes.splits(length, val_length, "scenes, {} synthetic clips", protocol, seed, **form)

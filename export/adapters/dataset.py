@@ -12,7 +12,6 @@ from varitok.data.datasets import images
 from varitok.data.datasets import video as videos
 from varitok.data.decoding.audio import SUFFIXES as AUDIO_SUFFIXES
 from varitok.data.decoding.images import SUFFIXES as IMAGE_SUFFIXES
-from varitok.data.decoding.images import decode_image
 from varitok.data.decoding.video import SUFFIXES as VIDEO_SUFFIXES
 
 from ..runtime.audio import SoundBundle
@@ -76,9 +75,7 @@ def dataset_of(
     """
     if isinstance(bundle, ImageBundle):
         side = bundle.image_size
-        data = images.ImageDataset(
-            lambda index, _: decode_image(files[index]), len(files), image_size=side, train=False
-        )
+        data = images.ImageFiles(files, image_size=side, train=False)
         return data, f"{images.PROTOCOL}; {side} x {side} pixels"
     if isinstance(bundle, SoundBundle):
         splits = sounds.splits_of(

@@ -251,11 +251,7 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
 
 
 def write(
-    file: BinaryIO,
-    header: Header,
-    codes: npt.NDArray[np.integer],
-    units: npt.NDArray[np.integer],
-    coding: Coding,
+    file: BinaryIO, header: Header, codes: npt.NDArray[np.integer], units: npt.NDArray[np.integer], coding: Coding
 ) -> int:
     """Write all of a signal's codes, in chunks; give the bytes of their payloads.
 

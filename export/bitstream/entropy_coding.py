@@ -23,27 +23,10 @@ from .range_coder import Cut, RangeDecoder, RangeEncoder
 from .symbols import Numbers, Structure, Symbols
 
 __all__ = [
-    "CODINGS",
-    "CONFIG",
-    "COUNTED",
-    "FREQUENCIES",
-    "GRAPH",
-    "LIMIT",
-    "PRIOR",
-    "WITH_PRIOR",
-    "Adaptive",
-    "Coding",
-    "Learned",
-    "Packed",
-    "Static",
-    "books_of",
-    "coding_of",
-    "fits",
-    "frequencies",
-    "open_graph",
-    "ordered_axis",
-    "prior_identity",
-]
+    "CODINGS", "CONFIG", "COUNTED", "FREQUENCIES", "GRAPH", "LIMIT", "PRIOR", "WITH_PRIOR", "Adaptive",
+    "Coding", "Learned", "Packed", "Static", "books_of", "coding_of", "fits", "frequencies", "open_graph",
+    "ordered_axis", "prior_identity",
+]  # fmt: skip
 
 PRIOR = "prior"  # in the bundle's folder
 CONFIG, GRAPH, FREQUENCIES = f"{PRIOR}/config.json", f"{PRIOR}/prior_model.onnx", f"{PRIOR}/frequencies.npy"

@@ -23,17 +23,9 @@ from .rate_control import Encoded, Target, encoded, fitted
 __all__ = ["decode_file", "encode_file"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-
-
 CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
-
-
 MOST_FRAMES = 1 << 30  # bytes of a clip's frames
-
-
 WRITTEN = {"image": ("png", "jpg", "webp"), "audio": ("wav", "flac"), "video": ("mp4", "mkv")}
 """What is written of each modality, by suffix; the first where nothing else is asked for."""
 

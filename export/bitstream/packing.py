@@ -1,5 +1,6 @@
 """Codes as bits: each in as few whole bits as its book needs, step by step: a prefix of the bits is a shorter code."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,11 +58,7 @@ class Packing:
 
     def steps(self, size: int, most: int) -> int:
         """Count the steps, `most` at most, that are whole in the first `size` bytes."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.bits(middle) <= 8 * size else (low, middle - 1)
-        return low
+        return bisect_right(range(most + 1), 8 * size, key=self.bits) - 1
 
     def pack(self, codes: Codes) -> bytes:
         """Pack codes `(books, steps, *inner)`; `steps` begin where all books have a code."""

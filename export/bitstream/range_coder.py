@@ -2,6 +2,9 @@
 
 G. N. N. Martin, "Range encoding" (1979), with carries; CONTAINER.md has every step of it. The bytes are the same on
 every machine. Whoever knows the chances says them as a symbol's start and frequency out of a total.
+
+A library (`constriction`) would write other bytes, and be one more compiled package for a bundle to load. Bit planes
+have a coder of their own (`codecs/implicit/bitplane_coder.py`).
 """
 
 from collections.abc import Callable
@@ -11,7 +14,6 @@ __all__ = ["Cut", "Damage", "RangeDecoder", "RangeEncoder"]
 WINDOW = 7  # bytes that the decoder holds
 WHOLE = 1 << 8 * WINDOW  # the range at the start
 LEAST = WHOLE >> 8  # below it a byte goes out
-MOST_TOTAL = 1 << 24
 
 
 class Cut(Exception):

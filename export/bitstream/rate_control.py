@@ -1,4 +1,8 @@
-"""How much of a signal's codes is kept: the most that a size allows, or the least that a quality takes."""
+"""How much of a signal's codes is kept: a number, the most that a size allows, or the least that a quality takes.
+
+The search for a quality takes decoder passes, a few more than log2 of what can be kept (ElasticTok, arXiv 2410.08368,
+section 3.3). Unequal shares for the blocks of clips: `varitok.codecs.allocation`.
+"""
 
 import io
 from bisect import bisect_left, bisect_right
@@ -18,7 +22,6 @@ from . import container
 from .entropy_coding import books_of, coding_of, prior_identity
 
 __all__ = ["Encoded", "Quality", "Target", "Written", "encoded", "fitted", "psnr"]
-
 
 Signal: TypeAlias = npt.NDArray[np.float32]
 

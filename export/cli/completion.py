@@ -30,14 +30,10 @@ _varitok() {{
 COMP_WORDBREAKS="${{COMP_WORDBREAKS//=/}}"
 complete -o default -F _varitok varitok
 """
-
-
 FISH = """\
 complete -c varitok -n __fish_use_subcommand -f -a "{names}"
 {cases}
 """
-
-
 BASH_CASE = '      {name}) choices="{choices}" ;;'
 FISH_CASE = 'complete -c varitok -n "__fish_seen_subcommand_from {name}" -a "{choices}"'
 SHELLS = {"bash": ("", SCRIPT, BASH_CASE), "zsh": (ZSH, SCRIPT, BASH_CASE), "fish": ("", FISH, FISH_CASE)}
@@ -45,11 +41,7 @@ SHELLS = {"bash": ("", SCRIPT, BASH_CASE), "zsh": (ZSH, SCRIPT, BASH_CASE), "fis
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok completion`: print a script for a shell.
-
-    Raises:
-        UserError: The shell is unknown.
-    """
+    """Run `varitok completion`: print a script for a shell."""
     parser = argparse.ArgumentParser(
         "varitok completion",
         description="Print what makes a shell complete the words of varitok.",
@@ -70,11 +62,11 @@ def main(words: Sequence[str]) -> None:
 def _options(call: str) -> list[str]:
     """List a subcommand's options, out of its help; none where its packages are missing."""
     module, _, function = call.partition(":")
-    if module == __name__:
+    if f"varitok.{module}" == __name__:
         return [*SHELLS]
     text = io.StringIO()
     with contextlib.suppress(ModuleNotFoundError, SystemExit), contextlib.redirect_stdout(text):
-        getattr(importlib.import_module(module), function)(["--help"])
+        getattr(importlib.import_module(f"varitok.{module}"), function)(["--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text.getvalue())))
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from varitok import UserError, watched
@@ -20,30 +21,8 @@ from ..runtime.load import FeatureBundle, VideoBundle, load
 __all__ = ["decode", "encode"]
 
 
-def encode(words: Sequence[str]) -> None:
-    """Run `varitok encode`; see `--help`.
-
-    Raises:
-        UserError: A file can't be read or written, or isn't the bundle's.
-    """
-    _run(words, True)
-
-
-def decode(words: Sequence[str]) -> None:
-    """Run `varitok decode`; see `--help`.
-
-    Raises:
-        UserError: A file can't be read or written, or isn't the bundle's.
-    """
-    _run(words, False)
-
-
 def _run(words: Sequence[str], encodes: bool) -> None:
-    """Run either.
-
-    Raises:
-        UserError: A file can't be read or written, or isn't the bundle's.
-    """
+    """Run `varitok encode` or `varitok decode`; see `--help`."""
     options = _parser(encodes).parse_args(words)
     bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
@@ -67,6 +46,9 @@ def _run(words: Sequence[str], encodes: bool) -> None:
             print(f"{path} -> {out}: {told}{missing}", file=console, flush=True)
     if options.json:
         print(json.dumps(lines, indent=2), file=console)
+
+
+encode, decode = partial(_run, encodes=True), partial(_run, encodes=False)
 
 
 def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:

@@ -19,11 +19,7 @@ __all__ = ["main"]
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok export`; a failed parity ends in one line and exit status 1.
-
-    Raises:
-        UserError: A user's mistake.
-    """
+    """Run `varitok export`; a failed parity ends in one line and exit status 1."""
     parser = argparse.ArgumentParser(
         "varitok export",
         description="Export a run's codec for use without varitok.",

@@ -19,11 +19,7 @@ __all__ = ["describe", "main"]
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok info`.
-
-    Raises:
-        UserError: There is nothing of varitok's, or it is damaged.
-    """
+    """Run `varitok info`."""
     parser = argparse.ArgumentParser(
         "varitok info",
         description="Tell what a bundle, a run, a checkpoint or a container of codes is.",

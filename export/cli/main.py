@@ -18,8 +18,7 @@ class Subcommand(NamedTuple):
     """One of them.
 
     Attributes:
-        call: `module:function`; it takes the words behind the subcommand's name and raises a UserError for a user's
-            mistake.
+        call: `module:function` of the package; takes the words behind the subcommand's name.
         about: What it does, in a few words.
         example: A command line of it.
         extra: Of the project's requirements, without which it can't be loaded.
@@ -32,59 +31,43 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS = {
-    "train": Subcommand("varitok.train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
+    "train": Subcommand("train:main", "train a tokenizer, as train.py does", "experiment=image/demo", "train"),
     "sweep": Subcommand(
-        "varitok.codecs.training.sweep.cli:main",
+        "codecs.training.sweep.cli:main",
         "search a configuration's best values, on this machine",
         "configs/sweep/image_rate.yaml --trials 20",
         "sweep",
     ),
-    "shards": Subcommand(
-        "varitok.data.cli.shards:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"
-    ),
+    "shards": Subcommand("data.cli.shards:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"),
     "features": Subcommand(
-        "varitok.data.cli.features:main",
+        "data.cli.features:main",
         "write what a teacher sees in sounds as shards",
         "SOUNDS --teacher WAVLM --rate 24000 --out SHARDS",
         "train",
     ),
     "evaluate": Subcommand(
-        "varitok.codecs.metrics.cli:main",
-        "measure quality at each length of the codes",
-        "RUN --data PHOTOS",
-        "train",
+        "codecs.metrics.cli:main", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
     ),
     "export": Subcommand(
-        "varitok.export.cli.export:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
+        "export.cli.export:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
     ),
     "report": Subcommand(
-        "varitok.export.report.cli:main", "show runs and bundles on one page", "RUN --out report.html", "train"
+        "export.report.cli:main", "show runs and bundles on one page", "RUN --out report.html", "train"
     ),
     "compare": Subcommand(
-        "varitok.export.compare.cli:main",
-        "measure a bundle beside classical codecs",
-        "tokenizer --data PHOTOS",
-        "train",
+        "export.compare.cli:main", "measure a bundle beside classical codecs", "tokenizer --data PHOTOS", "train"
     ),
-    "encode": Subcommand(
-        "varitok.export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"
-    ),
-    "decode": Subcommand(
-        "varitok.export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"
-    ),
-    "info": Subcommand(
-        "varitok.export.cli.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"
-    ),
+    "encode": Subcommand("export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
+    "decode": Subcommand("export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
+    "info": Subcommand("export.cli.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"),
     "push": Subcommand(
-        "varitok.export.runtime.load.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
+        "export.runtime.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
     ),
-    "pull": Subcommand(
-        "varitok.export.runtime.load.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"
-    ),
+    "pull": Subcommand("export.runtime.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
     "doctor": Subcommand(
-        "varitok.export.cli.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"
+        "export.cli.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"
     ),
-    "completion": Subcommand("varitok.export.cli.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
+    "completion": Subcommand("export.cli.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
 }
 
 
@@ -120,7 +103,7 @@ def _run(name: str, words: list[str]) -> None:
     chosen = SUBCOMMANDS[name]
     module, _, function = chosen.call.partition(":")
     try:
-        call = getattr(importlib.import_module(module), function)
+        call = getattr(importlib.import_module(f"varitok.{module}"), function)
     except ModuleNotFoundError as error:
         if not chosen.extra or (error.name or "varitok").startswith("varitok"):
             raise

@@ -37,12 +37,6 @@ class ExportBundle(pl.Callback):
         folder = Path(trainer.default_root_dir)
         resolved = folder / "config.yaml"
         about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
-        export_bundle(
-            codec,
-            folder / "bundle",
-            architecture=about,
-            formats=self.formats,
-            streaming=self.streaming,
-        )
+        export_bundle(codec, folder / "bundle", architecture=about, formats=self.formats, streaming=self.streaming)
         _log.info("pictures: %s", folder / "samples")
         _log.info("bundle: %s", folder / "bundle")

@@ -141,12 +141,7 @@ def export_clip(
 
 
 def _graphs(
-    frozen: FrozenClip,
-    config: dict[str, Any],
-    folder: Path,
-    formats: Sequence[str],
-    numbers: Tensor,
-    expected: Tensor,
+    frozen: FrozenClip, config: dict[str, Any], folder: Path, formats: Sequence[str], numbers: Tensor, expected: Tensor
 ) -> dict[str, Parity]:
     """Write the graphs, read them back and compare what they paint of some frames, one, two and more at a time."""
     metadata = describe(folder, config, frozen.state_dict())

@@ -18,37 +18,31 @@ __all__ = ["NAMES", "Names", "Port", "export_graph", "export_onnx"]
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
 
-class _Encoder(nn.Module):
+class _Side(nn.Module):
     def __init__(self, codec: FrozenCodec) -> None:
         super().__init__()
         self.codec = codec
 
+
+class _Encoder(_Side):
     def forward(self, signal: Tensor) -> Tensor:
         return self.codec.encode(signal)
 
 
-class _Decoder(nn.Module):
-    def __init__(self, codec: FrozenCodec) -> None:
-        super().__init__()
-        self.codec = codec
-
+class _Decoder(_Side):
     def forward(self, codes: Tensor) -> Tensor:
         return self.codec.decode(codes)
 
 
-class _StreamingEncoder(nn.Module):
-    def __init__(self, codec: FrozenStream) -> None:
-        super().__init__()
-        self.codec = codec
+class _StreamingEncoder(_Side):
+    codec: FrozenStream
 
     def forward(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.codec.encode_chunk(signal, state)
 
 
-class _StreamingDecoder(nn.Module):
-    def __init__(self, codec: FrozenStream) -> None:
-        super().__init__()
-        self.codec = codec
+class _StreamingDecoder(_Side):
+    codec: FrozenStream
 
     def forward(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.codec.decode_chunk(codes, state)

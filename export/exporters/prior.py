@@ -15,18 +15,8 @@ from varitok.codecs.masking import prefix_mask
 from varitok.codecs.networks.code_prior import LOGIT_STEPS, Prior
 from varitok.codecs.training.prior import PriorTraining, Rows
 
-from ..bitstream.entropy_coding import (
-    CONFIG,
-    COUNTED,
-    FREQUENCIES,
-    GRAPH,
-    LIMIT,
-    PRIOR,
-    books_of,
-    frequencies,
-    open_graph,
-    ordered_axis,
-)
+from ..bitstream import entropy_coding
+from ..bitstream.entropy_coding import COUNTED, LIMIT, PRIOR, books_of
 from ..bitstream.packing import Packing
 from ..bitstream.symbols import Symbols
 from ..runtime.bundle import Bundle
@@ -58,7 +48,7 @@ class Tokenizer:
             raise UserError(f"{folder}: its codes are continuous, or those of one clip; a prior needs books")
         self.bundle = bundle
         self.codec = rebuild(folder)
-        books, ordered = books_of(bundle), ordered_axis(bundle.config)
+        books, ordered = books_of(bundle), entropy_coding.ordered_axis(bundle.config)
         self.symbols, self.alphabets = Symbols(books, ordered, LIMIT), Symbols(books, ordered, COUNTED)
         self.axis = "tokens" if bundle.tokens else "books"
         self.most = bundle.tokens or len(books)
@@ -114,22 +104,22 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
         shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
         shutil.rmtree(partial / PRIOR, ignore_errors=True)
         (partial / PRIOR).mkdir()
-        tables = [frequencies(part + 1) for part in np.split(counts.cpu().numpy(), counted.offsets[1:])]
-        np.save(partial / FREQUENCIES, np.concatenate(tables).astype(np.uint32))
+        tables = [entropy_coding.frequencies(part + 1) for part in np.split(counts.cpu().numpy(), counted.offsets[1:])]
+        np.save(partial / entropy_coding.FREQUENCIES, np.concatenate(tables).astype(np.uint32))
         about = {"sizes": prior.sizes, "window": prior.window, "logit_steps": LOGIT_STEPS}
-        write_json(partial / CONFIG, about)
+        write_json(partial / entropy_coding.CONFIG, about)
         chance = torch.Generator().manual_seed(0)
         contexts, state = _example(exact, 2, 5, chance), torch.zeros(2, *exact.state_shape, dtype=torch.float64)
         sides: list[str | None] = [None] * len(exact.state_shape)
         export_graph(
             exact,
             [contexts, state],
-            partial / GRAPH,
+            partial / entropy_coding.GRAPH,
             [("contexts", ["batch", "places", None]), ("state", ["batch", *sides])],
             [("logits", ["batch", "places", None]), ("state_out", ["batch", *sides])],
             {"codec.role": "prior", "codec.prior": json.dumps(about)},
         )
-        _check(exact, partial / GRAPH, chance)
+        _check(exact, partial / entropy_coding.GRAPH, chance)
         add(partial, PRIOR)
 
 
@@ -163,7 +153,7 @@ def _check(prior: Prior, path: Path, chance: torch.Generator) -> None:
     with torch.inference_mode():
         expected = prior(contexts, start)[0].numpy()
     for threads, each in ((1, 1), (2, contexts.shape[1]), (2, 7)):
-        session, state, found = open_graph(path, threads), start.numpy(), []
+        session, state, found = entropy_coding.open_graph(path, threads), start.numpy(), []
         for part in torch.split(contexts, each, dim=1):
             logits, state = session.run(None, {"contexts": part.numpy(), "state": state})
             found.append(logits)

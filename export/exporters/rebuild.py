@@ -22,12 +22,7 @@ from .frozen import FrozenCodec, freeze
 __all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]
 
 WEIGHTS = "model.safetensors"
-PARTS = (
-    "networks",
-    "bottlenecks",
-    "lengths",
-    "implicit",
-)  # folders of `varitok.codecs` that have what a codec is made of, beside its own
+PARTS = ("networks", "bottlenecks", "lengths", "implicit")  # folders of `varitok.codecs` that codecs are made of
 SPARE = 1 << 24  # numbers that a codec may have beside its weights: tables, masks
 
 

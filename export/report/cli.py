@@ -15,12 +15,17 @@ __all__ = ["main"]
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok report`.
-
-    Raises:
-        UserError: A user's mistake.
-    """
-    _run(_parser().parse_args(words))
+    """Run `varitok report`: write the page as the command line says."""
+    options = _parser().parse_args(words)
+    if options.live:
+        _live(options)
+        return
+    at_least({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
+    source = Source(options.data, options.files, options.count, options.seconds)
+    classics = [read_classics(path) for path in options.classic]
+    subjects = [open_subject(path, source) for path in watched(options.subjects, len(options.subjects), "shown")]
+    write_page(options.out, subjects, classics, options.title)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} in it; open it in a browser")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,11 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         " | varitok report tokenizer --files PHOTOS | varitok report RUN1 RUN2 --classic comparison/comparison.csv",
     )
     parser.add_argument(
-        "subjects",
-        type=Path,
-        nargs="+",
-        metavar="RUN_OR_BUNDLE",
-        help="run's folder or checkpoint, or bundle's folder",
+        "subjects", type=Path, nargs="+", metavar="RUN_OR_BUNDLE", help="run's folder or checkpoint, or bundle's folder"
     )
     parser.add_argument(
         "--files", type=Path, nargs="+", default=[], metavar="PATH", help="files and folders to show bundles on"
@@ -48,9 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tables of classical codecs (varitok compare); those in a run's evaluation/ are found",
     )  # fmt: skip
     parser.add_argument(
-        "--live",
-        action="store_true",
-        help="instead, a page in which a browser runs one bundle on what you drop",
+        "--live", action="store_true", help="instead, a page in which a browser runs one bundle on what you drop"
     )
     parser.add_argument(
         "--onnxruntime-web", type=Path, metavar="FILE", help="for --live; by default from the cache, or through npm"
@@ -60,19 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", default=TITLE, help="of the page; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: %(default)s")
     return parser
-
-
-def _run(options: argparse.Namespace) -> None:
-    """Write the page as the command line says."""
-    if options.live:
-        _live(options)
-        return
-    at_least({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
-    source = Source(options.data, options.files, options.count, options.seconds)
-    classics = [read_classics(path) for path in options.classic]
-    subjects = [open_subject(path, source) for path in watched(options.subjects, len(options.subjects), "shown")]
-    write_page(options.out, subjects, classics, options.title)
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} in it; open it in a browser")
 
 
 def _live(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -141,11 +141,7 @@ def _sound(sound: Tensor, sample_rate: int) -> str:
 
 
 def _mp4(clip: Tensor, frame_rate: float) -> str:
-    return _address("video/mp4", _written(lambda path: write_mp4(path, clip, frame_rate), "clip.mp4"))
-
-
-def _written(write: Callable[[Path], None], name: str) -> bytes:
-    """Give what a function writes to a file of that name."""
     with TemporaryDirectory() as folder:
-        write(Path(folder) / name)
-        return (Path(folder) / name).read_bytes()
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, clip, frame_rate)
+        return _address("video/mp4", path.read_bytes())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -97,9 +97,9 @@ def _run(path: Path, source: Source) -> Subject:
         raise UserError(f"{evaluation}: no evaluation of this run; run varitok evaluate {path} first")
     table = read_csv(evaluation)
     splits = validation_splits(config.data, source.data)
-    files = getattr(splits.val, "files", None)
+    files = splits.val.files
     signals = [
-        (Path(files[index]).name if files else f"validation signal {index}", signal)
+        (PurePath(files[index].name).name if files else f"validation signal {index}", signal)
         for index, signal in spread(splits.val, source.most).items()
     ]
     if codec.sample_rate is not None:

@@ -13,6 +13,7 @@ from varitok.codecs.training.logging.loggers import CsvLog
 
 FSQ = "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer"
 VQ = "varitok.codecs.bottlenecks.vq.VectorQuantizer"
+IMAGES, SOUNDS = "varitok.data.datasets.images.image_folder", "varitok.data.datasets.audio.sound_mix"
 ADAMW = "torch.optim.AdamW"
 
 
@@ -64,6 +65,9 @@ def test_nothing_else_can_be_named(target: object, nested: bool) -> None:
         ({"_target_": ADAMW, "_partial_": True, "lr": "abc"}, r"lr: expected a number, got 'abc'"),
         ({"_target_": ADAMW, "_partial_": True, "betas": [0.9]}, r"betas: expected 2 values"),
         ({"_target_": ADAMW, "_partial_": True, "wieght_decay": 0}, r".*did you mean weight_decay\?"),
+        # Also of what a data set hands on.
+        ({"_target_": IMAGES, "root": "x", "image_sise": 8}, r".*did you mean image_size\?"),
+        ({"_target_": SOUNDS, "roots": {}, "hop": 1, "crop_tokens": 9}, r"sample_rate: sound_mix needs this argument"),
         ({"_target_": "varitok.codecs.codec.Codec", "encoder": 3}, r"encoder: expected Encoder, got 3"),
     ],
 )

@@ -3,15 +3,14 @@
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from varitok import UserError
-from varitok.data.batch import BadSample, Batch, Splits
+from varitok.data.batch import BadSample, Batch, SignalDataset, Splits
 from varitok.data.datamodule import BadSampleCount, DataModule
 from varitok.data.datasets.images import image_folder
 
 
-class Numbers(Dataset):
+class Numbers(SignalDataset):
     """Sample i is the number i; those in `bad` can't be read."""
 
     def __init__(self, length, bad=()):

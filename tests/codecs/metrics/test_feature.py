@@ -9,6 +9,7 @@ import torch
 
 import varitok
 from varitok import UserError
+from varitok.codecs.allocation import allocate
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Uniform
@@ -19,7 +20,6 @@ from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.media import principal_colours, write_mp4
 from varitok.codecs.metrics.modality import Features, medium_of
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
-from varitok.codecs.rate_control import Allocation
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.codecs.training.callbacks.samples import reconstructions, write_samples
 from varitok.codecs.training.run import build_run
@@ -124,7 +124,7 @@ def test_an_allocation_gives_no_block_more_than_it_has(monkeypatch):
     codec, signal = tiny(), clip(4)
     monkeypatch.setattr(codec, "decode", lambda codes, size: signal + 1 / codes.shape[3])  # more is always better
     for mean in (1, 2.5, 4, FIRST):
-        lengths = Allocation(mean)(codec, signal)
+        lengths = allocate(codec, signal, mean)
         assert (lengths.sum(1) <= 4 * mean).all() and (lengths >= 1).all()
     assert lengths.tolist() == [[FIRST, LATER, LATER, LATER]] * 2
 

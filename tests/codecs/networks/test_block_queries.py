@@ -9,16 +9,18 @@ import torch
 
 import varitok
 from varitok import UserError
+from varitok.codecs.allocation import allocate, least_cost
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zeros
 from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
-from varitok.codecs.rate_control import Allocation, FixedLength
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.data.batch import Batch
 from varitok.export.exporters.bundle import export_bundle
+
+from ..examples import SIZE, tiny_codec
 
 TOKENS, SIDE = 5, 16
 FORM = {"image_size": SIDE, "patch": [4, 8, 8], "tokens": TOKENS, "width": 32, "depth": 2, "heads": 4}
@@ -125,21 +127,19 @@ def test_an_allocation_is_the_best_there_is():
     signal[0, :, 3:] = signal[0, :, :1]  # little happens in one clip
     size, codes = signal.shape[2:], codec.encode(signal)
     for over, mean in itertools.product(("signal", "batch"), (1, 1.8, 3, TOKENS)):
-        lengths = Allocation(mean, over)(codec, signal)
+        lengths = allocate(codec, signal, mean, over)
         assert lengths.shape == (2, 4) and set(lengths.flatten().tolist()) <= {1, 2, 4, 5}
         sums = lengths.sum(1) if over == "signal" else lengths.sum()[None] / 2
         assert (sums <= 4 * mean).all()
         assert codec.decode(codes, size, lengths).shape == signal.shape
-    assert (Allocation(TOKENS)(codec, signal) >= 1).all()
+    assert (allocate(codec, signal, TOKENS) >= 1).all()
 
 
 def test_costs_are_weighed_exactly():
-    from varitok.codecs.rate_control import _least
-
     generator, choices = torch.Generator().manual_seed(0), [1, 2, 4, 5]
     for budget in (3, 5, 8, 11, 15):
         costs = torch.rand(3, 4, generator=generator, dtype=torch.float64)
-        found = _least(costs, choices, budget)
+        found = least_cost(costs, choices, budget)
         ways = [way for way in itertools.product(range(4), repeat=3) if sum(choices[i] for i in way) <= budget]
         best = min(sum(costs[row, i].item() for row, i in enumerate(way)) for way in ways)
         assert found.sum() <= budget
@@ -148,9 +148,9 @@ def test_costs_are_weighed_exactly():
 
 def test_an_allocation_wants_blocks_and_a_token_for_each():
     with pytest.raises(UserError, match="each block has one at least"):
-        Allocation(0.5)(tiny(), clip(5))
-    lengths = FixedLength(2)(tiny(), clip(5))
-    assert tiny().decode(tiny().encode(clip(5)), (5, SIDE, SIDE), lengths).shape == (2, 3, 5, SIDE, SIDE)
+        allocate(tiny(), clip(5), 0.5)
+    with pytest.raises(UserError, match="this codec has none"):
+        allocate(tiny_codec("fsq"), torch.zeros(1, 3, SIZE, SIZE), 2)
 
 
 @pytest.mark.parametrize("mechanism", ["truncate", "zeros", "mask_token"])

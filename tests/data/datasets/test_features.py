@@ -8,7 +8,7 @@ import torch
 
 from varitok import UserError
 from varitok.codecs.build import build
-from varitok.data.batch import BadSample, Splits
+from varitok.data.batch import BadSample, SignalDataset, Splits
 from varitok.data.datamodule import validation_loader
 from varitok.data.datasets.features import teacher_features
 from varitok.data.synthetic.video import scenes
@@ -59,7 +59,7 @@ def test_workers_give_what_the_main_process_gives():
         next(iter(validation_loader(features, 1, 1)))
 
 
-class _Torn(torch.utils.data.Dataset):
+class _Torn(SignalDataset):
     def __init__(self, bad):
         self.bad, self.own = bad, clips().train
 

@@ -12,7 +12,7 @@ from varitok.data.batch import Splits
 from varitok.data.cli.shards import main
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageFolder, image_folder
-from varitok.data.storage.captions import Captions, caption_of
+from varitok.data.storage.captions import caption_of, require_captions
 from varitok.data.synthetic.video import Scenes
 from varitok.data.teachers.text import TextTransformer
 
@@ -76,7 +76,7 @@ def test_batches_bring_the_captions_of_what_they_hold(tmp_path, workers) -> None
 def test_what_has_no_captions_is_refused(tmp_path) -> None:
     splits = image_folder(str(fill(tmp_path / "photos", 8)), image_size=8)
     with pytest.raises(UserError, match=r"none of the first 7 files has a caption; write that of \S+\.png to \S+\.txt"):
-        Captions(splits.train)
+        require_captions(splits.train.files)
     with pytest.raises(UserError, match="no folder or shards"):
         DataModule(Splits(Scenes(5, 16), Scenes(5, 16)), batch_size=1, updates=1, captions=True)
 

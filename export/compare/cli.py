@@ -26,7 +26,7 @@ from ..runtime.audio import SoundBundle
 from ..runtime.images import ImageBundle
 from ..runtime.load import VideoBundle, load
 from ..runtime.video import FeatureBundle
-from . import pictures
+from . import images as pictures
 from .classic import Classic
 from .classifier import Classifier, classes_of, read_classifier, train_classifier
 from .measure import OURS, Item, Row, compare, savings
@@ -135,12 +135,12 @@ def _metrics(medium: Medium, asked: str | None) -> list[str]:
 def _classics(codec: Exported, asked: str | None) -> tuple[list[Classic], str]:
     """Choose the classical codecs, and say what does their work."""
     if codec.sample_rate is not None:
-        from . import sounds  # noqa: PLC0415 (an extra)
+        from . import audio as sounds  # noqa: PLC0415 (an extra)
 
         found, about = sounds.classics(codec.sample_rate, codec.bundle.channels), sounds.versions()
         names: Sequence[str] = list(sounds.FORMATS)
     elif len(codec.hop) == 3:
-        from . import clips  # noqa: PLC0415 (an extra)
+        from . import video as clips  # noqa: PLC0415 (an extra)
 
         found, about, names = clips.classics(codec.frame_rate), clips.versions(), list(clips.FORMATS)
     else:

@@ -124,10 +124,10 @@ class TokenLayout(nn.Module, ABC):
 
     def normalize(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Scale latents `(b * blocks, n, d)`, of which `lengths` are valid, to a root mean square of 1; scriptable."""
-        return latents * (self.mean_power(latents.square().mean(2), lengths) + 1e-6).rsqrt().unsqueeze(2)
+        return latents * (self.mean_power(latents.square().mean(2, keepdim=True), lengths) + 1e-6).rsqrt()
 
     def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
-        """Average the power `(b * blocks, n)` over the tokens that every block has: `(b * blocks, 1)`; scriptable."""
+        """Average the power `(b * blocks, n, 1)` over the tokens that every block has; scriptable."""
         return power[:, : self.later_tokens].mean(1, keepdim=True)
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
@@ -315,8 +315,8 @@ class PlacedLayout(TokenLayout):
             return power
         if lengths is None:
             return power.mean(1, keepdim=True)
-        valid = torch.where(prefix_mask(lengths, power.shape[1]), power, 0.0)
-        return valid.sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+        valid = torch.where(prefix_mask(lengths, power.shape[1]).unsqueeze(2), power, 0.0)
+        return valid.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
         """Give each axis of the grid one of its own: `(b, q, *grid)`."""

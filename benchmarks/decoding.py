@@ -25,8 +25,8 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 
 from varitok import UserError, __version__  # noqa: E402
-from varitok.codecs.metrics.ladder import Ladder  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.ladder import Ladder  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.data.batch import BadSample, normalise  # noqa: E402
 from varitok.export.adapters.codec import exported  # noqa: E402
 from varitok.export.adapters.dataset import dataset_of, files_of, noun_of  # noqa: E402

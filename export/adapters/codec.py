@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from varitok import UserError
-from varitok.codecs.metrics.figure import LOWER
-from varitok.codecs.metrics.modality import medium_of
+from varitok.codecs.evaluation.figure import LOWER
+from varitok.codecs.modalities.registry import modality_of
 
 from ..bitstream.rate_control import Quality
 from ..runtime.audio import SoundBundle
@@ -23,7 +23,7 @@ __all__ = ["Exported", "exported", "quality"]
 
 
 class Exported:
-    """A bundle's graphs behind a codec's methods (`varitok.codecs.metrics.ladder.Evaluable`), on the CPU.
+    """A bundle's graphs behind a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
         bundle: Of images, sounds or clips, whatever they are of.
@@ -95,7 +95,7 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
     Raises:
         UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
     """
-    medium = medium_of(Exported(bundle))
+    medium = modality_of(Exported(bundle))
     if name in medium.spreads:
         raise UserError(f"{name} compares many signals at once; one has none")
     compare = medium.comparison(name, torch.device("cpu"))

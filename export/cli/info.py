@@ -123,7 +123,7 @@ def _lengths(bundle: Bundle, noun: str) -> dict[str, Any]:
 def _of_run(path: Path) -> dict[str, Any]:
     try:
         from varitok.codecs.build import load_run  # noqa: PLC0415 (a bundle is told of without torch)
-        from varitok.codecs.metrics.modality import medium_of  # noqa: PLC0415
+        from varitok.codecs.modalities.registry import modality_of  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: a run needs the package {error.name}; pip install 'varitok[train]'") from error
     codec, config = load_run(path)
@@ -132,7 +132,7 @@ def _of_run(path: Path) -> dict[str, Any]:
         "run": str(path),
         "name": config.name,
         "updates": config.updates,
-        "signals": f"{medium_of(codec).noun}s",
+        "signals": f"{modality_of(codec).noun}s",
         "hop": list(codec.hop),
         "tokens": codec.tokens if codec.ordered else "one for each step of the grid",
         "book_sizes": list(codec.bottleneck.book_sizes),

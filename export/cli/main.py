@@ -49,7 +49,7 @@ SUBCOMMANDS = {
         "train",
     ),
     "evaluate": Subcommand(
-        "varitok.codecs.metrics.cli:main",
+        "varitok.codecs.evaluation.cli:main",
         "measure quality at each length of the codes",
         "RUN --data PHOTOS",
         "train",

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok import UserError, at_least, watched
-from varitok.codecs.metrics.evaluate import versions
-from varitok.codecs.metrics.figure import Curve, draw_curves
-from varitok.codecs.metrics.modality import Medium, medium_of
-from varitok.codecs.metrics.table import json_rows, wide_console, write_rows
+from varitok.codecs.evaluation.evaluate import versions
+from varitok.codecs.evaluation.figure import Curve, draw_curves
+from varitok.codecs.metrics.modality import Medium, modality_of
+from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
 from varitok.data.batch import BadSample
 
 from ..adapters.codec import Exported, exported
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if options.limit and options.limit < len(files):
         files = [files[len(files) * place // options.limit] for place in range(options.limit)]
     classifier = _classifier(bundle, options)
-    medium = medium_of(codec)
+    medium = modality_of(codec)
     metrics = _metrics(medium, options.metrics)
     classics, about = _classics(codec, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)

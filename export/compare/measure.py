@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok.codecs.metrics.figure import LOWER
-from varitok.codecs.metrics.ladder import Ladder
+from varitok.codecs.evaluation.figure import LOWER
+from varitok.codecs.evaluation.ladder import Ladder
 from varitok.codecs.metrics.modality import Medium
 from varitok.data.batch import normalise
 

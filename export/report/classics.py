@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from varitok import UserError
-from varitok.codecs.metrics.figure import Curve
-from varitok.codecs.metrics.table import read_rows
+from varitok.codecs.evaluation.figure import Curve
+from varitok.codecs.evaluation.table import read_rows
 
 __all__ = ["Classics", "find_classics", "read_classics"]
 

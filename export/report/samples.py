@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from varitok.codecs.metrics.media import decibels, principal_colours, write_mp4
-from varitok.codecs.metrics.modality import Comparison, medium_of
-from varitok.codecs.metrics.table import PRINTED
+from varitok.codecs.modalities.media import decibels, principal_colours, write_mp4
+from varitok.codecs.metrics.modality import Comparison, modality_of
+from varitok.codecs.evaluation.table import PRINTED
 from varitok.codecs.training.callbacks.samples import UNKNOWN_RATE
 from varitok.data.batch import normalise
 
@@ -70,7 +70,7 @@ class Sample(NamedTuple):
 def samples(subject: Subject) -> Iterator[Sample]:
     """Code each of a subject's signals, once, and decode it at each rung."""
     codec, ladder = subject.codec, subject.ladder
-    medium, cpu = medium_of(codec), torch.device("cpu")
+    medium, cpu = modality_of(codec), torch.device("cpu")
     comparisons: dict[str, Comparison] = {name: medium.comparison(name, cpu) for name in medium.shown}
     for name, one in subject.signals:
         signal, lengths = normalise(one[None]), torch.tensor([one.shape[1]])

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from varitok.codecs.implicit.codec import ImplicitCodec
-from varitok.codecs.metrics.figure import Curve, label_of
-from varitok.codecs.metrics.modality import medium_of
+from varitok.codecs.evaluation.figure import Curve, label_of
+from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.metrics.rate import USE
-from varitok.codecs.metrics.table import PRINTED, Table
+from varitok.codecs.evaluation.table import PRINTED, Table
 
 from .classics import Classics, find_classics
 from .plots import draw_progress, draw_quality
@@ -40,7 +40,7 @@ def _kind(subject: Subject) -> str:
 
 def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) -> str:
     """Draw each metric that all have over their rate: bytes of signals of different sizes say little."""
-    rate = medium_of(alike[0].codec).rate
+    rate = modality_of(alike[0].codec).rate
     own = [_metrics(one.table) for one in alike]
     plots = []
     for metric in (name for name in own[0] if all(name in names for names in own)):
@@ -100,12 +100,12 @@ def told_rungs(subject: Subject) -> list[dict[str, str]]:
 
 
 def _noun(subject: Subject) -> str:
-    return medium_of(subject.codec).noun
+    return modality_of(subject.codec).noun
 
 
 def _told(subject: Subject) -> list[str]:
     """List the columns that are told in one line."""
-    medium = medium_of(subject.codec)
+    medium = modality_of(subject.codec)
     return [name for name in ("bytes", medium.rate, *medium.shown) if name in subject.table.rows[0]]
 
 
@@ -161,7 +161,7 @@ def _metrics(table: Table) -> list[str]:
 
 def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
     """Draw each metric over size, beside classical codecs."""
-    medium, table = medium_of(subject.codec), subject.table
+    medium, table = modality_of(subject.codec), subject.table
     size = "kbps" if medium.rate == "kbps" else "bytes"
     found = [*classics, *find_classics(subject.folder / "evaluation")]
     labels = [f"{keep:.0f}" for keep in table.column(table.axis)]
@@ -238,7 +238,7 @@ def _training(subject: Subject) -> str:
     if not panels:
         return ""
     plots = {name: _drawn(draw_progress(lines, name), f"{name} over updates") for name, lines in panels.items()}
-    ahead = ("loss", *(f"val/{metric}" for metric in medium_of(subject.codec).shown), "health/used", "health/entropy")
+    ahead = ("loss", *(f"val/{metric}" for metric in modality_of(subject.codec).shown), "health/used", "health/entropy")
     first = "".join(plots[name] for name in ahead if name in plots)
     rest = "".join(plot for name, plot in plots.items() if name not in ahead)
     more = _folded("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""

@@ -11,11 +11,11 @@ from torch import Tensor
 from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
-from varitok.codecs.metrics.cli import validation_splits
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.ladder import Ladder
-from varitok.codecs.metrics.modality import medium_of
-from varitok.codecs.metrics.table import Table, read_csv
+from varitok.codecs.evaluation.cli import validation_splits
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.ladder import Ladder
+from varitok.codecs.modalities.registry import modality_of
+from varitok.codecs.evaluation.table import Table, read_csv
 from varitok.codecs.training.callbacks.samples import spread
 from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.data.batch import Sample, collate
@@ -133,7 +133,7 @@ def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
         UserError: The table isn't this codec's.
     """
     ladder = Ladder(codec)
-    needed = {ladder.axis, "bytes", medium_of(codec).rate}
+    needed = {ladder.axis, "bytes", modality_of(codec).rate}
     if needed <= table.rows[0].keys():
         keeps = table.column(ladder.axis)
         ladder = Ladder(codec, [int(keep) for keep in keeps])

@@ -11,9 +11,9 @@ import varitok
 from varitok import UserError
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zeros
-from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.rate_control import Allocation, FixedLength
 from varitok.data.batch import Batch

@@ -6,7 +6,8 @@ import av
 import pytest
 import torch
 
-from varitok.codecs.metrics.audio import comparison, written
+from varitok.codecs.metrics.audio import written
+from varitok.codecs.modalities.audio import Audio
 from varitok.data.synthetic.audio import Voices
 from varitok.export.compare.audio import FORMATS, classics, code, decode, encode
 
@@ -47,7 +48,7 @@ def test_a_chord_comes_back_in_time_and_at_its_level(kind: str, rate: int) -> No
     errors = [(decoded.roll(-shift, 1) - sound).square().mean().item() for shift in shifts]
     assert errors.index(min(errors)) == 3
     assert (decoded * sound).sum() / sound.square().sum() == pytest.approx(1, abs=0.01)
-    assert comparison("si_sdr", rate)(decoded[None], sound[None], torch.tensor([2 * rate])) > 12
+    assert Audio(rate).comparison("si_sdr", "cpu")(decoded[None], sound[None], torch.tensor([2 * rate])) > 12
 
 
 @pytest.mark.parametrize("kind", RATES)
@@ -89,7 +90,7 @@ def test_payload_is_what_the_file_holds_between_headers(kind: str) -> None:
 def test_rates_are_about_what_was_asked_for_and_quality_rises(kind: str) -> None:
     rate, samples = 24_000, 72_000
     sound = _voice(rate, samples, 3)
-    mel = comparison("mel", rate)
+    mel = Audio(rate).comparison("mel", "cpu")
     settings = FORMATS[kind].settings
     found = []
     for kbps in settings:

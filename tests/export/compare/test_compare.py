@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from varitok.codecs.metrics.table import read_rows
+from varitok.codecs.evaluation.table import read_rows
 from varitok.export.cli.main import main
 from varitok.export.compare import images as pictures
 from varitok.export.compare.rates import bd_rate

@@ -9,7 +9,7 @@ import torch
 
 import varitok
 from varitok import UserError
-from varitok.codecs.metrics.evaluate import evaluate
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
 from varitok.export.adapters.codec import Exported
 from varitok.export.exporters.bundle import export_bundle

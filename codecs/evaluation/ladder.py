@@ -11,7 +11,7 @@ from varitok import UserError
 from ..implicit.codec import ImplicitCodec
 from ..lengths import distributions as lengths
 from ..masking import prefix_mask
-from .rate import packed_bytes, run_flags
+from ..metrics.rate import packed_bytes, run_flags
 
 __all__ = ["Code", "Evaluable", "Ladder"]
 

@@ -17,7 +17,7 @@ FLOORS = {
     "data": ("weights feature_map batch sampler workers storage decoding teachers synthetic datasets datamodule cli"),
     "codecs": (
         "result masking padding streaming distributed unregistered networks bottlenecks discriminators lengths codec"
-        " implicit build discretize rate_control losses metrics training"
+        " implicit build discretize rate_control losses metrics modalities evaluation training"
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -36,7 +36,7 @@ class Video(Modality):
 
     name = "video"
     noun = kind = file_noun = "clip"
-    suffixes = SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     grid = "t h w"
     graph = GraphNames("pixel_values_videos", "video_codes", "reconstruction", *AXES)
     rounding = Image.rounding

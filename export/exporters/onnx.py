@@ -5,15 +5,16 @@ import io
 import logging
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from varitok.codecs.modalities.base import GraphNames
+
 from .frozen import FrozenCodec, FrozenStream
 
-__all__ = ["NAMES", "Names", "Port", "export_graph", "export_onnx"]
+__all__ = ["Port", "export_graph", "export_onnx"]
 
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
@@ -54,41 +55,10 @@ class _StreamingDecoder(nn.Module):
         return self.codec.decode_chunk(codes, state)
 
 
-class Names(NamedTuple):
-    """What the ecosystem's libraries call a modality's graph inputs and outputs.
-
-    Attributes:
-        signal: Into the encoder.
-        codes: Out of it and into the decoder.
-        back: Out of the decoder.
-    """
-
-    signal: str
-    codes: str
-    back: str
+Axes = list[str | None]  # names of a value's axes; None for one of a fixed size
 
 
-NAMES = {
-    "image": Names("pixel_values", "image_codes", "reconstruction"),
-    "audio": Names("input_values", "audio_codes", "audio_values"),
-    "video": Names("pixel_values_videos", "video_codes", "reconstruction"),
-    "features": Names("input_features", "feature_codes", "reconstruction"),
-}
-
-# What the free axes of placed tokens are called, by their number: in the signal, in the codes, in what comes back.
-Axes = list[str | None]
-AXES: dict[int, tuple[Axes, Axes, Axes]] = {
-    1: (["num_samples"], ["num_frames"], ["num_samples_out"]),
-    2: (["height", "width"], ["latent_height", "latent_width"], ["height_out", "width_out"]),
-    3: (
-        ["num_frames", "height", "width"],
-        ["latent_frames", "latent_height", "latent_width"],
-        ["num_frames_out", "height_out", "width_out"],
-    ),
-}
-
-
-def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: Names) -> None:
+def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: GraphNames) -> None:
     """Write `encoder_model.onnx` and `decoder_model.onnx`; of a codec that streams the two `_streaming` too.
 
     Those take a `state`, float32 `(batch, S)`, zeros at the start, and also give a `state_out` for the next chunk.
@@ -98,7 +68,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         folder: Where to.
         example: Signals `(2, c, *grid)` in [-1, 1].
         metadata: Goes into both graphs, with `codec.role` added.
-        names: Of inputs and outputs.
+        names: Those of the modality.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
@@ -117,8 +87,8 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         sides, tokens, given = [None] * (example.ndim - 2), [None], ["num_tokens"]
         back = sides
     else:
-        sides, given, back = AXES[example.ndim - 2]
-        tokens = given
+        sides, back = list(names.axes), [f"{axis}_out" for axis in names.axes]
+        tokens = given = list(names.latent_axes)
     signal: Port = (names.signal, ["batch", None, *sides])
     found: Port = (names.codes, ["batch", None, *tokens])
     read: Port = (names.codes, ["batch", books, *given])

@@ -66,10 +66,10 @@ class Table:
         return "k" if "k" in self.rows[0] else "books"
 
     @property
-    def modality(self) -> Modality | None:
+    def modality(self) -> type[Modality] | None:
         """The modality whose two shown metrics are in the table; None if there is none."""
         columns = self.rows[0].keys()
-        kinds = [kind() for kind in MODALITIES.values() if set(kind.shown) <= columns]
+        kinds = [kind for kind in MODALITIES.values() if set(kind.shown) <= columns]
         return max(kinds, key=lambda kind: len({kind.plural, kind.rate.name} & columns), default=None)
 
     def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:

@@ -66,7 +66,8 @@ class Modality(ABC):
 
     Attributes:
         name: In bundles and containers.
-        noun: What one signal is called; its plural is a column of tables.
+        noun: What one signal is called.
+        plural: What several are called; the column of their number.
         kind: The same for the headings of pages.
         file_noun: What a file that holds a signal is called.
         suffixes: Of those files.
@@ -82,6 +83,7 @@ class Modality(ABC):
 
     name: ClassVar[str]
     noun: ClassVar[str]
+    plural: ClassVar[str]
     kind: ClassVar[str]
     file_noun: ClassVar[str] = "file"
     suffixes: ClassVar[tuple[str, ...]] = ()
@@ -94,6 +96,9 @@ class Modality(ABC):
     size: ClassVar[Column] = BYTES
     element: ClassVar[str] = ""
 
+    def __init_subclass__(cls) -> None:
+        cls.plural = f"{cls.noun}s"
+
     def __init__(self, sample_rate: int = 0, frame_rate: float | None = None) -> None:
         self.sample_rate = sample_rate
         self.frame_rate = frame_rate
@@ -102,11 +107,6 @@ class Modality(ABC):
     @abstractmethod
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec's signals are of this modality, by its `sample_rate`, `hop` and `bounded`."""
-
-    @property
-    def plural(self) -> str:
-        """What several signals are called."""
-        return f"{self.noun}s"
 
     def available(self) -> tuple[str, ...]:
         """List the metrics that can be computed on this machine."""

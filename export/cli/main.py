@@ -76,10 +76,10 @@ SUBCOMMANDS = {
         "varitok.export.cli.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"
     ),
     "push": Subcommand(
-        "varitok.export.runtime.load.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
+        "varitok.export.runtime.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
     ),
     "pull": Subcommand(
-        "varitok.export.runtime.load.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"
+        "varitok.export.runtime.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"
     ),
     "doctor": Subcommand(
         "varitok.export.cli.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"

@@ -1,4 +1,4 @@
-"""A modality of one's own, 1-D sensor signals, is one class for torch and one for bundles: all commands take it then."""
+"""A new modality, 1-D sensor signals, is one class for torch and one for bundles: all commands take it then."""
 
 import io
 import json

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,9 +16,6 @@ from ..metrics import audio
 from ..metrics.metric import Column
 from .base import Exhibit, GraphNames, Modality, Rows
 from .media import draw_spectrograms, lossless_audio, spectrogram, write_wav
-
-if TYPE_CHECKING:
-    from ..codec import Codec
 
 __all__ = ["Audio"]
 
@@ -71,7 +68,7 @@ class Audio(Modality):
             Exhibit(spectrogram(sound, self.sample_rate), *lossless_audio(sound, self.sample_rate)) for sound in signals
         ]
 
-    def describe(self, codec: "Codec", size: Sequence[int]) -> dict[str, Any]:
+    def describe(self, codec: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return the rates and the hop length."""
         rate, hop = self.sample_rate, codec.hop[0]
         return {"sampling_rate": rate, "hop_length": hop, "frame_rate": rate / hop}

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -15,9 +15,6 @@ from varitok.data.batch import Splits
 
 from ..metrics.metric import Column, Comparison, Metric
 from ..metrics.rate import BYTES
-
-if TYPE_CHECKING:
-    from ..codec import Codec
 
 __all__ = ["Exhibit", "GraphNames", "Modality", "Rows"]
 
@@ -177,7 +174,7 @@ class Modality(ABC):
         """
         raise UserError(f"a page can't show {self.plural}")
 
-    def describe(self, codec: "Codec", size: Sequence[int]) -> dict[str, Any]:
+    def describe(self, codec: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return the modality's own entries of a bundle's config.json.
 
         Args:

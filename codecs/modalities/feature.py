@@ -1,14 +1,12 @@
 """Features that a vision transformer sees in clips."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from varitok import UserError
 from varitok.data.batch import Splits
 
 from ..build import build
@@ -17,9 +15,6 @@ from ..metrics.metric import Column
 from .base import Exhibit, GraphNames, Rows
 from .media import draw_clips, principal_colours
 from .video import AXES, Video
-
-if TYPE_CHECKING:
-    from ..codec import Codec
 
 __all__ = ["Feature"]
 
@@ -59,7 +54,7 @@ class Feature(Video):
         """Return films of them as colours."""
         return super().exhibit([clip for _, (clip,) in principal_colours([("", [clip]) for clip in signals])])
 
-    def describe(self, codec: "Codec", size: Sequence[int]) -> dict[str, Any]:
+    def describe(self, codec: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return a clip's entries, and what standardizes each channel."""
         own = super().describe(codec, size)
         scales = {name: codec.get_buffer(name).tolist() for name in ("feature_mean", "feature_deviation")}
@@ -72,13 +67,3 @@ class Feature(Video):
         others = OmegaConf.masked_copy(data, [str(key) for key in data if key != "clips"])
         features: Splits = build(others, clips=clips)
         return features
-
-    def dataset(
-        self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
-    ) -> tuple[Dataset[Tensor], str]:
-        """Refuse.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("no file holds features")

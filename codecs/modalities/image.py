@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig
 from PIL import Image as Picture
@@ -14,12 +14,9 @@ from varitok.data.batch import Splits, to_uint8
 from varitok.data.decoding.images import SUFFIXES, decode_image
 
 from ..metrics import frechet, image
-from ..metrics.metric import Column
+from ..metrics.metric import Column, Metric
 from .base import Exhibit, GraphNames, Modality, Rows
 from .media import draw_images, webp
-
-if TYPE_CHECKING:
-    from ..codec import Codec
 
 __all__ = ["Image"]
 
@@ -30,13 +27,13 @@ class Image(Modality):
     name = "image"
     noun = kind = "image"
     file_noun = "picture"
-    suffixes = SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     grid = "h w"
     graph = GraphNames(
         "pixel_values", "image_codes", "reconstruction", ("height", "width"), ("latent_height", "latent_width")
     )
     rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
-    metrics = (*image.METRICS, frechet.RFID)
+    metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID)
     shown = ("psnr", "ssim")
     rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / pixels")
 
@@ -68,7 +65,7 @@ class Image(Modality):
         pictures = (Picture.fromarray(signal.permute(1, 2, 0).numpy()) for signal in signals)
         return [Exhibit(webp(picture, lossless=True)) for picture in pictures]
 
-    def describe(self, codec: "Codec", size: Sequence[int]) -> dict[str, Any]:
+    def describe(self, codec: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return the side and the patch."""
         return {"image_size": size[1], "patch": codec.hop[0]}
 

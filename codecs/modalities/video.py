@@ -2,24 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok.data.batch import Splits, to_uint8
+from varitok.data.batch import Splits
 from varitok.data.decoding.video import SUFFIXES
 
 from ..metrics import fvd, video
 from ..metrics.metric import Column
-from .base import Exhibit, GraphNames, Modality, Rows
+from .base import Exhibit, GraphNames, Rows
 from .image import Image, image_size_of
 from .media import draw_clips, mp4, write_mp4
-
-if TYPE_CHECKING:
-    from ..codec import Codec
 
 __all__ = ["Video"]
 
@@ -28,7 +25,7 @@ SECONDS = 4.0  # taken from a file, if nothing is said
 AXES = ("num_frames", "height", "width"), ("latent_frames", "latent_height", "latent_width")
 
 
-class Video(Modality):
+class Video(Image):
     """Clips `(b, 3, t, h, w)`, compared as 8-bit values.
 
     Their rate is in bits a pixel: a rate in seconds would depend on a frame rate that not every file tells.
@@ -39,9 +36,7 @@ class Video(Modality):
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     grid = "t h w"
     graph = GraphNames("pixel_values_videos", "video_codes", "reconstruction", *AXES)
-    rounding = Image.rounding
     metrics = (*video.METRICS, *fvd.METRICS)
-    shown = Image.shown
     rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / (pixels of a frame * frames)")
     element = "video"
 
@@ -49,14 +44,6 @@ class Video(Modality):
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec has a grid of frames, rows and columns, of pixels."""
         return len(getattr(codec, "hop", ())) == 3 and bool(getattr(codec, "bounded", True))
-
-    def facts(self, side: int) -> dict[str, int]:
-        """Return the number of MS-SSIM's scales."""
-        return Image().facts(side)
-
-    def as_written(self, signal: Tensor) -> Tensor:
-        """Return 8-bit values."""
-        return to_uint8(signal)
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
         """Return the number of pixels."""
@@ -75,7 +62,7 @@ class Video(Modality):
         """Return films."""
         return [Exhibit(b"", mp4(clip, self.frame_rate or FRAME_RATE), "video/mp4") for clip in signals]
 
-    def describe(self, codec: "Codec", size: Sequence[int]) -> dict[str, Any]:
+    def describe(self, codec: Any, size: Sequence[int]) -> dict[str, Any]:
         """Return the hop, the frame rate, and the size of frames if they have one."""
         own: dict[str, Any] = {"frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.lead}
         return own | ({"frame_size": list(size[2:]), "later_tokens": codec.later_tokens} if codec.blocked else {})

@@ -65,7 +65,7 @@ class Exported:
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""
-        return torch.from_numpy(self.bundle.encode_values(signal.numpy()))
+        return torch.from_numpy(self.bundle.encode_values(self.bundle.values(signal.numpy())))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes, or a prefix of them, into signals of whole steps, or of a size."""

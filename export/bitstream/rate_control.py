@@ -79,7 +79,9 @@ def encoded(
     """
     codes = bundle.encode_values(signal, tokens=tokens, books=books)
     units = bundle.units_of(codes.shape[2], signal.shape[2])
-    return Encoded(codes, bundle.facts(signal, frame_rate), units, signal, bundle.seconds(signal, frame_rate))
+    rate = bundle.sample_rate or frame_rate
+    seconds = signal.shape[2] / rate if rate else None
+    return Encoded(codes, bundle.facts(signal, frame_rate), units, signal, seconds)
 
 
 class Written(NamedTuple):

@@ -108,7 +108,7 @@ def _all(
 ) -> Iterable[tuple[str, int, Coded]]:
     """Code one signal in every way."""
     bundle = codec.bundle
-    whole = encoded(bundle, normal.numpy(), frame_rate=codec.frame_rate)._replace(coding=coding)
+    whole = encoded(bundle, bundle.values(normal.numpy()), frame_rate=codec.frame_rate)._replace(coding=coding)
     for kept in Ladder(codec).keeps:
         part = whole.cut(kept, codec.ordered)
         written = part.written(bundle)

@@ -64,21 +64,9 @@ class SoundBundle(Bundle):
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
         return self.run_encoder(values)[:, :kept]
 
-    def encode_values(
-        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
-    ) -> Array:
-        """Turn sounds, as `values` returns them, into codes."""
-        if tokens is not None:
-            raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
-        return self.encode(values, self.sample_rate, books=books)
-
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
         """Return the sample rate."""
         return (self.sample_rate,)
-
-    def seconds(self, values: npt.NDArray[np.float32], rate: float | None) -> float | None:
-        """Return how long a sound lasts."""
-        return float(values.shape[2] / self.sample_rate)
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
         """Read a sound of the codec's sample rate; channels are averaged, or repeated."""

@@ -98,11 +98,7 @@ class Opened:
         """Take what is of use out of the config."""
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
-        """Return what a user should know, as plain values.
-
-        Args:
-            files: The bundle's, with their bytes.
-        """
+        """Return what a user should know, as plain values; `files` are the bundle's, with their bytes."""
         return {}
 
     @cached_property
@@ -167,17 +163,18 @@ class Bundle(Opened):
     def encode_values(
         self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
     ) -> Array:
-        """Turn signals, as `values` returns them, into codes.
-
-        Args:
-            values: float32 `(b, c, *grid)`.
-            tokens: Keep only so many, if they are ordered; None for all.
-            books: Keep only so many; None for all.
+        """Turn signals, as `values` returns them, into codes: all, or the first tokens or books.
 
         Raises:
-            UserError: A number is out of range.
+            UserError: A number is out of range, or tokens are not ordered.
         """
-        raise NotImplementedError
+        codes = self.run_encoder(values)[:, : self.kept(books)]
+        if tokens is None:
+            return codes
+        if not self.tokens:
+            raise UserError(f"--tokens {tokens}: this codec's follow from a signal's size; keep fewer books instead")
+        self._check_tokens(tokens)
+        return codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
         """Count the steps of codes that signals of these lengths have, in a batch of codes of `steps` steps."""
@@ -188,23 +185,11 @@ class Bundle(Opened):
         return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.lead, length)
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
-        """Return what a container must tell of a signal `(1, c, *grid)`, so that it can be decoded.
-
-        Args:
-            values: The signal.
-            rate: Its own frames a second; None if unknown.
-        """
+        """Return what decoding a signal `(1, c, *grid)` of a frame rate takes, for the container's header."""
         return ()
 
-    def seconds(self, values: npt.NDArray[np.float32], rate: float | None) -> float | None:
-        """Return how long a signal `(1, c, *grid)` lasts; None if it has no duration."""
-        return None
-
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a file with one of the `suffixes`, or standard input.
-
-        Returns:
-            The signal, as `values` returns it, and its frame rate.
+        """Return a file's signal, as `values` does, and its frame rate.
 
         Raises:
             UserError: It can't be read, or isn't the codec's.
@@ -212,15 +197,7 @@ class Bundle(Opened):
         raise NotImplementedError
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode codes that follow each other into one file.
-
-        Args:
-            parts: The codes.
-            to: What is written, one of `written`.
-            path: Where the codes were read, for what is told.
-
-        Returns:
-            The file, and how much is in it.
+        """Decode codes that follow each other, read at `path`, into one file of kind `to`; say how much is in it.
 
         Raises:
             UserError: These codes can't be in one file.

@@ -56,12 +56,6 @@ class ImageBundle(Bundle):
         self._check_tokens(kept)
         return self.run_encoder(self.values(image))[..., :kept]
 
-    def encode_values(
-        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
-    ) -> Array:
-        """Turn images, as `values` returns them, into codes."""
-        return self.encode(values, tokens=tokens)[:, : self.kept(books)]
-
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
         """Return all steps: an image is coded as a whole."""
         return np.full_like(lengths, steps)

@@ -157,19 +157,9 @@ class VideoBundle(Bundle):
             clips = decode_tiled(self.run_decoder, codes, self._tiled(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
-    def encode_values(
-        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
-    ) -> Array:
-        """Turn clips, as `values` returns them, into codes."""
-        return self.encode(values, tokens=tokens, books=books)
-
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
         """Return height and width of frames, and frames in 1,000 seconds."""
         return (*values.shape[3:], round(1000 * (rate or 0)))
-
-    def seconds(self, values: npt.NDArray[np.float32], rate: float | None) -> float | None:
-        """Return how long a clip lasts, if its frame rate is known."""
-        return float(values.shape[2] / rate) if rate else None
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
         """Read a clip or a picture; frames are resized and cropped if the codec wants a size."""

@@ -85,9 +85,6 @@ class SensorBundle(Bundle):
     def values(self, signal):
         return np.asarray(signal, np.float32).reshape(1, self.channels, -1)
 
-    def encode_values(self, values, *, tokens=None, books=None):
-        return self.run_encoder(values)[:, : self.kept(books)]
-
     def read_file(self, path):
         return self.values(np.load(path)), None
 

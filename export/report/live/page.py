@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from varitok import UserError, __version__
 
@@ -30,39 +30,6 @@ FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.w
 SCRIPTS = ("container.js", "signals.js", "live.js")
 MOST_SECONDS = 60  # of a sound
 BESIDE = Path(__file__).parent
-
-
-class Player(NamedTuple):
-    """What the page is made of for a modality that its scripts know.
-
-    Attributes:
-        noun: What one signal is called.
-        element: HTML element that shows or plays it; `{}` stands for its attributes.
-        accept: Files that it takes.
-        unit: What is kept more or less of.
-        saved: Kind of the file that it saves.
-        entries: Keys of config.json that the scripts read, by their names there.
-        facts: Keys of config.json that go into a container.
-    """
-
-    noun: str
-    element: str
-    accept: str
-    unit: str
-    saved: str
-    entries: dict[str, str]
-    facts: tuple[str, ...] = ()
-
-
-PLAYERS = {
-    "image": Player(
-        "picture", '<canvas {} role="img"></canvas>', "image/*,.vtk", "tokens", "PNG", {"image_size": "image_size"}
-    ),
-    "audio": Player(
-        "sound", "<audio {} controls></audio>", "audio/*,.vtk", "books", "WAV",
-        {"sampling_rate": "sampling_rate", "hop": "hop_length"}, ("sampling_rate",),
-    ),
-}  # fmt: skip
 
 
 def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
@@ -131,25 +98,25 @@ def _runtime(path: Path) -> dict[str, bytes]:
 
 def _about(bundle: Opened) -> dict[str, Any]:
     """Say what the scripts must know of a bundle."""
-    if not isinstance(bundle, Bundle) or bundle.modality not in PLAYERS or not bundle.book_sizes:
+    image = bundle.modality == "image"
+    if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.book_sizes:
         raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of books")
-    player = PLAYERS[bundle.modality]
-    if bundle.modality == "image" and bundle.channels != 3:
+    if image and bundle.channels != 3:
         raise UserError(f"{bundle.folder}: the live page is of pictures in colour")
     if any(size > 1 << 52 for size in bundle.book_sizes):
         raise UserError(f"{bundle.folder}: a browser's numbers are too short for books of so many entries")
-    return {
+    about: dict[str, Any] = {
         "modality": bundle.modality,
         "identity": identity(bundle.folder).hex(),
         "book_sizes": list(bundle.book_sizes),
         "book_strides": list(bundle.book_strides),
         "channels": bundle.channels,
         "tokens": bundle.tokens,
-        **{name: int(bundle.config[key]) for name, key in player.entries.items()},
-        "facts": [int(bundle.config[key]) for key in player.facts],
-        "noun": player.noun,
-        "most_seconds": MOST_SECONDS,
     }
+    if image:
+        return about | {"noun": "picture", "image_size": int(bundle.config["image_size"]), "facts": []}
+    own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hops[0], "facts": [bundle.sample_rate]}
+    return about | own | {"noun": "sound", "most_seconds": MOST_SECONDS}
 
 
 def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str:
@@ -163,11 +130,14 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
     facts = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     packed = {key: base64.b64encode(gzip.compress(data, 6, mtime=0)).decode() for key, data in blocks.items()}
     data = "".join(f'<script type="text/plain" id="{key}">{text}</script>\n' for key, text in packed.items())
-    player = PLAYERS[about["modality"]]
+    picture = about["modality"] == "image"
     before, after = (
-        player.element.format(f'id="{key}" aria-label="{label}"')
+        f'<canvas id="{key}" role="img" aria-label="{label}"></canvas>'
+        if picture
+        else f'<audio id="{key}" controls aria-label="{label}"></audio>'
         for key, label in (("before", "The original"), ("after", "What the codes give back"))
     )
+    accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "books")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -185,19 +155,19 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
 <noscript><p>The page needs JavaScript, which it runs from itself alone.</p></noscript>
 </header>
 <main>
-<label class="drop" id="drop">Drop a {player.noun} or a .vtk file here, or choose one
-<input type="file" id="file" accept="{player.accept}"></label>
+<label class="drop" id="drop">Drop a {about["noun"]} or a .vtk file here, or choose one
+<input type="file" id="file" accept="{accept}"></label>
 <p class="told" id="told" role="status">Starting ONNX Runtime …</p>
 <section id="results" hidden aria-label="Result">
 <div class="kept">
-<label for="kept">Kept {player.unit}, of <span id="most"></span> <output id="size" for="kept"></output></label>
+<label for="kept">Kept {unit}, of <span id="most"></span> <output id="size" for="kept"></output></label>
 <input type="range" id="kept" min="1" max="1" value="1"></div>
 <div class="pair">
 <figure id="original"><figcaption>Original</figcaption>{before}</figure>
 <figure><figcaption>From the codes</figcaption>{after}</figure>
 </div>
 <button type="button" id="save">Save the codes (.vtk)</button>
-<button type="button" id="save-signal">Save what they give back ({player.saved})</button>
+<button type="button" id="save-signal">Save what they give back ({"PNG" if picture else "WAV"})</button>
 </section>
 </main>
 <script type="application/json" id="about">{facts}</script>

@@ -60,13 +60,14 @@ from torch.utils.data import DataLoader
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.losses.spectral import MultiScaleMel
+from varitok.codecs.modalities.audio import Audio
 from varitok.codecs.training.malloc import keep_freed_memory
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch
 from varitok.data.synthetic.audio import Voices
 from varitok.export.exporters.frozen import FrozenCodec, freeze
-from varitok.export.exporters.onnx import NAMES, export_onnx
+from varitok.export.exporters.onnx import export_onnx
 from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
 Clock = Callable[[], float]
@@ -443,7 +444,7 @@ def forms(codec: Codec, sound: Tensor, folder: Path, threads: int, wanted: Colle
     sides = {"encode": (Direction(frozen, "encode"), sound), "decode": (Direction(frozen, "decode"), codes)}
 
     def onnx() -> Coder:
-        export_onnx(frozen, folder, sound.repeat(2, 1, 1), {}, NAMES["audio"])
+        export_onnx(frozen, folder, sound.repeat(2, 1, 1), {}, Audio.graph)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         files = [str(folder / f"{part}_model.onnx") for part in ("encoder", "decoder")]

@@ -19,8 +19,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from varitok import UserError, load  # noqa: E402
-from varitok.codecs.metrics.evaluate import evaluate  # noqa: E402
-from varitok.codecs.metrics.table import read_csv, write_rows  # noqa: E402
+from varitok.codecs.evaluation.evaluate import evaluate  # noqa: E402
+from varitok.codecs.evaluation.table import read_csv, write_rows  # noqa: E402
 from varitok.data.datamodule import validation_loader  # noqa: E402
 from varitok.data.datasets.images import ImageFolder  # noqa: E402
 from varitok.export.adapters.codec import Exported  # noqa: E402

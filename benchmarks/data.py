@@ -34,7 +34,7 @@ from torchvision.datasets import ImageFolder  # noqa: E402
 from torchvision.transforms.v2 import InterpolationMode, functional  # noqa: E402
 
 from varitok import UserError, __version__  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.data.batch import Sample, Splits, collate  # noqa: E402
 from varitok.data.cli.shards import main as pack  # noqa: E402
 from varitok.data.datamodule import DataModule  # noqa: E402

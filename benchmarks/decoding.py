@@ -25,16 +25,14 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 
 from varitok import UserError, __version__  # noqa: E402
-from varitok.codecs.metrics.ladder import Ladder  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.ladder import Ladder  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.data.batch import BadSample, normalise  # noqa: E402
 from varitok.export.adapters.codec import exported  # noqa: E402
 from varitok.export.adapters.dataset import dataset_of, files_of, noun_of  # noqa: E402
 from varitok.export.bitstream.entropy_coding import books_of, coding_of, prior_identity  # noqa: E402
-from varitok.export.runtime.audio import SoundBundle  # noqa: E402
-from varitok.export.runtime.bundle import DECODER, ENCODER  # noqa: E402
-from varitok.export.runtime.images import ImageBundle  # noqa: E402
-from varitok.export.runtime.load import VideoBundle, load  # noqa: E402
+from varitok.export.runtime.bundle import DECODER, ENCODER, Bundle  # noqa: E402
+from varitok.export.runtime.load import load  # noqa: E402
 
 __all__ = ["main"]
 
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(options: argparse.Namespace, command: str) -> None:
     bundle: Any = load(options.bundle)
-    if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle):
+    if not isinstance(bundle, Bundle):
         raise UserError(f"{options.bundle}: not a bundle of pictures, sounds or clips")
     _one_thread(bundle)
     codec = exported(bundle)
@@ -75,16 +73,14 @@ def _measure(options: argparse.Namespace, command: str) -> None:
             signals.append(normalise(data[0, index][None]).numpy())
         except BadSample as error:
             print(f"left out: {error}", file=sys.stderr)
-    rate = codec.sample_rate or (codec.frame_rate if isinstance(bundle, VideoBundle) else None)
+    rate = bundle.sample_rate or bundle.frame_rate
     amounts = [signal.shape[2] / rate if rate else 1 for signal in signals]
     names = ["packed", "adaptive", *(["static", "learned"] if prior_identity(bundle.folder) else [])]
     rows: list[dict[str, object]] = []
     for kept in Ladder(codec).keeps:
         found: dict[str, list[float]] = {}
         for signal, amount in zip(signals, amounts, strict=True):
-            codes = (
-                bundle.encode(signal, bundle.sample_rate) if isinstance(bundle, SoundBundle) else bundle.encode(signal)
-            )
+            codes = bundle.encode_values(signal)
             part = codes[..., :kept] if bundle.tokens else codes[:, :kept]
             found.setdefault("encode", []).append(amount / _best(lambda x=signal: bundle.run_encoder(x)))
             found.setdefault("decode", []).append(amount / _best(lambda x=part: bundle.run_decoder(x)))

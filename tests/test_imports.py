@@ -18,7 +18,7 @@ FLOORS = {
     "data": ("weights feature_map storage batch sampler workers decoding teachers synthetic datasets datamodule cli"),
     "codecs": (
         "result masking padding layout distributed unregistered networks bottlenecks discriminators lengths codec"
-        " streaming implicit build discretize allocation losses metrics training"
+        " streaming implicit build discretize allocation losses metrics modalities evaluation training"
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"

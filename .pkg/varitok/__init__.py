@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from varitok.export.exporters.frozen import FrozenCodec
-    from varitok.export.runtime.load import ClipBundle, FeatureBundle, VideoBundle
-    from varitok.export.runtime.images import ImageBundle
-    from varitok.export.runtime.audio import SoundBundle
+    from varitok.export.runtime.bundle import Opened
 
 __all__ = ["UserError", "__version__", "at_least", "load", "load_torch", "watched"]
 __version__ = "0.1.0"
@@ -60,9 +58,7 @@ def watched(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
         print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def load(
-    path: str | PathLike[str], *, int8: bool = False
-) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
+def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":
     """Open an exported bundle for `encode` and `decode` with numpy and onnxruntime alone.
 
     Args:

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from varitok import __version__  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 
 __all__ = ["main"]
 

@@ -43,7 +43,7 @@ from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
 
 from varitok import __version__  # noqa: E402
 from varitok.codecs.distributed import local  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.codecs.training.distributed import strategy as parallel  # noqa: E402
 from varitok.codecs.training.run import build_run  # noqa: E402
 from varitok.data.batch import Splits  # noqa: E402

@@ -25,7 +25,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from varitok import __version__  # noqa: E402
 from varitok.codecs.build import build_codec  # noqa: E402
-from varitok.codecs.metrics.table import write_rows  # noqa: E402
+from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.codecs.training.activation_checkpointing import Recompute  # noqa: E402
 
 __all__ = ["main"]

@@ -23,42 +23,19 @@ from torchaudio.functional import resample
 from varitok import UserError
 
 from ..losses.spectral import SISDR, MultiResolutionSTFT, MultiScaleMel
+from .metric import Comparison, Metric
 
-__all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "written"]
-
-Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(decoded, original, lengths) to one value for each sound, float32 `(b,)`, NaN where it has none."""
+__all__ = ["METRICS", "written"]
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], float]
 """(decoded, original), both float32 `(c, t)` and whole, to a value."""
 
-BASIC = ("mel", "stft", "si_sdr")
-PACKAGES = {"stoi": "pystoi", "estoi": "pystoi", "pesq": "pesq"}
 CAP = 80.0  # dB, what the floor of `SISDR` bounds it to
 SILENCE = 1e-10  # mean square about the mean; half a step of 16 bits has 2.3e-10
 STFT_WINDOWS = (2048, 512)
 STOI_RATE, PESQ_RATE = 10_000, 16_000  # Hz
-RATES = {"stoi": STOI_RATE, "estoi": STOI_RATE, "pesq": PESQ_RATE}  # what a measure works at, and so the least
 PESQ_SECONDS = 20.0  # see `_pesq`
 PESQ_LEAST = 0.999  # of P.862.2, equation 1; noise comes nearer to it than a raw score of -0.5 does
-
-DEFINITIONS = {
-    "mel": "mean over sounds; sum over windows of 32, 64, ... 2048 samples, a quarter apart, periodic Hann, of the mean"
-    " absolute difference of log10 mel magnitudes in 5, 10, ... 320 bands (Slaney, 0 Hz to half the sample rate), not"
-    " below 1e-5 (DAC, arXiv 2306.06546, section 3.5); at {rate} Hz; lower is better",
-    "stft": "mean over sounds; sum over windows of 2048 and 512 samples, a quarter apart, periodic Hann, of the mean"
-    " absolute difference of log10 magnitudes, not below 1e-5; at {rate} Hz; lower is better",
-    "si_sdr": f"dB, mean over sounds that aren't silent, each within {CAP:g} of 0 (a silent reconstruction of a sound"
-    f" has -{CAP:g}); means of both sides taken away (arXiv 1811.02508); at {{rate}} Hz",
-    "stoi": "mean over sounds that have one; short-time objective intelligibility (Taal et al. 2011, doi"
-    " 10.1109/TASL.2011.2114881) by pystoi, at 10 kHz, from {rate} Hz; silent frames of the original are left out",
-    "estoi": "mean over sounds that have one; extended STOI (Jensen and Taal 2016, doi 10.1109/TASLP.2016.2585878) by"
-    " pystoi, at 10 kHz, from {rate} Hz; silent frames of the original are left out",
-    "pesq": "MOS-LQO, mean over sounds that have one; wideband PESQ (ITU-T P.862.2) by the package pesq, at 16 kHz,"
-    " from {rate} Hz by torchaudio's sinc; of more than 20 s, the mean over equal parts; 0.999, the limit downwards,"
-    " where no speech is found in the reconstruction",
-}
-"""What each name means, in the words that go above a table; `{rate}` is the sounds' sample rate."""
 
 
 def written(signal: Tensor) -> Tensor:
@@ -71,41 +48,6 @@ def written(signal: Tensor) -> Tensor:
     if not bool(signal.isfinite().all()):
         raise UserError("a sound to be compared or written has samples that are NaN or infinite")
     return signal.mul(32768).round().clamp(-32768, 32767).div(32768)
-
-
-def available(sample_rate: int) -> tuple[str, ...]:
-    """List what can be computed of sounds at a rate: the basic ones, and those whose package is installed."""
-    return BASIC + tuple(
-        name for name, package in PACKAGES.items() if find_spec(package) and sample_rate >= RATES[name]
-    )
-
-
-def comparison(name: str, sample_rate: int, device: torch.device | str = "cpu") -> Comparison:
-    """Make the comparison of that name, a key of `DEFINITIONS`.
-
-    Args:
-        name: Which one.
-        sample_rate: Of both sides, in Hz.
-        device: Where the sounds are.
-
-    Raises:
-        UserError: The name is unknown, its package isn't installed, or the rate too low for it.
-    """
-    if name not in DEFINITIONS:
-        raise UserError(f"metric {name!r} is unknown; sounds have {', '.join(DEFINITIONS)}")
-    if sample_rate < RATES.get(name, 1):
-        raise UserError(f"metric {name!r} works at {RATES[name]} Hz, and the sounds are sampled at {sample_rate} Hz")
-    if name in PACKAGES:
-        measure = _speech_measure(name, sample_rate)
-    elif name == "si_sdr":
-        measure = partial(_si_sdr, SISDR())
-    elif name == "mel":
-        measure = partial(_distance, MultiScaleMel(sample_rate).to(device))
-    else:
-        # The loss is of natural logarithms; the factor makes the sum over windows one of log10.
-        spectra = MultiResolutionSTFT(STFT_WINDOWS, None, None, convergence=0.0, scale=1 / math.log(10))
-        measure = partial(_distance, spectra.to(device))
-    return partial(_each, measure)
 
 
 def _each(measure: Measure, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -143,27 +85,6 @@ def _si_sdr(loss: nn.Module, fake: Tensor, real: Tensor) -> float:
             ratio = -CAP if _silent(decoded) else -_distance(loss, decoded[None], original[None])
             values.append(min(max(ratio, -CAP), CAP))
     return _mean(values)
-
-
-def _speech_measure(name: str, sample_rate: int) -> Measure:
-    """Make a measure out of a package.
-
-    Raises:
-        UserError: It isn't installed.
-    """
-    package = PACKAGES[name]
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"metric {name!r} needs the package {package}: pip install 'varitok[audio-metrics]'") from error
-    compare = _pesq if name == "pesq" else partial(_stoi, extended=name == "estoi")
-
-    def measure(fake: Tensor, real: Tensor) -> float:
-        sides = zip(fake.cpu(), real.cpu(), strict=True)
-        values = [compare(module, a, b, sample_rate) for a, b in sides if not _silent(b)]
-        return _mean([value for value in values if not math.isnan(value)])
-
-    return measure
 
 
 def _stoi(pystoi: Any, fake: Tensor, real: Tensor, rate: int, *, extended: bool) -> float:
@@ -211,3 +132,118 @@ def _pesq_part(pesq: Any, decoded: npt.NDArray[np.float32], original: npt.NDArra
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+def _build_mel(device: torch.device, sample_rate: int) -> Comparison:
+    return partial(_each, partial(_distance, MultiScaleMel(sample_rate).to(device)))
+
+
+def _build_stft(device: torch.device, _: int) -> Comparison:
+    # The loss is of natural logarithms; the factor makes the sum over windows one of log10.
+    spectra = MultiResolutionSTFT(STFT_WINDOWS, None, None, convergence=0.0, scale=1 / math.log(10))
+    return partial(_each, partial(_distance, spectra.to(device)))
+
+
+def _build_si_sdr(_device: torch.device, _sample_rate: int) -> Comparison:
+    return partial(_each, partial(_si_sdr, SISDR()))
+
+
+def _speech_metric(name: str, title: str, form: str, definition: str, package: str, least: int, compare: Any) -> Metric:
+    """Return a metric that a package computes, at a sample rate of `least` Hz.
+
+    Args:
+        name: The column's.
+        title: Its heading.
+        form: How a value is printed.
+        definition: What it means.
+        package: The package's name, for pip and for Python.
+        least: The lowest sample rate of signals that have it, in Hz.
+        compare: (package, decoded, original, sample rate) to a value for a channel `(t,)`.
+    """
+
+    def build(_: torch.device, sample_rate: int) -> Comparison:
+        if sample_rate < least:
+            raise UserError(f"metric {name!r} works at {least} Hz, and the sounds are sampled at {sample_rate} Hz")
+        try:
+            module = importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"metric {name!r} needs the package {package}: pip install 'varitok[audio-metrics]'"
+            ) from error
+
+        def measure(fake: Tensor, real: Tensor) -> float:
+            sides = zip(fake.cpu(), real.cpu(), strict=True)
+            values = [compare(module, a, b, sample_rate) for a, b in sides if not _silent(b)]
+            return _mean([value for value in values if not math.isnan(value)])
+
+        return partial(_each, measure)
+
+    def available(sample_rate: int) -> bool:
+        return find_spec(package) is not None and sample_rate >= least
+
+    return Metric(name, title, form, definition=definition, build=build, available=available)
+
+
+METRICS = (
+    Metric(
+        "mel",
+        "mel",
+        "{:.3f}",
+        label="mel distance",
+        definition="mean over sounds; sum over windows of 32, 64, ... 2048 samples, a quarter apart, periodic Hann, of"
+        " the mean absolute difference of log10 mel magnitudes in 5, 10, ... 320 bands (Slaney, 0 Hz to half the sample"
+        " rate), not below 1e-5 (DAC, arXiv 2306.06546, section 3.5); at {rate} Hz; lower is better",
+        higher_is_better=False,
+        build=_build_mel,
+    ),
+    Metric(
+        "stft",
+        "STFT",
+        "{:.3f}",
+        label="STFT distance",
+        definition="mean over sounds; sum over windows of 2048 and 512 samples, a quarter apart, periodic Hann, of the"
+        " mean absolute difference of log10 magnitudes, not below 1e-5; at {rate} Hz; lower is better",
+        higher_is_better=False,
+        build=_build_stft,
+    ),
+    Metric(
+        "si_sdr",
+        "SI-SDR",
+        "{:.2f}",
+        label="SI-SDR (dB)",
+        definition=f"dB, mean over sounds that aren't silent, each within {CAP:g} of 0 (a silent reconstruction of a"
+        f" sound has -{CAP:g}); means of both sides taken away (arXiv 1811.02508); at {{rate}} Hz",
+        build=_build_si_sdr,
+    ),
+    _speech_metric(
+        "stoi",
+        "STOI",
+        "{:.3f}",
+        "mean over sounds that have one; short-time objective intelligibility (Taal et al. 2011, doi"
+        " 10.1109/TASL.2011.2114881) by pystoi, at 10 kHz, from {rate} Hz; silent frames of the original are left out",
+        "pystoi",
+        STOI_RATE,
+        partial(_stoi, extended=False),
+    ),
+    _speech_metric(
+        "estoi",
+        "ESTOI",
+        "{:.3f}",
+        "mean over sounds that have one; extended STOI (Jensen and Taal 2016, doi 10.1109/TASLP.2016.2585878) by"
+        " pystoi, at 10 kHz, from {rate} Hz; silent frames of the original are left out",
+        "pystoi",
+        STOI_RATE,
+        partial(_stoi, extended=True),
+    ),
+    _speech_metric(
+        "pesq",
+        "PESQ",
+        "{:.2f}",
+        "MOS-LQO, mean over sounds that have one; wideband PESQ (ITU-T P.862.2) by the package pesq, at 16 kHz,"
+        " from {rate} Hz by torchaudio's sinc; of more than 20 s, the mean over equal parts; 0.999, the limit"
+        " downwards, where no speech is found in the reconstruction",
+        "pesq",
+        PESQ_RATE,
+        _pesq,
+    ),
+)

@@ -4,28 +4,14 @@ Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are
 a codec that knows nothing but the mean.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from varitok import UserError
-
 from ..masking import prefix_mask
+from .metric import Metric, stateless
 
-__all__ = ["DEFINITIONS", "Comparison", "comparison", "cosine", "mse"]
-
-Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(decoded, original, lengths) to one value for each clip."""
-
-DEFINITIONS = {
-    "mse": "mean squared error of features, over all channels and positions of a clip's own frames, mean over clips;"
-    " the share of the variance that is lost where features are standardised; lower is better",
-    "cosine": "cosine similarity of a position's decoded features with its own, mean over positions, then clips",
-}
-"""What each name means, in the words that go above a table."""
+__all__ = ["METRICS", "cosine", "mse"]
 
 
 def mse(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -43,13 +29,23 @@ def _mean(frames: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(prefix_mask(lengths, frames.shape[1]), frames, 0.0).sum(1) / lengths
 
 
-def comparison(name: str) -> Comparison:
-    """Give the comparison of that name, a key of `DEFINITIONS`.
-
-    Raises:
-        UserError: The name is unknown.
-    """
-    known: dict[str, Comparison] = {"mse": mse, "cosine": cosine}
-    if name not in known:
-        raise UserError(f"metric {name!r} is unknown; of features there are {', '.join(known)}")
-    return known[name]
+METRICS = (
+    Metric(
+        "mse",
+        "MSE",
+        "{:.4f}",
+        label="mean squared error",
+        definition="mean squared error of features, over all channels and positions of a clip's own frames, mean over"
+        " clips; the share of the variance that is lost where features are standardised; lower is better",
+        higher_is_better=False,
+        build=stateless(mse),
+    ),
+    Metric(
+        "cosine",
+        "cosine",
+        "{:.4f}",
+        label="cosine similarity",
+        definition="cosine similarity of a position's decoded features with its own, mean over positions, then clips",
+        build=stateless(cosine),
+    ),
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,29 +10,15 @@ from torch import Tensor
 from varitok import UserError
 from varitok.data.weights import find_weights, require_weights
 
-__all__ = ["DEFINITION", "WIDTH", "Features", "Moments", "Network", "available", "frechet_distance", "inception"]
+from .metric import Metric, Network
+
+__all__ = ["RFID", "WIDTH", "Features", "Moments", "available", "frechet_distance", "inception"]
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
 """uint8 images `(b, 3, h, w)` to features `(b, d)`."""
 
 WIDTH = 2048  # features
 FILENAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")  # one file, two names
-DEFINITION = (
-    "Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; torch-fidelity's Inception,"
-    " 2048 features; lower is better; too high where images are few (50,000 are usual)"
-)
-
-
-class Network(NamedTuple):
-    """A network on whose features a Fréchet distance is taken.
-
-    Attributes:
-        features: uint8 signals `(b, 3, *grid)` and their lengths `(b,)` to features `(b, width)`.
-        width: How many there are.
-    """
-
-    features: Callable[[Tensor, Tensor], Tensor]
-    width: int
 
 
 class Moments:
@@ -109,3 +95,20 @@ def inception(device: torch.device) -> Features:
         return values
 
     return features
+
+
+def _network(device: torch.device) -> Network:
+    features = inception(device)
+    return Network(lambda images, _: features(images), WIDTH)
+
+
+RFID = Metric(
+    "rfid",
+    "rFID",
+    "{:.2f}",
+    definition="Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; torch-fidelity's"
+    " Inception, 2048 features; lower is better; too high where images are few (50,000 are usual)",
+    higher_is_better=False,
+    network=_network,
+    available=lambda _: available(),
+)

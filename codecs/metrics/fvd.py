@@ -1,6 +1,7 @@
 """FVD, the Fréchet distance between the features of clips and of their reconstructions (arXiv 1812.01717)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,29 +10,17 @@ from torch.nn import functional
 from varitok import UserError
 from varitok.data.weights import find_weights, require_weights
 
-from .frechet import Network
+from .metric import Metric, Network
 
-__all__ = ["DEFINITIONS", "available", "network"]
+__all__ = ["METRICS", "network"]
 
 FILENAME = "i3d_torchscript.pt"
 FEWEST = 10  # frames that I3D's pooling leaves something of
 I3D_WIDTH, RANDOM_WIDTH = 400, 128
 
-DEFINITIONS = {
-    "fvd": "Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; I3D of Kinetics-400 as"
-    " StyleGAN-V has it, 400 features; lower is better; too high where clips are few (2,048 are usual)",
-    "fvd_random": "Fréchet distance of features of a fixed network of random weights, 128 of them: a stand-in where no"
-    " weights are, not comparable with FVD; lower is better",
-}
-
-
-def available() -> tuple[str, ...]:
-    """List what has its weights on this machine; the stand-in has to be asked for."""
-    return ("fvd",) if find_weights(FILENAME) else ()
-
 
 def network(name: str, device: torch.device) -> Network:
-    """Make the feature extractor of a key of `DEFINITIONS`.
+    """Build the feature extractor of one of `METRICS`, by its name.
 
     Raises:
         UserError: The weights aren't on this machine, or the file holds something else.
@@ -86,3 +75,28 @@ class _Random(nn.Module):
             space = weight.shape[3] // 2
             x = functional.relu(functional.conv3d(x, weight, stride=(1, 2, 2), padding=(1, space, space)))
         return x.mean((2, 3, 4))
+
+
+METRICS = (
+    Metric(
+        "fvd",
+        "FVD",
+        "{:.1f}",
+        definition="Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; I3D of"
+        " Kinetics-400 as StyleGAN-V has it, 400 features; lower is better; too high where clips are few (2,048 are"
+        " usual)",
+        higher_is_better=False,
+        network=partial(network, "fvd"),
+        available=lambda _: find_weights(FILENAME) is not None,
+    ),
+    Metric(
+        "fvd_random",
+        "random FVD",
+        "{:.4g}",
+        definition="Fréchet distance of features of a fixed network of random weights, 128 of them: a stand-in where no"
+        " weights are, not comparable with FVD; lower is better",
+        higher_is_better=False,
+        network=partial(network, "fvd_random"),
+        available=lambda _: False,  # has to be asked for
+    ),
+)

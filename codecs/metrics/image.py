@@ -5,7 +5,8 @@ would write to a file. Means over images are left to the caller.
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, cast
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,26 +21,13 @@ from varitok.data.batch import normalise
 from varitok.data.weights import find_weights
 
 from ..losses.lpips import BACKBONES, LPIPS
+from .metric import Builder, Comparison, Metric, stateless
 
-__all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "ms_ssim", "psnr", "scales", "ssim"]
+__all__ = ["METRICS", "PSNR", "ms_ssim", "psnr", "scales", "ssim"]
 
-Comparison: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(decoded, original) to one value for each image."""
-
-BASIC = ("psnr", "ssim", "ms_ssim")
 CAP = 100.0  # dB
 WINDOW = 11  # taps of SSIM's Gaussian
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, fine to coarse: Wang et al. 2003, section 3.2
-
-DEFINITIONS = {
-    "psnr": f"dB, mean of the images' values, each capped at {CAP:g}; RGB, 8 bit, peak 255",
-    "ssim": "mean over images; RGB channels averaged, 8 bit, 11-tap Gaussian window of sigma 1.5, reflected borders",
-    "ms_ssim": "mean over images; as ssim, on {scales} scales whose published weights are made to sum to 1, negative"
-    " terms count as 0",
-    "lpips_alex": "mean over images; version 0.1, AlexNet, on 8-bit values, not resized; lower is better",
-    "lpips_vgg": "mean over images; version 0.1, VGG16, on 8-bit values, not resized; lower is better",
-}
-"""What each name means, in the words that go above a table; `{scales}` depends on the images' size."""
 
 
 def psnr(fake: Tensor, real: Tensor) -> Tensor:
@@ -100,26 +88,54 @@ def _exact(images: Tensor) -> Tensor:
     return images.double() if images.is_cuda else images.float()
 
 
-def available() -> tuple[str, ...]:
-    """List the names that can be computed on this machine: the basic ones, and LPIPS where its weights are found."""
-    return BASIC + tuple(f"lpips_{net}" for net, backbone in BACKBONES.items() if find_weights(backbone.filename))
+def _of_images(compare: Callable[[Tensor, Tensor], Tensor]) -> Builder:
+    """Return the builder of a comparison of images, which have no lengths."""
+    return stateless(lambda fake, real, _: compare(fake, real))
 
 
-def comparison(name: str, device: torch.device) -> Comparison:
-    """Make the comparison of that name, a key of `DEFINITIONS`.
+def _build_lpips(net: Literal["alex", "vgg"], device: torch.device, _: int) -> Comparison:
+    lpips = LPIPS(net).to(device)
 
-    Raises:
-        UserError: The name is unknown, or its weights aren't on this machine.
-    """
-    basic: dict[str, Comparison] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
-    if name in basic:
-        return basic[name]
-    if name not in DEFINITIONS:
-        raise UserError(f"metric {name!r} is unknown; there are {', '.join(DEFINITIONS)} and rfid")
-    lpips = LPIPS(cast(Literal["alex", "vgg"], name.removeprefix("lpips_"))).to(device)
-
-    def compare(fake: Tensor, real: Tensor) -> Tensor:
+    def compare(fake: Tensor, real: Tensor, _: Tensor) -> Tensor:
         distance: Tensor = lpips(normalise(fake.to(torch.uint8)), normalise(real.to(torch.uint8)))
         return distance
 
     return compare
+
+
+def _lpips(net: Literal["alex", "vgg"], backbone: str) -> Metric:
+    return Metric(
+        f"lpips_{net}",
+        f"LPIPS {net}",
+        "{:.4f}",
+        definition=f"mean over images; version 0.1, {backbone}, on 8-bit values, not resized; lower is better",
+        higher_is_better=False,
+        build=partial(_build_lpips, net),
+        available=lambda _: find_weights(BACKBONES[net].filename) is not None,
+    )
+
+
+PSNR = Metric(
+    "psnr",
+    "PSNR",
+    "{:.2f}",
+    label="PSNR (dB)",
+    definition=f"dB, mean of the images' values, each capped at {CAP:g}; RGB, 8 bit, peak 255",
+    build=_of_images(psnr),
+)
+SSIM = Metric(
+    "ssim",
+    "SSIM",
+    "{:.4f}",
+    definition="mean over images; RGB channels averaged, 8 bit, 11-tap Gaussian window of sigma 1.5, reflected borders",
+    build=_of_images(ssim),
+)
+MS_SSIM = Metric(
+    "ms_ssim",
+    "MS-SSIM",
+    "{:.4f}",
+    definition="mean over images; as ssim, on {scales} scales whose published weights are made to sum to 1, negative"
+    " terms count as 0",
+    build=_of_images(ms_ssim),
+)
+METRICS = (PSNR, SSIM, MS_SSIM, _lpips("alex", "AlexNet"), _lpips("vgg", "VGG16"))

@@ -13,13 +13,30 @@ import torch
 from torch import Tensor
 
 from ..distributed import gather_rows
+from .metric import Column
 
-__all__ = ["USE", "CodeCounts", "definitions", "entropy", "packed_bytes", "perplexity", "run_flags", "usage"]
+__all__ = [
+    "BYTES",
+    "KEPT",
+    "USE",
+    "USED",
+    "CodeCounts",
+    "definitions",
+    "entropy",
+    "packed_bytes",
+    "perplexity",
+    "run_flags",
+    "usage",
+]
 
 DENSE = 1 << 16  # entries up to which a book has a counter for each
 PENDING = 1 << 20  # codes of a larger book that are kept as they are before they are counted
 
 USE = ("usage", "entropy", "perplexity")  # those that only books have
+
+KEPT = (Column("k", "tokens", "{:.0f}"), Column("books", "books", "{:.0f}"))
+BYTES = Column("bytes", "bytes", "{:.0f}", label="bytes per {}")
+USED = (Column("usage", "used", "{:.1%}"), Column("entropy", "entropy", "{:.2f}"))
 
 
 def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict[str, str]:

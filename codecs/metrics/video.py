@@ -3,29 +3,19 @@
 Clips are `(b, 3, t, h, w)`, uint8: a codec is judged by the pixels that it would write to a file.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..masking import prefix_mask
 from . import image
+from .metric import Builder, Comparison, Metric, stateless
 
-__all__ = ["BASIC", "DEFINITIONS", "Comparison", "available", "comparison", "flicker", "seam_error"]
+__all__ = ["METRICS", "flicker", "seam_error"]
 
-Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(decoded, original, lengths) to one value for each clip, NaN where it has none."""
-
-BASIC = (*image.BASIC, "flicker")
 FRAMES = 64  # that are compared at once
-
-DEFINITIONS = {name: f"of each frame, mean over a clip; {text}" for name, text in image.DEFINITIONS.items()}
-DEFINITIONS["flicker"] = (
-    "mean over clips of more than one frame; mean absolute difference of the changes from frame to frame, RGB, in 8-bit"
-    " levels; 0 where motion is right though pixels are not; lower is better"
-)
-"""What each name means, in the words that go above a table; `{scales}` depends on the frames' size."""
 
 
 def flicker(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -53,26 +43,34 @@ def seam_error(fake: Tensor, real: Tensor, chunk: int) -> Tensor:
     return error[:, seams].mean(1) - error[:, ~seams].mean(1)
 
 
-def available() -> tuple[str, ...]:
-    """List the names that can be computed on this machine."""
-    return (*image.available(), "flicker")
-
-
-def comparison(name: str, device: torch.device) -> Comparison:
-    """Make the comparison of that name, a key of `DEFINITIONS`.
-
-    Raises:
-        UserError: The name is unknown, or its weights aren't on this machine.
-    """
-    if name == "flicker":
-        return flicker
-    compare = image.comparison(name, device)
+def _each_frame(build: Builder, device: torch.device, sample_rate: int) -> Comparison:
+    """Build the comparison of images, and return its mean over each clip's own frames."""
+    compare = build(device, sample_rate)
 
     def each_frame(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         valid = prefix_mask(lengths, fake.shape[2])
         blocks = zip(*(torch.split(side.transpose(1, 2)[valid], FRAMES) for side in (fake, real)), strict=True)
         values = torch.zeros(valid.shape, dtype=torch.float64, device=fake.device)
-        values[valid] = torch.cat([compare(one, other).double() for one, other in blocks])
+        values[valid] = torch.cat([compare(one, other, lengths).double() for one, other in blocks])
         return values.sum(1) / lengths
 
     return each_frame
+
+
+def _of_frames(metric: Metric) -> Metric:
+    """Turn a metric of images into one of clips."""
+    assert metric.build is not None
+    definition = f"of each frame, mean over a clip; {metric.definition}"
+    return replace(metric, definition=definition, build=partial(_each_frame, metric.build))
+
+
+FLICKER = Metric(
+    "flicker",
+    "flicker",
+    "{:.2f}",
+    definition="mean over clips of more than one frame; mean absolute difference of the changes from frame to frame,"
+    " RGB, in 8-bit levels; 0 where motion is right though pixels are not; lower is better",
+    higher_is_better=False,
+    build=stateless(flicker),
+)
+METRICS = (*map(_of_frames, image.METRICS), FLICKER)

@@ -10,23 +10,19 @@ from torch import Tensor
 
 from varitok import UserError
 from varitok.codecs.layout import token_layout
-from varitok.codecs.metrics.figure import LOWER
-from varitok.codecs.metrics.modality import medium_of
+from varitok.codecs.modalities.registry import modality_of
 
 from ..bitstream.rate_control import Quality
-from ..runtime.audio import SoundBundle
 from ..runtime.bundle import Bundle, Opened
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle
 
 __all__ = ["Exported", "exported", "quality"]
 
 
 class Exported:
-    """A bundle's graphs behind a codec's methods (`varitok.codecs.metrics.ladder.Evaluable`), on the CPU.
+    """A bundle's graphs behind a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
-        bundle: Of images, sounds or clips, whatever they are of.
+        bundle: Of any modality.
 
     Attributes:
         layout: Where tokens lie.
@@ -42,13 +38,10 @@ class Exported:
         self.tokens = bundle.tokens
         self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes, book_strides=bundle.book_strides)
         self.bounded = bundle.config.get("value_range") is not None
-        self.sample_rate = bundle.sample_rate if isinstance(bundle, SoundBundle) else None
-        self.frame_rate = bundle.frame_rate if isinstance(bundle, VideoBundle) else None
-        self.hop: tuple[int, ...] = (int(bundle.config.get("patch", 1)),) * 2
-        if isinstance(bundle, SoundBundle | VideoBundle):
-            self.hop = bundle.hop if isinstance(bundle.hop, tuple) else (bundle.hop,)
-        config = bundle.config
-        self.layout = token_layout(self.hop, config.get("lead", 0), bundle.tokens, config.get("later_tokens"))
+        self.sample_rate = bundle.sample_rate
+        self.frame_rate = bundle.frame_rate
+        self.hop = bundle.hops
+        self.layout = token_layout(self.hop, bundle.lead, bundle.tokens, bundle.config.get("later_tokens"))
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
@@ -56,11 +49,7 @@ class Exported:
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""
-        values = signal.numpy()
-        if isinstance(self.bundle, SoundBundle):
-            return torch.from_numpy(self.bundle.encode(values, self.bundle.sample_rate))
-        assert isinstance(self.bundle, ImageBundle | VideoBundle)
-        return torch.from_numpy(self.bundle.encode(values))
+        return torch.from_numpy(self.bundle.encode_values(self.bundle.values(signal.numpy())))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes, or a prefix of them, into signals of whole steps, or of a size."""
@@ -74,23 +63,21 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
     """Ask for a quality by one of the evaluation's metrics, measured as there.
 
     Args:
-        bundle: Of images, sounds or clips.
+        bundle: Of any modality.
         name: Of the metric, which must be of a signal by itself.
         wanted: The value that is enough.
 
     Raises:
         UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
     """
-    medium = medium_of(Exported(bundle))
-    if name in medium.spreads:
-        raise UserError(f"{name} compares many signals at once; one has none")
-    compare = medium.comparison(name, torch.device("cpu"))
+    modality = modality_of(Exported(bundle))
+    compare = modality.comparison(name, "cpu")
 
     def measure(back: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> float:
-        fake, real = (medium.as_written(torch.from_numpy(np.ascontiguousarray(side))) for side in (back, original))
+        fake, real = (modality.as_written(torch.from_numpy(np.ascontiguousarray(side))) for side in (back, original))
         return float(compare(fake, real, torch.tensor([original.shape[2]])))
 
-    return Quality(name, wanted, measure, name in LOWER)
+    return Quality(name, wanted, measure, not modality.metric(name).higher_is_better)
 
 
 def exported(bundle: Opened) -> Exported:

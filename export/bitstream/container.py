@@ -18,6 +18,8 @@ import numpy.typing as npt
 from varitok import UserError
 
 from ..runtime.bundle import DECODER_INT8, Bundle, read_json
+from ..runtime.files import STREAM
+from ..runtime.load import BUNDLES
 from .entropy_coding import CODINGS, WITH_PRIOR, Coding, books_of, coding_of, fits, prior_identity
 from .packing import Book, Codes
 from .range_coder import Damage
@@ -26,7 +28,7 @@ __all__ = ["Chunk", "Container", "Header", "Writer", "check", "header_of", "iden
 
 MAGIC = b"\x89VTK"
 VERSION = 1
-MODALITIES = ("image", "audio", "video", "features")
+MODALITIES = tuple(name for name, kind in BUNDLES.items() if issubclass(kind, Bundle))
 MOST_BOOKS = 256
 MOST_ENTRIES = 1 << 62
 MOST_STRIDE = 64
@@ -34,7 +36,6 @@ MOST_AXES = 4
 MOST_CODES = 1 << 24  # of a chunk: 128 MiB as they are read
 MOST_ALL = 1 << 27  # of a signal
 SUFFIX = ".vtk"
-STREAM = Path("-")  # standard input or output, in the place of a file
 CHUNK = 1 << 16  # codes of a chunk that is written, about
 
 

@@ -14,10 +14,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from ..runtime.audio import SoundBundle
 from ..runtime.bundle import Array, Bundle
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle
 from . import container
 from .entropy_coding import books_of, coding_of, prior_identity
 
@@ -74,7 +71,7 @@ def encoded(
     """Encode a signal `(1, c, ...)`, as a bundle's `values` gives it.
 
     Args:
-        bundle: Of images, sounds or clips.
+        bundle: Encodes.
         signal: The signal.
         tokens: Keep only so many, where tokens are ordered; all where None.
         books: Keep only so many; all where None.
@@ -83,27 +80,11 @@ def encoded(
     Raises:
         UserError: A number is out of range.
     """
-    if isinstance(bundle, ImageBundle):
-        codes = bundle.encode(signal, tokens=tokens)[:, : bundle.kept(books)]
-        return Encoded(codes, (), np.ones(codes.shape[2], np.int64), signal, None)
-    if isinstance(bundle, SoundBundle):
-        if tokens is not None:
-            raise UserError(f"--tokens {tokens}: a sound's follow from its length; keep fewer books instead")
-        codes = bundle.encode(signal, bundle.sample_rate, books=books)
-        length = signal.shape[2]
-        units = _reached(codes.shape[2], bundle.hop, 0, length)
-        return Encoded(codes, (bundle.sample_rate,), units, signal, length / bundle.sample_rate)
-    assert isinstance(bundle, VideoBundle)
-    codes = bundle.encode(signal, tokens=tokens, books=books)
-    length = signal.shape[2]
-    units = _reached(codes.shape[2], bundle.hop[0], bundle.lead, length)
-    facts = (*signal.shape[3:], round(1000 * (frame_rate or 0)))
-    return Encoded(codes, facts, units, signal, length / frame_rate if frame_rate else None)
-
-
-def _reached(steps: int, hop: int, lead: int, length: int) -> npt.NDArray[np.int64]:
-    """Tell how far into a signal each step reaches."""
-    return np.minimum((np.arange(steps) + 1) * hop - lead, length)
+    codes = bundle.encode_values(signal, tokens=tokens, books=books)
+    units = bundle.units_of(codes.shape[2], signal.shape[2])
+    rate = bundle.sample_rate or frame_rate
+    seconds = signal.shape[2] / rate if rate else None
+    return Encoded(codes, bundle.facts(signal, frame_rate), units, signal, seconds)
 
 
 class Written(NamedTuple):

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from varitok import UserError, watched
 
-from ..bitstream.container import STREAM, SUFFIX
+from ..bitstream.container import SUFFIX
 from ..bitstream.entropy_coding import CODINGS
-from ..bitstream.media_files import WRITTEN, _kinds, decode_file, encode_file
+from ..bitstream.media_files import decode_file, encode_file
 from ..bitstream.rate_control import Quality, Target, psnr
-from ..runtime.audio import SoundBundle
 from ..runtime.bundle import Bundle
-from ..runtime.images import ImageBundle
-from ..runtime.load import FeatureBundle, VideoBundle, load
+from ..runtime.files import STREAM
+from ..runtime.load import BUNDLES, load
 
 __all__ = ["decode", "encode"]
 
@@ -25,9 +24,9 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     """Run `varitok encode` or `varitok decode`; see `--help`."""
     options = _parser(encodes).parse_args(words)
     bundle = load(options.bundle, int8=not encodes and options.int8)
-    if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
+    if not isinstance(bundle, Bundle) or not bundle.written:
         raise UserError(f"{options.bundle}: there are no files of what it codes; use varitok.load")
-    kinds = _kinds(bundle) if encodes else (SUFFIX,)
+    kinds = bundle.suffixes if encodes else (SUFFIX,)
     to = SUFFIX[1:] if encodes else _written(bundle, options.to)
     target = Target(options.bytes, options.kbps, _quality(bundle, options)) if encodes else Target()
     pairs = _destinations([*_found(options.files, kinds)], options.out, f".{to}")
@@ -68,7 +67,7 @@ def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: 
 
 def _written(bundle: Bundle, asked: str | None) -> str:
     """Choose what is written: a suffix."""
-    known = WRITTEN[bundle.config["modality"]]
+    known = bundle.written
     if asked is not None and asked not in known:
         raise UserError(f"--to {asked}: of this bundle's signals there can be {', '.join(known)}")
     return asked or known[0]
@@ -130,7 +129,8 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         parser.add_argument(
             "--int8", action="store_true", help="by the decoder of 8-bit weights, where the bundle has one"
         )
-        written = "; ".join(f"{', '.join(known)} of {what}" for what, known in WRITTEN.items())
+        writers = {name: kind.written for name, kind in BUNDLES.items() if kind.written}
+        written = "; ".join(f"{', '.join(known)} of {what}" for what, known in writers.items())
         parser.add_argument("--to", metavar="SUFFIX", help=f"what is written: {written}; the first by default")
         parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
     return parser

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 from varitok import UserError
 
 from ..bitstream import container
-from ..runtime.audio import SoundBundle
 from ..runtime.bundle import Bundle, read_json
-from ..runtime.images import ImageBundle
-from ..runtime.load import ClipBundle, VideoBundle, load
+from ..runtime.load import BUNDLES, load
 
 __all__ = ["describe", "main"]
 
@@ -62,64 +59,14 @@ def describe(path: Path) -> dict[str, Any]:
 def _of_bundle(path: Path) -> dict[str, Any]:
     bundle = load(path)
     files = {name: file["bytes"] for name, file in read_json(path / "export.json")["files"].items()}
-    about: dict[str, Any] = {"bundle": str(path), "modality": bundle.config["modality"]}
-    if isinstance(bundle, Bundle):
-        about |= {
-            "signals": _signals(bundle),
-            "bottleneck": bundle.config["quantizer"],
-            "book_sizes": list(bundle.book_sizes) or f"none: {bundle.rows} floats a token",
-            "bits_of_a_token": round(bundle.bits(1), 4),
-            **_rates(bundle),
-            "streams": "onnx" if bundle.config.get("streaming") else "no",
-        }
-        if bundle.latency_ms is not None:
-            about["latency_ms"] = bundle.latency_ms
-    elif isinstance(bundle, ClipBundle):
-        about |= {"signals": f"one clip of {bundle.frames} frames", "rates": {"file": f"{files['weights.bin']} bytes"}}
+    about = {"bundle": str(path), "modality": bundle.modality} | bundle.describe(files)
     return about | {"file_bytes": files, "versions": read_json(path / "export.json").get("versions", {})}
-
-
-def _signals(bundle: Bundle) -> str:
-    """Tell what it takes."""
-    if isinstance(bundle, ImageBundle):
-        return f"images of {bundle.image_size} x {bundle.image_size} pixels, {bundle.channels} channels"
-    if isinstance(bundle, SoundBundle):
-        return f"sounds at {bundle.sample_rate} Hz, {bundle.channels} channels"
-    assert isinstance(bundle, VideoBundle)
-    size = " x ".join(map(str, reversed(bundle.frame_size))) if bundle.frame_size else "any number of"
-    rate = "" if bundle.frame_rate is None else f", trained at {bundle.frame_rate:g} a second"
-    return f"clips of any number of frames of {size} {bundle.unit}, {bundle.channels} channels{rate}"
-
-
-def _rates(bundle: Bundle) -> dict[str, Any]:
-    """Tell what codes cost, by what may be kept of them."""
-    if isinstance(bundle, SoundBundle):
-        rate, whole = bundle.sample_rate / bundle.hop, math.lcm(*bundle.book_strides)
-        kept = range(1, len(bundle.book_sizes) + 1) or [None]
-        bits = {f"{books or 'all'} books": rate * bundle.bits(whole, books) / whole for books in kept}
-        kilobits = {name: f"{each / 1000:.3f} kbit/s" for name, each in bits.items()}
-        return {"tokens": f"{rate:g} a second", "rates": kilobits}
-    if isinstance(bundle, VideoBundle):
-        hop = " x ".join(map(str, bundle.hop))
-        if not bundle.tokens:
-            rate = bundle.bits(1) / math.prod(bundle.hop)
-            return {
-                "tokens": f"one for {hop} frames, rows, columns",
-                "rates": {"all books": f"{rate:.4g} bits a pixel"},
-            }
-        return {"tokens": f"1 to {bundle.tokens} for {bundle.hop[0]} frames"} | _lengths(bundle, "a block")
-    return {"tokens": f"1 to {bundle.tokens} for an image"} | _lengths(bundle, "an image")
-
-
-def _lengths(bundle: Bundle, noun: str) -> dict[str, Any]:
-    kept = [1 << power for power in range(bundle.tokens.bit_length()) if 1 << power < bundle.tokens]
-    return {"rates": {f"{k} tokens": f"{bundle.bits(k) / 8:g} bytes for {noun}" for k in [*kept, bundle.tokens]}}
 
 
 def _of_run(path: Path) -> dict[str, Any]:
     try:
         from varitok.codecs.build import load_run  # noqa: PLC0415 (a bundle is told of without torch)
-        from varitok.codecs.metrics.modality import medium_of  # noqa: PLC0415
+        from varitok.codecs.modalities.registry import modality_of  # noqa: PLC0415
         from varitok.codecs.streaming import ChunkedCodec  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: a run needs the package {error.name}; pip install 'varitok[train]'") from error
@@ -129,7 +76,7 @@ def _of_run(path: Path) -> dict[str, Any]:
         "run": str(path),
         "name": config.name,
         "updates": config.updates,
-        "signals": f"{medium_of(codec).noun}s",
+        "signals": modality_of(codec).plural,
         "hop": list(codec.hop),
         "tokens": codec.layout.tokens or "one for each step of the grid",
         "book_sizes": list(codec.bottleneck.book_sizes),
@@ -142,7 +89,8 @@ def _of_run(path: Path) -> dict[str, Any]:
 def _of_container(path: Path) -> dict[str, Any]:
     found = list(container.read_all(path))
     header = found[0].header
-    units = {"image": "images", "audio": "samples"}.get(header.modality, "frames")
+    kind = BUNDLES[header.modality]
+    assert issubclass(kind, Bundle)
     return {
         "container": str(path),
         "modality": header.modality,
@@ -151,7 +99,7 @@ def _of_container(path: Path) -> dict[str, Any]:
         "signals": len(found),
         "coding": header.coding,
         "codes": [[len(header.books), one.steps, *header.inner] for one in found],
-        units: sum(one.units for one in found),
+        kind.counted: sum(one.units for one in found),
         "whole": all(one.complete for one in found),
         "bytes": {name: sum(one.sizes[name] for one in found) for name in found[0].sizes}
         | {"file": path.stat().st_size},

@@ -46,7 +46,7 @@ SUBCOMMANDS = {
         "train",
     ),
     "evaluate": Subcommand(
-        "codecs.metrics.cli:main", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
+        "codecs.evaluation.cli:main", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
     ),
     "export": Subcommand(
         "export.cli.export:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"

@@ -1,11 +1,12 @@
-"""What the classical codecs have in common."""
+"""What classical codecs have in common."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Classic", "Coded"]
+__all__ = ["ClassicalCodec", "Coded"]
 
 
 class Coded(NamedTuple):
@@ -22,17 +23,39 @@ class Coded(NamedTuple):
     back: Tensor
 
 
-class Classic(NamedTuple):
+@dataclass(frozen=True)
+class ClassicalCodec(ABC):
     """A classical codec.
 
     Attributes:
         name: What it is called.
+        encoder: The library's name of it.
         settings: Qualities to try.
-        about: What does the work, its options, and what counts as payload, for the table's header.
-        code: Codes a signal `(c, *grid)`, as a file would hold it, at one of the settings, and decodes it.
+        options: Further settings of the encoder's.
+        counted: What counts as payload, for the table's header.
     """
 
     name: str
+    encoder: str
     settings: tuple[int, ...]
-    about: str
-    code: Callable[[Tensor, int], Coded]
+    options: dict[str, Any]
+    counted: str
+
+    @property
+    def about(self) -> str:
+        """What does the work, its options, and what counts as payload, for the table's header."""
+        return f"{self.encoder}, {self.options}; payload: {self.counted}"
+
+    @abstractmethod
+    def takes(self, rate: float, channels: int) -> bool:
+        """Return whether this machine has it, and it takes signals of that sample rate or frame rate and channels."""
+
+    @abstractmethod
+    def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
+        """Code a signal `(c, *grid)`, as a file would hold it, at one of the settings, and decode it.
+
+        Args:
+            signal: The signal.
+            setting: One of `settings`.
+            rate: Its sample rate or frame rate; 0 if it has none.
+        """

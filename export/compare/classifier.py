@@ -14,8 +14,7 @@ from varitok import UserError
 from varitok.data.batch import BadSample, normalise
 
 from ..adapters.dataset import dataset_of, files_of
-from ..runtime.bundle import onnx_runtime
-from ..runtime.images import ImageBundle
+from ..runtime.bundle import Bundle, onnx_runtime
 
 __all__ = ["Classifier", "classes_of", "read_classifier", "train_classifier"]
 
@@ -68,7 +67,7 @@ def read_classifier(path: Path) -> Classifier:
     return Classifier(answer, (), f"{path.name}; right is what it says of the original")
 
 
-def train_classifier(bundle: ImageBundle, folder: Path) -> Classifier:
+def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
     """Train a small convolutional network on the originals of a folder, for some ten seconds; the seed is fixed.
 
     Raises:

@@ -13,25 +13,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok import UserError, at_least, watched
-from varitok.codecs.metrics.evaluate import versions
-from varitok.codecs.metrics.figure import Curve, draw_curves
-from varitok.codecs.metrics.modality import Medium, medium_of
-from varitok.codecs.metrics.table import json_rows, wide_console, write_rows
+from varitok.codecs.evaluation.evaluate import versions
+from varitok.codecs.evaluation.figure import Curve, draw_curves
+from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
+from varitok.codecs.modalities.base import Modality
+from varitok.codecs.modalities.registry import modality_of
 from varitok.data.batch import BadSample
 
-from ..adapters.codec import Exported, exported
+from ..adapters.codec import exported
 from ..adapters.dataset import dataset_of, files_of, noun_of
 from ..bitstream.entropy_coding import CODINGS
-from ..runtime.audio import SoundBundle
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle, load
-from ..runtime.video import FeatureBundle
-from . import images as pictures
-from .classic import Classic
+from ..runtime.bundle import Bundle
+from ..runtime.load import load
+from . import audio, images, video
+from .classic import ClassicalCodec
 from .classifier import Classifier, classes_of, read_classifier, train_classifier
 from .measure import OURS, Item, Row, compare, savings
 
 __all__ = ["main"]
+
+CLASSICAL = {"image": images, "audio": audio, "video": video}  # by modality
 
 
 def main(words: Sequence[str]) -> None:
@@ -76,34 +77,34 @@ def _run(options: argparse.Namespace, command: str) -> None:
     given = {"--limit": (options.limit, 1), "--seconds": (options.seconds, 0.01), "--side": (options.side, 8)}
     at_least({name: (value, least) for name, (value, least) in given.items() if value is not None})
     bundle = load(options.bundle)
-    if not isinstance(bundle, ImageBundle | SoundBundle | VideoBundle) or isinstance(bundle, FeatureBundle):
+    if not isinstance(bundle, Bundle) or bundle.modality not in CLASSICAL:
         raise UserError(f"{options.bundle}: no other codec has what it codes")
     codec, noun = exported(bundle), noun_of(bundle)
     files = files_of(bundle, options.data, "--data")
     if options.limit and options.limit < len(files):
         files = [files[len(files) * place // options.limit] for place in range(options.limit)]
     classifier = _classifier(bundle, options)
-    medium = medium_of(codec)
-    metrics = _metrics(medium, options.metrics)
-    classics, about = _classics(codec, options.codecs)
+    modality = modality_of(codec)
+    metrics = _metrics(modality, options.metrics)
+    classics, about = _classics(bundle, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)
     bad: list[str] = []
     items = watched(_items(data, files, classifier, bad), len(files), "files")
-    rows = compare(codec, items, classics, medium, metrics, options.coding, classifier.answer if classifier else None)
+    rows = compare(codec, items, classics, modality, metrics, options.coding, classifier.answer if classifier else None)
     if not rows:
         raise UserError(f"--data: no {noun} could be read; the first that failed: {bad[0]}")
     shown = [*metrics, *(["accuracy"] if classifier else [])]
     gains = savings(rows, metrics)
-    header = _header(options, medium, metrics, classics, classifier, protocol, command, about)
-    header |= {"dataset": f"{' '.join(map(str, options.data))}, {rows[0][f'{medium.noun}s']} {noun}s"}
+    header = _header(options, modality, metrics, classics, classifier, protocol, command, about)
+    header |= {"dataset": f"{' '.join(map(str, options.data))}, {rows[0][modality.plural]} {noun}s"}
     header |= {"unreadable files left out": str(len(bad))} if bad else {}
     write_rows(options.out / "comparison.csv", header, rows)
     note = "mean difference of bytes at equal quality, % of the classical codec's; nan: no quality is common to both"
     write_rows(options.out / "bd_rate.csv", {"column percent": note, "command": command}, gains)
-    drawn = [name for name in (*medium.shown, "accuracy") if name in shown] or shown[:2]
+    drawn = [name for name in (*modality.shown, "accuracy") if name in shown] or shown[:2]
     for counted, column in (("payload", "bytes"), ("whole files", "file_bytes")):
         ours, *others = [_curve(rows, name, column, drawn) for name in dict.fromkeys(str(row["codec"]) for row in rows)]
-        title = f"Quality per byte of {counted}, {rows[0][f'{medium.noun}s']} {noun}s"
+        title = f"Quality per byte of {counted}, {rows[0][modality.plural]} {noun}s"
         path = options.out / f"{'payload' if column == 'bytes' else 'file'}.png"
         draw_curves(path, ours, others, title, f"bytes per {noun}")
     if options.json:
@@ -113,38 +114,31 @@ def _run(options: argparse.Namespace, command: str) -> None:
     print(f"written to {options.out}")
 
 
-def _classifier(bundle: ImageBundle | SoundBundle | VideoBundle, options: argparse.Namespace) -> Classifier | None:
+def _classifier(bundle: Bundle, options: argparse.Namespace) -> Classifier | None:
     option = "--classifier" if options.classifier else "--classes" if options.classes else None
     if option is None:
         return None
-    if not isinstance(bundle, ImageBundle):
+    if bundle.modality != "image":
         raise UserError(f"{option}: only of pictures it is measured what a classifier still knows")
     return read_classifier(options.classifier) if options.classifier else train_classifier(bundle, options.classes)
 
 
-def _metrics(medium: Medium, asked: str | None) -> list[str]:
+def _metrics(modality: Modality, asked: str | None) -> list[str]:
     """Choose the metrics, each of a signal by itself."""
-    known = [name for name in medium.available() if name not in medium.spreads]
-    names = asked.split(",") if asked else known
-    for name in names:
-        if name in medium.spreads:
-            raise UserError(f"--metrics {name}: compares all signals at once, which a ladder of codecs can't wait for")
-    return names
+    names = asked.split(",") if asked else modality.available()
+    of_all = [name for name in names if modality.metric(name).network]
+    if asked and of_all:
+        raise UserError(f"--metrics {of_all[0]}: compares all signals at once, which a ladder of codecs can't wait for")
+    return [name for name in names if name not in of_all]
 
 
-def _classics(codec: Exported, asked: str | None) -> tuple[list[Classic], str]:
+def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], str]:
     """Choose the classical codecs, and say what does their work."""
-    if codec.sample_rate is not None:
-        from . import audio as sounds  # noqa: PLC0415 (an extra)
-
-        found, about = sounds.classics(codec.sample_rate, codec.bundle.channels), sounds.versions()
-        names: Sequence[str] = list(sounds.FORMATS)
-    elif len(codec.hop) == 3:
-        from . import video as clips  # noqa: PLC0415 (an extra)
-
-        found, about, names = clips.classics(codec.frame_rate), clips.versions(), list(clips.FORMATS)
-    else:
-        found, about, names = pictures.classics(), pictures.versions(), list(pictures.FORMATS)
+    module = CLASSICAL[bundle.modality]
+    codecs: Sequence[ClassicalCodec] = module.CODECS
+    names, about = [codec.name for codec in codecs], module.versions()
+    rate = bundle.sample_rate or bundle.frame_rate or 0
+    found = [codec for codec in codecs if codec.takes(rate, bundle.channels)]
     wanted = [_named(word, names) for word in asked.split(",")] if asked else names
     missing = [name for name in wanted if name not in {one.name for one in found}]
     if asked and missing:
@@ -181,9 +175,9 @@ def _items(
 
 def _header(
     options: argparse.Namespace,
-    medium: Medium,
+    modality: Modality,
     metrics: Sequence[str],
-    classics: Sequence[Classic],
+    classics: Sequence[ClassicalCodec],
     classifier: Classifier | None,
     protocol: str,
     command: str,
@@ -192,14 +186,16 @@ def _header(
     known = (
         {"column accuracy": f"share of the pictures that a classifier knows: {classifier.about}"} if classifier else {}
     )
+    rate = modality.rate
     return {
         "codec": str(options.bundle),
         "protocol": protocol,
-        "rounding": medium.rounding,
+        "rounding": modality.rounding,
         "column setting": "kept tokens or books; of the classical codecs the quality, kbit/s or CRF asked for",
-        "column bytes": f"mean of the {medium.noun}s' payloads; file_bytes of their whole files (.vtk with one signal)",
-        f"column {medium.rate}": f"of payloads: {medium.rate_meaning}; file_{medium.rate} of whole files",
-        **{f"column {name}": text for name, text in medium.definitions(metrics, options.side).items()},
+        "column bytes": f"mean of the {modality.plural}' payloads; file_bytes of their whole files (.vtk with one"
+        " signal)",
+        f"column {rate.name}": f"of payloads: {rate.definition}; file_{rate.name} of whole files",
+        **{f"column {name}": text for name, text in modality.definitions(metrics, options.side).items()},
         **known,
         **{f"settings {one.name}": one.about for one in classics},
         "command": command,

@@ -1,9 +1,9 @@
 """Classical codecs of pictures: JPEG, WebP, AVIF and JPEG 2000, by Pillow."""
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
@@ -11,92 +11,85 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from .classic import Classic, Coded
+from .classic import ClassicalCodec, Coded
 
-__all__ = ["FORMATS", "classics", "code", "payload", "versions"]
+__all__ = ["CODECS", "ImageCodec", "payload", "versions"]
 
 LADDER = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 
-class Format(NamedTuple):
-    """A classical codec.
+@dataclass(frozen=True)
+class ImageCodec(ClassicalCodec):
+    """A classical codec of images. Settings are qualities; of JPEG 2000 how many times smaller than 8-bit pixels.
 
     Attributes:
-        kind: Pillow's name of it.
         feature: Pillow's name of what it needs.
-        settings: Qualities to try; of JPEG 2000 how many times smaller than 8-bit pixels.
-        options: Further settings of Pillow's.
-        payload: What is counted once the container is subtracted.
     """
 
-    kind: str
     feature: str
-    settings: tuple[int, ...]
-    options: dict[str, Any]
-    payload: str
+
+    @property
+    def about(self) -> str:
+        """What does the work."""
+        return f"Pillow's {super().about}"
+
+    def takes(self, rate: float, channels: int) -> bool:
+        """Return whether this Pillow has it."""
+        return bool(features.check(self.feature))
+
+    def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
+        """Code an image `(3, h, w)`, uint8, and decode it."""
+        buffer = BytesIO()
+        quality: dict[str, Any] = {"quality_layers": [setting]} if self.name == "JPEG 2000" else {"quality": setting}
+        pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))
+        pixels.save(buffer, self.encoder, **quality, **self.options)
+        back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)
+        data = buffer.getvalue()
+        return Coded(len(data), payload(self.name, data), back)
 
 
-FORMATS = {
-    "JPEG": Format(
+CODECS = (
+    ImageCodec(
         "JPEG",
-        "jpg",
+        "JPEG",
         LADDER[1:],
         {"optimize": True},
         "entropy-coded scans only; tables, which decoding needs, and markers left out",
+        "jpg",
     ),
-    "WebP": Format("WEBP", "webp", LADDER, {"method": 6}, "contents of the VP8 chunk; RIFF and chunk headers left out"),
-    "AVIF": Format(
-        "AVIF", "avif", LADDER, {"speed": 4, "max_threads": 1}, "contents of the mdat box; all other boxes left out"
+    ImageCodec(
+        "WebP", "WEBP", LADDER, {"method": 6}, "contents of the VP8 chunk; RIFF and chunk headers left out", "webp"
     ),
-    "JPEG 2000": Format(
+    ImageCodec(
+        "AVIF",
+        "AVIF",
+        LADDER,
+        {"speed": 4, "max_threads": 1},
+        "contents of the mdat box; all other boxes left out",
+        "avif",
+    ),
+    ImageCodec(
+        "JPEG 2000",
         "JPEG2000",
-        "jpg_2000",
         (400, 300, 200, 150, 100, 70, 50, 35, 25, 18, 12, 8, 5, 3),
         {"quality_mode": "rates", "irreversible": True, "no_jp2": True},
         "tile data behind each start-of-data marker; the codestream's headers left out",
+        "jpg_2000",
     ),
-}
-
-
-def classics() -> list[Classic]:
-    """List the codecs that this Pillow has."""
-    return [
-        Classic(
-            name, form.settings, f"Pillow's {form.kind}, {form.options}; payload: {form.payload}", partial(code, name)
-        )
-        for name, form in FORMATS.items()
-        if features.check(form.feature)
-    ]
+)
 
 
 def versions() -> str:
     """Say what does the work."""
-    found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in FORMATS.values())
+    found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in CODECS)
     return f"Pillow {PIL.__version__}, {found}"
-
-
-def code(name: str, image: Tensor, setting: int) -> Coded:
-    """Code an image `(3, h, w)`, uint8, and decode it.
-
-    Args:
-        name: A key of `FORMATS`.
-        image: The image.
-        setting: One of the format's.
-    """
-    form, buffer = FORMATS[name], BytesIO()
-    quality: dict[str, Any] = {"quality_layers": [setting]} if name == "JPEG 2000" else {"quality": setting}
-    pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    pixels.save(buffer, form.kind, **quality, **form.options)
-    back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)
-    data = buffer.getvalue()
-    return Coded(len(data), payload(name, data), back)
 
 
 def payload(name: str, data: bytes) -> int:
     """Count the bytes of a file that are coded picture, without its container.
 
     Args:
-        name: A key of `FORMATS`.
+        name: Of one of `CODECS`.
         data: The file.
     """
     counts = {"JPEG": _jpeg_scans, "WebP": _webp_chunks, "AVIF": _avif_boxes, "JPEG 2000": _tile_parts}

@@ -7,17 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok.codecs.metrics.figure import LOWER
-from varitok.codecs.metrics.ladder import Ladder
-from varitok.codecs.metrics.modality import Medium
+from varitok.codecs.evaluation.ladder import Ladder
+from varitok.codecs.modalities.base import Modality
+from varitok.codecs.modalities.registry import lower_is_better
 from varitok.data.batch import normalise
 
 from ..adapters.codec import Exported
 from ..bitstream.rate_control import encoded
-from ..runtime.audio import SoundBundle
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle
-from .classic import Classic, Coded
+from .classic import ClassicalCodec, Coded
 from .rates import bd_rate
 
 __all__ = ["OURS", "Item", "Row", "compare", "savings"]
@@ -56,8 +53,8 @@ class _Sums:
 def compare(
     codec: Exported,
     items: Iterable[Item],
-    classics: Sequence[Classic],
-    medium: Medium,
+    classics: Sequence[ClassicalCodec],
+    modality: Modality,
     metrics: Sequence[str],
     coding: str | None = None,
     recognises: Callable[[Tensor], Tensor] | None = None,
@@ -68,23 +65,23 @@ def compare(
         codec: The bundle.
         items: The signals.
         classics: The classical codecs.
-        medium: How the bundle's signals are measured.
-        metrics: Out of the medium's, each of a signal by itself.
+        modality: The bundle's.
+        metrics: Out of the modality's, each of a signal by itself.
         coding: How the bundle's codes are written; None: as `varitok encode` does.
         recognises: Gives the classes of pictures; right is an item's label, or the answer to the original.
 
     Returns:
         A row for each codec and setting, rates upwards: means over signals, and rates over all of them.
     """
-    comparisons = {name: medium.comparison(name, torch.device("cpu")) for name in metrics}
+    comparisons = {name: modality.comparison(name, torch.device("cpu")) for name in metrics}
     sums: dict[tuple[str, int], _Sums] = {}
     amount, count = 0.0, 0
     for signal, label in items:
         normal = normalise(signal[None])
-        real, lengths = medium.as_written(normal), torch.tensor([signal.shape[1]])
-        amount, count = amount + medium.amount(real, lengths), count + 1
+        real, lengths = modality.as_written(normal), torch.tensor([signal.shape[1]])
+        amount, count = amount + modality.amount(real, lengths), count + 1
         wanted = None if recognises is None else int(recognises(real)) if label is None else label
-        for name, setting, coded in _all(codec, normal, real[0], classics, medium, coding):
+        for name, setting, coded in _all(codec, normal, real[0], classics, modality, coding):
             back = coded.back[None]
             values = {metric: float(call(back, real, lengths)) for metric, call in comparisons.items()}
             if recognises is not None:
@@ -94,28 +91,32 @@ def compare(
     for (name, setting), found in sums.items():
         sizes = {column: found.bytes[account] / count for account, column in ACCOUNTS.items()}
         prefixes = {"payload": "", "file": "file_"}
-        rates = {f"{prefixes[account]}{medium.rate}": 8 * size / amount for account, size in found.bytes.items()}
+        rates = {f"{prefixes[account]}{modality.rate.name}": 8 * size / amount for account, size in found.bytes.items()}
         means = {metric: float(np.nanmean(values)) for metric, values in found.values.items()}
-        rows.append({"codec": name, "setting": setting, **sizes, **rates, **means, f"{medium.noun}s": count})
+        rows.append({"codec": name, "setting": setting, **sizes, **rates, **means, modality.plural: count})
     order = {name: place for place, name in enumerate([OURS, *(one.name for one in classics)])}
     return sorted(rows, key=lambda row: (order[str(row["codec"])], float(row["bytes"])))
 
 
 def _all(
-    codec: Exported, normal: Tensor, real: Tensor, classics: Sequence[Classic], medium: Medium, coding: str | None
+    codec: Exported,
+    normal: Tensor,
+    real: Tensor,
+    classics: Sequence[ClassicalCodec],
+    modality: Modality,
+    coding: str | None,
 ) -> Iterable[tuple[str, int, Coded]]:
     """Code one signal in every way."""
     bundle = codec.bundle
-    assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
-    whole = encoded(bundle, normal.numpy(), frame_rate=codec.frame_rate)._replace(coding=coding)
+    whole = encoded(bundle, bundle.values(normal.numpy()), frame_rate=codec.frame_rate)._replace(coding=coding)
     for kept in Ladder(codec).keeps:
         part = whole.cut(kept, codec.layout.ordered)
         written = part.written(bundle)
         back = codec.decode(torch.from_numpy(part.codes), normal.shape[2:])
-        yield OURS, kept, Coded(len(written.data), written.payload, medium.as_written(back)[0])
+        yield OURS, kept, Coded(len(written.data), written.payload, modality.as_written(back)[0])
     for classic in classics:
         for setting in classic.settings:
-            yield classic.name, setting, classic.code(real, setting)
+            yield classic.name, setting, classic.code(real, setting, bundle.sample_rate or bundle.frame_rate or 0)
 
 
 def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
@@ -128,7 +129,7 @@ def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     names = dict.fromkeys(str(row["codec"]) for row in rows)
     for counted, column in ACCOUNTS.items():
         for metric in metrics:
-            sign = -1 if metric in LOWER else 1
+            sign = -1 if lower_is_better(metric) else 1
             curves = {name: _curve([row for row in rows if row["codec"] == name], column, metric) for name in names}
             rates, quality = curves.pop(OURS)
             for name, (others, values) in curves.items():

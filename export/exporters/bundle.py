@@ -16,6 +16,8 @@ from varitok import UserError
 from varitok.codecs.codec import Codec
 from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.lengths.distributions import Full
+from varitok.codecs.modalities.base import GraphNames
+from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.streaming import ChunkedCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
@@ -26,7 +28,7 @@ from .frozen import FrozenCodec, FrozenStream, freeze
 from .implicit import export_clip
 from .int8 import quantise_decoder
 from .model_card import card
-from .onnx import NAMES, Names, export_onnx
+from .onnx import export_onnx
 from .parity import Chunked, Coder, Size, check, draw
 from .torchscript import export_torchscript, load_torchscript
 
@@ -100,22 +102,11 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     """Say what a user of the bundle must know."""
     books = codec.bottleneck.book_sizes
-    if codec.sample_rate:
-        rate = codec.sample_rate / codec.hop[0]
-        own = {"modality": "audio", "sampling_rate": codec.sample_rate, "hop_length": codec.hop[0], "frame_rate": rate}
-        input_layout = "b c t"
-    elif len(codec.hop) == 3:
-        modality = "video" if codec.bounded else "features"
-        own = {"modality": modality, "frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.layout.lead}
-        input_layout = "b c t h w"
-        if not codec.bounded:
-            own |= {name: codec.get_buffer(name).tolist() for name in ("feature_mean", "feature_deviation")}
-    else:
-        own = {"modality": "image", "image_size": size[1], "patch": codec.hop[0]}
-        input_layout = "b c h w"
+    modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
-        **own,
+        "modality": modality.name,
+        **modality.describe(codec, size),
         **codec.layout.describe(size),
         "channels": size[0],
         "tokens": codec.layout.tokens,
@@ -127,7 +118,7 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
         "variable_length": not isinstance(codec.length.distribution, Full),
-        "input_layout": input_layout,
+        "input_layout": f"b c {modality.grid}",
         "token_layout": codec.layout.axes,
         "value_range": [-1.0, 1.0] if codec.bounded else None,
         "output": "clamped to value_range" if codec.bounded else "as decoded",
@@ -174,7 +165,7 @@ def _write(
     """Fill the folder."""
     metadata = describe(folder, config, frozen.state_dict())
     example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
-    names = NAMES[config["modality"]]
+    names = modality_of(codec).graph
     artefacts: dict[str, Coder] = {}
     if "safetensors" in formats:
         name = "model.safetensors"
@@ -246,7 +237,7 @@ def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
     return copied
 
 
-def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str], names: Names) -> None:
+def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str], names: GraphNames) -> None:
     """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
     with torch.inference_mode():
         codes = frozen.encode(signal)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varitok import __version__
 from varitok.codecs.implicit.codec import ImplicitCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION
+from ..runtime.implicit import ClipBundle
 from ..runtime.load import load
-from ..runtime.video import ClipBundle
 from .bundle_folder import describe, replacing, report
+from .model_card import render
 from .onnx import Port, export_graph
 from .parity import Parity, ParityError, signal_error
 from .torchscript import export_torchscript, load_torchscript
@@ -24,51 +24,6 @@ __all__ = ["WEIGHTS", "FrozenClip", "export_clip"]
 
 WEIGHTS = "weights.bin"
 COMPARED = 12  # frames, spread over the clip
-
-CARD = """\
-# A clip of {frames} frames of {width} x {height} pixels, as a network
-
-It paints the frames of one clip, and no other. `{file}` has its {weights} weights, {bits} bits each, entropy-coded: the
-clip's size, {bytes} bytes, {bpp:.4g} bits a pixel. The graphs hold the same weights as float32.
-Exported by varitok {version} in format {format_version}.
-
-| bits of a weight | bytes of `{file}`, from its beginning | bits a pixel |
-|---:|---:|---:|
-{rows}
-
-`export.json` tells how each file compares with the trained network and holds every file's SHA-256.
-"""
-
-ONNX = """
-## With varitok (numpy and ONNX Runtime; no torch)
-
-```python
-import varitok
-clip = varitok.load(".")
-pixels = clip.decode()  # uint8 ({frames}, {height}, {width}, 3)
-last = clip.decode([{last}])
-```
-
-## With ONNX Runtime alone
-
-```python
-import numpy as np, onnxruntime as ort
-decoder = ort.InferenceSession("onnx/decoder_model.onnx")
-frames = decoder.run(None, {{"frame_numbers": np.arange(1)}})[0]  # float32 (1, 3, {height}, {width}) in [-1, 1]
-```
-"""
-
-TORCHSCRIPT = """
-## With TorchScript
-
-A TorchScript file is a program; load it only from a source that you trust.
-
-```python
-import torch
-clip = torch.jit.load("codec.ts")
-frames = clip.decode(torch.arange(1))
-```
-"""
 
 
 class FrozenClip(nn.Module):
@@ -170,16 +125,4 @@ def _graphs(
 
 def _card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
     """Write the bundle's README.md."""
-    pixels = config["frames"] * config["height"] * config["width"]
-    ends = list(enumerate(config["ends"], 1))
-    fills = {
-        "file": WEIGHTS,
-        "bytes": ends[-1][1],
-        "bpp": 8 * ends[-1][1] / pixels,
-        "last": config["frames"] - 1,
-        "version": __version__,
-        "rows": "\n".join(f"| {bits} | {end} | {8 * end / pixels:.4g} |" for bits, end in ends),
-    }
-    told = {"onnx": ONNX, "torchscript": TORCHSCRIPT}
-    parts = [CARD, *(text for name, text in told.items() if name in formats)]
-    return "".join(parts).format(**config, **fills)
+    return render(config, formats, file=WEIGHTS, pixels=config["frames"] * config["height"] * config["width"])

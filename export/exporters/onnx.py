@@ -5,15 +5,16 @@ import io
 import logging
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from varitok.codecs.modalities.base import GraphNames
+
 from .frozen import FrozenCodec, FrozenStream
 
-__all__ = ["NAMES", "Names", "Port", "export_graph", "export_onnx"]
+__all__ = ["Port", "export_graph", "export_onnx"]
 
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
@@ -48,41 +49,10 @@ class _StreamingDecoder(_Side):
         return self.codec.decode_chunk(codes, state)
 
 
-class Names(NamedTuple):
-    """What the ecosystem's libraries call a modality's graph inputs and outputs.
-
-    Attributes:
-        signal: Into the encoder.
-        codes: Out of it and into the decoder.
-        back: Out of the decoder.
-    """
-
-    signal: str
-    codes: str
-    back: str
+Axes = list[str | None]  # names of a value's axes; None for one of a fixed size
 
 
-NAMES = {
-    "image": Names("pixel_values", "image_codes", "reconstruction"),
-    "audio": Names("input_values", "audio_codes", "audio_values"),
-    "video": Names("pixel_values_videos", "video_codes", "reconstruction"),
-    "features": Names("input_features", "feature_codes", "reconstruction"),
-}
-
-Axes = list[str | None]
-PATCHES: Axes = ["latent_height", "latent_width"]
-# What free axes are called, by the axes of codes: of the signal, of the codes that are given, and of those that are
-# taken, of which there may be fewer.
-AXES: dict[str, tuple[Axes, Axes, Axes]] = {
-    "b q k": ([None, None], [None], ["num_tokens"]),
-    "b q t k": (["num_frames", None, None], ["latent_frames", None], ["latent_frames", "num_tokens"]),
-    "b q t": (["num_samples"], ["num_frames"], ["num_frames"]),
-    "b q h w": (["height", "width"], PATCHES, PATCHES),
-    "b q t h w": (["num_frames", "height", "width"], ["latent_frames", *PATCHES], ["latent_frames", *PATCHES]),
-}
-
-
-def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: Names) -> None:
+def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: GraphNames) -> None:
     """Write `encoder_model.onnx` and `decoder_model.onnx`; of a codec that streams the two `_streaming` too.
 
     Those take a `state`, float32 `(batch, S)`, zeros at the start, and also give a `state_out` for the next chunk.
@@ -92,7 +62,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         folder: Where to.
         example: Signals `(2, c, *grid)` in [-1, 1].
         metadata: Goes into both graphs, with `codec.role` added.
-        names: Of inputs and outputs.
+        names: Those of the modality.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
@@ -102,7 +72,14 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     kept = codes.narrow(axis, 0, max(2, codes.shape[axis] - 1))
     kept = kept.repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
     books = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
-    sides, tokens, given = AXES[codec.layout.axes]
+    # Placed tokens leave all axes free; of ordered ones only blocks of frames come in any number.
+    sides: Axes = list(names.axes)
+    tokens: Axes = list(names.latent_axes)
+    given: Axes = list(names.latent_axes)
+    if codec.layout.ordered:
+        blocks = codec.layout.code_axis - 2
+        sides[blocks:] = [None] * (len(sides) - blocks)
+        tokens[blocks:], given[blocks:] = [None], ["num_tokens"]
     back = [side and f"{side}_out" for side in sides]
     signal: Port = (names.signal, ["batch", None, *sides])
     found: Port = (names.codes, ["batch", None, *tokens])

@@ -20,8 +20,7 @@ from ..bitstream.entropy_coding import COUNTED, LIMIT, PRIOR, books_of
 from ..bitstream.packing import Packing
 from ..bitstream.symbols import Symbols
 from ..runtime.bundle import Bundle
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle, load
+from ..runtime.load import load
 from .bundle_folder import add, replacing, write_json
 from .onnx import export_graph
 from .parity import ParityError
@@ -75,13 +74,7 @@ class Tokenizer:
 
     def _begun(self, lengths: Tensor, steps: int) -> Tensor:
         """Count the steps of codes that signals of these lengths have."""
-        if isinstance(self.bundle, ImageBundle):
-            return torch.full_like(lengths, steps)
-        bundle = self.bundle
-        hop, lead = (
-            (bundle.hop[0], bundle.lead) if isinstance(bundle, VideoBundle) else (bundle.config["hop_length"], 0)
-        )
-        return (lengths + lead + hop - 1) // hop
+        return torch.from_numpy(self.bundle.steps_of(lengths.numpy(), steps))
 
 
 def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:

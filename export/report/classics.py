@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from varitok import UserError
-from varitok.codecs.metrics.figure import Curve
-from varitok.codecs.metrics.table import read_rows
+from varitok.codecs.evaluation.figure import Curve
+from varitok.codecs.evaluation.table import read_rows
+from varitok.codecs.modalities.registry import MODALITIES
 
 __all__ = ["Classics", "find_classics", "read_classics"]
 
@@ -27,9 +28,10 @@ class Classics(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """What its signals are called: rates of sounds are in kbit/s, and only clips flicker."""
+        """What its signals are called; in older tables rates of sounds are in kbit/s, and only clips flicker."""
         columns = self.rows[0].keys()
-        return "sound" if "kbps" in columns else "clip" if "flicker" in columns else "image"
+        guess = "sound" if "kbps" in columns else "clip" if "flicker" in columns else "image"
+        return next((kind.noun for kind in MODALITIES.values() if kind.plural in columns), guess)
 
     def curves(self, size: str, metric: str) -> list[Curve]:
         """Give each codec's points of a metric over a column of sizes, upwards; none where a column isn't there."""

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from varitok.codecs.metrics.figure import MARKERS, Curve, dress
+from varitok.codecs.evaluation.figure import MARKERS, Curve, dress
 
 __all__ = ["draw_progress", "draw_quality"]
 

@@ -8,20 +8,20 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from varitok.codecs.evaluation.figure import Curve, label_of
+from varitok.codecs.evaluation.table import Table
 from varitok.codecs.implicit.codec import ImplicitCodec
-from varitok.codecs.metrics.figure import Curve, label_of
-from varitok.codecs.metrics.modality import medium_of
+from varitok.codecs.metrics.metric import Column
 from varitok.codecs.metrics.rate import USE
-from varitok.codecs.metrics.table import PRINTED, Table
+from varitok.codecs.modalities.registry import COLUMNS, METRICS, modality_of
 
 from .classics import Classics, find_classics
 from .plots import draw_progress, draw_quality
-from .samples import SIZES, Sample, Shown, tell
+from .samples import Sample, Shown, tell
 from .subject import Subject
 
 __all__ = ["comparison", "section", "told_rungs"]
 
-KEPT = ("k", "books")
 BOOK = re.compile(r"health/book(\d+)/(\w+)")
 
 
@@ -29,23 +29,18 @@ def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str
     """Draw those subjects together whose signals are of one kind; nothing where there are no two."""
     kinds: dict[str, list[Subject]] = {}
     for subject in subjects:
-        kinds.setdefault(_kind(subject), []).append(subject)
+        kinds.setdefault(modality_of(subject.codec).kind, []).append(subject)
     return "".join(_joint(kind, alike, classics) for kind, alike in kinds.items() if len(alike) > 1)
-
-
-def _kind(subject: Subject) -> str:
-    """Name the kind of signals: clips and features of clips are two."""
-    return f"{'' if subject.codec.bounded else 'feature '}{_noun(subject)}"
 
 
 def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) -> str:
     """Draw each metric that all have over their rate: bytes of signals of different sizes say little."""
-    rate = medium_of(alike[0].codec).rate
+    rate = modality_of(alike[0].codec).rate
     own = [_metrics(one.table) for one in alike]
     plots = []
     for metric in (name for name in own[0] if all(name in names for names in own)):
-        curves = [Curve(one.name, one.table.column(rate), {metric: one.table.column(metric)}) for one in alike]
-        plots.append(_plot(curves, _others(classics, alike[0], rate, metric), metric, SIZES[rate]))
+        curves = [Curve(one.name, one.table.column(rate.name), {metric: one.table.column(metric)}) for one in alike]
+        plots.append(_plot(curves, _others(classics, alike[0], rate.name, metric), metric, rate.label))
     whole = [[escape(one.name), escape(tell(one.table.rows[-1], _told(one)))] for one in alike]
     signals = {one.table.header.get("dataset", "") + one.table.header.get("protocol", "") for one in alike}
     care = "<p>They were measured on different signals: compare them with care.</p>" if len(signals) > 1 else ""
@@ -92,21 +87,18 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 
 def told_rungs(subject: Subject) -> list[dict[str, str]]:
     """Name each rung, and tell what it costs and gives on average."""
-    average = f"mean of {subject.table.rows[0].get(_noun(subject) + 's', 0):.0f} {_noun(subject)}s"
+    plural = modality_of(subject.codec).plural
+    average = f"mean of {subject.table.rows[0].get(plural, 0):.0f} {plural}"
     return [
         {"name": _rung(subject, keep), "told": f"{tell(row, _told(subject))} ({average})"}
         for keep, row in zip(subject.ladder.keeps, subject.table.rows, strict=True)
     ]
 
 
-def _noun(subject: Subject) -> str:
-    return medium_of(subject.codec).noun
-
-
 def _told(subject: Subject) -> list[str]:
     """List the columns that are told in one line."""
-    medium = medium_of(subject.codec)
-    return [name for name in ("bytes", medium.rate, *medium.shown) if name in subject.table.rows[0]]
+    modality = modality_of(subject.codec)
+    return [name for name in ("bytes", modality.rate.name, *modality.shown) if name in subject.table.rows[0]]
 
 
 def _rung(subject: Subject, keep: int) -> str:
@@ -136,7 +128,8 @@ def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
 def _figure(subject: Subject, sample: Sample) -> str:
     """Lay out one sample: the original, and a place for what comes back."""
     name, (height, width) = escape(sample.name), sample.sides
-    tag = "" if not sample.original.player else "audio" if subject.codec.sample_rate else "video"
+    modality = modality_of(subject.codec)
+    tag = modality.element
     form = "controls" if tag == "audio" else f'width="{width}" height="{height}" loop muted playsinline'
     sides = []
     for side, shown in (("original", sample.original), ("decoded", Shown("", "", ""))):
@@ -148,28 +141,27 @@ def _figure(subject: Subject, sample: Sample) -> str:
         if tag:
             parts.append(f'<{tag}{player} {form} preload="metadata" aria-label="{name}, {side}"></{tag}>')
         sides.append(f'<div class="{side}">{"".join(parts)}</div>')
-    kind = _noun(subject)
-    return f'<figure class="sample {kind}s"><figcaption>{name}</figcaption>{"".join(sides)}</figure>'
+    return f'<figure class="sample {modality.plural}"><figcaption>{name}</figcaption>{"".join(sides)}</figure>'
 
 
 def _metrics(table: Table) -> list[str]:
     """List the columns that are quality: not what is kept, costs or is used."""
-    others = {*KEPT, *SIZES, *USE}
-    names = (name for name in PRINTED if name in table.rows[0] and name not in others)
+    names = (name for name in METRICS if name in table.rows[0])
     return [name for name in names if any(math.isfinite(value) for value in table.column(name))]
 
 
 def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
     """Draw each metric over size, beside classical codecs."""
-    medium, table = medium_of(subject.codec), subject.table
-    size = "kbps" if medium.rate == "kbps" else "bytes"
+    modality, table = modality_of(subject.codec), subject.table
+    size = modality.size
     found = [*classics, *find_classics(subject.folder / "evaluation")]
     labels = [f"{keep:.0f}" for keep in table.column(table.axis)]
     plots = []
     for metric in _metrics(table):
-        curve = Curve(subject.name, table.column(size), {metric: table.column(metric)}, labels)
-        plots.append(_plot([curve], _others(found, subject, size, metric), metric, SIZES[size].format(medium.noun)))
-    used = [one for one in found if one.noun == _kind(subject)]
+        curve = Curve(subject.name, table.column(size.name), {metric: table.column(metric)}, labels)
+        others = _others(found, subject, size.name, metric)
+        plots.append(_plot([curve], others, metric, size.label.format(modality.noun)))
+    used = [one for one in found if one.noun == modality.kind]
     notes = [
         " · ".join(["Classical codecs", *(one.header[key] for key in ("dataset", "protocol") if key in one.header)])
         for one in used
@@ -180,12 +172,12 @@ def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
 
 def _others(classics: Sequence[Classics], subject: Subject, size: str, metric: str) -> list[Curve]:
     """Give the curves of classical codecs of a subject's kind of signals."""
-    alike = (one for one in classics if one.noun == _kind(subject))
+    alike = (one for one in classics if one.noun == modality_of(subject.codec).kind)
     return [curve for one in alike for curve in one.curves(size, metric)]
 
 
 def _plot(ours: Sequence[Curve], others: Sequence[Curve], metric: str, sizes: str) -> str:
-    label = label_of(metric, PRINTED[metric][0])
+    label = label_of(metric)
     return _drawn(draw_quality(ours, others, metric, label, sizes), f"{label} over {sizes}")
 
 
@@ -197,16 +189,16 @@ def _drawn(svg: str, label: str) -> str:
 def _bits(subject: Subject) -> str:
     """Tell what each rung costs and gives, and what the columns mean."""
     table = subject.table
-    printed = {table.axis: PRINTED[table.axis], "bits": ("bits", "{:,.1f}")} | PRINTED
-    columns = [name for name in printed if name in table.rows[0]]
-    rows = [[printed[name][1].format(row[name]) for name in columns] for row in table.rows]
+    printed = {table.axis: COLUMNS[table.axis], "bits": Column("bits", "bits", "{:,.1f}")} | COLUMNS
+    columns = [column for name, column in printed.items() if name in table.rows[0]]
+    rows = [[column.form.format(row[column.name]) for column in columns] for row in table.rows]
     means = [
         [escape(key.removeprefix("column ")), escape(value)]
         for key, value in table.header.items()
         if key.startswith("column ")
     ]
     meant = _folded("What the columns mean", _table([], means, "facts")) if means else ""
-    return _table([printed[name][0] for name in columns], rows, numbered=True) + meant
+    return _table([column.title for column in columns], rows, numbered=True) + meant
 
 
 def _books(subject: Subject) -> str:
@@ -238,7 +230,7 @@ def _training(subject: Subject) -> str:
     if not panels:
         return ""
     plots = {name: _drawn(draw_progress(lines, name), f"{name} over updates") for name, lines in panels.items()}
-    ahead = ("loss", *(f"val/{metric}" for metric in medium_of(subject.codec).shown), "health/used", "health/entropy")
+    ahead = ("loss", *(f"val/{metric}" for metric in modality_of(subject.codec).shown), "health/used", "health/entropy")
     first = "".join(plots[name] for name in ahead if name in plots)
     rest = "".join(plot for name, plot in plots.items() if name not in ahead)
     more = _folded("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""

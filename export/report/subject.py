@@ -11,22 +11,19 @@ from torch import Tensor
 from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
-from varitok.codecs.metrics.cli import validation_splits
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.ladder import Ladder
-from varitok.codecs.metrics.modality import medium_of
-from varitok.codecs.metrics.table import Table, read_csv
+from varitok.codecs.evaluation.cli import validation_splits
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.ladder import Ladder
+from varitok.codecs.evaluation.table import Table, read_csv
+from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.training.callbacks.samples import spread
 from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.data.batch import Sample, collate
 
 from ..adapters.codec import Exported, exported
 from ..adapters.dataset import dataset_of, files_of, noun_of
-from ..runtime.audio import SoundBundle
 from ..runtime.bundle import read_json
-from ..runtime.images import ImageBundle
-from ..runtime.load import VideoBundle, load
-from ..runtime.video import FeatureBundle
+from ..runtime.load import load
 
 __all__ = ["Source", "Subject", "open_subject"]
 
@@ -96,14 +93,16 @@ def _run(path: Path, source: Source) -> Subject:
     if not evaluation.is_file():
         raise UserError(f"{evaluation}: no evaluation of this run; run varitok evaluate {path} first")
     table = read_csv(evaluation)
-    splits = validation_splits(config.data, source.data)
+    modality = modality_of(codec)
+    splits = validation_splits(modality, config.data, source.data)
     files = splits.val.files
     signals = [
-        (PurePath(files[index].name).name if files else f"validation signal {index}", signal)
+        (
+            PurePath(files[index].name).name if files else f"validation signal {index}",
+            modality.cut(signal, source.seconds),
+        )
         for index, signal in spread(splits.val, source.most).items()
     ]
-    if codec.sample_rate is not None:
-        signals = [(name, sound[:, : max(1, round(source.seconds * codec.sample_rate))]) for name, sound in signals]
     own, last = str(config.get("name") or "run"), folder.resolve().name
     about = {
         "parameters": f"{sum(part.numel() for part in codec.parameters()):,}",
@@ -133,7 +132,7 @@ def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
         UserError: The table isn't this codec's.
     """
     ladder = Ladder(codec)
-    needed = {ladder.axis, "bytes", medium_of(codec).rate}
+    needed = {ladder.axis, "bytes", modality_of(codec).rate.name}
     if needed <= table.rows[0].keys():
         keeps = table.column(ladder.axis)
         ladder = Ladder(codec, [int(keep) for keep in keeps])
@@ -153,10 +152,10 @@ def _commit(path: Path) -> str:
 
 def _bundle(path: Path, source: Source) -> Subject:
     bundle = load(path)
-    if isinstance(bundle, FeatureBundle):
-        raise UserError(f"{path}: a bundle of features, which no file holds; name the run that it comes from")
     codec = exported(bundle)
-    assert isinstance(bundle, ImageBundle | SoundBundle | VideoBundle)
+    bundle = codec.bundle
+    if not bundle.suffixes:
+        raise UserError(f"{path}: a bundle of {bundle.modality}, which no file holds; name the run that it comes from")
     mine, what = files_of(bundle, source.files, "--files"), noun_of(bundle)
     data, protocol = dataset_of(bundle, mine, source.seconds)
     shown = [(mine[index].name, signal) for index, signal in spread(data, source.most).items()]

@@ -1,5 +1,9 @@
 """Run an exported audio codec; numpy and ONNX Runtime alone."""
 
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import numpy.typing as npt
 from varitok import UserError
 
 from .bundle import Array, Bundle, tensors
+from .files import Part, open_input, read_file
 from .streaming import DecodingStream, EncodingStream, stream_form
 
 __all__ = ["SoundBundle"]
@@ -21,10 +26,17 @@ class SoundBundle(Bundle):
         hop: Samples to a token.
     """
 
+    modality = "audio"
+    counted = "samples"
+    suffixes = (".wav", ".flac", ".ogg", ".mp3")
+    written = ("wav", "flac")
+    sample_rate: int
+
     def _read(self) -> None:
         super()._read()
         self.sample_rate = int(self.config["sampling_rate"])
         self.hop = int(self.config["hop_length"])
+        self.hops = (self.hop,)
 
     def __repr__(self) -> str:
         rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
@@ -51,6 +63,46 @@ class SoundBundle(Bundle):
         if not values.size:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
         return self.run_encoder(values)[:, :kept]
+
+    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
+        """Return the sample rate."""
+        return (self.sample_rate,)
+
+    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
+        """Read a sound of the codec's sample rate; channels are averaged, or repeated."""
+        import soundfile  # noqa: PLC0415 (arrays don't need it)
+
+        wave, rate = read_file(path, lambda: soundfile.read(open_input(path), dtype="float32", always_2d=True))
+        if rate != self.sample_rate:
+            raise UserError(f"{path}: {rate} Hz, this codec takes {self.sample_rate}; resample it before")
+        if not len(wave):
+            raise UserError(f"{path}: holds no samples")
+        given = wave.T
+        if given.shape[0] != self.channels:
+            given = np.repeat(given.mean(0, keepdims=True), self.channels, axis=0)
+        return self.values(given.clip(-1, 1)), None
+
+    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
+        """Decode sounds into a file of 16 bits."""
+        import soundfile  # noqa: PLC0415 (arrays don't need it)
+
+        wave = np.concatenate([self.decode(part.codes)[0, :, : part.units] for part in parts], axis=1)
+        # libsndfile rounds floats in another way for each format.
+        samples, file = np.clip(np.rint(wave.T * 32768), -32768, 32767).astype(np.int16), io.BytesIO()
+        soundfile.write(file, samples, self.sample_rate, subtype="PCM_16", format=to)
+        return file.getvalue(), {"seconds": round(wave.shape[1] / self.sample_rate, 3)}
+
+    def describe_signals(self) -> str:
+        """Return the sample rate and channels."""
+        return f"sounds at {self.sample_rate} Hz, {self.channels} channels"
+
+    def describe_rates(self) -> dict[str, Any]:
+        """Return the rates in time."""
+        rate, whole = self.sample_rate / self.hop, math.lcm(*self.book_strides)
+        kept = range(1, len(self.book_sizes) + 1) or [None]
+        bits = {f"{books or 'all'} books": rate * self.bits(whole, books) / whole for books in kept}
+        kilobits = {name: f"{each / 1000:.3f} kbit/s" for name, each in bits.items()}
+        return {"tokens": f"{rate:g} a second", "rates": kilobits}
 
     def encoding(self, sample_rate: int, *, books: int | None = None, batch: int = 1) -> EncodingStream:
         """Start a stream of sound into codes: it takes chunks of any number of samples.

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+
+from .files import Part
 
 __all__ = [
     "AGAIN",
@@ -70,11 +72,17 @@ class Opened:
         int8: Decode by the graph of whole numbers.
 
     Attributes:
+        modality: Its name in config.json and in containers.
         graphs: The files that it can't do without.
+        suffixes: Of the files that `read_file` takes.
+        written: Suffixes of the files that `write_file` makes, without the dot; the first is the default.
         config: Its config.json.
     """
 
-    graphs: tuple[str, ...] = (ENCODER, DECODER)
+    modality: ClassVar[str]
+    graphs: ClassVar[tuple[str, ...]] = (ENCODER, DECODER)
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    written: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, folder: Path, config: dict[str, Any], providers: list[str], int8: bool = False) -> None:
         self.folder = folder
@@ -88,6 +96,10 @@ class Opened:
 
     def _read(self) -> None:
         """Take what is of use out of the config."""
+
+    def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
+        """Return what a user should know, as plain values; `files` are the bundle's, with their bytes."""
+        return {}
 
     @cached_property
     def _encoder(self) -> Any:
@@ -106,9 +118,14 @@ class Opened:
 
 
 class Bundle(Opened):
-    """An exported codec of any signals: an `ImageBundle`, a `SoundBundle` or a `VideoBundle`.
+    """An exported codec; each modality has a class of its own, which says how its signals and files are handled.
 
     Attributes:
+        counted: What a container counts of its signals: "samples", say.
+        sample_rate: Hz; None without one.
+        frame_rate: Frames a second; None if unknown.
+        hops: Samples of each axis to a step of the codes' grid.
+        lead: Copies of the first frame that go before a signal.
         tokens: The most tokens of a signal, N; 0 where their number follows from its length.
         channels: Of a signal.
         book_sizes: Entries of each book; none where codes are continuous.
@@ -119,7 +136,12 @@ class Bundle(Opened):
             or no rate is known.
     """
 
+    counted: ClassVar[str]
     axes = 1
+    sample_rate: int | None = None
+    frame_rate: float | None = None
+    hops: tuple[int, ...]
+    lead = 0
 
     def _read(self) -> None:
         config = self.config
@@ -129,6 +151,83 @@ class Bundle(Opened):
         self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
         self.rows = int(config.get("code_rows", len(self.book_sizes)))
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
+
+    def values(self, signal: Any) -> npt.NDArray[np.float32]:
+        """Return whatever a signal is given as in the form of the graphs, float32 `(b, c, *grid)`.
+
+        Raises:
+            UserError: A shape, type or value that the codec doesn't take.
+        """
+        raise NotImplementedError
+
+    def encode_values(
+        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
+    ) -> Array:
+        """Turn signals, as `values` returns them, into codes: all, or the first tokens or books.
+
+        Raises:
+            UserError: A number is out of range, or tokens are not ordered.
+        """
+        codes = self.run_encoder(values)[:, : self.kept(books)]
+        if tokens is None:
+            return codes
+        if not self.tokens:
+            raise UserError(f"--tokens {tokens}: this codec's follow from a signal's size; keep fewer books instead")
+        self._check_tokens(tokens)
+        return codes[..., :tokens]
+
+    def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
+        """Count the steps of codes that signals of these lengths have, in a batch of codes of `steps` steps."""
+        return -(-(lengths + self.lead) // self.hops[0])
+
+    def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
+        """Return how far each of the steps reaches into a signal of a length."""
+        return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.lead, length)
+
+    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
+        """Return what decoding a signal `(1, c, *grid)` of a frame rate takes, for the container's header."""
+        return ()
+
+    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
+        """Return a file's signal, as `values` does, and its frame rate.
+
+        Raises:
+            UserError: It can't be read, or isn't the codec's.
+        """
+        raise NotImplementedError
+
+    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
+        """Decode codes that follow each other, read at `path`, into one file of kind `to`; say how much is in it.
+
+        Raises:
+            UserError: These codes can't be in one file.
+        """
+        raise NotImplementedError
+
+    def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
+        """Return what a user should know, as plain values."""
+        about = {
+            "signals": self.describe_signals(),
+            "bottleneck": self.config["quantizer"],
+            "book_sizes": list(self.book_sizes) or f"none: {self.rows} floats a token",
+            "bits_of_a_token": round(self.bits(1), 4),
+            **self.describe_rates(),
+            "streams": "onnx" if self.config.get("streaming") else "no",
+        }
+        return about | ({} if self.latency_ms is None else {"latency_ms": self.latency_ms})
+
+    def describe_signals(self) -> str:
+        """Return what it takes, in a line."""
+        raise NotImplementedError
+
+    def describe_rates(self) -> dict[str, Any]:
+        """Return the number of `tokens`, and the `rates` of what may be kept of them."""
+        raise NotImplementedError
+
+    def _describe_lengths(self, noun: str) -> dict[str, Any]:
+        """Return the rates of ordered tokens."""
+        kept = [1 << power for power in range(self.tokens.bit_length()) if 1 << power < self.tokens]
+        return {"rates": {f"{k} tokens": f"{self.bits(k) / 8:g} bytes for {noun}" for k in [*kept, self.tokens]}}
 
     def bits(self, tokens: int, books: int | None = None) -> float:
         """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""

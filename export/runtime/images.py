@@ -1,5 +1,8 @@
 """Run an exported image codec; numpy and ONNX Runtime alone."""
 
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import numpy.typing as npt
 from varitok import UserError
 
 from .bundle import Array, Bundle, tensors, to_pixels
+from .files import PICTURES, Part, read_picture
 
 __all__ = ["ImageBundle"]
 
@@ -19,9 +23,15 @@ class ImageBundle(Bundle):
         image_size: Side of its images in pixels, S.
     """
 
+    modality = "image"
+    counted = "images"
+    suffixes = PICTURES
+    written = ("png", "jpg", "webp")
+
     def _read(self) -> None:
         super()._read()
         self.image_size = int(self.config["image_size"])
+        self.hops = (int(self.config.get("patch", 1)),) * 2
 
     def __repr__(self) -> str:
         side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
@@ -45,6 +55,37 @@ class ImageBundle(Bundle):
         kept = self.tokens if tokens is None else tokens
         self._check_tokens(kept)
         return self.run_encoder(self.values(image))[..., :kept]
+
+    def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
+        """Return all steps: an image is coded as a whole."""
+        return np.full_like(lengths, steps)
+
+    def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
+        """Return ones: each step is of the one image."""
+        return np.ones(steps, np.int64)
+
+    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
+        """Read a picture of any size."""
+        return self.values(read_picture(path)), None
+
+    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
+        """Decode one picture into a file; PNG and WebP lose nothing."""
+        from PIL import Image  # noqa: PLC0415 (codes need no picture)
+
+        if len(parts) > 1:
+            raise UserError(f"{path}: holds {len(parts)} pictures; decode them one by one")
+        pixels, file = self.pixels(self.decode(parts[0].codes))[0], io.BytesIO()
+        image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
+        image.save(file, "JPEG" if to == "jpg" else to, quality=95, subsampling=0, lossless=True)
+        return file.getvalue(), {"tokens": parts[0].codes.shape[2]}
+
+    def describe_signals(self) -> str:
+        """Return the size and channels."""
+        return f"images of {self.image_size} x {self.image_size} pixels, {self.channels} channels"
+
+    def describe_rates(self) -> dict[str, Any]:
+        """Return the sizes of an image."""
+        return {"tokens": f"1 to {self.tokens} for an image"} | self._describe_lengths("an image")
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""

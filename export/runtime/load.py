@@ -6,16 +6,22 @@ Only ONNX graphs and JSON are read, which are data; nothing in a bundle is execu
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from varitok import UserError
 
 from .audio import SoundBundle
-from .bundle import AGAIN, DECODER_INT8, FORMAT_VERSION, onnx_runtime, read_json, verify_files
+from .bundle import AGAIN, DECODER_INT8, FORMAT_VERSION, Opened, onnx_runtime, read_json, verify_files
+from .features import FeatureBundle
 from .images import ImageBundle
-from .video import ClipBundle, FeatureBundle, VideoBundle
+from .implicit import ClipBundle
+from .video import VideoBundle
 
-__all__ = ["ClipBundle", "FeatureBundle", "VideoBundle", "load"]
+__all__ = ["BUNDLES", "load"]
+
+BUNDLES: dict[str, type[Opened]] = {
+    kind.modality: kind for kind in (ImageBundle, SoundBundle, VideoBundle, FeatureBundle, ClipBundle)
+}
+"""By name of the modality. New ones go to the end: containers hold the number of those that have codes."""
 
 
 def load(
@@ -24,7 +30,7 @@ def load(
     providers: Sequence[str] | None = None,
     verify: bool = True,
     int8: bool = False,
-) -> "ImageBundle | SoundBundle | VideoBundle | FeatureBundle | ClipBundle":
+) -> Opened:
     """Open an exported bundle.
 
     Args:
@@ -47,18 +53,11 @@ def load(
     if version != FORMAT_VERSION:
         known = f"this varitok reads format {FORMAT_VERSION}"
         raise UserError(f"{folder / 'config.json'}: format_version {version!r}, {known}; update varitok or {AGAIN}")
-    kinds: dict[Any, type[ImageBundle | SoundBundle | VideoBundle | ClipBundle]] = {
-        "image": ImageBundle,
-        "audio": SoundBundle,
-        "video": VideoBundle,
-        "features": FeatureBundle,
-        "clip": ClipBundle,
-    }
-    if config.get("modality") not in kinds:
+    kind = BUNDLES.get(str(config.get("modality")))
+    if kind is None:
         raise UserError(
             f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {AGAIN}"
         )
-    kind = kinds[config["modality"]]
     for name in kind.graphs:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")

@@ -1,20 +1,26 @@
-"""Exported codecs of clips, of their features, and of one clip; numpy and ONNX Runtime alone, as `runtime.py`."""
+"""Run an exported video codec; numpy and ONNX Runtime alone."""
 
-from collections.abc import Mapping
-from typing import Any
+import io
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
 
-from .bundle import DECODER, Array, Bundle, Opened, tensors, to_pixels
+from .bundle import Array, Bundle, tensors, to_pixels
+from .files import PICTURES, Part, open_input, read_file, read_picture
 from .streaming import DecodingStream, EncodingStream, stream_form
 from .tiling import decode_tiled, encode_tiled
 
-__all__ = ["ClipBundle", "FeatureBundle", "VideoBundle"]
+__all__ = ["VideoBundle"]
 
-AT_ONCE = 8  # frames that a network paints at once
+MOST_FRAMES = 1 << 30  # bytes of a clip's frames
+FRAME_RATE = 8.0  # frames a second, if neither a file nor the codec tells it
 
 
 class VideoBundle(Bundle):
@@ -32,14 +38,19 @@ class VideoBundle(Bundle):
             beyond them say nothing, and none is read.
     """
 
+    modality = "video"
+    counted = "frames"
+    suffixes: ClassVar[tuple[str, ...]] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", *PICTURES)
+    written: ClassVar[tuple[str, ...]] = ("mp4", "mkv")
     axes = 3
     unit = "pixels"
 
     def _read(self) -> None:
         super()._read()
-        self.hop = tuple(int(step) for step in self.config["hop"])
+        self.hop = self.hops = tuple(int(step) for step in self.config["hop"])
         self.lead = int(self.config["lead"])
-        self.frame_rate = _rate(self.config)
+        rate = self.config.get("frame_rate")
+        self.frame_rate = None if rate is None else float(rate)
         self.frame_size: tuple[int, ...] | None = None
         if self.tokens:
             self.axes = 2
@@ -146,6 +157,85 @@ class VideoBundle(Bundle):
             clips = decode_tiled(self.run_decoder, codes, self._tiled(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
+    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
+        """Return height and width of frames, and frames in 1,000 seconds."""
+        return (*values.shape[3:], round(1000 * (rate or 0)))
+
+    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
+        """Read a clip or a picture; frames are resized and cropped if the codec wants a size."""
+        if path.suffix.lower() in PICTURES:
+            return self.values(self._fit(np.asarray(read_picture(path)))[None]), 0.0
+        av, frames = _av(), list[npt.NDArray[np.uint8]]()
+
+        def read() -> float:
+            with av.open(open_input(path)) as file:
+                if not file.streams.video:
+                    raise UserError(f"{path}: holds no frames")
+                stream = file.streams.video[0]
+                for frame in file.decode(stream):
+                    frames.append(self._fit(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)))
+                    if len(frames) * frames[0].nbytes > MOST_FRAMES:
+                        raise UserError(f"{path}: longer than {MOST_FRAMES >> 30} GiB of frames; cut it into parts")
+                return float(stream.average_rate or 0)
+
+        rate = read_file(path, read)
+        if not frames:
+            raise UserError(f"{path}: holds no frames")
+        return self.values(np.stack(frames)), rate
+
+    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
+        """Decode clips into a file, H.264 of near-lossless quality; odd sides lose their last row or column."""
+        clips = [self._decode_part(part) for part in parts]
+        if len({clip.shape[1:] for clip in clips}) > 1:
+            raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
+        clip, av, memory = np.concatenate(clips), _av(), io.BytesIO()
+        rate = parts[0].facts[2] / 1000 or self.frame_rate or FRAME_RATE
+        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 has colours for two rows and columns
+        with av.open(memory, "w", format="matroska" if to == "mkv" else to) as file:
+            stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "12", "preset": "fast"}
+            for frame in np.ascontiguousarray(clip[:, :height, :width]):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode(None))
+        return memory.getvalue(), {"frames": len(clip)}
+
+    def _decode_part(self, part: Part) -> npt.NDArray[np.uint8]:
+        """Decode a clip: uint8 `(t, h, w, 3)`."""
+        if len(part.facts) != 3:
+            raise UserError("a container of clips tells the height, width and rate of their frames; this one doesn't")
+        height, width, _ = part.facts
+        frames = part.codes.shape[2] * self.hop[0] - self.lead if part.units is None else part.units
+        clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
+        return np.asarray(clips[0])
+
+    def _fit(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return a frame in the codec's size: resized so that it covers that, then its middle."""
+        if self.frame_size in (None, pixels.shape[:2]):
+            return pixels
+        from PIL import Image  # noqa: PLC0415 (frames of the right size don't need it)
+
+        assert self.frame_size is not None
+        height, width = self.frame_size
+        scale = max(height / pixels.shape[0], width / pixels.shape[1])
+        tall, wide = max(height, round(pixels.shape[0] * scale)), max(width, round(pixels.shape[1] * scale))
+        large = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return large[top : top + height, left : left + width]
+
+    def describe_signals(self) -> str:
+        """Return the size of frames, channels and frame rate."""
+        size = " x ".join(map(str, reversed(self.frame_size))) if self.frame_size else "any number of"
+        rate = "" if self.frame_rate is None else f", trained at {self.frame_rate:g} a second"
+        return f"clips of any number of frames of {size} {self.unit}, {self.channels} channels{rate}"
+
+    def describe_rates(self) -> dict[str, Any]:
+        """Return the rate in space and time, or the sizes of a block."""
+        if self.tokens:
+            return {"tokens": f"1 to {self.tokens} for {self.hop[0]} frames"} | self._describe_lengths("a block")
+        hop, rate = " x ".join(map(str, self.hop)), self.bits(1) / math.prod(self.hop)
+        return {"tokens": f"one for {hop} frames, rows, columns", "rates": {"all books": f"{rate:.4g} bits a pixel"}}
+
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn clips `(b, c, t, h, w)` in [-1, 1] into uint8 `(b, t, h, w, c)`, rounded to the nearest."""
         return to_pixels(clips)
@@ -209,93 +299,9 @@ class VideoBundle(Bundle):
             raise UserError(f"frames: {width} x {height} {self.unit}, this codec takes {there}; resize them before")
 
 
-class FeatureBundle(VideoBundle):
-    """A codec of the features that a vision transformer sees in clips: floats of any size, standardised.
-
-    Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`:
-    `codec.restored(codec.decode(codec.encode(codec.standardised(features))))` are the features as the transformer gives
-    them.
-    """
-
-    unit = "positions"
-
-    def standardised(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Bring each channel of a transformer's features `(b, c, t, rows, columns)` to mean 0 and variance 1."""
-        return (self.values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
-
-    def restored(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Give decoded clips the scale of a transformer's features back."""
-        return self.values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
-
-    def _of_channels(self, name: str) -> npt.NDArray[np.float32]:
-        return np.array(self.config[name], np.float32)[:, None, None, None]
-
-    def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Refuse: what this codec gives back are features.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("pixels: this codec gives features back, from which a generator has to paint")
-
-    def values(self, frames: Any) -> npt.NDArray[np.float32]:
-        """Check feature clips, perhaps of no frames: float32 `(b, c, t, rows, columns)`."""
-        values, shape = np.asarray(frames), f"(batch, {self.channels}, frames, rows, columns)"
-        if values.dtype.kind != "f":
-            raise UserError(f"frames: features are expected, floats {shape}, got {values.dtype}")
-        if values.ndim != 5 or values.shape[1] != self.channels or not all(values.shape[3:]) or not values.shape[0]:
-            raise UserError(f"frames: features {shape} are expected, got {values.shape}")
-        if not np.isfinite(values).all():
-            raise UserError("frames: some features aren't numbers")
-        self._check_size(*values.shape[3:])
-        return values.astype(np.float32)
-
-
-class ClipBundle(Opened):
-    """One clip, as a network that paints its frames.
-
-    Attributes:
-        frames: How many it has.
-        height: Of a frame, in pixels.
-        width: Likewise.
-        frame_rate: Frames a second; None where it isn't known.
-    """
-
-    graphs = (DECODER,)
-
-    def _read(self) -> None:
-        self.frames, self.height, self.width = (int(self.config[key]) for key in ("frames", "height", "width"))
-        self.frame_rate = _rate(self.config)
-
-    def __repr__(self) -> str:
-        return f"ClipBundle({str(self.folder)!r}: {self.frames} frames of {self.width} x {self.height} pixels)"
-
-    def decode(self, frames: Any = None) -> npt.NDArray[np.uint8]:
-        """Paint frames, in any order: uint8 `(t, h, w, 3)`.
-
-        Args:
-            frames: Their numbers, from 0 on, or one number; all where None.
-
-        Raises:
-            UserError: It has no such frame.
-        """
-        numbers = np.atleast_1d(np.asarray(range(self.frames) if frames is None else frames))
-        if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-            raise UserError(f"frames: whole numbers (t,) are expected, got {numbers.dtype} {numbers.shape}")
-        for wrong in numbers[(numbers < 0) | (numbers >= self.frames)]:
-            raise UserError(f"frames: {wrong} is not there; this clip has 0 to {self.frames - 1}")
-        blocks = (numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE))
-        painted = [to_pixels(self.run_decoder(block.astype(np.int64))) for block in blocks]
-        return np.concatenate(painted)
-
-    def run_decoder(self, numbers: Array) -> npt.NDArray[np.float32]:
-        """Paint frames of these numbers, int64 `(t,)`: float32 `(t, 3, h, w)` in [-1, 1]; nothing is checked."""
-        graph = self._decoder
-        painted: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: numbers})[0]
-        return painted
-
-
-def _rate(config: Mapping[str, Any]) -> float | None:
-    """Give the frame rate, where it is known."""
-    rate = config.get("frame_rate")
-    return None if rate is None else float(rate)
+def _av() -> Any:
+    try:
+        import av  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise UserError("clips need the package av; pip install 'varitok[video]'") from error
+    return av

@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from varitok import UserError, at_least
 
-from ...metrics.figure import LOWER
+from ...modalities.registry import lower_is_better
 from ..base import Training
 
 __all__ = ["Checkpoints", "WholeFiles"]
@@ -117,7 +117,7 @@ class Checkpoints(Checkpoint):
         self.archive = archive
         self.keep = keep
         self.best = best
-        self.lower = best is not None and best.partition("/")[2].partition("@")[0] in LOWER
+        self.lower = best is not None and lower_is_better(best.partition("/")[2].partition("@")[0])
         self.reached: float | None = None
         self.saved = -1  # the update of the last saving
         self.folder = Path()

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 from varitok import at_least
 from varitok.data.datamodule import DataModule
 
-from ...metrics.evaluate import evaluate
-from ...metrics.modality import medium_of
+from ...evaluation.evaluate import evaluate
+from ...evaluation.table import Table
 from ...metrics.rate import USE
-from ...metrics.table import Table
+from ...modalities.registry import modality_of
 from ..module import CodecTraining
 
 __all__ = ["Evaluation"]
@@ -49,7 +49,7 @@ class Evaluation(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the end of the run; print the table, write it, draw it."""
         assert isinstance(pl_module, CodecTraining)
-        table = self._evaluate(trainer, pl_module, medium_of(pl_module.codec).available())
+        table = self._evaluate(trainer, pl_module, modality_of(pl_module.codec).available())
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "evaluation"
             table.print()
@@ -64,7 +64,7 @@ class Evaluation(pl.Callback):
     def _evaluate(self, trainer: pl.Trainer, module: CodecTraining, metrics: Sequence[str] | None) -> Table:
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         table = evaluate(module.evaluated, data.val_dataloader(), self.keeps, metrics, data.splits.about)
-        shown = medium_of(module.codec).shown
+        shown = modality_of(module.codec).shown
         values = {f"val/{name}@{row[table.axis]:.0f}": row[name] for row in table.rows for name in shown if name in row}
         last = table.rows[-1]  # a continuous codec has no books to use
         values |= {f"val/{name}": last[name] for name in USE if name in last}

@@ -15,7 +15,7 @@ from varitok.data.batch import Batch, normalise
 from varitok.data.datamodule import DataModule
 
 from ...distributed import sums_over_processes
-from ...metrics.table import wide_console, write_rows
+from ...evaluation.table import wide_console, write_rows
 from ..prior import PriorTraining
 
 __all__ = ["Bits", "order_zero"]

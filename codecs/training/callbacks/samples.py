@@ -13,18 +13,14 @@ from torch.utils.data import Dataset
 from varitok import UserError, at_least
 from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
 
-from ...codec import Codec
-from ...metrics.ladder import Evaluable, Ladder
-from ...metrics.media import draw_clips, draw_images, draw_spectrograms, principal_colours, write_mp4, write_wav
-from ...metrics.modality import medium_of
+from ...evaluation.ladder import Evaluable, Ladder
+from ...modalities.registry import modality_of
 from ..logging.loggers import RunLog
 from ..module import CodecTraining
 
-__all__ = ["UNKNOWN_RATE", "Row", "Samples", "reconstructions", "spread", "write_samples"]
+__all__ = ["Row", "Samples", "reconstructions", "spread"]
 
 _log = logging.getLogger(__name__)
-
-UNKNOWN_RATE = 8.0  # frames a second at which clips are shown that tell none
 
 
 class Row(NamedTuple):
@@ -51,12 +47,12 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
     Raises:
         UserError: A number is out of range.
     """
-    ladder, medium = Ladder(codec, keeps), medium_of(codec)
+    ladder, modality = Ladder(codec, keeps), modality_of(codec)
     signal = normalise(batch.signal)
     code = ladder.encode(signal, batch.lengths)
 
     def row(label: str, signals: Tensor) -> Row:
-        written = medium.as_written(signals).cpu()
+        written = modality.as_written(signals).cpu()
         return Row(label, [one[:, :length] for one, length in zip(written, batch.lengths.tolist(), strict=True)])
 
     noun = "k =" if ladder.axis == "k" else "books:"
@@ -64,42 +60,6 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
         row("original", signal),
         *(row(f"{noun} {keep}", ladder.decode(code, keep)) for keep in ladder.keeps),
     ]
-
-
-def write_samples(stem: Path, rows: list[Row], codec: Codec, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-    """Write rows of signals: a picture `STEM.png`, and below `STEM/` what can't be seen in it.
-
-    Sounds are shown by their spectrograms and written as WAV files; of clips some frames are shown, and each is
-    written as an MP4 file, the original beside what its codes give back. Features are drawn as colours
-    (`principal_colours`).
-
-    Args:
-        stem: Path of the files without their suffixes.
-        rows: The originals first.
-        codec: Whose signals they are.
-        scale: Each pixel is drawn as a square of this side.
-
-    Returns:
-        The picture's path, and those of the others by name.
-    """
-    picture, media = stem.with_suffix(".png"), {}
-    if codec.sample_rate is not None:
-        draw_spectrograms(picture, rows, codec.sample_rate)
-        for row in rows:
-            for column, sound in enumerate(row.signals):
-                name = f"{column}_{row.label.replace(': ', '_')}"
-                media[name] = stem / f"{name}.wav"
-                write_wav(media[name], sound, codec.sample_rate)
-    elif not codec.bounded:
-        draw_clips(principal_colours(rows), scale).save(picture)
-    elif len(codec.hop) == 3:
-        draw_clips(rows, scale).save(picture)
-        for column, clips in enumerate(zip(*(row.signals for row in rows), strict=True)):
-            media[str(column)] = stem / f"{column}.mp4"
-            write_mp4(media[str(column)], torch.cat(clips, dim=3), codec.frame_rate or UNKNOWN_RATE)
-    else:
-        draw_images(rows, scale).save(picture)
-    return picture, media
 
 
 def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
@@ -167,7 +127,7 @@ class Samples(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"update_{module.update:07d}"
         try:
-            picture, media = write_samples(stem, rows, codec, self.scale)
+            picture, media = modality_of(codec).write_samples(stem, rows, self.scale)
         except OSError as error:  # a full disk
             _log.warning("%s: can't be written (%s); the run goes on", stem, error.strerror)
             return

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...metrics.figure import ACCENT, GREYS
+from ...evaluation.figure import ACCENT, GREYS
 from .results import Results
 from .space import short
 

@@ -12,8 +12,8 @@ from rich.table import Table as RichTable
 
 from varitok import UserError
 
-from ...metrics.figure import LOWER
-from ...metrics.table import wide_console, write_rows
+from ...evaluation.table import wide_console, write_rows
+from ...modalities.registry import lower_is_better
 from ..logging.scalars import read_scalars
 from .search import JOURNAL, open_study, trial_name
 from .space import short
@@ -112,7 +112,8 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
         lacking = f"no run logged {metric}; there are {', '.join(known)}" if known else "no runs that were evaluated"
         raise UserError(f"{folder}: {lacking}")
     if maximize is None:
-        maximize = metric.removeprefix("val/").partition("@")[0] not in LOWER | {"bits"} and "loss" not in metric
+        name = metric.removeprefix("val/").partition("@")[0]
+        maximize = not lower_is_better(name) and name != "bits" and "loss" not in metric
     runs = []
     for path, state, parameters in found:
         values = list(logged[path].get(metric, {}).values())

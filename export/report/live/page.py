@@ -15,9 +15,7 @@ from typing import Any
 from varitok import UserError, __version__
 
 from ...bitstream.container import identity
-from ...runtime.audio import SoundBundle
-from ...runtime.bundle import DECODER, ENCODER, Bundle
-from ...runtime.images import ImageBundle
+from ...runtime.bundle import DECODER, ENCODER, Bundle, Opened
 from ...runtime.load import load
 from ..page import BESIDE as REPORT
 
@@ -98,26 +96,26 @@ def _runtime(path: Path) -> dict[str, bytes]:
         raise UserError(f"{path}: not onnxruntime-web, its archive or its folder ({error})") from error
 
 
-def _about(bundle: Any) -> dict[str, Any]:
+def _about(bundle: Opened) -> dict[str, Any]:
     """Say what the scripts must know of a bundle."""
-    if not isinstance(bundle, ImageBundle | SoundBundle) or not bundle.book_sizes:
+    image = bundle.modality == "image"
+    if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.book_sizes:
         raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of books")
-    assert isinstance(bundle, Bundle)
-    if isinstance(bundle, ImageBundle) and bundle.channels != 3:
+    if image and bundle.channels != 3:
         raise UserError(f"{bundle.folder}: the live page is of pictures in colour")
     if any(size > 1 << 52 for size in bundle.book_sizes):
         raise UserError(f"{bundle.folder}: a browser's numbers are too short for books of so many entries")
     about: dict[str, Any] = {
-        "modality": bundle.config["modality"],
+        "modality": bundle.modality,
         "identity": identity(bundle.folder).hex(),
         "book_sizes": list(bundle.book_sizes),
         "book_strides": list(bundle.book_strides),
         "channels": bundle.channels,
         "tokens": bundle.tokens,
     }
-    if isinstance(bundle, ImageBundle):
-        return about | {"noun": "picture", "image_size": bundle.image_size, "facts": []}
-    own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hop, "facts": [bundle.sample_rate]}
+    if image:
+        return about | {"noun": "picture", "image_size": int(bundle.config["image_size"]), "facts": []}
+    own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hops[0], "facts": [bundle.sample_rate]}
     return about | own | {"noun": "sound", "most_seconds": MOST_SECONDS}
 
 

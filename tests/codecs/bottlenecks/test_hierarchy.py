@@ -14,7 +14,7 @@ from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
 from varitok.codecs.bottlenecks.residual import residual
 from varitok.codecs.bottlenecks.vq import VectorQuantizer
 from varitok.codecs.build import build_codec
-from varitok.codecs.metrics.ladder import Ladder
+from varitok.codecs.evaluation.ladder import Ladder
 from varitok.codecs.networks.contract import Decoder, Encoder
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
 from varitok.codecs.streaming import ChunkedCodec

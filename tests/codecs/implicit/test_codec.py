@@ -13,12 +13,12 @@ import varitok
 from varitok import UserError
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.build import load_run
+from varitok.codecs.evaluation.cli import main as evaluate_main
+from varitok.codecs.evaluation.table import read_csv
 from varitok.codecs.implicit import bitplane_coder as rans
 from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
-from varitok.codecs.metrics.cli import main as evaluate_main
-from varitok.codecs.metrics.table import read_csv
 from varitok.codecs.networks.nerv import NeRV
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import to_uint8

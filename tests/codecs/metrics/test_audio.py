@@ -10,10 +10,12 @@ import torch
 from torchaudio.functional import melscale_fbanks, resample
 
 from varitok import UserError
-from varitok.codecs.metrics.audio import BASIC, DEFINITIONS, available, comparison, written
+from varitok.codecs.metrics.audio import METRICS, written
+from varitok.codecs.modalities.audio import Audio
 from varitok.data.synthetic.audio import Voices
 
 RATE = 16_000
+BASIC = ("mel", "stft", "si_sdr")
 SPEECH = ("stoi", "estoi", "pesq")
 PACKAGE = {"stoi": "pystoi", "estoi": "pystoi", "pesq": "pesq"}
 BEST = {"mel": 0.0, "stft": 0.0, "si_sdr": 80.0, "stoi": 1.0, "estoi": 1.0, "pesq": 4.6439}
@@ -38,7 +40,7 @@ def noise(like, seed=0, scale=1.0):
 
 def measure(name, fake, real, lengths=None, rate=RATE):
     lengths = torch.full((len(real),), real.shape[2]) if lengths is None else torch.tensor(lengths)
-    return comparison(name, rate)(fake, real, lengths)
+    return Audio(rate).comparison(name, "cpu")(fake, real, lengths)
 
 
 @pytest.mark.parametrize("name", BEST)
@@ -136,7 +138,7 @@ def test_short_sounds_have_a_value_or_none(name, length):
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
 def test_rates_leave_a_value_where_the_metric_is_available(rate):
     real = voice(rate=rate, samples=rate)
-    names = available(rate)
+    names = Audio(rate).available()
     assert names[:3] == BASIC and ("pesq" not in names or rate >= 16_000) and ("stoi" not in names or rate >= 10_000)
     for name in names:
         assert measure(name, real + noise(real, scale=0.01), real, rate=rate).isfinite()
@@ -170,7 +172,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(name):
     with pytest.raises(UserError, match="shapes"):
         measure(name, real[:, :, 1:], real)
     with pytest.raises(UserError, match="shapes"):
-        comparison(name, RATE)(real[0], real[0], torch.tensor([4000]))
+        Audio(RATE).comparison(name, "cpu")(real[0], real[0], torch.tensor([4000]))
     for length in (0, 4001):
         with pytest.raises(UserError, match=f"{length} samples.*from 1 to 4000"):
             measure(name, real, real, [length])
@@ -178,22 +180,22 @@ def test_what_cannot_be_compared_is_said_in_a_line(name):
 
 def test_names_are_checked():
     with pytest.raises(UserError, match="'visqol' is unknown; sounds have mel, stft, si_sdr, stoi, estoi, pesq"):
-        comparison("visqol", RATE)
+        Audio(RATE).comparison("visqol", "cpu")
     for name, rate in (("stoi", 8000), ("estoi", 9999), ("pesq", 8000)):
         with pytest.raises(UserError, match=rf"'{name}' works at \d+ Hz.*{rate} Hz"):
-            comparison(name, rate)
-    for definition in DEFINITIONS.values():
-        assert "12345 Hz" in definition.format(rate=12345) and "{" not in definition.format(rate=12345)
-    assert set(DEFINITIONS) == set(BEST)
+            Audio(rate).comparison(name, "cpu")
+    definitions = Audio(12345).definitions([metric.name for metric in METRICS], 0)
+    assert all("12345 Hz" in definition and "{" not in definition for definition in definitions.values())
+    assert set(definitions) == set(BEST)
 
 
 @pytest.mark.parametrize("name", SPEECH)
 def test_a_missing_package_is_named_and_its_metrics_not_listed(name, monkeypatch):
     for package in ("pystoi", "pesq"):
         monkeypatch.setitem(sys.modules, package, None)
-    assert available(48_000) == BASIC
+    assert Audio(48_000).available() == BASIC
     with pytest.raises(UserError, match=rf"'{name}' needs the package {PACKAGE[name]}: pip install") as caught:
-        comparison(name, RATE)
+        Audio(RATE).comparison(name, "cpu")
     assert "\n" not in str(caught.value) and "audio-metrics" in str(caught.value)
 
 

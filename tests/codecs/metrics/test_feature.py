@@ -12,16 +12,17 @@ from varitok import UserError
 from varitok.codecs.allocation import allocate
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
+from varitok.codecs.evaluation.cli import validation_splits
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zeros
 from varitok.codecs.metrics import feature
-from varitok.codecs.metrics.cli import validation_splits
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.media import principal_colours, write_mp4
-from varitok.codecs.metrics.modality import Features, medium_of
+from varitok.codecs.modalities.feature import Feature
+from varitok.codecs.modalities.media import principal_colours, write_mp4
+from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.streaming import ChunkedCodec
-from varitok.codecs.training.callbacks.samples import reconstructions, write_samples
+from varitok.codecs.training.callbacks.samples import reconstructions
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
 
@@ -161,14 +162,14 @@ def test_metrics_are_their_formulas_over_a_clips_own_frames():
         assert feature.cosine(fake, real, lengths)[row].item() == pytest.approx(like.mean().item())
     assert feature.mse(real, real, lengths).tolist() == [0, 0]
     with pytest.raises(UserError, match="metric 'psnr' is unknown"):
-        medium_of(tiny()).comparison("psnr", torch.device("cpu"))
+        modality_of(tiny()).comparison("psnr", torch.device("cpu"))
 
 
 def test_features_are_known_by_their_codec():
     codec = tiny()
-    assert isinstance(medium_of(codec), Features)
+    assert isinstance(modality_of(codec), Feature)
     bounded = Codec(codec.encoder, codec.bottleneck, codec.decoder, codec.length)
-    assert medium_of(bounded).noun == "clip" and not isinstance(medium_of(bounded), Features)
+    assert modality_of(bounded).noun == "clip" and not isinstance(modality_of(bounded), Feature)
 
 
 def test_colours_are_principal_components_of_the_originals(tmp_path):
@@ -185,7 +186,7 @@ def test_colours_are_principal_components_of_the_originals(tmp_path):
     assert principal_colours([("original", [signal[:1]])])[0][1][0].shape == (3, 2, 3, 4)
     codec = tiny()
     rows = reconstructions(codec, Batch(clip(3), torch.tensor([3, 2]), ()))
-    picture, media = write_samples(tmp_path / "x", rows, codec, 4)
+    picture, media = modality_of(codec).write_samples(tmp_path / "x", rows, 4)
     assert picture.is_file() and not media
 
 
@@ -198,7 +199,7 @@ def test_other_clips_are_standardised_as_the_runs_own(tmp_path):
     small = ["data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.length=3", "data.clips.val_length=1"]
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", ["experiment=video/landiff_semantic_small", *small])
-    own, others = validation_splits(config.data, None), validation_splits(config.data, folder.parent)
+    own, others = (validation_splits(Feature(), config.data, place) for place in (None, folder.parent))
     assert torch.equal(others.val.mean, own.val.mean) and torch.equal(others.val.deviation, own.val.deviation)
     assert len(others.val) == 2 and others.val[0, 0].shape == own.val[0, 0].shape == (64, 3, 4, 4)
     assert str(folder.parent) in others.about["dataset"] and "stand-in" in others.about["protocol"]

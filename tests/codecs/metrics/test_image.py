@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.codecs.metrics.image import comparison, ms_ssim, psnr, scales, ssim
+from varitok.codecs.metrics.image import ms_ssim, psnr, scales, ssim
+from varitok.codecs.modalities.image import Image
 
 
 def _noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -89,5 +90,5 @@ def test_a_batch_gives_what_its_images_give(metric) -> None:
 
 
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'pnsr' is unknown; there are psnr, ssim"):
-        comparison("pnsr", torch.device("cpu"))
+    with pytest.raises(UserError, match=r"'pnsr' is unknown; images have psnr, ssim.*rfid"):
+        Image().comparison("pnsr", "cpu")

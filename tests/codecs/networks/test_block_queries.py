@@ -12,9 +12,9 @@ from varitok import UserError
 from varitok.codecs.allocation import allocate, least_cost
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zeros
-from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.data.batch import Batch

@@ -9,9 +9,9 @@ import varitok
 from varitok import UserError
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.codec import Codec
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
-from varitok.codecs.metrics.evaluate import evaluate
 from varitok.codecs.metrics.rate import run_flags
 from varitok.codecs.networks.run_length import changed
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from varitok.codecs.metrics.table import read_rows
+from varitok.codecs.evaluation.table import read_rows
 from varitok.export.cli.main import main
 from varitok.export.compare import images as pictures
 from varitok.export.compare.rates import bd_rate
 from varitok.export.report.classics import read_classics
 
 RATES, QUALITY = [10.0, 20.0, 50.0, 90.0], [20.0, 24.0, 27.0, 28.0]
+CLASSICAL = {codec.name for codec in pictures.CODECS}
 
 
 steps_of = st.lists(st.floats(0.1, 9), min_size=6, max_size=6)
@@ -51,8 +53,8 @@ def test_an_analytic_pair_of_curves():
 def photos(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pictures,
-        "FORMATS",
-        {name: form._replace(settings=form.settings[::9]) for name, form in pictures.FORMATS.items()},
+        "CODECS",
+        tuple(replace(codec, settings=codec.settings[::9]) for codec in pictures.CODECS),
     )
     chance = np.random.default_rng(0)
     for name in ("red", "blue"):
@@ -76,19 +78,19 @@ def test_all_codecs_are_measured_on_the_same_pictures(exported, photos, tmp_path
     shown = run(capsys, *words)
     assert "written to" in shown and "JPEG 2000" in shown
     header, rows = read_rows(out / "comparison.csv")
-    assert {row["codec"] for row in rows} == {"varitok", *pictures.FORMATS} and {row["images"] for row in rows} == {"6"}
+    assert {row["codec"] for row in rows} == {"varitok", *CLASSICAL} and {row["images"] for row in rows} == {"6"}
     assert header["unreadable files left out"] == "1" and "red" in header["column accuracy"]
     for row in rows:
         assert 0 <= float(row["bytes"]) < float(row["file_bytes"])
         assert float(row["file_bpp"]) == pytest.approx(8 * float(row["file_bytes"]) / 16**2, rel=1e-4)
     best = {row["codec"]: row for row in rows}
-    assert all(float(best[name]["accuracy"]) > 0.8 for name in pictures.FORMATS)
+    assert all(float(best[name]["accuracy"]) > 0.8 for name in CLASSICAL)
     assert all((out / name).stat().st_size for name in ("payload.png", "file.png"))
     with (out / "bd_rate.csv").open() as file:
         gains = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    assert len(gains) == len(pictures.FORMATS) * 2 * 2
+    assert len(gains) == len(CLASSICAL) * 2 * 2
     found = read_classics(out / "comparison.csv")
-    assert found.noun == "image" and {curve.name for curve in found.curves("bytes", "psnr")} == set(pictures.FORMATS)
+    assert found.noun == "image" and {curve.name for curve in found.curves("bytes", "psnr")} == CLASSICAL
 
 
 def test_a_classifier_that_is_given_judges_itself(exported, photos, tmp_path, capsys):

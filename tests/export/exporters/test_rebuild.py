@@ -17,11 +17,11 @@ import varitok
 from varitok import UserError
 from varitok.codecs.build import build_codec
 from varitok.codecs.implicit.codec import ImplicitCodec
+from varitok.codecs.modalities.registry import modality_of
 from varitok.configs import __file__ as configs
 from varitok.export.exporters import rebuild as module
 from varitok.export.exporters.bundle import architecture, export_bundle
 from varitok.export.exporters.bundle_folder import add
-from varitok.export.exporters.onnx import NAMES
 
 from ...codecs.examples import SIZE, shrink
 
@@ -64,7 +64,7 @@ def test_every_preset_is_rebuilt_from_its_bundle(name, tmp_path):
         return  # a network that paints one clip is no codec
     rebuilt = varitok.load_torch(tmp_path / "bundle")
     golden = load_file(tmp_path / "bundle" / "golden.safetensors")
-    names = NAMES[json.loads((tmp_path / "bundle" / "config.json").read_text())["modality"]]
+    names = modality_of(codec).graph
     signal, codes = golden[names.signal], golden[names.codes]
     with torch.inference_mode():
         found = rebuilt.encode(signal)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from varitok import UserError
 from varitok.codecs.build import load_run
-from varitok.codecs.metrics.table import read_csv, write_rows
+from varitok.codecs.evaluation.table import read_csv, write_rows
 from varitok.data.batch import to_uint8
 from varitok.data.decoding.video import Video
 from varitok.export.report import page as page_module

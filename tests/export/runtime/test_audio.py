@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import varitok
 from varitok import UserError
-from varitok.codecs.metrics.evaluate import evaluate
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
 from varitok.export.adapters.codec import Exported
 

@@ -9,11 +9,11 @@ import torch
 
 import varitok
 from varitok import UserError
-from varitok.codecs.metrics.evaluate import evaluate
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
 from varitok.export.adapters.codec import Exported
 from varitok.export.exporters.bundle import export_bundle
-from varitok.export.runtime.video import FeatureBundle
+from varitok.export.runtime.features import FeatureBundle
 
 from ...codecs.metrics.test_feature import CHANNELS, FIRST, LATER, SIZE, clip, tiny
 

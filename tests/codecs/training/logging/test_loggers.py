@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from varitok import UserError
-from varitok.codecs.metrics.media import write_mp4
+from varitok.codecs.modalities.media import write_mp4
 from varitok.codecs.training.logging.loggers import CsvLog
 from varitok.codecs.training.logging.scalars import Scalars, read_scalars
 from varitok.codecs.training.logging.tensorboard import TensorboardLog
@@ -269,8 +269,8 @@ def test_pictures_and_tables_that_find_no_room_do_not_end_a_run(tmp_path, monkey
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("varitok.codecs.training.callbacks.samples.write_samples", full)
-    monkeypatch.setattr("varitok.codecs.metrics.table.Table.write_csv", full)
+    monkeypatch.setattr("varitok.codecs.modalities.image.Image.write_samples", full)
+    monkeypatch.setattr("varitok.codecs.evaluation.table.Table.write_csv", full)
     assert fit(tmp_path).module.update == 4
     assert "samples/update_0000002: can't be written (No space left on device); the run goes on" in caplog.text
     assert "evaluation: can't be written (No space left on device)" in caplog.text

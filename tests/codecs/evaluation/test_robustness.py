@@ -17,10 +17,17 @@ from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.bottlenecks.perturbation import Nearest, Noise, Perturbation, neighbours
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
+from varitok.codecs.evaluation import cli as command
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.robustness import (
+    DERIVATIVES,
+    FeatureMap,
+    Replacement,
+    Robustness,
+    derivatives,
+    robustness,
+)
 from varitok.codecs.layout import token_layout
-from varitok.codecs.metrics import cli as command
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.robustness import DERIVATIVES, FeatureMap, Replacement, Robustness, derivatives, robustness
 from varitok.data.batch import Batch
 
 from ..examples import EXAMPLES, example

@@ -12,41 +12,13 @@ from rich.table import Table as RichTable
 
 from varitok import UserError
 
+from ..modalities.base import Modality
+from ..modalities.registry import COLUMNS, MODALITIES
 from .figure import Curve, draw_curves
 
-__all__ = ["PRINTED", "SHOWN", "Row", "Table", "json_rows", "read_csv", "read_rows", "wide_console", "write_rows"]
+__all__ = ["Row", "Table", "json_rows", "read_csv", "read_rows", "wide_console", "write_rows"]
 
 Row = dict[str, float]
-
-SHOWN = (("psnr", "ssim"), ("mel", "si_sdr"), ("mse", "cosine"))  # pairs of metrics that are drawn
-
-PRINTED = {
-    "k": ("tokens", "{:.0f}"),
-    "books": ("books", "{:.0f}"),
-    "bytes": ("bytes", "{:.0f}"),
-    "bpp": ("bpp", "{:.4f}"),
-    "psnr": ("PSNR", "{:.2f}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "ms_ssim": ("MS-SSIM", "{:.4f}"),
-    "flicker": ("flicker", "{:.2f}"),
-    "lpips_alex": ("LPIPS alex", "{:.4f}"),
-    "lpips_vgg": ("LPIPS vgg", "{:.4f}"),
-    "rfid": ("rFID", "{:.2f}"),
-    "fvd": ("FVD", "{:.1f}"),
-    "fvd_random": ("random FVD", "{:.4g}"),
-    "bpf": ("bits/frame", "{:.1f}"),
-    "mse": ("MSE", "{:.4f}"),
-    "cosine": ("cosine", "{:.4f}"),
-    "kbps": ("kbit/s", "{:.3f}"),
-    "mel": ("mel", "{:.3f}"),
-    "stft": ("STFT", "{:.3f}"),
-    "si_sdr": ("SI-SDR", "{:.2f}"),
-    "pesq": ("PESQ", "{:.2f}"),
-    "stoi": ("STOI", "{:.3f}"),
-    "estoi": ("ESTOI", "{:.3f}"),
-    "usage": ("used", "{:.1%}"),
-    "entropy": ("entropy", "{:.2f}"),
-}
 
 
 def json_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
@@ -93,24 +65,27 @@ class Table:
         """Name of the column of kept numbers: "k" of tokens, "books" of books."""
         return "k" if "k" in self.rows[0] else "books"
 
-    def curve(self, name: str) -> Curve:
-        """Give the table's points of quality over size: bytes of an image, kbit/s of a sound."""
-        labels = [f"{keep:.0f}" for keep in self.column(self.axis)]
-        shown = next(pair for pair in SHOWN if set(pair) <= self.rows[0].keys())
-        sizes = self.column("kbps" if "kbps" in self.rows[0] else "bytes")
-        return Curve(name, sizes, {metric: self.column(metric) for metric in shown}, labels)
+    @property
+    def modality(self) -> type[Modality] | None:
+        """The modality whose two shown metrics are in the table; None if there is none."""
+        columns = self.rows[0].keys()
+        kinds = [kind for kind in MODALITIES.values() if set(kind.shown) <= columns]
+        return max(kinds, key=lambda kind: len({kind.plural, kind.rate.name} & columns), default=None)
 
     def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:
-        """Draw quality over size to a PNG, each point with its kept number; needs one of the pairs in `SHOWN`."""
-        noun = "tokens" if self.axis == "k" else "books"
-        sizes = "kbit/s" if "kbps" in self.rows[0] else f"bytes per {'clip' if 'clips' in self.rows[0] else 'image'}"
-        draw_curves(
-            path, self.curve(f"varitok, at its {noun}"), tuple(others), title or f"Quality per kept {noun}", sizes
-        )
+        """Draw the shown metrics over size to a PNG, each point with its kept number; nothing if they aren't there."""
+        modality, noun = self.modality, "tokens" if self.axis == "k" else "books"
+        if modality is None:
+            return
+        values = {metric: self.column(metric) for metric in modality.shown}
+        labels = [f"{keep:.0f}" for keep in self.column(self.axis)]
+        ours = Curve(f"varitok, at its {noun}", self.column(modality.size.name), values, labels)
+        sizes = modality.size.label.format(modality.noun)
+        draw_curves(path, ours, tuple(others), title or f"Quality per kept {noun}", sizes)
 
     def print(self, console: Console | None = None) -> None:
         """Print the table."""
-        columns = [name for name in PRINTED if name in self.rows[0]]
+        columns = [column for name, column in COLUMNS.items() if name in self.rows[0]]
         shown = RichTable(
             title=f"Quality per kept {'tokens' if self.axis == 'k' else 'books'} (PSNR, SI-SDR in dB, entropy in bits)",
             box=rich.box.SIMPLE_HEAD,
@@ -118,10 +93,10 @@ class Table:
             collapse_padding=True,
             pad_edge=False,
         )
-        for name in columns:
-            shown.add_column(PRINTED[name][0], justify="right")
+        for column in columns:
+            shown.add_column(column.title, justify="right")
         for row in self.rows:
-            shown.add_row(*(PRINTED[name][1].format(row[name]) for name in columns))
+            shown.add_row(*(column.form.format(row[column.name]) for column in columns))
         (console or wide_console()).print(shown)
 
 

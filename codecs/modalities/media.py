@@ -1,13 +1,17 @@
 """Signals to look at and to hear: pictures, WAV files and MP4 files."""
 
+import io
 import wave
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
+import matplotlib
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -15,16 +19,29 @@ from torch import Tensor
 
 from varitok import UserError
 
+from ..metrics.audio import written
 from ..networks.stft import Spectrum
-from .audio import written
 
-__all__ = ["decibels", "draw_clips", "draw_images", "draw_spectrograms", "principal_colours", "write_mp4", "write_wav"]
+__all__ = [
+    "decibels",
+    "draw_clips",
+    "draw_images",
+    "draw_spectrograms",
+    "lossless_audio",
+    "mp4",
+    "principal_colours",
+    "spectrogram",
+    "webp",
+    "write_mp4",
+    "write_wav",
+]
 
 LEGEND = 72  # pixels left of images for the labels
 STRIP = 5  # frames that are shown of a clip
 WINDOW = 0.032  # seconds; a power of two samples that is nearest
 RANGE = 80.0  # dB shown below a sine of full scale
 COLUMNS = 600  # frames of a picture, at most about twice as many
+UNSEEKABLE = 3 * 4096  # samples; in a FLAC file of three blocks Chromium (156) finds no place but the beginning
 
 
 def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
@@ -186,3 +203,36 @@ def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
             file.writeframes(samples.astype("<i2").tobytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+
+
+def webp(image: Image.Image, *, lossless: bool) -> bytes:
+    """Return an image as a WebP file."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=lossless, quality=80)
+    return file.getvalue()
+
+
+def spectrogram(sound: Tensor, sample_rate: int) -> bytes:
+    """Draw the levels of a sound `(c, t)` to a WebP file, the lowest frequency below; lossy, as no number needs it."""
+    levels = decibels(sound, sample_rate)[::-1]
+    colours = matplotlib.colormaps["magma"](levels / RANGE + 1, bytes=True)[..., :3]
+    return webp(Image.fromarray(colours.copy()), lossless=False)
+
+
+def lossless_audio(sound: Tensor, sample_rate: int) -> tuple[bytes, str]:
+    """Return a sound `(c, t)` as a file without loss, and its MIME type.
+
+    Another codec's artefacts would be heard as ours.
+    """
+    kind = "FLAC" if sound.shape[1] > UNSEEKABLE else "WAV"
+    file = io.BytesIO()
+    soundfile.write(file, sound.T.numpy(), sample_rate, format=kind, subtype="PCM_16")
+    return file.getvalue(), f"audio/{kind.lower()}"
+
+
+def mp4(clip: Tensor, frame_rate: float) -> bytes:
+    """Return a clip, uint8 `(3, t, h, w)`, as `write_mp4` writes it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, clip, frame_rate)
+        return path.read_bytes()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from varitok import UserError
-from varitok.codecs.metrics.media import decibels, draw_spectrograms, write_wav
+from varitok.codecs.modalities.media import decibels, draw_spectrograms, write_wav
 
 RATE = 16_000
 

@@ -13,14 +13,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.codecs.evaluation import cli as module
+from varitok.codecs.evaluation.cli import main
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.figure import Curve
+from varitok.codecs.evaluation.table import Table, read_csv
 from varitok.codecs.layout import token_layout
-from varitok.codecs.metrics import cli as module
 from varitok.codecs.metrics import frechet
-from varitok.codecs.metrics.cli import main
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.figure import Curve
-from varitok.codecs.metrics.image import BASIC
-from varitok.codecs.metrics.table import Table, read_csv
 from varitok.data.batch import Batch
 
 N = 5
@@ -132,7 +131,9 @@ def test_rfid_is_none_for_a_perfect_codec_and_grows(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_table_comes_back_from_its_file(tmp_path: Path) -> None:
-    table = evaluate(Offset(), _batches(2), metrics=BASIC, header={"dataset": "noise: made\nhere"})
+    table = evaluate(
+        Offset(), _batches(2), metrics=["psnr", "ssim", "ms_ssim"], header={"dataset": "noise: made\nhere"}
+    )
     table.write_csv(tmp_path / "new" / "evaluation.csv")
     back = read_csv(tmp_path / "new" / "evaluation.csv")
     assert back.header == table.header | {"dataset": "noise: made here"}

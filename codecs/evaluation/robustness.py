@@ -24,7 +24,7 @@ from ..bottlenecks.contract import Bottleneck
 from ..bottlenecks.perturbation import neighbours, shaken, table_of
 from ..codec import Codec
 from ..distributed import processes, sums_over_processes
-from . import frechet, image
+from ..metrics import frechet, image
 from .table import wide_console, write_rows
 
 __all__ = [
@@ -91,7 +91,7 @@ def available_features(device: torch.device) -> dict[str, FeatureMap]:
     """Give the feature maps there are on this machine: `derivatives`, and `pfid` where Inception's weights are."""
     maps = {"derivatives": DERIVATIVES}
     if frechet.available():
-        meaning = f"pFID (arXiv 2503.08354): {frechet.DEFINITION}"
+        meaning = f"pFID (arXiv 2503.08354): {frechet.RFID.definition}"
         maps["pfid"] = FeatureMap(frechet.inception(device), frechet.WIDTH, meaning)
     return maps
 
@@ -321,6 +321,6 @@ def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, 
         "way": f"what tokens are replaced by (seed {replacement.seed}): {told}",
         "rate": "share of the tokens that are replaced, all books of each",
         "changed": "share of the codes that this has changed",
-        "psnr": image.DEFINITIONS["psnr"],
+        "psnr": image.PSNR.definition,
         "psnr_drop": "dB lost against the row without replacement",
     } | {name: mapped.meaning for name, mapped in maps.items()}

@@ -12,7 +12,7 @@ from ..implicit.codec import ImplicitCodec
 from ..layout import TokenLayout
 from ..lengths import distributions as lengths
 from ..masking import prefix_mask
-from .rate import packed_bytes, run_flags
+from ..metrics.rate import packed_bytes, run_flags
 
 __all__ = ["Code", "Evaluable", "Ladder"]
 

@@ -8,28 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-__all__ = ["ACCENT", "GREYS", "LOWER", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
+from ..modalities.registry import METRICS, lower_is_better
+
+__all__ = ["ACCENT", "GREYS", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")
 MARKERS = ("s", "^", "D", "v", "P")
-
-
-LABELS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "mse": "mean squared error",
-    "cosine": "cosine similarity",
-    "mel": "mel distance",
-    "stft": "STFT distance",
-    "si_sdr": "SI-SDR (dB)",
-    "pesq": "PESQ",
-    "stoi": "STOI",
-    "estoi": "ESTOI",
-}
-
-LOWER = frozenset({"mse", "mel", "stft", "flicker", "lpips_alex", "lpips_vgg", "rfid", "fvd", "fvd_random"})
-"""Metrics of which less is better; of all others more is."""
 
 
 class Curve(NamedTuple):
@@ -48,9 +33,10 @@ class Curve(NamedTuple):
     labels: Sequence[str] = ()
 
 
-def label_of(metric: str, name: str = "") -> str:
-    """Name a metric on an axis; one that has no label by `name`, or its own."""
-    return LABELS.get(metric, name or metric) + (" (lower is better)" if metric in LOWER else "")
+def label_of(name: str) -> str:
+    """Return a metric's label on an axis; of any other column its name."""
+    label = METRICS[name].label or METRICS[name].title if name in METRICS else name
+    return label + (" (lower is better)" if lower_is_better(name) else "")
 
 
 def draw_curves(

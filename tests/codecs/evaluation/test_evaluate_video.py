@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from varitok import UserError
-from varitok.codecs.metrics import frechet, fvd, image, video
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.media import draw_clips, write_mp4
-from varitok.codecs.metrics.modality import medium_of
-from varitok.codecs.metrics.table import read_csv
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.table import read_csv
+from varitok.codecs.metrics import frechet, fvd, video
+from varitok.codecs.modalities.image import Image
+from varitok.codecs.modalities.media import draw_clips, write_mp4
+from varitok.codecs.modalities.registry import modality_of
+from varitok.codecs.modalities.video import Video
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Sample, collate, to_uint8
 from varitok.data.synthetic.video import Scenes
@@ -31,10 +33,11 @@ def clips(b=3, t=6, side=32):
 def test_images_metrics_are_means_over_a_clips_own_frames(name):
     fake, real = clips()
     lengths = torch.tensor([6, 1, 4])
-    values = video.comparison(name, CPU)(fake, real, lengths)
+    values = Video().comparison(name, CPU)(fake, real, lengths)
     for row, length in enumerate(lengths.tolist()):
         frames = [side[row, :, :length].transpose(0, 1) for side in (fake, real)]
-        assert values[row].item() == pytest.approx(image.comparison(name, CPU)(*frames).double().mean().item())
+        each = Image().comparison(name, CPU)(*frames, torch.ones(length))
+        assert values[row].item() == pytest.approx(each.double().mean().item())
 
 
 def test_flicker_is_the_error_of_changes():
@@ -58,8 +61,8 @@ def test_seams_are_seen_where_chunks_meet_and_nowhere_else():
 
 def test_what_is_not_measured_is_told():
     with pytest.raises(UserError, match="metric 'mel' is unknown"):
-        video.comparison("mel", CPU)
-    assert {"psnr", "ssim", "ms_ssim", "flicker"} <= set(video.available())
+        Video().comparison("mel", CPU)
+    assert {"psnr", "ssim", "ms_ssim", "flicker"} <= set(Video().available())
 
 
 def test_padding_counts_for_nothing():
@@ -75,7 +78,7 @@ def test_padding_counts_for_nothing():
     for name, value in row.items():
         assert value == pytest.approx(other[name], rel=1e-5), name
     assert "bits / (pixels of a frame * frames)" in together.header["column bpp"]
-    assert medium_of(codec).noun == "clip"
+    assert modality_of(codec).noun == "clip"
 
 
 def test_a_clip_is_written_and_drawn(tmp_path):
@@ -121,7 +124,7 @@ def test_a_run_leaves_strips_clips_and_a_table(finished):
 
 def test_samples_are_8_bit_values():
     assert (
-        medium_of(clip_codec()).as_written(torch.tensor([-2.0, 0.5])).tolist()
+        modality_of(clip_codec()).as_written(torch.tensor([-2.0, 0.5])).tolist()
         == to_uint8(torch.tensor([-2.0, 0.5])).tolist()
     )
 
@@ -138,14 +141,14 @@ class _I3D(torch.nn.Module):
 
 def test_fvd_reads_its_network_from_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("VARITOK_WEIGHTS", str(tmp_path))
-    assert "fvd" not in fvd.available()
+    assert "fvd" not in Video().available()
     with pytest.raises(UserError, match=r"fvd needs the file i3d_torchscript\.pt"):
         fvd.network("fvd", CPU)
     (tmp_path / "i3d_torchscript.pt").write_bytes(b"other")
     with pytest.raises(UserError, match="not I3D as TorchScript"):
         fvd.network("fvd", CPU)
     torch.jit.save(torch.jit.script(_I3D()), tmp_path / "i3d_torchscript.pt")
-    assert "fvd" in medium_of(clip_codec()).available()
+    assert "fvd" in Video().available()
     features = fvd.network("fvd", CPU).features(clips(2, 12)[1], torch.tensor([12, 10]))
     assert features.shape == (2, 400)
     with pytest.raises(UserError, match="10 frames or more, and there is one of 9"):

@@ -11,9 +11,9 @@ import varitok
 from varitok import UserError
 from varitok.data.batch import Batch, normalise
 
-from . import frechet, rate
+from ..metrics import frechet, rate
+from ..modalities.registry import modality_of
 from .ladder import Evaluable, Ladder
-from .modality import medium_of
 from .robustness import evaluation_mode
 from .table import Row, Table
 
@@ -39,7 +39,7 @@ def evaluate(
         batches: Images `(b, 3, h, w)`, all of the size that the codec decodes to, or sounds `(b, c, t)` with their
             lengths; empty batches are passed over.
         keeps: The numbers that are kept, 1, 2, 4, ... and all where None; any others are sorted.
-        metrics: Names that the codec's `medium` has; None for the two that it shows.
+        metrics: Names that the codec's modality has; None for the two that it shows.
         header: What goes above the table, before what the numbers mean.
 
     Raises:
@@ -51,7 +51,7 @@ def evaluate(
         for batch in batches:
             tally.add(batch)
     tally.gather()
-    rounding = {"rounding": tally.medium.rounding}
+    rounding = {"rounding": tally.modality.rounding}
     return Table(tally.rows(), dict(header or {}) | rounding | tally.definitions() | versions())
 
 
@@ -62,13 +62,13 @@ class _Tally:
         self, codec: Evaluable, keeps: Sequence[int] | None, metrics: Sequence[str] | None, device: torch.device
     ) -> None:
         self.ladder = Ladder(codec, keeps)
-        self.medium = medium_of(codec)
+        self.modality = modality_of(codec)
         self.meanings: dict[str, str] = getattr(codec, "meanings", {})
         self.device = device
-        self.metrics = list(self.medium.shown if metrics is None else metrics)
-        spreads = [name for name in self.metrics if name in self.medium.spreads]
-        self.names = [name for name in self.metrics if name not in spreads]
-        self.comparisons = [self.medium.comparison(name, device) for name in self.names]
+        self.metrics = list(self.modality.shown if metrics is None else metrics)
+        networks = {name: build for name in self.metrics if (build := self.modality.metric(name).network)}
+        self.names = [name for name in self.metrics if name not in networks]
+        self.comparisons = [self.modality.comparison(name, device) for name in self.names]
         rungs = len(self.ladder.keeps)
         # Values and how many there are: some signals have none.
         self.sums = torch.zeros(2, rungs, len(self.names), dtype=torch.float64)
@@ -79,7 +79,7 @@ class _Tally:
         # For each rung, the codes that it adds to the rung below; none where the codec is continuous.
         self.book_sizes: tuple[int, ...] = codec.bottleneck.book_sizes
         self.counts = [rate.CodeCounts(self.book_sizes, device) for _ in range(rungs)] if self.book_sizes else []
-        self.networks = {name: self.medium.network(name, device) for name in spreads}
+        self.networks = {name: build(device) for name, build in networks.items()}
         # Of each rung, and of the originals.
         self.moments = {
             name: [frechet.Moments(network.width) for _ in range(rungs + 1)] for name, network in self.networks.items()
@@ -92,9 +92,9 @@ class _Tally:
         if not len(batch.signal):
             return
         signal, lengths = normalise(batch.signal.to(self.device)), batch.lengths.to(self.device)
-        real = self.medium.as_written(signal)
+        real = self.modality.as_written(signal)
         self.seen += torch.tensor([len(real), 0, len(real) * min(real.shape[2:][-2:])])
-        self.amount += self.medium.amount(real, batch.lengths)
+        self.amount += self.modality.amount(real, batch.lengths)
         code = self.ladder.encode(signal, lengths)
         for name, network in self.networks.items():
             self.moments[name][-1].add(network.features(real, lengths))
@@ -102,11 +102,11 @@ class _Tally:
             self.prices[rung] += torch.tensor(self.ladder.price(code, keep), dtype=torch.float64)
             if self.counts:
                 self.counts[rung].add(self.ladder.flat(code), self.ladder.kept(code, start, keep))
-            fake = self.medium.as_written(self.ladder.decode(code, keep))
+            fake = self.modality.as_written(self.ladder.decode(code, keep))
             if fake.shape != real.shape:
                 there, back = (" x ".join(map(str, reversed(side.shape[2:]))) for side in (real, fake))
                 raise UserError(
-                    f"{self.medium.noun}s of {there} samples, and the codec gives back {back}: evaluate at the size"
+                    f"{self.modality.plural} of {there} samples, and the codec gives back {back}: evaluate at the size"
                     " that it was trained at"
                 )
             for column, compare in enumerate(self.comparisons):
@@ -132,7 +132,7 @@ class _Tally:
                 counts.gather()
         if not self.seen[0]:
             failed = f"; the first that failed: {self.first_bad}" if self.first_bad else ""
-            raise UserError(f"no {self.medium.noun} to evaluate{failed}")
+            raise UserError(f"no {self.modality.noun} to evaluate{failed}")
 
     def rows(self) -> list[Row]:
         """Give a row for each rung."""
@@ -145,7 +145,7 @@ class _Tally:
                 self.ladder.axis: keep,
                 "bits": bits / count,
                 "bytes": packed / count,
-                self.medium.rate: bits / float(self.amount),
+                self.modality.rate.name: bits / float(self.amount),
             }
             total, number = self.sums[:, rung]
             row |= dict(zip(self.names, (total / number).tolist(), strict=True))
@@ -154,7 +154,7 @@ class _Tally:
             if self.counts:
                 used.include(self.counts[rung].rows())
                 row |= _use(used, len(self.ladder.books(keep)))
-            rows.append(row | {f"{self.medium.noun}s": count})
+            rows.append(row | {self.modality.plural: count})
         # With fewer books there are fewer columns of books; a table has all.
         columns = dict.fromkeys(name for row in reversed(rows) for name in row)
         return [{name: row.get(name, float("nan")) for name in columns} for row in rows]
@@ -162,9 +162,11 @@ class _Tally:
     def definitions(self) -> dict[str, str]:
         """Say what the columns mean, and how many files could not be read."""
         side = int(self.seen[2]) // int(self.seen[0])
-        meanings = rate.definitions(self.medium.noun, self.ladder.axis, bool(self.counts), self.ladder.runs)
+        meanings = rate.definitions(self.modality.noun, self.ladder.axis, bool(self.counts), self.ladder.runs)
         meanings |= (
-            self.meanings | {self.medium.rate: self.medium.rate_meaning} | self.medium.definitions(self.metrics, side)
+            self.meanings
+            | {self.modality.rate.name: self.modality.rate.definition}
+            | self.modality.definitions(self.metrics, side)
         )
         notes = {"unreadable files left out": str(int(self.seen[1]))} if self.seen[1] else {}
         return notes | {f"column {name}": meaning for name, meaning in meanings.items()}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from varitok import UserError, watched
 from varitok.data.batch import Splits
@@ -16,11 +16,11 @@ from varitok.data.datamodule import validation_loader
 
 from ..build import build, load_run
 from ..implicit.codec import ImplicitCodec
-from . import audio, feature, fvd, image
+from ..modalities.base import Modality
+from ..modalities.registry import MODALITIES, modality_of
 from .evaluate import evaluate, versions
-from .modality import medium_of
 from .robustness import available_features, robustness
-from .table import SHOWN, json_rows
+from .table import json_rows
 
 __all__ = ["main", "validation_splits"]
 
@@ -49,11 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1,4,16",
         help="numbers of tokens, or of books where tokens lie on a grid; 1, 2, 4, ... and all by default",
     )
-    names = (
-        f"{', '.join(image.DEFINITIONS)}, rfid; of sounds {', '.join(audio.DEFINITIONS)};"
-        f" of clips those of images, flicker, {', '.join(fvd.DEFINITIONS)};"
-        f" of features {', '.join(feature.DEFINITIONS)}"
-    )
+    metrics = (f"of {kind.kind}s {', '.join(metric.name for metric in kind.metrics)}" for kind in MODALITIES.values())
+    names = "; ".join(metrics)
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
     parser.add_argument(
         "--robustness",
@@ -81,23 +78,22 @@ def _run(options: argparse.Namespace, command: str) -> None:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"--device {options.device}: this device is not there") from error
-    noun = f"{medium_of(codec).noun}s"
-    if rates and noun != "images":
-        raise UserError(f"--robustness is measured on images, and this codec's signals are {noun}")
+    modality = modality_of(codec)
+    if rates and modality.name != "image":
+        raise UserError(f"--robustness is measured on images, and this codec's signals are {modality.plural}")
     if options.data and isinstance(codec, ImplicitCodec):
         raise UserError("--data: this codec is of one clip alone; leave it out")
-    splits = validation_splits(config.data, options.data)
+    splits = validation_splits(modality, config.data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
-    metrics = options.metrics.split(",") if options.metrics else medium_of(codec).available()
+    metrics = options.metrics.split(",") if options.metrics else modality.available()
     table = evaluate(codec, watched(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "evaluation"
     table.write_csv(folder / "evaluation.csv")
     if not options.json:
         table.print()
-    if any(set(pair) <= table.rows[0].keys() for pair in SHOWN):
-        table.plot(folder / "evaluation.png")
+    table.plot(folder / "evaluation.png")
     replaced: Sequence[Mapping[str, object]] = []
     if rates:
         maps = available_features(torch.device(options.device))
@@ -110,7 +106,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if options.json:
         print(json.dumps({"rows": json_rows(table.rows), "robustness": json_rows(replaced)}, indent=2))
         return
-    print(f"{table.rows[0][noun]} {noun}; written to {folder}")
+    print(f"{table.rows[0][modality.plural]} {modality.plural}; written to {folder}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -130,29 +126,15 @@ def _shares(text: str) -> list[float]:
     return rates
 
 
-def validation_splits(data: DictConfig, folder: Path | None) -> Splits:
-    """Find the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them."""
-    if folder is None:
-        splits: Splits = build(data)
-        return splits
-    if "teacher" in data:
-        # What is measured of the features is of the run's own training clips.
-        clips = validation_splits(data.clips, folder)._replace(train=build(data.clips).train)
-        others = OmegaConf.masked_copy(data, [str(key) for key in data if key != "clips"])
-        features: Splits = build(others, clips=clips)
-        return features
-    if (rate := data.get("sample_rate")) is not None:
-        from varitok.data.datasets.audio import sound_folder  # noqa: PLC0415 (torchaudio is slow to import)
+def validation_splits(modality: Modality, data: DictConfig, folder: Path | None) -> Splits:
+    """Build the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them.
 
-        form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
-        return sound_folder(str(folder), sample_rate=rate, crop_tokens=None, hop=1, **form)
-    if data.get("image_size") is None:
-        raise UserError("--data: the run's configuration has no data.image_size to bring images to")
-    if data.get("hop") is not None:
-        from varitok.data.datasets.video import video_folder  # noqa: PLC0415 (so is PyAV)
-
-        names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
-        return video_folder(str(folder), **{key: data[key] for key in names if key in data})
-    from varitok.data.datasets.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
-
-    return image_folder(str(folder), image_size=data.image_size)
+    Args:
+        modality: The codec's.
+        data: The run's configuration of data.
+        folder: Other files; None for the run's own.
+    """
+    if folder is not None:
+        return modality.folder_splits(data, folder)
+    splits: Splits = build(data)
+    return splits

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.codecs.evaluation.cli import main
+from varitok.codecs.evaluation.evaluate import evaluate
+from varitok.codecs.evaluation.table import read_csv
 from varitok.codecs.layout import token_layout
-from varitok.codecs.metrics.cli import main
-from varitok.codecs.metrics.evaluate import evaluate
-from varitok.codecs.metrics.table import read_csv
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
 

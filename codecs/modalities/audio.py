@@ -1,0 +1,94 @@
+"""Audio."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok.data.batch import Splits
+from varitok.data.decoding.audio import SUFFIXES
+from varitok.data.decoding.video import SUFFIXES as VIDEO_SUFFIXES
+
+from ..codec import Codec
+from ..metrics import audio
+from ..metrics.metric import Column
+from .base import Exhibit, GraphNames, Modality, Rows
+from .media import draw_spectrograms, lossless_audio, spectrogram, write_wav
+
+__all__ = ["Audio"]
+
+
+class Audio(Modality):
+    """Sounds `(b, c, t)`, compared as 16-bit values."""
+
+    name = "audio"
+    noun = kind = file_noun = "sound"
+    suffixes = tuple(suffix for suffix in SUFFIXES if suffix not in VIDEO_SUFFIXES)
+    grid = "t"
+    graph = GraphNames("input_values", "audio_codes", "audio_values", ("num_samples",), ("num_frames",))
+    rounding = "both sides are compared as 16-bit values; decoded ones are clamped and rounded to the nearest"
+    metrics = audio.METRICS
+    shown = ("mel", "si_sdr")
+    rate = size = Column("kbps", "kbit/s", "{:.3f}", "kbit/s", "bits / seconds / 1000")
+    element = "audio"
+
+    @classmethod
+    def recognizes(cls, codec: Any) -> bool:
+        """Return whether a codec has a sample rate."""
+        return getattr(codec, "sample_rate", None) is not None
+
+    def as_written(self, signal: Tensor) -> Tensor:
+        """Return 16-bit values, as floats in [-1, 1)."""
+        return audio.written(signal)
+
+    def amount(self, signal: Tensor, lengths: Tensor) -> float:
+        """Return thousands of seconds."""
+        return float(lengths.sum()) / self.sample_rate * 1000
+
+    def cut(self, signal: Tensor, seconds: float) -> Tensor:
+        """Return the first seconds."""
+        return signal[:, : max(1, round(seconds * self.sample_rate))]
+
+    def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
+        """Draw spectrograms, and write each sound as a WAV file."""
+        picture, media = stem.with_suffix(".png"), {}
+        draw_spectrograms(picture, rows, self.sample_rate)
+        for label, sounds in rows:
+            for column, sound in enumerate(sounds):
+                name = f"{column}_{label.replace(': ', '_')}"
+                media[name] = stem / f"{name}.wav"
+                write_wav(media[name], sound, self.sample_rate)
+        return picture, media
+
+    def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
+        """Return spectrograms, and the sounds without loss."""
+        return [
+            Exhibit(spectrogram(sound, self.sample_rate), *lossless_audio(sound, self.sample_rate)) for sound in signals
+        ]
+
+    def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
+        """Return the rates and the hop length."""
+        rate, hop = self.sample_rate, codec.hop[0]
+        return {"sampling_rate": rate, "hop_length": hop, "frame_rate": rate / hop}
+
+    def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
+        """Build both splits of a folder of sounds."""
+        from varitok.data.datasets.audio import sound_folder  # noqa: PLC0415 (torchaudio is slow to import)
+
+        form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
+        return sound_folder(str(folder), sample_rate=data.sample_rate, crop_tokens=None, hop=1, **form)
+
+    def dataset(
+        self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
+    ) -> tuple[Dataset[Tensor], str]:
+        """Build a dataset of sounds, resampled."""
+        from varitok.data.datasets.audio import splits_of  # noqa: PLC0415 (torchaudio is slow to import)
+
+        splits = splits_of(
+            "", files, files, sample_rate=int(config["sampling_rate"]), crop_tokens=None,
+            hop=int(config["hop_length"]), channels=int(config["channels"]), val_seconds=seconds,
+        )  # fmt: skip
+        return splits.val, splits.about["protocol"]

@@ -1,0 +1,98 @@
+"""Images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig
+from PIL import Image as Picture
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError
+from varitok.data.batch import Splits, to_uint8
+from varitok.data.decoding.images import SUFFIXES, decode_image
+
+from ..codec import Codec
+from ..metrics import frechet, image
+from ..metrics.metric import Column, Metric
+from .base import Exhibit, GraphNames, Modality, Rows
+from .media import draw_images, webp
+
+__all__ = ["Image"]
+
+
+class Image(Modality):
+    """Images `(b, c, h, w)`, compared as 8-bit values."""
+
+    name = "image"
+    noun = kind = "image"
+    file_noun = "picture"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    grid = "h w"
+    graph = GraphNames(
+        "pixel_values", "image_codes", "reconstruction", ("height", "width"), ("latent_height", "latent_width")
+    )
+    rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
+    metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID)
+    shown = ("psnr", "ssim")
+    rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / pixels")
+
+    @classmethod
+    def recognizes(cls, codec: Any) -> bool:
+        """Return whether a codec has a grid of rows and columns, or none."""
+        return len(getattr(codec, "hop", ())) in (0, 2)
+
+    def facts(self, side: int) -> dict[str, int]:
+        """Return the number of MS-SSIM's scales."""
+        return {"scales": image.scales(side, side) if side >= image.WINDOW else 0}
+
+    def as_written(self, signal: Tensor) -> Tensor:
+        """Return 8-bit values."""
+        return to_uint8(signal)
+
+    def amount(self, signal: Tensor, lengths: Tensor) -> float:
+        """Return the number of pixels."""
+        return float(signal[:, 0].numel())
+
+    def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
+        """Draw the images."""
+        picture = stem.with_suffix(".png")
+        draw_images(rows, scale).save(picture)
+        return picture, {}
+
+    def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
+        """Return the images, without loss."""
+        pictures = (Picture.fromarray(signal.permute(1, 2, 0).numpy()) for signal in signals)
+        return [Exhibit(webp(picture, lossless=True)) for picture in pictures]
+
+    def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
+        """Return the side and the patch."""
+        return {"image_size": size[1], "patch": codec.hop[0]}
+
+    def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
+        """Build both splits of a folder of images."""
+        from varitok.data.datasets.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
+
+        return image_folder(str(folder), image_size=image_size_of(data))
+
+    def dataset(
+        self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
+    ) -> tuple[Dataset[Tensor], str]:
+        """Build a dataset of images, cropped and resized."""
+        from varitok.data.datasets.images import PROTOCOL, ImageDataset  # noqa: PLC0415 (torchvision is slow to import)
+
+        side = int(config["image_size"])
+        data = ImageDataset(lambda index, _: decode_image(files[index]), len(files), image_size=side, train=False)
+        return data, f"{PROTOCOL}; {side} x {side} pixels"
+
+
+def image_size_of(data: DictConfig) -> Any:
+    """Return the size that a run's data brings images and frames to.
+
+    Raises:
+        UserError: There is none.
+    """
+    if data.get("image_size") is None:
+        raise UserError("--data: the run's configuration has no data.image_size to bring images to")
+    return data.image_size

@@ -1,0 +1,91 @@
+"""Video."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok.data.batch import Splits
+from varitok.data.decoding.video import SUFFIXES
+
+from ..codec import Codec
+from ..metrics import fvd, video
+from ..metrics.metric import Column
+from .base import Exhibit, GraphNames, Rows
+from .image import Image, image_size_of
+from .media import draw_clips, mp4, write_mp4
+
+__all__ = ["Video"]
+
+FRAME_RATE = 8.0  # frames a second, if a codec knows none
+SECONDS = 4.0  # taken from a file, if nothing is said
+AXES = ("num_frames", "height", "width"), ("latent_frames", "latent_height", "latent_width")
+
+
+class Video(Image):
+    """Clips `(b, 3, t, h, w)`, compared as 8-bit values.
+
+    Their rate is in bits a pixel: a rate in seconds would depend on a frame rate that not every file tells.
+    """
+
+    name = "video"
+    noun = kind = file_noun = "clip"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    grid = "t h w"
+    graph = GraphNames("pixel_values_videos", "video_codes", "reconstruction", *AXES)
+    metrics = (*video.METRICS, *fvd.METRICS)
+    rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / (pixels of a frame * frames)")
+    element = "video"
+
+    @classmethod
+    def recognizes(cls, codec: Any) -> bool:
+        """Return whether a codec has a grid of frames, rows and columns, of pixels."""
+        return len(getattr(codec, "hop", ())) == 3 and bool(getattr(codec, "bounded", True))
+
+    def amount(self, signal: Tensor, lengths: Tensor) -> float:
+        """Return the number of pixels."""
+        return float(lengths.sum()) * signal.shape[3] * signal.shape[4]
+
+    def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
+        """Draw some frames, and write each clip as an MP4 file, the original beside what its codes give back."""
+        picture, media = stem.with_suffix(".png"), {}
+        draw_clips(rows, scale).save(picture)
+        for column, clips in enumerate(zip(*(clips for _, clips in rows), strict=True)):
+            media[str(column)] = stem / f"{column}.mp4"
+            write_mp4(media[str(column)], torch.cat(clips, dim=3), self.frame_rate or FRAME_RATE)
+        return picture, media
+
+    def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
+        """Return films."""
+        return [Exhibit(b"", mp4(clip, self.frame_rate or FRAME_RATE), "video/mp4") for clip in signals]
+
+    def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
+        """Return the frame rate, the hop and the lead."""
+        return {"frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.layout.lead}
+
+    def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
+        """Build both splits of a folder of clips."""
+        from varitok.data.datasets.video import video_folder  # noqa: PLC0415 (PyAV is slow to import)
+
+        image_size_of(data)
+        names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
+        return video_folder(str(folder), **{key: data[key] for key in names if key in data})
+
+    def dataset(
+        self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
+    ) -> tuple[Dataset[Tensor], str]:
+        """Build a dataset of clips, cropped, resized and resampled in time."""
+        from varitok.data.datasets.video import splits_of  # noqa: PLC0415 (PyAV is slow to import)
+
+        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
+        hop, *sides = (int(step) for step in config["hop"])
+        tokens = max(1, int(((seconds or SECONDS) * rate + lead) // hop))
+        size = config.get("frame_size") or [-(-side // step) * step for step in sides]
+        splits = splits_of(
+            "", files, files, crop_tokens=tokens, hop=hop, lead=lead, image_size=list(size), frame_rate=rate
+        )
+        return splits.val, splits.about["protocol"]

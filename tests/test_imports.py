@@ -16,8 +16,8 @@ MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 FLOORS = {
     "data": ("weights feature_map batch sampler workers storage decoding teachers synthetic datasets datamodule cli"),
     "codecs": (
-        "result masking padding streaming distributed unregistered networks bottlenecks discriminators lengths codec"
-        " implicit build discretize rate_control losses metrics training"
+        "renamed conversion result masking padding streaming distributed unregistered networks bottlenecks"
+        " discriminators lengths codec implicit build discretize rate_control losses metrics training"
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"

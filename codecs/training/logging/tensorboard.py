@@ -2,7 +2,6 @@
 
 import io
 import time
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,9 +86,6 @@ class TensorboardLog(RunLog):
                 return
             yield self.events.Event.FromString(data[at + 12 : end - 4])
             at = end
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `config.yaml` in the same folder has them."""
 
     @unharmed
     def log_picture(self, name: str, picture: Path, update: int) -> None:

@@ -24,7 +24,8 @@ from wandb.sdk.launch.sweeps import utils as agent
 
 from varitok import UserError
 from varitok.codecs.training.config.compose import check
-from varitok.codecs.training.logging.scalars import Scalars, read_scalars
+from varitok.codecs.training.logging.loggers import CsvLog
+from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.sweep import search
 from varitok.codecs.training.sweep.cli import main
@@ -337,7 +338,7 @@ def run_of(folder, value, **config):
     folder.mkdir(parents=True)
     plain = {"name": folder.name, "updates": 4, "logger": {"csv": {"name": folder.name}}} | config
     OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
-    Scalars(folder / "metrics.csv").add({"val/mel@1": 9.0, "val/mel@4": value, "val/si_sdr@1": 1.0}, 4)
+    CsvLog(str(folder), "run").log_metrics({"val/mel@1": 9.0, "val/mel@4": value, "val/si_sdr@1": 1.0}, 4)
 
 
 def test_any_runs_are_compared_by_what_differs(tmp_path):

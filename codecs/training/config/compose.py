@@ -11,8 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -79,9 +78,11 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with _environment():
-            _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
-            program()
+        if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+            os.environ[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+        os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
+        _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+        program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:
@@ -104,24 +105,6 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full or started:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Set what Hydra, and the jobs that it starts, are to find in their environment."""
-    variables = {FULL_ERROR: "1"}  # makes Hydra raise its errors instead of printing them
-    if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
-        variables[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def check(config: DictConfig) -> None:

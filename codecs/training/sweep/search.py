@@ -11,13 +11,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import optuna
 from optuna.storages import JournalStorage
@@ -75,6 +73,14 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
     return study
 
 
+class Running(NamedTuple):
+    """A trial's process, and whether it was told to end since it fell behind."""
+
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    behind: bool = False
+
+
 class Search:
     """Runs trials until there are enough; what a kill or Ctrl-C has cut off goes on when the sweep is called again.
 
@@ -103,8 +109,7 @@ class Search:
         if self.study.user_attrs.get("asked", asked) != asked:
             raise UserError(f"{folder}: holds the trials of another sweep, or of other words; give another --out")
         self.study.set_user_attr("asked", asked)
-        self.lock = threading.RLock()  # a signal's handler takes it too
-        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.running: dict[int, Running] = {}  # by job
         self.stopped = 0  # the signal
         self.failures: list[str] = []  # in a row
 
@@ -122,8 +127,16 @@ class Search:
         """
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                list(pool.map(self._work, range(self.jobs), [trials] * self.jobs))
+            self._fill(trials)
+            while self.running:
+                time.sleep(PULSE)
+                for job, (trial, process, behind) in [*self.running.items()]:
+                    if (status := process.poll()) is not None:
+                        self._record(self.running.pop(job), status)
+                    elif self.sweep.halving and not behind and self._fell_behind(trial):
+                        self.running[job] = Running(trial, process, behind=True)
+                        process.terminate()
+                self._fill(trials)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -136,70 +149,39 @@ class Search:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Hand a signal on; the second ends trials at once."""
-        with self.lock:
-            for process in self.processes:
-                process.send_signal(signal.SIGKILL if self.stopped else number)
-            self.stopped = number
+        for _, process, _ in self.running.values():
+            process.send_signal(signal.SIGKILL if self.stopped else number)
+        self.stopped = number
 
-    def _work(self, job: int, trials: int) -> None:
-        """Run one trial after the other."""
-        while trial := self._next(trials):
-            words = self.sweep.words(trial.params)
-            trial.set_user_attr("words", words)
-            folder = self.folder / trial_name(trial)
-            status = self._train(trial, folder, self.fixed | words, job)
-            with self.lock:
-                said = self._record(trial, folder, status)
-            shown = ", ".join(f"{key}={short(value)}" for key, value in words.items())
-            print(f"{trial_name(trial)}: {said}; {shown}", flush=True)
+    def _fill(self, trials: int) -> None:
+        """Start as many trials as may run."""
+        for job in set(range(self.jobs)) - self.running.keys():
+            if not self.stopped and len(self.failures) < PATIENCE and (trial := self._next(trials)):
+                trial.set_user_attr("words", self.sweep.words(trial.params))
+                self.running[job] = Running(trial, self._start(trial, job))
+                if self.stopped:  # while it was started
+                    self.running[job].process.send_signal(self.stopped)
 
     def _next(self, trials: int) -> Trial | None:
-        with self.lock:
-            if self.stopped or len(self.failures) >= PATIENCE:
-                return None
-            if self.cut_off:
-                return Trial(self.study, self.cut_off.pop(0)._trial_id)
-            begun = len(self.study.get_trials(deepcopy=False))
-            if self.sweep.method == "grid":
-                grid = self.sweep.grid()
-                trials = min(trials, len(grid))
-                if begun < trials:
-                    self.study.enqueue_trial(grid[begun])
-            return self.study.ask(self.sweep.space) if begun < trials else None
+        """Take up a trial that was cut off, or draw one."""
+        if self.cut_off:
+            return Trial(self.study, self.cut_off.pop(0)._trial_id)
+        begun = len(self.study.get_trials(deepcopy=False))
+        if self.sweep.method == "grid":
+            grid = self.sweep.grid()
+            trials = min(trials, len(grid))
+            if begun < trials:
+                self.study.enqueue_trial(grid[begun])
+        return self.study.ask(self.sweep.space) if begun < trials else None
 
-    def _record(self, trial: Trial, folder: Path, status: int | None) -> str:
-        """Record how a trial has ended, and say it."""
-        metric = self.sweep.metric
-        values = list(read_scalars(folder / "metrics.csv").get(metric, {}).values())
-        if status is None:
-            self.study.tell(trial.number, state=TrialState.PRUNED)
-            return f"fell behind at {values[-1]:.5g}"
-        if status == 0 and values and math.isfinite(values[-1]):
-            self.failures.clear()
-            self.study.tell(trial.number, values[-1])
-            return f"{metric} {values[-1]:.5g}"
-        if self.stopped or status in STOPPED:
-            return "was stopped, and goes on when the sweep is called again"
-        output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").split("\n$ ")[-1]
-        lines = [line.strip() for line in output.splitlines()[1:] if line.strip()] or ["without a word"]
-        why = f"status {status}: {lines[-1][:300]}"
-        if status <= 0:
-            why = signal.Signals(-status).name if status else f"{metric} was not logged, or is not a number"
-        self.failures.append(why)
-        trial.set_user_attr("why", why)
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        return f"failed, {why}"
-
-    def _train(self, trial: Trial, folder: Path, words: Mapping[str, str], job: int) -> int | None:
-        """Give the run's exit status, None where it was ended because it fell behind."""
+    def _start(self, trial: Trial, job: int) -> subprocess.Popen[bytes]:
+        folder = self.folder / trial_name(trial)
         folder.mkdir(exist_ok=True)
-        given = [f"{key}={value}" for key, value in words.items()]
-        command = [sys.executable, *PROGRAM, *given, f"hydra.run.dir={word(str(folder))}"]
-        with (folder / "output.txt").open("ab", buffering=0) as output, self.lock:
-            if self.stopped:
-                return 128 + self.stopped
+        words = [f"{key}={value}" for key, value in (self.fixed | trial.user_attrs["words"]).items()]
+        command = [sys.executable, *PROGRAM, *words, f"hydra.run.dir={word(str(folder))}"]
+        with (folder / "output.txt").open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 env=_environment(job, self.jobs),
                 stdin=subprocess.DEVNULL,
@@ -208,28 +190,48 @@ class Search:
                 start_new_session=True,  # a terminal's Ctrl-C comes by `_stop` alone
                 pass_fds=[self.held.fileno()],
             )
-            self.processes.add(process)
-        behind = False
-        while (status := process.poll()) is None:
-            time.sleep(PULSE)
-            if self.sweep.halving and not behind and self._behind(trial, folder):
-                behind = True
-                process.terminate()
-        with self.lock:
-            self.processes.discard(process)
-        return None if behind and status in STOPPED and not self.stopped else status
 
-    def _behind(self, trial: Trial, folder: Path) -> bool:
+    def _values(self, trial: Trial) -> list[float]:
+        """Read what a trial's evaluations have found."""
+        return [*read_scalars(self.folder / trial_name(trial) / "metrics.csv").get(self.sweep.metric, {}).values()]
+
+    def _fell_behind(self, trial: Trial) -> bool:
         """Report what was evaluated, and ask whether others are ahead."""
-        values = read_scalars(folder / "metrics.csv").get(self.sweep.metric, {})
-        with self.lock:
-            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-            for step, value in enumerate(values.values(), 1):
-                if step not in known:
-                    trial.report(value, step)
-                    if trial.should_prune():
-                        return True
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for step, value in enumerate(self._values(trial), 1):
+            if step not in known:
+                trial.report(value, step)
+                if trial.should_prune():
+                    return True
         return False
+
+    def _record(self, ended: Running, status: int) -> None:
+        """Record how a trial has ended, and say it."""
+        trial, values = ended.trial, self._values(ended.trial)
+        if ended.behind and status in STOPPED and not self.stopped:
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+            said = f"fell behind at {values[-1]:.5g}"
+        elif status == 0 and values and math.isfinite(values[-1]):
+            self.failures.clear()
+            self.study.tell(trial.number, values[-1])
+            said = f"{self.sweep.metric} {values[-1]:.5g}"
+        elif self.stopped or status in STOPPED:
+            said = "was stopped, and goes on when the sweep is called again"
+        else:
+            self.failures.append(self._why(trial, status))
+            trial.set_user_attr("why", self.failures[-1])
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            said = f"failed, {self.failures[-1]}"
+        shown = ", ".join(f"{key}={short(value)}" for key, value in trial.user_attrs["words"].items())
+        print(f"{trial_name(trial)}: {said}; {shown}", flush=True)
+
+    def _why(self, trial: Trial, status: int) -> str:
+        """Say in one line what a run failed by: the last that it said."""
+        if status <= 0:
+            return signal.Signals(-status).name if status else f"{self.sweep.metric} was not logged, or is not a number"
+        output = (self.folder / trial_name(trial) / "output.txt").read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in output.split("\n$ ")[-1].splitlines()[1:] if line.strip()]
+        return f"status {status}: {(lines or ['without a word'])[-1][:300]}"
 
 
 def _hold(folder: Path) -> TextIO:

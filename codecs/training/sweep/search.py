@@ -159,8 +159,6 @@ class Search:
             if not self.stopped and len(self.failures) < PATIENCE and (trial := self._next(trials)):
                 trial.set_user_attr("words", self.sweep.words(trial.params))
                 self.running[job] = Running(trial, self._start(trial, job))
-                if self.stopped:  # while it was started
-                    self.running[job].process.send_signal(self.stopped)
 
     def _next(self, trials: int) -> Trial | None:
         """Take up a trial that was cut off, or draw one."""
@@ -181,7 +179,7 @@ class Search:
         command = [sys.executable, *PROGRAM, *words, f"hydra.run.dir={word(str(folder))}"]
         with (folder / "output.txt").open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 env=_environment(job, self.jobs),
                 stdin=subprocess.DEVNULL,
@@ -190,6 +188,9 @@ class Search:
                 start_new_session=True,  # a terminal's Ctrl-C comes by `_stop` alone
                 pass_fds=[self.held.fileno()],
             )
+        if self.stopped:  # while it was started
+            process.send_signal(self.stopped)
+        return process
 
     def _values(self, trial: Trial) -> list[float]:
         """Read what a trial's evaluations have found."""

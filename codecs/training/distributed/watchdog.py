@@ -21,6 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from varitok import UserError, at_least
 
 from ...distributed import processes
+from ..config.launch import place
 
 __all__ = ["Watch"]
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 BEAT = 0.5  # seconds between two signs of life
 EVIDENCE = 4.0  # seconds of silence that are enough where a collective has failed
+STARTER = "VARITOK_STARTER"
 GRACE = 4.0  # seconds in which a process may end by itself, with its own words
 
 
@@ -52,6 +54,17 @@ class Watch(pl.Callback):
         self.failed = threading.Event()  # a collective has
         self.leaving = threading.Event()
         self.thread: threading.Thread | None = None
+        self.met = threading.Event()
+        if os.environ.get("LOCAL_RANK", "0") == "0" or place().launcher:
+            os.environ[STARTER] = str(os.getpid())  # of the processes that Lightning starts from here
+        elif STARTER in os.environ:
+            threading.Thread(target=self._follow, args=(int(os.environ[STARTER]),), name="follow", daemon=True).start()
+
+    def _follow(self, starter: int) -> None:
+        """End where the process that has started this one is gone before they have met."""
+        while not self.met.wait(BEAT):
+            if os.getppid() != starter:
+                os._exit(1)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin, as soon as the processes have met."""
@@ -67,6 +80,7 @@ class Watch(pl.Callback):
         self.beats = 0
         self._tell("alive")
         dist.barrier()
+        self.met.set()
         now = time.monotonic()
         self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
         self.reached, self.lost = now, False  # when the store was, and whether it is gone

@@ -1,14 +1,12 @@
 """From configuration to objects: the one place where `_target_` is followed."""
 
 import inspect
-import math
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
@@ -18,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from varitok import UserError
 
 from .codec import Codec
+from .conversion import convert
+from .renamed import modernized, new_key, new_target
 
 __all__ = ["build", "build_codec", "checkpoint_of", "load_run", "read_checkpoint"]
 
 ALLOWED = ("varitok.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
 SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def build(config: Any, **extra: Any) -> Any:
@@ -89,7 +88,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        state, config = saved["state_dict"], OmegaConf.create(saved["varitok"]["config"])
+        state, config = saved["state_dict"], OmegaConf.create(modernized(saved["varitok"]["config"]))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise UserError(f"{path}: not a varitok checkpoint, or a damaged one ({type(error).__name__})") from error
     prefix = "average.codec." if any(name.startswith("average.codec.") for name in state) else "codec."
@@ -151,15 +150,15 @@ def _checked_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) ->
         hints = {}
     for key in (*given, *extra):
         if key.startswith("_") or (key not in known and not open_ended):
+            if (now := new_key(key, node["_target_"], where)) in known:
+                raise UserError(f"{where}.{key}: is called {now} now")
             near = get_close_matches(key, [name for name in known if name not in extra], n=3)
             raise UserError(
                 f"{where}.{key}: {name} takes no such argument"
                 + (f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(known) or 'none'}")
             )
     for key in given.keys() & hints.keys():
-        fits, node[key] = _fit(given[key], hints[key])
-        if not fits:
-            raise UserError(f"{where}.{key}: expected {_say(hints[key])}, got {given[key]!r}")
+        node[key] = convert(given[key], hints[key], f"{where}.{key}")
     for key, parameter in known.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         needed = named and parameter.default is parameter.empty and not node.get("_partial_")
@@ -185,51 +184,10 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
                     raise UserError(f"{where}._target_={target}: needs {error.name}, which is not installed") from error
         found = getattr(found, part, None)
         if found is None:
-            raise UserError(f"{where}._target_={target}: there is no such class or function")
+            now = new_target(target)
+            told = "there is no such class or function" if now == target else f"is {now} now"
+            raise UserError(f"{where}._target_={target}: {told}")
     # The name says where a search begins, `__module__` where an object lives.
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
         raise UserError(f"{where}._target_={target}: not a class or function of {parts[0]}'s own")
     return found  # type: ignore[no-any-return]
-
-
-def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for each kind of annotation)
-    """Tell whether a plain value fits an annotation, and give it in that type; an annotation not known fits."""
-    origin, options = get_origin(hint), get_args(hint)
-    if isinstance(value, Mapping):  # an object to build, or the terms of something
-        return hint not in WORDS, value
-    if origin in (Union, types.UnionType):
-        fitting = [found for fits, found in (_fit(value, option) for option in options) if fits]
-        same = [found for found in fitting if type(found) is type(value)]
-        return bool(fitting), next(iter(same + fitting), value)
-    if origin is Literal:
-        return value in options, value
-    if origin in (list, tuple, Sequence):
-        if not isinstance(value, list):
-            return False, value
-        pairs = [_fit(item, options[0]) for item in value]
-        fixed = origin is tuple and Ellipsis not in options
-        return all(fits for fits, _ in pairs) and (not fixed or len(pairs) == len(options)), [item for _, item in pairs]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        whole = number and math.isfinite(value) and value == int(value)
-        return whole, int(value) if whole else value
-    if hint is float:
-        return number and not math.isnan(value), value
-    if inspect.isclass(hint) and hint is not Any and isinstance(value, str | int | float | None):
-        # By the bases' names: isinstance fails on some protocols.
-        return hint in type(value).__mro__ or (hint is Path and isinstance(value, str)), value
-    return True, value
-
-
-def _say(hint: Any) -> str:
-    """Name an annotation in a user's words."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        simple = [option for option in options if option in WORDS or get_origin(option)]
-        return " or ".join(_say(option) for option in simple or options)
-    if origin is Literal:
-        return " or ".join(repr(option) for option in options)
-    if origin in (list, tuple, Sequence):
-        count = f"{len(options)} values" if origin is tuple and Ellipsis not in options else "a list"
-        return f"{count}, each {_say(options[0])}"
-    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

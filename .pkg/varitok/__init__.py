@@ -41,6 +41,8 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
 def watched(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
     """Go through items; on a terminal, tell beside what is printed how many are done and how long the rest will take.
 
+    Commands that run without torch use it, so it does without rich, which comes with training.
+
     Args:
         items: What is gone through.
         total: How many there are.

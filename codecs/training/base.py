@@ -261,8 +261,16 @@ class Training(pl.LightningModule):
         self.latest |= {"data/samples": float(seen), "data/epochs": seen / size}
         self.latest |= self.pace.read()
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
+        self._send(self.latest)
+
+    def log_evaluation(self, values: dict[str, float]) -> None:
+        """Hand what an evaluation found to the loggers, and keep it for whoever follows it."""
+        self.evaluation = values | {"update": self.update}
+        self._send(values)
+
+    def _send(self, values: dict[str, float]) -> None:
         for logger in self.loggers:
-            logger.log_metrics(self.latest, step=self.update)
+            logger.log_metrics(values, step=self.update)
 
     def reading(self) -> dict[str, float]:
         """Give what else is due with a reading of the log."""

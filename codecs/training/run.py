@@ -143,7 +143,7 @@ def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule)
         for name in ("mean", "deviation"):
             codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
     if config.init_from:
-        codec.load_state_dict(read_checkpoint(checkpoint_of(config.init_from))[0])
+        codec.load_state_dict(read_checkpoint(checkpoint_of(str(config.init_from)))[0])
     training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
     return training(
         codec,

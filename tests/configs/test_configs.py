@@ -161,8 +161,10 @@ def test_an_interrupt_is_130(tmp_path: Path, name: str) -> None:
 
 
 def test_values_become_what_their_defaults_are(tmp_path: Path) -> None:
-    result = Result(tmp_path, "updates=1e3", "name=7")
+    result = Result(tmp_path, "updates=1e3", "name=7", "checkpoint.archive=600", "checkpoint.keep=null")
     assert "updates 1000 name '7'" in result.out, result.err
+    (saved,) = tmp_path.glob("runs/7/*/config.yaml")
+    assert OmegaConf.load(saved).checkpoint == {"every": 200, "archive": 600, "keep": None, "best": None}
 
 
 def test_sweep_runs_each(tmp_path: Path) -> None:
@@ -192,10 +194,14 @@ def test_own_experiments_from_a_config_dir(tmp_path: Path) -> None:
 def test_a_saved_run_repeats_in_a_new_folder(tmp_path: Path) -> None:
     first = Result(tmp_path, "updates=5", "bottleneck=fsq", "hydra.run.dir=first", "name=again")
     assert first.status == 0, first.err
+    saved = (tmp_path / "first" / "config.yaml").read_text()
+    of_before = saved.replace("codecs.lengths.policy.LengthPolicy", "codecs.lengths.LengthPolicy")
+    assert of_before != saved
+    (tmp_path / "first" / "config.yaml").write_text(of_before)
     again = Result(tmp_path, "--config-dir", "first", "--config-name", "config")
     assert "updates 5 name 'again'" in again.out, again.err
     (folder,) = (tmp_path / "runs" / "again").iterdir()
-    assert (folder / "config.yaml").read_text() == (tmp_path / "first" / "config.yaml").read_text()
+    assert (folder / "config.yaml").read_text() == saved
     changed = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "updates=6", "hydra.run.dir=second")
     assert "updates 6" in changed.out
     group = Result(tmp_path, "--config-dir", "first", "--config-name", "config", "bottleneck=vq")

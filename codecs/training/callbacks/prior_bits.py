@@ -10,20 +10,21 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from varitok import at_least
 from varitok.data.batch import Batch, normalise
 from varitok.data.datamodule import DataModule
 
 from ...distributed import sums_over_processes
 from ...evaluation.table import wide_console, write_rows
+from ..base import Training
 from ..prior import PriorTraining
+from .periodic import Periodic
 
 __all__ = ["Bits", "order_zero"]
 
 _log = logging.getLogger(__name__)
 
 
-class Bits(pl.Callback):
+class Bits(Periodic):
     """Measures the bits of the validation split's codes every so many updates and at the end of the run.
 
     The last table goes to `evaluation/bits.csv` in the run's folder and is printed, with a row for each kept number of
@@ -36,42 +37,20 @@ class Bits(pl.Callback):
     """
 
     def __init__(self, every: int, keeps: Sequence[int] | None = None) -> None:
-        at_least({"callbacks.evaluation.every": (every, 1)})
-        self.every = every
+        super().__init__(every, "evaluation")
         self.keeps = keeps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Measure when it is due."""
-        assert isinstance(pl_module, PriorTraining)
-        update = pl_module.update
-        if update and update % self.every == 0 and update < pl_module.total and pl_module.stepped:
-            self._measure(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the end of the run; print the table and write it."""
-        assert isinstance(pl_module, PriorTraining)
-        rows = self._measure(trainer, pl_module)
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / "evaluation"
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        about = {"bits": "of a signal, mean of the validation split; of the prior as it is trained, in floats"}
-        write_rows(folder / "bits.csv", data.splits.about | about, rows)
-        table = Table(*rows[0], box=None)
-        for row in rows:
-            table.add_row(*(f"{value:.0f}" if name == "kept" else f"{value:.2f}" for name, value in row.items()))
-        wide_console().print(table)
-        _log.info("evaluation: %s", folder)
-
     @torch.inference_mode()
-    def _measure(self, trainer: pl.Trainer, module: PriorTraining) -> list[dict[str, float]]:
+    def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
+        """Measure; at the end print the table and write it."""
+        assert isinstance(module, PriorTraining)
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         most = module.source.most
         keeps = sorted(self.keeps or {*(1 << power for power in range(most.bit_length())), most})
         sums = torch.zeros(len(keeps), 4, dtype=torch.float64, device=module.device)
         for batch in data.val_dataloader():
-            for row, kept in enumerate(keeps):
-                sums[row] += _bits(module, batch, kept)
+            for place, kept in enumerate(keeps):
+                sums[place] += _bits(module, batch, kept)
         (sums,) = sums_over_processes([sums])
         rows = []
         for kept, (signals, packed, order, learned) in zip(keeps, sums.tolist(), strict=True):
@@ -81,11 +60,17 @@ class Bits(pl.Callback):
                 "percent_of_order_0_saved": 100 * (1 - learned / order),
             }
             rows.append(found | saved)
-        values = {f"val/bits@{row['kept']}": row["prior"] for row in rows}
-        module.evaluation = values | {"update": module.update}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=module.update)
-        return rows
+        module.log_evaluation({f"val/bits@{row['kept']}": row["prior"] for row in rows})
+        if not last or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "evaluation"
+        about = {"bits": "of a signal, mean of the validation split; of the prior as it is trained, in floats"}
+        write_rows(folder / "bits.csv", data.splits.about | about, rows)
+        table = Table(*rows[0], box=None)
+        for row in rows:
+            table.add_row(*(f"{value:.0f}" if name == "kept" else f"{value:.2f}" for name, value in row.items()))
+        wide_console().print(table)
+        _log.info("evaluation: %s", folder)
 
 
 def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:

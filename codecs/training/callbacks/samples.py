@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok import UserError, at_least
+from varitok import UserError
 from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
 
 from ...evaluation.ladder import Evaluable, Ladder
 from ...modalities.registry import modality_of
+from ..base import Training
 from ..logging.loggers import RunLog
 from ..module import CodecTraining
+from .periodic import Periodic
 
 __all__ = ["Row", "Samples", "reconstructions", "spread"]
 
@@ -78,7 +80,7 @@ def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
     return signals
 
 
-class Samples(pl.Callback):
+class Samples(Periodic):
     """Reconstructs the same validation signals every so many updates, into `samples/` and to the loggers.
 
     `samples/update_N.png` shows them, and what there is to hear or to play lies in `samples/update_N/`.
@@ -91,36 +93,24 @@ class Samples(pl.Callback):
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:
-        at_least({"callbacks.samples.every": (every, 1)})
-        self.every = every
+        super().__init__(every, "samples")
         self.count = count
         self.scale = scale
         self.keeps = keeps
         self.chosen: Batch | None = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Reconstruct when it is due."""
-        assert isinstance(pl_module, CodecTraining)
-        if pl_module.stepped and pl_module.update % self.every == 0 and pl_module.update < pl_module.total:
-            self._save(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reconstruct the end of the run."""
-        assert isinstance(pl_module, CodecTraining)
-        self._save(trainer, pl_module)
-
-    def _save(self, trainer: pl.Trainer, module: CodecTraining) -> None:
+    def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
+        """Reconstruct."""
+        assert isinstance(module, CodecTraining)
         codec = module.evaluated.eval()
         if not trainer.is_global_zero:
             module.train()
             return
         if self.chosen is None:
-            self.chosen = self._choose(trainer)
+            found = spread(trainer.datamodule.splits.val, self.count)  # type: ignore[attr-defined]
+            self.chosen = collate([Sample(signal) for signal in found.values()])
         device = module.device  # a codec may have no parameter
-        batch = self.chosen._replace(
-            signal=self.chosen.signal.to(device),
-            lengths=self.chosen.lengths.to(device),
-        )
+        batch = self.chosen._replace(signal=self.chosen.signal.to(device), lengths=self.chosen.lengths.to(device))
         rows = reconstructions(codec, batch, self.keeps)
         module.train()
         folder = Path(trainer.default_root_dir) / "samples"
@@ -135,8 +125,3 @@ class Samples(pl.Callback):
             if isinstance(logger, RunLog):
                 logger.log_picture("samples", picture, module.update)
                 logger.log_media("samples", media, module.update)
-
-    def _choose(self, trainer: pl.Trainer) -> Batch:
-        """Take the signals that every picture shows."""
-        chosen = spread(trainer.datamodule.splits.val, self.count)  # type: ignore[attr-defined]
-        return collate([Sample(signal) for signal in chosen.values()])

@@ -1,48 +1,46 @@
 """From a command line to a composed configuration, and from every mistake to one line.
 
 Hydra tells a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
-`error: what, where, what to do` with the near matches, and the values are held against those of train.yaml.
+`error: what, where, what to do` (messages.py), and values get the types of those in train.yaml.
 Nothing here loads torch, so that a typo is told at once.
 """
 
-import argparse
 import json
-import math
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from difflib import SequenceMatcher
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from varitok import UserError, __version__, configs
+from varitok import UserError, __version__
 
+from ...conversion import convert
+from ...renamed import modernized
 from .launch import follow, place
+from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
 
-HERE = Path(str(configs.__file__)).parent
 FULL_ERROR = "HYDRA_FULL_ERROR"
 RUN_ID = "VARITOK_RUN_ID"
 PACKAGES = (
     "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
-LISTED = 60  # names that a message lists at most
+PRIMARY = "train"  # the name of our own configuration; another is that of a run, which it has saved
+NULLABLE = ("checkpoint.keep",)  # numbers of which there may be none
 SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
 
 
@@ -63,6 +61,9 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         started = True
         if not told_in_full:
             os.environ.pop(FULL_ERROR, None)
+        if HydraConfig.get().job.config_name != PRIMARY:
+            config = OmegaConf.create(modernized(OmegaConf.to_container(config)))
+            OmegaConf.set_struct(config, True)
         try:
             check(config)
             task(config)
@@ -73,13 +74,15 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
             _fail(error)
 
     job.__module__ = "varitok.train"  # Hydra names jobs after it
-    program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name="train")(job)
+    program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name=PRIMARY)(job)
     # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        with _environment():
-            _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
-            program()
+        if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+            os.environ[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+        os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
+        _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+        program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:
@@ -94,32 +97,14 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     except ValueError:  # of Hydra: an option that is neither text nor a list
         if told_in_full or started:
             raise
-        words, folders = _command_line()
-        chosen = [word for word in words if word.lstrip("+").partition("=")[0] in _groups(folders)]
+        words, folders = command_line()
+        chosen = [word for word in words if word.lstrip("+").partition("=")[0] in groups(folders)]
         _fail(UserError(f"{' '.join(chosen)}: the option of a group must be a name, or a list of names"))
     except OSError as error:
         # Before the job, Hydra has nothing to write but the run's folder.
         if told_in_full or started:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Set what Hydra, and the jobs that it starts, are to find in their environment."""
-    variables = {FULL_ERROR: "1"}  # makes Hydra raise its errors instead of printing them
-    if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
-        variables[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def check(config: DictConfig) -> None:
@@ -131,7 +116,7 @@ def check(config: DictConfig) -> None:
         UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
             it holds a password, or the processes don't fit the trainer's.
     """
-    _refuse_secrets(_paths(config))
+    _refuse_secrets(paths(config))
     if missing := sorted(OmegaConf.missing_keys(config)):
         give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
@@ -139,7 +124,7 @@ def check(config: DictConfig) -> None:
         OmegaConf.resolve(config.copy())
     except OmegaConfBaseException as error:
         mistake = error.__cause__
-        raise mistake if isinstance(mistake, UserError) else UserError(_one_line(error)) from error
+        raise mistake if isinstance(mistake, UserError) else UserError(one_line(error)) from error
     _check_types(config, _defaults(), "")
     if "optim" in config:
         _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)
@@ -220,171 +205,33 @@ def _defaults() -> DictConfig:
 
 
 def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False) -> None:
-    """Hold values against the types of their defaults; `build` does so for everything below a `_target_`."""
-    groups = set() if path else set(_groups([HERE]))
-    if not open_ended and (unknown := [key for key in config if key not in defaults and key not in groups]):
+    """Convert values to the types of their defaults; `build` does so for everything below a `_target_`."""
+    options = set() if path else set(groups([HERE]))
+    if not open_ended and (unknown := [key for key in config if key not in defaults and key not in options]):
         known = [f"{path}{key}" for key in defaults if key not in ("defaults", "hydra")]
-        raise UserError(f"{path}{unknown[0]}: no such key" + _did_you_mean(_near(f"{path}{unknown[0]}", known), known))
+        raise UserError(no_such_key(f"{path}{unknown[0]}", known, known))
     for key, default in defaults.items():
-        if key in groups or key in ("defaults", "hydra") or key not in config:
+        if key in options or key in ("defaults", "hydra") or key not in config:
             continue
-        value = config[key]
+        value, name = config[key], f"{path}{key}"
         if OmegaConf.is_dict(default):
             if not OmegaConf.is_dict(value):
-                raise UserError(f"{path}{key}: holds {', '.join(map(str, default))}; set one of them")
+                raise UserError(f"{name}: holds {', '.join(map(str, default))}; set one of them")
             if "_target_" not in default:
-                _check_types(value, default, f"{path}{key}.", open_ended)
+                _check_types(value, default, f"{name}.", open_ended)
             continue
-        converted = _as(default, value, f"{path}{key}")
-        if converted is not value:
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        hint: Any = list if OmegaConf.is_list(default) else type(default)
+        converted = convert(plain, Any if default is None else hint | None if name in NULLABLE else hint, name)
+        if type(converted) is not type(plain):
             config[key] = converted
-
-
-def _as(default: Any, value: Any, key: str) -> Any:
-    """Give the value in the type of its default."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if default is None or isinstance(default, str):
-        if (value is None and default is None) or isinstance(value, str):
-            return value
-        if number:
-            return str(value)
-        words = "text"
-    elif OmegaConf.is_list(default):
-        if OmegaConf.is_list(value):
-            return value
-        words = "a list"
-    elif isinstance(default, bool):
-        if isinstance(value, bool):
-            return value
-        words = "true or false"
-    elif isinstance(default, int):
-        if number and math.isfinite(value) and value == int(value):
-            return value if isinstance(value, int) else int(value)
-        words = "a whole number"
-    else:
-        if number and not math.isnan(value):
-            return value
-        words = "a number"
-    raise UserError(f"{key}: expected {words}, got {str(value) if OmegaConf.is_config(value) else value!r}")
 
 
 def _fail(error: Exception) -> NoReturn:
     """End the program with one line."""
     sys.stdout.flush()
-    print(f"error: {_explain(error)}", file=sys.stderr)
+    print(f"error: {explain(error)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _explain(error: Exception) -> str:
-    """Say in one line what Hydra, OmegaConf or varitok found wrong."""
-    if isinstance(error, UserError):
-        # A loader's worker hands its error over as text that ends with the message.
-        return _one_line(error) if "\n" not in str(error) else str(error).strip().splitlines()[-1].split("Error: ")[-1]
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: can't be read; give KEY=VALUE, and quote a value that has special signs"
-    words, folders = _command_line()
-    if isinstance(error, MissingConfigException):
-        return _explain_missing(error, folders)
-    found = re.search(r"Could not (override|delete)[^']*'([^']+)'", str(error))
-    if found is None:
-        return _one_line(error)
-    key = found[2].removeprefix("~")
-    if key in _groups(folders):
-        return f"{key}: there is no group {key} to choose in this configuration; set its values, as {key}.KEY=VALUE"
-    known = [*_groups(folders), *_keys([word for word in words if not word.lstrip("+~").startswith(key)])]
-    same_depth = list(dict.fromkeys(name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]))
-    return f"{key}: no such key or group" + _did_you_mean(_near(key, known), same_depth)
-
-
-def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
-    name = (error.missing_cfg_file or "").removesuffix(".yaml")
-    group = next((group for group in _groups(folders) if name.startswith(f"{group}/")), None)
-    if group is None:
-        group, _, name = name.rpartition("/")
-        if not group:
-            known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-            return f"--config-name {name}: no such configuration" + _did_you_mean(_near(name, known), known)
-        known = [str(option) for option in error.options or []]
-    else:
-        name = name.removeprefix(f"{group}/")
-        known = [option for option in _options(group, folders) if not option.startswith("base/")]  # parts of others
-    near = [f"{group}={option}" for option in _near(name, known)]
-    return f"{group}={name}: no such option" + _did_you_mean(near, []) + _have(known)
-
-
-def _command_line() -> tuple[list[str], list[Path]]:
-    """Read the overrides and the folders of YAML from the command line, as far as messages need them."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--config-path", "-cp")
-    parser.add_argument("--config-name", "-cn")
-    known, rest = parser.parse_known_args(sys.argv[1:])
-    folders = [Path(known.config_dir)] if known.config_dir else []
-    return [word for word in rest if not word.startswith("-")], [*folders, HERE]
-
-
-def _groups(folders: Iterable[Path]) -> list[str]:
-    """List the groups: folders of YAML."""
-    return sorted({path.name for folder in folders for path in folder.iterdir() if any(path.rglob("*.yaml"))})
-
-
-def _options(group: str, folders: list[Path]) -> list[str]:
-    """List what a group has to choose from."""
-    roots = [folder / group for folder in folders]
-    return sorted(
-        {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
-    )
-
-
-def _keys(words: list[str]) -> list[str]:
-    """List the keys of what the other overrides compose to, or of train.yaml's own composition."""
-    _, folders = _command_line()
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[:-1])}]"]
-    for overrides in ([*words, *(search if folders[:-1] else [])], []):
-        try:
-            GlobalHydra.instance().clear()
-            with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-                return list(_paths(hydra.compose("train", overrides)))
-        except (HydraException, OmegaConfBaseException):
-            continue
-    return list(_paths(_defaults()))
-
-
-def _paths(config: Any, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key}"
-        child = config._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            yield from _paths(child, f"{prefix}{key}.")
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    """Give up to three near matches, nearest first, of whole names or of their last parts."""
-
-    def likeness(one: str, other: str) -> float:
-        last = re.split(r"[./]", one)[-1], re.split(r"[./]", other)[-1]
-        return max(SequenceMatcher(None, one, other).ratio(), SequenceMatcher(None, *last).ratio())
-
-    ranked = sorted(((likeness(name, other), other) for other in dict.fromkeys(known)), key=lambda pair: -pair[0])
-    return [other for ratio, other in ranked if ratio >= 0.75][:3]
-
-
-def _did_you_mean(near: list[str], known: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else _have(known)
-
-
-def _have(known: list[str]) -> str:
-    if not known:
-        return ""
-    return f" (have: {', '.join(known[:LISTED])}{', ...' if len(known) > LISTED else ''})"
-
-
-def _one_line(error: Exception) -> str:
-    """Keep what the first line of a message says, with the key that OmegaConf adds in a later one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = getattr(error, "full_key", None)
-    text = lines[0] if lines else type(error).__name__
-    return f"{key}: {text}" if key and key not in text else text
 
 
 def _provenance() -> dict[str, Any]:

@@ -1,21 +1,15 @@
-"""One run on several processes: how they are started, and how their gradients become one."""
+"""One run on several processes: how their gradients become one."""
 
 import copy
-import logging
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.overrides.distributed import prepare_for_backward
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -30,9 +24,7 @@ from ...distributed import from_first_process, whole
 from ...implicit.codec import ImplicitCodec
 from ..activation_checkpointing import blocks
 
-__all__ = ["STRATEGIES", "Parallel", "Started", "strategy_of"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["STRATEGIES", "Parallel", "Sharded", "strategy_of"]
 
 
 class Parallel(DDPStrategy):
@@ -58,10 +50,6 @@ class Parallel(DDPStrategy):
         self.reducers: dict[nn.Module, DistributedDataParallel] = {}
         self.due: nn.Module | None = None  # what the next backward pass completes
         self.trained: dict[nn.Module, list[bool]] = {}  # which parameters had a gradient at the first update
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = Started(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def configure_ddp(self) -> None:
         """Begin with the first process's parameters and buffers, and watch over each part's gradients."""
@@ -174,65 +162,26 @@ class Sharded(Parallel):
         """Take each process's share of the optimizers' states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            shares = {place: _shares(parameters[place], state) for place, state in saved["state"].items()}
+            shares = {place: _share(parameters[place], state) for place, state in saved["state"].items()}
             optimizer.load_state_dict(saved | {"state": shares})
 
 
-def _whole(value: Any) -> Any:
-    """Bring together all shards in nested dicts and lists; every process must call it."""
-    if isinstance(value, dict):
-        return {key: _whole(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return whole(value) if isinstance(value, Tensor) else value
-
-
-def _shares(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-    """Give this process's shares of a parameter's state."""
+def _share(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """Cut this process's share out of what an optimizer knows of a parameter."""
     if not isinstance(parameter, DTensor):
         return state
+    mesh, placements = parameter.device_mesh, parameter.placements
     return {
-        name: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        name: distribute_tensor(value.to(parameter.device), mesh, placements)
         if isinstance(value, Tensor) and value.shape == parameter.shape
         else value
         for name, value in state.items()
     }
 
 
-class Started(_SubprocessScriptLauncher):
-    """Lightning's launcher for one machine, which doesn't kill without a word where a process fails.
-
-    Lightning's own answers the failure of one by SIGKILL to all others, which then can't say why. Until the processes
-    have met, one whose parent or child is gone ends here; from then on they watch each other (`watch.py`).
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.met = threading.Event()
-
-    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the others unless something else has, then call the function."""
-        environment = self.cluster_environment
-        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not environment.creates_processes_externally:
-            self._call_children_scripts()
-        if isinstance(environment, LightningEnvironment):
-            threading.Thread(target=self._look, args=(os.getppid(),), name="started", daemon=True).start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
-
-    def ended(self) -> dict[int, int]:
-        """Give the status of each started process that has failed, by its place among them."""
-        return {place: status for place, process in enumerate(self.procs) if (status := process.poll())}
-
-    def _look(self, parent: int) -> None:
-        while not self.met.wait(0.5):
-            child = bool(self.cluster_environment.local_rank())
-            if self.ended() or (child and os.getppid() != parent):
-                for place, status in self.ended().items():
-                    _log.error("process %d ended with status %d before the run began", place + 1, status)
-                self.kill(signal.SIGKILL)
-                os._exit(max(1, *self.ended().values(), 1))
+def _whole(state: Any) -> Any:
+    """Bring together all shards in nested containers; every process must call it."""
+    return apply_to_collection(state, Tensor, whole)
 
 
 STRATEGIES: dict[str, Callable[..., Parallel]] = {

@@ -1,4 +1,8 @@
-"""What a run on several processes does when one of them is gone: it ends, and says which."""
+"""What a run on several processes does when one of them is gone: it ends, and says which.
+
+torchrun's agent ends all processes where one has died, but names it in a page, and waits for one that has stopped; srun
+waits for both; Lightning's launcher kills without a word. None of them is there for the others.
+"""
 
 import contextlib
 import logging
@@ -8,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -17,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from varitok import UserError, at_least
 
 from ...distributed import processes
-from .strategy import Started
+from ..config.launch import place
 
 __all__ = ["Watch"]
 
@@ -25,19 +29,8 @@ _log = logging.getLogger(__name__)
 
 BEAT = 0.5  # seconds between two signs of life
 EVIDENCE = 4.0  # seconds of silence that are enough where a collective has failed
+STARTER = "VARITOK_STARTER"
 GRACE = 4.0  # seconds in which a process may end by itself, with its own words
-
-
-class Gone(NamedTuple):
-    """A process that is no longer there.
-
-    Attributes:
-        status: With which the others end.
-        how: It went, in a few words.
-    """
-
-    status: int
-    how: str
 
 
 class Watch(pl.Callback):
@@ -61,24 +54,36 @@ class Watch(pl.Callback):
         self.failed = threading.Event()  # a collective has
         self.leaving = threading.Event()
         self.thread: threading.Thread | None = None
+        self.met = threading.Event()
+        if os.environ.get("LOCAL_RANK", "0") == "0" or place().launcher:
+            os.environ[STARTER] = str(os.getpid())  # of the processes that Lightning starts from here
+        elif STARTER in os.environ:
+            threading.Thread(target=self._follow, args=(int(os.environ[STARTER]),), name="follow", daemon=True).start()
+
+    def _follow(self, starter: int) -> None:
+        """End where the process that has started this one is gone before they have met."""
+        while not self.met.wait(BEAT):
+            if os.getppid() != starter:
+                os._exit(1)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin, as soon as the processes have met."""
         if processes() == 1:
             return
         self.rank, self.world = trainer.global_rank, trainer.world_size
-        self.launcher = trainer.strategy.launcher
-        self.first_child = trainer.global_rank - trainer.local_rank + 1
+        # Lightning answers the failure of a process that it has started by SIGKILL to all: it looks at this list.
+        started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+        self.children = dict(enumerate([*started], trainer.global_rank - trainer.local_rank + 1))
+        started.clear()
         # A connection of its own: no collective keeps it waiting.
         self.store = PrefixStore("watch", _get_default_store().clone())
         self.beats = 0
         self._tell("alive")
         dist.barrier()
+        self.met.set()
         now = time.monotonic()
         self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
         self.reached, self.lost = now, False  # when the store was, and whether it is gone
-        if isinstance(self.launcher, Started):
-            self.launcher.met.set()
         # The store's holder may be the one that stops, with whoever asks it something.
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -113,34 +118,27 @@ class Watch(pl.Callback):
             if since is not None and (self.failed.is_set() or time.monotonic() - since > GRACE):
                 self._end(gone)
 
-    def _gone(self) -> dict[int, Gone]:
-        """Tell which processes are gone, by their ranks."""
+    def _gone(self) -> dict[int, tuple[int, str]]:
+        """Find the processes that are gone: the status with which the others end, and how it went, by rank."""
         now = time.monotonic()
         limit = min(EVIDENCE, self.silence) if self.failed.is_set() else self.silence
         if self.rank and (self.lost or now - self.reached > limit):  # all that is known of the others is old
-            return {0: Gone(1, "is gone" if self.lost else _silent(now - self.reached))}
+            return {0: (1, "is gone" if self.lost else _silent(now - self.reached))}
         found = {}
         for rank, (word, since) in self.words.items():
-            first = word.partition(" ")[0]
-            if rank == self.rank or first == "done":
+            state = word.partition(" ")[0]
+            status = self.children[rank].poll() if rank in self.children else None
+            if rank == self.rank or state == "done":
                 continue
-            if first != "alive":
-                found[rank] = Gone(int(first), f"ended with status {first}")
+            if status is not None and status < 0:
+                found[rank] = 1, f"was ended by {signal.Signals(-status).name}"
+            elif status or state != "alive":
+                found[rank] = status or int(state), f"ended with status {status or state}"
             elif now - since > limit:
-                found[rank] = Gone(1, _silent(now - since))
-        return found | self._children()
-
-    def _children(self) -> dict[int, Gone]:
-        """Look at those that Lightning has started from here."""
-        found = {}
-        for place, status in (self.launcher.ended() if isinstance(self.launcher, Started) else {}).items():
-            if status < 0:
-                found[self.first_child + place] = Gone(1, f"was ended by {signal.Signals(-status).name}")
-            elif not self.words[self.first_child + place][0].startswith("done"):
-                found[self.first_child + place] = Gone(status, f"ended with status {status}")
+                found[rank] = 1, _silent(now - since)
         return found
 
-    def _end(self, gone: Mapping[int, Gone]) -> None:
+    def _end(self, gone: Mapping[int, tuple[int, str]]) -> None:
         """End this process; the first of those that are left says why."""
         if self.rank == min(set(range(self.world)) - set(gone)):
             told = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))

@@ -1,10 +1,12 @@
 """Where a run's scalars, pictures and sounds go. No logger ever stops a run."""
 
+import csv
 import errno
+import io
 import logging
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from .scalars import Scalars
+from .scalars import HEAD, Appended, replace, stays
 
 __all__ = ["CsvLog", "RunLog", "unharmed"]
 
@@ -50,43 +52,49 @@ class RunLog(Logger):
     def rewind(self, update: int, total: int) -> None:
         """Make room for what a run of `total` updates does again when it goes on behind one of them."""
 
-    @abstractmethod
+    # What a logger doesn't take lies in the run's folder all the same.
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Take the run's configuration."""
+
     def log_picture(self, name: str, picture: Path, update: int) -> None:
         """Log a picture's file, of the given update."""
 
-    @abstractmethod
     def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
         """Log files of sounds and clips by their names, of the given update; there may be none."""
 
 
 class CsvLog(RunLog):
-    """Appends rows `update,name,value` to `metrics.csv` in the run's folder (`Scalars`).
+    """Appends rows `update,name,value` to `metrics.csv` in the run's folder.
 
-    A resumed run goes on in the same file (Lightning's CSVLogger erases it).
+    Rows are long, not wide: a new name needs no new header, and a resumed run goes on in the same file (Lightning's
+    CSVLogger erases it). `pandas.read_csv(...).pivot(index="update", columns="name")` makes it wide.
     """
 
     def __init__(self, folder: str, name: str) -> None:
         super().__init__(folder, name)
-        self.scalars = Scalars(self.folder / "metrics.csv")
+        self.file = Appended(self.folder / "metrics.csv", _lines([HEAD]))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row for each scalar."""
-        self.scalars.add(metrics, step or 0)
+        # Nine digits tell any two float32 apart.
+        self.file.append(_lines([str(step or 0), name, f"{value:.9g}"] for name, value in metrics.items()))
 
     @rank_zero_only
     def rewind(self, update: int, total: int) -> None:
-        """Leave out the rows of later updates; after the last one, those of the evaluation at the end."""
-        self.scalars.rewind(update, total)
+        """Leave out what is done again, and a row that was torn."""
+        if self.file.path.exists():
+            with self.file.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if len(row) == len(HEAD)][1:]
+            kept = (row for row in rows if stays(int(row[0]), row[1], update, total))
+            replace(self.file.path, _lines([HEAD, *kept]))
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `config.yaml` in the same folder has them."""
 
-    def log_picture(self, name: str, picture: Path, update: int) -> None:
-        """Do nothing: pictures are in the run's folder already."""
-
-    def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
-        """Do nothing: they are in the run's folder already."""
+def _lines(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def unharmed(method: Callable[..., None]) -> Callable[..., None]:

@@ -1,16 +1,14 @@
-"""The file of a run's scalars: rows `update,name,value`, appended whole, read back, and rewound when a run goes on."""
+"""Files that a run's log is appended to whole, and rewound in when it goes on; the scalars in them, read back."""
 
 import csv
-import io
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from varitok import UserError
 
-__all__ = ["Appended", "Scalars", "read_scalars", "replace", "stays"]
+__all__ = ["HEAD", "Appended", "read_scalars", "replace", "stays"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,33 +64,6 @@ class Appended:
                 _log.warning("%s: can't be written (%s); what is logged waits for room", self.path, error.strerror)
 
 
-class Scalars(Appended):
-    """The file `metrics.csv` of a run.
-
-    Rows are long, not wide: a new name needs no new header, and a resumed run goes on in the same file.
-    `pandas.read_csv(...).pivot(index="update", columns="name")` makes it wide.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, _lines([HEAD]))
-
-    def add(self, values: Mapping[str, float], update: int) -> None:
-        """Append one row for each scalar."""
-        # Nine digits tell any two float32 apart.
-        self.append(_lines([str(update), name, f"{value:.9g}"] for name, value in values.items()))
-
-    def rewind(self, update: int, total: int) -> None:
-        """Leave out what is done again, and a row that was torn."""
-        if not self.path.exists():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(HEAD)][1:]
-        replace(self.path, _lines([HEAD, *(row for row in rows if stays(int(row[0]), row[1], update, total))]))
-
-
 def read_scalars(path: Path) -> dict[str, dict[int, float]]:
     """Read what a run logged, each name's values by update; nothing where it logged elsewhere. A torn row is none.
 
@@ -108,9 +79,3 @@ def read_scalars(path: Path) -> dict[str, dict[int, float]]:
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path}: not what a run logs, or damaged; move it away to do without") from error
     return found
-
-
-def _lines(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()

@@ -2,8 +2,7 @@
 
 import io
 import time
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,17 @@ class TensorboardLog(RunLog):
     def __init__(self, folder: str, name: str) -> None:
         super().__init__(folder, name)
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: PLC0415 (an extra)
+            from tensorboard.backend.event_processing.event_file_loader import (  # noqa: PLC0415 (an extra)
+                LegacyEventFileLoader,
+            )
+            from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: PLC0415
             from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise UserError(
                 f"logger=tensorboard: needs the package {error.name}; pip install 'varitok[tensorboard]'"
             ) from error
-        self.events, self.summaries, self.writer = event_pb2, summary_pb2, RecordWriter
+        self.events, self.summaries = event_pb2, summary_pb2
+        self.writer, self.reader = RecordWriter, LegacyEventFileLoader
         # TensorBoard knows its files by a part of their name.
         self.file = Appended(self.folder / "tensorboard" / "events.out.tfevents.0.varitok")
         self.file.head = self._record(self.events.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -70,26 +73,13 @@ class TensorboardLog(RunLog):
         if not self.file.path.exists():
             return
         kept = [self.file.head]
-        for event in self._read():
+        for event in self.reader(str(self.file.path)).Load():  # whole ones
             values = [value for value in event.summary.value if stays(event.step, value.tag, update, total)]
             if values:
                 kept.append(self._record(self.events.Event(
                     wall_time=event.wall_time, step=event.step, summary=self.summaries.Summary(value=values)
                 )))  # fmt: skip
         replace(self.file.path, b"".join(kept))
-
-    def _read(self) -> Iterator[Any]:
-        """Read the whole events of the file."""
-        data, at = self.file.path.read_bytes(), 0
-        while at + 12 <= len(data):  # 8 bytes of the length, 4 of its checksum; 4 of the event's behind it
-            end = at + 16 + int.from_bytes(data[at : at + 8], "little")
-            if end > len(data):
-                return
-            yield self.events.Event.FromString(data[at + 12 : end - 4])
-            at = end
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `config.yaml` in the same folder has them."""
 
     @unharmed
     def log_picture(self, name: str, picture: Path, update: int) -> None:

@@ -20,13 +20,8 @@ from .space import short
 
 __all__ = ["Result", "Results", "read_results"]
 
-STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "fell behind",
-    TrialState.RUNNING: "cut off",
-}
-ASIDE = ("hydra", "logger", "name", "resume")  # of a configuration, what makes no difference
+STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.PRUNED: "fell behind"}
+IRRELEVANT = ("hydra", "logger", "name", "resume")  # of a configuration, what makes no difference
 
 
 class Result(NamedTuple):
@@ -63,23 +58,25 @@ class Results(NamedTuple):
     def write_csv(self, path: Path) -> None:
         """Write a row for each run."""
         rows = [
-            {"run": run.name, "state": run.state, "updates": run.updates, self.metric: _told(run.value)}
-            | run.parameters
+            {"run": run.name, "state": run.state, "updates": run.updates, self.metric: _digits(run)} | run.parameters
             for run in self.runs
         ]
         write_rows(path, {"best": f"the {'largest' if self.maximize else 'smallest'} {self.metric}"}, rows)
 
     def print(self) -> None:
         """Print the table."""
-        table = RichTable(box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("run")
+        table = RichTable("run", box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         for name in (self.metric, *self.runs[0].parameters, "updates"):
             table.add_column(name, justify="right")
         table.add_column("state")
         for run in self.runs:
             parameters = (short(value) for value in run.parameters.values())
-            table.add_row(run.name, _told(run.value), *parameters, str(run.updates), run.state)
+            table.add_row(run.name, _digits(run), *parameters, str(run.updates), run.state)
         wide_console().print(table)
+
+
+def _digits(run: Result) -> str:
+    return "" if run.value is None else f"{run.value:.6g}"
 
 
 def read_results(folder: Path, metric: str | None = None, maximize: bool | None = None) -> Results:
@@ -96,79 +93,69 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
     if (folder / JOURNAL).is_file():
         study = open_study(folder)
         metric = metric or str(study.user_attrs["metric"])
-        if maximize is None:
-            maximize = study.direction == StudyDirection.MAXIMIZE
+        maximize = study.direction == StudyDirection.MAXIMIZE if maximize is None else maximize
         found = [
             (folder / trial_name(trial), trial.user_attrs.get("why", STATES.get(trial.state, "cut off")), words)
             for trial in study.get_trials(deepcopy=False)
             if (words := trial.user_attrs.get("words")) is not None
         ]
     else:
-        found = list(_runs(folder))
-    logged = {path: read_scalars(path / "metrics.csv") for path, _, _ in found}
-    metric = metric or next((name for path in logged for name in _last(logged[path])), None)
-    if metric is None or not any(metric in values for values in logged.values()):
-        known = sorted({name for values in logged.values() for name in values if name.startswith("val/")})
-        lacking = f"no run logged {metric}; there are {', '.join(known)}" if known else "no runs that were evaluated"
+        found = _runs(folder)
+    logged = [read_scalars(path / "metrics.csv") for path, _, _ in found]
+    evaluated = [[name for name in scalars if name.startswith("val/")] for scalars in logged]
+    metric = metric or next(filter(None, map(_usual, evaluated)), None)
+    if not any(metric in scalars for scalars in logged):
+        known = ", ".join(sorted({name for names in evaluated for name in names}))
+        lacking = f"no run logged {metric}; there are {known}" if known else "no runs that were evaluated"
         raise UserError(f"{folder}: {lacking}")
+    assert metric is not None
     if maximize is None:
         name = metric.removeprefix("val/").partition("@")[0]
         maximize = not lower_is_better(name) and name != "bits" and "loss" not in metric
     runs = []
-    for path, state, parameters in found:
-        values = list(logged[path].get(metric, {}).values())
-        updates = max((max(series) for series in logged[path].values()), default=0)
-        runs.append(Result(path.name, state, updates, values[-1] if values else None, parameters))
-    sign = -1 if maximize else 1
-    runs.sort(key=lambda run: (run.value is None, sign * (run.value or 0)))
+    for (path, end, parameters), scalars in zip(found, logged, strict=True):
+        value = next(reversed(scalars.get(metric, {}).values()), None)
+        updates = max((max(series) for series in scalars.values()), default=0)
+        state = end if isinstance(end, str) else "finished" if updates >= end else "cut off"
+        runs.append(Result(path.name, state, updates, value, parameters))
+    runs.sort(key=lambda run: (run.value is None, (-1 if maximize else 1) * (run.value or 0)))
     return Results(metric, maximize, runs)
 
 
-def _last(logged: dict[str, Any]) -> Iterator[str]:
-    """Give the first metric of the evaluations at its last number of tokens or books."""
-    evaluated = [name for name in logged if name.startswith("val/") and "@" in name]
-    if evaluated:
-        first = evaluated[0].partition("@")[0]
-        yield [name for name in evaluated if name.partition("@")[0] == first][-1]
+def _usual(evaluated: list[str]) -> str | None:
+    """Return the first metric at its last number of tokens or codebooks."""
+    first = next((name.partition("@")[0] for name in evaluated if "@" in name), None)
+    return next((name for name in reversed(evaluated) if name.partition("@")[0] == first), None)
 
 
-def _runs(folder: Path) -> Iterator[tuple[Path, str, dict[str, str]]]:
-    """Find the runs below a folder; what differs between their configurations is their parameters."""
+def _runs(folder: Path) -> list[tuple[Path, str | int, dict[str, str]]]:
+    """Find the runs below a folder, the updates that they should come to, and what differs between them."""
     paths = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.csv").is_file())
     flats = [dict(_flat(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))) for path in paths]
-    states = [_state(path, flat) for path, flat in zip(paths, flats, strict=True)]
     columns: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for flat in flats for key in flat):
         column = [flat.get(key, "") for flat in flats]
-        chosen = any(key.startswith(f"{other.removesuffix('_target_')}") for other in columns if "_target_" in other)
+        chosen = any(key.startswith(other.removesuffix("_target_")) for other in columns if other.endswith("_target_"))
         # A group that was chosen says it all; and of keys that go together, the first does.
         if len(set(column)) > 1 and not chosen and column not in columns.values():
             columns[key] = column
-    for place, path in enumerate(paths):
-        yield path, states[place], dict(_named(key, column[place]) for key, column in columns.items())
-
-
-def _named(key: str, value: str) -> tuple[str, str]:
-    """Name what was chosen of a group by its class alone."""
-    chosen = key.endswith("._target_")
-    return (key.removesuffix("._target_"), value.rpartition(".")[2]) if chosen else (key, value)
-
-
-def _state(path: Path, flat: dict[str, str]) -> str:
-    """Tell whether a run has come to its end."""
-    updates = max((max(series) for series in read_scalars(path / "metrics.csv").values()), default=0)
-    return "finished" if updates >= int(flat.get("updates", 0)) else "cut off"
+    # What was chosen of a group is named by its class alone.
+    named = {key.removesuffix("._target_"): (key.endswith("._target_"), column) for key, column in columns.items()}
+    return [
+        (
+            path,
+            int(flats[row].get("updates", 0)),
+            {key: column[row].rpartition(".")[2] if group else column[row] for key, (group, column) in named.items()},
+        )
+        for row, path in enumerate(paths)
+    ]
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """List what a configuration says, by whole keys; what is chosen before what it holds."""
     if isinstance(value, dict):
         for name in sorted(value, key=lambda name: name != "_target_"):
-            if key or name not in ASIDE:
+            if key or name not in IRRELEVANT:
                 yield from _flat(value[name], f"{key}.{name}" if key else str(name))
     else:
         yield key, str(value)
-
-
-def _told(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

@@ -1,4 +1,8 @@
-"""The search of a sweep: trials drawn by Optuna, each a run in a process of its own."""
+"""The search of a sweep: trials drawn by Optuna, each a run in a process of its own.
+
+Hydra's Optuna sweeper is no longer maintained, reads no file of W&B's, and begins a trial anew that was cut off;
+Optuna's own loop (`study.optimize`) records such a trial as failed.
+"""
 
 import fcntl
 import math
@@ -7,17 +11,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 import varitok
@@ -53,22 +55,30 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     if sweep is None:
         return optuna.load_study(study_name="sweep", storage=storage)
-    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if sweep.halving:
-        first, factor = sweep.halving
-        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
-    direction = StudyDirection.MAXIMIZE if sweep.maximize else StudyDirection.MINIMIZE
     study = optuna.create_study(
-        study_name="sweep", storage=storage, pruner=pruner, direction=direction, load_if_exists=True
+        study_name="sweep",
+        storage=storage,
+        pruner=sweep.pruner(),
+        direction="maximize" if sweep.maximize else "minimize",
+        load_if_exists=True,
     )
     study.set_user_attr("metric", sweep.metric)
     # Where a sweep goes on, what it has drawn isn't drawn again.
     seed = len(study.get_trials(deepcopy=False))
-    if sweep.method == "bayes":
-        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
-    else:
-        study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    study.sampler = (
+        optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
+        if sweep.method == "bayes"
+        else optuna.samplers.RandomSampler(seed=seed)
+    )
     return study
+
+
+class Running(NamedTuple):
+    """A trial's process, and whether it was told to end since it fell behind."""
+
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    behind: bool = False
 
 
 class Search:
@@ -96,14 +106,12 @@ class Search:
         self.study = open_study(folder, sweep)
         self.cut_off = self.study.get_trials(states=(TrialState.RUNNING,))
         asked = repr((sweep._replace(trials=None), self.fixed))
-        if self.study.user_attrs.setdefault("asked", asked) != asked:
+        if self.study.user_attrs.get("asked", asked) != asked:
             raise UserError(f"{folder}: holds the trials of another sweep, or of other words; give another --out")
         self.study.set_user_attr("asked", asked)
-        self.lock = threading.RLock()  # a signal's handler takes it too
-        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.running: dict[int, Running] = {}  # by job
         self.stopped = 0  # the signal
-        self.failures = 0  # in a row
-        self.last = ""  # why the last failed
+        self.failures: list[str] = []  # in a row
 
     @property
     def finished(self) -> int:
@@ -119,80 +127,58 @@ class Search:
         """
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                done, _ = wait([pool.submit(self._work, job, trials) for job in range(self.jobs)])
+            self._fill(trials)
+            while self.running:
+                time.sleep(PULSE)
+                for job, (trial, process, behind) in [*self.running.items()]:
+                    if (status := process.poll()) is not None:
+                        self._record(self.running.pop(job), status)
+                    elif self.sweep.halving and not behind and self._fell_behind(trial):
+                        self.running[job] = Running(trial, process, behind=True)
+                        process.terminate()
+                self._fill(trials)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        for one in done:
-            one.result()
+            self.held.close()
         if self.stopped:
             print(f"stopped; the same command goes on where {self.folder} is", file=sys.stderr)
             sys.exit(128 + self.stopped)
-        if self.failures >= PATIENCE:
-            raise UserError(f"{self.failures} trials in a row have failed, the last by: {self.last}")
+        if len(self.failures) >= PATIENCE:
+            raise UserError(f"{len(self.failures)} trials in a row have failed, the last by: {self.failures[-1]}")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Hand a signal on; the second ends trials at once."""
-        with self.lock:
-            for process in self.processes:
-                process.send_signal(signal.SIGKILL if self.stopped else number)
-            self.stopped = number
+        for _, process, _ in self.running.values():
+            process.send_signal(signal.SIGKILL if self.stopped else number)
+        self.stopped = number
 
-    def _work(self, job: int, trials: int) -> None:
-        """Run one trial after the other."""
-        while trial := self._next(trials):
-            self._try(trial, job)
+    def _fill(self, trials: int) -> None:
+        """Start as many trials as may run."""
+        for job in set(range(self.jobs)) - self.running.keys():
+            if not self.stopped and len(self.failures) < PATIENCE and (trial := self._next(trials)):
+                trial.set_user_attr("words", self.sweep.words(trial.params))
+                self.running[job] = Running(trial, self._start(trial, job))
 
     def _next(self, trials: int) -> Trial | None:
-        with self.lock:
-            if self.stopped or self.failures >= PATIENCE:
-                return None
-            if self.cut_off:
-                return Trial(self.study, self.cut_off.pop(0)._trial_id)
-            begun = len(self.study.get_trials(deepcopy=False))
-            if self.sweep.method == "grid":
-                grid = self.sweep.grid()
-                trials = min(trials, len(grid))
-                if begun < trials:
-                    self.study.enqueue_trial(grid[begun])
-            return self.study.ask() if begun < trials else None
+        """Take up a trial that was cut off, or draw one."""
+        if self.cut_off:
+            return Trial(self.study, self.cut_off.pop(0)._trial_id)
+        begun = len(self.study.get_trials(deepcopy=False))
+        if self.sweep.method == "grid":
+            grid = self.sweep.grid()
+            trials = min(trials, len(grid))
+            if begun < trials:
+                self.study.enqueue_trial(grid[begun])
+        return self.study.ask(self.sweep.space) if begun < trials else None
 
-    def _try(self, trial: Trial, job: int) -> None:
-        """Run a trial, and record how it ended."""
-        with self.lock:
-            drawn = {name: parameter.suggest(trial, name) for name, parameter in self.sweep.space.items()}
-            trial.set_user_attr("words", drawn)
+    def _start(self, trial: Trial, job: int) -> subprocess.Popen[bytes]:
         folder = self.folder / trial_name(trial)
-        status = self._train(trial, folder, [f"{key}={value}" for key, value in (self.fixed | drawn).items()], job)
-        values = list(read_scalars(folder / "metrics.csv").get(self.sweep.metric, {}).values())
-        told = ", ".join(f"{key}={short(value)}" for key, value in drawn.items())
-        with self.lock:
-            if status is None:
-                self.study.tell(trial.number, state=TrialState.PRUNED)
-                print(f"{trial_name(trial)}: fell behind at {values[-1]:.5g}; {told}", flush=True)
-            elif status == 0 and values and math.isfinite(values[-1]):
-                self.failures = 0
-                self.study.tell(trial.number, values[-1])
-                print(f"{trial_name(trial)}: {self.sweep.metric} {values[-1]:.5g}; {told}", flush=True)
-            elif self.stopped or status in STOPPED:
-                print(f"{trial_name(trial)}: was stopped, and goes on when the sweep is called again", flush=True)
-            else:
-                self.failures += 1
-                self.last = self._why(status, folder)
-                trial.set_user_attr("why", self.last)
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                print(f"{trial_name(trial)}: failed, {self.last}; {told}", flush=True)
-
-    def _train(self, trial: Trial, folder: Path, words: list[str], job: int) -> int | None:
-        """Give the run's exit status, None where it was ended because it fell behind."""
         folder.mkdir(exist_ok=True)
+        words = [f"{key}={value}" for key, value in (self.fixed | trial.user_attrs["words"]).items()]
         command = [sys.executable, *PROGRAM, *words, f"hydra.run.dir={word(str(folder))}"]
-        with (folder / "output.txt").open("ab") as output, self.lock:
-            if self.stopped:
-                return 128 + self.stopped
+        with (folder / "output.txt").open("ab", buffering=0) as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
-            output.flush()
             process = subprocess.Popen(
                 command,
                 env=_environment(job, self.jobs),
@@ -202,39 +188,51 @@ class Search:
                 start_new_session=True,  # a terminal's Ctrl-C comes by `_stop` alone
                 pass_fds=[self.held.fileno()],
             )
-            self.processes.add(process)
-        behind = False
-        while True:
-            try:
-                status = process.wait(PULSE)
-                break
-            except subprocess.TimeoutExpired:
-                if self.sweep.halving and not behind and self._behind(trial, folder):
-                    behind = True
-                    process.terminate()
-        with self.lock:
-            self.processes.discard(process)
-        return None if behind and status in STOPPED and not self.stopped else status
+        if self.stopped:  # while it was started
+            process.send_signal(self.stopped)
+        return process
 
-    def _behind(self, trial: Trial, folder: Path) -> bool:
+    def _values(self, trial: Trial) -> list[float]:
+        """Read what a trial's evaluations have found."""
+        return [*read_scalars(self.folder / trial_name(trial) / "metrics.csv").get(self.sweep.metric, {}).values()]
+
+    def _fell_behind(self, trial: Trial) -> bool:
         """Report what was evaluated, and ask whether others are ahead."""
-        values = read_scalars(folder / "metrics.csv").get(self.sweep.metric, {})
-        with self.lock:
-            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-            for step, value in enumerate(values.values(), 1):
-                if step not in known:
-                    trial.report(value, step)
-                    if trial.should_prune():
-                        return True
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for step, value in enumerate(self._values(trial), 1):
+            if step not in known:
+                trial.report(value, step)
+                if trial.should_prune():
+                    return True
         return False
 
-    def _why(self, status: int | None, folder: Path) -> str:
+    def _record(self, ended: Running, status: int) -> None:
+        """Record how a trial has ended, and say it."""
+        trial, values = ended.trial, self._values(ended.trial)
+        if ended.behind and status in STOPPED and not self.stopped:
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+            said = f"fell behind at {values[-1]:.5g}"
+        elif status == 0 and values and math.isfinite(values[-1]):
+            self.failures.clear()
+            self.study.tell(trial.number, values[-1])
+            said = f"{self.sweep.metric} {values[-1]:.5g}"
+        elif self.stopped or status in STOPPED:
+            said = "was stopped, and goes on when the sweep is called again"
+        else:
+            self.failures.append(self._why(trial, status))
+            trial.set_user_attr("why", self.failures[-1])
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            said = f"failed, {self.failures[-1]}"
+        shown = ", ".join(f"{key}={short(value)}" for key, value in trial.user_attrs["words"].items())
+        print(f"{trial_name(trial)}: {said}; {shown}", flush=True)
+
+    def _why(self, trial: Trial, status: int) -> str:
         """Say in one line what a run failed by: the last that it said."""
-        lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").split("\n$ ")[-1].splitlines()[1:]
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
-        if status == 0:
-            return f"{self.sweep.metric} was not logged, or is not a number"
-        return f"{signal.Signals(-status).name}" if status and status < 0 else f"status {status}: {said[:300]}"
+        if status <= 0:
+            return signal.Signals(-status).name if status else f"{self.sweep.metric} was not logged, or is not a number"
+        output = (self.folder / trial_name(trial) / "output.txt").read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in output.split("\n$ ")[-1].splitlines()[1:] if line.strip()]
+        return f"status {status}: {(lines or ['without a word'])[-1][:300]}"
 
 
 def _hold(folder: Path) -> TextIO:
@@ -251,11 +249,10 @@ def _hold(folder: Path) -> TextIO:
 def _environment(job: int, jobs: int) -> dict[str, str]:
     """Give a trial this package, and where several run at a time its share of the devices and cores."""
     # Of a checkout that isn't installed, the package lies where this process has it from.
-    places = [str(Path(place).parent) for place in varitok.__path__]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    path = [*(str(Path(place).parent) for place in varitok.__path__), os.environ.get("PYTHONPATH", "")]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     if jobs > 1:  # each would take all cores, and threads that wait for one another take most of the time
         found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-    if jobs > 1 and len(devices) > 1:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job % len(devices) :: jobs])
+        if len(devices := found.get("CUDA_VISIBLE_DEVICES", "").split(",")) > 1:
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job % len(devices) :: jobs])
     return found

@@ -9,69 +9,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from optuna import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 
 from varitok import UserError
 
-__all__ = ["Choices", "Halving", "Numbers", "Sweep", "read_sweep", "short", "word"]
+__all__ = ["Sweep", "read_sweep", "short", "word"]
 
 METHODS = ("bayes", "random", "grid")
+GOALS = ("minimize", "maximize")
 KNOWN = {"program", "method", "metric", "parameters", "command", "early_terminate", "run_cap"}
 LABELS = {"name", "project", "entity", "description"}  # of W&B's pages
+# Distributions of ranges: whether the logarithm is uniform, and whether values are rounded to multiples of `q`.
+RANGES = {
+    "int_uniform": (False, False), "uniform": (False, False), "q_uniform": (False, True),
+    "log_uniform_values": (True, False), "q_log_uniform_values": (True, True),
+}  # fmt: skip
 PLAIN = re.compile(
     r"(?!(?i:null|true|false|nan|inf)$)[a-zA-Z_/][\w./@:+-]*", re.ASCII
 )  # text that Hydra reads as it is
-
-
-class Choices(NamedTuple):
-    """A parameter that is one of several values.
-
-    Attributes:
-        values: Words of a command line.
-    """
-
-    values: list[str]
-
-    def suggest(self, trial: Trial, name: str) -> str:
-        """Draw one."""
-        return str(trial.suggest_categorical(name, self.values))
-
-
-class Numbers(NamedTuple):
-    """A parameter that is a number out of a range.
-
-    Attributes:
-        low: The least.
-        high: The largest.
-        whole: Whether only whole numbers are meant.
-        logarithmic: Whether each of its octaves is as likely.
-        step: What values are rounded to multiples of; 0: they are not.
-    """
-
-    low: float
-    high: float
-    whole: bool = False
-    logarithmic: bool = False
-    step: float = 0.0
-
-    def suggest(self, trial: Trial, name: str) -> str:
-        """Draw one."""
-        if self.whole:
-            return word(trial.suggest_int(name, int(self.low), int(self.high)))
-        value = trial.suggest_float(name, self.low, self.high, log=self.logarithmic)
-        return word(round(round(value / self.step) * self.step, 12) if self.step else value)
-
-
-class Halving(NamedTuple):
-    """When trials that fall behind end early: at `first`, `first * factor`, ... evaluations all but 1 / `factor` do.
-
-    Attributes:
-        first: Evaluations.
-        factor: Of both.
-    """
-
-    first: int
-    factor: int
 
 
 class Sweep(NamedTuple):
@@ -81,24 +37,41 @@ class Sweep(NamedTuple):
         method: "bayes", "random" or "grid".
         metric: Name of what is best to be large or small, as evaluations log it.
         maximize: Whether large.
-        space: What varies, by its key in the configuration.
-        fixed: Words of what doesn't.
+        space: What varies, by its key in the configuration; choices are words of a command line.
+        steps: What numbers are rounded to multiples of, by key (W&B's `q`; Optuna's steps begin at the least value).
+        fixed: Words of what doesn't vary.
         trials: The most; None where it doesn't say.
-        halving: When trials end early; None: never.
+        halving: At `first`, `first * factor`, ... evaluations all trials but 1 / `factor` end early; None: none does.
     """
 
     method: str
     metric: str
     maximize: bool
-    space: dict[str, Choices | Numbers]
+    space: dict[str, BaseDistribution]
+    steps: dict[str, float]
     fixed: dict[str, str]
     trials: int | None
-    halving: Halving | None
+    halving: tuple[int, int] | None
 
     def grid(self) -> list[dict[str, str]]:
         """List all combinations of what varies."""
-        lists = [parameter.values for parameter in self.space.values() if isinstance(parameter, Choices)]
-        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists)]
+        choices = [map(str, one.choices) for one in self.space.values() if isinstance(one, CategoricalDistribution)]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*choices)]
+
+    def words(self, drawn: Mapping[str, Any]) -> dict[str, str]:
+        """Write what was drawn for a trial as words of its command line."""
+        found = {}
+        for name, value in drawn.items():
+            step = self.steps.get(name)
+            rounded = round(round(value / step) * step, 12) if step else value
+            found[name] = rounded if isinstance(rounded, str) else word(rounded)
+        return found
+
+    def pruner(self) -> BasePruner:
+        """Make what says which trials have fallen behind."""
+        if self.halving is None:
+            return NopPruner()
+        return SuccessiveHalvingPruner(min_resource=self.halving[0], reduction_factor=self.halving[1])
 
 
 def word(value: Any) -> str:
@@ -124,14 +97,13 @@ def read_sweep(path: Path) -> Sweep:
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("parameters"), dict):
+            raise UserError("has no parameters; see configs/sweep for examples")
+        return _sweep(found)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a sweep's file, such as those in configs/sweep") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict) or not isinstance(found.get("parameters"), dict):
-        raise UserError(f"{path}: has no parameters; see configs/sweep for examples")
-    try:
-        return _sweep(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -139,75 +111,66 @@ def read_sweep(path: Path) -> Sweep:
 def _sweep(found: Mapping[str, Any]) -> Sweep:
     if unknown := found.keys() - KNOWN - LABELS:
         raise UserError(f"{min(unknown)}: not understood here; there are {', '.join(sorted(KNOWN))}")
-    if found.get("method") not in METHODS:
-        raise UserError(f"method: {found.get('method')} is none of {', '.join(METHODS)}")
+    method, metric = found.get("method"), found.get("metric")
+    if method not in METHODS:
+        raise UserError(f"method: {method} is none of {', '.join(METHODS)}")
     if Path(str(found.get("program", "train.py"))).name != "train.py":
         raise UserError(f"program: {found['program']} can't be run here; give train.py")
-    metric = found.get("metric")
-    goals = ("minimize", "maximize")
-    if not isinstance(metric, dict) or "name" not in metric or metric.get("goal", goals[0]) not in goals:
+    if not isinstance(metric, dict) or "name" not in metric or metric.get("goal", GOALS[0]) not in GOALS:
         raise UserError("metric: give its name, and its goal, minimize or maximize")
-    read = {str(name): _parameter(str(name), form) for name, form in found["parameters"].items()}
-    space = {name: parameter for name, parameter in read.items() if not isinstance(parameter, str)}
-    if not space:
+    read = {str(name): _parameter(f"parameters.{name}", form) for name, form in found["parameters"].items()}
+    varied = {name: parameter for name, parameter in read.items() if not isinstance(parameter, str)}
+    if not varied:
         raise UserError("parameters: none varies; give one values, or min and max")
-    if found["method"] == "grid" and not all(isinstance(parameter, Choices) for parameter in space.values()):
+    if method == "grid" and not all(isinstance(one, CategoricalDistribution) for one, _ in varied.values()):
         raise UserError("method: a grid has no ranges; give each parameter its values")
     return Sweep(
-        method=found["method"],
+        method=method,
         metric=str(metric["name"]),
         maximize=metric.get("goal") == "maximize",
-        space=space,
+        space={name: distribution for name, (distribution, _) in varied.items()},
+        steps={name: step for name, (_, step) in varied.items() if step},
         fixed={name: parameter for name, parameter in read.items() if isinstance(parameter, str)},
         trials=found.get("run_cap"),
         halving=_halving(found["early_terminate"]) if found.get("early_terminate") else None,
     )
 
 
-def _parameter(name: str, form: Any) -> str | Choices | Numbers:
-    """Read a parameter: the word of one that doesn't vary, or what it may be."""
+def _parameter(key: str, form: Any) -> str | tuple[BaseDistribution, float]:
+    """Read a parameter: the word of one that doesn't vary, or what it may be and its step."""
     if not isinstance(form, dict):
-        raise UserError(f"parameters.{name}: give it a value, values, or min and max")
+        raise UserError(f"{key}: give it a value, values, or min and max")
     values = form.get("values", [form["value"]] if "value" in form else [])
     if any(isinstance(value, dict) for value in values) or "parameters" in form:
-        raise UserError(f"parameters.{name}: nested values; give each its own key, as optim.codec.lr")
-    kind = form.get("distribution", _usual(form))
+        raise UserError(f"{key}: nested values; give each its own key, as optim.codec.lr")
+    whole = all(isinstance(form.get(end), int) for end in ("min", "max"))
+    usual = "constant" if "value" in form else "categorical" if values else "int_uniform" if whole else "uniform"
+    kind = form.get("distribution", usual)
     if kind == "constant" and "value" in form:
         return word(form["value"])
     if kind == "categorical" and values:
-        return Choices([word(value) for value in values])
-    kinds = {
-        "int_uniform": {"whole": True},
-        "uniform": {},
-        "q_uniform": {"step": form.get("q", 1)},
-        "log_uniform_values": {"logarithmic": True},
-        "q_log_uniform_values": {"logarithmic": True, "step": form.get("q", 1)},
-    }
-    if kind not in kinds:
-        raise UserError(f"parameters.{name}: distribution {kind} is none of {', '.join([*kinds, 'categorical'])}")
+        return CategoricalDistribution([word(value) for value in values]), 0
+    if kind not in RANGES:
+        raise UserError(f"{key}: distribution {kind} is none of {', '.join([*RANGES, 'categorical'])}")
     if unknown := form.keys() - {"distribution", "min", "max", "q"}:
-        raise UserError(f"parameters.{name}: {min(unknown)} is not understood with {kind}")
+        raise UserError(f"{key}: {min(unknown)} is not understood with {kind}")
     try:
-        found = Numbers(float(form["min"]), float(form["max"]), **kinds[kind])
+        low, high = float(form["min"]), float(form["max"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"parameters.{name}: {kind} takes numbers as min and max") from None
-    if not (found.low < found.high and math.isfinite(found.high - found.low)) or (found.logarithmic and found.low <= 0):
-        raise UserError(f"parameters.{name}: min must be below max{', and above 0' * found.logarithmic}")
-    return found
+        raise UserError(f"{key}: {kind} takes numbers as min and max") from None
+    logarithmic, stepped = RANGES[kind]
+    if not (low < high and math.isfinite(high - low)) or (logarithmic and low <= 0):
+        raise UserError(f"{key}: min must be below max{', and above 0' * logarithmic}")
+    if kind == "int_uniform":
+        return IntDistribution(int(low), int(high)), 0
+    return FloatDistribution(low, high, log=logarithmic), form.get("q", 1) if stepped else 0
 
 
-def _usual(form: Mapping[str, Any]) -> str:
-    """Give the distribution that W&B takes where none is named."""
-    if "value" in form or "values" in form:
-        return "constant" if "value" in form else "categorical"
-    whole = all(isinstance(form.get(end), int) for end in ("min", "max"))
-    return "int_uniform" if whole else "uniform"
-
-
-def _halving(form: Any) -> Halving:
+def _halving(form: Any) -> tuple[int, int]:
     """Read when trials end early: hyperband's first bracket, or its smallest below the last."""
     factor = form.get("eta", 3) if isinstance(form, dict) else 0
     if not factor or form.get("type") != "hyperband" or not ("min_iter" in form or {"max_iter", "s"} <= form.keys()):
         raise UserError("early_terminate: give type: hyperband, and min_iter, or max_iter and s")
-    first = form["min_iter"] if "min_iter" in form else math.ceil(form["max_iter"] / factor ** form["s"])
-    return Halving(int(first), int(factor))
+    return int(form["min_iter"] if "min_iter" in form else math.ceil(form["max_iter"] / factor ** form["s"])), int(
+        factor
+    )

@@ -25,7 +25,7 @@ from wandb.proto import wandb_internal_pb2
 from varitok import UserError
 from varitok.codecs.modalities.media import write_mp4
 from varitok.codecs.training.logging.loggers import CsvLog
-from varitok.codecs.training.logging.scalars import Scalars, read_scalars
+from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.codecs.training.logging.tensorboard import TensorboardLog
 from varitok.codecs.training.logging.wandb import WandbLog
 
@@ -331,7 +331,7 @@ def test_tensorboard_without_its_package_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_of_scalars_is_one_line(tmp_path):
-    Scalars(tmp_path / "metrics.csv").add({"loss": 1.0}, 1)
+    CsvLog(str(tmp_path), "run").log_metrics({"loss": 1.0}, 1)
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("2,lo")
     assert read_scalars(tmp_path / "metrics.csv") == {"loss": {1: 1.0}}

@@ -18,18 +18,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 from wandb.sdk.launch.sweeps import utils as agent
 
 from varitok import UserError
 from varitok.codecs.training.config.compose import check
-from varitok.codecs.training.logging.scalars import Scalars, read_scalars
+from varitok.codecs.training.logging.loggers import CsvLog
+from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.sweep import search
 from varitok.codecs.training.sweep.cli import main
 from varitok.codecs.training.sweep.figure import draw_parallel
 from varitok.codecs.training.sweep.results import Result, Results, read_results
-from varitok.codecs.training.sweep.space import Choices, Halving, Numbers, read_sweep, word
+from varitok.codecs.training.sweep.space import read_sweep, word
 
 ROOT = Path(__file__).parents[4]
 FILES = sorted((ROOT / "configs/sweep").glob("*.yaml"))
@@ -105,8 +107,7 @@ def test_every_file_is_wandbs_and_ours(path):
         check(composed(as_agent(path)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for _ in range(2):
-        trial = optuna.create_study().ask()
-        drawn = {name: parameter.suggest(trial, name) for name, parameter in found.space.items()}
+        drawn = found.words(optuna.create_study().ask(found.space).params)
         config = composed([f"{key}={value}" for key, value in (found.fixed | drawn).items()])
         check(config)
 
@@ -158,16 +159,17 @@ def test_parameters_are_read_as_wandb_does(tmp_path):
     found = read_sweep(tmp_path / "sweep.yaml")
     assert found.fixed == {"a": "null"}
     assert found.space == {
-        "b": Choices(["[8,5]", "'a,b'"]),
-        "c": Numbers(1, 3, whole=True),
-        "d": Numbers(1, 3),
-        "e": Numbers(8, 64, logarithmic=True, step=8),
+        "b": CategoricalDistribution(["[8,5]", "'a,b'"]),
+        "c": IntDistribution(1, 3),
+        "d": FloatDistribution(1, 3),
+        "e": FloatDistribution(8, 64, log=True),
     }
-    assert found.trials == 7 and found.halving == Halving(3, 3)
-    study = optuna.create_study()
-    drawn = [float(found.space["e"].suggest(study.ask(), "e")) for _ in range(20)]
-    assert {value % 8 for value in drawn} == {0} and len(set(drawn)) > 2
-    assert {found.space["c"].suggest(study.ask(), "c") for _ in range(30)} == {"1", "2", "3"}
+    assert found.trials == 7 and found.halving == (3, 3)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    drawn = [found.words(study.ask(found.space).params) for _ in range(30)]
+    assert {float(words["e"]) % 8 for words in drawn} == {0} and len({words["e"] for words in drawn}) > 2
+    assert {words["c"] for words in drawn} == {"1", "2", "3"}
+    assert {words["b"] for words in drawn} == {"[8,5]", "'a,b'"}
 
 
 @pytest.mark.parametrize(
@@ -336,7 +338,7 @@ def run_of(folder, value, **config):
     folder.mkdir(parents=True)
     plain = {"name": folder.name, "updates": 4, "logger": {"csv": {"name": folder.name}}} | config
     OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
-    Scalars(folder / "metrics.csv").add({"val/mel@1": 9.0, "val/mel@4": value, "val/si_sdr@1": 1.0}, 4)
+    CsvLog(str(folder), "run").log_metrics({"val/mel@1": 9.0, "val/mel@4": value, "val/si_sdr@1": 1.0}, 4)
 
 
 def test_any_runs_are_compared_by_what_differs(tmp_path):

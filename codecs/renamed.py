@@ -1,0 +1,101 @@
+"""Old names in configurations, and what they are called now.
+
+What a run has saved (a checkpoint, a `config.yaml`) is translated without a word by `modernized`; a user's own YAML and
+command line are answered with the new name. Nothing here loads torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["KEYS", "modernized", "new_key", "new_keys", "new_target"]
+
+ANYWHERE = "*"
+
+# Old keys by where they stand: below a `_target_` (its name of today), at a path of the configuration, or ANYWHERE.
+KEYS: dict[str, dict[str, str]] = {}
+
+# Modules that a `_target_` may have named, without `varitok.`, and where what they held is now.
+MODULES = {
+    "codecs.bottlenecks.factorised": "codecs.bottlenecks.factorized",
+    "codecs.distributions": "codecs.lengths.distributions",
+    "codecs.halting": "codecs.lengths.halting",
+    "codecs.implicit": "codecs.implicit.codec",
+    "codecs.lengths": "codecs.lengths.policy",
+    "codecs.metrics.lpips": "codecs.losses.lpips",
+    "codecs.perturbation": "codecs.bottlenecks.perturbation",
+    "codecs.prior": "codecs.networks.code_prior",
+    "codecs.selectors": "codecs.rate_control",
+    "codecs.training.bits": "codecs.training.callbacks.prior_bits",
+    "codecs.training.evaluation": "codecs.training.callbacks.evaluation",
+    "codecs.training.loggers": "codecs.training.logging.loggers",
+    "codecs.training.samples": "codecs.training.callbacks.samples",
+    "codecs.training.tensorboard_log": "codecs.training.logging.tensorboard",
+    "codecs.training.wandb_log": "codecs.training.logging.wandb",
+    "data.embedded": "data.synthetic.base",
+    "data.feature_shards": "data.datasets.cached_features",
+    "data.features": "data.datasets.features",
+    "data.images": "data.datasets.images",
+    "data.mix": "data.datasets.mixture",
+    "data.one_clip": "data.datasets.single_clip",
+    "data.scenes": "data.synthetic.video",
+    "data.sound_teachers": "data.teachers.audio",
+    "data.sounds": "data.datasets.audio",
+    "data.synthetic": "data.synthetic.images",
+    "data.teachers": "data.teachers.vision",
+    "data.text_teachers": "data.teachers.text",
+    "data.videos": "data.datasets.video",
+    "data.voices": "data.synthetic.audio",
+    "export.callback": "export.exporters.callback",
+    "export.prior": "export.exporters.prior",
+}
+# Names that did not go along with their module.
+NAMES = dict.fromkeys(
+    (
+        "Curriculum", "FallingMinimum", "FixedSet", "Full", "LogUniform", "PowerLaw", "PowersOfTwo", "Range",
+        "RoundedUp", "TruncatedNormal", "Uniform",
+    ),
+    ("codecs.lengths", "codecs.lengths.distributions"),
+) | {"HaltingHead": ("codecs.lengths", "codecs.lengths.halting")}  # fmt: skip
+
+
+def new_target(target: str) -> str:
+    """Return the name of today of what a `_target_` names; a name that has not changed as it is."""
+    module, _, name = target.rpartition(".")
+    module = module.removeprefix("varitok.")
+    parted, now = NAMES.get(name, ("", ""))
+    found = now if parted == module else MODULES.get(module)
+    return f"varitok.{found}.{name}" if found else target
+
+
+def new_keys(old: str) -> set[str]:
+    """Return all that a key of this name is called now, wherever it stood."""
+    return {table[old] for table in KEYS.values() if old in table}
+
+
+def new_key(old: str, *places: str) -> str | None:
+    """Return what a key is called now, None if it has not changed.
+
+    Args:
+        old: The key alone, without what it stands below.
+        places: The `_target_` that it stands below, its path.
+    """
+    return next((KEYS[place][old] for place in (*places, ANYWHERE) if old in KEYS.get(place, ())), None)
+
+
+def modernized(saved: Any, path: str = "") -> Any:
+    """Return a saved configuration with the targets and keys of today.
+
+    Args:
+        saved: Plain containers and values.
+        path: Where it stood in the whole configuration.
+    """
+    if isinstance(saved, list):
+        return [modernized(item, path) for item in saved]
+    if not isinstance(saved, Mapping):
+        return saved
+    target = new_target(str(saved.get("_target_", "")))
+    found = {}
+    for key, value in saved.items():
+        now = new_key(key, target, path) or key
+        found[now] = target if key == "_target_" else modernized(value, f"{path}.{now}" if path else now)
+    return found

@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -29,3 +31,18 @@ def seeded() -> Iterator[None]:
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
     yield
+
+
+COMPOSED = "VARITOK_COMPOSED"  # names the folder in which xdist's workers share what they compose (composing.py)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder, in the one process that starts the workers."""
+    if not hasattr(config, "workerinput"):
+        os.environ[COMPOSED] = tempfile.mkdtemp()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(COMPOSED), ignore_errors=True)

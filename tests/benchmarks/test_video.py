@@ -30,6 +30,7 @@ def test_the_plain_rendering_is_the_same_codec(script):
         assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in ours.parameters())
 
 
+@pytest.mark.slow
 def test_it_writes_its_table(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "STEPS", (2,))
     out = tmp_path / "t.csv"

@@ -5,7 +5,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +24,8 @@ from varitok.codecs.lengths.distributions import Full, Uniform
 from varitok.codecs.lengths.policy import Axis, LengthPolicy, MaskToken, Mechanism, Truncate, Zeros
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
+
+from ..composing import composed
 
 WIDTH, TOKENS, SIZE, PATCH = 16, 6, 16, 8
 RATE, HOP = 8000, 40  # of the small codec of sounds
@@ -177,9 +178,8 @@ TINY_CLIP = [
 @cache
 def _configured(name: str) -> DictConfig:
     overrides = [f"bottleneck.{override}" for override in SMALLER.get(name, [])]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        composed: DictConfig = hydra.compose(f"bottleneck/{name}", overrides).bottleneck
-        return composed
+    chosen: DictConfig = composed(*overrides, name=f"bottleneck/{name}").bottleneck
+    return chosen
 
 
 @cache
@@ -213,7 +213,7 @@ def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: b
 def sound_codec(unit_latents: bool = False) -> Codec:
     """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 books of 32 entries."""
     torch.manual_seed(0)
-    sizes = {"width": WIDTH, "base": 8, "strides": [2, 4, 5], "dilations": [3]}
+    sizes = {"width": WIDTH, "base": 8, "strides": [5, 8], "dilations": [3]}
     return Codec(
         ConvEncoder(**sizes),
         residual(lambda: EMAVectorQuantizer(12, 32), 4),
@@ -230,7 +230,7 @@ def clip_codec(causal: bool = True, unit_latents: bool = False) -> Codec:
     form = {
         "width": 12,
         "base": 4,
-        "strides": [[1, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "strides": [[2, 2, 2], [2, 4, 4]],
         "dims": 3,
         "kernel": 3,
         "last_kernel": 3,
@@ -256,7 +256,7 @@ def clip_codec(causal: bool = True, unit_latents: bool = False) -> Codec:
     return codec.eval()
 
 
-NARROW = {"base": 16, "width": 16, "hidden": 16, "heads": 1, "depth": 1, "groups": 4}
+NARROW = {"base": 8, "width": 8, "hidden": 8, "heads": 1, "depth": 1, "groups": 4}
 
 
 def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:

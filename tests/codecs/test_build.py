@@ -1,6 +1,5 @@
 """One place follows `_target_`; it follows only what it should, and tells a wrong value before anything is built."""
 
-import hydra
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +9,8 @@ from omegaconf import OmegaConf
 from varitok import UserError
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.training.logging.loggers import CsvLog
+
+from ..composing import composed
 
 FSQ = "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer"
 VQ = "varitok.codecs.bottlenecks.vq.VectorQuantizer"
@@ -158,8 +159,7 @@ def test_lightnings_loggers_and_ours() -> None:
 
 @pytest.mark.parametrize("bottleneck", ["fsq", "vq"])
 def test_a_composed_codec_is_built(bottleneck: str) -> None:
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        overrides = ["data=cifar10", "codec=register_vit_tiny", f"bottleneck={bottleneck}", "codec.encoder.tokens=4"]
-        codec = build_codec(hydra.compose("train", overrides))
+    words = ["data=cifar10", "codec=register_vit_tiny", f"bottleneck={bottleneck}", "codec.encoder.tokens=4"]
+    codec = build_codec(composed(*words))
     assert codec.tokens == 4
     assert codec.encode(torch.zeros(1, 3, 32, 32)).shape == (1, len(codec.bottleneck.book_sizes), 4)

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
 
 from varitok import UserError
 from varitok.codecs.training.config import compose
+
+from ..composing import composed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -86,7 +86,6 @@ class Result:
         (["trainer.devcies=2"], ["trainer.devcies: no such key", "trainer.devices"]),
         (["trainer.updtes=3"], ["trainer.updtes: no such key", "updates"]),
         (["bottleneck=fsq", "bottleneck.lvels=[8]"], ["bottleneck.lvels", "bottleneck.levels"]),
-        (["~updtes"], ["updtes: no such key", "updates"]),
         (["+updtes=3"], ["updtes: no such key", "updates"]),
         (["+loader.batchsize=3"], ["loader.batchsize: no such key", "loader.batch_size"]),
         (["--config-name", "trian"], ["--config-name trian", "train"]),
@@ -94,20 +93,13 @@ class Result:
         (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
         (["experiment=prior/sounds", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle that tells"]),
         (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
-        (["updates=1.5"], ["updates: expected a whole number, got 1.5"]),
-        (["updates=null"], ["updates: expected a whole number, got None"]),
-        (["training.average=high"], ["training.average: expected a number, got 'high'"]),
-        (["training.freeze=encoder"], ["training.freeze: expected a list, got 'encoder'"]),
-        (["loader=3"], ["loader: holds batch_size"]),
         (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
         (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
         (["WANDB_API_KEY=x"], ["WANDB_API_KEY: others can read it there"]),
-        (["optim.warmup=x"], ["optim.warmup: expected a whole number, got 'x'"]),
         (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
         (["demo"], ["demo: can't be read; give KEY=VALUE"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
         (["hydra.run.dir=stdout/run"], ["stdout/run: can't write the run there", "hydra.run.dir=FOLDER"]),
-        (["name=mistake"], ["signal: too short, give more"]),
         (["name=worker"], ["signal: too short, give more"]),
         (["--multirun", "bottleneck=vq,vqqq"], ["bottleneck=vqqq: no such option"]),
         (["--multirun", "seed=1,2", "trainer.devices=2"], ["trainer.devices=2: a sweep trains on one device"]),
@@ -121,6 +113,20 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, words: list[str], pa
     assert line.startswith("error: ")
     assert all(part in line for part in parts), line
     assert "updates 1" not in result.out, "the task went on"
+
+
+def test_values_are_held_against_their_defaults() -> None:
+    """In this process, as the one that a program adds to it is tested above."""
+    for word, told in (
+        ("updates=1.5", "updates: expected a whole number, got 1.5"),
+        ("updates=null", "updates: expected a whole number, got None"),
+        ("training.average=high", "training.average: expected a number, got 'high'"),
+        ("training.freeze=encoder", "training.freeze: expected a list, got 'encoder'"),
+        ("loader=3", "loader: holds batch_size"),
+        ("optim.warmup=x", "optim.warmup: expected a whole number, got 'x'"),
+    ):
+        with pytest.raises(UserError, match=told):
+            compose.check(composed(word))
 
 
 def test_a_configuration_with_a_key_is_refused(tmp_path: Path) -> None:
@@ -232,10 +238,10 @@ def test_only_the_first_process_saves(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "${run_id:}" in (tmp_path / "config.yaml").read_text(), "a repeated run makes a new folder"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
-def test_an_experiment_is_global(name: Path) -> None:
+def test_experiments_are_global() -> None:
     """Without this first line Hydra puts its keys below `experiment`, where they do nothing."""
-    assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n")
+    for name in EXPERIMENTS:
+        assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n"), name
 
 
 # The small twins are composed where they take two updates (tests/codecs/training/test_training.py).
@@ -249,11 +255,7 @@ def test_an_experiment_composes(name: Path, tmp_path: Path) -> None:
         told = {"image_size": 64, "sampling_rate": 16000, "hop_length": 320, "channels": 1}
         (tmp_path / "config.json").write_text(json.dumps(told | {"hop": [4, 8, 8], "lead": 3, "frame_rate": 8.0}))
         overrides.append(f"tokenizer={tmp_path}")
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", overrides)
-        for key in OmegaConf.missing_keys(config):
-            OmegaConf.update(config, key, "FOLDER")
-        compose.check(config)
+    _check(*overrides)
 
 
 def _chosen() -> set[str]:
@@ -262,38 +264,45 @@ def _chosen() -> set[str]:
     return {f"{group}/{name}.yaml" for group, name in re.findall(r"override /(\w+)\S*: (\w+)", text)}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        path
-        for path in sorted(CONFIGS.glob("*/*.yaml"))
-        if path.parent.name not in ("experiment", "debug", "sweep")
-        and path.relative_to(CONFIGS).as_posix() not in _chosen()
-    ],
-    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
-)
-def test_an_option_composes(path: Path) -> None:
-    """With images, or where it asks for what only sounds, clips or one clip have, with those."""
-    option = f"{path.parent.name}={path.stem}"
-    try:
-        _compose(option)
-    except InterpolationKeyError as error:
-        assert "'data." in str(error)
-        kinds = {
-            "'data.frames'": "video/nerv_pp_small",
-            "'data.frame_rate'": "video/demo",
-            "'data.clips.frame_rate'": "video/landiff_semantic_small",
-        }
-        named = [experiment for key, experiment in kinds.items() if key in str(error)]
-        _compose(f"experiment={named[0] if named else 'audio/demo'}", option)
+# The experiment that has what an option asks for; all others compose without one.
+HOMES = {
+    "audio/demo": ("codec=seanet", "data=libri", "data=s", "guide=h", "guide=w"),
+    "video/demo": ("data=kinetics", "data=ucf101", "objective=video"),
+    "video/nerv_pp_small": ("length=weight_bits",),
+}
 
 
-def _compose(*overrides: str) -> None:
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", list(overrides))
-        for key in OmegaConf.missing_keys(config):
-            OmegaConf.update(config, key, "FOLDER")
-        compose.check(config)
+def _rounds() -> list[list[str]]:
+    """Choose the options that no experiment chooses, each once, and as many at once as there are groups."""
+    paths = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.glob("*/*.yaml"))]
+    options = [
+        f"{path.parent}={path.stem}"
+        for path in paths
+        if path.parts[0] not in ("experiment", "debug", "sweep") and path.as_posix() not in _chosen()
+    ]
+    homes = {option: home for home, heads in HOMES.items() for option in options if option.startswith(heads)}
+    rounds: list[dict[str, str]] = []
+    for option in sorted(options, key=lambda option: option not in homes):
+        group, _, name = option.partition("=")
+        home = homes.get(option, "image/demo" if group in ("codec", "data", "guide", "length", "objective") else "")
+        fitting = (one for one in rounds if group not in one and home in ("", one["experiment"]))
+        made = next(fitting, None)
+        if made is None:
+            rounds.append(made := {"experiment": home or "image/demo"})
+        made[group] = name
+    return [[f"{group}={name}" for group, name in one.items()] for one in rounds]
+
+
+@pytest.mark.parametrize("words", _rounds(), ids=" ".join)
+def test_options_compose(words: list[str]) -> None:
+    _check(*words)
+
+
+def _check(*words: str) -> None:
+    config = composed(*words)
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, "FOLDER")
+    compose.check(config)
 
 
 def test_check_names_every_missing_value() -> None:
@@ -308,6 +317,5 @@ def test_check_names_every_missing_value() -> None:
     "group", ["perceptual", "perceptual_adversarial", "video_perceptual", "video_perceptual_adversarial"]
 )
 def test_lpips_takes_the_place_of_structure(group):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        terms = hydra.compose("train", ["experiment=image/demo", f"objective={group}"]).objective.terms
+    terms = composed("experiment=image/demo", f"objective={group}").objective.terms
     assert terms.structure is None and terms.lpips.weight == 1

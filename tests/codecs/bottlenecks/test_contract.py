@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,6 @@ from ..examples import CONFIGURED, EXAMPLES, FOLDER, example
 
 BATCH, STEPS = 3, 7
 ALL = pytest.mark.parametrize("name", EXAMPLES)
-SEVERAL = pytest.mark.parametrize("name", [name for name in EXAMPLES if len(example(name).book_sizes) > 1])
-DISCRETE = pytest.mark.parametrize("name", [name for name in EXAMPLES if example(name).book_sizes])
 
 
 def _latents(dim, b=BATCH, n=STEPS, seed=0):
@@ -38,12 +37,17 @@ def _gathered(bottleneck):
     return [module.gathered.clone() for module in bottleneck.modules() if isinstance(module, Gathering)]
 
 
-def _trained(name, steps=3):
-    """Take some steps, so that books, averages and counts are no longer those of a fresh one."""
+def _trained(name):
+    """Make one whose books, averages and counts are no longer those of a fresh one."""
+    return copy.deepcopy(_trained_once(name))
+
+
+@cache
+def _trained_once(name):
     bottleneck = example(name)
     parameters = [parameter for parameter in bottleneck.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.01) if parameters else None
-    for step in range(steps):
+    for step in range(3):
         latents = _latents(bottleneck.dim, 4, 12, seed=step + 1).requires_grad_()
         quantized = _quantize(bottleneck, latents)
         (quantized.latents.square().mean() + sum(quantized.penalties.values())).backward()
@@ -86,27 +90,33 @@ def test_every_configuration_is_an_example():
 
 @ALL
 def test_decoded_codes_are_the_latents_bit_for_bit(name):
+    """In evaluation, where nothing is drawn; bfloat16 is taken as the numbers that it is."""
     bottleneck = _trained(name).eval()
-    latents = _latents(bottleneck.dim)
-    quantized = _quantize(bottleneck, latents)
-    assert torch.equal(bottleneck.encode(latents), quantized.codes)
-    assert torch.equal(bottleneck.decode(quantized.codes), quantized.latents)
+    for latents in (_latents(bottleneck.dim), _latents(bottleneck.dim).bfloat16()):
+        quantized = _quantize(bottleneck, latents)
+        assert torch.equal(bottleneck.encode(latents), quantized.codes)
+        assert torch.equal(bottleneck.decode(quantized.codes), quantized.latents)
+        torch.manual_seed(6)
+        again = bottleneck(latents.float(), torch.full((BATCH,), STEPS), bottleneck.depths(latents))
+        assert torch.equal(again.codes, quantized.codes)
+        assert torch.equal(again.latents, quantized.latents)
+        assert quantized.latents.dtype == torch.float32
 
 
 @ALL
-@pytest.mark.parametrize("scale", [0.01, 10.0])
-def test_codes_have_the_promised_shape_type_and_range(name, scale):
-    bottleneck = example(name)
-    quantized = _quantize(bottleneck, _latents(bottleneck.dim) * scale)
-    codes = quantized.codes
-    assert quantized.latents.shape == (BATCH, STEPS, bottleneck.dim)
-    assert codes.shape == (BATCH, bottleneck.rows, STEPS)
-    assert codes.dtype == (torch.int64 if bottleneck.book_sizes else torch.float32)
-    for book, size in enumerate(bottleneck.book_sizes):
-        assert 0 <= codes[:, book].min() and codes[:, book].max() < size
-    for value in (*quantized.penalties.values(), *quantized.metrics.values()):
-        assert value.shape == () and value.isfinite()
-    assert not any(value.requires_grad for value in quantized.metrics.values())
+def test_codes_have_the_promised_shape_type_and_range(name):
+    for scale in (0.01, 10.0):
+        bottleneck = example(name)
+        quantized = _quantize(bottleneck, _latents(bottleneck.dim) * scale)
+        codes = quantized.codes
+        assert quantized.latents.shape == (BATCH, STEPS, bottleneck.dim)
+        assert codes.shape == (BATCH, bottleneck.rows, STEPS)
+        assert codes.dtype == (torch.int64 if bottleneck.book_sizes else torch.float32)
+        for book, size in enumerate(bottleneck.book_sizes):
+            assert 0 <= codes[:, book].min() and codes[:, book].max() < size, scale
+        for value in (*quantized.penalties.values(), *quantized.metrics.values()):
+            assert value.shape == () and value.isfinite(), scale
+        assert not any(value.requires_grad for value in quantized.metrics.values())
 
 
 @ALL
@@ -124,8 +134,12 @@ def test_gradient_reaches_every_latent_and_every_parameter(name):
 
 
 @ALL
-@pytest.mark.parametrize("junk", [99.0, float("nan")], ids=str)
-def test_padding_changes_nothing_valid(name, junk):
+def test_padding_changes_nothing_valid(name):
+    for junk in (99.0, float("nan")):
+        _check_padding(name, junk)
+
+
+def _check_padding(name, junk):
     lengths = torch.tensor([STEPS, 3, 1])
     valid = torch.arange(STEPS) < lengths[:, None]
     outcomes = []
@@ -174,9 +188,11 @@ def test_a_batch_is_the_mean_of_its_items(name):
             torch.testing.assert_close(penalty, torch.stack([part.penalties[key] for part in parts]).mean())
 
 
-@DISCRETE
+@ALL
 def test_fewer_books_are_a_prefix(name):
     bottleneck = _trained(name).eval()
+    if not bottleneck.book_sizes:
+        return
     latents = _latents(bottleneck.dim)
     codes, count = bottleneck.encode(latents), len(bottleneck.book_sizes)
     prefixes = [bottleneck.decode(codes[:, :k]) for k in range(1, count + 1)]
@@ -192,10 +208,12 @@ def test_fewer_books_are_a_prefix(name):
         assert not torch.equal(prefixes[k], prefixes[k - 1]), f"book {k + 1} adds nothing"
 
 
-@SEVERAL
+@ALL
 def test_books_left_out_are_not_measured(name):
-    """What a sample doesn't keep enters neither penalties nor statistics."""
-    trained = _trained(name)
+    """What a sample doesn't keep enters neither penalties nor statistics; in a mixed batch it is measured as alone."""
+    trained = _trained_once(name)
+    if len(trained.book_sizes) < 2:
+        return
     count, tokens = len(trained.book_sizes), BATCH * STEPS
     totals, latents = [], _latents(trained.dim).requires_grad_()
     for depth in (1, count):
@@ -212,13 +230,6 @@ def test_books_left_out_are_not_measured(name):
     still = Grid | KLBottleneck | UniformBins
     learns = name != "library_random_projection" and not any(isinstance(module, still) for module in trained.modules())
     assert not learns or sum(totals[1]) == count, "a book that is kept learns nothing"
-
-
-@SEVERAL
-def test_each_sample_has_its_own_depth(name):
-    """A sample of a mixed batch is measured as it is alone."""
-    trained = _trained(name)
-    count = len(trained.book_sizes)
     latents, depth = _latents(trained.dim), torch.tensor([count, 1, (count + 1) // 2])
     mixed, alone = copy.deepcopy(trained), copy.deepcopy(trained)
     whole = _quantize(mixed, latents, depth=depth)
@@ -231,31 +242,22 @@ def test_each_sample_has_its_own_depth(name):
 
 
 @ALL
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_autocast_does_not_reach_the_codes(name, training):
-    bottleneck = _trained(name).train(training)
+def test_autocast_does_not_reach_the_codes(name):
+    bottleneck = _trained(name)
     latents = _latents(bottleneck.dim)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = _quantize(bottleneck, latents)
-        codes = bottleneck.encode(latents)
-        decoded = bottleneck.decode(codes)
-    plain = _quantize(bottleneck, latents)
-    assert torch.equal(mixed.codes, plain.codes)
-    assert torch.equal(mixed.latents, plain.latents)
-    assert mixed.latents.dtype == decoded.dtype == torch.float32
-    assert all(value.dtype == torch.float32 for value in mixed.penalties.values())
-    assert torch.equal(codes, bottleneck.encode(latents))
-    assert torch.equal(decoded, bottleneck.decode(codes))
-
-
-@ALL
-def test_bfloat16_latents_are_taken_as_they_are(name):
-    bottleneck = _trained(name).eval()
-    latents = _latents(bottleneck.dim).bfloat16()
-    quantized = _quantize(bottleneck, latents)
-    assert torch.equal(quantized.codes, _quantize(bottleneck, latents.float()).codes)
-    assert torch.equal(bottleneck.encode(latents), quantized.codes)
-    assert quantized.latents.dtype == torch.float32
+    for training in (True, False):
+        bottleneck.train(training)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = _quantize(bottleneck, latents)
+            codes = bottleneck.encode(latents)
+            decoded = bottleneck.decode(codes)
+        plain = _quantize(bottleneck, latents)
+        assert torch.equal(mixed.codes, plain.codes), training
+        assert torch.equal(mixed.latents, plain.latents), training
+        assert mixed.latents.dtype == decoded.dtype == torch.float32
+        assert all(value.dtype == torch.float32 for value in mixed.penalties.values())
+        assert torch.equal(codes, bottleneck.encode(latents))
+        assert torch.equal(decoded, bottleneck.decode(codes))
 
 
 @ALL
@@ -321,18 +323,6 @@ def test_evaluation_and_no_grad_leave_no_trace(name):
             _quantize(bottleneck.train(), _latents(bottleneck.dim))
         assert _same(bottleneck.state_dict(), before)
         assert all(torch.equal(a, b) for a, b in zip(_gathered(bottleneck), gathered, strict=True))
-
-
-@ALL
-def test_evaluation_draws_nothing(name):
-    bottleneck = _trained(name).eval()
-    latents = _latents(bottleneck.dim)
-    lengths = torch.full((BATCH,), STEPS)
-    torch.manual_seed(1)
-    one = bottleneck(latents, lengths, bottleneck.depths(latents))
-    two = bottleneck(latents, lengths, bottleneck.depths(latents))
-    assert torch.equal(one.latents, two.latents)
-    assert torch.equal(one.codes, two.codes)
 
 
 @ALL

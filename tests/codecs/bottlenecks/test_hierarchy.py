@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import hydra
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +17,8 @@ from varitok.codecs.evaluation.ladder import Ladder
 from varitok.codecs.networks.contract import Decoder, Encoder
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
 from varitok.codecs.streaming import ChunkedCodec
+
+from ...composing import composed
 
 DIM = 3
 GROUPS = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(
@@ -128,8 +129,7 @@ def test_cells_nest(halvings: int, grid: tuple[int, int, int]) -> None:
 
 
 def test_the_preset_has_layers() -> None:
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", ["experiment=video/hitvideo_small", "codec.encoder.network.base=8"])
+    config = composed("experiment=video/hitvideo_small", "codec.encoder.network.base=8")
     codec = build_codec(config).eval()
     assert codec.hop == (4, 32, 32) and ChunkedCodec(codec).streams
     assert Ladder(codec).keeps == [1, 5, 21] and Ladder(codec, [2]).keeps == [2]

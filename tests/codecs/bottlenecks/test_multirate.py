@@ -3,7 +3,6 @@
 import math
 from functools import partial
 
-import hydra
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +19,8 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
+
+from ...composing import composed
 
 DIM = 5
 STRIDES = st.lists(st.integers(1, 5), min_size=1, max_size=3)
@@ -149,8 +150,7 @@ def test_rates_are_the_published_ones(codec: str, sample_rate: int, strides: lis
     """SNAC's readme: 0.98, 1.9 and 2.6 kbit/s."""
     small = ["bottleneck.level.dim=8", "codec.encoder.base=1", "codec.decoder.base=1", "codec.encoder.width=32"]
     chosen = ["data=voices", f"codec={codec}", "bottleneck=rvq_multirate", f"bottleneck.strides={strides}", *small]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", chosen)
+    config = composed(*chosen)
     bottleneck, encoder = build(config.bottleneck), build(config.codec.encoder)
     assert bottleneck.book_sizes == (4096,) * len(strides)
     rate = bottleneck.bits * sample_rate / encoder.hop[0] / 1000

@@ -6,7 +6,6 @@ import wave
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-import hydra
 import pytest
 import soundfile
 import torch
@@ -20,6 +19,7 @@ from varitok.codecs.layout import token_layout
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
 
+from ...composing import composed
 from ..examples import HOP, RATE, TINY_SOUND, sound_codec
 
 BOOKS = 3
@@ -104,8 +104,7 @@ def test_what_sounds_do_not_have_is_told(keeps, metrics):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        run = build_run(hydra.compose("train", TINY_SOUND), folder)
+    run = build_run(composed(*TINY_SOUND), folder)
     run.trainer.fit(run.module, run.data)
     return folder
 

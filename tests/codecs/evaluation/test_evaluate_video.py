@@ -3,7 +3,6 @@
 import csv
 
 import av
-import hydra
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from varitok.codecs.training.run import build_run
 from varitok.data.batch import Sample, collate, to_uint8
 from varitok.data.synthetic.video import Scenes
 
+from ...composing import composed
 from ..examples import TINY_CLIP, clip_codec
 
 CPU = torch.device("cpu")
@@ -102,8 +102,7 @@ def test_a_clip_is_written_and_drawn(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        run = build_run(hydra.compose("train", TINY_CLIP), folder)
+    run = build_run(composed(*TINY_CLIP), folder)
     run.trainer.fit(run.module, run.data)
     return folder
 

@@ -1,6 +1,5 @@
 """A codec of one clip: weights that are a file, of which a beginning decodes; a run, its bundle, and mistakes."""
 
-import hydra
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -27,6 +26,7 @@ from varitok.export.exporters.bundle import export_bundle
 from varitok.export.exporters.parity import ParityError
 from varitok.export.exporters.torchscript import load_torchscript
 
+from ...composing import composed
 from ...data.clips import frames, numbers, write
 
 FORM = {"frames": 6, "image_size": [16, 24], "strides": [2, 2], "widths": [6, 4], "stem": 4, "hidden": 8, "levels": 8}
@@ -48,8 +48,7 @@ def make(books=8, **form):
 
 def build(folder, *overrides):
     folder.mkdir(parents=True, exist_ok=True)
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [*TINY, *overrides])
+    config = composed(*TINY, *overrides)
     return build_run(config, folder)
 
 
@@ -179,11 +178,11 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run = fit(
         folder,
-        "updates=80",
+        "updates=40",
         "optim.codec.lr=1e-2",
-        "callbacks.evaluation.every=80",
-        "checkpoint.every=80",
-        "callbacks.samples.every=80",
+        "callbacks.evaluation.every=40",
+        "checkpoint.every=40",
+        "callbacks.samples.every=40",
         "training.log_every=20",
     )
     return folder, run
@@ -201,7 +200,7 @@ def test_a_run_fits_its_clip(finished):
     assert table.column("bytes")[-1] == len(data)
     assert table.column("bpp")[-1] == pytest.approx(8 * len(data) / (6 * 16 * 16), rel=1e-5)
     assert "entropy-coded" in table.header["column bytes"]
-    assert (folder / "samples/update_0000080/0.mp4").is_file()
+    assert (folder / "samples/update_0000040/0.mp4").is_file()
 
 
 def test_its_bundle_paints_the_same_frames(finished):
@@ -252,7 +251,7 @@ class Killed(pl.Callback):
             raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("extra", [[], ["length=weight_bits"]])
+@pytest.mark.parametrize("extra", [pytest.param([], marks=pytest.mark.slow), ["length=weight_bits"]])
 def test_a_killed_run_goes_on_where_it_was_saved(tmp_path, extra):
     extra = [*extra, "export=none", "callbacks.samples=null", "callbacks.evaluation=null"]
     whole = fit(tmp_path / "whole", *extra)

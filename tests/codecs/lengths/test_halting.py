@@ -22,9 +22,9 @@ def samples(count, random):
     return latents, hardness
 
 
-def train(head, updates=600):
+def train(head, updates=400):
     random = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=4e-3)
     for _ in range(updates):
         latents, hardness = samples(64, random)
         lengths = torch.randint(1, N + 1, (64,), generator=random)

@@ -3,7 +3,6 @@
 import inspect
 from itertools import pairwise
 
-import hydra
 import pytest
 import torch
 from hypothesis import given
@@ -30,6 +29,7 @@ from varitok.codecs.lengths.policy import Axis, Dealt, LengthPolicy, MaskToken, 
 from varitok.codecs.masking import masked_mean, prefix_mask
 from varitok.export.exporters.frozen import FrozenCodec
 
+from ...composing import composed
 from ..examples import SIZE, TOKENS, WIDTH, tiny_codec
 
 MECHANISMS = {"truncate": Truncate, "mask_token": lambda: MaskToken(WIDTH), "zeros": Zeros}
@@ -60,10 +60,9 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def composed(name):
+def configured(name):
     """Compose a small run with a length policy."""
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        return hydra.compose("train", [f"length={name}", "codec=register_vit_tiny"])
+    return composed(f"length={name}", "codec=register_vit_tiny")
 
 
 def shares(distribution, total, progress=1.0, count=40000):
@@ -280,7 +279,7 @@ def test_lengths_that_are_not_there():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_builds_and_draws(name):
-    config = composed(name)
+    config = configured(name)
     codec = build_codec(config)
     policy = codec.length
     lengths, depth = policy.sample(512, codec.tokens, 4, progress=1.0)
@@ -304,5 +303,5 @@ def test_a_configuration_leaves_no_argument_of_a_target_out(name):
         for child in node.values():
             visit(child)
 
-    config = composed(name)
+    config = configured(name)
     visit(OmegaConf.to_container(config, resolve=True)["length"])

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,8 @@ from varitok.codecs.streaming import ChunkedCodec
 from varitok.codecs.training.callbacks.samples import reconstructions
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import Batch, Sample, collate
+
+from ...composing import composed
 
 FIRST, LATER, CHANNELS, SIZE = 7, 3, 6, (3, 5)
 FORM = {
@@ -197,8 +198,7 @@ def test_other_clips_are_standardised_as_the_runs_own(tmp_path):
         write_mp4(folder / f"{name}.mp4", noise, 8.0)
         write_mp4(folder.parent / "train" / f"{name}.mp4", noise, 8.0)
     small = ["data.clips.image_size=32", "data.clips.crop_tokens=3", "data.clips.length=3", "data.clips.val_length=1"]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", ["experiment=video/landiff_semantic_small", *small])
+    config = composed("experiment=video/landiff_semantic_small", *small)
     own, others = (validation_splits(Feature(), config.data, place) for place in (None, folder.parent))
     assert torch.equal(others.val.mean, own.val.mean) and torch.equal(others.val.deviation, own.val.deviation)
     assert len(others.val) == 2 and others.val[0, 0].shape == own.val[0, 0].shape == (64, 3, 4, 4)
@@ -215,8 +215,7 @@ def test_it_learns_features_and_is_exported(tmp_path):
         "length=full", "bottleneck.codebook_size=32", "export=whole", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "training.average=0",
     ]  # fmt: skip
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", ["experiment=video/landiff_semantic_small", *small])
+    config = composed("experiment=video/landiff_semantic_small", *small)
     run = build_run(config, tmp_path)
     run.trainer.fit(run.module, run.data)
     batch = next(iter(run.data.train_dataloader()))

@@ -33,6 +33,7 @@ def folded(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
+@torch.no_grad()
 def check_lengths(pair: Pair, tokens: int, channels: int = 1) -> None:
     encoder, decoder = pair
     signal = sound(encoder, 2, tokens, channels)
@@ -43,6 +44,7 @@ def check_lengths(pair: Pair, tokens: int, channels: int = 1) -> None:
     assert encoder.hop == decoder.hop
 
 
+@torch.no_grad()
 def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int = 1) -> None:
     """A padded batch is its single items, whatever lies in the padding, and what isn't valid comes out silent."""
     encoder, decoder = pair
@@ -59,6 +61,7 @@ def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int 
         assert not painted[item, :, length * hop :].any()
 
 
+@torch.no_grad()
 def check_causal(pair: Pair, cut: int, channels: int = 1) -> None:
     """What comes after a cut changes nothing before it, and something behind it."""
     encoder, decoder = pair

@@ -1,8 +1,8 @@
 """Convolutional codecs: exact lengths, causality, padding, gradients, scripting, export."""
 
+from functools import cache
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.convolution import Convolution, StepNorm, TransposedConvolution
 from varitok.codecs.networks.sequence import Recurrent, SequenceTransformer
 
+from ...composing import composed
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, sound
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -38,6 +39,7 @@ KINDS = {
     "speech_tokenizer": PLAIN,
 }
 CHANNELS = {"causal_odd": 2}
+SCRIPTED = ("causal_odd", "group")  # by the quick tests, as whole codecs are in tests/export
 CAUSAL = [kind for kind, config in KINDS.items() if config.get("causal")]
 
 
@@ -60,25 +62,31 @@ def codec(kind: str) -> tuple[ConvEncoder, ConvDecoder]:
     return encoder.eval(), decoder.eval()
 
 
+@cache
+def made(kind: str) -> tuple[ConvEncoder, ConvDecoder]:
+    """Make a pair once, for tests that don't change it."""
+    return codec(kind)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(tokens=st.integers(1, 9))
 def test_lengths_are_exact(kind: str, tokens: int) -> None:
-    check_lengths(codec(kind), tokens, CHANNELS.get(kind, 1))
+    check_lengths(made(kind), tokens, CHANNELS.get(kind, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=3), garbage=st.floats(-3, 3))
 def test_a_padded_batch_is_its_single_items(kind: str, lengths: list[int], garbage: float) -> None:
-    check_padding(codec(kind), lengths, garbage, CHANNELS.get(kind, 1))
+    check_padding(made(kind), lengths, garbage, CHANNELS.get(kind, 1))
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
 @settings(max_examples=6)
 @given(cut=st.integers(1, 5))
 def test_causal_networks_do_not_see_what_comes(kind: str, cut: int) -> None:
-    check_causal(codec(kind), cut, CHANNELS.get(kind, 1))
+    check_causal(made(kind), cut, CHANNELS.get(kind, 1))
 
 
 def test_networks_that_are_not_causal_do_see_it() -> None:
@@ -89,7 +97,9 @@ def test_networks_that_are_not_causal_do_see_it() -> None:
     assert not torch.allclose(encoder(signal)[:, 2], encoder(other)[:, 2])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in SCRIPTED)) for kind in KINDS]
+)
 def test_they_script(kind: str) -> None:
     check_script(codec(kind), CHANNELS.get(kind, 1))
 
@@ -235,8 +245,7 @@ def test_mistakes_are_told(wrong: dict[str, object], told: str) -> None:
 
 def preset(name: str) -> tuple[nn.Module, nn.Module]:
     """Build a preset's networks without their weights."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base=None):
-        config = hydra.compose("train", [f"codec={name}"]).codec
+    config = composed("data=voices", f"codec={name}").codec
     with torch.device("meta"):
         return build(config.encoder), build(config.decoder)
 

@@ -3,7 +3,6 @@
 import random
 from functools import cache
 
-import hydra
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
 from varitok.codecs.streaming import ChunkedCodec, obstacle
 
+from ...composing import composed
+
 # Samples of frames, rows and columns to a token.
 PRESETS = {
     **dict.fromkeys(("vidtok", "vidtok_noncausal", "cosmos", "magvit2", "omnitokenizer", "adaptok"), (4, 8, 8)),
@@ -21,16 +22,16 @@ PRESETS = {
     "landiff": (1, 1, 1),
 }
 OF_ONE_SIZE = ("adaptok_small", "hitvideo_small", "landiff_small")
+SLOW = pytest.param("landiff_small", marks=pytest.mark.slow)
 SMALL = tuple(f"{name}_small" for name in PRESETS if f"{name}_small" not in ("vidtok_noncausal_small", *OF_ONE_SIZE))
 # Millions of weights of both networks: of VidTok what its released layers come to, of BSQ-ViT what its table 1 tells.
 SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
 
 
 def _config(name: str, *more: str):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        data = "feature_scenes" if name.startswith("landiff") else "scenes"
-        preset = f"experiment=video/{name}" if name == "vidtok_noncausal" else f"codec={name}"
-        return hydra.compose("train", [preset, f"data={data}", "bottleneck=fsq", "length=full", *more])
+    data = "feature_scenes" if name.startswith("landiff") else "scenes"
+    preset = f"experiment=video/{name}" if name == "vidtok_noncausal" else f"codec={name}"
+    return composed(preset, f"data={data}", "bottleneck=fsq", "length=full", *more)
 
 
 @cache
@@ -77,7 +78,7 @@ def test_small_ones_code_any_size_and_an_image(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*SMALL, *OF_ONE_SIZE])
+@pytest.mark.parametrize("name", [*SMALL, "adaptok_small", "hitvideo_small", SLOW])
 @pytest.mark.parametrize("lengths", [(41,), pytest.param(range(1, 41), marks=pytest.mark.slow, id="all")])
 def test_small_ones_go_chunk_by_chunk(name, lengths):
     codec = _codec(name)
@@ -111,7 +112,7 @@ def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-@pytest.mark.parametrize("units", ["split", "factorised"])
+@pytest.mark.parametrize("units", [pytest.param("split", marks=pytest.mark.slow), "factorised"])
 def test_they_script_with_a_mask(units):
     form = {"width": 4, "base": 4, "strides": [2], "multipliers": [1, 2], "depth": 1, "units": units, "window": 2}
     networks: list[nn.Module] = [FactoredEncoder(**form).eval(), FactoredDecoder(**form).eval()]

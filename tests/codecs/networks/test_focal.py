@@ -1,6 +1,5 @@
 """Focal modulation over sequences, and the codec that is made of it."""
 
-import hydra
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from varitok.codecs.networks.focal import FocalDecoder, FocalEncoder, FocalSeque
 from varitok.codecs.networks.mel import MelFeatures
 from varitok.codecs.networks.vocos import VocosDecoder
 
+from ...composing import composed
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script
 
 HOP = 20
@@ -44,14 +44,14 @@ def sequence(causal: bool, **changes: int) -> FocalSequence:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(tokens=st.integers(1, 9))
 def test_lengths_are_exact(kind: str, tokens: int) -> None:
     check_lengths(codec(kind), tokens)
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=3), garbage=st.floats(-3, 3))
 def test_a_padded_batch_is_its_single_items(kind: str, lengths: list[int], garbage: float) -> None:
     check_padding(codec(kind), lengths, garbage)
@@ -62,7 +62,7 @@ def test_causal_ones_look_back_only(cut: int) -> None:
     check_causal(codec("causal"), cut)
 
 
-@pytest.mark.parametrize("kind", CODECS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "deep")) for kind in CODECS])
 def test_scripted_ones_agree(kind: str) -> None:
     check_script(codec(kind))
 
@@ -119,8 +119,7 @@ def test_it_is_a_middle() -> None:
 @pytest.mark.parametrize("name, rate", [("focalcodec", 650.0), ("focalcodec_25", 325.0), ("focalcodec_12", 162.5)])
 def test_rates_are_the_published_ones(name: str, rate: float) -> None:
     """From the sizes alone: 13 bits at 50, 25 and 12.5 Hz."""
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [f"experiment=audio/{name}", "codec.encoder.widths=[6,5,4]"])
+    config = composed(f"experiment=audio/{name}", "codec.encoder.widths=[6,5,4]")
     encoder: FocalEncoder = build(config.codec.encoder)
     decoder: FocalDecoder = build(config.codec.decoder)
     assert encoder.hop == decoder.hop == (config.data.hop,)
@@ -128,9 +127,8 @@ def test_rates_are_the_published_ones(name: str, rate: float) -> None:
 
 
 def test_the_small_preset_codes_speech() -> None:
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        overrides = ["data=voices", "data.sample_rate=16000", "codec=focalcodec_small", "bottleneck=bsq"]
-        config = hydra.compose("train", [*overrides, "bottleneck.bits=13", "length=full"])
+    words = ["data=voices", "data.sample_rate=16000", "codec=focalcodec_small", "bottleneck=bsq"]
+    config = composed(*words, "bottleneck.bits=13", "length=full")
     codec: Codec = build(config.codec, bottleneck=build(config.bottleneck), length=build(config.length)).eval()
     codes = codec.encode(torch.randn(2, 1, 1000))
     assert codes.shape == (2, 1, 4) and codes.max() < 2**13

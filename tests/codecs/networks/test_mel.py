@@ -2,7 +2,6 @@
 
 import math
 
-import hydra
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.mel import MelDecoder, MelFeatures
 
+from ...composing import composed
 from .checks import CLOSE, check_lengths, check_onnx, check_padding, check_script, paint
 
 RATE = 16000
@@ -29,8 +29,7 @@ def pair(**changes: object) -> tuple[MelFeatures, MelDecoder]:
 def configured(*overrides: str) -> Codec:
     """Make the codec of the configuration."""
     chosen = ["codec=dmel", "bottleneck=dmel", "length=full", "data=voices", "data.sample_rate=16000", *overrides]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", chosen)
+    config = composed(*chosen)
     codec: Codec = build(config.codec, bottleneck=build(config.bottleneck), length=build(config.length))
     return codec.eval()
 

@@ -39,14 +39,14 @@ def middle(kind: str, depth: int = 2) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(tokens=st.integers(1, 9))
 def test_lengths_are_exact(kind: str, tokens: int) -> None:
     check_lengths(codec(kind), tokens, CHANNELS.get(kind, 1))
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=3), garbage=st.floats(-3, 3))
 def test_a_padded_batch_is_its_single_items(kind: str, lengths: list[int], garbage: float) -> None:
     check_padding(codec(kind), lengths, garbage, CHANNELS.get(kind, 1))
@@ -95,7 +95,7 @@ def test_a_step_depends_on_what_it_may(kind: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [*MIDDLES, "lstm", "lstm_both"])
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 7), min_size=2, max_size=3), garbage=st.floats(-3, 3))
 def test_a_middle_of_a_padded_batch_is_its_single_items(kind: str, lengths: list[int], garbage: float) -> None:
     network = middle(kind)

@@ -104,6 +104,9 @@ def test_padding_changes_nothing_valid_where_they_look_ahead(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("block", "magvit2"))) for name in NETWORKS]
+)
 def test_they_script(name):
     encoder, decoder = networks(name)
     x = clips(encoder)

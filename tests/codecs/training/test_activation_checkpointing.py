@@ -2,7 +2,6 @@
 
 from functools import partialmethod
 
-import hydra
 import pytest
 import torch
 
@@ -11,17 +10,20 @@ from varitok.codecs.build import build_codec
 from varitok.codecs.training.activation_checkpointing import Recompute, blocks
 from varitok.codecs.training.run import build_run
 
+from ...composing import composed
 from ..examples import QUIET, TINY_CLIP, TINY_SOUND
 from .test_survival import logged
 from .test_training import ADVERSARIAL, TINY, compose, fit
 
 
-def composed(*words):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        return hydra.compose("train", list(words))
-
-
-@pytest.mark.parametrize("words", [TINY + ADVERSARIAL, TINY_SOUND, TINY_CLIP], ids=["image", "sound", "clip"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(TINY + ADVERSARIAL, id="image"),
+        pytest.param(TINY_SOUND, id="sound", marks=pytest.mark.slow),
+        pytest.param(TINY_CLIP, id="clip", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_is_the_same_to_the_bit(tmp_path, words):
     states = []
     for name, parts in (("plain", "[]"), ("recomputed", "[encoder,decoder]")):

@@ -86,9 +86,7 @@ EMA = ["bottleneck=vq_ema", "bottleneck.dim=8", "bottleneck.codebook_size=16"]
 @pytest.mark.parametrize(
     ("where", "extra"),
     [
-        (LATENTS, EMA),
         (LATENTS, RESIDUAL),
-        (LATENTS, ["bottleneck=fsq"]),
         (LOSS, EMA),
         (GRADIENT, ["bottleneck=kl"]),
     ],

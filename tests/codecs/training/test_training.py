@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -20,6 +19,7 @@ from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
 
+from ...composing import composed
 from ..examples import QUIET, TINY_RUN, shrink, tiny_codec
 
 ROOT = Path(__file__).parents[3]
@@ -30,10 +30,14 @@ EXPERIMENTS = sorted(
 )
 
 
+HEAVY = ("audio/bigcodec_small", "audio/lfsc_small", "video/hitvideo_small")  # a second or more for the two updates
+
+
 def _has_a_twin(experiment: str) -> bool:
     """Tell whether another experiment is the small one of the same structure."""
-    twins = (name.removesuffix("_small") for name in EXPERIMENTS if name.endswith("_small"))
-    return not experiment.endswith("_small") and experiment.startswith(tuple(twins))
+    small = ("_small", "_64")
+    twins = (name.removesuffix(end) for end in small for name in EXPERIMENTS if name.endswith(end))
+    return not experiment.endswith(small) and experiment.startswith(tuple(twins))
 
 
 TINY = [
@@ -58,12 +62,13 @@ RESIDUAL = [
     "bottleneck.level.dim=8",
     "bottleneck.level.codebook_size=16",
 ]
+BALANCED = "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"
+SHARED = ["objective.adversarial.features=1.0", "objective.adversarial.shared=true"]
 DRAWN = ["bottleneck=bernoulli", "bottleneck.part.bits=6", "bottleneck.part.anneal=3"]
 
 
 def compose(*overrides):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        return hydra.compose("train", [*TINY, *overrides])
+    return composed(*TINY, *overrides)
 
 
 def fit(folder, *overrides):
@@ -136,12 +141,11 @@ class Killed(pl.Callback):
 @pytest.mark.parametrize(
     "extra",
     [
-        [*ADVERSARIAL, "training.accumulate=2", "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"],
-        [*ADVERSARIAL, "objective.adversarial.features=1.0", "objective.adversarial.shared=true"],
-        [*RESIDUAL, "length=two_axes", "training.accumulate=2"],
-        DRAWN,
+        [*QUIET, *ADVERSARIAL, *DRAWN, BALANCED, "training.accumulate=2"],
+        [*QUIET, *ADVERSARIAL, *RESIDUAL, *SHARED, "length=two_axes", "training.accumulate=2"],
         ["bottleneck=kl", "length=halting"],
     ],
+    ids=["drawn_balanced", "residual_shared", "halting"],
 )
 def test_a_killed_run_goes_on_where_it_was_saved(tmp_path, extra):
     whole = fit(tmp_path / "whole", *extra)
@@ -154,7 +158,7 @@ def test_a_killed_run_goes_on_where_it_was_saved(tmp_path, extra):
 
 
 def test_a_finished_run_goes_on_for_more_updates(tmp_path):
-    constant = ["optim.warmup=0", "optim.final=1"]
+    constant = [*QUIET, "optim.warmup=0", "optim.final=1"]
     whole = fit(tmp_path / "whole", *constant)
     fit(tmp_path / "part", *constant, "updates=2")
     assert_equal_states(whole, fit(tmp_path / "rest", *constant, f"resume={tmp_path / 'part'}"))
@@ -199,7 +203,9 @@ def test_a_books_statistics_are_those_of_the_whole_update(tmp_path):
 
 def test_second_stage_trains_the_decoder_alone(finished, tmp_path):
     folder, first = finished
-    run = fit(tmp_path, f"init_from={folder}", "training.freeze=[encoder,project_in,bottleneck]", "training.average=0")
+    run = fit(
+        tmp_path, *QUIET, f"init_from={folder}", "training.freeze=[encoder,project_in,bottleneck]", "training.average=0"
+    )
     start, end = first.module.average.codec.state_dict(), run.module.codec.state_dict()
     changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"decoder", "project_out"}
@@ -238,7 +244,7 @@ def test_what_the_trainer_can_not_do_is_told(tmp_path, monkeypatch, word, told):
 
 
 def test_bfloat16_trains(tmp_path):
-    assert fit(tmp_path, "trainer.precision=bf16-mixed").module.update == 4
+    assert fit(tmp_path, *QUIET, "trainer.precision=bf16-mixed").module.update == 4
 
 
 def test_compiled_parts_keep_their_names(tmp_path):
@@ -248,7 +254,7 @@ def test_compiled_parts_keep_their_names(tmp_path):
 
 def test_wandb_offline_does_not_disturb_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    fit(tmp_path, "logger=wandb")
+    fit(tmp_path, *QUIET, "logger=wandb")
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert _rows(tmp_path)
 
@@ -260,7 +266,7 @@ def test_a_broken_wandb_does_not_end_a_run(tmp_path, monkeypatch, caplog):
         raise ConnectionResetError("gone")
 
     monkeypatch.setattr(wandb, "init", broken)
-    assert fit(tmp_path, "logger=wandb").module.update == 4
+    assert fit(tmp_path, *QUIET, "logger=wandb").module.update == 4
     assert "the run goes on" in caplog.text
 
 
@@ -340,37 +346,37 @@ def test_saved_configuration_repeats_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "experiment",
-    [pytest.param(name, marks=[pytest.mark.slow] * _has_a_twin(name)) for name in EXPERIMENTS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (_has_a_twin(name) or name in HEAVY)) for name in EXPERIMENTS],
 )
 def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
-    """With its own objective, networks and schedules, on small images and with a stand-in for LPIPS's weights."""
+    """With its own objective, networks and schedules, on small signals and with a stand-in for LPIPS's weights.
+
+    What a run leaves is tested with one of each modality: here, in test_evaluate_sound.py, test_evaluate_video.py and
+    test_nerv.py.
+    """
     monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: _StandIn())
     small = [
         "loader.batch_size=2", "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
-        "trainer.accelerator=cpu", "training.log_every=1", "export=none",
+        "trainer.accelerator=cpu", "training.log_every=1", "export=none", *QUIET,
     ]  # fmt: skip
     features = "clips." if experiment.startswith("video/landiff") else ""
     if not experiment.startswith("video/nerv"):
         small += [f"data.{features}length=4", f"data.{features}val_length=2"]
     if experiment.startswith("audio/"):
-        # What a run leaves is tested with one of them, in test_evaluate_sound.py.
-        small += ["data=voices", "data.crop_tokens=8", "callbacks.samples=null", "callbacks.evaluation=null"]
+        small += ["data=voices", "data.crop_tokens=8"]
     elif experiment.startswith("video/nerv"):
-        small += ["data=one_scene", "data.frames=3", "data.image_size=80"]  # and of these in test_nerv.py
-        small += ["callbacks.samples=null", "callbacks.evaluation=null"]
+        small += ["data=one_scene", "data.frames=3", "data.image_size=80"]
     elif experiment.startswith("video/"):
-        # And of these in test_evaluate_video.py.
         small += [f"data={'feature_scenes' if features else 'scenes'}", "loader.bucket=0"]
         small += [f"data.{features}crop_tokens=2", f"data.{features}image_size=16"]
         small += ["codec.encoder.image_size=2", "codec.encoder.channels=64", "data.device=cpu"] if features else []
-        small += ["callbacks.samples=null", "callbacks.evaluation=null", "trainer.precision=32-true"]
+        small += ["trainer.precision=32-true"]
     else:
         small += [
             "data=dead_leaves", "data.image_size=32", "codec.encoder.width=16", "codec.encoder.depth=1",
-            "codec.encoder.heads=2", "codec.encoder.tokens=4", "callbacks.samples.count=2",
+            "codec.encoder.heads=2", "codec.encoder.tokens=4",
         ]  # fmt: skip
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [f"experiment={experiment}", *small])
+    config = composed(f"experiment={experiment}", *small)
     if not experiment.startswith("image/"):
         if experiment != "audio/dmel":  # its widths are its bands
             shrink(config.codec)
@@ -392,8 +398,7 @@ class _StandIn(torch.nn.Module):
 @pytest.mark.parametrize("name", ["one_batch", "overfit", "profile"])
 def test_debug_presets(tmp_path, name):
     small = ["updates=2", "debug=" + name] if name != "one_batch" else ["debug=one_batch"]
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [*(o for o in TINY if not o.startswith(("updates", "callbacks"))), *small])
+    config = composed(*(o for o in TINY if not o.startswith(("updates", "callbacks"))), *small)
     run = build_run(config, tmp_path)
     run.trainer.fit(run.module, run.data)
     assert run.module.update == (1 if name == "one_batch" else 2)

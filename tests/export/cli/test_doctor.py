@@ -27,6 +27,7 @@ def apart(monkeypatch):
     monkeypatch.setattr(doctor, "_meeting", lambda backend: doctor.Finding(backend, "two processes meet"))
 
 
+@pytest.mark.slow  # two processes meet
 def test_this_machine_can_train(tmp_path, capsys):
     told, status = found(capsys, "--runs", str(tmp_path / "runs"))
     assert status == 0, told
@@ -34,6 +35,11 @@ def test_this_machine_can_train(tmp_path, capsys):
     assert {"versions", "clips", "wandb", "runs", "gpus"} <= told.keys()
     assert "torch 2." in told["versions"]["value"] and "MB/s" in told["runs"]["value"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_told_of_a_machine(tmp_path, capsys, apart):
+    told, status = found(capsys, "--runs", str(tmp_path / "runs"))
+    assert status == 0 and {"versions", "clips", "wandb", "runs", "gpus"} <= told.keys()
 
 
 def test_lines_are_marked(tmp_path, capsys, apart, monkeypatch):

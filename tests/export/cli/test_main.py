@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from varitok.codecs.training.run import build_run
 from varitok.export.cli.main import SUBCOMMANDS, main
 
 from ...codecs.examples import TINY_RUN
+from ...composing import composed
 
 SMALL = [
     *TINY_RUN,
@@ -25,33 +25,45 @@ SMALL = [
     "callbacks.samples=null",
     "callbacks.evaluation=null",
     "export=bundle",
-    "export.formats=[safetensors,onnx]",
+    "export.formats=[safetensors]",
 ]
+
+
+def trained(folder, *words):
+    config = composed(*SMALL, *words)
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
+    run = build_run(config, folder)
+    run.trainer.fit(run.module, run.data)
+    return run.module
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", SMALL)
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
-    run = build_run(config, folder)
-    run.trainer.fit(run.module, run.data)
-    return folder, run.module
+    return folder, trained(folder)
 
 
 @torch.no_grad()
 def test_a_run_ends_with_the_bundle_of_its_averaged_codec(run):
     folder, module = run
-    bundle = varitok.load(folder / "bundle")
+    codec, signal = varitok.load_torch(folder / "bundle"), torch.rand(3, 3, 16, 16) * 2 - 1
+    codes = codec.encode(signal)
+    torch.testing.assert_close(codec.decode(codes), module.evaluated.eval().decode(codes).clamp(-1, 1))
+    assert module.average is not None
+    assert (codec.decode(codes) - module.codec.eval().decode(codes).clamp(-1, 1)).abs().max() > 1e-5
+    config = json.loads((folder / "bundle" / "config.json").read_text())
+    assert config["architecture"]["codec"]["encoder"]["type"] == "RegisterEncoder"
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_graphs_of_a_run_are_its_averaged_codec(tmp_path):
+    module = trained(tmp_path, "export.formats=[onnx]")
+    bundle = varitok.load(tmp_path / "bundle")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     codes = bundle.encode(pixels)
     expected = module.evaluated.eval().decode(torch.from_numpy(codes)).clamp(-1, 1)
     np.testing.assert_allclose(bundle.decode(codes), expected, atol=1e-5)
-    assert module.average is not None
-    trained = module.codec.eval().decode(torch.from_numpy(codes)).clamp(-1, 1)
-    assert np.abs(bundle.decode(codes) - trained.numpy()).max() > 1e-5
-    assert bundle.config["architecture"]["codec"]["encoder"]["type"] == "RegisterEncoder"
 
 
 def test_the_command_makes_the_same_codec(run, tmp_path, capsys):
@@ -85,7 +97,7 @@ def test_the_command_makes_the_same_codec(run, tmp_path, capsys):
         (["exprot", "RUN"], "varitok: 'exprot' is no subcommand; did you mean export?"),
         (["zzz"], "varitok: 'zzz' is no subcommand; there are train, "),
         (["info", "nowhere"], "varitok info: nowhere: neither a bundle "),
-        (["info", "RUN/bundle/onnx"], "varitok info: RUN/bundle/onnx: neither a bundle "),
+        (["info", "RUN/checkpoints"], "varitok info: RUN/checkpoints: neither a bundle "),
         (["completion", "cmd"], "varitok completion: cmd: "),
     ],
 )
@@ -127,23 +139,40 @@ def test_evaluate_and_export_tell_scripts_what_they_found(run, tmp_path, capsys)
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "bundle" / "export.json").read_text())
 
 
-def test_info_of_a_bundle_and_of_its_run_agree(run, capsys):
+def test_info_tells_of_a_run_and_of_its_checkpoint(run, capsys):
     folder, module = run
     found = []
-    for path in (folder / "bundle", folder, folder / "checkpoints" / "last.ckpt"):
+    for path in (folder, folder / "checkpoints" / "last.ckpt"):
         main(["info", str(path), "--json"])
         found.append(json.loads(capsys.readouterr().out))
-    bundle, of_run, of_checkpoint = found
+    of_run, of_checkpoint = found
     assert of_run | {"run": ""} == of_checkpoint | {"run": ""}
-    assert bundle["book_sizes"] == of_run["book_sizes"] and bundle["bits_of_a_token"] == of_run["bits_of_a_token"]
     assert of_run["weights"] == sum(weight.numel() for weight in module.evaluated.parameters())
-    sizes = {name: (folder / "bundle" / name).stat().st_size for name in bundle["file_bytes"]}
+    assert of_run["book_sizes"] == list(module.codec.bottleneck.book_sizes)
+
+
+def test_info_tells_of_a_bundle(exported, capsys):
+    codec, folder, _ = exported
+    main(["info", str(folder), "--json"])
+    bundle = json.loads(capsys.readouterr().out)
+    sizes = {name: (folder / name).stat().st_size for name in bundle["file_bytes"]}
     assert sizes == bundle["file_bytes"] and "config.json" in sizes
-    tokens = of_run["tokens"]
-    assert bundle["rates"][f"{tokens} tokens"] == f"{module.codec.bits(tokens) / 8:g} bytes for an image"
-    main(["info", str(folder / "bundle")])
+    assert bundle["rates"][f"{codec.tokens} tokens"] == f"{codec.bits(codec.tokens) / 8:g} bytes for an image"
+    main(["info", str(folder)])
     shown = capsys.readouterr().out
-    assert "modality" in shown and f"{tokens} tokens" in shown and "config.json" in shown
+    assert "modality" in shown and f"{codec.tokens} tokens" in shown and "config.json" in shown
+
+
+@pytest.mark.slow
+def test_info_of_a_bundle_and_of_its_run_agree(tmp_path, capsys):
+    trained(tmp_path, "export.formats=[onnx]")
+    capsys.readouterr()
+    found = []
+    for path in (tmp_path / "bundle", tmp_path):
+        main(["info", str(path), "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    bundle, of_run = found
+    assert bundle["book_sizes"] == of_run["book_sizes"] and bundle["bits_of_a_token"] == of_run["bits_of_a_token"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

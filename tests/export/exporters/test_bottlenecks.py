@@ -9,9 +9,8 @@ from torch import nn
 from varitok.export.exporters.onnx import _Decoder, _Encoder, export_graph
 from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
-from ...codecs.examples import EXAMPLES, example
+from ...codecs.examples import CONFIGURED, EXAMPLES, example
 
-QUICK = ("fsq", "rvq")
 SIZES = [(1, 1), (1, 5), (3, 1), (3, 5)]
 
 
@@ -80,7 +79,9 @@ def _check(bottleneck, encode, decode):
             torch.testing.assert_close(decode(codes[:, :count].contiguous()), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in CONFIGURED)) for name in EXAMPLES]
+)
 @torch.no_grad()
 def test_torchscript(name, tmp_path):
     bottleneck = _trained(name)
@@ -101,9 +102,8 @@ def _runner(path):
     return run
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
-)
+@pytest.mark.slow  # the quick tests export a book and residual books in whole codecs
+@pytest.mark.parametrize("name", EXAMPLES)
 @torch.no_grad()
 def test_onnx(name, tmp_path):
     bottleneck = _trained(name)

@@ -2,7 +2,6 @@
 
 import json
 
-import hydra
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -15,6 +14,7 @@ from varitok.export.cli.main import main
 from varitok.export.exporters.prior import Tokenizer
 
 from ...codecs.examples import SIZE
+from ...composing import composed
 from .test_rebuild import exported_preset
 
 SMALL = [
@@ -38,8 +38,7 @@ CLIPS = ["experiment=prior/clips", "data=scenes", "data.crop_tokens=2", "loader.
 
 
 def fit(folder, tokenizer, *words, kind=IMAGES, callbacks=()):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [*kind, *SMALL, f"tokenizer={tokenizer}", *map(str, words)])
+    config = composed(*kind, *SMALL, f"tokenizer={tokenizer}", *map(str, words))
     run = build_run(config, folder)
     run.trainer.callbacks.extend(callbacks)
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
@@ -49,16 +48,18 @@ def fit(folder, tokenizer, *words, kind=IMAGES, callbacks=()):
 @pytest.mark.parametrize(
     ("kind", "preset"),
     [
-        ([*IMAGES, "data.image_size=64"], "image/demo"),
+        (IMAGES, None),
         pytest.param(SOUNDS, "audio/demo", marks=pytest.mark.slow),
         pytest.param(CLIPS, "video/demo", marks=pytest.mark.slow),
     ],
     ids=["images", "sounds", "clips"],
 )
-def test_every_prior_takes_two_updates(kind, preset, tmp_path):
-    exported_preset(preset, tmp_path / "bundle", formats=["safetensors", "onnx"])
+def test_every_prior_takes_two_updates(kind, preset, exported, tmp_path):
+    bundle = exported[1] if preset is None else tmp_path / "bundle"
+    if preset:
+        exported_preset(preset, bundle, formats=["safetensors", "onnx"])
     few = ["updates=2", "loader.batch_size=2", "data.length=4", "data.val_length=2", "export=none"]
-    run = fit(tmp_path / "run", tmp_path / "bundle", *few, "callbacks.evaluation.every=2", kind=kind)
+    run = fit(tmp_path / "run", bundle, *few, "callbacks.evaluation.every=2", kind=kind)
     assert run.module.update == 2 and run.module.counts.sum() > 0
     assert all(value.isfinite().all() for value in run.module.parameters())
     rows = (tmp_path / "run/evaluation/bits.csv").read_text().splitlines()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -24,10 +23,11 @@ from varitok.export.exporters.bundle import architecture, export_bundle
 from varitok.export.exporters.bundle_folder import add
 
 from ...codecs.examples import SIZE, shrink
+from ...composing import composed
 
 # Of that size it takes minutes; and a book whose entries are alike before the first batch decides by rounding.
 LEFT_OUT = ("video/hitvideo", "video/landiff_semantic_small")
-QUICK = ("image/demo", "audio/demo", "video/demo")
+QUICK = ("image/demo", "audio/demo")
 EXPERIMENTS = sorted(
     path.relative_to(Path(configs).parent / "experiment").with_suffix("").as_posix()
     for path in (Path(configs).parent / "experiment").rglob("*.yaml")
@@ -38,8 +38,7 @@ CHOSEN = [name for name in EXPERIMENTS if name not in LEFT_OUT]
 
 def exported_preset(name, folder, formats=("safetensors",)):
     """Export a preset's codec, narrow and shallow, without streams."""
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", [f"experiment={name}"])
+    config = composed(f"experiment={name}")
     for key in OmegaConf.missing_keys(config):
         OmegaConf.update(config, key, "FOLDER")
     shrink(config.codec)

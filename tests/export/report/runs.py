@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import hydra
 import numpy as np
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 from varitok.codecs.training.run import build_run
 
 from ...codecs.examples import TINY_CLIP, TINY_RUN, TINY_SOUND
+from ...composing import composed
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
 TINY_IMAGE = [*TINY_RUN, "updates=2", "callbacks.samples=null", "callbacks.evaluation.every=1", "training.log_every=1"]
@@ -18,8 +18,7 @@ RUNS = {"image": [*TINY_IMAGE, "export=none"], "audio": [*TINY_SOUND, "data.val_
 
 def make_run(folder: Path, overrides: list[str], name: str | None = None) -> Path:
     """Train for a moment, and give the run's folder; its name may be anything."""
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = composed(*overrides)
     if name is not None:
         with open_dict(config):
             config.name = name

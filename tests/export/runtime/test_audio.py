@@ -84,6 +84,7 @@ def test_wrong_codes_are_told(bundle):
         bundle.decode(np.zeros((1, 4, 0), np.int64))
 
 
+@pytest.mark.slow  # a process that loads torch
 def test_examples_of_the_card_run(exported):
     _, folder, _ = exported
     examples = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)

@@ -302,6 +302,7 @@ def test_tensorboard_holds_what_was_logged(tmp_path):
     assert clip.n_frames == 5 and clip.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_killed_runs_tensorboard_is_that_of_an_undisturbed_one(tmp_path):
     words = ["logger=tensorboard", *ADVERSARIAL, "updates=7", "training.log_every=2", "checkpoint.every=3"]
     words += ["callbacks.evaluation.every=2", "callbacks.samples.every=3"]

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
 import optuna
 import pytest
 import sweeps
@@ -32,6 +31,8 @@ from varitok.codecs.training.sweep.cli import main
 from varitok.codecs.training.sweep.figure import draw_parallel
 from varitok.codecs.training.sweep.results import Result, Results, read_results
 from varitok.codecs.training.sweep.space import read_sweep, word
+
+from ....composing import composed
 
 ROOT = Path(__file__).parents[4]
 FILES = sorted((ROOT / "configs/sweep").glob("*.yaml"))
@@ -93,23 +94,15 @@ def as_agent(path, runs=()):
     return agent.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
 
 
-def composed(words):
-    with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
-        return hydra.compose("train", words)
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_wandbs_and_ours(path):
     assert not sweeps.schema_violations_from_proposed_config(agent.load_sweep_config(str(path)))
     found = read_sweep(path)
     assert found.fixed["logger"] == "wandb" and len(found.space) >= 3
-    for _ in range(2):
-        check(composed(as_agent(path)))
+    check(composed(*as_agent(path)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for _ in range(2):
-        drawn = found.words(optuna.create_study().ask(found.space).params)
-        config = composed([f"{key}={value}" for key, value in (found.fixed | drawn).items()])
-        check(config)
+    drawn = found.words(optuna.create_study().ask(found.space).params)
+    check(composed(*(f"{key}={value}" for key, value in (found.fixed | drawn).items())))
 
 
 @pytest.mark.slow
@@ -117,11 +110,12 @@ def test_every_file_is_wandbs_and_ours(path):
 def test_every_files_metric_is_logged(path, tmp_path):
     small = ["debug=one_batch", "export=none", "callbacks.samples=null", "data.val_length=2", "trainer.accelerator=cpu"]
     words = [word for word in as_agent(path) if not word.startswith("logger=")]
-    run = build_run(composed([*words, *small, "trainer.enable_progress_bar=false"]), tmp_path)
+    run = build_run(composed(*words, *small, "trainer.enable_progress_bar=false"), tmp_path)
     run.trainer.fit(run.module, run.data)
     assert read_sweep(path).metric in read_scalars(tmp_path / "metrics.csv")
 
 
+PARSER = OverridesParser.create()
 TEXT = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"], exclude_characters="\\$"), min_size=1)
 
 
@@ -137,7 +131,7 @@ TEXT = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Zs"], ex
 @example("a,b = {it's}")
 @example(["null", None, "[x]", True])
 def test_hydra_reads_what_a_word_says(value):
-    (override,) = OverridesParser.create().parse_overrides([f"key={word(value)}"])
+    (override,) = PARSER.parse_overrides([f"key={word(value)}"])
     found = override.value()
     assert (str(found) if isinstance(value, str) else found) == value
 
@@ -287,6 +281,8 @@ def started(folder, *words):
 from varitok.codecs.training.sweep import search
 search.PROGRAM = [{str(folder / "stub.py")!r}]
 from varitok.export.cli.main import main
+
+from ..composing import composed
 main(["sweep", {str(folder / "sweep.yaml")!r}, "--out", {str(folder / "out")!r}, *{list(words)!r}])
 """
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

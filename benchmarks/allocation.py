@@ -17,7 +17,7 @@ import torch
 
 from varitok.codecs.allocation import allocate
 from varitok.codecs.build import build, load_run
-from varitok.data.batch import normalise
+from varitok.data.batch import normalize
 from varitok.data.datamodule import validation_loader
 
 BATCH = 32
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     codec, config = load_run(options.run)
-    batches = [normalise(batch.signal) for batch in validation_loader(build(config.data).val, BATCH, 0)]
+    batches = [normalize(batch.signal) for batch in validation_loader(build(config.data).val, BATCH, 0)]
     lines = ["tokens,equal dB,signal dB,batch dB,least,most"]
     for tokens in options.tokens:
         errors, lengths = torch.zeros(3, dtype=torch.float64), torch.zeros(0)

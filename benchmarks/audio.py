@@ -164,7 +164,7 @@ def dac_step(config: DictConfig) -> PeerStep:
             codec.encoder.width,
             codec.decoder.base * 2 ** len(strides),
             strides[::-1],
-            config.bottleneck.books,
+            config.bottleneck.num_codebooks,
             quantizer_dropout=0.5,
             sample_rate=rate,
         )
@@ -393,14 +393,14 @@ class Turns(pl.Callback):
 def steps(cell: Cell, rounds: int, clock: Clock, threads: int) -> list[Row]:
     """Time the training step in each variant, and theirs."""
     assert cell.step is not None
-    config = composed(cell, *cell.trained, "training.average=0", "training.log_every=1000", "logger.csv=null")
+    config = composed(cell, *cell.trained, "training.ema_decay=0", "training.log_every=1000", "logger.csv=null")
     theirs = cell.step(config)
     turns = Turns(theirs.run, clock, rounds)
     config.updates = turns.batches
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(config, Path(folder))
         rate, codec = config.data.sample_rate, run.module.codec
-        signal = sounds(rate, config.data.crop_tokens * codec.hop[0], cell.batch)
+        signal = sounds(rate, config.data.crop_tokens * codec.downsample[0], cell.batch)
         batch = Batch(signal, torch.full((cell.batch,), signal.shape[2]), (), whole=True)
         run.trainer.callbacks = [turns]
         run.trainer.fit(run.module, DataLoader([batch] * turns.batches, batch_size=None, collate_fn=lambda one: one))
@@ -501,9 +501,9 @@ def coding(cell: Cell, rounds: int, clock: Clock, threads: int, seconds: float, 
     config = composed(cell)
     torch.manual_seed(0)
     codec = build_codec(config)
-    rate, hop = config.data.sample_rate, codec.hop[0]
+    rate, hop = config.data.sample_rate, codec.downsample[0]
     sound = sounds(rate, round(seconds * rate / hop) * hop, 1)
-    codec.train()(sound)  # books that start from their first batch
+    codec.train()(sound)  # codebooks that start from their first batch
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         coders = forms(codec.eval(), sound, Path(folder), threads, wanted)
         coders |= {name: make() for name, make in cell.peers.items()}

@@ -3,8 +3,8 @@
     python benchmarks/bottleneck_ablation.py ../shared/data/images --updates 1500 --jobs 2
 
 Every run is `experiment=image/one_d_piece_64` but for the bottleneck: the same photos, updates, seed and lengths. Four
-books cost 24 bits a token, so those runs have 32 tokens, the others 64. Quality is of the validation photos with all
-tokens, and with a quarter of them. A run that has its evaluation already is not trained again.
+codebooks cost 24 bits a token, so those runs have 32 tokens, the others 64. Quality is of the validation photos with
+all tokens, and with a quarter of them. A run that has its evaluation already is not trained again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VARIANTS = {
     "fsq": ["bottleneck=fsq"],
     "lfq": ["bottleneck=lfq", "bottleneck.bits=12"],
     "bsq": ["bottleneck=bsq", "bottleneck.bits=12", "bottleneck.entropy_group=6"],
-    "rvq-4": ["bottleneck=rvq", "bottleneck.books=4", *(word.format(part="level", dim=16) for word in FOUR)],
+    "rvq-4": ["bottleneck=rvq", "bottleneck.num_codebooks=4", *(word.format(part="level", dim=16) for word in FOUR)],
     "product-4": ["bottleneck=product_vq", "bottleneck.groups=4", *(word.format(part="part", dim=8) for word in FOUR)],
 }
 
@@ -102,7 +102,7 @@ def main() -> None:
         file.write(
             f"# python benchmarks/bottleneck_ablation.py PHOTOS --updates {options.updates} --jobs {options.jobs}\n"
             "# psnr in dB and ssim with all tokens, quarter_psnr with a quarter of them, on the validation photos\n"
-            "# usage, and entropy in bits, of a book: means of the books\n"
+            "# usage, and entropy in bits, of a codebook: means of the codebooks\n"
             f"# step_ms: forward, backward and update of 16 images on one thread, medians in turn\n"
             f"# torch {torch.__version__}\n"
         )

@@ -10,7 +10,7 @@ product take turns, after a call of each that is not timed, and ratios are of me
 shared machines.
 
 The bare product is latents times codebook, in tiles that stay in cache, into a kept buffer, with nothing done with it;
-for several books, all of theirs. It is also held against a step, whose backward and update it has nothing of.
+for several codebooks, all of theirs. It is also held against a step, whose backward and update it has nothing of.
 
 Memory is the rise of the process's resident peak (`VmHWM`, set back before) over what was resident before the first
 call, in a process of its own, whose libraries were warmed up on a few tokens. Inputs and models are not in it;
@@ -44,7 +44,7 @@ from torch.nn import functional
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.residual import Residual, residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, SimVectorQuantizer, VectorQuantizer
@@ -56,33 +56,33 @@ TILE = (128, 8192)  # rows and columns of the bare product: 4 MiB
 WARM_UP = 32  # tokens of each sample in a call that only warms up
 
 
-class Factorised(nn.Module):
+class Factorized(nn.Module):
     """DAC's quantizer (arXiv 2306.06546, section 3.2) level by level as published, with the maps and tables of ours."""
 
-    def __init__(self, like: FactorisedResidualQuantizer) -> None:
+    def __init__(self, like: FactorizedResidualQuantizer) -> None:
         super().__init__()
         width = like.width
-        self.into, self.out, self.books = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for book in range(like.books):
-            part = slice(book * width, (book + 1) * width)
-            into, out, table = nn.Linear(like.dim, width), nn.Linear(width, like.dim), like.codebooks[book].detach()
+        self.into, self.out, self.num_codebooks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for codebook in range(like.num_codebooks):
+            part = slice(codebook * width, (codebook + 1) * width)
+            into, out, table = nn.Linear(like.dim, width), nn.Linear(width, like.dim), like.codebooks[codebook].detach()
             with torch.no_grad():
                 into.weight.copy_(like.into.weight[part])
                 into.bias.copy_(like.into.bias[part])
                 out.weight.copy_(like.out.weight[:, part])
-                out.bias.copy_(like.out_bias[book])
+                out.bias.copy_(like.out_bias[codebook])
             self.into.append(into)
             self.out.append(out)
-            self.books.append(nn.Embedding(len(table), width, _weight=table.clone()))
+            self.num_codebooks.append(nn.Embedding(len(table), width, _weight=table.clone()))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual, total, codes, losses = latents, torch.zeros_like(latents), [], []
-        for into, out, book in zip(self.into, self.out, self.books, strict=True):
+        for into, out, codebook in zip(self.into, self.out, self.num_codebooks, strict=True):
             level = into(residual)
-            rows, table = functional.normalize(level.flatten(0, 1)), functional.normalize(book.weight)  # type: ignore[arg-type]
+            rows, table = functional.normalize(level.flatten(0, 1)), functional.normalize(codebook.weight)  # type: ignore[arg-type]
             distance = rows.square().sum(1, keepdim=True) - 2 * rows @ table.T + table.square().sum(1, keepdim=True).T
             code = (-distance).max(1).indices.view(level.shape[:-1])
-            entry = book(code)
+            entry = codebook(code)
             losses.append(functional.mse_loss(level.detach(), entry) + functional.mse_loss(level, entry.detach()) / 4)
             found = out(level + (entry - level).detach())
             residual, total = residual - found, total + found
@@ -113,22 +113,22 @@ class Cell(NamedTuple):
 
 
 def with_entries(peer: Any, entries: Tensor) -> nn.Module:
-    """Give one of their books, made for one head, our entries."""
-    book = peer._codebook
-    book.embed.data.copy_(entries.detach()[None])
-    if hasattr(book, "embed_avg"):
-        book.embed_avg.copy_(book.embed.data)
-        book.cluster_size.fill_(1.0)
+    """Give one of their codebooks, made for one head, our entries."""
+    codebook = peer._codebook
+    codebook.embed.data.copy_(entries.detach()[None])
+    if hasattr(codebook, "embed_avg"):
+        codebook.embed_avg.copy_(codebook.embed.data)
+        codebook.cluster_size.fill_(1.0)
     return peer  # type: ignore[no-any-return]
 
 
 def vq_cell(size: int, dim: int, tokens: int, rounds: int, cosine: bool = False) -> Cell:
-    """Compare moving books."""
+    """Compare moving codebooks."""
     options = {"dim": dim, "codebook_size": size, "use_cosine_sim": cosine, "decay": 0.99, "rotation_trick": False}
     return Cell(
         f"vq {'cosine ' * cosine}{size} x {dim}",
         tokens,
-        lambda: EMAVectorQuantizer(dim, size, cosine=cosine, initialise=False),
+        lambda: EMAVectorQuantizer(dim, size, cosine=cosine, kmeans_init=False),
         lambda ours: with_entries(theirs.VectorQuantize(**options), ours.table()),
         ((size, dim),),
         rounds,
@@ -136,7 +136,7 @@ def vq_cell(size: int, dim: int, tokens: int, rounds: int, cosine: bool = False)
 
 
 def learned_cell(size: int, dim: int, tokens: int) -> Cell:
-    """Compare books that learn by gradient."""
+    """Compare codebooks that learn by gradient."""
     options = {"dim": dim, "codebook_size": size, "learnable_codebook": True, "ema_update": False}
 
     def ours() -> Bottleneck:
@@ -151,7 +151,7 @@ def learned_cell(size: int, dim: int, tokens: int) -> Cell:
 
 
 def sim_cell(size: int, dim: int, tokens: int, rounds: int) -> Cell:
-    """Compare frozen books behind a map."""
+    """Compare frozen codebooks behind a map."""
 
     def peer(ours: SimVectorQuantizer) -> nn.Module:
         made = theirs.SimVQ(dim=dim, codebook_size=size, rotation_trick=False)
@@ -164,24 +164,26 @@ def sim_cell(size: int, dim: int, tokens: int, rounds: int) -> Cell:
     return Cell(name, tokens, lambda: SimVectorQuantizer(dim, size), peer, ((size, dim),), rounds)
 
 
-def rvq_cell(books: int, size: int, dim: int, tokens: int) -> Cell:
-    """Compare residual stacks of moving books."""
+def rvq_cell(num_codebooks: int, size: int, dim: int, tokens: int) -> Cell:
+    """Compare residual stacks of moving codebooks."""
 
     def peer(ours: Residual) -> nn.Module:
-        made = theirs.ResidualVQ(dim=dim, num_quantizers=books, codebook_size=size, decay=0.99, rotation_trick=False)
+        made = theirs.ResidualVQ(
+            dim=dim, num_quantizers=num_codebooks, codebook_size=size, decay=0.99, rotation_trick=False
+        )
         for level, part in zip(made.layers, ours.parts, strict=True):
             with_entries(level, part.table())  # type: ignore[operator]
         return made  # type: ignore[no-any-return]
 
-    ours = lambda: residual(lambda: EMAVectorQuantizer(dim, size, initialise=False), books)  # noqa: E731
-    return Cell(f"rvq {books} x {size} x {dim}", tokens, ours, peer, ((size, dim),) * books, 3)
+    ours = lambda: residual(lambda: EMAVectorQuantizer(dim, size, kmeans_init=False), num_codebooks)  # noqa: E731
+    return Cell(f"rvq {num_codebooks} x {size} x {dim}", tokens, ours, peer, ((size, dim),) * num_codebooks, 3)
 
 
-def factorised_cell(dim: int, books: int, tokens: int) -> Cell:
+def factorized_cell(dim: int, num_codebooks: int, tokens: int) -> Cell:
     """Compare DAC's quantizer."""
-    products = ((books * 8, dim), *(((1024, 8),) * books), (dim, books * 8))
-    name = f"factorised rvq {books} x 1024 x 8 of {dim}"
-    return Cell(name, tokens, lambda: FactorisedResidualQuantizer(dim, books), Factorised, products)
+    products = ((num_codebooks * 8, dim), *(((1024, 8),) * num_codebooks), (dim, num_codebooks * 8))
+    name = f"factorized rvq {num_codebooks} x 1024 x 8 of {dim}"
+    return Cell(name, tokens, lambda: FactorizedResidualQuantizer(dim, num_codebooks), Factorized, products)
 
 
 def fsq_cell(levels: list[int], tokens: int) -> Cell:
@@ -190,13 +192,13 @@ def fsq_cell(levels: list[int], tokens: int) -> Cell:
     return Cell(name, tokens, lambda: FiniteScalarQuantizer(levels), lambda _: theirs.FSQ(levels), rounds=9)
 
 
-def rfsq_cell(levels: list[int], books: int, tokens: int) -> Cell:
+def rfsq_cell(levels: list[int], num_codebooks: int, tokens: int) -> Cell:
     """Compare residual scalar quantization; the peer takes other steps from one grid to the next."""
     return Cell(
-        f"rfsq {books} x {'.'.join(map(str, levels))}",
+        f"rfsq {num_codebooks} x {'.'.join(map(str, levels))}",
         tokens,
-        lambda: ResidualScalarQuantizer(levels, books),
-        lambda _: theirs.ResidualFSQ(levels=levels, num_quantizers=books),
+        lambda: ResidualScalarQuantizer(levels, num_codebooks),
+        lambda _: theirs.ResidualFSQ(levels=levels, num_quantizers=num_codebooks),
         rounds=9,
         agree=False,
     )
@@ -226,7 +228,7 @@ def cells() -> list[Cell]:
         learned_cell(1024, 64, 16384),
         sim_cell(8192, 64, 8192, 3),
         rvq_cell(8, 1024, 128, 8192),
-        factorised_cell(1024, 9, 4096),
+        factorized_cell(1024, 9, 4096),
         fsq_cell([8, 5, 5, 5], 131072),
         fsq_cell([8, 8, 8, 5, 5, 5], 131072),
         rfsq_cell([8, 5, 5, 3], 4, 65536),

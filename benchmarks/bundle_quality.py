@@ -23,14 +23,14 @@ from varitok.codecs.evaluation.evaluate import evaluate  # noqa: E402
 from varitok.codecs.evaluation.table import read_csv, write_rows  # noqa: E402
 from varitok.data.datamodule import validation_loader  # noqa: E402
 from varitok.data.datasets.images import ImageFolder  # noqa: E402
-from varitok.export.adapters.codec import Exported  # noqa: E402
+from varitok.export.adapters.codec import BundleCodec  # noqa: E402
 from varitok.export.exporters.torchscript import load_torchscript  # noqa: E402
 from varitok.export.runtime.bundle import Bundle  # noqa: E402
 
 GATE = 0.01  # dB
 
 
-class Scripted(Exported):
+class Scripted(BundleCodec):
     """A bundle whose TorchScript codes."""
 
     def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule) -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     script, _ = load_torchscript(options.bundle / "codec.ts")
     keeps = [1, bundle.tokens // 4, bundle.tokens]
     rows = []
-    for name, codec in (("onnx", Exported(bundle)), ("torchscript", Scripted(bundle, script))):
+    for name, codec in (("onnx", BundleCodec(bundle)), ("torchscript", Scripted(bundle, script))):
         for batch in (1, 5):
             table = evaluate(codec, validation_loader(images, batch), keeps, metrics=["psnr"])
             for row in table.rows:

@@ -38,7 +38,7 @@ from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.data.batch import Sample, Splits, collate  # noqa: E402
 from varitok.data.cli.shards import main as pack  # noqa: E402
 from varitok.data.datamodule import DataModule  # noqa: E402
-from varitok.data.datasets.audio import sound_folder  # noqa: E402
+from varitok.data.datasets.audio import audio_folder  # noqa: E402
 from varitok.data.datasets.images import image_folder  # noqa: E402
 from varitok.data.datasets.video import video_folder  # noqa: E402
 from varitok.data.storage.members import Member  # noqa: E402
@@ -100,7 +100,7 @@ def _measure(options: argparse.Namespace, temporary: Path, command: str) -> None
     rows = _race("images", makes, options.batch_size, options)
     shares = [_shares(name, split, options.batch_size) for name, split in splits.items()]
     if options.sounds:
-        found = _places(options.sounds, temporary / "sounds", lambda root: sound_folder(root, val_share=0, **SOUND))
+        found = _places(options.sounds, temporary / "sounds", lambda root: audio_folder(root, val_share=0, **SOUND))
         ours = {name: partial(_ours, split, 8, options.batches) for name, split in found.items()}
         rows += _race("sounds", ours, 8, options)
     if options.videos:
@@ -239,7 +239,7 @@ def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
 
 def _padding(root: Path) -> list[Row]:
     """Tell how much of batches of whole sounds is filled up, sorted by length and not."""
-    splits = sound_folder(str(root), val_share=0, **{**SOUND, "crop_tokens": None})
+    splits = audio_folder(str(root), val_share=0, **{**SOUND, "crop_tokens": None})
     data: Any = splits.train
     sizes = data.sizes()
     rows: list[Row] = []

@@ -27,10 +27,10 @@ import onnxruntime  # noqa: E402
 from varitok import UserError, __version__  # noqa: E402
 from varitok.codecs.evaluation.ladder import Ladder  # noqa: E402
 from varitok.codecs.evaluation.table import write_rows  # noqa: E402
-from varitok.data.batch import BadSample, normalise  # noqa: E402
-from varitok.export.adapters.codec import exported  # noqa: E402
+from varitok.data.batch import BadSample, normalize  # noqa: E402
+from varitok.export.adapters.codec import as_codec  # noqa: E402
 from varitok.export.adapters.dataset import dataset_of, files_of, noun_of  # noqa: E402
-from varitok.export.bitstream.entropy_coding import books_of, coding_of, prior_identity  # noqa: E402
+from varitok.export.bitstream.entropy_coding import codebooks_of, coding_of, prior_identity  # noqa: E402
 from varitok.export.runtime.bundle import DECODER, ENCODER, Bundle  # noqa: E402
 from varitok.export.runtime.load import load  # noqa: E402
 
@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     if not isinstance(bundle, Bundle):
         raise UserError(f"{options.bundle}: not a bundle of pictures, sounds or clips")
     _one_thread(bundle)
-    codec = exported(bundle)
+    codec = as_codec(bundle)
     files = files_of(bundle, options.files, "PATH")
     data, protocol = dataset_of(
         bundle, files[:: max(1, len(files) // options.limit)][: options.limit], options.seconds, options.side
@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
     signals: list[np.ndarray] = []
     for index in range(len(data)):  # type: ignore[arg-type]
         try:
-            signals.append(normalise(data[0, index][None]).numpy())
+            signals.append(normalize(data[0, index][None]).numpy())
         except BadSample as error:
             print(f"left out: {error}", file=sys.stderr)
     rate = bundle.sample_rate or bundle.frame_rate
@@ -85,7 +85,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
             found.setdefault("encode", []).append(amount / _best(lambda x=signal: bundle.run_encoder(x)))
             found.setdefault("decode", []).append(amount / _best(lambda x=part: bundle.run_decoder(x)))
             for name in names:
-                coding = coding_of(name, books_of(bundle)[: part.shape[1]], bundle)
+                coding = coding_of(name, codebooks_of(bundle)[: part.shape[1]], bundle)
                 written = coding.encode(part[0])
                 shape = part.shape[2], part.shape[3:], True
                 found.setdefault(f"{name}_write", []).append(amount / _best(lambda c=coding, x=part[0]: c.encode(x)))

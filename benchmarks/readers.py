@@ -22,13 +22,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchcodec.decoders import VideoDecoder
 
-from varitok.data.decoding.video import Video
+from varitok.data.decoding.video import VideoFile
 
 START = 2  # frames that are left out, so that seeking is part of it
 
 
 def ours(path: str, frames: int, size: tuple[int, int] | None, rate: float | None) -> Tensor:
-    with Video(path, rate) as video:
+    with VideoFile(path, rate) as video:
         return video.read(START, frames, size)
 
 

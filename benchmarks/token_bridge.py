@@ -17,7 +17,7 @@ import torch
 from varitok.codecs.build import load_run
 from varitok.codecs.codec import Codec
 from varitok.codecs.discretize import bridge
-from varitok.data.batch import normalise
+from varitok.data.batch import normalize
 from varitok.data.datamodule import DataModule, validation_loader
 from varitok.data.datasets.images import image_folder
 
@@ -27,7 +27,7 @@ def psnr(codec: Codec, splits: object) -> float:
     errors = []
     with torch.inference_mode():
         for batch in validation_loader(splits.val, 32, 0):
-            back = codec.decode(codec.encode(normalise(batch.signal)))
+            back = codec.decode(codec.encode(normalize(batch.signal)))
             pixels = ((back.clamp(-1, 1) + 1) * 127.5).round()
             errors.append((pixels - batch.signal.float()).square().mean((1, 2, 3)))
     return float((10 * torch.log10(255**2 / torch.cat(errors))).mean())
@@ -43,7 +43,7 @@ def main() -> None:
     codec, config = load_run(options.run)
     splits = image_folder(options.photos, image_size=config.data.image_size)
     loader = DataModule(splits, batch_size=32, workers=0, updates=16).train_dataloader()
-    signals = [normalise(batch.signal) for batch in loader]
+    signals = [normalize(batch.signal) for batch in loader]
     whole = psnr(codec, splits)
     rows = [("continuous", codec.bits(1), whole, 0.0)]
     for bins in options.bins:

@@ -28,7 +28,7 @@ from varitok.codecs.build import build, build_codec
 from varitok.codecs.training.logging.loggers import CsvLog
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import Run, build_run
-from varitok.data.batch import Batch, Splits, normalise
+from varitok.data.batch import Batch, Splits, normalize
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageDataset
 
@@ -70,8 +70,8 @@ def plain(config: DictConfig, steps: int) -> float:
     for step, batch in enumerate(data.train_dataloader()):
         if step == WARM_UP:
             began = time.perf_counter()
-        real = normalise(batch.signal)
-        kept = codec.length.sample(len(real), codec.tokens, codec.books)
+        real = normalize(batch.signal)
+        kept = codec.length.sample(len(real), codec.tokens, codec.num_codebooks)
         result = codec(real, kept.lengths, kept.depth)
         loss = objective(result.signal, real, batch.lengths)[0] + sum(result.quantized.penalties.values())
         loss.backward()

@@ -227,7 +227,7 @@ def _speed(options: argparse.Namespace) -> list[dict[str, Any]]:
         for form in ("plain", *options.forms):
             codec = make(options.codec, options.device)
             clip = torch.rand(options.batch, 3, options.frames, options.size, options.size, device=options.device)
-            grid = [side // step for side, step in zip(clip.shape[2:], codec.hop, strict=True)]
+            grid = [side // step for side, step in zip(clip.shape[2:], codec.downsample, strict=True)]
             pair: list[nn.Module] = [codec.encoder, codec.decoder]
             if form == "plain":
                 pair = [PlainEncoder(codec.encoder), PlainDecoder(codec.decoder)]  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def _speed(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _peak(options: argparse.Namespace) -> float:
     """Give the peak memory of one direction and one length, above that of one step, in MiB; in a process of its own."""
     codec, (task, way, steps) = make(options.codec, options.device), options.child
-    hop = codec.hop
+    hop = codec.downsample
 
     @torch.no_grad()
     def run(count: int) -> None:
@@ -267,7 +267,7 @@ def _peak(options: argparse.Namespace) -> float:
                 codec.encode(clip[:, :, : hop[0]]).repeat(1, 1, count, 1, 1)
             )
             return
-        chunked, state, first = ChunkedCodec(codec), None, codec.layout.lead
+        chunked, state, first = ChunkedCodec(codec), None, codec.layout.causal_pad
         codes = codec.encode(clip[:, :, :1])
         for step in range(count):
             if task == "encode":

@@ -43,7 +43,7 @@ def allocate(codec: Codec, signals: Tensor, tokens: float, over: Literal["signal
     if not tokens >= 1:
         raise UserError(f"an allocation of {tokens:g} tokens: each block has one at least")
     choices, size = sorted({*ladder(layout.tokens), *ladder(layout.later_tokens)}), signals.shape[2:]
-    codes, lead, step = codec.encode(signals), layout.lead, layout.hop[0]
+    codes, lead, step = codec.encode(signals), layout.causal_pad, layout.downsample[0]
     errors = []
     for kept in choices:
         error = (codec.decode(codes[..., :kept], size) - signals).square().mean((1, 3, 4)).cpu()

@@ -7,9 +7,9 @@
     signal <--| decoder |<--------------| length |<----| project_out |<----------|            |<-- codes
               +---------+               +--------+     +-------------+           +------------+
 
-Shapes: b signals, or blocks of clips, each a signal of its own; c channels; q books; n tokens, N the most of them, k
-those that are kept; d the bottleneck's width; t, h, w steps in time, rows and columns; grid all axes of a signal, or of
-its codes. Codes are `(b, q, *grid)`, ordered ones `(b, q, k)` or `(b, q, t, k)`; see `layout.py`.
+Shapes: b signals, or blocks of clips, each a signal of its own; c channels; q codebooks; n tokens, N the most of them,
+k those that are kept; d the bottleneck's width; t, h, w steps in time, rows and columns; grid all axes of a signal, or
+of its codes. Codes are `(b, q, *grid)`, ordered ones `(b, q, k)` or `(b, q, t, k)`; see `layout.py`.
 """
 
 import math
@@ -50,25 +50,25 @@ class Codec(nn.Module):
         encoder: Signals to latents; see `networks/contract.py`.
         bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
         decoder: Latents to signals.
-        length: How many tokens and books are kept while training, and how the rest is hidden; its halting head, if it
-            has one, learns in the codec's own training step.
+        length: How many tokens and codebooks are kept while training, and how the rest is hidden; its halting head, if
+            it has one, learns in the codec's own training step.
         unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
             that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder
             that knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
             collapse. They can't where the scale is given (ours).
-        perturbation: Replaces tokens by neighbours while training, so that the decoder learns to bear a generator's
+        perturbation: Replaces tokens by neighbors while training, so that the decoder learns to bear a generator's
             mistakes; None: never.
         sample_rate: Of sounds, Hz; None where signals are something else.
         frame_rate: Of clips, frames a second; None where it isn't known, or signals are something else.
-        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are standardised features, of any size.
+        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are standardized features, of any size.
 
     Attributes:
         feature_mean: Of codecs that aren't bounded: what was taken off each channel before, `(c,)`. The codec itself
-            takes standardised features; who loads it needs this to make them.
+            takes standardized features; who loads it needs this to make them.
         feature_deviation: What each channel was divided by then.
 
     Raises:
-        UserError: The bottleneck doesn't have the perturbation's neighbours, or placed tokens are to be dropped.
+        UserError: The bottleneck doesn't have the perturbation's neighbors, or placed tokens are to be dropped.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Codec(nn.Module):
         if not bounded:
             self.register_buffer("feature_mean", torch.zeros(encoder.channels))
             self.register_buffer("feature_deviation", torch.ones(encoder.channels))
-        self.layout = token_layout(encoder.hop, encoder.lead, encoder.tokens, encoder.later_tokens)
+        self.layout = token_layout(encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens)
         if not self.layout.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
 
@@ -120,23 +120,25 @@ class Codec(nn.Module):
         return self.layout.tokens
 
     @property
-    def hop(self) -> tuple[int, ...]:
+    def downsample(self) -> tuple[int, ...]:
         """Samples (pixels, frames) of each axis to a step of the grid."""
-        return tuple(self.layout.hop)
+        return tuple(self.layout.downsample)
 
     @property
-    def books(self) -> int:
-        """How many books each token has; 0 where the bottleneck is continuous."""
-        return len(self.bottleneck.book_sizes)
+    def num_codebooks(self) -> int:
+        """How many codebooks each token has; 0 where the bottleneck is continuous."""
+        return len(self.bottleneck.codebook_sizes)
 
     @property
     def runs(self) -> bool:
         """Whether a token that nothing changes is repeated in its place, so that a run of it need be told once only."""
         return self.encoder.repeats
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
-        return self.bottleneck.payload(tokens, books)
+    def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
+        None.
+        """
+        return self.bottleneck.payload(tokens, num_codebooks)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the encoder alone: `(b, n, encoder.width)`, what the halting head reads.
@@ -148,7 +150,7 @@ class Codec(nn.Module):
         Raises:
             UserError: The patch doesn't divide the image's sides.
         """
-        grid, whole = self.layout.grid(signal.shape[2:]), self.layout.pad(signal, self.layout.lead)
+        grid, whole = self.layout.grid(signal.shape[2:]), self.layout.pad(signal, self.layout.causal_pad)
         mask = None if lengths is None or self.layout.ordered else prefix_mask(lengths, math.prod(grid))
         features: Tensor = self.encoder(whole, mask)
         return features
@@ -172,14 +174,16 @@ class Codec(nn.Module):
         signal: Tensor = self.decoder(visible, mask, list(grid), memory)
         return signal
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
+    ) -> Reconstruction:
         """Send signals through the codec.
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
             lengths: int64 `(b * blocks,)`, tokens kept where they are ordered, tokens that are valid where they are
                 placed; all where None.
-            depth: int64 `(b * blocks,)`, books kept; all where None.
+            n_codebooks: int64 `(b * blocks,)`, codebooks kept; all where None.
         """
         size = signal.shape[2:]
         features = self.features(signal, lengths)
@@ -187,16 +191,16 @@ class Codec(nn.Module):
         shown = lengths  # a mask that hides nothing costs a convolutional decoder 6 % of its time
         if lengths is None:
             lengths = self.layout.valid(torch.full((len(signal),), size[0], device=signal.device), size)
-        depth = depth if depth is not None else self.bottleneck.depths(latents)
-        quantized: Quantized = self.bottleneck(latents, lengths, depth)
+        n_codebooks = n_codebooks if n_codebooks is not None else self.bottleneck.depths(latents)
+        quantized: Quantized = self.bottleneck(latents, lengths, n_codebooks)
         put = quantized.latents
         if self.training and self.perturbation is not None:
-            put = self.perturbation(self.bottleneck, latents, quantized, lengths, depth)
+            put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)
         painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size)), size)
         if self.training and self.length.halting is not None:
-            # Only with all of its books does a sample say what a number of tokens comes to.
+            # Only with all of its codebooks does a sample say what a number of tokens comes to.
             error = self.layout.signal_means((painted.detach().float() - signal).abs())
-            loss = self.length.halting.loss(features, error, lengths, depth >= self.books)
+            loss = self.length.halting.loss(features, error, lengths, n_codebooks >= self.num_codebooks)
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
         return Reconstruction(painted, quantized)
 
@@ -208,8 +212,8 @@ class Codec(nn.Module):
             lengths: int64 `(b,)`, valid tokens where they are placed; all where None.
 
         Returns:
-            int64 `(b, books, N)` where tokens are ordered, of clips `(b, books, blocks, N)`: keep a prefix of the last
-            axis for a shorter code. Else `(b, books, *grid)`: keep a prefix of the books.
+            int64 `(b, codebooks, N)` where tokens are ordered, of clips `(b, codebooks, blocks, N)`: keep a prefix of
+            the last axis for a shorter code. Else `(b, codebooks, *grid)`: keep a prefix of the codebooks.
         """
         latents = self.latents(signal, lengths)
         if lengths is None or self.layout.ordered:
@@ -222,8 +226,8 @@ class Codec(nn.Module):
         """Turn codes into signals.
 
         Args:
-            codes: `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, where tokens are ordered, else
-                `(b, books, *grid)`; a prefix of the books is allowed.
+            codes: `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, where tokens are ordered, else
+                `(b, codebooks, *grid)`; a prefix of the codebooks is allowed.
             size: The signals' size; where None that of training, or of whole steps (without a lead).
             lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all where None.
 

@@ -13,36 +13,36 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 __all__ = [
-    "average_over_processes",
-    "from_first_process",
+    "broadcast_from_rank_zero",
+    "differentiable_mean_over_ranks",
+    "full_tensor",
     "gather_rows",
     "gather_rows_with_gradient",
-    "local",
-    "mean_over_processes",
-    "processes",
-    "sums_over_processes",
-    "whole",
+    "local_tensor",
+    "mean_over_ranks",
+    "sum_over_ranks",
+    "world_size",
 ]
 
 
-def processes() -> int:
+def world_size() -> int:
     """Count the processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
+def mean_over_ranks(values: Tensor) -> Tensor:
     """Average a detached tensor over all processes."""
-    if processes() == 1:
+    if world_size() == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
-    return values / processes()
+    return values / world_size()
 
 
 class _Average(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor) -> Tensor:
-        return mean_over_processes(values)
+        return mean_over_ranks(values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -53,27 +53,27 @@ class _Average(torch.autograd.Function):
         return gradient
 
 
-def average_over_processes(values: Tensor) -> Tensor:
+def differentiable_mean_over_ranks(values: Tensor) -> Tensor:
     """Average over all processes, with the gradient that is right under DistributedDataParallel.
 
     Each process computes the same function of the average, so the gradient at the average is the same everywhere, and
     is handed to the process's own values as it is. DDP's mean over processes then makes it that of the global batch.
     An all-reduce whose gradient is cut (or scaled by 1 / processes again) weakens the term as processes are added.
     """
-    return values if processes() == 1 else _Average.apply(values)
+    return values if world_size() == 1 else _Average.apply(values)
 
 
-def from_first_process(values: Tensor) -> Tensor:
+def broadcast_from_rank_zero(values: Tensor) -> Tensor:
     """Give every process the first one's values."""
-    if processes() > 1:
+    if world_size() > 1:
         values = values.contiguous()
         dist.broadcast(values, 0)
     return values
 
 
-def sums_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sum each of several tensors of one type over all processes, in a single collective."""
-    if processes() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
@@ -83,9 +83,9 @@ def sums_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate `(r, d)` of all processes in the order of their ranks; r may differ, and be 0."""
-    if processes() == 1:
+    if world_size() == 1:
         return rows
-    sizes = torch.zeros(processes(), dtype=torch.int64, device=rows.device)
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
     sizes[dist.get_rank()] = len(rows)
     dist.all_reduce(sizes)
     padded = rows.new_zeros(int(sizes.max()), rows.shape[1])
@@ -108,7 +108,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         (mine,) = ctx.saved_tensors
-        return gradient[mine] * processes()
+        return gradient[mine] * world_size()
 
 
 def gather_rows_with_gradient(rows: Tensor) -> Tensor:
@@ -117,14 +117,14 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
     Each process computes the same loss of all rows; the gradient of its own rows, times the number of processes, is
     handed back, of which DDP's mean makes that of the global batch.
     """
-    return rows if processes() == 1 else _Gather.apply(rows)[0]
+    return rows if world_size() == 1 else _Gather.apply(rows)[0]
 
 
-def whole(values: Tensor) -> Tensor:
+def full_tensor(values: Tensor) -> Tensor:
     """Bring a tensor's shards together; one that isn't sharded stays as it is."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
-def local(values: Tensor) -> Tensor:
+def local_tensor(values: Tensor) -> Tensor:
     """Give this process's share of a tensor, which shares its memory; all of one that isn't sharded."""
     return values.to_local() if isinstance(values, DTensor) else values

@@ -2,7 +2,7 @@
 
     OrderedLayout  answers to queries about a whole image  codes (b, q, k)      a shorter code has fewer tokens
     BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
-    PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer books
+    PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer codebooks
 
 A signal is brought to whole steps first. Here is a causal clip of 14 frames, of hop 4 and lead 3:
 
@@ -24,7 +24,7 @@ from torch.nn import functional
 from varitok import UserError
 
 from .masking import prefix_mask
-from .padding import filled
+from .padding import pad_to_grid
 
 __all__ = ["BlockLayout", "OrderedLayout", "PlacedLayout", "TokenLayout", "token_layout"]
 
@@ -37,19 +37,19 @@ class TokenLayout(nn.Module, ABC):
     It has no weights. It is a module so that TorchScript compiles those methods that a frozen codec calls.
 
     Args:
-        hop: Samples of each axis to a step of the grid.
-        lead: Copies of the first frame that go before it, so that it alone makes the first step. A causal codec of
-            clips has one less than frames to a step: an image is a clip of one frame.
+        downsample: Samples of each axis to a step of the grid.
+        causal_pad: Copies of the first frame that go before it, so that it alone makes the first step. A causal codec
+            of clips has one less than frames to a step: an image is a clip of one frame.
         tokens: The most tokens of a signal, or of its first block, N; 0 where they lie on a grid.
         later_tokens: The most tokens of a block behind the first.
 
     Attributes:
-        ordered: Whether a prefix of the tokens is a shorter code; a prefix of the books is otherwise.
+        ordered: Whether a prefix of the tokens is a shorter code; a prefix of the codebooks is otherwise.
         unit: What a shorter code has fewer of.
         column: What the number of these is called in tables.
         cut_axis: Axis of codes, flat or not, along which a shorter code is cut.
         code_axis: Axis of codes along which a graph takes fewer: ordered tokens, or steps of the first axis.
-        axes: Axes of codes: b batch, q books, k ordered tokens, t h w steps.
+        axes: Axes of codes: b batch, q codebooks, k ordered tokens, t h w steps.
         free_sides: Whether rows and columns may be of any number, so that what is remembered grows with them.
     """
 
@@ -59,10 +59,10 @@ class TokenLayout(nn.Module, ABC):
     cut_axis = -1
     code_axis = 2
 
-    def __init__(self, hop: Sequence[int], lead: int = 0, tokens: int = 0, later_tokens: int = 0) -> None:
+    def __init__(self, downsample: Sequence[int], causal_pad: int = 0, tokens: int = 0, later_tokens: int = 0) -> None:
         super().__init__()
-        self.hop = list(hop)
-        self.lead = lead
+        self.downsample = list(downsample)
+        self.causal_pad = causal_pad
         self.tokens = tokens
         self.later_tokens = later_tokens
         self.axes = "b q k"
@@ -72,8 +72,8 @@ class TokenLayout(nn.Module, ABC):
 
     def grid(self, size: Sequence[int]) -> list[int]:
         """Count the steps of a signal of a size `(*grid)`, in samples; the last of them is perhaps not full."""
-        leads = (self.lead, *(0 for _ in size[1:]))
-        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.hop, strict=True)]
+        leads = (self.causal_pad, *(0 for _ in size[1:]))
+        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.downsample, strict=True)]
 
     def blocks(self, size: Sequence[int]) -> int:
         """Count the blocks with tokens of their own of a signal of a size; 1 for most layouts."""
@@ -93,14 +93,14 @@ class TokenLayout(nn.Module, ABC):
 
     # Signals.
 
-    def pad(self, signal: Tensor, lead: int) -> Tensor:
-        """Fill up the last steps of a signal `(b, c, *grid)`, behind a lead (`padding.filled`); scriptable."""
-        return filled(signal, self.hop, lead)
+    def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
+        """Fill up the last steps of a signal `(b, c, *grid)`, behind a causal_pad (`padding.filled`); scriptable."""
+        return pad_to_grid(signal, self.downsample, causal_pad)
 
     def steps(self, signal: Tensor) -> list[int]:
         """Count the steps of each axis of a signal of whole steps; scriptable."""
         grid: list[int] = []
-        for axis, step in enumerate(self.hop):
+        for axis, step in enumerate(self.downsample):
             grid.append(signal.shape[axis + 2] // step)
         return grid
 
@@ -109,12 +109,12 @@ class TokenLayout(nn.Module, ABC):
         if size is None:
             return self.cut_lead(signal)
         for axis, side in enumerate(size):
-            signal = signal.narrow(2 + axis, 0 if axis else self.lead, side)
+            signal = signal.narrow(2 + axis, 0 if axis else self.causal_pad, side)
         return signal
 
     def cut_lead(self, signal: Tensor) -> Tensor:
         """Cut the lead off a signal; scriptable."""
-        return signal[:, :, self.lead :] if self.lead > 0 else signal
+        return signal[:, :, self.causal_pad :] if self.causal_pad > 0 else signal
 
     def signal_means(self, values: Tensor) -> Tensor:
         """Average values `(b, c, *grid)` over each signal, or each of its blocks: `(b * blocks,)`."""
@@ -176,12 +176,12 @@ class TokenLayout(nn.Module, ABC):
         """
         return self.code_grid(codes) if size is None else self.grid(size)
 
-    def rungs(self, books: int) -> int:
-        """Count the lengths that a code of so many books can be cut to."""
+    def rungs(self, num_codebooks: int) -> int:
+        """Count the lengths that a code of so many codebooks can be cut to."""
         return self.tokens
 
     def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
-        """Count the tokens and the books, None for all, that are left of `tokens` tokens at a length."""
+        """Count the tokens and the codebooks, None for all, that are left of `tokens` tokens at a length."""
         return min(keep, tokens), None
 
     # Exports.
@@ -204,16 +204,16 @@ class OrderedLayout(TokenLayout):
         Raises:
             UserError: The patch doesn't divide its sides: the encoder has no place for what is left.
         """
-        if any(side % step for side, step in zip(size, self.hop, strict=True)):
+        if any(side % step for side, step in zip(size, self.downsample, strict=True)):
             sides = " x ".join(str(side) for side in reversed(size))
-            raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.hop[0]}")
+            raise UserError(f"image of {sides} pixels: both sides must be multiples of the patch, {self.downsample[0]}")
         return super().grid(size)
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
         """Count the tokens: an image has all of them."""
         return torch.full_like(lengths, self.tokens)
 
-    def pad(self, signal: Tensor, lead: int) -> Tensor:
+    def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
         """Return the image as it is."""
         return signal
 
@@ -226,8 +226,8 @@ class BlockLayout(TokenLayout):
 
     code_axis = 3
 
-    def __init__(self, hop: Sequence[int], lead: int, tokens: int, later_tokens: int) -> None:
-        super().__init__(hop, lead, tokens, later_tokens)
+    def __init__(self, downsample: Sequence[int], causal_pad: int, tokens: int, later_tokens: int) -> None:
+        super().__init__(downsample, causal_pad, tokens, later_tokens)
         self.axes = "b q t k"
 
     def blocks(self, size: Sequence[int]) -> int:
@@ -236,7 +236,7 @@ class BlockLayout(TokenLayout):
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
         """Count the tokens of each block; one that begins beyond its clip has none."""
-        begin = torch.arange(self.blocks(size), device=lengths.device) * self.hop[0] - self.lead
+        begin = torch.arange(self.blocks(size), device=lengths.device) * self.downsample[0] - self.causal_pad
         most = torch.where(begin > 0, self.later_tokens, self.tokens)
         return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
 
@@ -246,8 +246,8 @@ class BlockLayout(TokenLayout):
 
     def signal_means(self, values: Tensor) -> Tensor:
         """Average over each block, the last of them filled up."""
-        steps = self.pad(values, self.lead).transpose(1, 2)
-        return steps.reshape(-1, self.hop[0], *steps.shape[2:]).flatten(1).mean(1)
+        steps = self.pad(values, self.causal_pad).transpose(1, 2)
+        return steps.reshape(-1, self.downsample[0], *steps.shape[2:]).flatten(1).mean(1)
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
         """Bring the blocks of each clip together: `(b, q, blocks, n)`."""
@@ -277,7 +277,7 @@ class BlockLayout(TokenLayout):
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """List one frame, a block begun, and whole ones."""
-        return [(size[0], frames, *size[2:]) for frames in (1, 2 * self.hop[0] + 1, 3 * self.hop[0])]
+        return [(size[0], frames, *size[2:]) for frames in (1, 2 * self.downsample[0] + 1, 3 * self.downsample[0])]
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
         """Describe frames, which have one size, and later blocks, which may have fewer tokens."""
@@ -285,16 +285,16 @@ class BlockLayout(TokenLayout):
 
 
 class PlacedLayout(TokenLayout):
-    """One token for each step of a grid over a signal of any size; a shorter code has fewer books."""
+    """One token for each step of a grid over a signal of any size; a shorter code has fewer codebooks."""
 
     ordered = False
-    unit = column = "books"
+    unit = column = "codebooks"
     cut_axis = 1
 
-    def __init__(self, hop: Sequence[int], lead: int = 0) -> None:
-        super().__init__(hop, lead)
-        self.axes = f"b q {STEPS[len(hop)]}"
-        self.free_sides = len(hop) > 1
+    def __init__(self, downsample: Sequence[int], causal_pad: int = 0) -> None:
+        super().__init__(downsample, causal_pad)
+        self.axes = f"b q {STEPS[len(downsample)]}"
+        self.free_sides = len(downsample) > 1
 
     def count(self, size: Sequence[int]) -> int:
         """Count the steps of the grid."""
@@ -302,7 +302,7 @@ class PlacedLayout(TokenLayout):
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
         """Count the tokens of the steps that hold a valid sample."""
-        steps = (lengths + self.lead + self.hop[0] - 1) // self.hop[0] * (lengths > 0)
+        steps = (lengths + self.causal_pad + self.downsample[0] - 1) // self.downsample[0] * (lengths > 0)
         return steps * math.prod(self.grid(size)[1:])
 
     def obstacle(self, unit_latents: bool) -> str:
@@ -334,17 +334,17 @@ class PlacedLayout(TokenLayout):
         """Return the steps of each axis, whatever the size."""
         return self.code_grid(codes)
 
-    def rungs(self, books: int) -> int:
-        """Count the books; a continuous codec has none to leave out."""
-        return max(1, books)
+    def rungs(self, num_codebooks: int) -> int:
+        """Count the codebooks; a continuous codec has none to leave out."""
+        return max(1, num_codebooks)
 
     def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
-        """Keep all tokens, and some of the books."""
+        """Keep all tokens, and some of the codebooks."""
         return tokens, keep
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """List one sample or frame, steps begun, and so many of each axis that no size is taken for a constant."""
-        first, *rest = self.hop
+        first, *rest = self.downsample
         return [
             (size[0], 1, *rest),
             (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
@@ -352,17 +352,19 @@ class PlacedLayout(TokenLayout):
         ]
 
 
-def token_layout(hop: Sequence[int], lead: int = 0, tokens: int = 0, later_tokens: int | None = None) -> TokenLayout:
+def token_layout(
+    downsample: Sequence[int], causal_pad: int = 0, tokens: int = 0, later_tokens: int | None = None
+) -> TokenLayout:
     """Make the layout of a codec's tokens, out of what its encoder, or a bundle's config.json, says.
 
     Args:
-        hop: Samples of each axis to a step of the grid: one axis of sounds, two of images, three of clips.
-        lead: Copies of the first frame that go before it.
+        downsample: Samples of each axis to a step of the grid: one axis of sounds, two of images, three of clips.
+        causal_pad: Copies of the first frame that go before it.
         tokens: The most tokens of a signal, or of its first block; 0 where they lie on a grid.
         later_tokens: The most tokens of a block behind the first; as many where None.
     """
     if not tokens:
-        return PlacedLayout(hop, lead)
-    if len(hop) == 3:
-        return BlockLayout(hop, lead, tokens, tokens if later_tokens is None else later_tokens)
-    return OrderedLayout(hop, tokens=tokens, later_tokens=tokens)
+        return PlacedLayout(downsample, causal_pad)
+    if len(downsample) == 3:
+        return BlockLayout(downsample, causal_pad, tokens, tokens if later_tokens is None else later_tokens)
+    return OrderedLayout(downsample, tokens=tokens, later_tokens=tokens)

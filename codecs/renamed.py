@@ -7,12 +7,50 @@ command line are answered with the new name. Nothing here loads torch.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["KEYS", "modernized", "new_key", "new_keys", "new_target"]
+__all__ = ["CLASSES", "KEYS", "OPTIONS", "modernized", "new_key", "new_keys", "new_target"]
 
 ANYWHERE = "*"
 
 # Old keys by where they stand: below a `_target_` (its name of today), at a path of the configuration, or ANYWHERE.
-KEYS: dict[str, dict[str, str]] = {}
+KEYS: dict[str, dict[str, str]] = {
+    "length": {"depth": "codebooks"},
+    "training": {"average": "ema_decay", "recompute": "activation_checkpointing"},
+    **dict.fromkeys(("data", "data.clips"), {"hop": "downsample", "lead": "causal_pad"}),
+    ANYWHERE: {
+        "books": "num_codebooks",
+        "hop": "hop_length",
+        "hops": "hop_lengths",
+        "initialise": "kmeans_init",
+        "mapped_shortcuts": "conv_shortcut",
+        "narrowing": "compress",
+    },
+}
+
+# Options of groups, as they are chosen by `GROUP=OPTION`.
+OPTIONS = {
+    "bottleneck": {"rvq_factorised": "rvq_factorized", "vq_factorised": "vq_factorized"},
+    "data": {
+        "one_clip": "single_clip",
+        "one_scene": "single_scene",
+        "sound_folder": "audio_folder",
+        "sound_mix": "audio_mix",
+    },
+    "experiment": {"prior/clips": "prior/video", "prior/sounds": "prior/audio"},
+}
+
+# Classes and functions, wherever they are.
+CLASSES = {
+    "Bits": "PriorBits",
+    "FactorisedResidualQuantizer": "FactorizedResidualQuantizer",
+    "Several": "MultiDiscriminator",
+    "SoundTransformer": "AudioTransformer",
+    "one_clip": "single_clip",
+    "one_scene": "single_scene",
+    "sound_folder": "audio_folder",
+    "sound_mix": "audio_mix",
+    "sound_teacher": "audio_teacher",
+}
+EACH_FRAME = {"codecs.losses.frames": "PerFrame", "codecs.discriminators.clip": "FrameDiscriminator"}
 
 # Modules that a `_target_` may have named, without `varitok.`, and where what they held is now.
 MODULES = {
@@ -24,7 +62,6 @@ MODULES = {
     "codecs.metrics.lpips": "codecs.losses.lpips",
     "codecs.perturbation": "codecs.bottlenecks.perturbation",
     "codecs.prior": "codecs.networks.code_prior",
-    "codecs.selectors": "codecs.rate_control",
     "codecs.training.bits": "codecs.training.callbacks.prior_bits",
     "codecs.training.evaluation": "codecs.training.callbacks.evaluation",
     "codecs.training.loggers": "codecs.training.logging.loggers",
@@ -63,8 +100,9 @@ def new_target(target: str) -> str:
     module, _, name = target.rpartition(".")
     module = module.removeprefix("varitok.")
     parted, now = NAMES.get(name, ("", ""))
-    found = now if parted == module else MODULES.get(module)
-    return f"varitok.{found}.{name}" if found else target
+    found = now if parted == module else MODULES.get(module, module)
+    called = EACH_FRAME.get(found, name) if name == "EachFrame" else CLASSES.get(name, name)
+    return f"varitok.{found}.{called}" if (found, called) != (module, name) else target
 
 
 def new_keys(old: str) -> set[str]:

@@ -12,7 +12,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         latents: `(b, n, d)`, the decoder's input, with a straight-through gradient while training.
-        codes: int64 `(b, books, n)`.
+        codes: int64 `(b, codebooks, n)`.
         penalties: Scalars to be added to the loss, already weighted, by name.
         metrics: Scalars to be logged, by name.
     """

@@ -44,14 +44,14 @@ class ChunkedCodec:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens that are made at once: of the books of several rates, those of the slowest code; else 1."""
-        rates = (getattr(module, "book_strides", ()) for module in self.codec.bottleneck.modules())
+        """Tokens that are made at once: of the codebooks of several rates, those of the slowest code; else 1."""
+        rates = (getattr(module, "codebook_strides", ()) for module in self.codec.bottleneck.modules())
         return math.lcm(*(stride for strides in rates for stride in strides))
 
     @property
     def latency(self) -> int:
         """Samples that it waits for before it can give a token; every chunk has a multiple of them."""
-        return self.codec.hop[0] * self.chunk_tokens
+        return self.codec.downsample[0] * self.chunk_tokens
 
     def state_sizes(self, grid: Sequence[int] = ()) -> tuple[int, int]:
         """Count the numbers of a sample's state, of the encoder and of the decoder.
@@ -86,14 +86,14 @@ class ChunkedCodec:
     def _encode_zeros(self, memory: list[Tensor], *sides: int) -> None:
         """Send a step of a signal through the encoder, its frames being of so many rows and columns of latents."""
         codec = self.codec
-        size = [step * count for step, count in zip(codec.hop, (1, *sides), strict=False)]
+        size = [step * count for step, count in zip(codec.downsample, (1, *sides), strict=False)]
         signal = next(codec.parameters()).new_zeros(1, codec.encoder.channels, *size)
         codec.encoder(signal, None, memory)
 
     def _decode_zeros(self, memory: list[Tensor], *sides: int) -> None:
         """Send the latents of a step through the decoder."""
         codec = self.codec
-        grid = (1, *sides)[: len(codec.hop)]
+        grid = (1, *sides)[: len(codec.downsample)]
         count = codec.layout.tokens or math.prod(grid)
         latents = next(codec.parameters()).new_zeros(1, count, codec.decoder.width)
         codec.decoder(latents, None, list(grid), memory)
@@ -119,7 +119,7 @@ class ChunkedCodec:
         """
         self.memory_layout("encoder")  # before all else, it says why where there is none
         layout = self.codec.layout
-        lead = layout.lead if state is None else 0
+        lead = layout.causal_pad if state is None else 0
         _check_chunk(signal.shape[2] + lead, self.latency, last, "samples", lead)
         whole = layout.pad(signal, lead)
         grid = layout.steps(whole)
@@ -134,7 +134,7 @@ class ChunkedCodec:
         """Decode the next chunk of codes: all chunks' signals together are those of all codes.
 
         Args:
-            codes: `(b, q, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the books is
+            codes: `(b, q, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the codebooks is
                 allowed, and of each block's tokens.
             state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
             last: Whether the codes end here.
@@ -278,7 +278,7 @@ def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor
     return torch.cat(kept, dim=1) if len(kept) > 0 else state
 
 
-def _check_chunk(steps: int, whole: int, last: bool, what: str, lead: int = 0) -> None:
+def _check_chunk(steps: int, whole: int, last: bool, what: str, causal_pad: int = 0) -> None:
     """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
 
     Args:
@@ -286,13 +286,13 @@ def _check_chunk(steps: int, whole: int, last: bool, what: str, lead: int = 0) -
         whole: Of which it should be made.
         last: Whether it is the last.
         what: What steps are called.
-        lead: How many of them are copies of the first.
+        causal_pad: How many of them are copies of the first.
 
     Raises:
         UserError: So it is.
     """
-    if steps == lead or (steps % whole and not last):
-        less = f", less {lead} in the first" if lead else ""
+    if steps == causal_pad or (steps % whole and not last):
+        less = f", less {causal_pad} in the first" if causal_pad else ""
         raise UserError(
-            f"a chunk of {steps - lead} {what}: it should have a multiple of {whole}{less}, if it isn't the last"
+            f"a chunk of {steps - causal_pad} {what}: it should have a multiple of {whole}{less}, if it isn't the last"
         )

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Aside"]
+__all__ = ["FrozenModules"]
 
 
-class Aside(nn.Module):
+class FrozenModules(nn.Module):
     """Keeps frozen networks out of the module tree.
 
     They are not trained, not written to checkpoints, not averaged, not sent between processes and not switched to
@@ -22,7 +22,7 @@ class Aside(nn.Module):
         super().__init__()
         self.networks = {name: network.eval().requires_grad_(False) for name, network in networks.items()}
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Aside":
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "FrozenModules":
         for network in self.networks.values():
             network._apply(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

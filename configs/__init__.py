@@ -15,11 +15,11 @@ from varitok import UserError
 __all__: list[str] = []
 
 
-def _hop(encoder: Any) -> int:
+def _downsample(encoder: Any) -> int:
     """Multiply an encoder's strides along its first axis: the samples, or frames, of a token."""
     encoder = encoder.get("network", encoder)  # that a nested encoder is around
     strides = [_first(stride) for stride in encoder.get("strides", [])]
-    own = [_first(encoder.get(key, 1)) for key in ("hop", "patch", "resample")]
+    own = [_first(encoder.get(key, 1)) for key in ("hop_length", "patch", "resample")]
     return int(math.prod([*strides, *own, 2 ** int(encoder.get("wavelets", 0))]))
 
 
@@ -27,9 +27,9 @@ def _first(value: Any) -> int:
     return int(value) if isinstance(value, int) else int(value[0])
 
 
-def _lead(encoder: Any) -> int:
+def _causal_pad(encoder: Any) -> int:
     """Count the copies of the first frame that a causal codec of clips puts before it."""
-    return _hop(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
+    return _downsample(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
 
 
 def _of_bundle(folder: str | None, key: str) -> Any:
@@ -46,7 +46,7 @@ def _of_bundle(folder: str | None, key: str) -> Any:
     return found
 
 
-# In YAML, `${hop:${codec.encoder}}`: data are cut in tokens, and only the encoder knows how long they are.
-OmegaConf.register_new_resolver("hop", _hop, replace=True)
+# In YAML, `${downsample:${codec.encoder}}`: data are cut in tokens, and only the encoder knows how long they are.
+OmegaConf.register_new_resolver("downsample", _downsample, replace=True)
 OmegaConf.register_new_resolver("bundle", _of_bundle, replace=True)
-OmegaConf.register_new_resolver("lead", _lead, replace=True)
+OmegaConf.register_new_resolver("causal_pad", _causal_pad, replace=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .feature_map import Features, together
+from .feature_map import FeatureMap, stack_features
 from .storage.members import File
 
 __all__ = [
     "BadSample", "Batch", "Key", "Sample", "SignalDataset", "Splits",
-    "collate", "normalise", "sample_generator", "to_uint8",
+    "collate", "normalize", "sample_generator", "to_uint8",
 ]  # fmt: skip
 
 Key: TypeAlias = tuple[int, int]
@@ -42,15 +42,15 @@ class Sample(NamedTuple):
     Attributes:
         signal: `(c, *grid)`, or None where the file could not be read and nothing stands in for it.
         bad: "path: reason" of each file that was tried and could not be read.
-        place: Which signal of its data set it is.
+        sample_index: Which signal of its data set it is.
         features: What teachers saw in it before, by their names.
         caption: What a text says of it, empty where none does; None where captions aren't read.
     """
 
     signal: Tensor | None
     bad: tuple[str, ...] = ()
-    place: int = 0
-    features: Mapping[str, Features] = {}
+    sample_index: int = 0
+    features: Mapping[str, FeatureMap] = {}
     caption: str | None = None
 
 
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
-        places: int64 `(b,)`, which signals of their data set they are.
+        sample_indices: int64 `(b,)`, which signals of their data set they are.
         features: What teachers saw in them before, by their names.
         missed: For each sample that was asked for, whether its own file could not be read, whatever came in its place.
         captions: What texts say of them, empty where there is none; none at all where captions aren't read.
@@ -72,8 +72,8 @@ class Batch(NamedTuple):
     lengths: Tensor
     bad: tuple[str, ...]
     whole: bool = False
-    places: Tensor | None = None
-    features: Mapping[str, Features] = {}
+    sample_indices: Tensor | None = None
+    features: Mapping[str, FeatureMap] = {}
     missed: tuple[bool, ...] = ()
     captions: tuple[str, ...] = ()
 
@@ -139,14 +139,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     longest = int(lengths.max())
     whole = int(lengths.min()) == longest
     if not whole:
-        signals = [_filled(signal, longest) for signal in signals]
-    places = torch.tensor([sample.place for sample in read])
-    features = {name: together([sample.features[name] for sample in read]) for name in read[0].features}
+        signals = [_pad(signal, longest) for signal in signals]
+    places = torch.tensor([sample.sample_index for sample in read])
+    features = {name: stack_features([sample.features[name] for sample in read]) for name in read[0].features}
     captions = tuple(sample.caption for sample in read if sample.caption is not None)
     return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed, captions)
 
 
-def _filled(signal: Tensor, steps: int) -> Tensor:
+def _pad(signal: Tensor, steps: int) -> Tensor:
     """Fill up the first axis."""
     missing = steps - signal.shape[1]
     if signal.ndim > 2:
@@ -154,7 +154,7 @@ def _filled(signal: Tensor, steps: int) -> Tensor:
     return torch.nn.functional.pad(signal, (0, missing))
 
 
-def normalise(signal: Tensor) -> Tensor:
+def normalize(signal: Tensor) -> Tensor:
     """Turn uint8 [0, 255] into float32 [-1, 1]; floats pass."""
     return signal.float().div_(127.5).sub_(1) if signal.dtype == torch.uint8 else signal
 

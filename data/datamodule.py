@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from .batch import BadSample, Batch, Key, Sample, SignalDataset, Splits, collate
 from .datasets.cached_features import FeatureShards, open_features
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .storage.captions import caption_of, require_captions
-from .workers import WorkerLoader, Workplaces, deafen, name_of
+from .workers import WorkerLoader, WorkerProgress, ignore_signals, name_of
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -51,7 +51,7 @@ class _Readable(Dataset[Sample]):
     kinds: Sequence[int] | None = None
     features: Mapping[str, FeatureShards] = field(default_factory=dict)
     captions: bool = False
-    workplaces: Workplaces = field(default_factory=Workplaces)
+    workplaces: WorkerProgress = field(default_factory=WorkerProgress)
 
     TRIES = 16
 
@@ -201,7 +201,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
-        at_least({key: (count, 1) for key, count in counts.items()})
+        require_min({key: (count, 1) for key, count in counts.items()})
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
@@ -266,7 +266,7 @@ class DataModule(pl.LightningDataModule):
 
     def names(self, batch: Batch) -> list[str]:
         """Name a training batch's signals: their files, or their places in data of another kind."""
-        places = [] if batch.places is None else batch.places.tolist()
+        places = [] if batch.sample_indices is None else batch.sample_indices.tolist()
         return [name_of(self.splits.train.files, place) for place in places]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -300,7 +300,7 @@ def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=deafen,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
     )

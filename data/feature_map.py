@@ -1,4 +1,4 @@
-"""Features on grids over signals, and how one grid is brought onto another."""
+"""FeatureMap on grids over signals, and how one grid is brought onto another."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Features", "resampled", "together"]
+__all__ = ["FeatureMap", "resample", "stack_features"]
 
 
-class Features(NamedTuple):
-    """Features on a grid over signals.
+class FeatureMap(NamedTuple):
+    """FeatureMap on a grid over signals.
 
     Attributes:
         values: `(b, c, *grid)`.
         steps: Samples, frames or pixels of the signal to a step of each axis.
         lengths: int64 `(b,)`, valid steps of the first axis; None for all.
-        lead: Samples before the signal's first that belong to the first step of the first axis; `(b,)` where signals
+        offset: Samples before the signal's first that belong to the first step of the first axis; `(b,)` where signals
             differ.
         pooled: One vector for each signal, `(b, c)`; None where there is none but the mean.
     """
@@ -25,7 +25,7 @@ class Features(NamedTuple):
     values: Tensor
     steps: tuple[float, ...]
     lengths: Tensor | None = None
-    lead: int | Tensor = 0
+    offset: int | Tensor = 0
     pooled: Tensor | None = None
 
     def valid(self) -> Tensor:
@@ -42,7 +42,7 @@ class Features(NamedTuple):
         return torch.where(mask, over_others, 0.0).sum(2) / mask.sum(2).clamp(min=1)
 
 
-def resampled(features: Features, like: Features) -> Tensor:
+def resample(features: FeatureMap, like: FeatureMap) -> Tensor:
     """Bring features onto the grid of others, `(b, c, *grid)`.
 
     A step takes the mean of the valid features that lie within it, each by its share; behind the last valid one it
@@ -58,7 +58,7 @@ def resampled(features: Features, like: Features) -> Tensor:
         count, valid = values.shape[2 + axis], None if axis else features.valid()
         if axis and (count, step) == (like.values.shape[2 + axis], wanted):
             continue
-        leads = (0, 0) if axis else (like.lead, features.lead)
+        leads = (0, 0) if axis else (like.offset, features.offset)
         begin = [
             torch.arange(number, device=values.device, dtype=torch.float64) * size
             - torch.as_tensor(lead, device=values.device)[..., None]
@@ -79,11 +79,11 @@ def resampled(features: Features, like: Features) -> Tensor:
     return values
 
 
-def together(found: Sequence[Features]) -> Features:
+def stack_features(found: Sequence[FeatureMap]) -> FeatureMap:
     """Make one batch of features, each of a batch of its own; the first axis is filled up by zeros."""
     lengths = torch.tensor([one.values.shape[2] for one in found])
     others = (0, 0) * (found[0].values.ndim - 3)
     values = [functional.pad(one.values, (*others, 0, int(lengths.max()) - one.values.shape[2])) for one in found]
-    lead = torch.tensor([float(one.lead) for one in found])
+    lead = torch.tensor([float(one.offset) for one in found])
     pooled = [one.pooled for one in found if one.pooled is not None]
-    return Features(torch.cat(values), found[0].steps, lengths, lead, torch.cat(pooled) if pooled else None)
+    return FeatureMap(torch.cat(values), found[0].steps, lengths, lead, torch.cat(pooled) if pooled else None)

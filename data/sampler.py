@@ -54,11 +54,11 @@ class UpdateBatchSampler(RunSampler):
         length: Samples of the dataset.
         batch_size: Samples of each process's batch.
         batches: Batches of the whole run.
-        place: See `RunSampler`.
+        shard: See `RunSampler`.
     """
 
-    def __init__(self, length: int, batch_size: int, batches: int, **place: int) -> None:
-        super().__init__(batches, **place)
+    def __init__(self, length: int, batch_size: int, batches: int, **shard: int) -> None:
+        super().__init__(batches, **shard)
         self.length = length
         self.batch_size = batch_size
 
@@ -114,11 +114,11 @@ class BucketSampler(AlikeSampler):
         kinds: Of each sample.
         batch_sizes: Samples of each process's batch, of each kind.
         batches: Batches of the whole run.
-        place: See `RunSampler`.
+        shard: See `RunSampler`.
     """
 
-    def __init__(self, kinds: Sequence[int], batch_sizes: Sequence[int], batches: int, **place: int) -> None:
-        super().__init__(batches, **place)
+    def __init__(self, kinds: Sequence[int], batch_sizes: Sequence[int], batches: int, **shard: int) -> None:
+        super().__init__(batches, **shard)
         of = torch.tensor(kinds)
         self.groups = [(of == kind).nonzero().flatten() for kind in range(len(batch_sizes))]
         self.dealt = [size * self.world for size in batch_sizes]
@@ -146,7 +146,7 @@ class LengthSampler(AlikeSampler):
         share: Share of a length by which it is changed.
         budget: Of each process's batch: its samples times the longest of them, so what is filled up counts. A longer
             sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
-        place: See `RunSampler`.
+        shard: See `RunSampler`.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class LengthSampler(AlikeSampler):
         *,
         share: float = 0.05,
         budget: int | None = None,
-        **place: int,
+        **shard: int,
     ) -> None:
-        super().__init__(batches, **place)
+        super().__init__(batches, **shard)
         self.lengths = torch.tensor(lengths, dtype=torch.float64)
         self.share = share
         # The cuts are the same in every epoch, or the position in a run could not be told.

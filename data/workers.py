@@ -14,7 +14,7 @@ from varitok import UserError
 from .batch import Sample
 from .storage.members import File
 
-__all__ = ["WorkerLoader", "Workplaces", "deafen", "name_of"]
+__all__ = ["WorkerLoader", "WorkerProgress", "ignore_signals", "name_of"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
@@ -24,7 +24,7 @@ CAUSES = {
 CRASH = "take that file away: what decodes it crashed"
 
 
-class Workplaces:
+class WorkerProgress:
     """What each worker is reading, in memory that it shares with the main process."""
 
     def __init__(self) -> None:
@@ -34,20 +34,20 @@ class Workplaces:
         """Make room for so many, before they begin."""
         self._places = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
-    def read(self, place: int) -> None:
+    def read(self, index: int) -> None:
         """Note what this worker reads now; the main process needs no note."""
         worker = get_worker_info()
         if worker is not None:
-            self._places[worker.id] = place
+            self._places[worker.id] = index
 
     def __getitem__(self, worker: int) -> int:
         """Give what a worker was reading; below 0: nothing yet."""
         return int(self._places[worker])
 
 
-def name_of(files: Sequence[File], place: int) -> str:
+def name_of(files: Sequence[File], index: int) -> str:
     """Name a signal by its file, or by its number if the data have no files."""
-    return str(files[place]) if files else f"signal {place}"
+    return str(files[index]) if files else f"signal {index}"
 
 
 class WorkerLoader(DataLoader[Sample]):
@@ -106,7 +106,7 @@ def _cause(status: int) -> str:
         return f"exit status {status}"
 
 
-def deafen(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Leave it to the main process to answer a signal that comes to all of a run's processes.
 
     Ignored rather than blocked: a thread that a library began before this one would still take a blocked signal.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from varitok.export.exporters.frozen import FrozenCodec
     from varitok.export.runtime.bundle import Opened
 
-__all__ = ["UserError", "__version__", "at_least", "load", "load_torch", "watched"]
+__all__ = ["UserError", "__version__", "require_min", "load", "load_torch", "progress"]
 __version__ = "0.1.0"
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ class UserError(ValueError):
     """A user's mistake; its text says in one line what is wrong, where, and what to do."""
 
 
-def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
+def require_min(numbers: Mapping[str, tuple[float, float]]) -> None:
     """Hold numbers of a configuration against the least that they may be.
 
     Args:
@@ -38,7 +38,7 @@ def at_least(numbers: Mapping[str, tuple[float, float]]) -> None:
             raise UserError(f"{key}={value}: must be at least {least}")
 
 
-def watched(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
+def progress(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
     """Go through items; on a terminal, tell beside what is printed how many are done and how long the rest will take.
 
     Commands that run without torch use it, so it does without rich, which comes with training.

@@ -2,7 +2,7 @@
 
     python benchmarks/reliability/kill_resume.py --out benchmarks/results/reliability/kill_resume.csv
 
-Each of three runs (an image codec with a discriminator; a residual codec of sounds, whose books are dropped, with a
+Each of three runs (an image codec with a discriminator; a residual codec of sounds, whose codebooks are dropped, with a
 discriminator and a balancer; a codec of clips) is trained by one process and by two (gloo), every update logged with
 all its digits. SIGKILL comes to all its processes once an update drawn at random is logged, and a random part of a
 second later: in a step, in a saving or in an evaluation. A line of the table has how often it was killed, how many

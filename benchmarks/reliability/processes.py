@@ -3,11 +3,12 @@
     python benchmarks/reliability/processes.py curves --out benchmarks/results/reliability/curves.csv
     python benchmarks/reliability/processes.py efficiency --out benchmarks/results/reliability/efficiency.csv
 
-`curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and books drawn for each sample, by
-one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's, which
-is thirty times as large. A line has the largest difference of the logged loss, the first update at which it is above
-1e-4, and the same of a control: one process on one thread and one process on two, of which nothing but the order of
-sums, and so their rounding, differs. All is trained a second time in double precision, where rounding is 5e8 times as
+`curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and codebooks drawn for each sample,
+by one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's,
+which is thirty times as large. A line has the largest difference of the logged loss, the first update at which it is
+above 1e-4, and the same of a control: one process on one thread and one process on two, of which nothing but the order
+of sums, and so their rounding, differs. All is trained a second time in double precision, where rounding is 5e8 times
+as
 small: what the processes did otherwise would stay as large as it is.
 
 `efficiency` times updates on random images, one thread to a process, by one process and by two with a whole batch each:
@@ -42,7 +43,7 @@ import torch  # noqa: E402
 from pytorch_lightning.strategies import DDPStrategy  # noqa: E402
 
 from varitok import __version__  # noqa: E402
-from varitok.codecs.distributed import local  # noqa: E402
+from varitok.codecs.distributed import local_tensor  # noqa: E402
 from varitok.codecs.evaluation.table import write_rows  # noqa: E402
 from varitok.codecs.training.distributed import strategy as parallel  # noqa: E402
 from varitok.codecs.training.run import build_run  # noqa: E402
@@ -56,7 +57,12 @@ BOTTLENECKS = {
     "ema_vq": ["bottleneck=vq_ema", "bottleneck.dim=16", "bottleneck.codebook_size=256"],
     "lfq": ["bottleneck=lfq", "bottleneck.bits=10", "bottleneck.temperature=1"],
     "lfq, sharp": ["bottleneck=lfq", "bottleneck.bits=10", "bottleneck.temperature=0.01"],
-    "rvq": ["bottleneck=rvq", "bottleneck.books=4", "bottleneck.level.dim=16", "bottleneck.level.codebook_size=64"],
+    "rvq": [
+        "bottleneck=rvq",
+        "bottleneck.num_codebooks=4",
+        "bottleneck.level.dim=16",
+        "bottleneck.level.codebook_size=64",
+    ],
 }
 COMMON = [
     "experiment=image/demo", "length=two_axes", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
@@ -228,7 +234,7 @@ def _measured(options: argparse.Namespace) -> tuple[float, int]:
             for value in state.values()
         ]
         kept = [*run.module.codec.parameters(), *(run.module.average.parameters()), *states]
-        size = sum(local(one).untyped_storage().nbytes() for one in kept)
+        size = sum(local_tensor(one).untyped_storage().nbytes() for one in kept)
     return (watch.ended - watch.began) / options.updates, size
 
 

@@ -1,4 +1,4 @@
-"""What `training.recompute=[encoder,decoder]` saves, and what it costs.
+"""What `training.activation_checkpointing=[encoder,decoder]` saves, and what it costs.
 
     python benchmarks/reliability/recompute.py --out benchmarks/results/reliability/recompute.csv
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from varitok import __version__  # noqa: E402
 from varitok.codecs.build import build_codec  # noqa: E402
 from varitok.codecs.evaluation.table import write_rows  # noqa: E402
-from varitok.codecs.training.activation_checkpointing import Recompute  # noqa: E402
+from varitok.codecs.training.activation_checkpointing import ActivationCheckpointing  # noqa: E402
 
 __all__ = ["main"]
 
@@ -68,7 +68,7 @@ def _compared(name: str, size: tuple[int, ...], rounds: int) -> dict[str, object
     for _ in range(rounds):
         for choice, parts in choices.items():
             began = time.perf_counter()
-            with Recompute(parts):
+            with ActivationCheckpointing(parts):
                 loss = codec(signal).signal.square().mean()
             loss.backward()
             times[choice].append(time.perf_counter() - began)
@@ -92,7 +92,7 @@ def _kept(codec: nn.Module, parts: list[nn.Module], signal: Tensor) -> int:
         held[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Recompute(parts):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), ActivationCheckpointing(parts):
         codec(signal)
     return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
 

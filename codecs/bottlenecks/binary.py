@@ -45,17 +45,17 @@ class SignGrid(Grid):
 
 
 class _Binary(Bottleneck):
-    """One bit for each dimension, all in one book of 2^bits codes."""
+    """One bit for each dimension, all in one codebook of 2^bits codes."""
 
     def __init__(self, bits: int, scale: float) -> None:
         super().__init__()
         if not 1 <= bits <= 62:
             raise UserError(f"bottleneck.bits={bits}: a code of 1 to 62 bits fits a 64-bit integer")
         self.dim = bits
-        self.book_sizes = (2**bits,)
+        self.codebook_sizes = (2**bits,)
         self.grid = SignGrid(bits, scale)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._quantize(latents.float(), prefix_mask(lengths, latents.shape[1]))
@@ -88,7 +88,7 @@ class _EntropyBinary(_Binary):
         self.temperature = temperature
         self.groups = entropy_groups([2] * bits, entropy_group, "bottleneck.entropy_group") if entropy else []
 
-    def _penalise(self, latents: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _penalize(self, latents: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the entropy penalty of latents next to corners of +-scale, and what to log of it."""
         if not self.entropy:
             return {}, {}
@@ -127,7 +127,7 @@ class LookupFreeQuantizer(_EntropyBinary):
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         codes = self.grid.encode(latents)
         quantized = self.grid.corners(latents)
-        penalties, metrics = self._penalise(latents, valid)
+        penalties, metrics = self._penalize(latents, valid)
         distance = masked_mean((latents - quantized).square().mean(-1), valid)
         penalties["commitment"] = self.commitment * distance
         return Quantized(
@@ -162,7 +162,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         latents = functional.normalize(latents, dim=-1)
         codes = self.grid.encode(latents)
-        penalties, metrics = self._penalise(latents, valid)
+        penalties, metrics = self._penalize(latents, valid)
         return Quantized(straight_through(latents, self.grid.corners(latents)), codes, penalties, metrics)
 
 

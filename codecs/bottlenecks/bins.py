@@ -1,4 +1,4 @@
-"""Discrete codes without training: each dimension is cut into bins, and is a book."""
+"""Discrete codes without training: each dimension is cut into bins, and is a codebook."""
 
 import copy
 import math
@@ -16,18 +16,18 @@ __all__ = ["DimensionBins", "UniformBins"]
 
 
 class _FrozenBins(nn.Module):
-    """The export form: as many books as dimensions."""
+    """The export form: as many codebooks as dimensions."""
 
     places: Tensor
     edges: Tensor
-    centres: Tensor
+    centers: Tensor
     shift: Tensor
     scale: Tensor
 
     def __init__(self, bins: "_Bins") -> None:
         super().__init__()
         self.continuous = copy.deepcopy(bins.continuous).frozen()
-        for name in ("edges", "centres", "shift", "scale"):
+        for name in ("edges", "centers", "shift", "scale"):
             self.register_buffer(name, getattr(bins, name).clone())
         self.register_buffer("places", torch.arange(bins.dim), persistent=False)
 
@@ -37,39 +37,39 @@ class _FrozenBins(nn.Module):
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books, n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks, n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books, of which those with `kept` (books,) count, into latents."""
-        values = nn.functional.embedding(codes, self.centres.unsqueeze(1)).squeeze(-1).transpose(1, 2)
+        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
+        values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)
         return values * kept * self.scale + self.shift
 
 
 class _Bins(Bottleneck):
-    """Cuts each dimension, less `shift` and over `scale`, at `edges`; what lies between two stands for a centre."""
+    """Cuts each dimension, less `shift` and over `scale`, at `edges`; what lies between two stands for a center."""
 
     edges: Tensor
-    centres: Tensor
+    centers: Tensor
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, continuous: Bottleneck, edges: Tensor, centres: Tensor) -> None:
+    def __init__(self, continuous: Bottleneck, edges: Tensor, centers: Tensor) -> None:
         super().__init__()
         self.continuous = continuous
         self.dim = continuous.dim
-        self.book_sizes = (len(centres),) * self.dim
+        self.codebook_sizes = (len(centers),) * self.dim
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("shift", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         means = self.continuous.encode(latents)
         codes = self._bin(means)
-        kept = torch.arange(self.dim, device=depth.device) < depth[:, None]
+        kept = torch.arange(self.dim, device=n_codebooks.device) < n_codebooks[:, None]
         values = self._values(codes)
         values = torch.where(kept[:, None], values, 0.0) * self.scale + self.shift
         return Quantized(straight_through(means.transpose(1, 2), values), codes, {}, {})
@@ -80,7 +80,7 @@ class _Bins(Bottleneck):
         )
 
     def _values(self, codes: Tensor) -> Tensor:
-        return self.centres[codes].transpose(1, 2)
+        return self.centers[codes].transpose(1, 2)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find each dimension's bin; see `Bottleneck.encode`."""
@@ -100,7 +100,7 @@ class DimensionBins(_Bins):
     """Cuts each dimension of a KL codec into bins of equal probability (TokenBridge, arXiv 2503.16430, section 3.2).
 
     Nothing is trained: a dimension is taken for Gaussian, with a mean and deviation measured once (`bridge`), and each
-    bin stands for the mean of its part of the Gaussian. A dimension is a book; one that is left out is its mean.
+    bin stands for the mean of its part of the Gaussian. A dimension is a codebook; one that is left out is its mean.
 
     Args:
         continuous: The trained bottleneck.
@@ -118,8 +118,8 @@ class DimensionBins(_Bins):
         shares = torch.linspace(float(ends[0]), float(ends[1]), bins + 1, dtype=torch.float64)
         edges = torch.special.ndtri(shares).clamp(-reach, reach)
         density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
-        centres = (density[:-1] - density[1:]) / shares.diff()
-        super().__init__(continuous, edges[1:-1].float(), centres.float())
+        centers = (density[:-1] - density[1:]) / shares.diff()
+        super().__init__(continuous, edges[1:-1].float(), centers.float())
 
     @torch.no_grad()
     def measure(self, latents: Tensor) -> None:
@@ -132,7 +132,7 @@ class DimensionBins(_Bins):
 class UniformBins(_Bins):
     """Rounds each dimension to the nearest of a few even levels (dMel, arXiv 2407.15835, section 2.1).
 
-    A dimension is a book; one that is left out lies at the lowest level, as does what is below it.
+    A dimension is a codebook; one that is left out lies at the lowest level, as does what is below it.
 
     Args:
         dim: Width of the latents.

@@ -1,4 +1,4 @@
-"""Bottlenecks made of bottlenecks: how books are counted, left out and exported."""
+"""Bottlenecks made of bottlenecks: how codebooks are counted, left out and exported."""
 
 from collections.abc import Sequence
 
@@ -36,13 +36,13 @@ class MeasuredParts:
 
 
 class Composite(Bottleneck):
-    """Parts with one list of books; a sample's depth keeps a prefix of it.
+    """Parts with one list of codebooks; a sample's depth keeps a prefix of it.
 
     Args:
         dim: Width of the latents.
-        parts: Bottlenecks, each with at least one book.
-        interleave: Books follow each other level by level (first books of all parts, then the second ones), or part
-            by part.
+        parts: Bottlenecks, each with at least one codebook.
+        interleave: Codebooks follow each other level by level (first codebooks of all parts, then the second ones), or
+            part by part.
 
     Raises:
         UserError: There are no parts, or one is continuous.
@@ -52,44 +52,44 @@ class Composite(Bottleneck):
 
     def __init__(self, dim: int, parts: Sequence[Bottleneck], interleave: bool) -> None:
         super().__init__()
-        if not parts or not all(part.book_sizes for part in parts):
-            raise UserError("bottleneck: made of parts, each with a book; a continuous one has none")
+        if not parts or not all(part.codebook_sizes for part in parts):
+            raise UserError("bottleneck: made of parts, each with a codebook; a continuous one has none")
         self.dim = dim
         self.parts = nn.ModuleList(parts)
-        books = [(level, index) for index, part in enumerate(parts) for level in range(len(part.book_sizes))]
-        order = sorted(books) if interleave else books
-        self.book_sizes = tuple(parts[index].book_sizes[level] for level, index in order)
+        codebooks = [(level, index) for index, part in enumerate(parts) for level in range(len(part.codebook_sizes))]
+        order = sorted(codebooks) if interleave else codebooks
+        self.codebook_sizes = tuple(parts[index].codebook_sizes[level] for level, index in order)
         self.places = [[place for place, (_, index) in enumerate(order) if index == p] for p in range(len(parts))]
         counts = [[sum(place < depth for place in places) for places in self.places] for depth in range(len(order) + 1)]
-        # How many books of each part are among the first so many of all.
+        # How many codebooks of each part are among the first so many of all.
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
-    def run_part(self, index: int, latents: Tensor, lengths: Tensor, depth: Tensor) -> tuple[Quantized, Tensor]:
-        """Send latents through a part; it measures nothing where none of its books is kept.
+    def run_part(self, index: int, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> tuple[Quantized, Tensor]:
+        """Send latents through a part; it measures nothing where none of its codebooks is kept.
 
         Returns:
-            What the part made, and its latents with zeros where none of its books is kept.
+            What the part made, and its latents with zeros where none of its codebooks is kept.
         """
-        part_depth = self.counts[depth, index]
+        part_depth = self.counts[n_codebooks, index]
         kept = part_depth > 0
         quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_depth.clamp(min=1))
         return quantized, torch.where(kept[:, None, None], quantized.latents, 0.0)
 
     def arrange(self, codes: Sequence[Tensor]) -> Tensor:
-        """Bring the parts' codes into the order of the books: `(b, books, n)`."""
+        """Bring the parts' codes into the order of the codebooks: `(b, codebooks, n)`."""
         together = torch.cat(list(codes), 1)
         places = [place for places in self.places for place in places]
         order = sorted(range(len(places)), key=places.__getitem__)
         return together if places == sorted(places) else together[:, order]
 
     def decode_part(self, index: int, codes: Tensor) -> Tensor | None:
-        """Decode a part from a prefix of all books `(b, books', n)`; None where it holds none of the part's."""
+        """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None where it holds none of the part's."""
         places = [place for place in self.places[index] if place < codes.shape[1]]
         return self.parts[index].decode(codes[:, places]) if places else None  # type: ignore[operator]
 
 
 class _FrozenLeaf(nn.Module):
-    """A part with a single book."""
+    """A part with a single codebook."""
 
     places: Tensor
 
@@ -113,7 +113,7 @@ class _FrozenLeaf(nn.Module):
 
 
 class _FrozenBranch(_FrozenLeaf):
-    """A part with several books."""
+    """A part with several codebooks."""
 
     @torch.jit.export
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
@@ -124,8 +124,8 @@ class _FrozenBranch(_FrozenLeaf):
 class FrozenComposite(nn.Module):
     """The export form of parts: `encode` and `decode_kept` say how they go together.
 
-    What is missing from a prefix of the books is looked up as code 0, which every book has, and left out by a mask: no
-    branch, no loop over a length that a graph would freeze.
+    What is missing from a prefix of the codebooks is looked up as code 0, which every codebook has, and left out by a
+    mask: no branch, no loop over a length that a graph would freeze.
     """
 
     places: Tensor
@@ -144,13 +144,15 @@ class FrozenComposite(nn.Module):
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         kept = self.places < count
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books `(b, books, n)`, of which those with `kept` (books,) count, into latents."""
+        """Turn codes of all codebooks `(b, codebooks, n)`, of which those with `kept` (codebooks,) count, into
+        latents.
+        """
         total = self.parts[0].decode_kept(codes, kept)  # type: ignore[operator]
         for part in self.parts[1:]:
             total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
@@ -164,7 +166,7 @@ class AddedCodebooks(nn.Module):
     Residual levels share a slice, codebooks side by side have one each.
 
     Args:
-        books: Modules of one codebook each, with `encode` and `decode`.
+        codebooks: Modules of one codebook each, with `encode` and `decode`.
         starts: First channel of each codebook's slice.
         width: Channels of a slice.
         project_in: Map from latents to the codebooks' channels.
@@ -178,7 +180,7 @@ class AddedCodebooks(nn.Module):
 
     def __init__(
         self,
-        books: Sequence[nn.Module],
+        codebooks: Sequence[nn.Module],
         starts: Sequence[int],
         width: int,
         project_in: nn.Module,
@@ -187,7 +189,7 @@ class AddedCodebooks(nn.Module):
         places: Tensor,
     ) -> None:
         super().__init__()
-        self.books = nn.ModuleList(books)
+        self.num_codebooks = nn.ModuleList(codebooks)
         self.starts, self.width, self.total = list(starts), width, max(starts) + width
         self.project_in, self.project_out = project_in, project_out
         self.bounded = reach.numel() > 0
@@ -199,25 +201,25 @@ class AddedCodebooks(nn.Module):
         inner: Tensor = self.project_in(latents)
         return torch.tanh(inner / self.reach) * self.reach if self.bounded else inner
 
-    def place(self, book: int, latents: Tensor) -> Tensor:
+    def place(self, codebook: int, latents: Tensor) -> Tensor:
         """Pad a codebook's vectors `(b, n, width)` to all channels, with zeros."""
-        return functional.pad(latents, [self.starts[book], self.total - self.starts[book] - self.width])
+        return functional.pad(latents, [self.starts[codebook], self.total - self.starts[codebook] - self.width])
 
     def search(self, inner: Tensor) -> Tensor:
-        """Return int64 codes `(b, books, n)` of channels `(b, n, c)`."""
+        """Return int64 codes `(b, codebooks, n)` of channels `(b, n, c)`."""
         codes: list[Tensor] = []
-        for index, book in enumerate(self.books):
+        for index, codebook in enumerate(self.num_codebooks):
             start = self.starts[index]
-            found = book.encode(inner[..., start : start + self.width])  # type: ignore[operator]
-            inner = inner - self.place(index, book.decode(found))  # type: ignore[operator]
+            found = codebook.encode(inner[..., start : start + self.width])  # type: ignore[operator]
+            inner = inner - self.place(index, codebook.decode(found))  # type: ignore[operator]
             codes.append(found)
         return torch.cat(codes, 1)
 
     def add(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, books)`."""
+        """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, codebooks)`."""
         added: list[Tensor] = []
-        for index, book in enumerate(self.books):
-            found = book.decode(codes[:, index : index + 1])  # type: ignore[operator]
+        for index, codebook in enumerate(self.num_codebooks):
+            found = codebook.decode(codes[:, index : index + 1])  # type: ignore[operator]
             added.append(self.place(index, found * kept[:, index, None, None]))
         total = added[0]
         for each in added[1:]:
@@ -225,17 +227,19 @@ class AddedCodebooks(nn.Module):
         return total
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         return self.search(self.inner(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         kept = self.places < count
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books `(b, books, n)`, of which those with `kept` (books,) count, into latents."""
+        """Turn codes of all codebooks `(b, codebooks, n)`, of which those with `kept` (codebooks,) count, into
+        latents.
+        """
         latents: Tensor = self.project_out(self.add(codes, kept.unsqueeze(0)))
         return latents
 

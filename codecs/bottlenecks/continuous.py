@@ -14,7 +14,7 @@ __all__ = ["Autoencoder", "KLBottleneck"]
 
 
 class _FrozenLatents(nn.Module):
-    """The export form: float32 channels `(b, d, n)` where others have books."""
+    """The export form: float32 channels `(b, d, n)` where others have codebooks."""
 
     def __init__(self, moments: nn.Module, bound: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Continuous(Bottleneck):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.book_sizes = ()
+        self.codebook_sizes = ()
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn `(b, d, n)` back into latents; see `Bottleneck.decode`."""
@@ -62,7 +62,7 @@ class Autoencoder(_Continuous):
         super().__init__(dim)
         self.bound = bound
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Bound the latents; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             codes = self.encode(latents)
@@ -100,7 +100,7 @@ class KLBottleneck(_Continuous):
         nn.init.zeros_(self.log_variance.weight)
         nn.init.constant_(self.log_variance.bias, -4.0)  # begin nearly without noise
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Draw latents, or take their mean in evaluation; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..distributed import sums_over_processes
+from ..distributed import sum_over_ranks
 from ..result import Quantized
 from .statistics import Gathering
 
@@ -40,52 +40,54 @@ class Bottleneck(nn.Module, ABC):
 
     Attributes:
         dim: Width of the latents that it takes and gives.
-        book_sizes: Entries of each book; a token costs `sum(log2(size))` bits. Empty for a continuous bottleneck,
-            whose codes are float32 `(b, channels, n)`.
+        codebook_sizes: Entries of each codebook; a token costs `sum(log2(size))` bits. Empty for a continuous
+            bottleneck, whose codes are float32 `(b, channels, n)`.
         exact: Whether `forward` always gives the latents that `decode` makes of its codes, at full depth.
     """
 
     dim: int
-    book_sizes: tuple[int, ...]
+    codebook_sizes: tuple[int, ...]
     exact: bool = False
 
     @property
     def rows(self) -> int:
-        """Count the rows of a code: books, or the channels of a continuous bottleneck."""
-        return len(self.book_sizes) or self.dim
+        """Count the rows of a code: codebooks, or the channels of a continuous bottleneck."""
+        return len(self.codebook_sizes) or self.dim
 
     @property
-    def book_strides(self) -> tuple[int, ...]:
-        """Say for how many tokens a code of each book stands, itself repeated: 1, but for books of several rates."""
-        return (1,) * len(self.book_sizes)
+    def codebook_strides(self) -> tuple[int, ...]:
+        """Say for how many tokens a code of each codebook stands, itself repeated: 1, but for codebooks of several
+        rates.
+        """
+        return (1,) * len(self.codebook_sizes)
 
     @property
     def bits(self) -> float:
-        """Count the bits of a token: `sum(log2(size) / stride)` over books; 32 a channel where it is continuous."""
-        books = zip(self.book_sizes, self.book_strides, strict=True)
-        return sum(math.log2(size) / stride for size, stride in books) if self.book_sizes else 32.0 * self.dim
+        """Count the bits of a token: `sum(log2(size) / stride)` over codebooks; 32 a channel where it is continuous."""
+        codebooks = zip(self.codebook_sizes, self.codebook_strides, strict=True)
+        return sum(math.log2(size) / stride for size, stride in codebooks) if self.codebook_sizes else 32.0 * self.dim
 
-    def payload(self, tokens: int, books: int | None = None) -> float:
-        """Count the bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
-        if not self.book_sizes:
+    def payload(self, tokens: int, num_codebooks: int | None = None) -> float:
+        """Count the bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where None."""
+        if not self.codebook_sizes:
             return tokens * self.bits
-        each = list(zip(self.book_sizes, self.book_strides, strict=True))[:books]
+        each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
         return sum(-(-tokens // stride) * math.log2(size) for size, stride in each)
 
     @abstractmethod
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize for training or evaluation.
 
         Args:
             latents: `(b, n, d)`, any floating type; codes are computed in float32.
             lengths: int64 `(b,)`, valid steps; the others enter neither penalties nor statistics.
-            depth: int64 `(b,)`, books kept, in [1, books]; the others add nothing to the latents, and enter neither
-                penalties nor statistics.
+            n_codebooks: int64 `(b,)`, codebooks kept, in [1, codebooks]; the others add nothing to the latents, and
+                enter neither penalties nor statistics.
         """
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
         """Turn latents of which the first `lengths`, int64 `(b,)`, are valid into codes.
@@ -96,7 +98,7 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
 
     @abstractmethod
     def frozen(self) -> nn.Module:
@@ -107,12 +109,14 @@ class Bottleneck(nn.Module, ABC):
 
         Training calls it once after each step of the codec's optimizer, on every process. Whatever in a bottleneck
         learns by other means than a gradient (a moving codebook, an annealed temperature) has an `advance`; the
-        statistics of all books go through one collective. A loop that never calls it gathers without end.
+        statistics of all codebooks go through one collective. A loop that never calls it gathers without end.
         """
         # What is frozen stays in evaluation mode, and has gathered nothing.
-        books = [module for module in self.modules() if isinstance(module, Gathering) and module.training]
-        for book, total in zip(books, sums_over_processes([book.gathered for book in books]), strict=True):
-            book.advance(total)
+        codebooks = [module for module in self.modules() if isinstance(module, Gathering) and module.training]
+        for codebook, total in zip(
+            codebooks, sum_over_ranks([codebook.gathered for codebook in codebooks]), strict=True
+        ):
+            codebook.advance(total)
 
     def discard(self) -> None:
         """Follow an update that was refused: forget what was gathered since the last."""
@@ -122,4 +126,4 @@ class Bottleneck(nn.Module, ABC):
 
     def depths(self, latents: Tensor) -> Tensor:
         """Return the full depth for each sample of `latents`."""
-        return torch.full((latents.shape[0],), len(self.book_sizes), device=latents.device)
+        return torch.full((latents.shape[0],), len(self.codebook_sizes), device=latents.device)

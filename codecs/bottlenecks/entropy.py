@@ -14,11 +14,11 @@ from torch import Tensor
 
 from varitok import UserError
 
-from ..distributed import average_over_processes
+from ..distributed import differentiable_mean_over_ranks
 from ..masking import masked_mean
 from .soft import block_rows, in_blocks, scores
 
-__all__ = ["Entropies", "book_entropies", "entropy_groups", "grid_entropies"]
+__all__ = ["Entropies", "codebook_entropies", "entropy_groups", "grid_entropies"]
 
 LARGEST = 1 << 20  # codes of one group, whose mean choice is a tensor of that size
 
@@ -26,7 +26,7 @@ LARGEST = 1 << 20  # codes of one group, whose mean choice is a tensor of that s
 class Entropies(NamedTuple):
     """Scalars in nats, with gradient; the first is this process's mean, the second the global batch's.
 
-    A sample without a valid token (a book that it doesn't keep) lowers both by its share of the batch.
+    A sample without a valid token (a codebook that it doesn't keep) lowers both by its share of the batch.
     """
 
     confidence: Tensor
@@ -69,7 +69,7 @@ def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
     samples = valid.any(1).sum().to(sums[0].dtype)
     flat = torch.cat([*(part.flatten() for part in sums), samples[None]])
     # Without gradient nothing learns from it, and this process may be the only one here, as for sample pictures.
-    flat = average_over_processes(flat) if torch.is_grad_enabled() else flat
+    flat = differentiable_mean_over_ranks(flat) if torch.is_grad_enabled() else flat
     *parts, count = torch.split(flat, [*(part.numel() for part in sums), 1])
     total = flat.new_zeros(())
     for part in parts:
@@ -120,26 +120,28 @@ def _joint(members: Sequence[Tensor], like: Tensor) -> Tensor:
     return joint.exp()
 
 
-def book_entropies(latents: Tensor, book: Tensor, valid: Tensor, temperature: float, inner: bool = False) -> Entropies:
-    """Compute the entropies of soft choices over a book of vectors.
+def codebook_entropies(
+    latents: Tensor, codebook: Tensor, valid: Tensor, temperature: float, inner: bool = False
+) -> Entropies:
+    """Compute the entropies of soft choices over a codebook of vectors.
 
     Args:
         latents: `(b, n, d)`.
-        book: `(K, d)`.
+        codebook: `(K, d)`.
         valid: bool `(b, n)`.
         temperature: Of the softmax of negative squared distances, in squared units of the latents.
         inner: The softmax is of inner products instead.
     """
 
     def block(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        choice = scores(rows, book, temperature, inner).log_softmax(1)
+        choice = scores(rows, codebook, temperature, inner).log_softmax(1)
         shares = choice.exp()
         return -(shares * choice).sum(1), weight @ shares
 
     weights = _weights(valid).flatten()
     # Padding may hold anything, and 0 times infinity is no number.
     rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)
-    parts = in_blocks(block, block_rows(len(book)), weights, rows)
+    parts = in_blocks(block, block_rows(len(codebook)), weights, rows)
     confidence = torch.cat([part for part, _ in parts]).view(valid.shape)
     total = torch.stack([part for _, part in parts]).sum(0)
     return Entropies(masked_mean(confidence, valid), _diversity([total], valid))

@@ -14,10 +14,10 @@ from ..result import Quantized
 from .contract import Bottleneck, straight_through
 from .nearest import nearest
 
-__all__ = ["FactorisedResidualQuantizer"]
+__all__ = ["FactorizedResidualQuantizer"]
 
 
-class _FrozenFactorised(nn.Module):
+class _FrozenFactorized(nn.Module):
     """The export form: one product in, small corrections, one product out."""
 
     places: Tensor
@@ -27,17 +27,17 @@ class _FrozenFactorised(nn.Module):
     out_bias: Tensor
     entries: Tensor
     offset: Tensor
-    centre: Tensor
+    center: Tensor
     table: Tensor
     correction: Tensor
     correction_bias: Tensor
 
-    def __init__(self, quantizer: "FactorisedResidualQuantizer") -> None:
+    def __init__(self, quantizer: "FactorizedResidualQuantizer") -> None:
         super().__init__()
-        books, width = quantizer.books, quantizer.width
+        codebooks, width = quantizer.num_codebooks, quantizer.width
         unit = functional.normalize(quantizer.codebooks.detach().float(), dim=-1)
-        centre = unit.mean(1, keepdim=True)
-        entries = unit - centre
+        center = unit.mean(1, keepdim=True)
+        entries = unit - center
         correction, correction_bias = quantizer.corrections()
         for name, value in {
             "into": quantizer.into.weight,
@@ -46,87 +46,90 @@ class _FrozenFactorised(nn.Module):
             "out_bias": quantizer.out_bias,
             "entries": entries.transpose(1, 2).contiguous(),
             "offset": (entries.double().square().sum(2) / -2).float(),
-            "centre": centre[:, 0],
+            "center": center[:, 0],
             "table": quantizer.codebooks,
             "correction": correction,
             "correction_bias": correction_bias,
         }.items():
             self.register_buffer(name, value.detach().float().clone())
-        self.register_buffer("places", torch.arange(books), persistent=False)
-        self.books, self.width = books, width
+        self.register_buffer("places", torch.arange(codebooks), persistent=False)
+        self.num_codebooks, self.width = codebooks, width
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         every = functional.linear(latents, self.into, self.into_bias)
         codes: list[Tensor] = []
-        for book in range(self.books):
-            span = slice(book * self.width, (book + 1) * self.width)
+        for codebook in range(self.num_codebooks):
+            span = slice(codebook * self.width, (codebook + 1) * self.width)
             level = every[..., span]
-            unit = functional.normalize(level, dim=-1) - self.centre[book]
-            code = (torch.matmul(unit, self.entries[book]) + self.offset[book]).argmax(-1)
-            found = functional.embedding(code, self.table[book])
-            every = every - torch.matmul(found, self.correction[:, span].T) - self.correction_bias[:, book]
+            unit = functional.normalize(level, dim=-1) - self.center[codebook]
+            code = (torch.matmul(unit, self.entries[codebook]) + self.offset[codebook]).argmax(-1)
+            found = functional.embedding(code, self.table[codebook])
+            every = every - torch.matmul(found, self.correction[:, span].T) - self.correction_bias[:, codebook]
             codes.append(code)
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books, of which those with `kept` (books,) count, into latents."""
+        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
         found: list[Tensor] = []
-        for book in range(self.books):
-            found.append(functional.embedding(codes[:, book], self.table[book]) * kept[book])
+        for codebook in range(self.num_codebooks):
+            found.append(functional.embedding(codes[:, codebook], self.table[codebook]) * kept[codebook])
         return torch.matmul(torch.cat(found, -1), self.out) + torch.matmul(kept.to(torch.float32), self.out_bias)
 
 
-class FactorisedResidualQuantizer(Bottleneck):
-    """Residual books, each in a narrow projection, compared by direction (DAC, arXiv 2306.06546, section 3.2).
+class FactorizedResidualQuantizer(Bottleneck):
+    """Residual codebooks, each in a narrow projection, compared by direction (DAC, arXiv 2306.06546, section 3.2).
 
     Level i maps what is left of the latent to `width` dimensions, `p_i = A_i r_i + a_i`, takes the entry of the nearest
     direction, and subtracts its image, `r_(i+1) = r_i - B_i q_i - b_i`. What is left is never made: since the maps are
     linear, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`, so one product takes all levels in, products of
     `width x width` correct them, and one takes them out. Codes and gradients are those of the definition; with eight
-    books of 1024 x 8 on latents 1024 wide it is many times faster and smaller (`benchmarks/results/bottlenecks.csv`).
-    With one book it is the factorised quantizer of BigCodec (arXiv 2409.05377).
+    codebooks of 1024 x 8 on latents 1024 wide it is many times faster and smaller
+    (`benchmarks/results/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec (arXiv
+    2409.05377).
 
     The published maps are weight-normed; these are plain. The residual passes the gradient straight through each
     entry, as published: a level's projections see what later levels make of their work.
 
     Args:
         dim: Width of the latents.
-        books: Levels.
-        codebook_size: Entries of each book.
+        num_codebooks: Levels.
+        codebook_size: Entries of each codebook.
         width: Of the projections.
         commitment: Weight of the pull of projections towards their entries, which learn by a pull of weight 1;
-            both are added up over books.
+            both are added up over codebooks.
     """
 
     def __init__(
-        self, dim: int, books: int, codebook_size: int = 1024, width: int = 8, commitment: float = 0.25
+        self, dim: int, num_codebooks: int, codebook_size: int = 1024, width: int = 8, commitment: float = 0.25
     ) -> None:
         super().__init__()
-        if min(dim, books, codebook_size, width) < 1:
-            raise UserError("bottleneck: dim, books, codebook_size and width must be at least 1")
-        self.dim, self.books, self.width = dim, books, width
-        self.book_sizes = (codebook_size,) * books
+        if min(dim, num_codebooks, codebook_size, width) < 1:
+            raise UserError("bottleneck: dim, codebooks, codebook_size and width must be at least 1")
+        self.dim, self.num_codebooks, self.width = dim, num_codebooks, width
+        self.codebook_sizes = (codebook_size,) * num_codebooks
         self.commitment = commitment
-        self.into = nn.Linear(dim, books * width)
-        self.out = nn.Linear(books * width, dim, bias=False)
-        self.out_bias = nn.Parameter(torch.zeros(books, dim))
-        self.codebooks = nn.Parameter(torch.randn(books, codebook_size, width))
+        self.into = nn.Linear(dim, num_codebooks * width)
+        self.out = nn.Linear(num_codebooks * width, dim, bias=False)
+        self.out_bias = nn.Parameter(torch.zeros(num_codebooks, dim))
+        self.codebooks = nn.Parameter(torch.randn(num_codebooks, codebook_size, width))
         # Each level's map out is a layer of its own, of fan-in `width`.
         nn.init.uniform_(self.out.weight, -1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def corrections(self) -> tuple[Tensor, Tensor]:
-        """Give `A_i B_j` for all levels, `(books * width, books * width)`, and `A_i b_j`, `(books * width, books)`."""
+        """Give `A_i B_j` for all levels, `(codebooks * width, codebooks * width)`, and `A_i b_j`, `(codebooks * width,
+        codebooks)`.
+        """
         into = self.into.weight.float()
         return into @ self.out.weight.float(), into @ self.out_bias.float().T
 
-    def _search(self, book: int, level: Tensor) -> tuple[Tensor, Tensor]:
-        table = self.codebooks[book].float()
+    def _search(self, codebook: int, level: Tensor) -> tuple[Tensor, Tensor]:
+        table = self.codebooks[codebook].float()
         codes = nearest(functional.normalize(level.detach(), dim=-1), functional.normalize(table.detach(), dim=-1))
         return codes, functional.embedding(codes, table)
 
@@ -134,9 +137,10 @@ class FactorisedResidualQuantizer(Bottleneck):
         return functional.linear(latents.float(), self.into.weight.float(), self.into.bias.float())
 
     def _expand(self, found: list[Tensor], kept: Tensor) -> Tensor:
-        """Map the entries of all books `(b, n, width)` out, where kept `(b, books)`."""
+        """Map the entries of all codebooks `(b, n, width)` out, where kept `(b, codebooks)`."""
         stacked = torch.cat([torch.where(kept[:, i, None, None], part, 0.0) for i, part in enumerate(found)], -1)
-        # What is kept counts as one more input a book, whose map is the bias: no pass over all of the latents for it.
+        # What is kept counts as one more input a codebook, whose map is the bias: no pass over all of the latents for
+        # it.
         present = kept.to(torch.float32)[:, None].expand(-1, stacked.shape[1], -1)
         weight = torch.cat([self.out.weight.float(), self.out_bias.float().T], 1)
         return functional.linear(torch.cat([stacked, present], -1), weight)
@@ -146,32 +150,34 @@ class FactorisedResidualQuantizer(Bottleneck):
         every = self._project(latents)
         correction, shift = self.corrections()
         found: list[Tensor] = []
-        for book in range(self.books):
-            rows = slice(book * self.width, (book + 1) * self.width)
-            level = every[..., rows] - shift[rows, :book].sum(1)
+        for codebook in range(self.num_codebooks):
+            rows = slice(codebook * self.width, (codebook + 1) * self.width)
+            level = every[..., rows] - shift[rows, :codebook].sum(1)
             if found:
-                level = level - functional.linear(torch.cat(found, -1), correction[rows, : book * self.width])
-            code, entry = self._search(book, level)
+                level = level - functional.linear(torch.cat(found, -1), correction[rows, : codebook * self.width])
+            code, entry = self._search(codebook, level)
             found.append(straight_through(level, entry))
             yield level, code, entry, found[-1]
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             valid = prefix_mask(lengths, latents.shape[1])
-            kept = torch.arange(self.books, device=depth.device) < depth[:, None]
+            kept = torch.arange(self.num_codebooks, device=n_codebooks.device) < n_codebooks[:, None]
             codes: list[Tensor] = []
             found: list[Tensor] = []
             pulls, commitments = self.out_bias.new_zeros(()), self.out_bias.new_zeros(())
-            for book, (level, code, entry, passed) in enumerate(self._levels(latents)):
-                measured = valid & kept[:, book, None]
+            for codebook, (level, code, entry, passed) in enumerate(self._levels(latents)):
+                measured = valid & kept[:, codebook, None]
                 pulls = pulls + masked_mean((level.detach() - entry).square().mean(-1), measured)
                 commitments = commitments + masked_mean((level - entry.detach()).square().mean(-1), measured)
                 codes.append(code)
                 found.append(passed)
             quantized = self._expand(found, kept)
         penalties = {"codebook": pulls, "commitment": self.commitment * commitments}
-        return Quantized(quantized, torch.stack(codes, 1), penalties, {"distance": commitments.detach() / self.books})
+        return Quantized(
+            quantized, torch.stack(codes, 1), penalties, {"distance": commitments.detach() / self.num_codebooks}
+        )
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""
@@ -182,11 +188,14 @@ class FactorisedResidualQuantizer(Bottleneck):
         """Add up the levels; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
             count = codes.shape[1]
-            codes = functional.pad(codes, (0, 0, 0, self.books - count))
-            found = [functional.embedding(codes[:, book], self.codebooks[book].float()) for book in range(self.books)]
-            kept = torch.arange(self.books, device=codes.device) < torch.full_like(codes[:, :1, 0], count)
+            codes = functional.pad(codes, (0, 0, 0, self.num_codebooks - count))
+            found = [
+                functional.embedding(codes[:, codebook], self.codebooks[codebook].float())
+                for codebook in range(self.num_codebooks)
+            ]
+            kept = torch.arange(self.num_codebooks, device=codes.device) < torch.full_like(codes[:, :1, 0], count)
             return self._expand(found, kept)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return _FrozenFactorised(self)
+        return _FrozenFactorized(self)

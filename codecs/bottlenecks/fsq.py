@@ -81,13 +81,13 @@ class FiniteScalarQuantizer(Bottleneck):
         if not levels or min(levels) < 3:
             raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
         self.dim = len(levels)
-        self.book_sizes = (math.prod(levels),)
+        self.codebook_sizes = (math.prod(levels),)
         self.entropy = entropy
         self.temperature = temperature
         self.groups = entropy_groups(levels, entropy_group, "bottleneck.entropy_group") if entropy else []
         self.grid = RoundingGrid(levels)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         # In bfloat16 half of the codes are out of reach, so autocast ends here.
         with torch.autocast(latents.device.type, enabled=False):
@@ -171,79 +171,81 @@ class _FrozenLevels(nn.Module):
     def __init__(self, grid: EvenGrid, scales: Tensor, reach: Tensor) -> None:
         super().__init__()
         self.grid = grid
-        self.books = len(scales)
+        self.num_codebooks = len(scales)
         self.register_buffer("scales", scales.clone())
         self.register_buffer("reach", reach.clone())
         self.register_buffer("places", torch.arange(len(scales)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         residual = torch.tanh(latents / self.reach) * self.reach
         codes: list[Tensor] = []
-        for book in range(self.books):
-            digits = self.grid.nearest(residual / self.scales[book])
-            residual = residual - self.grid.values(digits) * self.scales[book]
+        for codebook in range(self.num_codebooks):
+            digits = self.grid.nearest(residual / self.scales[codebook])
+            residual = residual - self.grid.values(digits) * self.scales[codebook]
             codes.append(self.grid.code(digits))
         return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books, of which those with `kept` (books,) count, into latents."""
+        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
         total = self.grid.values(self.grid.digits(codes[:, :1])) * self.scales[0] * kept[0]
-        for book in range(1, self.books):
-            added = self.grid.values(self.grid.digits(codes[:, book : book + 1])) * self.scales[book]
-            total = total + added * kept[book]
+        for codebook in range(1, self.num_codebooks):
+            added = self.grid.values(self.grid.digits(codes[:, codebook : codebook + 1])) * self.scales[codebook]
+            total = total + added * kept[codebook]
         return total
 
 
 class ResidualScalarQuantizer(Bottleneck):
     """Refines a grid by smaller copies of itself (residual FSQ, as in vector-quantize-pytorch).
 
-    Latents are bounded once; each book rounds what is left by the books before. With steps of 1 / levels the sum of two
-    books is again an even grid, of levels squared.
+    Latents are bounded once; each codebook rounds what is left by the codebooks before. With steps of 1 / levels the
+    sum of two codebooks is again an even grid, of levels squared.
 
     Args:
         levels: Levels of each dimension, at least 2.
-        books: Refinements, the first grid included.
+        num_codebooks: Refinements, the first grid included.
         refinement: Size of each grid in that of the one before, for every dimension; 1 / levels where None.
         bound: Values at which the latents saturate; 1 + 1 / (levels - 1) where None, the whole of the outermost cells.
 
     Raises:
-        UserError: A level is below 2, or there are no books.
+        UserError: A level is below 2, or there are no codebooks.
     """
 
     def __init__(
-        self, levels: Sequence[int], books: int, refinement: float | None = None, bound: float | None = None
+        self, levels: Sequence[int], num_codebooks: int, refinement: float | None = None, bound: float | None = None
     ) -> None:
         super().__init__()
-        if not levels or min(levels) < 2 or books < 1:
-            raise UserError(f"bottleneck: levels of at least 2 and a book, got {list(levels)} and {books}")
+        if not levels or min(levels) < 2 or num_codebooks < 1:
+            raise UserError(f"bottleneck: levels of at least 2 and a codebook, got {list(levels)} and {num_codebooks}")
         self.dim = len(levels)
-        self.book_sizes = (math.prod(levels),) * books
+        self.codebook_sizes = (math.prod(levels),) * num_codebooks
         self.grid = EvenGrid(levels)
         counts = self.grid.levels.double()
         step = 1 / counts if refinement is None else torch.full_like(counts, refinement)
         reach = 1 + 1 / (counts - 1) if bound is None else torch.full_like(counts, bound)
-        self.register_buffer("scales", torch.stack([step**book for book in range(books)]).float(), persistent=False)
+        self.register_buffer(
+            "scales", torch.stack([step**codebook for codebook in range(num_codebooks)]).float(), persistent=False
+        )
         self.register_buffer("reach", reach.float(), persistent=False)
 
     scales: Tensor
     reach: Tensor
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             bounded = torch.tanh(latents.float() / self.reach) * self.reach
             residual, total, codes = bounded.detach(), torch.zeros_like(bounded), []
-            for book, scale in enumerate(self.scales):
+            for codebook, scale in enumerate(self.scales):
                 digits = self.grid.nearest(residual / scale)
                 values = self.grid.values(digits) * scale
                 residual = residual - values
-                total = total + torch.where(depth[:, None, None] > book, values, 0.0)
+                total = total + torch.where(n_codebooks[:, None, None] > codebook, values, 0.0)
                 codes.append(self.grid.code(digits))
             return Quantized(straight_through(bounded, total), torch.cat(codes, 1), {}, {})
 
@@ -264,7 +266,8 @@ class DitheredScalarQuantizer(Bottleneck):
     """An even grid, trained in part with noise instead of rounding (TAAE, Stable Codec, arXiv 2411.19842, section 3.2).
 
     While training, a sample gets noise as wide as a step, or is not rounded at all, or is; so the decoder expects any
-    value, not the grid's, and the levels can be chosen after training. `split` makes residual books of a trained grid.
+    value, not the grid's, and the levels can be chosen after training. `split` makes residual codebooks of a trained
+    grid.
 
     Args:
         levels: Levels of each dimension, at least 2.
@@ -280,12 +283,12 @@ class DitheredScalarQuantizer(Bottleneck):
         if not levels or min(levels) < 2:
             raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
         self.dim = len(levels)
-        self.book_sizes = (math.prod(levels),)
+        self.codebook_sizes = (math.prod(levels),)
         self.noise = noise
         self.bypass = bypass
         self.grid = EvenGrid(levels, squash=True)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`. In training, a share of the latents is noisy instead."""
         with torch.autocast(latents.device.type, enabled=False):
             bounded = torch.tanh(latents.float())
@@ -311,21 +314,24 @@ class DitheredScalarQuantizer(Bottleneck):
         whole = torch.ones(1, self.dim)
         return _FrozenLevels(self.grid, whole, whole[0])
 
-    def split(self, levels: Sequence[int], books: int) -> ResidualScalarQuantizer:
-        """Write the same grid as residual books, after training: 17 levels are two books of 5 (section 3.2).
+    def split(self, levels: Sequence[int], num_codebooks: int) -> ResidualScalarQuantizer:
+        """Write the same grid as residual codebooks, after training: 17 levels are two codebooks of 5 (section 3.2).
 
-        All books together give the latents that this one gives; the first few alone give a coarser grid.
+        All codebooks together give the latents that this one gives; the first few alone give a coarser grid.
 
         Raises:
-            UserError: `(levels - 1) ** books` is not this grid's levels - 1.
+            UserError: `(levels - 1) ** num_codebooks` is not this grid's levels - 1.
         """
         whole = self.grid.levels.tolist()
         if len(levels) != len(whole) or any(
-            (few - 1) ** books != many - 1 for few, many in zip(levels, whole, strict=True)
+            (few - 1) ** num_codebooks != many - 1 for few, many in zip(levels, whole, strict=True)
         ):
             raise UserError(
-                f"{books} books of {list(levels)} levels don't make {whole}: (levels - 1) ** books must be levels - 1"
+                f"num_codebooks={num_codebooks} of {list(levels)} levels don't make {whole}: "
+                "(levels - 1) ** num_codebooks must be levels - 1"
             )
         if len(set(levels)) > 1:
             raise UserError(f"levels {list(levels)}: every dimension must have as many")
-        return ResidualScalarQuantizer(levels, books, refinement=1 / (levels[0] - 1) if books > 1 else 1.0, bound=1.0)
+        return ResidualScalarQuantizer(
+            levels, num_codebooks, refinement=1 / (levels[0] - 1) if num_codebooks > 1 else 1.0, bound=1.0
+        )

@@ -16,7 +16,7 @@ __all__ = ["Hierarchy", "hierarchy"]
 
 
 def _means(cells: Tensor, groups: int) -> Tensor:
-    """Average cells `(b, cells, n, d)` over each of so many groups of neighbours: `(b * groups, n, d)`."""
+    """Average cells `(b, cells, n, d)` over each of so many groups of neighbors: `(b * groups, n, d)`."""
     b, count, n, d = cells.shape
     return cells.reshape(b * groups, count // groups, n, d).mean(1)
 
@@ -38,7 +38,9 @@ def _tokens(cells: Tensor) -> Tensor:
 
 
 class _FrozenHierarchy(nn.Module):
-    """The export form; what is missing from a prefix of the books is looked up as code 0, and left out by a mask."""
+    """The export form; what is missing from a prefix of the codebooks is looked up as code 0, and left out by a
+    mask.
+    """
 
     places: Tensor
 
@@ -46,10 +48,10 @@ class _FrozenHierarchy(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(level.frozen() for level in made.levels)  # type: ignore[operator]
         self.groups = list(made.groups)
-        self.register_buffer("places", torch.arange(len(made.book_sizes)), persistent=False)
+        self.register_buffer("places", torch.arange(len(made.codebook_sizes)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         count = self.groups[-1]
         remaining = _cells(latents, count)
         codes: list[Tensor] = []
@@ -61,7 +63,7 @@ class _FrozenHierarchy(nn.Module):
         return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, books', n)`, a prefix of the books allowed, into latents `(b, n, d)`."""
+        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         given, steps, count = codes.shape[1], codes.shape[2], self.groups[-1]
         kept = (self.places < given).unsqueeze(-1)
         whole = codes[:, self.places.clamp(max=given - 1)] * kept
@@ -81,21 +83,21 @@ class Hierarchy(Bottleneck):
 
     A token's latents are those of the cells that it covers, `networks/nested.py` says in which order. The first layer
     codes the mean of groups of them, each next one what the layers before left of the means of smaller groups, the last
-    one cell by cell. So a token has as many books as all layers have groups, coarse ones first: a prefix of them is a
-    shorter code, with whole layers and perhaps a part of one.
+    one cell by cell. So a token has as many codebooks as all layers have groups, coarse ones first: a prefix of them is
+    a shorter code, with whole layers and perhaps a part of one.
 
     The gradient goes around all layers at once, straight through, and each layer's finding is cut from it before it is
     subtracted (see `Residual`).
 
     Args:
-        levels: Bottlenecks of one book and one width, without maps of their own.
+        levels: Bottlenecks of one codebook and one width, without maps of their own.
         groups: Of cells, for each level; each divides the next, and the last is the number of cells.
 
     Attributes:
-        rungs: The numbers of books that are whole layers.
+        rungs: The numbers of codebooks that are whole layers.
 
     Raises:
-        UserError: Widths differ, a level has several books, or groups don't nest.
+        UserError: Widths differ, a level has several codebooks, or groups don't nest.
     """
 
     def __init__(self, levels: Sequence[Bottleneck], groups: Sequence[int]) -> None:
@@ -103,23 +105,23 @@ class Hierarchy(Bottleneck):
         apart = not levels or len(levels) != len(groups)
         if apart or min(groups) < 1 or any(after % before for before, after in pairwise(groups)):
             raise UserError(f"bottleneck.groups={list(groups)}: one for each level, at least 1, each divides the next")
-        if any(len(level.book_sizes) != 1 or level.dim != levels[0].dim for level in levels):
-            raise UserError("bottleneck.level: all levels of a hierarchy have one book and one width")
+        if any(len(level.codebook_sizes) != 1 or level.dim != levels[0].dim for level in levels):
+            raise UserError("bottleneck.level: all levels of a hierarchy have one codebook and one width")
         self.levels = nn.ModuleList(levels)
         self.groups = tuple(groups)
         self.dim = levels[0].dim * groups[-1]
         pairs = list(zip(levels, groups, strict=True))
-        self.book_sizes = tuple(level.book_sizes[0] for level, count in pairs for _ in range(count))
+        self.codebook_sizes = tuple(level.codebook_sizes[0] for level, count in pairs for _ in range(count))
         self.rungs = [sum(groups[: place + 1]) for place in range(len(groups))]
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         b, steps, count = latents.shape[0], latents.shape[1], self.groups[-1]
         with torch.autocast(latents.device.type, enabled=False):
             remaining = _cells(latents.float(), count)
             total, codes, measured = torch.zeros_like(remaining), [], MeasuredParts()
-            books = torch.arange(len(self.book_sizes), device=latents.device)
-            kept = torch.split(books < depth[:, None], list(self.groups), 1)
+            codebooks = torch.arange(len(self.codebook_sizes), device=latents.device)
+            kept = torch.split(codebooks < n_codebooks[:, None], list(self.groups), 1)
             for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
                 # A group whose code isn't kept measures nothing.
                 valid = torch.where(there, lengths[:, None], 0).flatten()

@@ -5,7 +5,7 @@ stacks a `Product`. Padding, kept codebooks and export are then handled here.
 
 - Training with gradients runs the package's layers (search, gradient estimators, entropies), on kept tokens only.
 - Evaluation and export use tables or arithmetic that are read from the layers.
-- EMA codebooks learn in `update()`, from all batches and processes (`MovingBook`); no forward moves them. After one
+- EMA codebooks learn in `update()`, from all batches and processes (`MovingCodebook`); no forward moves them. After one
   forward and one update they equal the package's own. Only k-means and the choice of new entries differ.
 - Commitment is a mean of samples' means. Other losses (entropy, orthogonality, diversity) are the package's: means over
   the kept tokens of a process and all codebooks of a layer.
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..distributed import average_over_processes
+from ..distributed import differentiable_mean_over_ranks
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .binary import SignGrid
@@ -35,7 +35,7 @@ from .fsq import EvenGrid, RoundingGrid
 from .grid import FramedGrid
 from .nearest import FrozenTable, LiveTable
 from .product import Product
-from .statistics import Gathering, MovingBook
+from .statistics import Gathering, MovingCodebook
 
 __all__ = ["LibraryStack", "library"]
 
@@ -78,7 +78,7 @@ def _prepare_vq(layer: Any) -> None:
     layer.has_commitment_loss = layer.has_commitment_loss and not by_distance
     own = (layer.has_commitment_loss, layer.has_codebook_diversity_loss, layer.has_codebook_orthogonal_loss)
     layer.asks = "regularization" if any(own) else ""
-    layer.moves, layer.freeze_codebook = not layer.freeze_codebook, True  # by `_Book`, not in its forward
+    layer.moves, layer.freeze_codebook = not layer.freeze_codebook, True  # by `_Codebook`, not in its forward
 
 
 def _prepare_sim_vq(layer: Any) -> None:
@@ -94,7 +94,7 @@ def _prepare_fsq(layer: Any) -> None:
 
 def _prepare_lfq(layer: Any) -> None:
     # The package's own discards the sum over processes.
-    import_module(f"{PACKAGE}.lookup_free_quantization").maybe_distributed_mean = average_over_processes  # type: ignore[attr-defined]
+    import_module(f"{PACKAGE}.lookup_free_quantization").maybe_distributed_mean = differentiable_mean_over_ranks  # type: ignore[attr-defined]
     layer.asks = "entropy"
     size = layer.codebook_dim**-0.5 if layer.spherical else 1.0
     layer.grid = SignGrid(layer.codebook_dim, layer.codebook_scale * size)
@@ -123,18 +123,18 @@ KINDS = {
 }
 
 
-class _Book(MovingBook):
-    """The package's EMA codebook with the updates of `MovingBook`; the buffers stay the package's."""
+class _Codebook(MovingCodebook):
+    """The package's EMA codebook with the updates of `MovingCodebook`; the buffers stay the package's."""
 
-    def __init__(self, codebook: Any, index: int, initialise: bool) -> None:
-        Gathering.__init__(self)  # MovingBook's would make other buffers
+    def __init__(self, codebook: Any, index: int, kmeans_init: bool) -> None:
+        Gathering.__init__(self)  # MovingCodebook's would make other buffers
         self.held = (codebook, index)  # as no submodule, or a checkpoint had it twice
         self.decay, self.revival = codebook.decay, codebook.threshold_ema_dead_code
         self.cosine, self.smoothing = codebook.use_cosine_sim, codebook.eps
-        self.register_buffer("initialised", torch.tensor(not initialise))
+        self.register_buffer("initialised", torch.tensor(not kmeans_init))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
         self.register_buffer("replaced", torch.zeros(()), persistent=False)
-        self.ready = not initialise
+        self.ready = not kmeans_init
         self.flat, self.spare = None, []
 
     @property
@@ -196,14 +196,14 @@ class LibraryStack(Bottleneck):
     Args:
         group: The package's module.
         dim: Width of the latents; that of the codebooks where None.
-        initialise: EMA codebooks start from k-means of the first batch of all processes.
+        kmeans_init: EMA codebooks start from k-means of the first batch of all processes.
     """
 
     places: Tensor
     reach: Tensor
     scales: Tensor
 
-    def __init__(self, group: Any, dim: int | None = None, initialise: bool = False) -> None:
+    def __init__(self, group: Any, dim: int | None = None, kmeans_init: bool = False) -> None:
         super().__init__()
         self.learns = not hasattr(group, "rand_projs")
         layers = list(getattr(group, "layers", [group if self.learns else group.vq]))
@@ -212,7 +212,7 @@ class LibraryStack(Bottleneck):
         self.heads = int(getattr(layers[0], "heads", getattr(layers[0], "num_codebooks", 1)))
         self.width = int(self.kind.table(layers[0]).shape[-1] if self.kind.table else layers[0].codebook_dim)
         self.dim = dim or self.width * self.heads
-        self.book_sizes = tuple(int(layer.codebook_size) for layer in layers for _ in range(self.heads))
+        self.codebook_sizes = tuple(int(layer.codebook_size) for layer in layers for _ in range(self.heads))
         self.project_in: nn.Module = getattr(group, "project_in", nn.Identity())
         self.project_out: nn.Module = getattr(group, "project_out", nn.Identity())
         if not self.learns:
@@ -226,37 +226,39 @@ class LibraryStack(Bottleneck):
         reach = None if layers[0] is group else getattr(group, "soft_clamp_input_value", None)
         self.register_buffer("reach", none if reach is None else reach, persistent=False)
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
-        self.register_buffer("places", torch.arange(len(self.book_sizes)), persistent=False)
+        self.register_buffer("places", torch.arange(len(self.codebook_sizes)), persistent=False)
         self.passed = float(getattr(group, "quant_grad_frac", 0.0))
-        self.books = nn.ModuleList()  # one for each codebook, or none
-        self._find_books(initialise)
+        self.num_codebooks = nn.ModuleList()  # one for each codebook, or none
+        self._find_codebooks(kmeans_init)
 
-    def _find_books(self, initialise: bool) -> None:
-        """Make a `_Book` of each moving codebook; levels and heads may share one."""
-        found: dict[tuple[int, int], _Book] = {}
+    def _find_codebooks(self, kmeans_init: bool) -> None:
+        """Make a `_Codebook` of each moving codebook; levels and heads may share one."""
+        found: dict[tuple[int, int], _Codebook] = {}
         for layer in self.layers:
             codebook: Any = getattr(layer, "_codebook", None)
             if not self.learns or codebook is None or not layer.moves:
                 continue
-            moving = codebook.ema_update or codebook.threshold_ema_dead_code or initialise
+            moving = codebook.ema_update or codebook.threshold_ema_dead_code or kmeans_init
             for index in [head % codebook.num_codebooks for head in range(self.heads if moving else 0)]:
-                self.books.append(found.setdefault((id(codebook), index), _Book(codebook, index, initialise)))
+                self.num_codebooks.append(
+                    found.setdefault((id(codebook), index), _Codebook(codebook, index, kmeans_init))
+                )
 
-    def _added(self, books: Sequence[nn.Module]) -> AddedCodebooks:
+    def _added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
         """Place codebooks between the stack's linear maps."""
         starts = [head * self.width for _ in self.layers for head in range(self.heads)]
-        return AddedCodebooks(books, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
+        return AddedCodebooks(codebooks, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
 
-    def _books(self, live: bool) -> list[nn.Module]:
+    def _codebooks(self, live: bool) -> list[nn.Module]:
         """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""
         places = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
-        return [self._book(self.layers[level], level, head, live) for level, head in places]
+        return [self._codebook(self.layers[level], level, head, live) for level, head in places]
 
     @torch.no_grad()
-    def _book(self, layer: Any, level: int, head: int, live: bool) -> nn.Module:
+    def _codebook(self, layer: Any, level: int, head: int, live: bool) -> nn.Module:
         if self.kind.table:
             table, cosine = self.kind.table(layer), getattr(layer, "use_cosine_sim", False)
-            return (LiveTable if live else FrozenTable)(table[head % len(table)], normalise=cosine, inner=cosine)
+            return (LiveTable if live else FrozenTable)(table[head % len(table)], normalize=cosine, inner=cosine)
         turns = [getattr(layer, name) for name in ("orthogonal_rot", "order") if hasattr(layer, name)]
         if not turns and not len(self.scales):
             grid: nn.Module = layer.grid
@@ -267,12 +269,12 @@ class LibraryStack(Bottleneck):
             into, out = into @ turn, turn.T @ out
         return FramedGrid(layer.grid, into, out)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`. In training, what isn't kept has code 0."""
-        kept = self.places < depth[:, None]
+        kept = self.places < n_codebooks[:, None]
         with torch.autocast(latents.device.type, enabled=False):
             learns = self.training and self.learns and torch.is_grad_enabled()
-            added = self._added([] if learns else self._books(live=True))
+            added = self._added([] if learns else self._codebooks(live=True))
             inner = added.inner(latents.float())
             if learns:
                 valid = prefix_mask(lengths, latents.shape[1])
@@ -284,7 +286,7 @@ class LibraryStack(Bottleneck):
             return Quantized(self.project_out(straight_through(inner, total)), codes, {}, {})
 
     def _learn(self, inner: Tensor, kept: Tensor) -> Quantized:
-        """Run the package's layers level by level; `kept` is bool `(b, n, books)`."""
+        """Run the package's layers level by level; `kept` is bool `(b, n, codebooks)`."""
         remaining, total = inner, torch.zeros_like(inner)
         measured, codes = MeasuredParts(), []
         for level, layer in enumerate(self.layers):
@@ -296,8 +298,8 @@ class LibraryStack(Bottleneck):
             measured.add(part)
             codes.append(part.codes)
         metrics = measured.means()
-        if len(self.books):
-            metrics["replaced"] = torch.stack([book.replaced for book in {*self.books}]).sum()
+        if len(self.num_codebooks):
+            metrics["replaced"] = torch.stack([codebook.replaced for codebook in {*self.num_codebooks}]).sum()
         return Quantized(total, torch.cat(codes, 1), measured.penalties, metrics)
 
     def _level(self, layer: Any, level: int, given: Tensor, kept: Tensor) -> Quantized:
@@ -305,12 +307,12 @@ class LibraryStack(Bottleneck):
         pieces, masks = torch.split(given, self.width, -1), kept.unbind(-1)
         if hasattr(layer, "_codebook"):
             pieces = tuple(layer._codebook.transform_input(piece) for piece in pieces)
-        books: list[Any] = list(self.books[level * self.heads :][: self.heads])
-        for book, piece, mask in zip(books, pieces, masks, strict=False):
-            book.prepare(piece.detach(), mask)
+        codebooks: list[Any] = list(self.num_codebooks[level * self.heads :][: self.heads])
+        for codebook, piece, mask in zip(codebooks, pieces, masks, strict=False):
+            codebook.prepare(piece.detach(), mask)
         latents, codes, penalties = self._call(layer, given, masks[0])
-        for book, piece, code, mask in zip(books, pieces, codes.unbind(1), masks, strict=False):
-            book.gather(piece.detach(), code, mask)
+        for codebook, piece, code, mask in zip(codebooks, pieces, codes.unbind(1), masks, strict=False):
+            codebook.gather(piece.detach(), code, mask)
         latents = latents * kept.repeat_interleave(self.width, -1)
         if self.kind.table is None:
             return Quantized(latents, codes, penalties, {})
@@ -340,16 +342,16 @@ class LibraryStack(Bottleneck):
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            return self._added(self._books(live=True)).encode(latents.float())
+            return self._added(self._codebooks(live=True)).encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Add up the codebooks; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
-            return self._added(self._books(live=True)).decode(codes)
+            return self._added(self._codebooks(live=True)).decode(codes)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return copy.deepcopy(self._added(self._books(live=False)))
+        return copy.deepcopy(self._added(self._codebooks(live=False)))
 
 
 def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
@@ -366,7 +368,7 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
     _check(package, quantizer, arguments)
     sizes = arguments.get("codebook_size")
     given = {**arguments, **({"codebook_size": tuple(sizes)} if isinstance(sizes, list) else {})}
-    initialise = bool(given.pop("kmeans_init", False))
+    initialize = bool(given.pop("kmeans_init", False))
     try:
         made = getattr(package, quantizer)(**given)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
@@ -374,7 +376,7 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
         raise UserError(f"bottleneck.arguments: {quantizer}: {' '.join(str(reason).split())}") from error
     groups = list(getattr(made, "rvqs", [made]))
     dim = given["dim"] // len(groups) if given.get("dim") else None
-    stacks = [LibraryStack(group, dim, initialise) for group in groups]
+    stacks = [LibraryStack(group, dim, initialize) for group in groups]
     return stacks[0] if len(stacks) == 1 else Product(stacks)
 
 

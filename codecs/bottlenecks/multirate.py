@@ -1,4 +1,4 @@
-"""Residual books at several rates: the coarse ones speak for several neighbouring latents at once."""
+"""Residual codebooks at several rates: the coarse ones speak for several neighboring latents at once."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from ..masking import prefix_mask
 from ..result import Quantized
 from .composite import Composite, FrozenComposite, MeasuredParts
 from .contract import Bottleneck, straight_through
-from .factorized import FactorisedResidualQuantizer
+from .factorized import FactorizedResidualQuantizer
 from .residual import Split
 
 __all__ = ["MultiRate", "multirate"]
@@ -43,7 +43,7 @@ class _FrozenMultiRate(FrozenComposite):
         self.strides = list(multirate.strides)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         remaining = latents
         codes: list[Tensor] = []
         for index, part in enumerate(self.parts):
@@ -54,7 +54,7 @@ class _FrozenMultiRate(FrozenComposite):
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         total = torch.zeros(1)
         for index, part in enumerate(self.parts):
             stride = self.strides[index]
@@ -67,14 +67,14 @@ class MultiRate(Composite):
     """Residual levels, each at a rate of its own (SNAC, arXiv 2410.14411, section 3.1).
 
     Level i sees what the levels before it left, averaged over groups of `strides[i]` steps, and what it finds is
-    repeated over them. Codes have one shape all the same, `(b, books, n)`: a group's code stands at each of its steps,
-    counts once, and decoding reads it at the group's first step. Groups are of valid steps only; where a length is no
-    multiple of a stride, the last group averages the steps that there are, and costs a whole code: n tokens take
+    repeated over them. Codes have one shape all the same, `(b, codebooks, n)`: a group's code stands at each of its
+    steps, counts once, and decoding reads it at the group's first step. Groups are of valid steps only; where a length
+    is no multiple of a stride, the last group averages the steps that there are, and costs a whole code: n tokens take
     `sum(ceil(n / stride) * log2(size))` bits (`payload`). `bits`, of a token among many, leaves that out.
 
     The gradient goes once around all levels, straight through, and each level's finding is cut from it before it is
     subtracted (see `Residual`). Where a level has maps that learn by the decoder's gradient, as those of
-    `FactorisedResidualQuantizer` and `Split`, it goes through the levels instead, as published.
+    `FactorizedResidualQuantizer` and `Split`, it goes through the levels instead, as published.
 
     Args:
         levels: Bottlenecks of one width.
@@ -92,15 +92,15 @@ class MultiRate(Composite):
             raise UserError(f"bottleneck.strides={list(strides)}: one of at least 1 for each of {len(levels)} levels")
         self.strides = tuple(strides)
         # A map out learns only by the gradient of what comes out of it.
-        self.passes = any(isinstance(part, FactorisedResidualQuantizer | Split) for part in self.modules())
+        self.passes = any(isinstance(part, FactorizedResidualQuantizer | Split) for part in self.modules())
 
     @property
-    def book_strides(self) -> tuple[int, ...]:
-        """Say for how many tokens a code of each book stands."""
+    def codebook_strides(self) -> tuple[int, ...]:
+        """Say for how many tokens a code of each codebook stands."""
         levels = zip(self.strides, self.parts, strict=True)
-        return tuple(stride * own for stride, part in levels for own in part.book_strides)  # type: ignore[union-attr]
+        return tuple(stride * own for stride, part in levels for own in part.codebook_strides)  # type: ignore[union-attr]
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             remaining, steps = latents.float(), latents.shape[1]
@@ -109,12 +109,12 @@ class MultiRate(Composite):
             codes, measured = [], MeasuredParts()
             for index, stride in enumerate(self.strides):
                 coarse = remaining if stride == 1 else _averaged(remaining, stride, valid)
-                part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, depth)
+                part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, n_codebooks)
                 codes.append(_spread(part.codes, stride, steps, 2))
                 # A sample of lower depth goes on too; see `Residual.forward`.
                 level = self.parts[index]
                 whole = part.latents
-                if len(level.book_sizes) > 1:  # type: ignore[arg-type]
+                if len(level.codebook_sizes) > 1:  # type: ignore[arg-type]
                     whole = straight_through(part.latents, level.decode(part.codes))  # type: ignore[operator]
                 if not self.passes:
                     kept, whole = kept.detach(), whole.detach()

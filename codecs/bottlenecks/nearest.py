@@ -1,4 +1,4 @@
-"""The search for the nearest code, written once for every book of vectors."""
+"""The search for the nearest code, written once for every codebook of vectors."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 __all__ = ["FrozenTable", "LiveTable", "Lookup", "lookup", "nearest"]
 
 COLUMNS = 1 << 13  # entries compared at a time; more are gone through in turn
-GROUP = 64  # entries to a first maximum: argmax is not vectorised on CPUs, amax is
+GROUP = 64  # entries to a first maximum: argmax is not vectorized on CPUs, amax is
 
 
 def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
@@ -67,7 +67,7 @@ def _search(flat: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tens
 
 
 class Lookup(NamedTuple):
-    """What a book answers.
+    """What a codebook answers.
 
     Attributes:
         latents: `(b, n, d)`: the entries, bit for bit; their gradient goes to the latents.
@@ -83,19 +83,21 @@ class Lookup(NamedTuple):
 
 
 class _Lookup(torch.autograd.Function):
-    """Search, table and distances in one, so that nothing is kept for backward but latents, codes and the book."""
+    """Search, table and distances in one, so that nothing is kept for backward but latents, codes and the codebook."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, latents: Tensor, book: Tensor, rotate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        codes = nearest(latents, book)
-        quantized = nn.functional.embedding(codes, book)
+    def forward(
+        ctx: FunctionCtx, latents: Tensor, codebook: Tensor, rotate: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        codes = nearest(latents, codebook)
+        quantized = nn.functional.embedding(codes, codebook)
         distance = latents.new_empty(len(latents))
         for part in _parts(latents):
             torch.mean((latents[part] - quantized[part]).square_(), 1, out=distance[part])
         # The entries are looked up again: in a residual stack every level would keep a tensor of them.
-        ctx.save_for_backward(latents, codes, book)
+        ctx.save_for_backward(latents, codes, codebook)
         ctx.mark_non_differentiable(codes)
-        ctx.rotate, ctx.size = rotate, len(book)  # type: ignore[attr-defined]
+        ctx.rotate, ctx.size = rotate, len(codebook)  # type: ignore[attr-defined]
         return quantized, codes, distance, distance.clone()
 
     @staticmethod
@@ -103,20 +105,20 @@ class _Lookup(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, gradient: Tensor, codes_gradient: None, pull: Tensor, commitment: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        latents, codes, book = ctx.saved_tensors  # type: ignore[attr-defined]
-        for_latents, for_book, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        latents, codes, codebook = ctx.saved_tensors  # type: ignore[attr-defined]
+        for_latents, for_codebook, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
         to_latents = torch.empty_like(latents) if for_latents else None
-        to_book = latents.new_zeros(ctx.size, latents.shape[1]) if for_book else None  # type: ignore[attr-defined]
+        to_codebook = latents.new_zeros(ctx.size, latents.shape[1]) if for_codebook else None  # type: ignore[attr-defined]
         scale = 2 / latents.shape[1]
         for part in _parts(latents):
-            quantized = nn.functional.embedding(codes[part], book)
+            quantized = nn.functional.embedding(codes[part], codebook)
             away = latents[part] - quantized
-            if to_book is not None:
-                to_book.index_add_(0, codes[part], away * (pull[part] * -scale)[:, None])
+            if to_codebook is not None:
+                to_codebook.index_add_(0, codes[part], away * (pull[part] * -scale)[:, None])
             if to_latents is not None:
                 passed = _rotated(gradient[part], latents[part], quantized) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
                 torch.addcmul(passed, away, (commitment[part] * scale)[:, None], out=to_latents[part])
-        return to_latents, to_book, None
+        return to_latents, to_codebook, None
 
 
 def _parts(rows: Tensor) -> list[slice]:
@@ -140,26 +142,26 @@ def _rotated(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
     return result
 
 
-def lookup(latents: Tensor, book: Tensor, rotate: bool = False) -> Lookup:
-    """Replace each latent by the nearest entry of a book, with the distances that train both.
+def lookup(latents: Tensor, codebook: Tensor, rotate: bool = False) -> Lookup:
+    """Replace each latent by the nearest entry of a codebook, with the distances that train both.
 
     Args:
         latents: `(b, n, d)` float32.
-        book: `(K, d)` float32.
+        codebook: `(K, d)` float32.
         rotate: The gradient is turned and scaled by the map that takes the latent to its entry, so that it keeps its
             angle to the entry (rotation trick, arXiv 2410.06424, section 4.2); it goes straight through otherwise.
     """
     shape = latents.shape[:-1]
-    quantized, codes, pull, commitment = _Lookup.apply(latents.reshape(-1, latents.shape[-1]), book, rotate)
+    quantized, codes, pull, commitment = _Lookup.apply(latents.reshape(-1, latents.shape[-1]), codebook, rotate)
     return Lookup(quantized.view(latents.shape), codes.view(shape), pull.view(shape), commitment.view(shape))
 
 
 class FrozenTable(nn.Module):
-    """The export form of one book of vectors: a centred product, an argmax and a table.
+    """The export form of one codebook of vectors: a centred product, an argmax and a table.
 
     Args:
         codebook: `(K, d)`.
-        normalise: Latents are scaled to unit length before the search (cosine books).
+        normalize: Latents are scaled to unit length before the search (cosine codebooks).
         inner: The search is by inner product.
     """
 
@@ -168,13 +170,13 @@ class FrozenTable(nn.Module):
     offset: Tensor
     table: Tensor
 
-    def __init__(self, codebook: Tensor, normalise: bool = False, inner: bool = False) -> None:
+    def __init__(self, codebook: Tensor, normalize: bool = False, inner: bool = False) -> None:
         super().__init__()
         codebook = codebook.detach().float()
         centre = codebook.mean(0)
         entries = codebook - centre
         offset = (entries.double().square().sum(1) / -2).float()
-        self.normalise = normalise
+        self.normalize = normalize
         self.register_buffer("centre", torch.zeros_like(centre) if inner else centre)
         self.register_buffer("entries", entries.T.contiguous())
         self.register_buffer("offset", torch.zeros_like(offset) if inner else offset)
@@ -182,7 +184,7 @@ class FrozenTable(nn.Module):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
-        if self.normalise:
+        if self.normalize:
             latents = nn.functional.normalize(latents, dim=-1)
         return (torch.matmul(latents - self.centre, self.entries) + self.offset).argmax(-1).unsqueeze(1)
 
@@ -196,15 +198,15 @@ class LiveTable(FrozenTable):
 
     Args:
         codebook: `(K, d)`.
-        normalise: Latents are scaled to unit length before the search (cosine books).
+        normalize: Latents are scaled to unit length before the search (cosine codebooks).
         inner: The search is by inner product.
     """
 
-    def __init__(self, codebook: Tensor, normalise: bool = False, inner: bool = False) -> None:
-        super().__init__(codebook, normalise, inner)
+    def __init__(self, codebook: Tensor, normalize: bool = False, inner: bool = False) -> None:
+        super().__init__(codebook, normalize, inner)
         self.inner = inner
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
-        latents = nn.functional.normalize(latents, dim=-1) if self.normalise else latents
+        latents = nn.functional.normalize(latents, dim=-1) if self.normalize else latents
         return nearest(latents, self.table, self.inner)[:, None]

@@ -1,14 +1,14 @@
 """Perturbed codes: what a decoder meets when a generator errs, in training and in evaluation.
 
 A generator over the codes makes mistakes; a decoder that has seen only the encoder's own codes turns them into
-artefacts. RobustTok (arXiv 2503.08354, "latent perturbation") trains it on neighbours of the codes, and judges a
+artifacts. RobustTok (arXiv 2503.08354, "latent perturbation") trains it on neighbors of the codes, and judges a
 tokenizer by its quality under them.
 
-What a neighbour is depends on the bottleneck. A book with a table has nearest entries, and that is the paper's
-definition (`Nearest`). A grid, a stack or a product of books has no such table, or one of 2^36 entries. What all
-bottlenecks have is a way from latents to codes, so the general neighbour is the code of a latent nearby: noise is added
+What a neighbor is depends on the bottleneck. A codebook with a table has nearest entries, and that is the paper's
+definition (`Nearest`). A grid, a stack or a product of codebooks has no such table, or one of 2^36 entries. What all
+bottlenecks have is a way from latents to codes, so the general neighbor is the code of a latent nearby: noise is added
 to the latents and they are quantized again (`Noise`). On a grid that is a step in a few dimensions; in a residual stack
-mostly another entry of the late books; where the bottleneck is continuous, noise.
+mostly another entry of the late codebooks; where the bottleneck is continuous, noise.
 """
 
 from abc import ABC, abstractmethod
@@ -23,21 +23,21 @@ from ..masking import prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
 
-__all__ = ["Nearest", "Noise", "Perturbation", "neighbours", "shaken", "table_of"]
+__all__ = ["Nearest", "Noise", "Perturbation", "add_noise", "codebook_table", "neighbors"]
 
 BLOCK = 1 << 22  # distances made at a time
 
 
-def table_of(bottleneck: Bottleneck) -> Tensor | None:
-    """Give the entries `(K, d)` of a bottleneck that is one book of vectors, detached; None where it isn't."""
+def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
+    """Give the entries `(K, d)` of a bottleneck that is one codebook of vectors, detached; None where it isn't."""
     table = getattr(bottleneck, "table", None)
-    if table is None or len(bottleneck.book_sizes) != 1:
+    if table is None or len(bottleneck.codebook_sizes) != 1:
         return None
     entries: Tensor = table()
     return entries.detach()
 
 
-def neighbours(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tensor:
+def neighbors(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tensor:
     """Give for each code another one, out of the `delta` nearest to it in the table.
 
     Args:
@@ -53,12 +53,12 @@ def neighbours(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tens
     if not near:
         return codes
     flat = codes.flatten()
-    centred = table - table.mean(0)  # off centre, the expansion of the square loses its digits
-    squares = centred.square().sum(1)
+    centered = table - table.mean(0)  # off center, the expansion of the square loses its digits
+    squares = centered.square().sum(1)
     found = []
     rows = max(1, BLOCK // len(table))
     for part, ranks in zip(torch.split(flat, rows), torch.split(chance.flatten(), rows), strict=True):
-        distances = torch.addmm(squares, centred[part], centred.T, alpha=-2)
+        distances = torch.addmm(squares, centered[part], centered.T, alpha=-2)
         distances.scatter_(1, part[:, None], torch.inf)  # not itself
         candidates = distances.topk(near, 1, largest=False).indices
         # A product in float32 can round up to `near`.
@@ -66,7 +66,7 @@ def neighbours(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tens
     return torch.cat(found).view(codes.shape)
 
 
-def shaken(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | None = None) -> Tensor:
+def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | None = None) -> Tensor:
     """Add noise to latents, in units of their own size.
 
     Args:
@@ -89,7 +89,7 @@ def shaken(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | None 
 
 
 class Perturbation(nn.Module, ABC):
-    """Replaces tokens by neighbours while training, behind the bottleneck's penalties and before the decoder.
+    """Replaces tokens by neighbors while training, behind the bottleneck's penalties and before the decoder.
 
     A share beta of a batch's samples is perturbed, and in these each valid token with probability alpha, which moves in
     a straight line between two points of the run. RobustTok takes the first tenth of the batch; here as many of
@@ -131,7 +131,7 @@ class Perturbation(nn.Module, ABC):
 
     @abstractmethod
     def check(self, bottleneck: Bottleneck) -> None:
-        """Tell whether a bottleneck has such neighbours.
+        """Tell whether a bottleneck has such neighbors.
 
         Raises:
             UserError: It hasn't.
@@ -139,12 +139,12 @@ class Perturbation(nn.Module, ABC):
 
     @abstractmethod
     def replacement(
-        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, depth: Tensor
+        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
         """Give what would be put in the place of each token, `(b, n, d)` as the decoder gets it, without gradient."""
 
     def forward(
-        self, bottleneck: Bottleneck, latents: Tensor, quantized: Quantized, lengths: Tensor, depth: Tensor
+        self, bottleneck: Bottleneck, latents: Tensor, quantized: Quantized, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
         """Perturb what a bottleneck made.
 
@@ -153,7 +153,7 @@ class Perturbation(nn.Module, ABC):
             latents: `(b, n, d)`, of what.
             quantized: What it made.
             lengths: int64 `(b,)`, tokens kept; the others stay as they are.
-            depth: int64 `(b,)`, books kept.
+            n_codebooks: int64 `(b,)`, codebooks kept.
 
         Returns:
             `(b, n, d)`, for the decoder; `quantized.latents` itself in evaluation, and where no sample is drawn.
@@ -168,14 +168,15 @@ class Perturbation(nn.Module, ABC):
             chosen = torch.rand(whole[first].shape[:2], device=whole.device) < self.alpha
             chosen &= prefix_mask(lengths[first], whole.shape[1])
             other = self.replacement(
-                bottleneck, latents[first], quantized.codes[first], lengths[first], depth[first]
+                bottleneck, latents[first], quantized.codes[first], lengths[first], n_codebooks[first]
             ).to(whole.dtype)
             put = torch.cat([torch.where(chosen[..., None], other, whole[first]), whole[samples:]])
         return straight_through(whole, put)
 
 
 class Nearest(Perturbation):
-    """Takes one of the nearest entries of the table (RobustTok, arXiv 2503.08354), for bottlenecks that are one book.
+    """Takes one of the nearest entries of the table (RobustTok, arXiv 2503.08354), for bottlenecks that are one
+    codebook.
 
     The paper: a tenth of the samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
 
@@ -206,27 +207,27 @@ class Nearest(Perturbation):
         self.delta = delta
 
     def check(self, bottleneck: Bottleneck) -> None:
-        """Tell whether the bottleneck is one book with a table; see `Perturbation.check`."""
-        if table_of(bottleneck) is None:
+        """Tell whether the bottleneck is one codebook with a table; see `Perturbation.check`."""
+        if codebook_table(bottleneck) is None:
             raise UserError(
-                f"codec.perturbation: {type(bottleneck).__name__} is not one book of vectors and has no nearest"
+                f"codec.perturbation: {type(bottleneck).__name__} is not one codebook of vectors and has no nearest"
                 " entries; take codec/perturbation=noise"
             )
 
     def replacement(
-        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, depth: Tensor
+        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Draw neighbours in the table; see `Perturbation.replacement`."""
-        table = table_of(bottleneck)
+        """Draw neighbors in the table; see `Perturbation.replacement`."""
+        table = codebook_table(bottleneck)
         assert table is not None, "checked when the codec was made"
         chance = torch.rand(codes.shape, device=codes.device)
-        return functional.embedding(neighbours(codes, table, self.delta, chance)[:, 0], table)
+        return functional.embedding(neighbors(codes, table, self.delta, chance)[:, 0], table)
 
 
 class Noise(Perturbation):
-    """Quantizes the latents anew with noise on them: the neighbours of any bottleneck (ours; see above).
+    """Quantizes the latents anew with noise on them: the neighbors of any bottleneck (ours; see above).
 
-    It is the bottleneck's own forward that quantizes, without gradient: it keeps each sample's books, and a forward
+    It is the bottleneck's own forward that quantizes, without gradient: it keeps each sample's codebooks, and a forward
     without gradient leaves no trace in moving averages.
 
     Args:
@@ -259,9 +260,9 @@ class Noise(Perturbation):
         """Any bottleneck will do; see `Perturbation.check`."""
 
     def replacement(
-        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, depth: Tensor
+        self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
         """Quantize again; see `Perturbation.replacement`."""
-        noisy = shaken(latents, torch.randn(latents.shape, device=latents.device), self.sigma, lengths)
-        again: Quantized = bottleneck(noisy, lengths, depth)
+        noisy = add_noise(latents, torch.randn(latents.shape, device=latents.device), self.sigma, lengths)
+        again: Quantized = bottleneck(noisy, lengths, n_codebooks)
         return again.latents

@@ -20,7 +20,7 @@ class _FrozenProduct(FrozenComposite):
         self.widths = list(product.widths)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         pieces = torch.split(latents, self.widths, dim=-1)
         codes: list[Tensor] = []
         for index, part in enumerate(self.parts):
@@ -28,7 +28,7 @@ class _FrozenProduct(FrozenComposite):
         return torch.cat(codes, 1)[:, self.order]
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         pieces: list[Tensor] = []
         for part in self.parts:
             pieces.append(part.decode_kept(codes, kept))  # type: ignore[operator]
@@ -38,8 +38,8 @@ class _FrozenProduct(FrozenComposite):
 class Product(Composite):
     """Parts side by side along the width (product quantization, Jegou et al., TPAMI 2011).
 
-    Of residual parts it is product x residual (HiFi-Codec, arXiv 2305.02765, section 3.2). Books follow level by
-    level, so that a prefix of them is a coarser version of the whole width; a part without a book gives zeros.
+    Of residual parts it is product x residual (HiFi-Codec, arXiv 2305.02765, section 3.2). Codebooks follow level by
+    level, so that a prefix of them is a coarser version of the whole width; a part without a codebook gives zeros.
     Penalties are averaged over parts, as they are over the width.
 
     Args:
@@ -58,13 +58,13 @@ class Product(Composite):
         if disentangle and (len(set(self.widths)) > 1 or len(parts) == 1):
             raise UserError(f"bottleneck.disentangle: needs two or more parts of one width, got {self.widths}")
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             pieces = torch.split(latents.float(), self.widths, -1)
             codes, kept, measured = [], [], MeasuredParts()
             for index, piece in enumerate(pieces):
-                part, found = self.run_part(index, piece, lengths, depth)
+                part, found = self.run_part(index, piece, lengths, n_codebooks)
                 codes.append(part.codes)
                 kept.append(found)
                 measured.add(part)

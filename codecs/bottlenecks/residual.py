@@ -19,7 +19,7 @@ __all__ = ["Residual", "Split", "masked_channels", "residual"]
 
 class _FrozenResidual(FrozenComposite):
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         remaining = latents
         codes: list[Tensor] = []
         for part in self.parts:
@@ -85,7 +85,7 @@ class Residual(Composite):
         if any(level.dim != self.dim for level in levels):
             raise UserError(f"bottleneck: levels of one width, got {[level.dim for level in levels]}")
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             remaining = latents.float()
@@ -97,14 +97,14 @@ class Residual(Composite):
             for index in range(len(self.parts)):
                 recall.given = remaining
                 with hooks:
-                    part, kept = self.run_part(index, remaining, lengths, depth)
+                    part, kept = self.run_part(index, remaining, lengths, n_codebooks)
                 recall.codes.append(part.codes)
                 total += kept.detach()
                 del kept
                 # A sample of lower depth goes on too, so that its codes are all those that `encode` gives; a level of
-                # several books, of which its latents may hold only some, is looked up for that.
+                # several codebooks, of which its latents may hold only some, is looked up for that.
                 level = self.parts[index]
-                whole = part.latents if len(level.book_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
+                whole = part.latents if len(level.codebook_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
                 remaining = remaining - whole.detach()
                 measured.add(part)
             recall.given, recall.at = remaining.detach(), len(recall.codes)
@@ -132,36 +132,39 @@ class Residual(Composite):
         return _FrozenResidual(self)
 
 
-def residual(level: Callable[[], Bottleneck], books: int, shared: bool = False) -> Residual:
+def residual(level: Callable[[], Bottleneck], num_codebooks: int, shared: bool = False) -> Residual:
     """Make a residual quantizer of equal levels.
 
     Args:
         level: Makes one.
-        books: How many.
+        num_codebooks: How many.
         shared: All levels use one and the same (SoundStream's shared codebooks; RQ-VAE, arXiv 2203.01941, section 3.1).
     """
     first = level()
-    return Residual([first] * books if shared else [first, *(level() for _ in range(books - 1))])
+    return Residual([first] * num_codebooks if shared else [first, *(level() for _ in range(num_codebooks - 1))])
 
 
-def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, books: int) -> Residual:
-    """Make a residual quantizer whose first books see a share of the channels each (Language-Codec, arXiv 2402.12208).
+def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, num_codebooks: int) -> Residual:
+    """Make a residual quantizer whose first codebooks see a share of the channels each (Language-Codec, arXiv
+    2402.12208).
 
-    Plain residual quantization puts most of the signal in book 1, which a language model then has to guess at once
-    (section 3.2). Here the first `masked` books quantize disjoint channels side by side, the others what is left. The
-    published code encodes without the masks, so that its codes are not those it was trained with; here is one way.
+    Plain residual quantization puts most of the signal in codebook 1, which a language model then has to guess at once
+    (section 3.2). Here the first `masked` codebooks quantize disjoint channels side by side, the others what is left.
+    The published code encodes without the masks, so that its codes are not those it was trained with; here is one way.
 
     Args:
         level: Makes a level of a given `dim`.
         dim: Width of the latents.
-        masked: Books that see about `dim / masked` channels each.
-        books: In all.
+        masked: Codebooks that see about `dim / masked` channels each.
+        num_codebooks: In all.
     """
-    if not 1 <= masked <= min(books, dim):
-        raise UserError(f"bottleneck.masked={masked}: must be from 1 to books={books}, and at most dim={dim}")
-    widths = [dim // masked + (book < dim % masked) for book in range(masked)]
+    if not 1 <= masked <= min(num_codebooks, dim):
+        raise UserError(
+            f"bottleneck.masked={masked}: must be from 1 to num_codebooks={num_codebooks}, and at most dim={dim}"
+        )
+    widths = [dim // masked + (codebook < dim % masked) for codebook in range(masked)]
     first = Product([level(dim=width) for width in widths])
-    return Residual([first, *(level(dim=dim) for _ in range(books - masked))])
+    return Residual([first, *(level(dim=dim) for _ in range(num_codebooks - masked))])
 
 
 class _FrozenSplit(FrozenComposite):
@@ -171,14 +174,14 @@ class _FrozenSplit(FrozenComposite):
         self.project_out = copy.deepcopy(split.project_out)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, books, n)`."""
+        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         codes: list[Tensor] = []
         for part, project in zip(self.parts, self.project_in):  # noqa: B905 (TorchScript's zip is never strict)
             codes.append(part.encode(project(latents)))  # type: ignore[operator]
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all books into latents; see `FrozenComposite.decode_kept`."""
+        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         total = torch.zeros(1)
         for part, project in zip(self.parts, self.project_out):  # noqa: B905
             total = total + project(part.decode_kept(codes, kept))  # type: ignore[operator]
@@ -186,13 +189,13 @@ class _FrozenSplit(FrozenComposite):
 
 
 class Split(Composite):
-    """One book for meaning beside the others, not before them (Mimi, arXiv 2410.00037, section 3.3.3).
+    """One codebook for meaning beside the others, not before them (Mimi, arXiv 2410.00037, section 3.3.3).
 
     Both sides see the latents, each through a linear map of its own, and are added up; so what a teacher asks of the
-    first book does not bend the residual that the others get.
+    first codebook does not bend the residual that the others get.
 
     Args:
-        semantic: The first book or books.
+        semantic: The first codebook or codebooks.
         acoustic: The others, most often a residual quantizer.
         dim: Width of the latents.
     """
@@ -203,12 +206,12 @@ class Split(Composite):
         self.project_in = nn.ModuleList(nn.Linear(dim, side.dim, bias=False) for side in sides)
         self.project_out = nn.ModuleList(nn.Linear(side.dim, dim, bias=False) for side in sides)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             total, codes, measured = torch.zeros_like(latents, dtype=torch.float32), [], MeasuredParts()
             for index, (into, out) in enumerate(zip(self.project_in, self.project_out, strict=True)):
-                part, kept = self.run_part(index, into(latents.float()), lengths, depth)
+                part, kept = self.run_part(index, into(latents.float()), lengths, n_codebooks)
                 total = total + out(kept)
                 codes.append(part.codes)
                 measured.add(part)

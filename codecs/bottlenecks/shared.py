@@ -1,4 +1,4 @@
-"""One index into two books at once."""
+"""One index into two codebooks at once."""
 
 import math
 
@@ -46,7 +46,7 @@ class SharedIndexQuantizer(Bottleneck):
     Args:
         semantic_dim: Width of the semantic half, the first channels.
         pixel_dim: Width of the pixel half.
-        codebook_size: Entries of the shared book.
+        codebook_size: Entries of the shared codebook.
         pixel_weight: Weight of the pixel distance.
         commitment: Weight of the pull of latents towards their code.
     """
@@ -62,7 +62,7 @@ class SharedIndexQuantizer(Bottleneck):
         super().__init__()
         self.dim = semantic_dim + pixel_dim
         self.semantic_dim = semantic_dim
-        self.book_sizes = (codebook_size,)
+        self.codebook_sizes = (codebook_size,)
         self.weight = math.sqrt(pixel_weight)
         self.commitment = commitment
         self.codebook = nn.Parameter(torch.randn(codebook_size, self.dim))
@@ -74,12 +74,12 @@ class SharedIndexQuantizer(Bottleneck):
     def _weighted(self, units: Tensor) -> Tensor:
         return torch.cat([units[..., : self.semantic_dim], units[..., self.semantic_dim :] * self.weight], -1)
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
-            units, book = self._units(latents), self._units(self.codebook)
-            codes = nearest(self._weighted(units), self._weighted(book))
-            found = functional.embedding(codes, book)
+            units, codebook = self._units(latents), self._units(self.codebook)
+            codes = nearest(self._weighted(units), self._weighted(codebook))
+            found = functional.embedding(codes, codebook)
             valid = prefix_mask(lengths, latents.shape[1])
             pull = masked_mean((units.detach() - found).square().mean(-1), valid)
             away = (units - found.detach()).square()
@@ -101,5 +101,5 @@ class SharedIndexQuantizer(Bottleneck):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        book = self._units(self.codebook).detach()
-        return _FrozenShared(FrozenTable(self._weighted(book)), book, self.semantic_dim, self.weight)
+        codebook = self._units(self.codebook).detach()
+        return _FrozenShared(FrozenTable(self._weighted(codebook)), codebook, self.semantic_dim, self.weight)

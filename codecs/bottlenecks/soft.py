@@ -1,4 +1,4 @@
-"""Soft choices over all entries of a book, in blocks: no tensor of tokens x entries is kept for backward."""
+"""Soft choices over all entries of a codebook, in blocks: no tensor of tokens x entries is kept for backward."""
 
 import math
 from collections.abc import Callable
@@ -25,46 +25,46 @@ def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Ten
 
 
 def block_rows(entries: int) -> int:
-    """Count the rows of a block whose scores over a book take 16 MiB."""
+    """Count the rows of a block whose scores over a codebook take 16 MiB."""
     return max(64, (1 << 22) // entries)
 
 
-def scores(rows: Tensor, book: Tensor, temperature: Tensor | float, inner: bool = False) -> Tensor:
+def scores(rows: Tensor, codebook: Tensor, temperature: Tensor | float, inner: bool = False) -> Tensor:
     """Score `(n, d)` rows against entries `(K, d)`: minus the squared distance, or the inner product, over temperature.
 
     The row's own square is left out: it is the same for all entries.
     """
     if inner:
-        return rows @ book.T / temperature
-    return (rows @ book.T * 2 - book.square().sum(1)) / temperature
+        return rows @ codebook.T / temperature
+    return (rows @ codebook.T * 2 - codebook.square().sum(1)) / temperature
 
 
-def soft_entries(latents: Tensor, book: Tensor) -> Tensor:
+def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
     """Average the entries, weighted by the softmax of their inner products with each latent.
 
     The gradient goes through the weights, to latents and entries, and not to the entries as what is averaged.
 
     Args:
         latents: `(b, n, d)`.
-        book: `(K, d)`.
+        codebook: `(K, d)`.
 
     Returns:
         `(b, n, d)`.
     """
 
     def block(rows: Tensor) -> tuple[Tensor]:
-        return (scores(rows, book, 1.0, inner=True).softmax(1) @ book.detach(),)
+        return (scores(rows, codebook, 1.0, inner=True).softmax(1) @ codebook.detach(),)
 
-    parts = in_blocks(block, block_rows(len(book)), latents.flatten(0, 1))
+    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))
     return torch.cat([part for (part,) in parts]).view(latents.shape)
 
 
-def mixture_likelihood(latents: Tensor, book: Tensor, deviation: Tensor) -> Tensor:
-    """Compute the log-density, in nats a dimension, of latents under equal Gaussians around the entries of a book.
+def mixture_likelihood(latents: Tensor, codebook: Tensor, deviation: Tensor) -> Tensor:
+    """Compute the log-density, in nats a dimension, of latents under equal Gaussians around the entries of a codebook.
 
     Args:
         latents: `(b, n, d)`.
-        book: `(K, d)`.
+        codebook: `(K, d)`.
         deviation: Standard deviation of all of them, a scalar.
 
     Returns:
@@ -73,10 +73,10 @@ def mixture_likelihood(latents: Tensor, book: Tensor, deviation: Tensor) -> Tens
     variance = deviation.square()
 
     def block(rows: Tensor) -> tuple[Tensor]:
-        nearness = scores(rows, book, 2 * variance) - rows.square().sum(1, keepdim=True) / (2 * variance)
+        nearness = scores(rows, codebook, 2 * variance) - rows.square().sum(1, keepdim=True) / (2 * variance)
         return (nearness.logsumexp(1),)
 
-    parts = in_blocks(block, block_rows(len(book)), latents.flatten(0, 1))
+    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))
     dim = latents.shape[-1]
-    constant = -math.log(len(book)) - dim / 2 * torch.log(2 * math.pi * variance)
+    constant = -math.log(len(codebook)) - dim / 2 * torch.log(2 * math.pi * variance)
     return (torch.cat([part for (part,) in parts]).view(latents.shape[:-1]) + constant) / dim

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..distributed import from_first_process, gather_rows, processes
+from ..distributed import broadcast_from_rank_zero, gather_rows, world_size
 from .nearest import nearest
 
-__all__ = ["Annealed", "Gathering", "MovingBook", "kmeans"]
+__all__ = ["Annealed", "Gathering", "MovingCodebook", "kmeans"]
 
 SPARE = 16  # tokens of each sample that are kept as candidates for dead entries
 PER_ENTRY = 32  # tokens for each entry that k-means looks at
@@ -19,8 +19,8 @@ GOLDEN = 0.6180339887498949  # shifts the candidates' places from one update to 
 class Gathering(nn.Module, ABC):
     """Something that gathers numbers in the forwards of an update and applies them after it.
 
-    `Bottleneck.update` sums what all processes gathered, for all books in one collective, and calls `advance`. What is
-    gathered is no buffer: DistributedDataParallel would overwrite it with the first process's.
+    `Bottleneck.update` sums what all processes gathered, for all codebooks in one collective, and calls `advance`. What
+    is gathered is no buffer: DistributedDataParallel would overwrite it with the first process's.
     """
 
     @property
@@ -77,7 +77,7 @@ def _moved(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
     return functional.normalize(moved, dim=1) if cosine else moved
 
 
-class MovingBook(Gathering):
+class MovingCodebook(Gathering):
     """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
 
     Statistics are gathered in training with gradients on, and applied by `advance`, once an update: a forward in
@@ -92,7 +92,7 @@ class MovingBook(Gathering):
         decay: Of the averages, for each update; 1: nothing is forgotten, and every token counts the same (mini-batch
             k-means).
         revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
-        initialise: Begin as the k-means of the first batch, over all processes.
+        kmeans_init: Begin as the k-means of the first batch, over all processes.
         cosine: Entries have unit length.
     """
 
@@ -104,7 +104,7 @@ class MovingBook(Gathering):
     replaced: Tensor
     smoothing = 1e-5  # of counts, Laplace's, as in the reference implementation of VQ-VAE
 
-    def __init__(self, size: int, dim: int, decay: float, revival: float, initialise: bool, cosine: bool) -> None:
+    def __init__(self, size: int, dim: int, decay: float, revival: float, kmeans_init: bool, cosine: bool) -> None:
         super().__init__()
         self.decay = decay
         self.revival = revival
@@ -115,9 +115,9 @@ class MovingBook(Gathering):
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("sums", entries.clone())
         # A buffer: were it an attribute, a resumed run would begin with k-means again.
-        self.register_buffer("initialised", torch.tensor(not initialise))
+        self.register_buffer("initialised", torch.tensor(not kmeans_init))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
-        self.ready = not initialise  # what `initialised` says, without waiting for the device
+        self.ready = not kmeans_init  # what `initialised` says, without waiting for the device
         self.register_buffer("replaced", torch.zeros(()), persistent=False)  # entries, by the last update
         self.flat: Tensor | None = None
         self.spare: list[Tensor] = []  # candidates for dead entries
@@ -142,12 +142,12 @@ class MovingBook(Gathering):
             return
         if not bool(self.initialised):
             size = len(self.entries)
-            rows = gather_rows(_spread(latents, valid, -(-PER_ENTRY * size // (len(latents) * processes())), self.age))
+            rows = gather_rows(_spread(latents, valid, -(-PER_ENTRY * size // (len(latents) * world_size())), self.age))
             if not len(rows):  # on no process: wait for a batch that has some
                 return
             means, counts = kmeans(rows, size, cosine=self.cosine)
             # An empty cluster counts as one token, or the next average would move it to 0.
-            self._set(slice(None), from_first_process(means), from_first_process(counts.clamp(min=1)))
+            self._set(slice(None), broadcast_from_rank_zero(means), broadcast_from_rank_zero(counts.clamp(min=1)))
             self.initialised.fill_(True)
         self.ready = True
 
@@ -173,7 +173,7 @@ class MovingBook(Gathering):
             weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
             self.counts.lerp_(counts, weight)
             self.sums.lerp_(sums, weight)
-        # A book that saw nothing stays as it is, bit for bit.
+        # A codebook that saw nothing stays as it is, bit for bit.
         self.entries.copy_(torch.where(counts.sum() > 0, self._means(), self.entries))
         self.age += 1
         self.gathered.zero_()

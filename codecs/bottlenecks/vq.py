@@ -1,4 +1,4 @@
-"""Vector quantization: one book of vectors, and the ways it learns."""
+"""Vector quantization: one codebook of vectors, and the ways it learns."""
 
 import math
 from abc import abstractmethod
@@ -13,10 +13,10 @@ from varitok import UserError
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
-from .entropy import book_entropies
+from .entropy import codebook_entropies
 from .nearest import FrozenTable, lookup, nearest
 from .soft import mixture_likelihood, soft_entries
-from .statistics import MovingBook
+from .statistics import MovingCodebook
 
 __all__ = [
     "EMAVectorQuantizer",
@@ -29,15 +29,15 @@ __all__ = [
 
 
 class _Weights(NamedTuple):
-    """What a book's penalties weigh."""
+    """What a codebook's penalties weigh."""
 
     commitment: float
     entropy: float
     temperature: float
 
 
-class _Book(Bottleneck):
-    """One book of vectors; each latent becomes the nearest. What differs is where the table comes from."""
+class _Codebook(Bottleneck):
+    """One codebook of vectors; each latent becomes the nearest. What differs is where the table comes from."""
 
     exact = True
 
@@ -46,33 +46,35 @@ class _Book(Bottleneck):
         if codebook_size < 1 or dim < 1:
             raise UserError(f"bottleneck: codebook_size={codebook_size} and dim={dim} must be at least 1")
         self.dim = dim
-        self.book_sizes = (codebook_size,)
+        self.codebook_sizes = (codebook_size,)
         self.cosine = cosine
         self.rotation = rotation
         self.weights = weights
 
     @abstractmethod
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`, float32, unit vectors in a cosine book; with gradient where they learn by one."""
+        """Give the entries `(K, d)`, float32, unit vectors in a cosine codebook; with gradient where they learn by
+        one.
+        """
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
 
-    def forward(self, latents: Tensor, lengths: Tensor, depth: Tensor) -> Quantized:
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._quantize(self._scaled(latents.float()), prefix_mask(lengths, latents.shape[1]))
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
-        book, weights = self.table(), self.weights
-        found = lookup(latents, book, self.rotation)
+        codebook, weights = self.table(), self.weights
+        found = lookup(latents, codebook, self.rotation)
         pull, commitment = masked_mean(found.pull, valid), masked_mean(found.commitment, valid)
         penalties = {"commitment": weights.commitment * commitment}
         metrics = {"distance": commitment.detach()}
-        if book.requires_grad:
+        if codebook.requires_grad:
             penalties["codebook"] = pull
         if weights.entropy:
-            sure, varied = book_entropies(latents, book, valid, weights.temperature)
+            sure, varied = codebook_entropies(latents, codebook, valid, weights.temperature)
             penalties["entropy"] = weights.entropy * (sure - varied)
             metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
         return Quantized(found.latents, found.codes[:, None], penalties, metrics)
@@ -87,18 +89,18 @@ class _Book(Bottleneck):
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return FrozenTable(self.table(), normalise=self.cosine)
+        return FrozenTable(self.table(), normalize=self.cosine)
 
 
-class VectorQuantizer(_Book):
-    """A book that learns by gradient (VQ-VAE, arXiv 1711.00937, section 3).
+class VectorQuantizer(_Codebook):
+    """A codebook that learns by gradient (VQ-VAE, arXiv 1711.00937, section 3).
 
     The penalties are `|sg(z) - e|^2 + commitment * |z - sg(e)|^2`, averaged over width and valid tokens. With `cosine`,
     latents and entries are scaled to unit length (ViT-VQGAN, arXiv 2110.04627, section 3.2; TiTok, DAC).
 
     Args:
         dim: Width of the latents.
-        codebook_size: Entries of the book.
+        codebook_size: Entries of the codebook.
         commitment: Weight of the pull of latents towards their code.
         cosine: Compare directions only.
         rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
@@ -128,21 +130,21 @@ class VectorQuantizer(_Book):
         return self._scaled(self.codebook.float())
 
 
-class EMAVectorQuantizer(_Book):
-    """A book of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
+class EMAVectorQuantizer(_Codebook):
+    """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
 
     Statistics are those of all processes and of all batches of an update; dead entries are replaced by latents
-    (`MovingBook` tells how). EnCodec (arXiv 2210.13438, section 3.2) takes decay 0.99 and k-means.
+    (`MovingCodebook` tells how). EnCodec (arXiv 2210.13438, section 3.2) takes decay 0.99 and k-means.
 
     Args:
         dim: Width of the latents.
-        codebook_size: Entries of the book.
+        codebook_size: Entries of the codebook.
         commitment: Weight of the pull of latents towards their code.
         cosine: Compare directions only.
         rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
         decay: Of the averages, for each update.
         revival: Share of even use below which an entry is replaced; 0: never.
-        initialise: Begin as the k-means of the first batch.
+        kmeans_init: Begin as the k-means of the first batch.
         entropy: Weight of the entropy penalty on the latents.
         temperature: Of the soft choices whose entropy it is.
     """
@@ -156,25 +158,25 @@ class EMAVectorQuantizer(_Book):
         rotation: bool = False,
         decay: float = 0.99,
         revival: float = 0.03,
-        initialise: bool = True,
+        kmeans_init: bool = True,
         entropy: float = 0.0,
         temperature: float = 0.01,
     ) -> None:
         super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
-        self.book = MovingBook(codebook_size, dim, decay, revival, initialise, cosine)
+        self.codebook = MovingCodebook(codebook_size, dim, decay, revival, kmeans_init, cosine)
 
     def table(self) -> Tensor:
         """Give the entries `(K, d)`."""
-        return self.book.entries
+        return self.codebook.entries
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         learns = self.training and torch.is_grad_enabled()
         if learns:
-            self.book.prepare(latents.detach(), valid)
+            self.codebook.prepare(latents.detach(), valid)
         quantized = super()._quantize(latents, valid)
         if learns:
-            self.book.gather(latents.detach(), quantized.codes[:, 0], valid)
-            quantized.metrics["replaced"] = self.book.replaced.clone()
+            self.codebook.gather(latents.detach(), quantized.codes[:, 0], valid)
+            quantized.metrics["replaced"] = self.codebook.replaced.clone()
         return quantized
 
 
@@ -194,12 +196,13 @@ class KMeansQuantizer(EMAVectorQuantizer):
         super().__init__(dim, codebook_size, 0.0, cosine, decay=1.0, revival=revival)
 
 
-class SimVectorQuantizer(_Book):
-    """A frozen random book behind a learned linear map, so that all entries move at once (arXiv 2411.02038, section 3).
+class SimVectorQuantizer(_Codebook):
+    """A frozen random codebook behind a learned linear map, so that all entries move at once (arXiv 2411.02038, section
+    3).
 
     Args:
         dim: Width of the latents.
-        codebook_size: Entries of the book.
+        codebook_size: Entries of the codebook.
         commitment: Weight of the pull of latents towards their code.
         rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
     """
@@ -217,7 +220,7 @@ class SimVectorQuantizer(_Book):
             return functional.linear(self.basis, self.map.weight.float())
 
 
-class IndexVectorQuantizer(_Book):
+class IndexVectorQuantizer(_Codebook):
     """Index backpropagation: every entry gets gradient, whether chosen or not (IBQ, arXiv 2412.02692, section 3.2).
 
     The choice is by inner product. Forward takes the chosen entry; backward goes through the softmax over all of them,
@@ -225,7 +228,7 @@ class IndexVectorQuantizer(_Book):
 
     Args:
         dim: Width of the latents.
-        codebook_size: Entries of the book.
+        codebook_size: Entries of the codebook.
         commitment: Weight of the pull of latents towards their code.
         codebook: Weight of the pull of entries towards their latents.
         double: Weight of the distance that pulls both through the soft indices.
@@ -253,10 +256,10 @@ class IndexVectorQuantizer(_Book):
         return self.codebook.float()
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
-        book, weights = self.table(), self.weights
-        codes = nearest(latents, book, inner=True)
-        hard = functional.embedding(codes, book)
-        soft = soft_entries(latents, book)
+        codebook, weights = self.table(), self.weights
+        codes = nearest(latents, codebook, inner=True)
+        hard = functional.embedding(codes, codebook)
+        soft = soft_entries(latents, codebook)
         # The hard index has gradient too, to its own entry.
         quantized = straight_through(soft + hard, hard)
         parts = {
@@ -267,7 +270,7 @@ class IndexVectorQuantizer(_Book):
         penalties = {name: masked_mean(part.mean(-1), valid) for name, part in parts.items()}
         metrics = {"distance": masked_mean((latents - hard).detach().square().mean(-1), valid)}
         if weights.entropy:
-            sure, varied = book_entropies(latents, book, valid, weights.temperature, inner=True)
+            sure, varied = codebook_entropies(latents, codebook, valid, weights.temperature, inner=True)
             penalties["entropy"] = weights.entropy * (sure - varied)
             metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
         return Quantized(quantized, codes[:, None], penalties, metrics)
@@ -281,8 +284,8 @@ class IndexVectorQuantizer(_Book):
         return FrozenTable(self.table(), inner=True)
 
 
-class MixtureVectorQuantizer(_Book):
-    """A book as a mixture of Gaussians, learnt by its likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
+class MixtureVectorQuantizer(_Codebook):
+    """A codebook as a mixture of Gaussians, learnt by its likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
 
     The penalty is the negative log-likelihood of the latent, the bound that coordinate ascent on the posterior over
     entries makes tight: every entry learns in proportion to its posterior, and none can be left behind. Codes are the
@@ -290,7 +293,7 @@ class MixtureVectorQuantizer(_Book):
 
     Args:
         dim: Width of the latents.
-        codebook_size: Entries of the book.
+        codebook_size: Entries of the codebook.
         likelihood: Weight of the penalty.
         deviation: Standard deviation to begin with; it is learnt, and one for all entries.
     """
@@ -306,9 +309,9 @@ class MixtureVectorQuantizer(_Book):
         return self.codebook.float()
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
-        book, deviation = self.table(), self.log_deviation.float().exp()
-        found = lookup(latents, book.detach())
-        likelihood = mixture_likelihood(torch.where(valid[..., None], latents, 0.0), book, deviation)
+        codebook, deviation = self.table(), self.log_deviation.float().exp()
+        found = lookup(latents, codebook.detach())
+        likelihood = mixture_likelihood(torch.where(valid[..., None], latents, 0.0), codebook, deviation)
         penalties = {"likelihood": -self.likelihood * masked_mean(likelihood, valid)}
         metrics = {"distance": masked_mean(found.pull, valid), "deviation": deviation.detach()}
         return Quantized(found.latents, found.codes[:, None], penalties, metrics)

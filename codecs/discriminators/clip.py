@@ -5,9 +5,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ..masking import prefix_mask
-from .contract import Feature, Judgement, Layers
+from .contract import DiscriminatorOutput, Feature, Layers
 
-__all__ = ["ClipDiscriminator", "EachFrame"]
+__all__ = ["ClipDiscriminator", "FrameDiscriminator"]
 
 
 class ClipDiscriminator(nn.Module):
@@ -32,13 +32,13 @@ class ClipDiscriminator(nn.Module):
         convolutions.append(nn.Conv3d(widths[-1], 1, (3, 4, 4), padding=1))
         self.layers = Layers(convolutions, slope=0.2)
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge clips `(b, c, t, h, w)` in [-1, 1], of which the first `lengths` frames are valid; None for all."""
         last, _, features = self.layers(signal, lengths)
-        return [Judgement(last.values, last.valid, features)]
+        return [DiscriminatorOutput(last.values, last.valid, features)]
 
 
-class EachFrame(nn.Module):
+class FrameDiscriminator(nn.Module):
     """Judges clips by a discriminator of images, frame by frame.
 
     Args:
@@ -49,7 +49,7 @@ class EachFrame(nn.Module):
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge clips `(b, c, t, h, w)` in [-1, 1], of which the first `lengths` frames are valid; None for all."""
         b, _, t = signal.shape[:3]
         valid = None if lengths is None else prefix_mask(lengths, t)
@@ -58,7 +58,8 @@ class EachFrame(nn.Module):
             values = values.view(b, t, *values.shape[1:])
             return Feature(values, None if valid is None else valid[(..., *[None] * (values.ndim - 2))])
 
-        judged: list[Judgement] = self.discriminator(signal.transpose(1, 2).flatten(0, 1))
+        judged: list[DiscriminatorOutput] = self.discriminator(signal.transpose(1, 2).flatten(0, 1))
         return [
-            Judgement(*by_clip(one.logits), [by_clip(feature.values) for feature in one.features]) for one in judged
+            DiscriminatorOutput(*by_clip(one.logits), [by_clip(feature.values) for feature in one.features])
+            for one in judged
         ]

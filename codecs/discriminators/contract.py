@@ -1,4 +1,4 @@
-"""What a discriminator gives, and the pieces that keep padding out of its judgement."""
+"""What a discriminator gives, and the pieces that keep padding out of its judgment."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +12,15 @@ from varitok import UserError
 
 from ..masking import prefix_mask
 
-__all__ = ["Feature", "Judgement", "Layers", "Several", "masked", "masked_averages", "silenced"]
+__all__ = [
+    "DiscriminatorOutput",
+    "Feature",
+    "Layers",
+    "MultiDiscriminator",
+    "valid_means",
+    "zero_invalid",
+    "zero_padding",
+]
 
 
 class Feature(NamedTuple):
@@ -27,7 +35,7 @@ class Feature(NamedTuple):
     valid: Tensor | None
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What one discriminator says of a batch.
 
     Attributes:
@@ -40,15 +48,15 @@ class Judgement(NamedTuple):
     valid: Tensor | None
     features: list[Feature]
 
-    def split(self) -> tuple["Judgement", "Judgement"]:
-        """Take apart the judgements of the first and the second half of the batch."""
+    def split(self) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
+        """Take apart the judgments of the first and the second half of the batch."""
         halves = [_halves(self.logits, self.valid), *(_halves(*feature) for feature in self.features)]
         first, second = ([Feature(*half[side]) for half in halves] for side in (0, 1))
-        return Judgement(*first[0], first[1:]), Judgement(*second[0], second[1:])
+        return DiscriminatorOutput(*first[0], first[1:]), DiscriminatorOutput(*second[0], second[1:])
 
 
-class Several(nn.Module):
-    """Several discriminators that judge the same signal, such as DAC's (arXiv 2306.06546, section 3.4).
+class MultiDiscriminator(nn.Module):
+    """MultiDiscriminator discriminators that judge the same signal, such as DAC's (arXiv 2306.06546, section 3.4).
 
     Args:
         parts: Discriminators by name; None in place of one removes it.
@@ -63,9 +71,9 @@ class Several(nn.Module):
         if not self.parts:
             raise UserError("discriminator.parts: there is none")
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge signals `(b, c, *grid)`, of which the first `lengths` steps are valid; None for all."""
-        return [judgement for part in self.parts.values() for judgement in part(signal, lengths)]
+        return [judgment for part in self.parts.values() for judgment in part(signal, lengths)]
 
 
 class Layers(nn.Module):
@@ -100,7 +108,7 @@ class Layers(nn.Module):
         features = []
         valid = _mask(values, steps)
         for number, convolution in enumerate(self.convolutions, 1):
-            values = convolution(masked(values, valid))
+            values = convolution(zero_invalid(values, valid))
             if steps is not None:
                 # As many as of a sample by itself; an empty one has none.
                 kernel, stride, padding, dilation = self.geometry[number - 1]
@@ -112,19 +120,19 @@ class Layers(nn.Module):
         return Feature(values, valid), steps, features
 
 
-def silenced(signal: Tensor, lengths: Tensor | None) -> Tensor:
+def zero_padding(signal: Tensor, lengths: Tensor | None) -> Tensor:
     """Put zeros behind each sample's length, whatever was there, in `(b, c, t)`."""
     if lengths is None:
         return signal
     return torch.where(prefix_mask(lengths, signal.shape[2])[:, None], signal, 0.0)
 
 
-def masked(values: Tensor, valid: Tensor | None) -> Tensor:
+def zero_invalid(values: Tensor, valid: Tensor | None) -> Tensor:
     """Zero what is not valid; it has to be finite."""
     return values if valid is None else values * valid
 
 
-def masked_averages(values: Tensor, valid: Tensor | None) -> Tensor:
+def valid_means(values: Tensor, valid: Tensor | None) -> Tensor:
     """Average `(b, ...)` over what is valid of each sample: float32 `(b,)`, 0 where nothing is."""
     values = values.float()
     if valid is None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .contract import Feature, Judgement
+from .contract import DiscriminatorOutput, Feature
 
 __all__ = ["PatchDiscriminator"]
 
@@ -36,7 +36,7 @@ class PatchDiscriminator(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge images `(b, c, h, w)` in [-1, 1] by logits `(b, 1, h', w')`, h' about h / 2^layers.
 
         All rows are valid, so `lengths` is not needed.
@@ -46,4 +46,4 @@ class PatchDiscriminator(nn.Module):
             signal = module(signal)
             if isinstance(module, nn.LeakyReLU):
                 features.append(Feature(signal, None))
-        return [Judgement(signal, None, features)]
+        return [DiscriminatorOutput(signal, None, features)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .contract import Judgement, Layers, silenced
+from .contract import DiscriminatorOutput, Layers, zero_padding
 
 __all__ = ["PeriodDiscriminator"]
 
@@ -34,14 +34,14 @@ class PeriodDiscriminator(nn.Module):
             ]
             self.nets.append(Layers([*layers, nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]))
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, t', p)`."""
-        signal = silenced(signal, lengths)
+        signal = zero_padding(signal, lengths)
         b, c, t = signal.shape
-        judgements = []
+        judgments = []
         for period, net in zip(self.periods, self.nets, strict=True):
             rows = functional.pad(signal, (0, -t % period)).view(b, c, -1, period)
             steps = None if lengths is None else (lengths + period - 1).div(period, rounding_mode="floor")
             logits, _, features = net(rows, steps)
-            judgements.append(Judgement(logits.values, logits.valid, features))
-        return judgements
+            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return judgments

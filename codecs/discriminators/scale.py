@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .contract import Judgement, Layers, silenced
+from .contract import DiscriminatorOutput, Layers, zero_padding
 
 __all__ = ["ScaleDiscriminator"]
 
@@ -41,14 +41,14 @@ class ScaleDiscriminator(nn.Module):
                 narrow = wide
             self.nets.append(Layers([*layers, nn.Conv1d(narrow, 1, 3, padding=1)]))
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, t')`."""
-        signal = silenced(signal, lengths)
-        judgements = []
+        signal = zero_padding(signal, lengths)
+        judgments = []
         for number, net in enumerate(self.nets):
             if number:
                 lengths = None if lengths is None else lengths.div(2, rounding_mode="floor") + (lengths > 0)
-                signal = silenced(functional.avg_pool1d(signal, 4, stride=2, padding=2), lengths)
+                signal = zero_padding(functional.avg_pool1d(signal, 4, stride=2, padding=2), lengths)
             logits, _, features = net(signal, lengths)
-            judgements.append(Judgement(logits.values, logits.valid, features))
-        return judgements
+            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return judgments

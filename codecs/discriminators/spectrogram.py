@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.stft import Spectrum
-from .contract import Feature, Judgement, Layers
+from .contract import DiscriminatorOutput, Feature, Layers
 
 __all__ = ["SpectrogramDiscriminator"]
 
@@ -16,7 +16,7 @@ class SpectrogramDiscriminator(nn.Module):
 
     With the defaults and a width of 32 it is EnCodec's (arXiv 2210.13438, section 3.4); with dilations of 1, a slope
     of 0.1, `normalized=False`, windows of 2048, 1024 and 512, and five bands it is DAC's (arXiv 2306.06546, section
-    3.4). Windows are a quarter apart, and centred on their sample with zeros around the sound.
+    3.4). Windows are a quarter apart, and centered on their sample with zeros around the sound.
 
     Args:
         windows: Lengths of the windows, in samples.
@@ -48,9 +48,9 @@ class SpectrogramDiscriminator(nn.Module):
             self.nets.append(nn.ModuleList(nets))
             self.last.append(Layers([nn.Conv2d(width, 1, 3, padding=1)]))
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[Judgement]:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, frames, f)`."""
-        judgements = []
+        judgments = []
         for spectrum, edges, nets, last in zip(self.spectra, self.edges, self.nets, self.last, strict=True):
             transformed, steps = spectrum(signal, lengths)
             values = torch.cat([transformed.real, transformed.imag], dim=1)
@@ -61,8 +61,8 @@ class SpectrogramDiscriminator(nn.Module):
                 parts.append(part.values)
                 features += seen
             logits, _, _ = last(torch.cat(parts, dim=-1), steps)
-            judgements.append(Judgement(logits.values, logits.valid, features))
-        return judgements
+            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return judgments
 
 
 def _layers(channels: int, width: int, dilations: Sequence[int]) -> list[nn.Conv2d]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from varitok import UserError, watched
+from varitok import UserError, progress
 from varitok.data.batch import Splits
 from varitok.data.datamodule import validation_loader
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep",
         metavar="1,4,16",
-        help="numbers of tokens, or of books where tokens lie on a grid; 1, 2, 4, ... and all by default",
+        help="numbers of tokens, or of codebooks where tokens lie on a grid; 1, 2, 4, ... and all by default",
     )
     metrics = (f"of {kind.kind}s {', '.join(metric.name for metric in kind.metrics)}" for kind in MODALITIES.values())
     names = "; ".join(metrics)
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else modality.available()
-    table = evaluate(codec, watched(batches, len(batches), "batches"), keeps, metrics, header)
+    table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "evaluation"
     table.write_csv(folder / "evaluation.csv")

@@ -9,7 +9,7 @@ import torchmetrics
 
 import varitok
 from varitok import UserError
-from varitok.data.batch import Batch, normalise
+from varitok.data.batch import Batch, normalize
 
 from ..metrics import frechet, rate
 from ..modalities.registry import modality_of
@@ -30,9 +30,9 @@ def evaluate(
 ) -> Table:
     """Measure what comes back from a prefix of each signal's code, and what this prefix costs.
 
-    Each batch is encoded once and decoded for every number of tokens, where these are ordered, or of books; both sides
-    are compared as a file would hold them. Where torch.distributed is running, every process must call this with its
-    own share of the signals, and all get the table of the whole.
+    Each batch is encoded once and decoded for every number of tokens, where these are ordered, or of codebooks; both
+    sides are compared as a file would hold them. Where torch.distributed is running, every process must call this with
+    its own share of the signals, and all get the table of the whole.
 
     Args:
         codec: Evaluated on its own device, in evaluation mode; its modes are restored.
@@ -77,8 +77,10 @@ class _Tally:
         self.seen = torch.zeros(3, dtype=torch.int64)  # signals, unreadable files, sum of shortest sides
         self.first_bad = ""
         # For each rung, the codes that it adds to the rung below; none where the codec is continuous.
-        self.book_sizes: tuple[int, ...] = codec.bottleneck.book_sizes
-        self.counts = [rate.CodeCounts(self.book_sizes, device) for _ in range(rungs)] if self.book_sizes else []
+        self.codebook_sizes: tuple[int, ...] = codec.bottleneck.codebook_sizes
+        self.counts = (
+            [rate.CodeCounts(self.codebook_sizes, device) for _ in range(rungs)] if self.codebook_sizes else []
+        )
         self.networks = {name: build(device) for name, build in networks.items()}
         # Of each rung, and of the originals.
         self.moments = {
@@ -91,7 +93,7 @@ class _Tally:
         self.first_bad = self.first_bad or next(iter(batch.bad), "")
         if not len(batch.signal):
             return
-        signal, lengths = normalise(batch.signal.to(self.device)), batch.lengths.to(self.device)
+        signal, lengths = normalize(batch.signal.to(self.device)), batch.lengths.to(self.device)
         real = self.modality.as_written(signal)
         self.seen += torch.tensor([len(real), 0, len(real) * min(real.shape[2:][-2:])])
         self.amount += self.modality.amount(real, batch.lengths)
@@ -137,7 +139,7 @@ class _Tally:
     def rows(self) -> list[Row]:
         """Give a row for each rung."""
         count = int(self.seen[0])
-        used = rate.CodeCounts(self.book_sizes, self.device)
+        used = rate.CodeCounts(self.codebook_sizes, self.device)
         rows: list[Row] = []
         for rung, keep in enumerate(self.ladder.keeps):
             bits, packed = self.prices[rung].tolist()
@@ -153,9 +155,9 @@ class _Tally:
                 row[name] = frechet.frechet_distance(moments[rung], moments[-1])
             if self.counts:
                 used.include(self.counts[rung].rows())
-                row |= _use(used, len(self.ladder.books(keep)))
+                row |= _use(used, len(self.ladder.codebooks(keep)))
             rows.append(row | {self.modality.plural: count})
-        # With fewer books there are fewer columns of books; a table has all.
+        # With fewer codebooks there are fewer columns of codebooks; a table has all.
         columns = dict.fromkeys(name for row in reversed(rows) for name in row)
         return [{name: row.get(name, float("nan")) for name in columns} for row in rows]
 
@@ -173,18 +175,18 @@ class _Tally:
 
 
 def _use(counts: rate.CodeCounts, kept: int) -> Row:
-    """Give the first books' use: means, and each book's own where there are several."""
-    books = list(zip(counts.books(), counts.book_sizes, strict=True))[:kept]
+    """Give the first codebooks' use: means, and each codebook's own where there are several."""
+    codebooks = list(zip(counts.codebooks(), counts.codebook_sizes, strict=True))[:kept]
     measures = {
-        "usage": [rate.usage(book, size) for book, size in books],
-        "entropy": [rate.entropy(book) for book, _ in books],
-        "perplexity": [rate.perplexity(book) for book, _ in books],
+        "usage": [rate.usage(codebook, size) for codebook, size in codebooks],
+        "entropy": [rate.entropy(codebook) for codebook, _ in codebooks],
+        "perplexity": [rate.perplexity(codebook) for codebook, _ in codebooks],
     }
     row: Row = {}
     for name, values in measures.items():
         row[name] = sum(values) / len(values)
-        if len(counts.book_sizes) > 1:
-            row |= {f"{name}_{book}": value for book, value in enumerate(values)}
+        if len(counts.codebook_sizes) > 1:
+            row |= {f"{name}_{codebook}": value for codebook, value in enumerate(values)}
     return row
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ..modalities.registry import METRICS, lower_is_better
 
-__all__ = ["ACCENT", "GREYS", "MARKERS", "Curve", "draw_curves", "dress", "label_of"]
+__all__ = ["ACCENT", "GREYS", "MARKERS", "Curve", "draw_curves", "label_of", "style_axes"]
 
 ACCENT = "#c2410c"
 GREYS = ("#1f2937", "#6b7280", "#9ca3af")
@@ -46,7 +46,7 @@ def draw_curves(
     title: str = "Quality per byte",
     sizes: str = "bytes per image",
 ) -> None:
-    """Draw each of our metrics over size (a logarithmic axis) to a PNG: ours in colour, others in greys."""
+    """Draw each of our metrics over size (a logarithmic axis) to a PNG: ours in color, others in greys."""
     figure = Figure(figsize=(5 * len(ours.values), 4.2), layout="constrained")
     panels = figure.subplots(1, len(ours.values), squeeze=False)[0]
     for axes, (metric, values) in zip(panels, ours.values.items(), strict=True):
@@ -56,7 +56,7 @@ def draw_curves(
         axes.plot(ours.sizes, values, color=ACCENT, marker="o", markersize=5, linewidth=2.2, label=ours.name, zorder=3)
         for word, x, y in zip(ours.labels, ours.sizes, values, strict=False):
             axes.annotate(word, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=ACCENT)
-        dress(axes, label_of(metric), sizes)
+        style_axes(axes, label_of(metric), sizes)
     if others:
         panels[0].legend(frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
@@ -64,7 +64,7 @@ def draw_curves(
     figure.savefig(path, dpi=150)
 
 
-def dress(axes: Axes, label: str, sizes: str, logarithmic: bool = True) -> None:
+def style_axes(axes: Axes, label: str, sizes: str, logarithmic: bool = True) -> None:
     """Give a panel its axes, labels and grid."""
     if logarithmic:
         axes.set_xscale("log", base=2)

@@ -1,4 +1,4 @@
-"""The numbers at which a code is cut: of tokens, or of books (`TokenLayout`)."""
+"""The numbers at which a code is cut: of tokens, or of codebooks (`TokenLayout`)."""
 
 import math
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class Evaluable(Protocol):
 
     @property
     def bottleneck(self) -> Any:
-        """Has `book_sizes`."""
+        """Has `codebook_sizes`."""
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens with their first `books` books, all where None."""
+    def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens with their first `num_codebooks` codebooks, all where None."""
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, books, N)` or `(b, books, *grid)`."""
+        """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, codebooks, N)` or `(b, codebooks, *grid)`."""
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Turn codes, or a prefix of them, into signals."""
@@ -49,7 +49,7 @@ class Code(NamedTuple):
         codes: As `Evaluable.encode` gives them.
         tokens: int64 `(b * blocks,)`, the valid tokens of each signal, or of each block of it.
         size: The signals' size.
-        ends: After how many bytes each book is known, where an entropy coder made them.
+        ends: After how many bytes each codebook is known, where an entropy coder made them.
     """
 
     codes: Tensor
@@ -67,7 +67,7 @@ class Ladder:
             others are sorted.
 
     Attributes:
-        axis: The rungs' name: "k" of tokens, "books" of books.
+        axis: The rungs' name: "k" of tokens, "codebooks" of codebooks.
         keeps: The rungs, upwards.
         runs: Whether a token that is repeated in its place counts once.
 
@@ -78,8 +78,8 @@ class Ladder:
     def __init__(self, codec: Evaluable, keeps: Sequence[int] | None = None) -> None:
         self.codec, self.layout = codec, codec.layout
         self.axis = self.layout.column
-        self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.book_sizes)
-        most = self.layout.rungs(len(codec.bottleneck.book_sizes))
+        self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.codebook_sizes)
+        most = self.layout.rungs(len(codec.bottleneck.codebook_sizes))
         usual = getattr(codec.bottleneck, "rungs", lengths.ladder(most))
         self.keeps = sorted(set(usual if keeps is None else keeps))
         if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:
@@ -99,11 +99,13 @@ class Ladder:
         cut = self.layout.cut_axis
         if self.layout.ordered:  # and of the size of training
             return self.codec.decode(code.codes.narrow(cut, 0, keep))
-        discrete = bool(self.codec.bottleneck.book_sizes)
+        discrete = bool(self.codec.bottleneck.codebook_sizes)
         return self.codec.decode(code.codes.narrow(cut, 0, keep) if discrete else code.codes, code.size, code.tokens)
 
     def flat(self, code: Code) -> Tensor:
-        """Give codes with one axis for the grid, `(b, books, n)`; blocks of a clip follow each other as signals do."""
+        """Give codes with one axis for the grid, `(b, codebooks, n)`; blocks of a clip follow each other as signals
+        do.
+        """
         return self.layout.flatten(code.codes)
 
     def kept(self, code: Code, start: int, end: int) -> Tensor:
@@ -115,9 +117,9 @@ class Ladder:
         valid.narrow(along, 0, start).fill_(False)
         return valid
 
-    def books(self, keep: int) -> tuple[int, ...]:
-        """List the sizes of the books that a rung has."""
-        sizes: tuple[int, ...] = self.codec.bottleneck.book_sizes
+    def codebooks(self, keep: int) -> tuple[int, ...]:
+        """List the sizes of the codebooks that a rung has."""
+        sizes: tuple[int, ...] = self.codec.bottleneck.codebook_sizes
         return sizes[: self.layout.kept(0, keep)[1]]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
@@ -125,15 +127,15 @@ class Ladder:
         if code.ends:
             return 8.0 * code.ends[keep - 1], code.ends[keep - 1]
         bits, packed = 0.0, 0
-        strides = getattr(self.codec.bottleneck, "book_strides", ())
+        strides = getattr(self.codec.bottleneck, "codebook_strides", ())
         for number, tokens in enumerate(code.tokens.tolist()):
-            count, books = self.layout.kept(tokens, keep)
+            count, codebooks = self.layout.kept(tokens, keep)
             ideal, flags = 0.0, 0
             if self.runs:
                 steps = tokens // math.prod(code.codes.shape[3:])
                 count, ideal, flags = run_flags(code.codes[number, :keep, :steps])
-            each = self.codec.bits(count, books)
+            each = self.codec.bits(count, codebooks)
             bits += each + ideal
-            whole = packed_bytes(self.books(keep), count, strides) if self.books(keep) else -(-each // 8)
+            whole = packed_bytes(self.codebooks(keep), count, strides) if self.codebooks(keep) else -(-each // 8)
             packed += int(whole) + -(-flags // 8)
         return bits, packed

@@ -1,8 +1,8 @@
 """Quality under perturbed codes: what a decoder makes of a generator's mistakes (pFID, RobustTok, arXiv 2503.08354).
 
-A share of each image's tokens is replaced by neighbours, and the reconstructions are compared with the originals: by
+A share of each image's tokens is replaced by neighbors, and the reconstructions are compared with the originals: by
 the Fréchet distance on any network's features (on Inception's it is pFID), by that on `DERIVATIVES`, a fixed map
-without weights, and by what is lost in PSNR. `codecs/bottlenecks/perturbation.py` tells what a neighbour is.
+without weights, and by what is lost in PSNR. `codecs/bottlenecks/perturbation.py` tells what a neighbor is.
 """
 
 import zlib
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.data.batch import Batch, normalise, to_uint8
+from varitok.data.batch import Batch, normalize, to_uint8
 
 from ..bottlenecks.contract import Bottleneck
-from ..bottlenecks.perturbation import neighbours, shaken, table_of
+from ..bottlenecks.perturbation import add_noise, codebook_table, neighbors
 from ..codec import Codec
-from ..distributed import processes, sums_over_processes
+from ..distributed import sum_over_ranks, world_size
 from ..metrics import frechet, image
 from .table import wide_console, write_rows
 
 __all__ = [
-    "DERIVATIVES", "FeatureMap", "Replacement", "Robustness", "available_features", "derivatives",
+    "DERIVATIVES", "FeatureExtractor", "Replacement", "Robustness", "available_features", "derivatives",
     "evaluation_mode", "robustness",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ Way = Literal["nearest", "noise", "random"]
 SCALES = (1, 2, 4)
 
 
-class FeatureMap(NamedTuple):
+class FeatureExtractor(NamedTuple):
     """Features whose Fréchet distance is taken.
 
     Attributes:
@@ -79,7 +79,7 @@ def derivatives(images: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-DERIVATIVES = FeatureMap(
+DERIVATIVES = FeatureExtractor(
     derivatives,
     3 + 15 * len(SCALES),
     "Fréchet distance of originals and reconstructions on 48 statistics of local derivatives at three scales, 8 bit,"
@@ -87,12 +87,12 @@ DERIVATIVES = FeatureMap(
 )
 
 
-def available_features(device: torch.device) -> dict[str, FeatureMap]:
+def available_features(device: torch.device) -> dict[str, FeatureExtractor]:
     """Give the feature maps there are on this machine: `derivatives`, and `pfid` where Inception's weights are."""
     maps = {"derivatives": DERIVATIVES}
     if frechet.available():
         meaning = f"pFID (arXiv 2503.08354): {frechet.RFID.definition}"
-        maps["pfid"] = FeatureMap(frechet.inception(device), frechet.WIDTH, meaning)
+        maps["pfid"] = FeatureExtractor(frechet.inception(device), frechet.WIDTH, meaning)
     return maps
 
 
@@ -117,7 +117,7 @@ class Replacement(NamedTuple):
     higher rate replaces what a lower one does, and more.
 
     Attributes:
-        delta: Nearest entries out of which one is drawn, where the bottleneck is one book of vectors ("nearest").
+        delta: Nearest entries out of which one is drawn, where the bottleneck is one codebook of vectors ("nearest").
         sigma: Noise on the latents, in their root mean square, before they are quantized again ("noise").
         seed: Of all chance.
     """
@@ -128,7 +128,11 @@ class Replacement(NamedTuple):
 
     def ways(self, bottleneck: Bottleneck) -> list[Way]:
         """List the ways that a bottleneck has."""
-        had = {"nearest": table_of(bottleneck) is not None, "noise": True, "random": bool(bottleneck.book_sizes)}
+        had = {
+            "nearest": codebook_table(bottleneck) is not None,
+            "noise": True,
+            "random": bool(bottleneck.codebook_sizes),
+        }
         return [way for way in get_args(Way) if had[way]]
 
     def replaced(
@@ -143,8 +147,8 @@ class Replacement(NamedTuple):
             ways: Of replacing, out of those that the bottleneck has.
 
         Returns:
-            The codes `(b, books, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and codes
-            `(b, books, n)` for each way.
+            The codes `(b, codebooks, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and
+            codes `(b, codebooks, n)` for each way.
         """
         codes = bottleneck.encode(latents)
         n, d = latents.shape[1:]
@@ -152,13 +156,13 @@ class Replacement(NamedTuple):
         order, rank, noise, uniform = (torch.stack(parts).to(latents.device) for parts in zip(*draws, strict=True))
         others: dict[str, Tensor] = {}
         if "nearest" in ways:
-            table = table_of(bottleneck)
+            table = codebook_table(bottleneck)
             assert table is not None, "not among the bottleneck's ways"
-            others["nearest"] = neighbours(codes, table, self.delta, rank[:, None])
+            others["nearest"] = neighbors(codes, table, self.delta, rank[:, None])
         if "noise" in ways:
-            others["noise"] = bottleneck.encode(shaken(latents, noise, self.sigma))
+            others["noise"] = bottleneck.encode(add_noise(latents, noise, self.sigma))
         if "random" in ways:  # in float64 below 2^53; of more entries every so many
-            sizes = torch.tensor(bottleneck.book_sizes, dtype=torch.float64, device=codes.device)[:, None]
+            sizes = torch.tensor(bottleneck.codebook_sizes, dtype=torch.float64, device=codes.device)[:, None]
             others["random"] = (uniform * sizes).long()
         return codes, order, others
 
@@ -205,7 +209,7 @@ def robustness(
     *,
     ways: Sequence[Way] | None = None,
     tokens: int | None = None,
-    features: Mapping[str, FeatureMap] | None = None,
+    features: Mapping[str, FeatureExtractor] | None = None,
     replacement: Replacement = Replacement(),  # noqa: B008 (it can't be changed)
     header: Mapping[str, str] | None = None,
 ) -> Robustness:
@@ -244,7 +248,7 @@ def robustness(
         sums = _Sums(list(ways or had), sorted(set(rates)), maps, device)
         for batch in batches:
             if len(batch.signal):
-                sums.add(codec, normalise(batch.signal.to(device)), kept, replacement)
+                sums.add(codec, normalize(batch.signal.to(device)), kept, replacement)
     meanings = {f"column {name}": text for name, text in _meanings(sums.ways, replacement, maps).items()}
     return Robustness(sums.rows(kept), dict(header or {}) | meanings)
 
@@ -253,7 +257,7 @@ class _Sums:
     """Sums over images from which the rows follow; those of several processes add up."""
 
     def __init__(
-        self, ways: list[Way], rates: list[float], maps: Mapping[str, FeatureMap], device: torch.device
+        self, ways: list[Way], rates: list[float], maps: Mapping[str, FeatureExtractor], device: torch.device
     ) -> None:
         self.cases: list[tuple[str, float]] = [("none", 0.0), *((way, rate) for way in ways for rate in rates)]
         self.ways = ways
@@ -291,10 +295,10 @@ class _Sums:
         Raises:
             UserError: There is not one image.
         """
-        if processes() > 1:
+        if world_size() > 1:
             sums = [self.images, self.sums]
             sums += [t for found in self.moments.values() for m in found for t in (m.count, m.sum, m.outer)]
-            shared = sums_over_processes([values.to(self.device) for values in sums])  # NCCL wants it on the device
+            shared = sum_over_ranks([values.to(self.device) for values in sums])  # NCCL wants it on the device
             for values, total in zip(sums, shared, strict=True):
                 values.copy_(total)
         if not self.images:
@@ -309,17 +313,17 @@ class _Sums:
         return rows
 
 
-def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, FeatureMap]) -> dict[str, str]:
+def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, FeatureExtractor]) -> dict[str, str]:
     """Say what the columns mean."""
     said = {
-        "nearest": f"one of the {replacement.delta} nearest entries of the book, without the token's own",
+        "nearest": f"one of the {replacement.delta} nearest entries of the codebook, without the token's own",
         "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",
         "random": "codes drawn evenly",
     }
     told = "; ".join(f"{way}: {said[way]}" for way in ways)
     return {
         "way": f"what tokens are replaced by (seed {replacement.seed}): {told}",
-        "rate": "share of the tokens that are replaced, all books of each",
+        "rate": "share of the tokens that are replaced, all codebooks of each",
         "changed": "share of the codes that this has changed",
         "psnr": image.PSNR.definition,
         "psnr_drop": "dB lost against the row without replacement",

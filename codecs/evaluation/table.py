@@ -45,7 +45,7 @@ class Table:
     """What `evaluate` found.
 
     Attributes:
-        rows: A row for each kept number of tokens or books, upwards; all with the same columns.
+        rows: A row for each kept number of tokens or codebooks, upwards; all with the same columns.
         header: What the numbers mean and where they come from, by key.
     """
 
@@ -62,8 +62,8 @@ class Table:
 
     @property
     def axis(self) -> str:
-        """Name of the column of kept numbers: "k" of tokens, "books" of books."""
-        return "k" if "k" in self.rows[0] else "books"
+        """Name of the column of kept numbers: "k" of tokens, "codebooks" of codebooks."""
+        return "k" if "k" in self.rows[0] else "codebooks"
 
     @property
     def modality(self) -> type[Modality] | None:
@@ -74,7 +74,7 @@ class Table:
 
     def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:
         """Draw the shown metrics over size to a PNG, each point with its kept number; nothing if they aren't there."""
-        modality, noun = self.modality, "tokens" if self.axis == "k" else "books"
+        modality, noun = self.modality, "tokens" if self.axis == "k" else "codebooks"
         if modality is None:
             return
         values = {metric: self.column(metric) for metric in modality.shown}
@@ -87,7 +87,7 @@ class Table:
         """Print the table."""
         columns = [column for name, column in COLUMNS.items() if name in self.rows[0]]
         shown = RichTable(
-            title=f"Quality per kept {'tokens' if self.axis == 'k' else 'books'} (PSNR, SI-SDR in dB, entropy in bits)",
+            title=f"Quality per kept {'tokens' if self.axis == 'k' else 'codebooks'} (PSNR, SI-SDR in dB, entropy in bits)",
             box=rich.box.SIMPLE_HEAD,
             title_justify="left",
             collapse_padding=True,
@@ -141,8 +141,8 @@ def read_csv(path: Path) -> Table:
         rows = [{name: _number(value) for name, value in row.items()} for row in words]
     except ValueError as error:
         raise UserError(f"{path}: not a table of numbers; give the CSV file that varitok evaluate wrote") from error
-    if not rows or not {"k", "books"} & rows[0].keys():
-        raise UserError(f"{path}: no row with a column k or books; give the CSV file that varitok evaluate wrote")
+    if not rows or not {"k", "codebooks"} & rows[0].keys():
+        raise UserError(f"{path}: no row with a column k or codebooks; give the CSV file that varitok evaluate wrote")
     return Table(rows, header)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Coded", "pack", "unpack"]
+__all__ = ["CodedPlanes", "pack", "unpack"]
 
 Planes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ CONTEXT = 5  # higher bits on which a bit's chance hangs
 LOW = 1 << 16  # least state; it goes to and from the stream by words of 16 bits
 
 
-class Coded(NamedTuple):
+class CodedPlanes(NamedTuple):
     """Bit planes as bytes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Coded(NamedTuple):
     ends: list[int]
 
 
-def pack(planes: Planes) -> Coded:
+def pack(planes: Planes) -> CodedPlanes:
     """Code planes `(bits, n)` of 0 and 1, the most significant first."""
     bits, n = planes.shape
     lanes = _lanes(n)
@@ -57,7 +57,7 @@ def pack(planes: Planes) -> Coded:
             state[: len(part)] = (now // part << np.uint64(8)) + now % part + low
         parts.append(table.tobytes() + b"".join(reversed(words)))
     parts = [state.astype("<u4").tobytes(), *reversed(parts)]
-    return Coded(b"".join(parts), list(accumulate(map(len, parts)))[1:])
+    return CodedPlanes(b"".join(parts), list(accumulate(map(len, parts)))[1:])
 
 
 def unpack(data: bytes, n: int) -> Planes:

@@ -1,6 +1,7 @@
 """A codec of one clip: training is the encoder, a network's weights are the code (NeRV, arXiv 2110.13903, section 3.2).
 
-Each weight is a token, and its books are its bits, the most significant first: a prefix of the books is a shorter code.
+Each weight is a token, and its codebooks are its bits, the most significant first: a prefix of the codebooks is a
+shorter code.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..lengths.policy import LengthPolicy
 from ..networks.contract import Encoder
 from ..networks.nerv import NeRV
 from ..result import Quantized, Reconstruction
-from .bitplane_coder import Coded, pack, unpack
+from .bitplane_coder import CodedPlanes, pack, unpack
 
 __all__ = ["ImplicitCodec"]
 
@@ -67,18 +68,18 @@ class ImplicitCodec(Codec):
 
     Args:
         decoder: Paints the clip.
-        bottleneck: Bits of a weight: residual books of two levels.
+        bottleneck: Bits of a weight: residual codebooks of two levels.
         length: Its depth says how many bits are kept while training, so that weights learn to be rounded; where it has
             none, weights are trained as they are and rounded afterwards, as published.
         frame_rate: Of the clip, frames a second; None where it isn't known.
 
     Raises:
-        UserError: The bottleneck has books of another kind.
+        UserError: The bottleneck has codebooks of another kind.
     """
 
     decoder: NeRV
     meanings = {  # noqa: RUF012 (never changed)
-        "books": "bits kept of each weight, the most significant first",
+        "codebooks": "bits kept of each weight, the most significant first",
         "bits": "8 * bytes",
         "bytes": "of the coded weights: ranges of all tensors, chances, entropy-coded bits; they decode to the weights",
     }
@@ -91,13 +92,15 @@ class ImplicitCodec(Codec):
         length: LengthPolicy,
         frame_rate: float | None = None,
     ) -> None:
-        if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.book_sizes) != {2}:
-            raise UserError("bottleneck: a weight's books are bits; give bottleneck=fsq_residual bottleneck.levels=[2]")
-        encoder = _Trained(width=decoder.width, hop=decoder.hop, channels=decoder.channels, direct=True)
+        if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.codebook_sizes) != {2}:
+            raise UserError(
+                "bottleneck: a weight's codebooks are bits; give bottleneck=fsq_residual bottleneck.levels=[2]"
+            )
+        encoder = _Trained(width=decoder.width, downsample=decoder.downsample, channels=decoder.channels, direct=True)
         super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
-        self.layout = _WeightLayout(self.hop, self.weights)
+        self.layout = _WeightLayout(self.downsample, self.weights)
         # Of grids of two levels the cells go from -2 to 2; this is the middle of the outermost.
-        self.edge = 2 - 2 / 2**self.books
+        self.edge = 2 - 2 / 2**self.num_codebooks
 
     @property
     def weights(self) -> int:
@@ -123,8 +126,8 @@ class ImplicitCodec(Codec):
         Raises:
             UserError: A signal is not of the clip's size.
         """
-        if tuple(signal.shape[2:]) != self.hop:
-            there, own = (" x ".join(map(str, sides)) for sides in (signal.shape[2:], self.hop))
+        if tuple(signal.shape[2:]) != self.downsample:
+            there, own = (" x ".join(map(str, sides)) for sides in (signal.shape[2:], self.downsample))
             raise UserError(f"clip of {there}: this codec is of one clip alone, of {own} frames, rows and columns")
         return self._flat().expand(len(signal), -1, -1)
 
@@ -133,7 +136,7 @@ class ImplicitCodec(Codec):
         middle, half = self._spread(self.ranges())
         flat = torch.cat([weight.flatten() for weight in self.decoder.parameters()])
         # Ends that float16 has rounded inwards lie beyond 1, by less than half of a cell.
-        most = 1 + 0.5**self.books
+        most = 1 + 0.5**self.num_codebooks
         places = ((flat - middle) / half).clamp(-most, most) * self.edge
         # The bottleneck bounds latents by a hyperbolic tangent; weights are bounded already.
         return (2 * torch.atanh(places / 2))[None, :, None]
@@ -161,7 +164,7 @@ class ImplicitCodec(Codec):
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Paint the clip from the first bits of all weights: `(b, 3, frames, height, width)`."""
-        numbers = torch.arange(self.hop[0], device=codes.device)
+        numbers = torch.arange(self.downsample[0], device=codes.device)
         return torch.stack([self.painted(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
 
     def painted(self, codes: Tensor, numbers: Tensor) -> Tensor:
@@ -169,34 +172,36 @@ class ImplicitCodec(Codec):
         weights = self.painter(codes)
         return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
+    ) -> Reconstruction:
         """Send the clip through its code, at full depth."""
         codes = self.encode(signal)
         return Reconstruction(self.decode(codes), Quantized(self.bottleneck.decode(codes), codes, {}, {}))
 
-    def frames(self, numbers: Tensor, steps: int = 1, depth: Tensor | None = None) -> Reconstruction:
+    def frames(self, numbers: Tensor, steps: int = 1, n_codebooks: Tensor | None = None) -> Reconstruction:
         """Paint stretches of frames, which is what is trained.
 
         Args:
             numbers: int64 `(b,)`, of each stretch's first frame.
             steps: Frames of a stretch.
-            depth: int64 `(b,)`, bits that are kept of all weights, of which the first sample's count; the weights are
-                taken as they are where None.
+            n_codebooks: int64 `(b,)`, bits that are kept of all weights, of which the first sample's count; the weights
+                are taken as they are where None.
         """
         every = (numbers[:, None] + torch.arange(steps, device=numbers.device)).flatten()
-        if depth is None:
+        if n_codebooks is None:
             painted = self.decoder(every)
             quantized = Quantized(painted[:0], numbers[:0], {}, {})  # nothing is
         else:
-            quantized = self.bottleneck(self._flat(), depth.new_full((1,), self.weights), depth[:1])
+            quantized = self.bottleneck(self._flat(), n_codebooks.new_full((1,), self.weights), n_codebooks[:1])
             painted = functional_call(self.decoder, self._named(quantized.latents, self.ranges()), (every,))
         return Reconstruction(painted.unflatten(0, (len(numbers), steps)).transpose(1, 2), quantized)
 
-    def coded(self, codes: Tensor) -> Coded:
+    def coded(self, codes: Tensor) -> CodedPlanes:
         """Code the bits of all weights, int64 `(1, bits, n)`: a file's bytes, which may be cut at its `ends`."""
         head = self.ranges().cpu().numpy().astype("<f2").tobytes()
         packed = pack(codes[0].cpu().numpy().astype(np.uint8))
-        return Coded(head + packed.data, [len(head) + end for end in packed.ends])
+        return CodedPlanes(head + packed.data, [len(head) + end for end in packed.ends])
 
     def read(self, data: bytes) -> tuple[Tensor, Tensor]:
         """Give the bits and ranges that `coded` was given, or their first bits where the bytes were cut.

@@ -1,4 +1,4 @@
-"""Distributions that lengths are drawn from, from 1 to a total: tokens or books."""
+"""Distributions that lengths are drawn from, from 1 to a total: tokens or codebooks."""
 
 import math
 from collections.abc import Sequence
@@ -125,12 +125,13 @@ class FixedSet:
 
 
 class Range:
-    """Every length from `low` to `high` is equally likely, in strides (Language-Codec, arXiv 2402.12208: 3 to 8 books).
+    """Every length from `low` to `high` is equally likely, in strides (Language-Codec, arXiv 2402.12208: 3 to 8
+    codebooks).
 
     Args:
         low: The least.
         high: The most; the total where None.
-        stride: Between two neighbours, counted from `low` (KARL, arXiv 2507.07995: 16).
+        stride: Between two neighbors, counted from `low` (KARL, arXiv 2507.07995: 16).
 
     Raises:
         UserError: `low` is not from 1 to `high`, the stride below 1, or, when drawn from, the total below a bound.

@@ -1,11 +1,12 @@
 """How many codes are kept: masks over valid steps, and the length policy.
 
-A policy has independent choices for each of two axes, steps and books: a distribution and its share of draws that keep
-all, and a granularity (one draw per sample, per batch, or per batch of all processes). To these comes a mechanism that
-hides the dropped steps from the decoder. One-D-Piece's Tail Token Drop (arXiv 2501.10064, section 3.2) is uniform x
-batch x truncate; FlexTok's nested dropout (arXiv 2502.13967, section 3.1) is powers of two x sample x mask token;
-ElasticTok (arXiv 2410.08368) puts zeros; DAC (arXiv 2306.06546) drops books; TiTok (arXiv 2406.07550) keeps everything.
-How many to keep at use: `export/bitstream/rate_control.py`; for each block of a clip, `codecs/allocation.py`.
+A policy has independent choices for each of two axes, steps and codebooks: a distribution and its share of draws that
+keep all, and a granularity (one draw per sample, per batch, or per batch of all processes). To these comes a mechanism
+that hides the dropped steps from the decoder. One-D-Piece's Tail Token Drop (arXiv 2501.10064, section 3.2) is uniform
+x batch x truncate; FlexTok's nested dropout (arXiv 2502.13967, section 3.1) is powers of two x sample x mask token;
+ElasticTok (arXiv 2410.08368) puts zeros; DAC (arXiv 2306.06546) drops codebooks; TiTok (arXiv 2406.07550) keeps
+everything. How many to keep at use: `export/bitstream/rate_control.py`; for each block of a clip,
+`codecs/allocation.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -36,14 +37,13 @@ from .halting import HaltingHead
 
 __all__ = [
     "Axis",
+    "BatchShard",
     "Curriculum",
-    "Dealt",
     "Distribution",
     "FallingMinimum",
     "FixedSet",
     "Full",
     "Granularity",
-    "Kept",
     "LengthPolicy",
     "LogUniform",
     "MaskToken",
@@ -52,6 +52,7 @@ __all__ = [
     "PowersOfTwo",
     "Range",
     "RoundedUp",
+    "SampledLengths",
     "Truncate",
     "TruncatedNormal",
     "Uniform",
@@ -133,7 +134,7 @@ class Zeros(Mechanism):
         return self.zero
 
 
-class Dealt(NamedTuple):
+class BatchShard(NamedTuple):
     """How a batch of all processes is dealt to them: like cards, one sample each in turn.
 
     Attributes:
@@ -169,7 +170,7 @@ class Axis:
         self.granularity = granularity
         self.full_share = full_share
 
-    def sample(self, batch: int, total: int, key: tuple[int, ...], dealt: Dealt, progress: float) -> Tensor:
+    def sample(self, batch: int, total: int, key: tuple[int, ...], dealt: BatchShard, progress: float) -> Tensor:
         """Draw int64 `(batch,)` lengths in [1, total], on the CPU, the same for the same key and process."""
         each = self.granularity == "sample"
         key = {"step": key, "batch": (*key, dealt.rank), "sample": (*key, 0)}[self.granularity]
@@ -184,28 +185,28 @@ class Axis:
         )
 
 
-class Kept(NamedTuple):
+class SampledLengths(NamedTuple):
     """What a training batch keeps, on the CPU.
 
     Attributes:
         lengths: int64 `(b,)`, steps, in [1, total].
-        depth: int64 `(b,)`, books, in [1, books]; 0 where there are none.
+        n_codebooks: int64 `(b,)`, codebooks, in [1, codebooks]; 0 where there are none.
     """
 
     lengths: Tensor
-    depth: Tensor
+    n_codebooks: Tensor
 
 
 class LengthPolicy(nn.Module):
-    """Decides how many tokens and books a training sample keeps and how the rest is hidden.
+    """Decides how many tokens and codebooks a training sample keeps and how the rest is hidden.
 
     Args:
         distribution: Draws the lengths.
-        mechanism: Hides the tail. Books need none: those that are dropped add nothing to the latents.
+        mechanism: Hides the tail. Codebooks need none: those that are dropped add nothing to the latents.
         granularity: One draw for each "sample", one for the whole "batch" of a process, or one for each "step", the
             same on all processes.
         full_share: Share of draws replaced by the full length, in [0, 1].
-        depth: The same for the books; all are kept where None.
+        codebooks: The same for the codebooks; all are kept where None.
         halting: Learns beside the codec how many tokens a target error takes; none where None.
     """
 
@@ -215,42 +216,42 @@ class LengthPolicy(nn.Module):
         mechanism: Mechanism,
         granularity: Granularity = "sample",
         full_share: float = 0.0,
-        depth: Axis | None = None,
+        codebooks: Axis | None = None,
         halting: HaltingHead | None = None,
     ) -> None:
         super().__init__()
         self.distribution = distribution
         self.steps = Axis(distribution, granularity, full_share)
         self.mechanism = mechanism
-        self.depth = depth
+        self.n_codebooks = codebooks
         self.halting = halting
 
     def sample(
         self,
         batch: int,
         total: int,
-        books: int = 1,
+        num_codebooks: int = 1,
         *,
         seed: tuple[int, ...] = (0,),
-        dealt: Dealt = Dealt(),  # noqa: B008 (a tuple)
+        dealt: BatchShard = BatchShard(),  # noqa: B008 (a tuple)
         progress: float = 1.0,
-    ) -> Kept:
+    ) -> SampledLengths:
         """Draw what a training batch keeps.
 
         Args:
             batch: Samples of this process, or their blocks.
             total: The most tokens.
-            books: The most books; 0 for a continuous bottleneck.
+            num_codebooks: The most codebooks; 0 for a continuous bottleneck.
             seed: Numbers that name the batch, the same on all processes.
             dealt: Which of all processes' samples these are.
             progress: Share of the run's updates that are done, in [0, 1].
 
         Raises:
-            UserError: Books are to be dropped, and there are none; or a length is above the total.
+            UserError: Codebooks are to be dropped, and there are none; or a length is above the total.
         """
         lengths = self.steps.sample(batch, total, (*seed, 0), dealt, progress)
-        if self.depth is None:
-            return Kept(lengths, torch.full((batch,), books))
-        if books < 1:
-            raise UserError("length.depth: a continuous bottleneck has no books to drop")
-        return Kept(lengths, self.depth.sample(batch, books, (*seed, 1), dealt, progress))
+        if self.n_codebooks is None:
+            return SampledLengths(lengths, torch.full((batch,), num_codebooks))
+        if num_codebooks < 1:
+            raise UserError("length.codebooks: a continuous bottleneck has no codebooks to drop")
+        return SampledLengths(lengths, self.n_codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress))

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from ..discriminators.contract import Feature, Judgement, masked_averages, silenced
-from ..distributed import mean_over_processes
+from ..discriminators.contract import DiscriminatorOutput, Feature, valid_means, zero_padding
+from ..distributed import mean_over_ranks
 from ..masking import prefix_mask
 
 __all__ = ["Adversarial"]
@@ -22,11 +22,11 @@ class Adversarial(nn.Module):
     codec grows over `ramp` updates to the full weight. (A discriminator that is heard from its first step on wrecks
     the reconstructions: taming-transformers issue 44.)
 
-    Of several judgements the mean is taken, and of every judgement the mean over each sample's valid logits, then over
+    Of several judgments the mean is taken, and of every judgment the mean over each sample's valid logits, then over
     the batch.
 
     Args:
-        discriminator: Signals `(b, c, *grid)` and lengths `(b,)` to a list of judgements.
+        discriminator: Signals `(b, c, *grid)` and lengths `(b,)` to a list of judgments.
         kind: "hinge" (arXiv 1705.02894), "nonsaturating" (arXiv 1406.2661, section 3) or "least_squares" (arXiv
             1611.04076).
         weight: Full weight of the codec's adversarial loss.
@@ -34,7 +34,7 @@ class Adversarial(nn.Module):
             the real and on the reconstructed signal; 0 is off.
         relative: Whether that difference is divided by the mean magnitude on the real signal (EnCodec, arXiv
             2210.13438, equation 3), layer by layer and sample by sample.
-        reduction: Whether the codec's losses are the "mean" over judgements and layers (EnCodec) or the "sum" over
+        reduction: Whether the codec's losses are the "mean" over judgments and layers (EnCodec) or the "sum" over
             both (DAC, arXiv 2306.06546).
         start: Update at which the discriminator begins to learn.
         head_start: Updates that it learns before the codec hears it.
@@ -85,7 +85,9 @@ class Adversarial(nn.Module):
         self.ramp = ramp
         self.every = every
         self.shared = shared
-        self.judged: tuple[Tensor, list[Judgement], list[Judgement]] | None = None  # between the turns of an update
+        self.judged: tuple[Tensor, list[DiscriminatorOutput], list[DiscriminatorOutput]] | None = (
+            None  # between the turns of an update
+        )
         self.peak = peak
         self.lecam = lecam
         self.lecam_decay = lecam_decay
@@ -96,7 +98,7 @@ class Adversarial(nn.Module):
         """Tell whether the discriminator trains at this update."""
         return update >= self.start and (update - self.start) % self.every == 0
 
-    def heard(self, update: int) -> dict[str, float]:
+    def loss_weights(self, update: int) -> dict[str, float]:
         """Give the weights of the codec's losses at this update, by name; one that is absent need not be computed."""
         since = update - self.start - self.head_start
         share = min(1.0, max(0.0, (since + 1) / (self.ramp + 1)))
@@ -118,10 +120,10 @@ class Adversarial(nn.Module):
         else:
             # One pass over both: half the launches, and the same statistics for both sides.
             twice = None if lengths is None else lengths.repeat(2)
-            pairs = [judgement.split() for judgement in self._judge(torch.cat([real, fake]), twice)]
+            pairs = [judgment.split() for judgment in self._judge(torch.cat([real, fake]), twice)]
             on_real, on_fake = [real for real, _ in pairs], [fake for _, fake in pairs]
-        losses = [self._taken(judgement, 1.0) for judgement in on_real]
-        losses += [self._taken(judgement, -1.0) for judgement in on_fake]
+        losses = [self._taken(judgment, 1.0) for judgment in on_real]
+        losses += [self._taken(judgment, -1.0) for judgment in on_fake]
         loss = _mean(losses)
         with torch.no_grad():
             sides = {"real": on_real, "fake": on_fake}
@@ -154,7 +156,7 @@ class Adversarial(nn.Module):
         self.discriminator.requires_grad_(True)
         return losses
 
-    def _given(self, fake: list[Judgement], real: list[Judgement]) -> dict[str, Tensor]:
+    def _given(self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]) -> dict[str, Tensor]:
         """Give the codec's losses where the discriminator should have said real."""
         hinge = self.kind == "hinge"
         said = [-_logits(one.logits, one.valid) if hinge else self._taken(one, 1.0) for one in fake]
@@ -166,13 +168,13 @@ class Adversarial(nn.Module):
             losses["features"] = self._reduced([self._difference(*pair) for pair in pairs])
         return losses
 
-    def _judge(self, signal: Tensor, lengths: Tensor | None) -> list[Judgement]:
-        judged: list[Judgement] = self.discriminator(_levelled(signal, lengths, self.peak), lengths)
+    def _judge(self, signal: Tensor, lengths: Tensor | None) -> list[DiscriminatorOutput]:
+        judged: list[DiscriminatorOutput] = self.discriminator(_normalize_logits(signal, lengths, self.peak), lengths)
         return judged
 
-    def _taken(self, judgement: Judgement, side: float) -> Tensor:
+    def _taken(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
         """Give the discriminator's loss where it should say `side`: 1 for real, -1 for fake."""
-        logits, valid, _ = judgement
+        logits, valid, _ = judgment
         if self.kind == "hinge":
             return _logits(functional.relu(1 - side * logits), valid)
         if self.kind == "least_squares":
@@ -181,9 +183,9 @@ class Adversarial(nn.Module):
 
     def _difference(self, fake: Feature, real: Feature) -> Tensor:
         wanted = real.values.detach()
-        away = masked_averages((fake.values - wanted).abs(), fake.valid)
+        away = valid_means((fake.values - wanted).abs(), fake.valid)
         if self.relative:
-            away = away / masked_averages(wanted.abs(), real.valid).clamp(min=1e-6)
+            away = away / valid_means(wanted.abs(), real.valid).clamp(min=1e-6)
         return away.mean()
 
     def _reduced(self, losses: list[Tensor]) -> Tensor:
@@ -191,7 +193,7 @@ class Adversarial(nn.Module):
 
     def _follow(self, real: Tensor, fake: Tensor) -> None:
         with torch.no_grad():
-            means = mean_over_processes(torch.stack([real, fake]).float())
+            means = mean_over_ranks(torch.stack([real, fake]).float())
             for average, value in zip((self.real_average, self.fake_average), means, strict=True):
                 # Of logits that are not finite nothing is left.
                 average.lerp_(torch.where(value.isfinite(), value, average), 1 - self.lecam_decay)
@@ -199,7 +201,7 @@ class Adversarial(nn.Module):
 
 def _logits(values: Tensor, valid: Tensor | None) -> Tensor:
     """Average `(b, ...)` over each sample's valid logits, then over the batch."""
-    return masked_averages(values, valid).mean()
+    return valid_means(values, valid).mean()
 
 
 class _Bridge(torch.autograd.Function):
@@ -228,11 +230,11 @@ def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _levelled(signal: Tensor, lengths: Tensor | None, peak: float | None) -> Tensor:
+def _normalize_logits(signal: Tensor, lengths: Tensor | None, peak: float | None) -> Tensor:
     """Take the mean of each channel away and scale a sample's valid part to the peak."""
     if peak is None:
         return signal
-    signal = silenced(signal, lengths)
+    signal = zero_padding(signal, lengths)
     count = signal.shape[2] if lengths is None else lengths.clamp(min=1)[:, None, None]
     signal = signal - signal.sum(2, keepdim=True) / count
     if lengths is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..distributed import mean_over_processes
+from ..distributed import mean_over_ranks
 
 __all__ = ["Balancer"]
 
@@ -63,7 +63,7 @@ class Balancer(nn.Module):
         """Add this batch's norms to the averages and give these, free of what they began with."""
         own = [gradient.float().flatten(1).norm(dim=1).mean() * len(gradient) for gradient in gradients]
         averages = []
-        for name, norm in zip(names, mean_over_processes(torch.stack(own).detach()), strict=True):
+        for name, norm in zip(names, mean_over_ranks(torch.stack(own).detach()), strict=True):
             average, share = self.get_buffer(f"norm_{name}"), self.get_buffer(f"share_{name}")
             weight = torch.where(norm.isfinite(), 1 - self.decay, 0.0)  # of a norm that isn't nothing is left
             average.lerp_(norm.nan_to_num(), weight)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.feature_map import Features
+from varitok.data.feature_map import FeatureMap
 from varitok.data.teachers.base import Teacher
 from varitok.data.teachers.text import TextTransformer
 
 from ..codec import Codec
-from .feature_hooks import Place
+from .feature_hooks import Tap
 
 __all__ = ["Guidance", "LossTerm", "SignalTerm"]
 
@@ -31,7 +31,7 @@ class Guidance:
         real: The signal.
         lengths: Its valid steps of the first axis; None for all.
         inside: What was heard in the codec.
-        known: Features of the signal that need no teacher any more, by its name.
+        known: FeatureMap of the signal that need no teacher any more, by its name.
         captions: What texts say of each signal; none at all where they weren't read.
     """
 
@@ -40,8 +40,8 @@ class Guidance:
         teachers: Mapping[str, Teacher],
         real: Tensor,
         lengths: Tensor | None,
-        inside: Mapping[Place, Features],
-        known: Mapping[str, Features],
+        inside: Mapping[Tap, FeatureMap],
+        known: Mapping[str, FeatureMap],
         captions: Sequence[str] = (),
     ) -> None:
         self.teachers = teachers
@@ -59,7 +59,7 @@ class Guidance:
         return torch.full((len(self.real),), self.real.shape[2], device=self.real.device)
 
     @torch.no_grad()
-    def wanted(self, teacher: str) -> Features:
+    def wanted(self, teacher: str) -> FeatureMap:
         """Give a teacher's features of the signal, or of its caption.
 
         Raises:
@@ -86,7 +86,7 @@ class LossTerm(nn.Module):
     """
 
     teacher: str | None = None
-    at: Place | None = None
+    at: Tap | None = None
 
     def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
         """Make what depends on the codec and on the teacher."""

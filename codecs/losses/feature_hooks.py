@@ -10,33 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.feature_map import Features
+from varitok.data.feature_map import FeatureMap
 
 from ..bottlenecks.contract import straight_through
 from ..bottlenecks.residual import Residual, Split
 from ..codec import Codec
 from ..result import Quantized
 
-__all__ = ["Place", "find", "listening", "width"]
+__all__ = ["Tap", "capture", "num_features", "resolve"]
 
 
-class Place(NamedTuple):
+class Tap(NamedTuple):
     """A module of a codec whose output is looked at: tokens `(b, n, d)`, or of images and clips a grid `(b, d, *grid)`.
 
     Attributes:
         path: As `encoder`, `project_in`, `bottleneck.parts.0` or `decoder.transformer.blocks.3`.
-        books: Of a residual bottleneck, the sum of so many first books; None for what the module gives.
+        num_codebooks: Of a residual bottleneck, the sum of so many first codebooks; None for what the module gives.
     """
 
     path: str
-    books: int | None = None
+    num_codebooks: int | None = None
 
 
-def find(codec: Codec, place: Place) -> list[nn.Module]:
-    """Find the modules whose outputs make what is at a place: one, or one for each book.
+def resolve(codec: Codec, place: Tap) -> list[nn.Module]:
+    """Find the modules whose outputs make what is at a place: one, or one for each codebook.
 
     Raises:
-        UserError: The codec has no such module, or its books are no sum of so many.
+        UserError: The codec has no such module, or its codebooks are no sum of so many.
     """
     module: nn.Module = codec
     passed: list[str] = []
@@ -47,25 +47,25 @@ def find(codec: Codec, place: Place) -> list[nn.Module]:
             raise UserError(f"objective: at={place.path}: {here} has no part {part!r}; it has {', '.join(children)}")
         module = children[part]
         passed.append(part)
-    if place.books is None:
+    if place.num_codebooks is None:
         return [module]
-    # The two sides of a split are of different widths: its first book alone is a sum.
+    # The two sides of a split are of different widths: its first codebook alone is a sum.
     levels = list(module.parts) if isinstance(module, Residual | Split) else []
-    single = [len(level.book_sizes) == 1 for level in levels]  # type: ignore[arg-type]
+    single = [len(level.codebook_sizes) == 1 for level in levels]  # type: ignore[arg-type]
     most = int(single[0]) if isinstance(module, Split) else len(levels) * all(single)
-    if not 1 <= place.books <= most:
-        reason = f"from 1 to {most}" if most else "null, since it adds up no books"
-        raise UserError(f"objective: at={place.path}: books={place.books} should be {reason}")
-    return levels[: place.books]
+    if not 1 <= place.num_codebooks <= most:
+        reason = f"from 1 to {most}" if most else "null, since it adds up no codebooks"
+        raise UserError(f"objective: at={place.path}: num_codebooks={place.num_codebooks} should be {reason}")
+    return levels[: place.num_codebooks]
 
 
-def width(codec: Codec, place: Place) -> int:
+def num_features(codec: Codec, place: Tap) -> int:
     """Count the channels at a place.
 
     Raises:
         UserError: There is no such place, or the module doesn't tell.
     """
-    module = find(codec, place)[0]
+    module = resolve(codec, place)[0]
     for name in ("dim", "width", "out_features"):
         if isinstance(found := getattr(module, name, None), int):
             return found
@@ -73,9 +73,9 @@ def width(codec: Codec, place: Place) -> int:
 
 
 @contextmanager
-def listening(
-    codec: Codec, places: Iterable[Place], signal: Tensor, lengths: Tensor | None
-) -> Iterator[Mapping[Place, Features]]:
+def capture(
+    codec: Codec, places: Iterable[Tap], signal: Tensor, lengths: Tensor | None
+) -> Iterator[Mapping[Tap, FeatureMap]]:
     """Hear what is at places of a codec while it reconstructs signals, once, within the context.
 
     Args:
@@ -84,23 +84,23 @@ def listening(
         signal: What is reconstructed, `(b, c, *grid)`.
         lengths: int64 `(b,)`, its valid steps of the first axis; None for all.
     """
-    heard: dict[Place, Features] = {}
+    heard: dict[Tap, FeatureMap] = {}
 
-    def hear(place: Place, calls: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, output: Any) -> None:
-        count = place.books or 1
+    def hear(place: Tap, calls: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, output: Any) -> None:
+        count = place.num_codebooks or 1
         if len(calls) < count:  # levels may share one module
             calls.append((given[0], output.latents if isinstance(output, Quantized) else output))
             if len(calls) == count:
                 values = calls[0][1]
                 if count > 1:
-                    # The sum passes the gradient once, as that of all books does.
+                    # The sum passes the gradient once, as that of all codebooks does.
                     values = straight_through(calls[0][0], torch.stack([made for _, made in calls]).sum(0))
-                heard[place] = _laid_out(codec, place, values, signal, lengths)
+                heard[place] = _as_feature_map(codec, place, values, signal, lengths)
 
     hooks = []
     for place in dict.fromkeys(places):
         listener = partial(hear, place, [])
-        hooks += [module.register_forward_hook(listener) for module in dict.fromkeys(find(codec, place))]
+        hooks += [module.register_forward_hook(listener) for module in dict.fromkeys(resolve(codec, place))]
     try:
         yield heard
     finally:
@@ -108,7 +108,7 @@ def listening(
             hook.remove()
 
 
-def _laid_out(codec: Codec, place: Place, values: Tensor, signal: Tensor, lengths: Tensor | None) -> Features:
+def _as_feature_map(codec: Codec, place: Tap, values: Tensor, signal: Tensor, lengths: Tensor | None) -> FeatureMap:
     """Lay tokens `(b, n, d)` out on their grid; images' and clips' may lie there already, channels first.
 
     Raises:
@@ -121,11 +121,13 @@ def _laid_out(codec: Codec, place: Place, values: Tensor, signal: Tensor, length
         if within and values.shape[2] > count:
             values = values[:, :, -count:]  # of a transformer that sees both, what is placed comes last
         elif layout.ordered:
-            return Features(values, (1.0,))  # answers to queries have an order, and no place
+            return FeatureMap(values, (1.0,))  # answers to queries have an order, and no place
         if len(grid) > 1 and values.shape[2] == count:
             values = values.reshape(*values.shape[:2], *grid)
     if values.ndim != signal.ndim:
         raise UserError(f"objective: at={place.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
-    steps = tuple(hop * whole / count for hop, whole, count in zip(layout.hop, grid, values.shape[2:], strict=True))
-    valid = None if lengths is None else torch.ceil((lengths + layout.lead) / steps[0]).long()
-    return Features(values, steps, valid, layout.lead)
+    steps = tuple(
+        hop * whole / count for hop, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
+    )
+    valid = None if lengths is None else torch.ceil((lengths + layout.causal_pad) / steps[0]).long()
+    return FeatureMap(values, steps, valid, layout.causal_pad)

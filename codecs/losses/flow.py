@@ -11,16 +11,16 @@ from varitok import UserError
 from varitok.data.weights import require_weights
 
 from ..masking import masked_mean, prefix_mask
-from ..unregistered import Aside
+from ..unregistered import FrozenModules
 from .contract import SignalTerm
 
-__all__ = ["NETWORKS", "FlowConsistency", "Network"]
+__all__ = ["NETWORKS", "FlowConsistency", "FlowNetwork"]
 
 STEP = 8  # pixels of which a side has to be a multiple
 SMALLEST = 128  # pixels; RAFT's correlation has nothing left to pool below
 
 
-class Network(NamedTuple):
+class FlowNetwork(NamedTuple):
     """A network of optical flow.
 
     Attributes:
@@ -33,13 +33,13 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "small": Network(raft_small, "raft_small_C_T_V2-01064c6d.pth"),
-    "large": Network(raft_large, "raft_large_C_T_SKHT_V2-ff5fadd5.pth"),
+    "small": FlowNetwork(raft_small, "raft_small_C_T_V2-01064c6d.pth"),
+    "large": FlowNetwork(raft_large, "raft_large_C_T_SKHT_V2-ff5fadd5.pth"),
 }
 
 
 class FlowConsistency(SignalTerm):
-    """Mean absolute difference of both clips' optical flows, of neighbouring frames, in pixels (Cosmos tokenizer).
+    """Mean absolute difference of both clips' optical flows, of neighboring frames, in pixels (Cosmos tokenizer).
 
     The flow of RAFT (arXiv 2003.12039), frozen, goes both ways in time. Its weights are looked for on this machine
     only.
@@ -64,7 +64,7 @@ class FlowConsistency(SignalTerm):
             raft.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle's, zip's and torch's own
             raise UserError(f"{path}: not torchvision's weights of RAFT; place the right file there") from error
-        self.aside = Aside({net: raft})
+        self.aside = FrozenModules({net: raft})
         self.net = net
         self.updates = updates
         self.scale = scale

@@ -8,10 +8,10 @@ from varitok import UserError
 from ..masking import masked_mean, prefix_mask
 from .contract import SignalTerm
 
-__all__ = ["EachFrame", "TemporalDifference"]
+__all__ = ["PerFrame", "TemporalDifference"]
 
 
-class EachFrame(SignalTerm):
+class PerFrame(SignalTerm):
     """Compares clips by a term of images, each valid frame as one.
 
     Args:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.data.feature_map import Features, resampled
+from varitok.data.feature_map import FeatureMap, resample
 from varitok.data.teachers.base import Teacher
 
 from ..codec import Codec
 from ..distributed import gather_rows, gather_rows_with_gradient
 from ..masking import masked_mean
 from .contract import Guidance, LossTerm
-from .feature_hooks import Place, width
+from .feature_hooks import Tap, num_features
 
 __all__ = ["Contrast", "Distillation", "TeacherDistance"]
 
@@ -29,14 +29,16 @@ class _Headed(LossTerm):
     Args:
         teacher: Its name in `objective.teachers`.
         at: Path of a module of the codec.
-        books: Of a residual bottleneck, so many first books; None for what the module gives.
+        num_codebooks: Of a residual bottleneck, so many first codebooks; None for what the module gives.
         dim: Channels of what is looked at; None where the module knows them.
     """
 
-    def __init__(self, teacher: str, at: str = "bottleneck", books: int | None = None, dim: int | None = None) -> None:
+    def __init__(
+        self, teacher: str, at: str = "bottleneck", num_codebooks: int | None = None, dim: int | None = None
+    ) -> None:
         super().__init__()
         self.teacher: str = teacher
-        self.at: Place = Place(at, books)
+        self.at: Tap = Tap(at, num_codebooks)
         self.dim = dim
 
     def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
@@ -45,14 +47,14 @@ class _Headed(LossTerm):
         Raises:
             UserError: The codec has no such place, or doesn't know its channels.
         """
-        self.head = nn.Linear(self.dim or width(codec, self.at), self.wanted_channels(teachers[self.teacher]))
+        self.head = nn.Linear(self.dim or num_features(codec, self.at), self.wanted_channels(teachers[self.teacher]))
 
     @staticmethod
     def wanted_channels(teacher: Teacher) -> int:
         """Count what the map gives."""
         return teacher.channels
 
-    def heard(self, guidance: Guidance) -> Features:
+    def loss_weights(self, guidance: Guidance) -> FeatureMap:
         """Give what was heard at the place.
 
         Raises:
@@ -68,13 +70,13 @@ class _Headed(LossTerm):
 class Distillation(_Headed):
     """Draws what is at a place in the codec towards a teacher's features (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
 
-    The teacher's features are brought to the place's grid (`resampled`), then compared at each valid step, and averaged
+    The teacher's features are brought to the place's grid (`resample`), then compared at each valid step, and averaged
     over steps, sample by sample.
 
     Args:
         teacher: Its name in `objective.teachers`.
         at: Path of a module of the codec, as "encoder", "bottleneck" or "decoder.transformer.blocks.2".
-        books: Of a residual bottleneck, the sum of so many first books; None for what the module gives.
+        num_codebooks: Of a residual bottleneck, the sum of so many first codebooks; None for what the module gives.
         dim: Channels of what is looked at; None where the module knows them.
         distance: "cosine" is 1 less the cosine of both vectors of a step (Mimi, arXiv 2410.00037, section 3.3.3);
             "squared" the mean squared error (X-Codec, arXiv 2408.17175, section 3); "along" the mean over channels of
@@ -85,11 +87,11 @@ class Distillation(_Headed):
         self,
         teacher: str,
         at: str = "bottleneck",
-        books: int | None = None,
+        num_codebooks: int | None = None,
         dim: int | None = None,
         distance: Literal["cosine", "squared", "along"] = "cosine",
     ) -> None:
-        super().__init__(teacher, at, books, dim)
+        super().__init__(teacher, at, num_codebooks, dim)
         self.distance = distance
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
@@ -98,13 +100,13 @@ class Distillation(_Headed):
         Raises:
             UserError: The place's tokens have no grid as the teacher's features have.
         """
-        found, wanted = self.heard(guidance), guidance.wanted(self.teacher)
+        found, wanted = self.loss_weights(guidance), guidance.wanted(self.teacher)
         if len(found.steps) != len(wanted.steps):
             raise UserError(
                 f"objective: at={self.at.path}: what is there has {len(found.steps)} axes, {self.teacher}'s features"
                 f" {len(wanted.steps)}; distil into a place on the signal's grid, or contrast whole signals"
             )
-        aim = resampled(wanted, found).float().movedim(1, -1)
+        aim = resample(wanted, found).float().movedim(1, -1)
         mine: Tensor = self.head(found.values.movedim(1, -1)).float()
         valid = found.valid()
         if self.distance == "along":
@@ -127,7 +129,7 @@ class Contrast(_Headed):
     Args:
         teacher: Its name in `objective.teachers`.
         at: Path of a module of the codec.
-        books: Of a residual bottleneck, so many first books; None for what the module gives.
+        num_codebooks: Of a residual bottleneck, so many first codebooks; None for what the module gives.
         dim: Channels of what is looked at; None where the module knows them.
         kind: "softmax" over both directions (CLIP, arXiv 2103.00020, section 2.3), or "sigmoid" of each pair (SigLIP,
             arXiv 2303.15343, section 3.2). Scale and bias are learnt from their published starts.
@@ -137,11 +139,11 @@ class Contrast(_Headed):
         self,
         teacher: str,
         at: str = "bottleneck",
-        books: int | None = None,
+        num_codebooks: int | None = None,
         dim: int | None = None,
         kind: Literal["softmax", "sigmoid"] = "softmax",
     ) -> None:
-        super().__init__(teacher, at, books, dim)
+        super().__init__(teacher, at, num_codebooks, dim)
         self.kind = kind
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07 if kind == "softmax" else 10.0)))
         if kind == "sigmoid":
@@ -157,7 +159,7 @@ class Contrast(_Headed):
         wanted = guidance.wanted(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):
-            mine = functional.normalize(self.head(self.heard(guidance).mean().float()), dim=1)
+            mine = functional.normalize(self.head(self.loss_weights(guidance).mean().float()), dim=1)
             mine = gather_rows_with_gradient(mine)
             aim = gather_rows(functional.normalize(aim.float(), dim=1))
             logits = self.scale.exp().clamp(max=100) * mine @ aim.T
@@ -188,7 +190,7 @@ class TeacherDistance(LossTerm):
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
         """Compare; see `LossTerm.compare`."""
         wanted = guidance.wanted(self.teacher)
-        found: Features = guidance.teachers[self.teacher](fake, guidance.lengths)
+        found: FeatureMap = guidance.teachers[self.teacher](fake, guidance.lengths)
         if self.distance == "cosine":
             error = 1 - functional.cosine_similarity(found.values, wanted.values, dim=1)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from varitok import UserError
 from varitok.data.weights import require_weights
 
-from ..unregistered import Aside
+from ..unregistered import FrozenModules
 
 __all__ = ["BACKBONES", "LPIPS", "Backbone"]
 
@@ -56,7 +56,7 @@ class LPIPS(nn.Module):
         if net not in BACKBONES:
             raise UserError(f"LPIPS net={net!r}: it is one of {', '.join(BACKBONES)}")
         self.net = net
-        self.aside = Aside({net: _Network(net)})
+        self.aside = FrozenModules({net: _Network(net)})
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         """Compare images `(b, 3, h, w)` in [-1, 1] of at least 32 pixels a side; gives `(b,)`, 0 for equal ones.

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.feature_map import Features
+from varitok.data.feature_map import FeatureMap
 from varitok.data.teachers.base import Teacher
 
 from ..codec import Codec
-from ..unregistered import Aside
+from ..unregistered import FrozenModules
 from .adversarial import Adversarial
 from .balancer import Balancer
 from .contract import Guidance, LossTerm
-from .feature_hooks import Place
+from .feature_hooks import Tap
 
 __all__ = ["Objective"]
 
@@ -46,7 +46,7 @@ class Objective(nn.Module):
         teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
-        self.teachers = Aside(teachers or {})
+        self.teachers = FrozenModules(teachers or {})
         self.weights: dict[str, float] = {}
         self._terms: dict[str, LossTerm] = {}
         for name, term in terms.items():
@@ -87,7 +87,7 @@ class Objective(nn.Module):
             term.requires_grad_(bool(self.weights[name]))
 
     @property
-    def places(self) -> list[Place]:
+    def taps(self) -> list[Tap]:
         """Where in the codec its terms look."""
         return [term.at for term in self._terms.values() if term.at is not None]
 
@@ -95,8 +95,8 @@ class Objective(nn.Module):
         self,
         real: Tensor,
         lengths: Tensor | None,
-        inside: Mapping[Place, Features] = MappingProxyType({}),
-        known: Mapping[str, Features] = MappingProxyType({}),
+        inside: Mapping[Tap, FeatureMap] = MappingProxyType({}),
+        known: Mapping[str, FeatureMap] = MappingProxyType({}),
         captions: Sequence[str] = (),
     ) -> Guidance:
         """Return what its terms compare with in a step; see `Guidance`."""
@@ -128,7 +128,7 @@ class Objective(nn.Module):
         for name, term in self._terms.items():
             with nullcontext() if name in weights else torch.no_grad():
                 values[name] = term.compare(fake, guidance)
-        heard = self.adversarial.heard(update) if self.adversarial and update is not None else {}
+        heard = self.adversarial.loss_weights(update) if self.adversarial and update is not None else {}
         if self.adversarial and heard:
             values |= self.adversarial.codec_losses(fake, real, lengths)
             weights |= heard

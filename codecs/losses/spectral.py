@@ -1,7 +1,7 @@
 """Differences of sounds' spectra, and the ratio of signal to distortion.
 
-A spectrogram's frame is centred on its sample, with zeros around the sound. What lies behind a sample's length is set
-to zero first, and a frame counts if its centre lies before the length: so padding changes nothing. (The published
+A spectrogram's frame is centered on its sample, with zeros around the sound. What lies behind a sample's length is set
+to zero first, and a frame counts if its center lies before the length: so padding changes nothing. (The published
 codes reflect the sound at its ends, which would make the last frames rest on the batch.)
 """
 
@@ -109,7 +109,7 @@ class MultiResolutionSTFT(SignalTerm):
 
     Args:
         ffts: Lengths of the transforms, in samples.
-        hops: Samples between frames; quarters of `ffts` where None.
+        hop_lengths: Samples between frames; quarters of `ffts` where None.
         windows: Lengths of the windows; `ffts` where None.
         convergence: Weight of the norm of the difference over the norm of the real spectrogram.
         logarithm: Weight of the mean absolute difference of logarithms.
@@ -125,7 +125,7 @@ class MultiResolutionSTFT(SignalTerm):
     def __init__(
         self,
         ffts: Sequence[int] = (1024, 2048, 512),
-        hops: Sequence[int] | None = (120, 240, 50),
+        hop_lengths: Sequence[int] | None = (120, 240, 50),
         windows: Sequence[int] | None = (600, 1200, 240),
         *,
         convergence: float = 1.0,
@@ -136,11 +136,11 @@ class MultiResolutionSTFT(SignalTerm):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        hops = [fft // 4 for fft in ffts] if hops is None else hops
+        hop_lengths = [fft // 4 for fft in ffts] if hop_lengths is None else hop_lengths
         windows = ffts if windows is None else windows
-        if not len(ffts) == len(hops) == len(windows):
-            raise UserError(f"stft: {len(ffts)} transforms, {len(hops)} hops and {len(windows)} windows")
-        sizes = zip(ffts, hops, windows, strict=True)
+        if not len(ffts) == len(hop_lengths) == len(windows):
+            raise UserError(f"stft: {len(ffts)} transforms, {len(hop_lengths)} hops and {len(windows)} windows")
+        sizes = zip(ffts, hop_lengths, windows, strict=True)
         self.spectra = nn.ModuleList([Spectrum(fft, hop, window) for fft, hop, window in sizes])
         self.convergence = convergence
         self.logarithm = logarithm

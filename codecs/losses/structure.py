@@ -13,12 +13,12 @@ class MultiScaleStructure(SignalTerm):
     """Stands in for LPIPS where no weights can be had.
 
     At each scale, each half the one before: `(1 - SSIM) / 2` with a box window (Wang et al. 2004, section III.B) plus
-    the mean absolute difference of neighbouring pixels' differences; then the mean over scales.
+    the mean absolute difference of neighboring pixels' differences; then the mean over scales.
 
     Args:
         scales: Number of scales; an image stops being halved where it would be smaller than the window.
         window: Side of the SSIM window, in pixels.
-        edges: False leaves the differences of neighbouring pixels out.
+        edges: False leaves the differences of neighboring pixels out.
     """
 
     def __init__(self, scales: int = 3, window: int = 7, edges: bool = True) -> None:

@@ -1,7 +1,7 @@
 """How far a sound is from its original: one value for each sound, on 16-bit values.
 
 Sounds are `(b, c, t)`, of which the first `lengths` samples are valid. Each is cut out of its batch and compared alone,
-so neither padding nor its neighbours change it: the spectral distances take zeros for what lies outside the sound. What
+so neither padding nor its neighbors change it: the spectral distances take zeros for what lies outside the sound. What
 is undefined, such as the ratio of signal to distortion of silence, is NaN; means, over the sounds that have a value,
 are left to the caller. Channels are compared one by one and averaged.
 """

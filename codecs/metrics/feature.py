@@ -1,6 +1,6 @@
 """How far feature clips are from their originals: one value for each clip, over its own frames.
 
-Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are standardised, an error of 1 is that of
+Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are standardized, an error of 1 is that of
 a codec that knows nothing but the mean.
 """
 
@@ -36,7 +36,7 @@ METRICS = (
         "{:.4f}",
         label="mean squared error",
         definition="mean squared error of features, over all channels and positions of a clip's own frames, mean over"
-        " clips; the share of the variance that is lost where features are standardised; lower is better",
+        " clips; the share of the variance that is lost where features are standardized; lower is better",
         higher_is_better=False,
         build=stateless(mse),
     ),

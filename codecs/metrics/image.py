@@ -17,7 +17,7 @@ from torchmetrics.functional.image import (
 )
 
 from varitok import UserError
-from varitok.data.batch import normalise
+from varitok.data.batch import normalize
 from varitok.data.weights import find_weights
 
 from ..losses.lpips import BACKBONES, LPIPS
@@ -97,7 +97,7 @@ def _build_lpips(net: Literal["alex", "vgg"], device: torch.device, _: int) -> C
     lpips = LPIPS(net).to(device)
 
     def compare(fake: Tensor, real: Tensor, _: Tensor) -> Tensor:
-        distance: Tensor = lpips(normalise(fake.to(torch.uint8)), normalise(real.to(torch.uint8)))
+        distance: Tensor = lpips(normalize(fake.to(torch.uint8)), normalize(real.to(torch.uint8)))
         return distance
 
     return compare

@@ -1,7 +1,7 @@
 """What codes cost and how evenly they are used.
 
-Two prices of k tokens: the exact payload, `k * sum(log2(book size))` bits, which an ideal coder that knows nothing of
-the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits for each index. Of a codec with run
+Two prices of k tokens: the exact payload, `k * sum(log2(codebook size))` bits, which an ideal coder that knows nothing
+of the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits for each index. Of a codec with run
 lengths a token that is repeated counts once, and a flag for each place says where it is.
 """
 
@@ -29,38 +29,38 @@ __all__ = [
     "usage",
 ]
 
-DENSE = 1 << 16  # entries up to which a book has a counter for each
-PENDING = 1 << 20  # codes of a larger book that are kept as they are before they are counted
+DENSE = 1 << 16  # entries up to which a codebook has a counter for each
+PENDING = 1 << 20  # codes of a larger codebook that are kept as they are before they are counted
 
-USE = ("usage", "entropy", "perplexity")  # those that only books have
+USE = ("usage", "entropy", "perplexity")  # those that only codebooks have
 
-KEPT = (Column("k", "tokens", "{:.0f}"), Column("books", "books", "{:.0f}"))
+KEPT = (Column("k", "tokens", "{:.0f}"), Column("codebooks", "codebooks", "{:.0f}"))
 BYTES = Column("bytes", "bytes", "{:.0f}", label="bytes per {}")
 USED = (Column("usage", "used", "{:.1%}"), Column("entropy", "entropy", "{:.2f}"))
 
 
 def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict[str, str]:
-    """Say what the columns mean that a code's price and its use of the books have, in the words above a table.
+    """Say what the columns mean that a code's price and its use of the codebooks have, in the words above a table.
 
     Args:
         noun: What one signal is called.
-        axis: "k" where the kept number is of tokens, "books" where it is of books.
-        counted: Whether there are books.
+        axis: "k" where the kept number is of tokens, "codebooks" where it is of codebooks.
+        counted: Whether there are codebooks.
         runs: Whether a run of a token in its place counts once.
     """
     whole = f"mean payload of one {noun}"
     if axis == "k":
         meanings = {
             "k": "tokens kept, of each block where a clip has blocks; a block that has fewer keeps and pays for those",
-            "bits": f"{whole}, exact: k * sum of log2(book size) over the books",
-            "bytes": f"{whole}, packed in whole bits: ceil(k * sum of ceil(log2(book size)) / 8)",
+            "bits": f"{whole}, exact: k * sum of log2(codebook size) over the codebooks",
+            "bytes": f"{whole}, packed in whole bits: ceil(k * sum of ceil(log2(codebook size)) / 8)",
         }
         codes = f"the first k codes of all {noun}s"
     else:
         meanings = {
-            "books": "books kept of each token",
-            "bits": f"{whole}, exact: its tokens * sum of log2(book size) over the kept books",
-            "bytes": f"{whole}, packed in whole bits: ceil(its tokens * sum of ceil(log2(book size)) / 8)",
+            "codebooks": "codebooks kept of each token",
+            "bits": f"{whole}, exact: its tokens * sum of log2(codebook size) over the kept codebooks",
+            "bytes": f"{whole}, packed in whole bits: ceil(its tokens * sum of ceil(log2(codebook size)) / 8)",
         }
         codes = f"the codes of all {noun}s"
         if runs:
@@ -69,30 +69,30 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
             meanings["bytes"] += f", {flags} by a bit each"
     if counted:
         meanings |= {
-            "usage": f"share of a book's entries seen among {codes}, mean of the kept books",
-            "entropy": "bits, of the distribution of a book's entries among those codes, mean of the kept books",
-            "perplexity": "2 ** entropy of a book, mean of the kept books",
+            "usage": f"share of a codebook's entries seen among {codes}, mean of the kept codebooks",
+            "entropy": "bits, of the distribution of a codebook's entries among those codes, mean of the kept codebooks",
+            "perplexity": "2 ** entropy of a codebook, mean of the kept codebooks",
         }
     return meanings
 
 
-def packed_bytes(book_sizes: Sequence[int], tokens: int, strides: Sequence[int] = ()) -> int:
-    """Count the bytes of `tokens` tokens when each index takes `ceil(log2(book size))` bits, without a header.
+def packed_bytes(codebook_sizes: Sequence[int], tokens: int, strides: Sequence[int] = ()) -> int:
+    """Count the bytes of `tokens` tokens when each index takes `ceil(log2(codebook size))` bits, without a header.
 
     Args:
-        book_sizes: Entries of each book.
+        codebook_sizes: Entries of each codebook.
         tokens: How many.
-        strides: Tokens for which an index of each book stands; 1 where there is none.
+        strides: Tokens for which an index of each codebook stands; 1 where there is none.
     """
-    books = zip_longest(book_sizes, strides[: len(book_sizes)], fillvalue=1)
-    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in books) // 8)
+    codebooks = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
+    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in codebooks) // 8)
 
 
 def run_flags(codes: Tensor) -> tuple[int, float, int]:
     """Count what is sent of a clip's codes where a token that equals the one before, in its place, is left out.
 
     Args:
-        codes: int64 `(books, t, h, w)`.
+        codes: int64 `(codebooks, t, h, w)`.
 
     Returns:
         Tokens that are sent, and the bits of the flags that say which: of an ideal coder that knows how many they are,
@@ -107,28 +107,28 @@ def run_flags(codes: Tensor) -> tuple[int, float, int]:
 
 
 class CodeCounts:
-    """Counts how often each entry of each book occurs, in books of any size.
+    """Counts how often each entry of each codebook occurs, in codebooks of any size.
 
-    A book of up to 2^16 entries has a counter for each, and adding to it doesn't wait for the device. Nothing has
-    room for a counter for each of 2^36: a larger book's codes are kept, and sorted once in a while.
+    A codebook of up to 2^16 entries has a counter for each, and adding to it doesn't wait for the device. Nothing has
+    room for a counter for each of 2^36: a larger codebook's codes are kept, and sorted once in a while.
 
     Args:
-        book_sizes: Entries of each book.
+        codebook_sizes: Entries of each codebook.
         device: Where the codes are.
     """
 
-    def __init__(self, book_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.book_sizes = tuple(book_sizes)
-        self.small = [book for book, size in enumerate(self.book_sizes) if size <= DENSE]
+    def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.codebook_sizes = tuple(codebook_sizes)
+        self.small = [codebook for codebook, size in enumerate(self.codebook_sizes) if size <= DENSE]
         self.starts = [0]
-        for book in self.small:
-            self.starts.append(self.starts[-1] + self.book_sizes[book])
+        for codebook in self.small:
+            self.starts.append(self.starts[-1] + self.codebook_sizes[codebook])
         # One more, for what isn't valid.
         self.dense = torch.zeros(self.starts[-1] + 1, dtype=torch.int64, device=device)
         self.places = torch.tensor(self.small, dtype=torch.int64, device=device)
         self.offsets = torch.tensor(self.starts[:-1], dtype=torch.int64, device=device)[:, None]
-        large = [book for book in range(len(self.book_sizes)) if book not in self.small]
-        self.pending: dict[int, list[Tensor]] = {book: [] for book in large}
+        large = [codebook for codebook in range(len(self.codebook_sizes)) if codebook not in self.small]
+        self.pending: dict[int, list[Tensor]] = {codebook: [] for codebook in large}
         self.waiting = 0
         self.counted = self.dense.new_zeros(0, 3)
 
@@ -136,17 +136,17 @@ class CodeCounts:
         """Count codes.
 
         Args:
-            codes: int64 `(b, books, n)`.
-            valid: bool, `(b, books, n)`, which of them count; all where None.
+            codes: int64 `(b, codebooks, n)`.
+            valid: bool, `(b, codebooks, n)`, which of them count; all where None.
         """
         if self.small:
             chosen = codes[:, self.places] + self.offsets
             if valid is not None:
                 chosen = torch.where(valid[:, self.places], chosen, self.starts[-1])
             self.dense.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten())
-        for book, parts in self.pending.items():
-            own = codes[:, book]
-            parts.append((own if valid is None else torch.where(valid[:, book], own, -1)).flatten().clone())
+        for codebook, parts in self.pending.items():
+            own = codes[:, codebook]
+            parts.append((own if valid is None else torch.where(valid[:, codebook], own, -1)).flatten().clone())
             self.waiting += parts[-1].numel()
         if self.waiting > PENDING * len(self.pending):
             self._count()
@@ -154,21 +154,21 @@ class CodeCounts:
     def _count(self) -> None:
         """Turn the codes that wait into rows."""
         rows = [self.counted]
-        for book, parts in self.pending.items():
+        for codebook, parts in self.pending.items():
             if parts:
                 entries, counts = torch.unique(torch.cat(parts), return_counts=True)
-                rows.append(torch.stack([torch.full_like(entries, book), entries, counts], 1)[entries >= 0])
+                rows.append(torch.stack([torch.full_like(entries, codebook), entries, counts], 1)[entries >= 0])
                 parts.clear()
         self.waiting = 0
         self.counted = _merged(torch.cat(rows))
 
     def rows(self) -> Tensor:
-        """Give int64 rows `(r, 3)` of book, entry and count, only those that occur."""
+        """Give int64 rows `(r, 3)` of codebook, entry and count, only those that occur."""
         self._count()
         rows = [self.counted]
-        for book, start, end in zip(self.small, self.starts, self.starts[1:], strict=False):
+        for codebook, start, end in zip(self.small, self.starts, self.starts[1:], strict=False):
             entries = self.dense[start:end].nonzero()[:, 0]
-            rows.append(torch.stack([torch.full_like(entries, book), entries, self.dense[start + entries]], 1))
+            rows.append(torch.stack([torch.full_like(entries, codebook), entries, self.dense[start + entries]], 1))
         return torch.cat(rows)
 
     def gather(self) -> None:
@@ -180,31 +180,31 @@ class CodeCounts:
 
     def include(self, rows: Tensor) -> None:
         """Count what another one's `rows` say."""
-        for book, start in zip(self.small, self.starts, strict=False):
-            own = rows[rows[:, 0] == book]
+        for codebook, start in zip(self.small, self.starts, strict=False):
+            own = rows[rows[:, 0] == codebook]
             self.dense.index_add_(0, own[:, 1] + start, own[:, 2])
-        large = [rows[rows[:, 0] == book] for book in self.pending]
+        large = [rows[rows[:, 0] == codebook] for codebook in self.pending]
         self.counted = _merged(torch.cat([self.counted, *large]))
 
-    def books(self) -> list[Tensor]:
-        """Give each book's counts, int64 `(entries that occur,)`."""
+    def codebooks(self) -> list[Tensor]:
+        """Give each codebook's counts, int64 `(entries that occur,)`."""
         rows = self.rows()
-        return [rows[rows[:, 0] == book, 2] for book in range(len(self.book_sizes))]
+        return [rows[rows[:, 0] == codebook, 2] for codebook in range(len(self.codebook_sizes))]
 
 
 def _merged(rows: Tensor) -> Tensor:
-    """Add up the counts of rows with the same book and entry."""
+    """Add up the counts of rows with the same codebook and entry."""
     keys, which = torch.unique(rows[:, :2], dim=0, return_inverse=True)
     counts = rows.new_zeros(len(keys)).index_add_(0, which, rows[:, 2])
     return torch.cat([keys, counts[:, None]], 1)
 
 
 def usage(counts: Tensor, size: int | None = None) -> float:
-    """Compute the share of a book's entries that occur, in [0, 1].
+    """Compute the share of a codebook's entries that occur, in [0, 1].
 
     Args:
         counts: Of all entries, or of those that occur.
-        size: Entries of the book; as many as counts where None.
+        size: Entries of the codebook; as many as counts where None.
     """
     return int((counts > 0).sum()) / (len(counts) if size is None else size)
 
@@ -212,7 +212,7 @@ def usage(counts: Tensor, size: int | None = None) -> float:
 def entropy(counts: Tensor) -> float:
     """Compute the entropy of the entries' distribution, bits in [0, log2(size)]; 0 where nothing was counted.
 
-    It is that of the counts, below the true one where there are few codes for the size of the book.
+    It is that of the counts, below the true one where there are few codes for the size of the codebook.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     return -float(torch.xlogy(share, share).sum()) / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() + 0.0

@@ -71,15 +71,15 @@ class Audio(Modality):
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
         """Return the rates and the hop length."""
-        rate, hop = self.sample_rate, codec.hop[0]
+        rate, hop = self.sample_rate, codec.downsample[0]
         return {"sampling_rate": rate, "hop_length": hop, "frame_rate": rate / hop}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
         """Build both splits of a folder of sounds."""
-        from varitok.data.datasets.audio import sound_folder  # noqa: PLC0415 (torchaudio is slow to import)
+        from varitok.data.datasets.audio import audio_folder  # noqa: PLC0415 (torchaudio is slow to import)
 
         form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
-        return sound_folder(str(folder), sample_rate=data.sample_rate, crop_tokens=None, hop=1, **form)
+        return audio_folder(str(folder), sample_rate=data.sample_rate, crop_tokens=None, downsample=1, **form)
 
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
@@ -89,6 +89,6 @@ class Audio(Modality):
 
         splits = splits_of(
             "", files, files, sample_rate=int(config["sampling_rate"]), crop_tokens=None,
-            hop=int(config["hop_length"]), channels=int(config["channels"]), val_seconds=seconds,
+            downsample=int(config["hop_length"]), channels=int(config["channels"]), val_seconds=seconds,
         )  # fmt: skip
         return splits.val, splits.about["protocol"]

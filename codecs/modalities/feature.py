@@ -14,7 +14,7 @@ from ..codec import Codec
 from ..metrics import feature
 from ..metrics.metric import Column
 from .base import Exhibit, GraphNames, Rows
-from .media import draw_clips, principal_colours
+from .media import draw_clips, principal_colors
 from .video import AXES, Video
 
 __all__ = ["Feature"]
@@ -35,7 +35,7 @@ class Feature(Video):
     @classmethod
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec has a grid of frames, rows and columns, of features."""
-        return len(getattr(codec, "hop", ())) == 3 and not getattr(codec, "bounded", True)
+        return len(getattr(codec, "downsample", ())) == 3 and not getattr(codec, "bounded", True)
 
     def as_written(self, signal: Tensor) -> Tensor:
         """Return them as they are."""
@@ -46,14 +46,14 @@ class Feature(Video):
         return float(lengths.sum())
 
     def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-        """Draw them as colours."""
+        """Draw them as colors."""
         picture = stem.with_suffix(".png")
-        draw_clips(principal_colours(rows), scale).save(picture)
+        draw_clips(principal_colors(rows), scale).save(picture)
         return picture, {}
 
     def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
-        """Return films of them as colours."""
-        return super().exhibit([clip for _, (clip,) in principal_colours([("", [clip]) for clip in signals])])
+        """Return films of them as colors."""
+        return super().exhibit([clip for _, (clip,) in principal_colors([("", [clip]) for clip in signals])])
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
         """Return a clip's entries, and what standardizes each channel."""

@@ -41,7 +41,7 @@ class Image(Modality):
     @classmethod
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec has a grid of rows and columns, or none."""
-        return len(getattr(codec, "hop", ())) in (0, 2)
+        return len(getattr(codec, "downsample", ())) in (0, 2)
 
     def facts(self, side: int) -> dict[str, int]:
         """Return the number of MS-SSIM's scales."""
@@ -68,7 +68,7 @@ class Image(Modality):
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
         """Return the side and the patch."""
-        return {"image_size": size[1], "patch": codec.hop[0]}
+        return {"image_size": size[1], "patch": codec.downsample[0]}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
         """Build both splits of a folder of images."""

@@ -29,7 +29,7 @@ __all__ = [
     "draw_spectrograms",
     "lossless_audio",
     "mp4",
-    "principal_colours",
+    "principal_colors",
     "spectrogram",
     "webp",
     "write_mp4",
@@ -45,7 +45,7 @@ UNSEEKABLE = 3 * 4096  # samples; in a FLAC file of three blocks Chromium (156) 
 
 
 def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
-    """Draw images in a grid: a column for each, a labelled line for each row.
+    """Draw images in a grid: a column for each, a labeled line for each row.
 
     Args:
         rows: A label and images, uint8 `(3, h, w)`, all of one size, for each.
@@ -79,16 +79,16 @@ def draw_clips(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> 
     return draw_images([(label, [strip(clip) for clip in clips]) for label, clips in rows], scale)
 
 
-def principal_colours(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple[str, list[Tensor]]]:
-    """Turn features into colours that can be drawn: the first three principal components of the first row's.
+def principal_colors(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple[str, list[Tensor]]]:
+    """Turn features into colors that can be drawn: the first three principal components of the first row's.
 
-    All rows have the same components, and a colour's range is two standard deviations of the first row's to each side.
+    All rows have the same components, and a color's range is two standard deviations of the first row's to each side.
 
     Args:
         rows: A label and feature clips, floats `(c, t, rows, columns)`, for each.
 
     Returns:
-        The same with clips, uint8 `(3, t, rows, columns)`; of fewer than three channels the last colours are grey.
+        The same with clips, uint8 `(3, t, rows, columns)`; of fewer than three channels the last colors are grey.
     """
     known = torch.cat([clip.flatten(1) for clip in rows[0][1]], dim=1).double()
     mean = known.mean(1, keepdim=True)
@@ -97,13 +97,13 @@ def principal_colours(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tupl
     # An axis has no direction of its own, and a solver may give either.
     axes = axes * axes.sum(0).sign()
 
-    def colours(clip: Tensor) -> Tensor:
+    def colors(clip: Tensor) -> Tensor:
         parts = axes.T @ (clip.flatten(1).double() - mean) / spread[:, None]
         levels = (parts / 4 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         grey = levels.new_full((3 - len(levels), levels.shape[1]), 128)
         return torch.cat([levels, grey]).reshape(3, *clip.shape[1:])
 
-    return [(label, [colours(clip) for clip in clips]) for label, clips in rows]
+    return [(label, [colors(clip) for clip in clips]) for label, clips in rows]
 
 
 def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
@@ -131,7 +131,7 @@ def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
 
 
 def draw_spectrograms(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], sample_rate: int) -> None:
-    """Draw a grid to a PNG: a column for each sound, a labelled row for the originals and each shorter code.
+    """Draw a grid to a PNG: a column for each sound, a labeled row for the originals and each shorter code.
 
     Args:
         path: Where to write.
@@ -169,7 +169,7 @@ def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
     Raises:
         UserError: A side is below two pixels, or the file can't be written.
     """
-    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has colours for two rows and columns
+    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has colors for two rows and columns
     if not height or not width:
         raise UserError(f"{path}: frames of {clip.shape[3]} x {clip.shape[2]} pixels can't be written as MP4")
     frames = clip[:, :, :height, :width].permute(1, 2, 3, 0).cpu().contiguous().numpy()
@@ -215,14 +215,14 @@ def webp(image: Image.Image, *, lossless: bool) -> bytes:
 def spectrogram(sound: Tensor, sample_rate: int) -> bytes:
     """Draw the levels of a sound `(c, t)` to a WebP file, the lowest frequency below; lossy, as no number needs it."""
     levels = decibels(sound, sample_rate)[::-1]
-    colours = matplotlib.colormaps["magma"](levels / RANGE + 1, bytes=True)[..., :3]
-    return webp(Image.fromarray(colours.copy()), lossless=False)
+    colors = matplotlib.colormaps["magma"](levels / RANGE + 1, bytes=True)[..., :3]
+    return webp(Image.fromarray(colors.copy()), lossless=False)
 
 
 def lossless_audio(sound: Tensor, sample_rate: int) -> tuple[bytes, str]:
     """Return a sound `(c, t)` as a file without loss, and its MIME type.
 
-    Another codec's artefacts would be heard as ours.
+    Another codec's artifacts would be heard as ours.
     """
     kind = "FLAC" if sound.shape[1] > UNSEEKABLE else "WAV"
     file = io.BytesIO()

@@ -35,7 +35,9 @@ def modality_of(codec: Any) -> Modality:
     for kind in MODALITIES.values():
         if kind.recognizes(codec):
             return kind(getattr(codec, "sample_rate", None) or 0, getattr(codec, "frame_rate", None))
-    raise UserError(f"no modality recognizes a codec with hop={list(codec.hop)}; known are {', '.join(MODALITIES)}")
+    raise UserError(
+        f"no modality recognizes a codec with hop_length={list(codec.downsample)}; known are {', '.join(MODALITIES)}"
+    )
 
 
 def lower_is_better(name: str) -> bool:

@@ -44,7 +44,7 @@ class Video(Image):
     @classmethod
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec has a grid of frames, rows and columns, of pixels."""
-        return len(getattr(codec, "hop", ())) == 3 and bool(getattr(codec, "bounded", True))
+        return len(getattr(codec, "downsample", ())) == 3 and bool(getattr(codec, "bounded", True))
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
         """Return the number of pixels."""
@@ -65,14 +65,18 @@ class Video(Image):
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
         """Return the frame rate, the hop and the lead."""
-        return {"frame_rate": codec.frame_rate, "hop": list(codec.hop), "lead": codec.layout.lead}
+        return {
+            "frame_rate": codec.frame_rate,
+            "downsample": list(codec.downsample),
+            "causal_pad": codec.layout.causal_pad,
+        }
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
         """Build both splits of a folder of clips."""
         from varitok.data.datasets.video import video_folder  # noqa: PLC0415 (PyAV is slow to import)
 
         image_size_of(data)
-        names = ("crop_tokens", "hop", "lead", "val_tokens", "image_size", "frame_rate")
+        names = ("crop_tokens", "downsample", "causal_pad", "val_tokens", "image_size", "frame_rate")
         return video_folder(str(folder), **{key: data[key] for key in names if key in data})
 
     def dataset(
@@ -81,11 +85,18 @@ class Video(Image):
         """Build a dataset of clips, cropped, resized and resampled in time."""
         from varitok.data.datasets.video import splits_of  # noqa: PLC0415 (PyAV is slow to import)
 
-        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
-        hop, *sides = (int(step) for step in config["hop"])
+        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["causal_pad"])
+        hop, *sides = (int(step) for step in config["downsample"])
         tokens = max(1, int(((seconds or SECONDS) * rate + lead) // hop))
         size = config.get("frame_size") or [-(-side // step) * step for step in sides]
         splits = splits_of(
-            "", files, files, crop_tokens=tokens, hop=hop, lead=lead, image_size=list(size), frame_rate=rate
+            "",
+            files,
+            files,
+            crop_tokens=tokens,
+            downsample=hop,
+            causal_pad=lead,
+            image_size=list(size),
+            frame_rate=rate,
         )
         return splits.val, splits.about["protocol"]

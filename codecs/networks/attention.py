@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .convolution import continued
+from .convolution import prepend_context
 
 __all__ = ["Attention", "Rotary", "Transformer", "attend"]
 
@@ -53,9 +53,11 @@ class Rotary(nn.Module):
             rates[axis, share] = base ** (-torch.arange(len(share)) / len(share))
         self.register_buffer("rates", rates, persistent=False)
 
-    def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their places, `(b, n, axes)` or for all."""
-        angles = (places[:, None, :, :, None] * self.rates).sum(3)
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their positions, `(b, n, axes)` or for
+        all.
+        """
+        angles = (positions[:, None, :, :, None] * self.rates).sum(3)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -87,7 +89,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        places: Tensor,
+        positions: Tensor,
         allowed: Tensor | None,
         causal: bool,
         context: int,
@@ -97,7 +99,7 @@ class Attention(nn.Module):
 
         Args:
             x: The tokens.
-            places: Of the keys, `(1 or b, context + n, axes)`.
+            positions: Of the keys, `(1 or b, context + n, axes)`.
             allowed: bool, broadcast over `(b, heads, n, context + n)`; where None, `causal` says it.
             causal: No token attends to those behind it.
             context: Tokens before these whose keys and values a memory has.
@@ -107,8 +109,8 @@ class Attention(nn.Module):
         q, k, v = split_heads(self.qkv(x), self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if memory is not None and context > 0:
-            k, v = continued(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
-        q, k = self.rotary(q, places[:, places.shape[1] - n :]), self.rotary(k, places)
+            k, v = prepend_context(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
+        q, k = self.rotary(q, positions[:, positions.shape[1] - n :]), self.rotary(k, positions)
         y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
         attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
         return attended

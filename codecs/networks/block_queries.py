@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
-from .convolution import continued
+from .convolution import prepend_context
 from .register_vit import GridTable
 from .sequence import SequenceTransformer
 from .tubelet import from_tubelets, to_tubelets, tubelet
@@ -54,10 +54,10 @@ class _BlockQueries(Network):
             raise UserError(f"codec: later_tokens={later_tokens} should be from 1 to tokens={tokens}")
         super().__init__(
             width=width,
-            hop=(first, high, wide),
+            downsample=(first, high, wide),
             channels=channels,
             causal=causal,
-            lead=first - 1 if causal else 0,
+            causal_pad=first - 1 if causal else 0,
             tokens=tokens,
             later_tokens=later_tokens,
             sides=(height // high, across // wide),
@@ -94,7 +94,7 @@ class _BlockQueries(Network):
         if memory is None:
             before = torch.cat([torch.zeros_like(ones[:, :1]), ones], dim=1)
         else:
-            before = continued(ones, memory, self.slot, 1, 1)
+            before = prepend_context(ones, memory, self.slot, 1, 1)
         first = before[:, :-1].reshape(-1, 1) == 0
         places = torch.arange(k, device=placed.device)
         return (places < self.later_tokens) | (first & (places < self.tokens))
@@ -148,7 +148,7 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         causal: A token sees none of the blocks behind its own.
         channels: Channels of the clip.
         shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
-            mean of its block's tubelets, and nothing is normalised on the way out.
+            mean of its block's tubelets, and nothing is normalized on the way out.
         later_tokens: Of each block but a clip's first; as many as that where None. Latents beyond them are 0, and
             nothing sees them.
 

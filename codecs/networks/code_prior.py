@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import at_least
+from varitok import require_min
 
 __all__ = ["Prior"]
 
@@ -31,7 +31,7 @@ FAR = -1024.0  # a score of what can't be seen: its weight is 0
 class Prior(nn.Module):
     """Chances of each symbol of a code's row, from those before it.
 
-    A symbol sees what kind it is (which digit of which book), the number of its token where tokens are ordered, the
+    A symbol sees what kind it is (which digit of which codebook), the number of its token where tokens are ordered, the
     symbol before it, those of its kind one place back along each axis of the grid, and by attention the last `window`
     places of the row, whose distance counts. Before the row there are zeros.
 
@@ -60,8 +60,8 @@ class Prior(nn.Module):
         window: int = 128,
     ) -> None:
         super().__init__()
-        at_least({"prior.heads": (heads, 1), "prior.depth": (depth, 0), "prior.window": (window, 2)})
-        at_least({"prior.width": (width, heads)})
+        require_min({"prior.heads": (heads, 1), "prior.depth": (depth, 0), "prior.window": (window, 2)})
+        require_min({"prior.width": (width, heads)})
         self.sizes = tuple(sizes)
         self.window = window
         self.rounds = False

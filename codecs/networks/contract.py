@@ -19,10 +19,10 @@ class Network(nn.Module, ABC):
 
     Args:
         width: Width of the latents.
-        hop: Samples (pixels, frames) of each axis of the signal to a step of the grid.
+        downsample: Samples (pixels, frames) of each axis of the signal to a step of the grid.
         channels: Channels of the signal.
         causal: Whether a step of the first axis depends on none behind it.
-        lead: Copies of the first frame that go before a clip, so that it alone makes the first step.
+        causal_pad: Copies of the first frame that go before a clip, so that it alone makes the first step.
         tokens: The most ordered tokens of a signal, or of a block of frames; 0 where tokens are placed.
         later_tokens: The most tokens of a block behind a clip's first; as many as `tokens` where None.
         sides: Rows and columns of a block's grid in training, where a memory has no other.
@@ -33,10 +33,10 @@ class Network(nn.Module, ABC):
         self,
         *,
         width: int,
-        hop: tuple[int, ...],
+        downsample: tuple[int, ...],
         channels: int,
         causal: bool = False,
-        lead: int = 0,
+        causal_pad: int = 0,
         tokens: int = 0,
         later_tokens: int | None = None,
         sides: tuple[int, int] = (1, 1),
@@ -44,10 +44,10 @@ class Network(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.width = width
-        self.hop = hop
+        self.downsample = downsample
         self.channels = channels
         self.causal = causal
-        self.lead = lead
+        self.causal_pad = causal_pad
         self.tokens = tokens
         self.later_tokens = tokens if later_tokens is None else later_tokens
         self.rows, self.columns = sides

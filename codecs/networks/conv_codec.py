@@ -15,7 +15,7 @@ from varitok import UserError
 
 from .activations import Activation
 from .contract import Decoder, Encoder
-from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, masked, stage_sizes
+from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, stage_sizes, zero_invalid
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
 
@@ -38,7 +38,7 @@ class _Plan:
         if causal and anti_aliased:
             raise UserError("codec: anti_aliased filters look ahead, a causal codec can't have them")
         self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
-        self.hop = (product[0] * resample, *product[1:])
+        self.downsample = (product[0] * resample, *product[1:])
         self.dims = dims
         self.causal = causal
         self.norm = norm
@@ -56,12 +56,8 @@ class _Plan:
     def taps(self, stride: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(2 * step if step > 1 else 1 for step in stride)
 
-    def units(
-        self, channels: int, kernel: int, dilations: Sequence[int], narrowing: int, mapped: bool
-    ) -> nn.ModuleList:
-        return nn.ModuleList(
-            ResidualUnit(self, channels, kernel, dilation, narrowing, mapped) for dilation in dilations
-        )
+    def units(self, channels: int, kernel: int, dilations: Sequence[int], compress: int, mapped: bool) -> nn.ModuleList:
+        return nn.ModuleList(ResidualUnit(self, channels, kernel, dilation, compress, mapped) for dilation in dilations)
 
 
 class ResidualUnit(nn.Module):
@@ -72,13 +68,13 @@ class ResidualUnit(nn.Module):
         channels: Channels in and out.
         kernel: Taps of the first convolution.
         dilation: Its dilation.
-        narrowing: Channels over the channels inside; 2 in SEANet.
+        compress: Channels over the channels inside; 2 in SEANet.
         mapped: The input is added through a convolution of one tap (EnCodec) instead of as it is.
     """
 
-    def __init__(self, plan: _Plan, channels: int, kernel: int, dilation: int, narrowing: int, mapped: bool) -> None:
+    def __init__(self, plan: _Plan, channels: int, kernel: int, dilation: int, compress: int, mapped: bool) -> None:
         super().__init__()
-        inside = max(channels // narrowing, 1)
+        inside = max(channels // compress, 1)
         self.act_in = plan.act(channels)
         self.wide = plan.conv(channels, inside, kernel, dilation)
         self.act_out = plan.act(inside)
@@ -159,8 +155,8 @@ class ConvEncoder(Encoder):
         last_kernel: Taps of the last.
         residual_kernel: Taps of the residual units.
         dilations: Dilations of the residual units of each stage, one unit for each.
-        narrowing: How much narrower the units are inside.
-        mapped_shortcuts: Units' inputs are added through a convolution of one tap.
+        compress: How much narrower the units are inside.
+        conv_shortcut: Units' inputs are added through a convolution of one tap.
         activation: See `activations.ACTIVATIONS`.
         anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
         norm: `weight`, `group` or `none`; see `Convolution`.
@@ -186,8 +182,8 @@ class ConvEncoder(Encoder):
         last_kernel: int = 3,
         residual_kernel: int = 7,
         dilations: Sequence[int] = (1, 3, 9),
-        narrowing: int = 1,
-        mapped_shortcuts: bool = False,
+        compress: int = 1,
+        conv_shortcut: bool = False,
         activation: str = "snake",
         anti_aliased: bool = False,
         norm: Norm = "weight",
@@ -197,15 +193,15 @@ class ConvEncoder(Encoder):
         resample: int = 1,
     ) -> None:
         plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
-        lead = plan.hop[0] - 1 if causal and dims == 3 else 0
-        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=lead)
+        lead = plan.downsample[0] - 1 if causal and dims == 3 else 0
+        super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=lead)
         self.dims = dims
-        self.rate = plan.hop[0]
+        self.rate = plan.downsample[0]
         self.strides = [stride[0] for stride in plan.strides]
         self.resample = resample
         self.first = plan.conv(channels, plan.widths[0], kernel)
         self.stages = nn.ModuleList(
-            _Down(plan, level, plan.units(wide, residual_kernel, dilations, narrowing, mapped_shortcuts))
+            _Down(plan, level, plan.units(wide, residual_kernel, dilations, compress, conv_shortcut))
             for level, wide in enumerate(plan.widths[:-1])
         )
         self.inner = _along_time(inner, dims)
@@ -265,8 +261,8 @@ class ConvDecoder(Decoder):
         last_kernel: int = 7,
         residual_kernel: int = 7,
         dilations: Sequence[int] = (1, 3, 9),
-        narrowing: int = 1,
-        mapped_shortcuts: bool = False,
+        compress: int = 1,
+        conv_shortcut: bool = False,
         activation: str = "snake",
         anti_aliased: bool = False,
         norm: Norm = "weight",
@@ -277,9 +273,9 @@ class ConvDecoder(Decoder):
         resample: int = 1,
     ) -> None:
         plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
-        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal)
+        super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal)
         self.dims = dims
-        self.rate = plan.hop[0]
+        self.rate = plan.downsample[0]
         self.strides = [stride[0] for stride in reversed(plan.strides)]
         self.resample = resample
         self.tanh = tanh
@@ -292,7 +288,7 @@ class ConvDecoder(Decoder):
         self.first = plan.conv(width, plan.widths[-1], kernel)
         self.inner = _along_time(inner, dims)
         self.stages = nn.ModuleList(
-            _Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, narrowing, mapped_shortcuts))
+            _Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, compress, conv_shortcut))
             for level in reversed(range(len(plan.strides)))
         )
         self.act = plan.act(plan.widths[0])
@@ -323,4 +319,4 @@ class ConvDecoder(Decoder):
             x = stage(x, here, wide, memory)
             here = wide
         x = self.last(self.act(x, here), here, memory)
-        return masked(torch.tanh(x) if self.tanh else x, here)
+        return zero_invalid(torch.tanh(x) if self.tanh else x, here)

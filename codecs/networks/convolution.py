@@ -28,11 +28,11 @@ __all__ = [
     "TransposedConvolution",
     "along_first",
     "at_rate",
-    "continued",
-    "masked",
     "per_axis",
-    "recalled",
+    "prepend_context",
+    "recall",
     "stage_sizes",
+    "zero_invalid",
 ]
 
 Norm = Literal["weight", "group", "none"]
@@ -75,7 +75,7 @@ def stage_sizes(
     return steps, widths, tuple(math.prod(step[axis] for step in steps) for axis in range(dims))
 
 
-def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+def zero_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
     """Zero what isn't valid; `mask` is bool, broadcast over x, None for all valid."""
     return x if mask is None else torch.where(mask, x, torch.zeros_like(x))
 
@@ -97,23 +97,23 @@ def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
     return spread
 
 
-def recalled(memory: list[Tensor], slot: int, x: Tensor, shape: list[int]) -> Tensor:
+def recall(memory: list[Tensor], slot: int, x: Tensor, shape: list[int]) -> Tensor:
     """Take what a layer left in its place of the memory; zeros of a shape, of x's kind, where nothing is there yet."""
     past = memory[slot]
     return x.new_zeros(shape) if past.dim() == 1 else past.to(x.dtype)
 
 
-def continued(x: Tensor, memory: list[Tensor], slot: int, context: int, axis: int) -> Tensor:
+def prepend_context(x: Tensor, memory: list[Tensor], slot: int, context: int, axis: int) -> Tensor:
     """Put the last `context` steps of what came before in front of x, along an axis, and remember x's own last ones."""
     shape = list(x.shape)
     shape[axis] = context
-    x = torch.cat([recalled(memory, slot, x, shape), x], dim=axis)
+    x = torch.cat([recall(memory, slot, x, shape), x], dim=axis)
     memory[slot] = x.narrow(axis, x.shape[axis] - context, context)
     return x
 
 
 class StepNorm(nn.Module):
-    """Group normalisation whose statistics are of valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
+    """Group normalization whose statistics are of valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
 
     Args:
         channels: Channels; `groups` divides them.
@@ -133,19 +133,19 @@ class StepNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Normalise `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`, what isn't valid becomes 0."""
+        """Normalize `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`, what isn't valid becomes 0."""
         if mask is None:
             return functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         # Summed by hand, so that the padding enters neither sum nor count.
         b, each = x.shape[0], x.shape[1] // self.groups
         valid = mask.expand_as(x[:, :1]).flatten(2)
-        flat = masked(x.flatten(2), valid).float()
+        flat = zero_invalid(x.flatten(2), valid).float()
         count = valid.sum(2).clamp(min=1) * each
         mean = flat.reshape(b, self.groups, -1).sum(2) / count
-        flat = masked(flat - mean.repeat_interleave(each, dim=1).unsqueeze(2), valid)
+        flat = zero_invalid(flat - mean.repeat_interleave(each, dim=1).unsqueeze(2), valid)
         variance = flat.square().reshape(b, self.groups, -1).sum(2) / count
         flat = flat * (variance + self.eps).rsqrt().repeat_interleave(each, dim=1).unsqueeze(2)
-        return masked(flat * self.weight.unsqueeze(1) + self.bias.unsqueeze(1), valid).reshape(x.shape)
+        return zero_invalid(flat * self.weight.unsqueeze(1) + self.bias.unsqueeze(1), valid).reshape(x.shape)
 
 
 def _begun(layer: Any, norm: str) -> nn.Module:
@@ -189,7 +189,7 @@ class Convolution(_Layer):
         bias: Whether there is one.
         dims: Axes, 1 to 3.
         causal: Output i sees the input up to step `i * stride + stride - 1` of the first axis, and no further.
-        norm: `weight`, weight normalisation (arXiv 1602.07868), which export folds; `group`, of the output; `none`.
+        norm: `weight`, weight normalization (arXiv 1602.07868), which export folds; `group`, of the output; `none`.
 
     Attributes:
         context: Steps of the first axis that a causal layer looks back to beyond its own stride.
@@ -237,10 +237,10 @@ class Convolution(_Layer):
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
         if self.looks_ahead:
-            x = masked(x, mask)
+            x = zero_invalid(x, mask)
         pads = self.pads
         if memory is not None and self.context > 0:
-            x = continued(x, memory, self.slot, self.context, 2)
+            x = prepend_context(x, memory, self.slot, self.context, 2)
             pads = self.chunk_pads
         if len(pads) > 0:
             x = functional.pad(x, pads)
@@ -303,10 +303,10 @@ class TransposedConvolution(_Layer):
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
         if self.mixes and not self.causal:
-            x = masked(x, mask)
+            x = zero_invalid(x, mask)
         past = 0
         if memory is not None and self.context > 0:
-            x = continued(x, memory, self.slot, self.context, 2)
+            x = prepend_context(x, memory, self.slot, self.context, 2)
             past = self.context * self.stride[0]
         y: Tensor = self.layer(x)
         for axis, rest in enumerate(self.rest):

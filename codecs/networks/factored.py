@@ -20,20 +20,20 @@ from varitok import UserError
 from .activations import Activation
 from .attention import attend
 from .contract import Decoder, Encoder
-from .convolution import Convolution, along_first, at_rate, masked, stage_sizes
+from .convolution import Convolution, along_first, at_rate, stage_sizes, zero_invalid
 from .sequence import SequenceTransformer
 from .wavelet import Haar, InverseHaar
 
 __all__ = ["UNITS", "FactoredDecoder", "FactoredEncoder", "Units"]
 
-Units = Literal["split", "factorised", "joint"]
+Units = Literal["split", "factorized", "joint"]
 Kernel = tuple[int, int, int]
 SPACE, TIME, JOINT = (1, 3, 3), (3, 1, 1), (3, 3, 3)
 
 # For each kind of unit: the kernels that stand in one convolution's place, of each residual unit that follows another.
 UNITS: dict[str, tuple[tuple[Kernel, ...], ...]] = {
     "split": ((SPACE,), (TIME,)),
-    "factorised": ((SPACE, TIME),),
+    "factorized": ((SPACE, TIME),),
     "joint": ((JOINT,),),
 }
 
@@ -52,7 +52,7 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(b, c, t, h, w)`."""
+        """Normalize `(b, c, t, h, w)`."""
         scale = (x.float().square().mean(1, keepdim=True) + self.eps).rsqrt()
         return x * scale.to(x.dtype) * self.weight[:, None, None, None]
 
@@ -112,8 +112,8 @@ class _Units(nn.Module):
 
 
 def _beside(units: str) -> tuple[int, int]:
-    """Give the rows and columns that a convolution that changes the rate of frames sees: of VidTok, its neighbours."""
-    return (1, 1) if units == "factorised" else (3, 3)
+    """Give the rows and columns that a convolution that changes the rate of frames sees: of VidTok, its neighbors."""
+    return (1, 1) if units == "factorized" else (3, 3)
 
 
 class _Down(nn.Module):
@@ -230,9 +230,9 @@ class _Plan:
         if units not in UNITS:
             raise UserError(f"codec: units={units!r} is one of {', '.join(UNITS)}")
         self.strides, self.widths, product = stage_sizes(base, strides, multipliers, 3)
-        self.hop = tuple(2**wavelets * steps for steps in product)
-        self.lead = self.hop[0] - 1 if causal else 0
-        self.around = UNITS[units][0] if units == "factorised" else (JOINT,)  # the first and the last convolution
+        self.downsample = tuple(2**wavelets * steps for steps in product)
+        self.causal_pad = self.downsample[0] - 1 if causal else 0
+        self.around = UNITS[units][0] if units == "factorized" else (JOINT,)  # the first and the last convolution
 
 
 class FactoredEncoder(Encoder):
@@ -245,7 +245,7 @@ class FactoredEncoder(Encoder):
         multipliers: Channels over `base` of all stages, one more than strides: the last is not followed by a stride.
         depth: Residual units of each stage; of "split", pairs of them.
         channels: Channels of the clip.
-        units: "split" (VidTok), "factorised" (Cosmos) or "joint" (MAGVIT-v2).
+        units: "split" (VidTok), "factorized" (Cosmos) or "joint" (MAGVIT-v2).
         wavelets: Levels of the Haar transform in front (Cosmos: 2).
         attention: Whether the positions of a frame attend to each other in the middle.
         window: Latent frames within which each position attends along time in the middle (Cosmos); None: it doesn't.
@@ -273,7 +273,9 @@ class FactoredEncoder(Encoder):
         causal: bool = True,
     ) -> None:
         plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=plan.lead)
+        super().__init__(
+            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=plan.causal_pad
+        )
         self.rates = [stride[0] for stride in plan.strides]
         self.patcher = Haar(channels, wavelets)
         self.first = _Chain(self.patcher.outputs, plan.widths[0], plan.around, causal)
@@ -294,8 +296,8 @@ class FactoredEncoder(Encoder):
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Return the latents of clips."""
-        rate = self.hop[0] // self.patcher.rate
-        mask = along_first(mask, signal.shape[2] // self.hop[0], 3)
+        rate = self.downsample[0] // self.patcher.rate
+        mask = along_first(mask, signal.shape[2] // self.downsample[0], 3)
         here = at_rate(mask, rate, 3)
         x = self.first(self.patcher(signal), here, memory)
         for level, (stage, down) in enumerate(zip(self.stages, self.downs)):  # noqa: B905 (one stage more; TorchScript)
@@ -334,7 +336,9 @@ class FactoredDecoder(Decoder):
         causal: bool = True,
     ) -> None:
         plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        super().__init__(width=width, hop=plan.hop, channels=channels, causal=causal, lead=plan.lead)
+        super().__init__(
+            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=plan.causal_pad
+        )
         self.rates = [stride[0] for stride in reversed(plan.strides)]
         self.unpatcher = InverseHaar(channels, wavelets)
         widths = plan.widths[::-1]
@@ -368,4 +372,4 @@ class FactoredDecoder(Decoder):
             x = up(x, here, memory)
         x = self.stages[-1](x, here, memory)
         x = self.last(self.act(self.norm(x)), here, memory)
-        return masked(self.unpatcher(x), at_rate(mask, rate * self.unpatcher.rate, 3))
+        return zero_invalid(self.unpatcher(x), at_rate(mask, rate * self.unpatcher.rate, 3))

@@ -17,7 +17,7 @@ from varitok import UserError
 
 from .activations import Activation
 from .contract import Decoder, Encoder, Network
-from .convolution import Convolution, TransposedConvolution, at_rate, masked
+from .convolution import Convolution, TransposedConvolution, at_rate, zero_invalid
 
 __all__ = ["FocalDecoder", "FocalEncoder", "FocalSequence"]
 
@@ -50,14 +50,14 @@ class _Modulation(nn.Module):
         elif mask is None:
             whole = context.mean(2, keepdim=True)
         else:
-            whole = masked(context, mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp(min=1)
+            whole = zero_invalid(context, mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp(min=1)
         total = total + functional.gelu(whole) * gates[:, -1:]
         modulated: Tensor = self.out(query * self.mix(total.transpose(1, 2)))
         return modulated
 
 
 class _Block(nn.Module):
-    """Modulation and a perceptron with GELU, each normalised, scaled for each channel, and added."""
+    """Modulation and a perceptron with GELU, each normalized, scaled for each channel, and added."""
 
     def __init__(
         self, width: int, hidden: int, window: int, levels: int, growth: int, scale: float, causal: bool, span: int
@@ -184,8 +184,8 @@ class _FocalCodec(Network):
         if causal and not outside.causal:
             raise UserError(f"focal: a causal codec needs a causal {type(outside).__name__}")
         slowdown = math.prod(strides)
-        rate = outside.hop[0] * slowdown
-        super().__init__(width=widths[-1], hop=(rate,), channels=outside.channels, causal=causal)
+        rate = outside.downsample[0] * slowdown
+        super().__init__(width=widths[-1], downsample=(rate,), channels=outside.channels, causal=causal)
         self.slowdown = slowdown
         self.rate = rate
         ends = [outside.width, *widths]
@@ -212,7 +212,7 @@ class FocalEncoder(_FocalCodec, Encoder):
         features: Makes the features.
         widths: Of the stages; the last is that of the latents.
         strides: Of the stages.
-        hop: Samples of a feature, for the data's sake.
+        hop_length: Samples of a feature, for the data's sake.
         depth: Blocks of a stage.
         hidden: See `FocalSequence`, as are the other arguments.
         window: Taps of the first level.
@@ -235,7 +235,7 @@ class FocalEncoder(_FocalCodec, Encoder):
         features: Encoder,
         widths: Sequence[int],
         strides: Sequence[int],
-        hop: int,
+        hop_length: int,
         depth: int = 1,
         hidden: int | None = None,
         window: int = 7,
@@ -249,8 +249,8 @@ class FocalEncoder(_FocalCodec, Encoder):
         super().__init__(
             features, widths, strides, depth, hidden, window, levels, growth, layer_scale, activation, causal, span
         )
-        if hop * self.slowdown != self.rate:
-            raise UserError(f"focal: hop={hop}, but a feature is of {self.rate // self.slowdown} samples")
+        if hop_length * self.slowdown != self.rate:
+            raise UserError(f"focal: hop_length={hop_length}, but a feature is of {self.rate // self.slowdown} samples")
         self.features = features
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .convolution import recalled
+from .convolution import recall
 
 __all__ = ["LSTM"]
 
@@ -28,7 +28,7 @@ class LSTM(nn.Module):
         """Read `(b, n, inputs)` to `(b, n, outputs)`."""
         start = x.new_zeros([x.shape[0], 2, self.lstm.hidden_size])
         if memory is not None:
-            start = recalled(memory, self.slot, x, list(start.shape))
+            start = recall(memory, self.slot, x, list(start.shape))
         hidden, cell = start[:, 0].unsqueeze(0), start[:, 1].unsqueeze(0)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             y, (hidden, cell) = self.lstm(x, (hidden.contiguous(), cell.contiguous()))

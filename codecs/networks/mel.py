@@ -13,7 +13,7 @@ from torch.nn import functional
 from varitok import UserError
 
 from .contract import Decoder, Encoder
-from .convolution import at_rate, masked
+from .convolution import at_rate, zero_invalid
 from .stft import STFT, Precise, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
@@ -22,17 +22,17 @@ FLOOR = 1e-9  # of magnitudes: a logarithm needs one
 
 
 class MelFeatures(Precise, Encoder):
-    """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop)` to `(b, n, bands)`.
+    """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop_length)` to `(b, n, bands)`.
 
     Args:
         sample_rate: Of the sound, Hz.
         bands: Mel bands (Slaney's, of equal area).
         window: Of the transform, samples, periodic Hann; even.
-        hop: Samples of a frame.
+        hop_length: Samples of a frame.
         low: Lowest frequency, Hz.
         high: Highest, Hz; half of the sample rate where None.
         floor: Magnitudes below it count as it.
-        causal: A frame ends with its hop, instead of being centred on it.
+        causal: A frame ends with its hop, instead of being centered on it.
         direct: As an encoder, its frames are the bottleneck's latents, with no map between (dMel).
 
     Raises:
@@ -47,17 +47,17 @@ class MelFeatures(Precise, Encoder):
         sample_rate: int,
         bands: int = 80,
         window: int = 800,
-        hop: int = 200,
+        hop_length: int = 200,
         low: float = 0.0,
         high: float | None = None,
         floor: float = FLOOR,
         causal: bool = False,
         direct: bool = False,
     ) -> None:
-        super().__init__(width=bands, hop=(hop,), channels=1, causal=causal, direct=direct)
-        self.rate = hop
+        super().__init__(width=bands, downsample=(hop_length,), channels=1, causal=causal, direct=direct)
+        self.rate = hop_length
         self.floor = floor
-        self.stft = STFT(window, hop, causal)
+        self.stft = STFT(window, hop_length, causal)
         bank = mel_bank(sample_rate, bands, window, low, high)
         self.register_buffer("bank", bank.T.contiguous(), persistent=False)
 
@@ -67,7 +67,7 @@ class MelFeatures(Precise, Encoder):
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Turn float32 signals into logarithms; `mask` is bool `(b, n)`."""
-        real, imaginary = self.stft(masked(x, at_rate(mask, self.rate, 1)), memory).chunk(2, dim=1)
+        real, imaginary = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory).chunk(2, dim=1)
         magnitude = (real.square() + imaginary.square() + self.floor**2).sqrt()  # a root's slope at 0 is no number
         return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)
 
@@ -84,7 +84,7 @@ class MelDecoder(Precise, Decoder):
         sample_rate: Of the sound, Hz.
         bands: Mel bands.
         window: Of the transform, samples.
-        hop: Samples of a latent.
+        hop_length: Samples of a latent.
         low: Lowest frequency, Hz.
         high: Highest, Hz; half of the sample rate where None.
         iterations: Of Griffin-Lim.
@@ -106,21 +106,21 @@ class MelDecoder(Precise, Decoder):
         sample_rate: int,
         bands: int = 80,
         window: int = 800,
-        hop: int = 200,
+        hop_length: int = 200,
         low: float = 0.0,
         high: float | None = None,
         iterations: int = 16,
         momentum: float = 0.99,
     ) -> None:
-        if window % hop:
-            raise UserError(f"mel: window={window} should be a multiple of hop={hop}")
+        if window % hop_length:
+            raise UserError(f"mel: window={window} should be a multiple of hop_length={hop_length}")
         if iterations < 0 or not 0 <= momentum < 1:
             raise UserError(f"mel: iterations={iterations} and momentum={momentum}: 0 or more, and in [0, 1)")
-        super().__init__(width=bands, hop=(hop,), channels=1, direct=True)
-        self.rate = hop
+        super().__init__(width=bands, downsample=(hop_length,), channels=1, direct=True)
+        self.rate = hop_length
         self.iterations = iterations
         self.momentum = momentum
-        self.stft = STFT(window, hop)
+        self.stft = STFT(window, hop_length)
         square = torch.hann_window(window, dtype=torch.float64).square()
         self.register_buffer("square", square.float(), persistent=False)
         bank = mel_bank(sample_rate, bands, window, low, high).T.contiguous()
@@ -130,7 +130,7 @@ class MelDecoder(Precise, Decoder):
         back[0] = back[-1] = 1.0 / window
         self.register_buffer("back", back.repeat(2), persistent=False)
         # Bins turn on from frame to frame by their own frequency; there are `window / hop` places in that circle.
-        self.turns = window // hop
+        self.turns = window // hop_length
         self.register_buffer("taps", torch.arange(window), persistent=False)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)
         places = torch.arange(self.turns, dtype=torch.float64)[:, None]

@@ -60,7 +60,7 @@ class NeRV(Decoder):
                 f" {width} x {height}"
             )
         # Of its code each weight is a token, and one step of the grid the whole clip.
-        super().__init__(width=1, hop=(frames, height, width), channels=3, direct=True)
+        super().__init__(width=1, downsample=(frames, height, width), channels=3, direct=True)
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
         # A table: the highest frequencies' sines of float32 times would hang on who computes them.

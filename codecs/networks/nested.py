@@ -2,13 +2,13 @@
 
 A network's latents lie on a grid. `halvings` times, two rows and two columns of it become one, so that a token holds
 `4 ** halvings` cells, in the order in which they nest: the cells of each quarter of its square follow each other, and
-so do those of each quarter of a quarter. The mean over a run of cells is then one over neighbours, which is what the
+so do those of each quarter of a quarter. The mean over a run of cells is then one over neighbors, which is what the
 layers of `bottlenecks/hierarchy.py` code.
 """
 
 from torch import Tensor
 
-from varitok import at_least
+from varitok import require_min
 
 from .contract import Decoder, Encoder, Network
 
@@ -33,17 +33,17 @@ class _Nested(Network):
     """The sizes of both: those of a network of cells, of tokens."""
 
     def __init__(self, network: Network, halvings: int) -> None:
-        at_least({"codec.encoder.halvings": (halvings, 1)})
+        require_min({"codec.encoder.halvings": (halvings, 1)})
         super().__init__(
             width=network.width << 2 * halvings,
-            hop=(network.hop[0], *(side << halvings for side in network.hop[1:])),
+            downsample=(network.downsample[0], *(side << halvings for side in network.downsample[1:])),
             channels=network.channels,
             causal=network.causal,
-            lead=network.lead,
+            causal_pad=network.causal_pad,
         )
         self.network = network
         self.halvings = halvings
-        self.cell = network.hop
+        self.cell = network.downsample
 
 
 class NestedEncoder(_Nested, Encoder):

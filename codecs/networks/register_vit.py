@@ -58,7 +58,7 @@ class RegisterEncoder(Encoder):
         heads: Its heads.
         channels: Channels of the image.
         shortcut: Lay a linear path beside attention: each register starts from its own learned mean of all patches,
-            and nothing is normalised on the way out. Attention alone is slow to learn where
+            and nothing is normalized on the way out. Attention alone is slow to learn where
             to look (ARCHITECTURE.md has the figures; ours, not in TiTok).
 
     Raises:
@@ -80,7 +80,7 @@ class RegisterEncoder(Encoder):
         if image_size % patch:
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
         side = image_size // patch
-        super().__init__(width=width, hop=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
+        super().__init__(width=width, downsample=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = GridTable(_waves(width, side))
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
@@ -120,7 +120,7 @@ class RegisterDecoder(Decoder):
         shortcut: bool = False,
     ) -> None:
         side = image_size // patch
-        super().__init__(width=width, hop=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
+        super().__init__(width=width, downsample=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
         self.patch = patch
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)

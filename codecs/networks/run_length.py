@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from varitok import UserError
 
-__all__ = ["RunLength", "changed"]
+__all__ = ["RunLength", "changed_tokens"]
 
 LONGEST = 16  # longer runs are told as this long
 
 
-def changed(signal: Tensor, patch: tuple[int, int, int], threshold: float) -> Tensor:
+def changed_tokens(signal: Tensor, patch: tuple[int, int, int], threshold: float) -> Tensor:
     """Mark the tubelets in which something changes; of the first step all.
 
     A change is the mean absolute difference between the first frame of the tubelet before, in the same place, and the
@@ -42,7 +42,7 @@ class RunLength(nn.Module):
 
     Args:
         width: Width of the tokens.
-        threshold: See `changed`.
+        threshold: See `changed_tokens`.
 
     Attributes:
         packs: Whether what is left out costs nothing: tokens are moved together. Else they stay, and none attends to

@@ -19,7 +19,7 @@ from varitok import UserError
 
 from .attention import Attention
 from .contract import Decoder, Encoder, Network
-from .convolution import Convolution, TransposedConvolution, at_rate, continued, masked
+from .convolution import Convolution, TransposedConvolution, at_rate, prepend_context, zero_invalid
 from .lstm import LSTM
 
 __all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
@@ -46,7 +46,7 @@ class _Perceptron(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and perceptron, each normalised, scaled for each channel, and added."""
+    """Attention and perceptron, each normalized, scaled for each channel, and added."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class _Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        places: Tensor,
+        positions: Tensor,
         allowed: Tensor | None,
         causal: bool,
         context: int,
         memory: list[Tensor] | None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), places, allowed, causal, context, memory)
+        attended = self.attention(self.attention_norm(x), positions, allowed, causal, context, memory)
         x = x + self.attention_scale * attended
         x = x + self.mlp_scale * self.mlp(self.mlp_norm(x))
         return x
@@ -189,7 +189,7 @@ class SequenceTransformer(nn.Module):
             shown = mask if masks else None
             if memory is not None and context > 0:
                 real = torch.ones_like(x[:, :, 0]) if shown is None else shown.to(x.dtype)
-                shown = continued(real, memory, self.slot, context, 1) > 0
+                shown = prepend_context(real, memory, self.slot, context, 1) > 0
             if shown is not None:
                 # Itself each may attend to: a row without anything allowed is NaN.
                 every = torch.arange(context + x.shape[1], device=x.device)
@@ -284,7 +284,7 @@ class _PatchCodec(Network):
         if len(strides) != len(depths) or not strides:
             raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths should be as many, one at least")
         rate = patch * math.prod(strides)
-        super().__init__(width=width, hop=(rate,), channels=channels, causal=causal)
+        super().__init__(width=width, downsample=(rate,), channels=channels, causal=causal)
         self.patch = patch
         self.rate = rate
         change = TransposedConvolution if self.decodes else Convolution
@@ -321,7 +321,7 @@ class PatchEncoder(_PatchCodec, Encoder):
         hidden: Hidden width of the perceptrons.
         causal: Latent i depends on the signal up to the end of its hop only.
         layer_scale: Start of the scales of each branch.
-        qk_norm: Queries and keys are normalised.
+        qk_norm: Queries and keys are normalized.
         gated: The perceptrons are gated.
         eps: Of the layer norms.
 
@@ -363,4 +363,4 @@ class PatchDecoder(_PatchCodec, Decoder):
             rate = rate * self.strides[level]
             x = stage(x, before, at_rate(mask, rate, 1), memory)
         patches = self.out(x).reshape(x.shape[0], x.shape[1], self.channels, self.patch)
-        return masked(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))
+        return zero_invalid(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))

@@ -17,7 +17,7 @@ from varitok import UserError
 
 from ..masking import prefix_mask
 from .contract import Network
-from .convolution import at_rate, continued, masked, recalled
+from .convolution import at_rate, prepend_context, recall, zero_invalid
 
 __all__ = ["ISTFT", "STFT", "Precise", "Spectrum", "mel_bank"]
 
@@ -27,8 +27,8 @@ class Spectrum(nn.Module):
 
     Args:
         fft: Length of the transform, in samples.
-        hop: Samples between frames; a quarter of `fft` where None.
-        window: Length of the window, centred in the transform; `fft` where None.
+        hop_length: Samples between frames; a quarter of `fft` where None.
+        window: Length of the window, centered in the transform; `fft` where None.
         normalized: Whether a spectrum is divided by the root of the sum of its window's squares.
 
     Raises:
@@ -38,14 +38,14 @@ class Spectrum(nn.Module):
     hann: Tensor
 
     def __init__(
-        self, fft: int, hop: int | None = None, window: int | None = None, *, normalized: bool = False
+        self, fft: int, hop_length: int | None = None, window: int | None = None, *, normalized: bool = False
     ) -> None:
         super().__init__()
         self.fft = fft
-        self.hop = fft // 4 if hop is None else hop
+        self.hop_length = fft // 4 if hop_length is None else hop_length
         window = fft if window is None else window
-        if not 1 <= self.hop <= fft or not 1 <= window <= fft:
-            raise UserError(f"spectrum: hop={self.hop} and window={window} should be from 1 to fft={fft}")
+        if not 1 <= self.hop_length <= fft or not 1 <= window <= fft:
+            raise UserError(f"spectrum: hop_length={self.hop_length} and window={window} should be from 1 to fft={fft}")
         hann = torch.hann_window(window)
         if normalized:
             # The transform is linear: the window takes the factor.
@@ -63,20 +63,20 @@ class Spectrum(nn.Module):
         frames = None
         if lengths is not None:
             signal = torch.where(prefix_mask(lengths, t)[:, None], signal, 0.0)
-            frames = (lengths + self.hop - 1).div(self.hop, rounding_mode="floor")
+            frames = (lengths + self.hop_length - 1).div(self.hop_length, rounding_mode="floor")
         with torch.autocast(signal.device.type, enabled=False):
             spectrum = torch.stft(
                 signal.reshape(b * c, t),
                 self.fft,
-                self.hop,
+                self.hop_length,
                 window=self.hann,
                 win_length=len(self.hann),
                 center=True,
                 pad_mode="constant",
                 return_complex=True,
             )
-        # A frame that is centred behind the end does not count, as behind a length.
-        spectrum = spectrum[..., : -(-t // self.hop)]
+        # A frame that is centered behind the end does not count, as behind a length.
+        spectrum = spectrum[..., : -(-t // self.hop_length)]
         return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames
 
 
@@ -90,11 +90,11 @@ def _fourier(window: int) -> Tensor:
 class STFT(nn.Module):
     """Short-time Fourier transform with a periodic Hann window, in real arithmetic: n hops to n frames.
 
-    Frame i is centred on its hop, as those of `ISTFT` are, or ends with it where causal.
+    Frame i is centered on its hop, as those of `ISTFT` are, or ends with it where causal.
 
     Args:
         window: Length of the window and of the transform, even.
-        hop: Samples between frames.
+        hop_length: Samples between frames.
         causal: Frame i depends on samples up to the end of its hop only.
 
     Raises:
@@ -103,38 +103,38 @@ class STFT(nn.Module):
 
     basis: Tensor
 
-    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+    def __init__(self, window: int, hop_length: int, causal: bool = False) -> None:
         super().__init__()
-        if window % 2 or window < hop:
-            raise UserError(f"stft: window={window} should be even, and at least hop={hop}")
-        self.hop = hop
+        if window % 2 or window < hop_length:
+            raise UserError(f"stft: window={window} should be even, and at least hop_length={hop_length}")
+        self.hop_length = hop_length
         self.slot = 0
         self.obstacle = "" if causal else "a mel frame isn't causal"
-        self.left = window - hop if causal else (window - hop) // 2
-        self.right = window - hop - self.left
+        self.left = window - hop_length if causal else (window - hop_length) // 2
+        self.right = window - hop_length - self.left
         basis = _fourier(window) * torch.hann_window(window, dtype=torch.float64)
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
 
     def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
         """Turn `(b, 1, n * hop)` into real and imaginary parts, `(b, window + 2, n)`."""
         if memory is not None and self.left > 0:
-            padded = continued(signal, memory, self.slot, self.left, 2)
+            padded = prepend_context(signal, memory, self.slot, self.left, 2)
         else:
             padded = functional.pad(signal, [self.left, self.right])
-        return functional.conv1d(padded, self.basis, stride=self.hop)
+        return functional.conv1d(padded, self.basis, stride=self.hop_length)
 
 
 class ISTFT(nn.Module):
     """Inverse short-time Fourier transform with a periodic Hann window, in real arithmetic: n frames to n hops.
 
     Overlapping frames are added and divided by the sum of their squared windows, as in torch.istft, to which it is
-    equal but for the places of frames: here frame i is centred on its own hop (Vocos' `same` padding).
+    equal but for the places of frames: here frame i is centered on its own hop (Vocos' `same` padding).
 
     Args:
         window: Length of the window and of the transform, even.
-        hop: Samples between frames; divides `window`.
-        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop` only. What would lie
-            before the first frame counts as silence.
+        hop_length: Samples between frames; divides `window`.
+        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop_length` only. What would
+            lie before the first frame counts as silence.
 
     Raises:
         UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
@@ -144,12 +144,12 @@ class ISTFT(nn.Module):
     square: Tensor
     steady: Tensor
 
-    def __init__(self, window: int, hop: int, causal: bool = False) -> None:
+    def __init__(self, window: int, hop_length: int, causal: bool = False) -> None:
         super().__init__()
-        if window % hop or window % 2 or window < 2 * hop:
-            raise UserError(f"istft: window={window} should be even, and 2 or more times hop={hop}")
+        if window % hop_length or window % 2 or window < 2 * hop_length:
+            raise UserError(f"istft: window={window} should be even, and 2 or more times hop_length={hop_length}")
         self.window = window
-        self.hop = hop
+        self.hop_length = hop_length
         self.causal = causal
         self.slot = 0
         self.obstacle = "" if causal else "its Fourier transform isn't causal"
@@ -161,27 +161,29 @@ class ISTFT(nn.Module):
         square = hann.square()
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
         self.register_buffer("square", square.float()[None, None], persistent=False)
-        self.register_buffer("steady", square.view(-1, hop).sum(0).float(), persistent=False)
+        self.register_buffer("steady", square.view(-1, hop_length).sum(0).float(), persistent=False)
 
     def forward(
         self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
     ) -> Tensor:
         """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
         b, n = real.shape[0], real.shape[2]
-        spectrum = masked(torch.cat([real, imaginary], dim=1), mask)
-        added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop)
+        spectrum = zero_invalid(torch.cat([real, imaginary], dim=1), mask)
+        added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop_length)
         if memory is not None:
-            tail = recalled(memory, self.slot, added, [b, 1, self.window - self.hop])
+            tail = recall(memory, self.slot, added, [b, 1, self.window - self.hop_length])
             added = added + functional.pad(tail, [0, added.shape[2] - tail.shape[2]])
-            memory[self.slot] = added[:, :, n * self.hop :]
+            memory[self.slot] = added[:, :, n * self.hop_length :]
         if self.causal:
-            signal = (added[:, 0, : n * self.hop].reshape(b, n, self.hop) / self.steady).reshape(b, 1, n * self.hop)
+            signal = (added[:, 0, : n * self.hop_length].reshape(b, n, self.hop_length) / self.steady).reshape(
+                b, 1, n * self.hop_length
+            )
         else:
             there = torch.ones_like(real[:, :1]) if mask is None else mask.to(real.dtype)
-            weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop)
-            left = (self.window - self.hop) // 2
-            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop]
-        return masked(signal, at_rate(None if mask is None else mask[:, 0], self.hop, 1))
+            weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop_length)
+            left = (self.window - self.hop_length) // 2
+            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop_length]
+        return zero_invalid(signal, at_rate(None if mask is None else mask[:, 0], self.hop_length, 1))
 
 
 def mel_bank(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .contract import Decoder, Encoder
-from .convolution import along_first, at_rate, masked
-from .run_length import RunLength, changed
+from .convolution import along_first, at_rate, zero_invalid
+from .run_length import RunLength, changed_tokens
 from .sequence import SequenceTransformer
 
 __all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets", "tubelet"]
@@ -154,7 +154,9 @@ class TubeletEncoder(Encoder):
         if run_length is not None and attention != "block":
             raise UserError("codec.encoder.run_length: only attention=block can leave tokens out")
         hop = tubelet(patch)
-        super().__init__(width=width, hop=hop, channels=channels, causal=causal, lead=hop[0] - 1 if causal else 0)
+        super().__init__(
+            width=width, downsample=hop, channels=channels, causal=causal, causal_pad=hop[0] - 1 if causal else 0
+        )
         self.patch = hop
         self.run_length = None if run_length is None else RunLength(base, run_length)
         self.embed = nn.Linear(channels * math.prod(self.patch), base)
@@ -173,7 +175,7 @@ class TubeletEncoder(Encoder):
         rows, columns = signal.shape[3] // self.patch[1], signal.shape[4] // self.patch[2]
         x = self.embed(to_tubelets(signal, self.patch))
         if self.run_length is not None:
-            change = changed(signal, self.patch, self.run_length.threshold)
+            change = changed_tokens(signal, self.patch, self.run_length.threshold)
             some, order, there, standing = self.run_length(x, change, mask, rows * columns)
             latents: Tensor = self.out(self.trunk(some, there, rows, columns, None, True, order))
             return latents.gather(1, standing.unsqueeze(2).expand(-1, -1, latents.shape[2]))
@@ -203,7 +205,9 @@ class TubeletDecoder(Decoder):
         channels: int = 3,
     ) -> None:
         hop = tubelet(patch)
-        super().__init__(width=width, hop=hop, channels=channels, causal=causal, lead=hop[0] - 1 if causal else 0)
+        super().__init__(
+            width=width, downsample=hop, channels=channels, causal=causal, causal_pad=hop[0] - 1 if causal else 0
+        )
         self.patch = hop
         self.embed = nn.Linear(width, base)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
@@ -216,4 +220,4 @@ class TubeletDecoder(Decoder):
         steps, rows, columns = grid
         x = self.out(self.trunk(self.embed(latents), mask, rows, columns, memory, False))
         x = from_tubelets(x, self.patch, self.channels, rows, columns)
-        return masked(x, at_rate(along_first(mask, steps, 3), self.patch[0], 3))
+        return zero_invalid(x, at_rate(along_first(mask, steps, 3), self.patch[0], 3))

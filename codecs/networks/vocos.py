@@ -80,13 +80,13 @@ class VocosDecoder(Precise, Decoder):
         base: Width of the blocks.
         hidden: Their hidden width; 3 times the base in Vocos and WavTokenizer.
         depth: Blocks.
-        hop: Samples of a latent.
+        hop_length: Samples of a latent.
         window: Of the transform; WavTokenizer's is 4 hops.
         channels: Channels of the signal.
         attention: Put WavTokenizer's two residual blocks, one attention and two residual blocks first; not causal.
         groups: Groups of their norms.
         middle: A network on `(b, n, base)` behind the first convolution: the transformer of X-Codec 2, with depth 0.
-        causal: Sample i depends on latents up to `i // hop` only.
+        causal: Sample i depends on latents up to `i // hop_length` only.
 
     Raises:
         UserError: Sizes that don't fit each other, or attention in a causal one.
@@ -99,7 +99,7 @@ class VocosDecoder(Precise, Decoder):
         base: int,
         hidden: int,
         depth: int,
-        hop: int,
+        hop_length: int,
         window: int,
         channels: int = 1,
         attention: bool = False,
@@ -109,8 +109,8 @@ class VocosDecoder(Precise, Decoder):
     ) -> None:
         if causal and attention:
             raise UserError("codec.decoder: attention looks ahead, a causal one can't have it; give it a `middle`")
-        super().__init__(width=width, hop=(hop,), channels=channels, causal=causal)
-        self.rate = hop
+        super().__init__(width=width, downsample=(hop_length,), channels=channels, causal=causal)
+        self.rate = hop_length
         self.bins = window // 2 + 1
         self.first = Convolution(width, base, 7, causal=causal)
         self.before = nn.ModuleList()
@@ -123,7 +123,7 @@ class VocosDecoder(Precise, Decoder):
         self.blocks = nn.ModuleList(_ConvNeXt(base, hidden, 1 / max(depth, 1), causal) for _ in range(depth))
         self.last_norm = nn.LayerNorm(base, eps=1e-6)
         self.out = nn.Linear(base, channels * 2 * self.bins)
-        self.istft = ISTFT(window, hop, causal)
+        self.istft = ISTFT(window, hop_length, causal)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Recompute", "blocks"]
+__all__ = ["ActivationCheckpointing", "blocks"]
 
 
 def blocks(part: nn.Module) -> list[nn.Module]:
@@ -19,7 +19,7 @@ def blocks(part: nn.Module) -> list[nn.Module]:
     return found
 
 
-class Recompute:
+class ActivationCheckpointing:
     """Keeps, while it is entered, only what goes into each block of some networks (arXiv 1604.06174).
 
     The rest is computed once more in the backward pass, with the same random numbers: losses and gradients are the
@@ -32,7 +32,7 @@ class Recompute:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         found = [block for part in parts for block in blocks(part) or [part]]
         # Made once: torch.compile would take each new one for another network, and give up after a few.
-        self.forgetful = {block: partial(_forgetful, block.forward) for block in found}
+        self.forgetful = {block: partial(_checkpointed, block.forward) for block in found}
 
     def __enter__(self) -> None:
         """Let blocks forget."""
@@ -45,7 +45,7 @@ class Recompute:
             del block.forward
 
 
-def _forgetful(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*given, **named)
     return checkpoint(forward, *given, use_reentrant=False, **named)

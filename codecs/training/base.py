@@ -15,14 +15,14 @@ from varitok.data.batch import Batch
 from varitok.data.datamodule import DataModule
 
 from ..bottlenecks.contract import Bottleneck
-from ..distributed import sums_over_processes, whole
-from .activation_checkpointing import Recompute
+from ..distributed import full_tensor, sum_over_ranks
+from .activation_checkpointing import ActivationCheckpointing
 from .distributed.strategy import Parallel
-from .ema import Average
+from .ema import EMA
 from .guard import Guard
 from .logging.loggers import RunLog
-from .logging.scalar_buffer import Record
-from .logging.throughput import Pace
+from .logging.scalar_buffer import ScalarBuffer
+from .logging.throughput import Throughput
 from .schedules import warmup_cosine
 
 __all__ = ["MakeOptimizer", "Readable", "Training", "parameter_groups"]
@@ -58,10 +58,11 @@ class Training(pl.LightningModule):
         final: Share of the learning rates left at the end of the cosine.
         clip: Largest norm of each optimizer's gradient.
         accumulate: Batches to an update.
-        average: Decay of the moving average of parameters; 0 keeps none.
+        ema_decay: Decay of the moving average of parameters; 0 keeps none.
         freeze: Parts of the module that don't train, by name.
         compile: Parts of it to be run through `torch.compile`, by name.
-        recompute: Parts of it, by name, whose activations are made again in the backward pass; see `Recompute`.
+        activation_checkpointing: Parts of it, by name, whose activations are made again in the backward pass; see
+            `ActivationCheckpointing`.
         log_every: Updates between two readings of the log.
         guard: What refuses updates, arguments of `Guard`.
         seed: Seed of what a step draws.
@@ -83,10 +84,10 @@ class Training(pl.LightningModule):
         final: float = 0.1,
         clip: float = 1.0,
         accumulate: int = 1,
-        average: float = 0.999,
+        ema_decay: float = 0.999,
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
-        recompute: Sequence[str] = (),
+        activation_checkpointing: Sequence[str] = (),
         log_every: int = 50,
         guard: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -101,9 +102,9 @@ class Training(pl.LightningModule):
         self.clip = clip
         self.accumulate = accumulate
         self.seed = seed
-        self.record = Record(log_every * accumulate)
+        self.record = ScalarBuffer(log_every * accumulate)
         self.guard = Guard(**(guard or {}))
-        self.pace = Pace()
+        self.pace = Throughput()
         self.latest: dict[str, float] = {}  # the log's last reading
         self.evaluation: dict[str, float] = {}  # what the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
@@ -111,13 +112,15 @@ class Training(pl.LightningModule):
         self.frozen = [self._part(part, "freeze") for part in freeze]
         for part in self.frozen:
             part.requires_grad_(False)
-        self.average = Average(trained, average) if average else None
+        self.average = EMA(trained, ema_decay) if ema_decay else None
         for part_name in compile:
             self._part(part_name, "compile").compile()
-        recomputed = [self._part(part, "recompute") for part in recompute]
+        recomputed = [self._part(part, "recompute") for part in activation_checkpointing]
         if any(isinstance(part, Bottleneck) for part in recomputed):
-            raise UserError("training.recompute: a bottleneck learns in its forward; take encoder, decoder")
-        self.recompute = Recompute(recomputed)
+            raise UserError(
+                "training.activation_checkpointing: a bottleneck learns in its forward; take encoder, decoder"
+            )
+        self.recompute = ActivationCheckpointing(recomputed)
 
     @property
     def trained(self) -> nn.Module:
@@ -208,7 +211,7 @@ class Training(pl.LightningModule):
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
         norm = self.clipped(self.learning)
-        taken = self.guard.takes(norm)
+        taken = self.guard.accepts(norm)
         self.step(first, factor, taken)
         self.update += 1
         self.updates.fill_(self.update)
@@ -228,7 +231,7 @@ class Training(pl.LightningModule):
 
     def clipped(self, module: nn.Module) -> Tensor:
         """Clip the module's gradient; gives the norm before."""
-        return whole(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
+        return full_tensor(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 
     def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
         """Step along the gradient, or only clear it."""
@@ -254,7 +257,7 @@ class Training(pl.LightningModule):
             return
         self.latest = self.record.read() | self.reading()
         mine = torch.tensor([self.data.bad.total, self.data.bad.seen], device=self.device)
-        bad, seen = sums_over_processes([mine])[0].tolist()
+        bad, seen = sum_over_ranks([mine])[0].tolist()
         counts = {"refused": self.guard.refused, "bad_samples": bad}
         self.latest |= {name: float(count) for name, count in counts.items() if count}
         size = len(self.data.splits.train)

@@ -1,4 +1,6 @@
-"""The health of the codes: how much of each book is in use while training goes on, and a word when one collapses."""
+"""The health of the codes: how much of each codebook is in use while training goes on, and a word when one
+collapses.
+"""
 
 import inspect
 import logging
@@ -12,19 +14,20 @@ from torch import Tensor
 
 from ..bottlenecks.composite import Composite
 from ..bottlenecks.contract import Bottleneck
-from ..distributed import gather_rows, processes, sums_over_processes
+from ..distributed import gather_rows, sum_over_ranks, world_size
 from ..masking import prefix_mask
 from ..metrics.rate import CodeCounts, entropy
 
-__all__ = ["Health", "remedies"]
+__all__ = ["CodebookHealth", "remedies"]
 
 _log = logging.getLogger(__name__)
 
-FLOOR = 0.05  # share of the possible perplexity below which a book counts as collapsed
+FLOOR = 0.05  # share of the possible perplexity below which a codebook counts as collapsed
 PATIENCE = 3  # readings in a row
-RISE = 1.1  # from one reading to the next: a book that grows so is waking up, as many do at the start of a run
+RISE = 1.1  # from one reading to the next: a codebook that grows so is waking up, as many do at the start of a run
 
-# What a bottleneck's argument can do for a collapsed book; the value that it may have already, in which case it can't.
+# What a bottleneck's argument can do for a collapsed codebook; the value that it may have already, in which case it
+# can't.
 REMEDIES: dict[str, tuple[str, object]] = {
     "initialise": ("initialise=true (k-means of the first batch)", None),
     "revival": ("a larger revival", None),
@@ -37,15 +40,15 @@ REMEDIES: dict[str, tuple[str, object]] = {
 
 
 def remedies(bottleneck: Bottleneck) -> list[str]:
-    """Say for each book what to change when it collapses: what its own bottleneck's arguments offer."""
+    """Say for each codebook what to change when it collapses: what its own bottleneck's arguments offer."""
     if isinstance(bottleneck, Composite):
-        found = [""] * len(bottleneck.book_sizes)
+        found = [""] * len(bottleneck.codebook_sizes)
         for part, places in zip(bottleneck.parts, bottleneck.places, strict=True):
             assert isinstance(part, Bottleneck)
             for place, words in zip(places, remedies(part), strict=True):
                 found[place] = words
         return found
-    return [_remedy(bottleneck)] * len(bottleneck.book_sizes)
+    return [_remedy(bottleneck)] * len(bottleneck.codebook_sizes)
 
 
 def _remedy(bottleneck: Bottleneck) -> str:
@@ -61,54 +64,54 @@ def _remedy(bottleneck: Bottleneck) -> str:
     return "; ".join([*words, "codec.unit_latents=true", "a lower optim.codec.lr"])
 
 
-class Health:
-    """Collects the codes of training and tells each book's use, the same way for all bottlenecks.
+class CodebookHealth:
+    """Collects the codes of training and tells each codebook's use, the same way for all bottlenecks.
 
     Adding is a sum that stays on the device; processes are brought together at a reading only. A reading says for
-    each book `health/bookI/used`, the share of entries that occurred out of those that could have (as many as the
-    book has, or as many as there were codes); `.../entropy`, in bits, of the codes seen, below the true one where they
-    are few for the size of the book; `.../perplexity`, 2 to its power. `health/used` and the others are means over
-    books; `health/bits_per_token` is the sum of the entropies, what a token with all books says at most, and
-    `health/bits_per_position` what the kept codes say of each pixel (times the sample rate: bit/s). Entries that a
-    bottleneck replaces are its own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are what was kept of a
-    signal, or of a block: tokens of the book that has most, and bits of all books, packed.
+    each codebook `health/codebookI/used`, the share of entries that occurred out of those that could have (as many as
+    the codebook has, or as many as there were codes); `.../entropy`, in bits, of the codes seen, below the true one
+    where they are few for the size of the codebook; `.../perplexity`, 2 to its power. `health/used` and the others are
+    means over codebooks; `health/bits_per_token` is the sum of the entropies, what a token with all codebooks says at
+    most, and `health/bits_per_position` what the kept codes say of each pixel (times the sample rate: bit/s). Entries
+    that a bottleneck replaces are its own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are what was
+    kept of a signal, or of a block: tokens of the codebook that has most, and bits of all codebooks, packed.
 
-    A book whose perplexity stays below a share of what is possible, `(perplexity - 1) / (possible - 1)`, for some
+    A codebook whose perplexity stays below a share of what is possible, `(perplexity - 1) / (possible - 1)`, for some
     readings in a row without rising is told to the log, once, with what to change.
 
     Args:
-        bottleneck: Whose codes they are; one without books has no health, and every call does nothing.
+        bottleneck: Whose codes they are; one without codebooks has no health, and every call does nothing.
         floor: The share.
         patience: The readings.
     """
 
     def __init__(self, bottleneck: Bottleneck, floor: float = FLOOR, patience: int = PATIENCE) -> None:
-        self.book_sizes = tuple(bottleneck.book_sizes)
-        self.remedies = remedies(bottleneck) if self.book_sizes else []
+        self.codebook_sizes = tuple(bottleneck.codebook_sizes)
+        self.remedies = remedies(bottleneck) if self.codebook_sizes else []
         self.floor = floor
         self.patience = patience
-        self.low = [0] * len(self.book_sizes)  # readings in a row
-        self.last = [math.inf] * len(self.book_sizes)  # perplexities of the last reading
+        self.low = [0] * len(self.codebook_sizes)  # readings in a row
+        self.last = [math.inf] * len(self.codebook_sizes)  # perplexities of the last reading
         self.told: set[int] = set()
         self._counts: CodeCounts | None = None
         self._positions: Tensor | int = 0
         self._signals = 0
 
-    def add(self, codes: Tensor, lengths: Tensor, depth: Tensor, positions: Tensor | int) -> None:
+    def add(self, codes: Tensor, lengths: Tensor, n_codebooks: Tensor, positions: Tensor | int) -> None:
         """Take in a training batch.
 
         Args:
-            codes: int64 `(b, books, n)`.
+            codes: int64 `(b, codebooks, n)`.
             lengths: int64 `(b,)`, tokens kept.
-            depth: int64 `(b,)`, books kept.
+            n_codebooks: int64 `(b,)`, codebooks kept.
             positions: Pixels or samples of all its signals together, without padding.
         """
-        if not self.book_sizes:
+        if not self.codebook_sizes:
             return
         if self._counts is None:
-            self._counts = CodeCounts(self.book_sizes, codes.device)
-        steps, books = prefix_mask(lengths, codes.shape[2]), prefix_mask(depth, codes.shape[1])
-        self._counts.add(codes.detach(), books[:, :, None] & steps[:, None])
+            self._counts = CodeCounts(self.codebook_sizes, codes.device)
+        steps, codebooks = prefix_mask(lengths, codes.shape[2]), prefix_mask(n_codebooks, codes.shape[1])
+        self._counts.add(codes.detach(), codebooks[:, :, None] & steps[:, None])
         self._positions = self._positions + positions
         self._signals += len(lengths)
 
@@ -117,25 +120,25 @@ class Health:
         if self._counts is None:
             return {}
         counts = self._counts
-        if processes() > 1:
+        if world_size() > 1:
             counts.gather()
         positions, signals = self._sizes()
         self._counts, self._positions, self._signals = None, 0, 0
-        books = counts.books()
+        codebooks = counts.codebooks()
         values: dict[str, float] = {}
-        entropies, seen = [entropy(book) for book in books], [int(book.sum()) for book in books]
+        entropies, seen = [entropy(codebook) for codebook in codebooks], [int(codebook.sum()) for codebook in codebooks]
         measures = {
-            "used": [len(book) / max(1, self._possible(place, seen)) for place, book in enumerate(books)],
+            "used": [len(codebook) / max(1, self._possible(place, seen)) for place, codebook in enumerate(codebooks)],
             "entropy": entropies,
             "perplexity": [2**bits for bits in entropies],
         }
         for name, numbers in measures.items():
-            values |= {f"health/book{place}/{name}": number for place, number in enumerate(numbers)}
+            values |= {f"health/codebook{place}/{name}": number for place, number in enumerate(numbers)}
             values[f"health/{name}"] = sum(numbers) / len(numbers)
         values["health/bits_per_token"] = sum(entropies)
         said = sum(bits * count for bits, count in zip(entropies, seen, strict=True))
         values["health/bits_per_position"] = said / positions if positions else 0.0
-        bits = sum(math.log2(size) * count for size, count in zip(self.book_sizes, seen, strict=True))
+        bits = sum(math.log2(size) * count for size, count in zip(self.codebook_sizes, seen, strict=True))
         values["rate/tokens"] = max(seen) / signals
         values["rate/bits"] = bits / signals
         self._warn(measures["perplexity"], seen)
@@ -153,40 +156,40 @@ class Health:
         """Give the numbers of positions and of signals, over all processes."""
         assert self._counts is not None
         mine = torch.tensor([int(self._positions), self._signals], device=self._counts.dense.device)
-        sizes: list[int] = sums_over_processes([mine])[0].tolist()
+        sizes: list[int] = sum_over_ranks([mine])[0].tolist()
         return sizes
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
         """Go on from a `state`: the first process with all that was counted, as a reading sums them."""
         self.low, self.last, self.told = list(state["low"]), list(state["last"]), set(state["told"])
         if "counts" in state:
-            self._counts, self._positions, self._signals = CodeCounts(self.book_sizes, device), 0, 0
+            self._counts, self._positions, self._signals = CodeCounts(self.codebook_sizes, device), 0, 0
             if process == 0:
                 self._counts.include(state["counts"].to(device))
                 self._positions, self._signals = state["sizes"]
 
-    def _possible(self, book: int, seen: list[int]) -> int:
+    def _possible(self, codebook: int, seen: list[int]) -> int:
         """Count the entries that could have occurred."""
-        return min(self.book_sizes[book], seen[book])
+        return min(self.codebook_sizes[codebook], seen[codebook])
 
     def _warn(self, perplexities: Iterable[float], seen: list[int]) -> None:
-        """Tell of the books that have been low for long enough."""
+        """Tell of the codebooks that have been low for long enough."""
         fallen: dict[str, list[str]] = {}
-        for book, perplexity in enumerate(perplexities):
-            possible = self._possible(book, seen)
+        for codebook, perplexity in enumerate(perplexities):
+            possible = self._possible(codebook, seen)
             if possible < 2:  # there is nothing to choose, or nothing was chosen
                 continue
-            # The least perplexity is 1: in a small book that is a large share of what is possible.
+            # The least perplexity is 1: in a small codebook that is a large share of what is possible.
             low = (perplexity - 1) / (possible - 1) < self.floor
-            rises = perplexity > RISE * self.last[book]
-            self.low[book] = self.low[book] + 1 if low and not rises else 0
-            self.last[book] = perplexity
-            if self.low[book] >= self.patience and book not in self.told:
-                self.told.add(book)
+            rises = perplexity > RISE * self.last[codebook]
+            self.low[codebook] = self.low[codebook] + 1 if low and not rises else 0
+            self.last[codebook] = perplexity
+            if self.low[codebook] >= self.patience and codebook not in self.told:
+                self.told.add(codebook)
                 bits = math.log2(perplexity)
-                worth = f"book {book} is worth {perplexity:.1f} of {possible} entries ({bits:.2f} bits)"
-                fallen.setdefault(self.remedies[book], []).append(worth)
+                worth = f"codebook {codebook} is worth {perplexity:.1f} of {possible} entries ({bits:.2f} bits)"
+                fallen.setdefault(self.remedies[codebook], []).append(worth)
         if dist.is_available() and dist.is_initialized() and dist.get_rank():
             return
-        for words, books in fallen.items():
-            _log.warning("codes collapse: %s, %d readings in a row; try %s", ", ".join(books), self.patience, words)
+        for words, codebooks in fallen.items():
+            _log.warning("codes collapse: %s, %d readings in a row; try %s", ", ".join(codebooks), self.patience, words)

@@ -5,13 +5,13 @@ import copy
 import torch
 from torch import nn
 
-from ..distributed import local
+from ..distributed import local_tensor
 from .schedules import averaging_decay
 
-__all__ = ["Average"]
+__all__ = ["EMA"]
 
 
-class Average(nn.Module):
+class EMA(nn.Module):
     """A codec, or a prior, that follows another by an exponential moving average.
 
     Parameters are averaged; buffers (codebook statistics, counters) are copied, since the average of a counter or of
@@ -31,11 +31,11 @@ class Average(nn.Module):
     def update(self, codec: nn.Module, update: int) -> None:
         """Move towards `codec` after its update number `update`."""
         weight = 1 - averaging_decay(update, self.decay)
-        averaged, current = ([local(p.detach()) for p in each.parameters()] for each in (self.codec, codec))
+        averaged, current = ([local_tensor(p.detach()) for p in each.parameters()] for each in (self.codec, codec))
         torch._foreach_lerp_(averaged, current, weight)
         for mine, theirs in zip(self.codec.buffers(), codec.buffers(), strict=True):
             mine.copy_(theirs)
 
-    def train(self, mode: bool = True) -> "Average":
+    def train(self, mode: bool = True) -> "EMA":
         """Stay in evaluation mode."""
         return super().train(False)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
-from ..distributed import mean_over_processes
+from ..distributed import mean_over_ranks
 
 __all__ = ["Guard"]
 
@@ -19,7 +19,7 @@ LEAST = 20  # of them before a spike can be told
 
 
 class Guard:
-    """Refuses updates: parameters, their average, books and optimizers stay as they are, on all processes alike.
+    """Refuses updates: parameters, their average, codebooks and optimizers stay as they are, on all processes alike.
 
     Refused is an update whose latents, loss or gradient are not finite on any process: one step of Adam along a
     gradient that is NaN, or one such latent in a moving codebook, would be there for good. Where `spike` is given, so
@@ -42,7 +42,7 @@ class Guard:
     """
 
     def __init__(self, patience: int = 10, spike: float | None = None, roll_back: bool = False) -> None:
-        at_least({"training.guard.patience": (patience, 1)})
+        require_min({"training.guard.patience": (patience, 1)})
         if spike is not None and not spike > 1:
             raise UserError(f"training.guard.spike={spike}: must be above 1; null refuses none")
         self.patience = patience
@@ -62,21 +62,23 @@ class Guard:
         self._sound = finite if self._sound is None else self._sound & finite
 
     def clean(self, bottleneck: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See latents on their way to a bottleneck in training, and keep those from its books that are not finite."""
+        """See latents on their way to a bottleneck in training, and keep those from its codebooks that are not
+        finite.
+        """
         latents, *rest = given
         if not (bottleneck.training and torch.is_grad_enabled()):
             return given
         self.see(latents)
         return torch.where(latents.isfinite(), latents, 0), *rest
 
-    def takes(self, norm: Tensor) -> bool:
+    def accepts(self, norm: Tensor) -> bool:
         """Decide on an update by its gradient's norm and what was seen; every process must call it.
 
         The norm is of all processes' gradient already, the rest is each one's own.
         """
         seen = torch.ones_like(norm) if self._sound is None else self._sound.to(norm)
         self._sound = None
-        mine, everywhere, length = torch.stack([seen, mean_over_processes(seen), norm.detach()]).tolist()
+        mine, everywhere, length = torch.stack([seen, mean_over_ranks(seen), norm.detach()]).tolist()
         self.mine = mine == 1
         self.why = self._judged(everywhere == 1, length)
         if self.why:

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from varitok import UserError
-from varitok.data.batch import Batch, normalise
+from varitok.data.batch import Batch, normalize
 
 from ..codec import Codec
-from ..distributed import processes
-from ..lengths.policy import Dealt, Kept
+from ..distributed import world_size
+from ..lengths.policy import BatchShard, SampledLengths
 from ..losses.contract import Guidance
-from ..losses.feature_hooks import listening
+from ..losses.feature_hooks import capture
 from ..losses.objective import Objective
 from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training, parameter_groups
-from .codebook_health import Health
+from .codebook_health import CodebookHealth
 from .distributed.strategy import Sharded
 
 __all__ = ["CodecTraining"]
@@ -55,7 +55,7 @@ class CodecTraining(Training):
         self.objective = objective
         objective.attend(codec)
         self.make_discriminator_optimizer = discriminator_optimizer
-        self.health = Health(codec.bottleneck)
+        self.health = CodebookHealth(codec.bottleneck)
         codec.bottleneck.register_forward_pre_hook(self.guard.clean)
 
     @property
@@ -88,10 +88,10 @@ class CodecTraining(Training):
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
-        real = normalise(batch.signal)
+        real = normalize(batch.signal)
         # A mask that hides nothing costs convolutions a tenth of their time.
         lengths = None if batch.whole else batch.lengths
-        with self.recompute, listening(self.codec, self.objective.places, real, lengths) as inside:
+        with self.recompute, capture(self.codec, self.objective.taps, real, lengths) as inside:
             result = self.reconstruct(batch, real)
         due = self.begin_batch()
         factor = self.factor(self.update)
@@ -125,9 +125,9 @@ class CodecTraining(Training):
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
         unmasked = batch.whole and not self.codec.layout.ordered  # placed tokens are all there
-        result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.depth)
+        result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.n_codebooks)
         positions = batch.lengths.sum() * math.prod(real.shape[3:])
-        self.health.add(result.quantized.codes, kept.lengths, kept.depth, positions)
+        self.health.add(result.quantized.codes, kept.lengths, kept.n_codebooks, positions)
         return result
 
     def codec_loss(
@@ -148,7 +148,7 @@ class CodecTraining(Training):
         self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
         return norm
 
-    def draw(self, batch: Batch) -> Kept:
+    def draw(self, batch: Batch) -> SampledLengths:
         """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
         size = batch.signal.shape[2:]
         layout = self.codec.layout
@@ -157,13 +157,13 @@ class CodecTraining(Training):
         kept = self.codec.length.sample(
             len(batch.signal) * blocks,
             layout.count(size),
-            self.codec.books,
+            self.codec.num_codebooks,
             seed=(self.seed, self.batch),
-            dealt=Dealt(self.global_rank, processes(), blocks),
+            dealt=BatchShard(self.global_rank, world_size(), blocks),
             progress=self.update / self.total,
         )
         lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)
-        return Kept(torch.minimum(lengths, layout.valid(batch.lengths, size)), depth)
+        return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), depth)
 
     def after_step(self) -> None:
         """Let the bottleneck learn what it doesn't learn by gradient."""

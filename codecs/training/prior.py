@@ -7,9 +7,9 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from varitok.data.batch import Batch, normalise
+from varitok.data.batch import Batch, normalize
 
-from ..distributed import sums_over_processes
+from ..distributed import sum_over_ranks
 from ..networks.code_prior import Prior
 from .base import MakeOptimizer, Training
 
@@ -38,9 +38,9 @@ class Source(Protocol):
     """A frozen tokenizer (`varitok.export.exporters.prior.Tokenizer`).
 
     Attributes:
-        axis: What may be fewer, "tokens" where they are ordered, else "books".
+        axis: What may be fewer, "tokens" where they are ordered, else "codebooks".
         most: Of these.
-        counted: Entries of each alphabet that is counted: each book, or each digit of a very large one.
+        counted: Entries of each alphabet that is counted: each codebook, or each digit of a very large one.
         sizes: Symbols of each kind.
         places: Numbers of tokens.
         sources: Symbols that each sees by name.
@@ -54,12 +54,12 @@ class Source(Protocol):
     sources: int
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals, and keep so many tokens or books; all where None."""
+        """Encode signals, and keep so many tokens or codebooks; all where None."""
         ...
 
 
 class PriorTraining(Training):
-    """Trains a `Prior`; every other batch has fewer tokens, or books, a number drawn anew for each.
+    """Trains a `Prior`; every other batch has fewer tokens, or codebooks, a number drawn anew for each.
 
     Args:
         prior: What is trained.
@@ -88,8 +88,8 @@ class PriorTraining(Training):
         chance = torch.Generator().manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))
         kept = None if self.batch % 2 else int(torch.randint(1, self.source.most + 1, (), generator=chance))
         with torch.no_grad():
-            rows = self.source.rows(normalise(batch.signal), batch.lengths, kept)
-            self.counts += sums_over_processes([torch.bincount(rows.entries, minlength=len(self.counts))])[0]
+            rows = self.source.rows(normalize(batch.signal), batch.lengths, kept)
+            self.counts += sum_over_ranks([torch.bincount(rows.entries, minlength=len(self.counts))])[0]
         due = self.begin_batch()
         factor = self.factor(self.update)
         with self.recompute:

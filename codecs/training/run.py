@@ -10,7 +10,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 from varitok.data.datamodule import DataModule
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
@@ -20,7 +20,7 @@ from .callbacks.checkpoints import Checkpoints, WholeFiles
 from .callbacks.progress import Progress
 from .callbacks.stopping import Stopping
 from .distributed.strategy import strategy_of
-from .distributed.watchdog import Watch
+from .distributed.watchdog import Watchdog
 from .implicit import ClipTraining
 from .malloc import keep_freed_memory
 from .module import CodecTraining
@@ -63,7 +63,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     pl.seed_everything(config.seed, workers=True, verbose=False)
     loop = config.training
-    at_least({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
+    require_min({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
     resume = _resumed(config.resume, folder)
     data = DataModule(
         build(config.data),
@@ -83,7 +83,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     checkpoints = Checkpoints(plain, files, **plain["checkpoint"])
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
-    callbacks += [Watch(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
+    callbacks += [Watchdog(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
     trainer = _trainer(plain, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -164,7 +164,7 @@ def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
 def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """Give what all trainings take."""
     optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
-    names = ("accumulate", "average", "compile", "recompute", "guard", "log_every")
+    names = ("accumulate", "ema_decay", "compile", "activation_checkpointing", "guard", "log_every")
     loop = {name: plain["training"][name] for name in names}
     return {"updates": config.updates, "seed": config.seed, **optim, **loop}
 

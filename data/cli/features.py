@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok import UserError, watched
+from varitok import UserError, progress
 
-from ..batch import BadSample, normalise
+from ..batch import BadSample, normalize
 from ..datasets.cached_features import IMAGE, SOUND
 from ..decoding.audio import SUFFIXES as SOUND_SUFFIXES
-from ..decoding.audio import decode_sound
+from ..decoding.audio import decode_audio
 from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
 from ..decoding.images import decode_image
 from ..storage.listing import list_files
 from ..storage.members import File, Member
 from ..storage.shard_writer import ShardWriter
-from ..teachers.audio import SoundTransformer
+from ..teachers.audio import AudioTransformer
 from ..teachers.vision import VisionTransformer
 
 __all__ = ["main", "write_features"]
@@ -36,7 +36,7 @@ WINDOW = 30  # seconds that a teacher sees at once
 MOST_LONGER = 4  # times the shorter side; what is longer is squeezed
 
 
-class _Seen(NamedTuple):
+class _Extracted(NamedTuple):
     """What a teacher saw in a file: a member of a shard.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Seen(NamedTuple):
 def write_features(
     files: Sequence[File],
     names: Iterable[str],
-    teacher: SoundTransformer | VisionTransformer,
+    teacher: AudioTransformer | VisionTransformer,
     out: Path,
     *,
     side: int = 224,
@@ -79,12 +79,12 @@ def write_features(
     if isinstance(teacher, VisionTransformer):
         if side < teacher.patch or side % teacher.patch:
             raise UserError(f"--side {side}: must be a multiple of the teacher's patch, {teacher.patch}")
-        see = partial(_seen, teacher, side, device)
+        see = partial(_extract_images, teacher, side, device)
     else:
-        see = partial(_heard, teacher, device)
+        see = partial(_extract_audio, teacher, device)
     bad: list[str] = []
     with ShardWriter(out) as shards, torch.no_grad():
-        for file, name in watched(zip(files, names, strict=True), len(files), "files"):
+        for file, name in progress(zip(files, names, strict=True), len(files), "files"):
             try:
                 suffix, content, facts = see(file)
             except BadSample as error:
@@ -94,31 +94,31 @@ def write_features(
     return {"out": str(out), "files": shards.members, "bytes": shards.bytes, "bad": bad}
 
 
-def _heard(teacher: SoundTransformer, device: str, file: File) -> _Seen:
+def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Extracted:
     """Let a teacher hear a sound."""
-    sound = decode_sound(file, sample_rate=teacher.sample_rate, channels=1)
+    sound = decode_audio(file, sample_rate=teacher.sample_rate, channels=1)
     windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
     seen = [teacher(window) for window in windows]
     content = io.BytesIO()
     np.save(content, _halved(torch.cat([one.values[0].T for one in seen])), allow_pickle=False)
     facts = {"step": seen[0].steps[0], "sample_rate": teacher.sample_rate, "channels": teacher.channels}
-    return _Seen(SOUND, content.getvalue(), facts)
+    return _Extracted(SOUND, content.getvalue(), facts)
 
 
-def _seen(teacher: VisionTransformer, side: int, device: str, file: File) -> _Seen:
+def _extract_images(teacher: VisionTransformer, side: int, device: str, file: File) -> _Extracted:
     """Let a teacher see an image."""
     image = decode_image(file)
     longer = max(image.shape[1:]) / min(image.shape[1:])
     long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
     size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
-    values, pooled = teacher.see(teacher.resized(normalise(image)[None].to(device), size))
+    values, pooled = teacher.see(teacher.resized(normalize(image)[None].to(device), size))
     arrays = {"values": _halved(values[0].permute(1, 2, 0))}
     if pooled is not None:
         arrays["pooled"] = _halved(pooled[0])
     content = io.BytesIO()
     np.savez(content, **arrays)
     facts = {"side": side // teacher.patch, "channels": teacher.channels, "pooled_channels": teacher.pooled_channels}
-    return _Seen(IMAGE, content.getvalue(), facts)
+    return _Extracted(IMAGE, content.getvalue(), facts)
 
 
 def _halved(values: Tensor) -> Any:
@@ -131,7 +131,7 @@ def main(words: Sequence[str]) -> None:
     layer = int(options.layer) if options.layer.isdigit() else options.layer
     sounds = options.rate is not None
     teacher = (
-        SoundTransformer(options.teacher, options.rate, layer)
+        AudioTransformer(options.teacher, options.rate, layer)
         if sounds
         else VisionTransformer(options.teacher, layer=layer)
     )

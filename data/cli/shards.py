@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from varitok import UserError, watched
+from varitok import UserError, progress
 
-from ..decoding.headers import KINDS, facts_of
+from ..decoding.headers import KINDS, probe
 from ..storage.captions import SUFFIX, caption_of
 from ..storage.members import Member
 from ..storage.shard_index import index_shard
@@ -62,9 +62,9 @@ def _packed(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{folder}: no image, sound or clip in this folder")
     found = []
     with ShardWriter(options.out, size) as shards:
-        for (part, path), name in watched(zip(files, _names(files, folder), strict=True), len(files), "files"):
+        for (part, path), name in progress(zip(files, _names(files, folder), strict=True), len(files), "files"):
             caption = caption_of(path)
-            facts = {**facts_of(path), **({"caption": caption} if caption else {})}
+            facts = {**probe(path), **({"caption": caption} if caption else {})}
             found.append((str(path), facts))
             if "bad" in facts and options.drop_bad:
                 continue
@@ -82,12 +82,12 @@ def _indexed(folder: Path) -> dict[str, Any]:
     found = []
 
     def looked(member: Member) -> Mapping[str, Any]:
-        facts = facts_of(member) if member.suffix.lower() in KINDS else {}
+        facts = probe(member) if member.suffix.lower() in KINDS else {}
         if member.suffix != SUFFIX:
             found.append((str(member), {**member.facts, **facts}))
         return facts
 
-    for shard, _ in watched(shards, len(shards), "shards"):
+    for shard, _ in progress(shards, len(shards), "shards"):
         index_shard(shard, looked)
     return _about(folder, len(shards), sum(size for _, size in shards), found)
 

@@ -13,17 +13,17 @@ from torch import Tensor
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS, SPEECHCOMMANDS
 from torchaudio.functional import loudness as measured_loudness
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import Key, Splits, sample_generator
-from ..decoding.audio import SUFFIXES, Sound, resampled_length
+from ..decoding.audio import SUFFIXES, AudioFile, resampled_length
 from ..storage.listing import list_files
 from ..storage.members import File, Member
-from .base import FileDataset, fetched, takes
+from .base import FileDataset, download_or_raise, takes
 from .crops import random_box
 from .mixture import mix
 
-__all__ = ["SoundDataset", "librispeech", "libritts", "sound_folder", "sound_mix", "speech_commands", "splits_of"]
+__all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
 
 LEAST_RATE = 4000  # Hz
 BLOCK = 0.4  # seconds of which BS.1770 takes the loudness
@@ -31,7 +31,7 @@ MOST_MEASURED = 5  # channels that it knows
 
 
 @dataclass(eq=False, repr=False)
-class SoundDataset(FileDataset):
+class AudioDataset(FileDataset):
     """Stretches of sound files.
 
     While training: a stretch from anywhere in the file, brought to a loudness, changed in gain and sign by chance.
@@ -81,7 +81,7 @@ class SoundDataset(FileDataset):
             BadSample: The file can't be read.
         """
         generator = sample_generator(self.seed, key)
-        with Sound(self.files[key[1]], self.sample_rate, self.channels) as file:
+        with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
             sound = file.read(*self._stretch(file.length, generator))
         return self._varied(sound, generator) if self.train else sound
 
@@ -89,7 +89,7 @@ class SoundDataset(FileDataset):
         facts = file.facts if isinstance(file, Member) else {}
         if "samples" in facts:
             return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
-        with Sound(file, self.sample_rate, self.channels) as sound:
+        with AudioFile(file, self.sample_rate, self.channels) as sound:
             return sound.length
 
     def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def splits_of(
     *,
     sample_rate: int,
     crop_tokens: int | None,
-    hop: int,
+    downsample: int,
     channels: int = 1,
     val_seconds: float | None = 10.0,
     gain: Sequence[float] = (-6.0, 0.0),
@@ -137,7 +137,7 @@ def splits_of(
         sample_rate: In Hz, whatever rate a file has.
         crop_tokens: Length of a training stretch in tokens: of a fixed time a codec of a low rate would see few, and
             fail (arXiv 2606.16969); None for whole files.
-        hop: Samples of a token.
+        downsample: Samples of a token.
         channels: 1 mixes all; more are taken as they are, and mono is copied.
         val_seconds: What is taken of each file to evaluate on, from its beginning; None for all.
         gain: Lower and upper end of the random gain of a training stretch, dB.
@@ -148,21 +148,27 @@ def splits_of(
     Raises:
         UserError: A number is out of range.
     """
-    at_least({"data.sample_rate": (sample_rate, LEAST_RATE), "data.channels": (channels, 1), "data.hop": (hop, 1)})
-    at_least({"data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1)})
+    require_min(
+        {
+            "data.sample_rate": (sample_rate, LEAST_RATE),
+            "data.channels": (channels, 1),
+            "data.downsample": (downsample, 1),
+        }
+    )
+    require_min({"data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1)})
     if val_seconds is not None and not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     if len(gain) != 2 or gain[0] > gain[1]:
         raise UserError(f"data.gain={list(gain)}: must be a range, the lower end first")
-    samples = None if crop_tokens is None else crop_tokens * hop
+    samples = None if crop_tokens is None else crop_tokens * downsample
     shown = None if val_seconds is None else round(val_seconds * sample_rate)
     part = "whole files" if shown is None else f"the first {val_seconds:g} s of each file"
     mixed = "mono" if channels == 1 else f"{channels} channels"
     return Splits(
-        SoundDataset(
+        AudioDataset(
             train, sample_rate, samples, channels=channels, gain=gain, flip=flip, loudness=loudness, seed=seed
         ),
-        SoundDataset(val, sample_rate, shown, channels=channels, train=False),
+        AudioDataset(val, sample_rate, shown, channels=channels, train=False),
         about={
             "dataset": f"{name}, validation split",
             "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) where it has another rate;"
@@ -172,7 +178,7 @@ def splits_of(
 
 
 @takes(splits_of)
-def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
+def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Make both splits of a folder of sounds.
 
     Args:
@@ -188,8 +194,8 @@ def sound_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     return splits_of(str(root), train, val, **form)
 
 
-@takes(sound_folder)
-def sound_mix(
+@takes(audio_folder)
+def audio_mix(
     roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
     """Make the splits of several folders of sounds, each with its share of the training whatever its size.
@@ -198,12 +204,12 @@ def sound_mix(
         roots: The folders, by name; null leaves one out.
         weights: Share of each; 1 where it isn't named.
         seed: Seed of all chance.
-        form: What is made of the files: see `sound_folder`.
+        form: What is made of the files: see `audio_folder`.
 
     Raises:
         UserError: A folder isn't there, holds no sound, or a number is out of range.
     """
-    splits = {name: sound_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
+    splits = {name: audio_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
     return mix(splits, weights, seed)
 
 
@@ -234,7 +240,7 @@ def _libri(
     """
 
     def files(part: str) -> Sequence[File]:
-        fetched(partial(make, root, part, download=download), root, f"{part}.tar.gz")
+        download_or_raise(partial(make, root, part, download=download), root, f"{part}.tar.gz")
         return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
 
     train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
@@ -268,6 +274,6 @@ def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
 
     def files(subset: str) -> list[Path]:
         load = partial(SPEECHCOMMANDS, root, download=download, subset=subset)
-        return [Path(file) for file in fetched(load, root, "speech_commands_v0.02.tar.gz")._walker]
+        return [Path(file) for file in download_or_raise(load, root, "speech_commands_v0.02.tar.gz")._walker]
 
     return splits_of("Speech Commands 0.02", files("training"), files("validation"), **form)

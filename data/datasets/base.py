@@ -12,7 +12,7 @@ from varitok import UserError
 from ..batch import BadSample, SignalDataset
 from ..storage.members import File
 
-__all__ = ["FileDataset", "fetched", "takes"]
+__all__ = ["FileDataset", "download_or_raise", "takes"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,7 +73,7 @@ def takes(other: Callable[..., Any]) -> Callable[[Function], Function]:
     return decorate
 
 
-def fetched(make: Callable[[], Any], root: str, archive: str) -> Any:
+def download_or_raise(make: Callable[[], Any], root: str, archive: str) -> Any:
     """Make one of torchvision's or torchaudio's datasets; say in one line what to do where it can't be had.
 
     Args:

@@ -20,16 +20,16 @@ from torchvision.ops import roi_align
 from varitok import UserError
 
 from ..batch import BadSample, Key
-from ..feature_map import Features
+from ..feature_map import FeatureMap
 from ..storage.members import File, Member
 from ..storage.shard_reader import open_shards
-from ..teachers.audio import SoundTransformer
+from ..teachers.audio import AudioTransformer
 from ..teachers.base import Layer, Teacher
 from ..teachers.vision import VisionTransformer
-from .audio import SoundDataset
+from .audio import AudioDataset
 from .images import ImageFiles
 
-__all__ = ["IMAGE", "SOUND", "FeatureShards", "SeenTeacher", "image_teacher", "open_features", "sound_teacher"]
+__all__ = ["IMAGE", "SOUND", "CachedTeacher", "FeatureShards", "audio_teacher", "image_teacher", "open_features"]
 
 SOUND, IMAGE = ".npy", ".npz"  # the second has a vector of the whole too
 
@@ -59,7 +59,7 @@ class FeatureShards(ABC):
             raise UserError(f"{folder}: has no features of {missing}; write them anew by `varitok features`")
         self.members = [members[name + self.kind] for name in names]
 
-    def __getitem__(self, key: Key) -> Features:
+    def __getitem__(self, key: Key) -> FeatureMap:
         """Give the features of what is cut out at `(epoch, index)`, `(1, c, *grid)`.
 
         Raises:
@@ -76,22 +76,22 @@ class FeatureShards(ABC):
         return cut._replace(pooled=torch.from_numpy(arrays["pooled"]).float()[None]) if "pooled" in arrays else cut
 
     @abstractmethod
-    def cut(self, values: Tensor, member: Member, key: Key) -> Features:
+    def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
         """Cut a file's features `(*grid, c)`."""
 
 
-class _OfSounds(FeatureShards):
+class _OfAudio(FeatureShards):
     """Those of stretches of sounds; a stretch's ends have whole steps."""
 
     kind = SOUND
-    dataset: SoundDataset
+    dataset: AudioDataset
 
-    def cut(self, values: Tensor, member: Member, key: Key) -> Features:
+    def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
         begin, count = self.dataset.stretch(key)
         step = member.facts["step"] * self.dataset.sample_rate / member.facts["sample_rate"]
         first = min(int(begin // step), len(values) - 1)
         found = values[first : max(first + 1, -int(-(begin + count) // step))]
-        return Features(found.T[None], (step,), lead=begin - first * step)
+        return FeatureMap(found.T[None], (step,), offset=begin - first * step)
 
 
 class _OfImages(FeatureShards):
@@ -100,14 +100,14 @@ class _OfImages(FeatureShards):
     kind = IMAGE
     dataset: ImageFiles
 
-    def cut(self, values: Tensor, member: Member, key: Key) -> Features:
+    def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
         square, (rows, columns) = self.dataset.square(key), values.shape[:2]
         left, top = square.left * columns, square.top * rows
         box = torch.tensor([[0, left, top, left + square.width * columns, top + square.height * rows]])
         side = int(member.facts["side"])
         found = roi_align(values.permute(2, 0, 1)[None], box, (side, side), aligned=True)
         step = self.dataset.image_size / side
-        return Features(found.flip(-1) if square.mirrored else found, (step, step))
+        return FeatureMap(found.flip(-1) if square.mirrored else found, (step, step))
 
 
 def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:
@@ -116,8 +116,8 @@ def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:
     Raises:
         UserError: There are no such shards, they lack a file, or are not of such data.
     """
-    if isinstance(dataset, SoundDataset):
-        return _OfSounds(folder, dataset)
+    if isinstance(dataset, AudioDataset):
+        return _OfAudio(folder, dataset)
     if isinstance(dataset, ImageFiles):
         return _OfImages(folder, dataset)
     raise UserError(
@@ -126,7 +126,7 @@ def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:
     )
 
 
-class SeenTeacher(Teacher):
+class CachedTeacher(Teacher):
     """A teacher whose features are read, so that it need not be there.
 
     Args:
@@ -144,7 +144,7 @@ class SeenTeacher(Teacher):
         self.pooled_channels = int(facts.get("pooled_channels", 0))
         self.folder = folder
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Refuse to look at what isn't in the shards.
 
         Raises:
@@ -155,16 +155,16 @@ class SeenTeacher(Teacher):
         )
 
 
-def sound_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
+def audio_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
     """Make a teacher of sounds, or what stands in its place where its features are read.
 
     Args:
-        folder: See `SoundTransformer`.
+        folder: See `AudioTransformer`.
         sample_rate: Of the sounds, Hz.
         layer: Whose hidden states.
         cached: Shards of its features (`varitok features`); None lets it see each batch.
     """
-    return SoundTransformer(folder, sample_rate, layer) if cached is None else SeenTeacher(cached)
+    return AudioTransformer(folder, sample_rate, layer) if cached is None else CachedTeacher(cached)
 
 
 def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teacher:
@@ -175,7 +175,7 @@ def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teache
         cached: Shards of its features (`varitok features`); None lets it see each batch.
         form: See `VisionTransformer`.
     """
-    return VisionTransformer(folder, **form) if cached is None else SeenTeacher(cached)
+    return VisionTransformer(folder, **form) if cached is None else CachedTeacher(cached)
 
 
 def _members(folder: str) -> Sequence[Member]:

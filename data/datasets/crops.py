@@ -1,13 +1,13 @@
-"""Where to cut: boxes in one to three dimensions, drawn or centred."""
+"""Where to cut: boxes in one to three dimensions, drawn or centered."""
 
 from collections.abc import Sequence
 
 import torch
 
-__all__ = ["centre_box", "random_box"]
+__all__ = ["center_box", "random_box"]
 
 
-def centre_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
+def center_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
     """Give (start, length) along each axis of a box of `size` in the middle of `shape`.
 
     An axis of `shape` that is shorter than the box is taken whole.

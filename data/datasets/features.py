@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import BadSample, Key, SignalDataset, Splits
 from ..teachers.base import Teacher
@@ -26,7 +26,7 @@ AT_ONCE = 16  # frames that go through a teacher together
 
 @dataclass(eq=False, repr=False)
 class FeatureClips(SignalDataset):
-    """The standardised features of another data set's clips.
+    """The standardized features of another data set's clips.
 
     Args:
         clips: Gives uint8 `(3, t, h, w)` for a `Key`.
@@ -91,10 +91,10 @@ def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device
     Raises:
         UserError: A number is out of range, no clip can be read, or the teacher's patch doesn't divide the frames.
     """
-    at_least({"data.measured": (measured, 1)})
+    require_min({"data.measured": (measured, 1)})
     mean, deviation = _statistics(clips.train, teacher, measured, device)
     train, val = (FeatureClips(split, teacher, mean, deviation, device) for split in (clips.train, clips.val))
-    how = f"features of each frame by {teacher.name}, {len(mean)} channels; standardised by {measured} training clips"
+    how = f"features of each frame by {teacher.name}, {len(mean)} channels; standardized by {measured} training clips"
     protocol = "; ".join([*filter(None, [clips.about.get("protocol")]), how])
     return Splits(train, val, clips.about | {"protocol": protocol})
 

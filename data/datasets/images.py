@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import Key, SignalDataset, Splits, sample_generator
 from ..decoding.images import SUFFIXES, decode_image, decoded_size
 from ..storage.listing import list_files
 from ..storage.members import File
-from .base import fetched, takes
-from .crops import centre_box, random_box
+from .base import download_or_raise, takes
+from .crops import center_box, random_box
 
 __all__ = ["PROTOCOL", "ImageDataset", "ImageFiles", "ImageFolder", "Square", "cifar10", "image_folder", "imagenette"]
 
 PROTOCOL = (
-    "EXIF rotation applied, alpha over white, RGB; largest centred square cropped;"
+    "EXIF rotation applied, alpha over white, RGB; largest centered square cropped;"
     " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
 )
 Split: TypeAlias = Literal["train", "val"]
@@ -54,7 +54,7 @@ class ImageDataset(SignalDataset):
         read: Gives image number i as uint8 `(3, h, w)`; is told the shorter side that will be wanted, or None.
         count: How many images there are.
         image_size: Side of the squares, in pixels.
-        train: Crops at random and mirrors; otherwise the largest centred square is taken (`PROTOCOL`).
+        train: Crops at random and mirrors; otherwise the largest centered square is taken (`PROTOCOL`).
         least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
         flip: Mirror every other image.
         seed: Seed of all chance.
@@ -70,7 +70,7 @@ class ImageDataset(SignalDataset):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
+        require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
         if not 0 < self.least_scale <= 1:
             raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
@@ -89,7 +89,7 @@ class ImageDataset(SignalDataset):
         if not self.train:
             image = self.read(index, None)
             side = min(image.shape[1:])
-            box = centre_box(image.shape[1:], (side, side))
+            box = center_box(image.shape[1:], (side, side))
         else:
             generator = sample_generator(self.seed, key)
             scale = self._scale(generator)
@@ -210,7 +210,7 @@ def cifar10(root: str, *, image_size: int = 32, download: bool = True, least_sca
 
     def make(split: Split, **form: Any) -> ImageDataset:
         load = partial(CIFAR10, root, train=split == "train", download=download)
-        pixels = torch.from_numpy(fetched(load, root, "cifar-10-python.tar.gz").data).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(download_or_raise(load, root, "cifar-10-python.tar.gz").data).permute(0, 3, 1, 2)
         return ImageDataset(lambda i, _: pixels[i], len(pixels), **form)
 
     return splits_of("CIFAR-10", make, image_size=image_size, least_scale=least_scale, **form)
@@ -230,7 +230,7 @@ def imagenette(
     archive = {"full": "imagenette2.tgz", "320px": "imagenette2-320.tgz", "160px": "imagenette2-160.tgz"}[version]
 
     def make(split: Split, **form: Any) -> ImageDataset:
-        data = fetched(partial(Imagenette, root, split=split, size=version, download=download), root, archive)
+        data = download_or_raise(partial(Imagenette, root, split=split, size=version, download=download), root, archive)
         return ImageFiles([Path(file) for file, _ in data._samples], **form)
 
     return splits_of(f"Imagenette {version}", make, **form)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import BadSample, Key, SignalDataset, Splits
 from ..synthetic.video import Scenes
 from .video import PROTOCOL, VideoDataset
 
-__all__ = ["Stretches", "one_clip", "one_scene"]
+__all__ = ["Stretches", "single_clip", "single_scene"]
 
 
 @dataclass(eq=False, repr=False)
@@ -36,8 +36,8 @@ class Stretches(SignalDataset):
         return self.clip[:, key[1] * self.frames :][:, : self.frames]
 
 
-def one_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate: float | None = None) -> Splits:
-    """Read the beginning of a file, resized and cropped to its centre, into memory.
+def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate: float | None = None) -> Splits:
+    """Read the beginning of a file, resized and cropped to its center, into memory.
 
     Args:
         root: The file.
@@ -49,7 +49,7 @@ def one_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate
         UserError: The file can't be read or is too short, or a number is out of range.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    at_least({"data.frames": (frames, 1), "data.image_size": (min(height, width), 2)})
+    require_min({"data.frames": (frames, 1), "data.image_size": (min(height, width), 2)})
     file = VideoDataset([Path(root)], frames, height, width, frame_rate=frame_rate, train=False)
     try:
         clip = file[0, 0]
@@ -60,7 +60,7 @@ def one_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate
     return _splits(clip, root, PROTOCOL)
 
 
-def one_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
+def single_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
     """Make a clip of moving dead leaves (`Scenes`).
 
     Args:

@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import BadSample, Key, Splits, sample_generator
 from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
-from ..decoding.video import SUFFIXES, Video, frames_in
+from ..decoding.video import SUFFIXES, VideoFile, frames_in
 from ..storage.listing import list_files
 from ..storage.members import File, Member
 from .base import FileDataset, takes
-from .crops import centre_box, random_box
+from .crops import center_box, random_box
 from .mixture import mix
 
 __all__ = ["VideoDataset", "clips_and_images", "kinetics", "splits_of", "ucf101", "video_folder"]
 
 PROTOCOL = (
     "the frame shown at each moment, rotation applied, RGB; resized by bicubic interpolation as decoded so that the"
-    " crop fits in; centred crop; nothing else"
+    " crop fits in; centered crop; nothing else"
 )
 LEAST_SIDE = 8  # pixels; smaller files count as unreadable
 
@@ -36,7 +36,7 @@ class VideoDataset(FileDataset):
     """Stretches of files of clips, all of one size.
 
     While training: a stretch from anywhere in the file, a crop from anywhere in it, mirrored by chance. Otherwise: the
-    file's beginning and the largest centred crop. A file that is shorter is given as it is; a batch fills it up and
+    file's beginning and the largest centered crop. A file that is shorter is given as it is; a batch fills it up and
     knows its length. An image is a clip of one frame. Where there are several shapes each file has the one that is most
     like it (`shape_of`).
 
@@ -78,7 +78,7 @@ class VideoDataset(FileDataset):
         if "frames" in facts:
             length = frames_in(facts["seconds"], self.frame_rate) if self.frame_rate else facts["frames"]
             return Extent(length, facts["height"], facts["width"])
-        with Video(file, self.frame_rate) as video:
+        with VideoFile(file, self.frame_rate) as video:
             return Extent(video.length, video.height, video.width)
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -89,7 +89,7 @@ class VideoDataset(FileDataset):
         """
         generator = sample_generator(self.seed, key)
         path = self.files[key[1]]
-        with Video(path, self.frame_rate) as video:
+        with VideoFile(path, self.frame_rate) as video:
             if min(video.height, video.width) < LEAST_SIDE:
                 raise BadSample(str(path), f"{video.width} x {video.height} pixels are too few")
             crop, start, frames = (self.height, self.width), 0, video.length if self.frames is None else self.frames
@@ -104,7 +104,7 @@ class VideoDataset(FileDataset):
             fit = max(crop[0] / video.height, crop[1] / video.width) / scale
             whole = max(crop[0], round(video.height * fit)), max(crop[1], round(video.width * fit))
             clip = video.read(start, frames, whole)
-        (top, height), (left, width) = random_box(whole, crop, generator) if self.train else centre_box(whole, crop)
+        (top, height), (left, width) = random_box(whole, crop, generator) if self.train else center_box(whole, crop)
         clip = clip[:, :, top : top + height, left : left + width]
         if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
@@ -119,7 +119,7 @@ class Extent(NamedTuple):
     width: int
 
 
-def shape_of(shapes: Sequence[tuple[int, int, int]], video: Video | Extent) -> int:
+def shape_of(shapes: Sequence[tuple[int, int, int]], video: VideoFile | Extent) -> int:
     """Choose the shape most like a file: of its frames' form, and of those the longest that it fills.
 
     Args:
@@ -145,8 +145,8 @@ def splits_of(
     val: Sequence[File],
     *,
     crop_tokens: int = 5,
-    hop: int = 4,
-    lead: int = 3,
+    downsample: int = 4,
+    causal_pad: int = 3,
     val_tokens: int | None = None,
     buckets: Sequence[Sequence[int]] | None = None,
     image_size: int | Sequence[int] = 64,
@@ -162,8 +162,9 @@ def splits_of(
         train: Files to train on.
         val: Files to evaluate on.
         crop_tokens: Length of a training clip in latent frames.
-        hop: Frames of a latent frame.
-        lead: Copies of the first frame that the codec puts before it: N latent frames are `N * hop - lead` frames.
+        downsample: Frames of a latent frame.
+        causal_pad: Copies of the first frame that the codec puts before it: N latent frames are `N * downsample -
+            causal_pad` frames.
         val_tokens: Length of a clip to evaluate on; as in training where None.
         buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
             `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
@@ -177,16 +178,18 @@ def splits_of(
         UserError: A number is out of range.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    lengths = [tokens * hop - lead for tokens in (crop_tokens, crop_tokens if val_tokens is None else val_tokens)]
-    at_least({"data.hop": (hop, 1), "data.lead": (lead, 0)})
-    shortest = lead // hop + 1  # latent frames of which a frame is left
-    at_least({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
-    at_least({"data.val_tokens": (shortest if val_tokens is None else val_tokens, shortest)})
+    lengths = [
+        tokens * downsample - causal_pad for tokens in (crop_tokens, crop_tokens if val_tokens is None else val_tokens)
+    ]
+    require_min({"data.downsample": (downsample, 1), "data.causal_pad": (causal_pad, 0)})
+    shortest = causal_pad // downsample + 1  # latent frames of which a frame is left
+    require_min({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
+    require_min({"data.val_tokens": (shortest if val_tokens is None else val_tokens, shortest)})
     if not 0 < least_scale <= 1:
         raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
     if frame_rate is not None and not frame_rate > 0:
         raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
-    shapes = [_bucket(bucket, hop, lead) for bucket in buckets or ()]
+    shapes = [_bucket(bucket, downsample, causal_pad) for bucket in buckets or ()]
     form = {"frame_rate": frame_rate, "least_scale": least_scale, "flip": flip, "seed": seed}
     rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
     return Splits(
@@ -199,11 +202,11 @@ def splits_of(
     )
 
 
-def _bucket(bucket: Sequence[int], hop: int, lead: int) -> tuple[int, int, int]:
+def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> tuple[int, int, int]:
     """Check a bucket; give its frames, height and width."""
     if len(bucket) != 3 or min(bucket) < 1:
         raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
-    return bucket[0] * hop - lead, bucket[1], bucket[2]
+    return bucket[0] * downsample - causal_pad, bucket[1], bucket[2]
 
 
 @takes(splits_of)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from ..batch import BadSample
-from ..storage.members import File, Member, opened
+from ..storage.members import File, Member, open_file
 
-__all__ = ["MOST_SAMPLES", "SUFFIXES", "Sound", "decode_sound", "resampled_length"]
+__all__ = ["MOST_SAMPLES", "SUFFIXES", "AudioFile", "decode_audio", "resampled_length"]
 
 Floats = npt.NDArray[np.float32]
 SUFFIXES = (
@@ -58,7 +58,7 @@ class _Source(Protocol):
         """Let go of the file."""
 
 
-class Sound:
+class AudioFile:
     """A sound file, open, at the sample rate and with the channels that are wanted; a context manager.
 
     WAV, FLAC, OGG, MP3 and what else libsndfile knows is sought in; the rest (AAC, WMA, the sound of videos) is read by
@@ -93,7 +93,7 @@ class Sound:
         self._down, self._up = ratio.denominator, ratio.numerator
         self.length = resampled_length(self._source.frames, self._source.rate, self.sample_rate)
 
-    def __enter__(self) -> "Sound":
+    def __enter__(self) -> "AudioFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,14 +169,14 @@ def _ratio(rate: int, wanted: int) -> Fraction:
     return Fraction(wanted, rate).limit_denominator(FINEST_RATIO)
 
 
-def decode_sound(
+def decode_audio(
     path: str | File,
     start: int = 0,
     frames: int | None = None,
     sample_rate: int | None = None,
     channels: int | None = None,
 ) -> Tensor:
-    """Read a stretch of a sound file; see `Sound`.
+    """Read a stretch of a sound file; see `AudioFile`.
 
     Args:
         path: The file.
@@ -191,7 +191,7 @@ def decode_sound(
     Raises:
         BadSample: The file can't be read as a sound.
     """
-    with Sound(path, sample_rate, channels) as sound:
+    with AudioFile(path, sample_rate, channels) as sound:
         return sound.read(start, frames)
 
 
@@ -256,7 +256,7 @@ class _Libsndfile:
     """A file that libsndfile reads."""
 
     def __init__(self, path: File) -> None:
-        self._file = soundfile.SoundFile(opened(path))
+        self._file = soundfile.SoundFile(open_file(path))
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.frames: int = self._file.frames
@@ -283,7 +283,7 @@ class _FFmpeg:
     def __init__(self, path: File) -> None:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         self._container: Any = av.open(
-            opened(path) if isinstance(path, Member) else str(path.absolute()), options=options
+            open_file(path) if isinstance(path, Member) else str(path.absolute()), options=options
         )
         try:
             self._stream = self._sound_of(path)

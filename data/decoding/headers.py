@@ -6,19 +6,19 @@ from typing import Any
 from ..batch import BadSample
 from ..storage.members import File
 from .audio import SUFFIXES as SOUND_SUFFIXES
-from .audio import Sound
+from .audio import AudioFile
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import open_image
 from .video import SUFFIXES as CLIP_SUFFIXES
-from .video import Video
+from .video import VideoFile
 
-__all__ = ["KINDS", "facts_of"]
+__all__ = ["KINDS", "probe"]
 
 KINDS = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *SOUND_SUFFIXES, *CLIP_SUFFIXES)))
 """Suffixes of all files that data sets are made of."""
 
 
-def facts_of(file: File) -> Mapping[str, Any]:
+def probe(file: File) -> Mapping[str, Any]:
     """Tell what a file's header says.
 
     Returns:
@@ -28,7 +28,7 @@ def facts_of(file: File) -> Mapping[str, Any]:
     """
     found: dict[str, Any] = {}
     reasons: list[str] = []
-    for suffixes, look in ((CLIP_SUFFIXES, _of_clip), (IMAGE_SUFFIXES, _of_image), (SOUND_SUFFIXES, _of_sound)):
+    for suffixes, look in ((CLIP_SUFFIXES, _of_video), (IMAGE_SUFFIXES, _of_image), (SOUND_SUFFIXES, _of_audio)):
         if file.suffix.lower() in suffixes:
             try:
                 found |= look(file)
@@ -42,12 +42,12 @@ def _of_image(file: File) -> dict[str, Any]:
         return {"width": image.width, "height": image.height}
 
 
-def _of_sound(file: File) -> dict[str, Any]:
-    with Sound(file) as sound:
+def _of_audio(file: File) -> dict[str, Any]:
+    with AudioFile(file) as sound:
         return {"samples": sound.length, "sample_rate": sound.sample_rate, "channels": sound.channels}
 
 
-def _of_clip(file: File) -> dict[str, Any]:
-    with Video(file) as clip:
+def _of_video(file: File) -> dict[str, Any]:
+    with VideoFile(file) as clip:
         size = {"width": clip.width, "height": clip.height}
         return {**size, "frames": clip.length, "frame_rate": clip.frame_rate, "seconds": clip.seconds}

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ..batch import BadSample
-from ..storage.members import File, opened
+from ..storage.members import File, open_file
 
 __all__ = ["SUFFIXES", "decode_image", "decoded_size", "open_image"]
 
@@ -40,7 +40,7 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     with _drafted(path, shorter_side, least_side) as image:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.array(_rgb(image))
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # colours stay the last in memory: cropped and resized faster so
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # colors stay the last in memory: cropped and resized faster so
 
 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def open_image(path: str | File, least_side: int = 1) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened(path)) as image:
+            with Image.open(open_file(path)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
                 if min(image.size) < least_side:

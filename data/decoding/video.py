@@ -15,11 +15,11 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ..batch import BadSample
-from ..storage.members import File, Member, opened
+from ..storage.members import File, Member, open_file
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import decode_image
 
-__all__ = ["MOST_PIXELS", "SUFFIXES", "Video", "frames_in", "is_image"]
+__all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in", "is_image"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ PATIENCE = 60.0  # seconds that a stretch may take; a damaged file can keep a de
 LATE = 2  # frames that a file may lack at its end, since headers round: the last one stands in for them
 
 
-class Video:
+class VideoFile:
     """A file of frames, open, at the frame rate that is wanted; a context manager.
 
     A frame is the one that is shown at its moment, so that files of variable frame rate are understood. Phones'
@@ -68,7 +68,7 @@ class Video:
             if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
                 raise BadSample(str(self.path), "not a regular file")
             options = {"format_whitelist": CONTAINERS}
-            self._file = av.open(opened(self.path), options=options, timeout=PATIENCE)
+            self._file = av.open(open_file(self.path), options=options, timeout=PATIENCE)
         try:
             with self._named():
                 self._look(frame_rate)
@@ -113,7 +113,7 @@ class Video:
         ends = [one.pts + (one.duration or 0) for one in self._file.demux(self._stream) if one.pts is not None]
         return float((max(ends) - self._start) * self._base) if ends else 0.0
 
-    def __enter__(self) -> "Video":
+    def __enter__(self) -> "VideoFile":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
 import numpy as np
 from fsspec.core import url_to_fs
 
-__all__ = ["File", "Member", "Members", "Reader", "is_url", "let_go", "opened", "reader_of"]
+__all__ = ["File", "Member", "Members", "Reader", "clear_handles", "is_url", "open_file", "reader_of"]
 
 MOST_READ = 1 << 30  # bytes of a member that is read as a whole
 CHUNK = 1 << 20  # bytes of an open member that are read at once, and so held
@@ -83,7 +83,7 @@ File: TypeAlias = Path | Member
 """What a data set is made of."""
 
 
-def opened(file: str | File) -> Any:
+def open_file(file: str | File) -> Any:
     """Give what libraries open: the path of a file, which they open themselves and faster, or a member as a stream."""
     return file.open() if isinstance(file, Member) else os.path.abspath(file)
 
@@ -194,7 +194,7 @@ def _local(shard: str) -> io.FileIO:
     return io.FileIO(shard)  # which closes when nobody has it any more
 
 
-def let_go() -> None:
+def clear_handles() -> None:
     """Open shards anew from here on: others may lie there by the same names."""
     _local.cache_clear()
 

@@ -28,7 +28,7 @@ from fsspec.core import url_to_fs
 
 from varitok import UserError
 
-from .members import Members, is_url, let_go, reader_of
+from .members import Members, clear_handles, is_url, reader_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
 from .tar import BLOCK, entry_at
 
@@ -74,7 +74,7 @@ def open_shards(
     Raises:
         UserError: A shard or its index can't be read.
     """
-    let_go()
+    clear_handles()
     shards = shards_in(str(folder))
     found = [
         (name.split("/"), number, line)

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import Key, Splits
-from .base import Embedded
+from .base import SyntheticDataset
 
 __all__ = ["Voices", "voices"]
 
@@ -33,13 +33,13 @@ LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # dB of the root mean square below a squ
 PEAK = 0.95
 
 
-class Voices(Embedded):
+class Voices(SyntheticDataset):
     """Speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
 
     A voice is a train of glottal pulses with a moving pitch, and noise, through formants that glide from one phoneme
     to the next (the source-filter model; Fant, 1960, "Acoustic theory of speech production"; formants of vowels from
     Peterson and Barney, 1952). Three in five sounds are voices, the others tones with decaying partials, bursts of
-    coloured noise, or a voice over one of these.
+    colored noise, or a voice over one of these.
 
     Args:
         sample_rate: In Hz.
@@ -62,7 +62,7 @@ class Voices(Embedded):
         seed: int = 0,
         train: bool = True,
     ) -> None:
-        at_least({"data.sample_rate": (sample_rate, 4000), "data.crop_tokens": (samples, 1)})
+        require_min({"data.sample_rate": (sample_rate, 4000), "data.crop_tokens": (samples, 1)})
         super().__init__(length, seed, train)
         if channels not in (1, 2):
             raise UserError(f"data.channels={channels}: must be 1 or 2")
@@ -82,7 +82,7 @@ class Voices(Embedded):
 def voices(
     sample_rate: int = 24_000,
     crop_tokens: int = 75,
-    hop: int = 320,
+    downsample: int = 320,
     val_seconds: float = 2.0,
     length: int = 10_000,
     val_length: int = 64,
@@ -94,7 +94,7 @@ def voices(
     Args:
         sample_rate: In Hz.
         crop_tokens: Length of a training sound in tokens.
-        hop: Samples of a token.
+        downsample: Samples of a token.
         val_seconds: Length of the sounds to evaluate on.
         length: Training sounds of an epoch; each epoch has new ones.
         val_length: Sounds to evaluate on, the same at all times.
@@ -109,7 +109,7 @@ def voices(
     protocol = f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else"
     form, val = {"sample_rate": sample_rate, "channels": channels}, {"samples": round(val_seconds * sample_rate)}
     what = "voices, {} synthetic sounds"
-    return Voices.splits(length, val_length, what, protocol, seed, val, samples=crop_tokens * hop, **form)
+    return Voices.splits(length, val_length, what, protocol, seed, val, samples=crop_tokens * downsample, **form)
 
 
 def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> Floats:
@@ -123,15 +123,15 @@ def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> 
         mono = _voice(rng, rate, samples)
         if kind == 3:
             other = (_tones if rng.random() < 0.5 else _bursts)(rng, rate, samples)
-            mono = _levelled(mono) + _levelled(other) * np.float32(10 ** (rng.uniform(-25, -5) / 20))
+            mono = _normalize_level(mono) + _normalize_level(other) * np.float32(10 ** (rng.uniform(-25, -5) / 20))
     # A recording is never silent between words: a room has its noise.
-    mono = _levelled(mono) + _room(rng, samples) * np.float32(10 ** (rng.uniform(-60, -35) / 20))
+    mono = _normalize_level(mono) + _room(rng, samples) * np.float32(10 ** (rng.uniform(-60, -35) / 20))
     sound = mono[None]
     if channels == 2:
         late = min(samples - 1, int(rng.integers(0, max(1, rate // 1500))))
         other = np.concatenate([np.zeros(late, np.float32), mono[: samples - late]])
         sound = np.stack([mono, other * np.float32(rng.uniform(0.5, 1.5))])[:: rng.choice((-1, 1))]
-    sound = _levelled(sound) * np.float32(10 ** (rng.uniform(LEAST_LEVEL, MOST_LEVEL) / 20))
+    sound = _normalize_level(sound) * np.float32(10 ** (rng.uniform(LEAST_LEVEL, MOST_LEVEL) / 20))
     peak = np.abs(sound).max()
     result: Floats = np.ascontiguousarray(sound * np.float32(min(1.0, PEAK / max(peak, 1e-9))), np.float32)
     return result
@@ -142,10 +142,10 @@ def _room(rng: np.random.Generator, samples: int) -> Floats:
     white = rng.standard_normal(samples, np.float32)
     # A moving sum of a few samples is red enough at a fraction of a recursive filter's time.
     width = min(samples, int(rng.integers(1, 9)))
-    return _levelled(np.convolve(white, np.hanning(width + 2)[1:-1].astype(np.float32), "same"))
+    return _normalize_level(np.convolve(white, np.hanning(width + 2)[1:-1].astype(np.float32), "same"))
 
 
-def _levelled(sound: Floats) -> Floats:
+def _normalize_level(sound: Floats) -> Floats:
     """Scale to a root mean square of 1; silence stays."""
     level = float(np.sqrt(np.mean(np.square(sound))))
     return sound / np.float32(max(level, 1e-6))
@@ -157,7 +157,7 @@ class _Score(NamedTuple):
     formants: Floats  # (n, FORMANTS), Hz
     voiced: Floats  # (n,), amplitude of the pulses
     breath: Floats  # (n,), amplitude of the noise
-    hiss: Floats  # (n, 2), centre and width of the noise, Hz
+    hiss: Floats  # (n, 2), center and width of the noise, Hz
     through: Floats  # (n,), share of the noise that goes through the formants, in [0, 1]
 
 
@@ -173,8 +173,8 @@ def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
     spectrum = torch.stft(pulses, 2 * size, hop, size, window, pad_mode="constant", return_complex=True).numpy().T
     frequency = np.fft.rfftfreq(2 * size, 1 / rate).astype(np.float32)
     throat = _resonances(frequency, score.formants)
-    centre, width = score.hiss.T[..., None]
-    lips = np.exp(-np.square((frequency - centre) / width)).astype(np.complex64)
+    center, width = score.hiss.T[..., None]
+    lips = np.exp(-np.square((frequency - center) / width)).astype(np.complex64)
     lips += score.through[:, None] * (throat - lips)
     noise = _noise(rng, spectrum.shape) * np.float32(0.02 * np.sqrt(size))
     spectrum = spectrum * throat * score.voiced[:, None] + noise * lips * score.breath[:, None]
@@ -264,8 +264,8 @@ def _wobble(rng: np.random.Generator, seconds: float) -> tuple[npt.NDArray[np.fl
 def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64]:
     """Give the response of resonators in a row (each a pair of poles, 1 at 0 Hz): `(frames, frequencies)`."""
     response = np.ones((len(formants), len(frequency)), np.complex64)
-    for centre, width in zip(formants.T[..., None], BANDWIDTHS, strict=True):
-        square = np.square(centre)
+    for center, width in zip(formants.T[..., None], BANDWIDTHS, strict=True):
+        square = np.square(center)
         below = np.empty_like(response)
         below.real = (square - np.square(frequency)) / square
         below.imag = frequency * width / square
@@ -300,18 +300,18 @@ def _tones(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _bursts(rng: np.random.Generator, rate: int, samples: int) -> Floats:
-    """Make bursts of coloured noise that start at once and die away, over a softer ground."""
+    """Make bursts of colored noise that start at once and die away, over a softer ground."""
     size = _frame_size(rate)
     hop = size // 4
     shape = (samples // hop + 1, size + 1)
     time = np.arange(shape[0], dtype=np.float32)[:, None] * hop / rate
     frequency = np.fft.rfftfreq(2 * size, 1 / rate).astype(np.float32)
-    colour = (1 + frequency / 200) ** -np.float32(rng.uniform(0, 1.5))
-    gain = np.float32(rng.uniform(0.0, 0.1)) * colour + np.zeros(shape, np.float32)
+    color = (1 + frequency / 200) ** -np.float32(rng.uniform(0, 1.5))
+    gain = np.float32(rng.uniform(0.0, 0.1)) * color + np.zeros(shape, np.float32)
     for _ in range(1 + rng.poisson(3 * samples / rate)):
         start, decay = rng.uniform(-0.1, samples / rate), rng.uniform(0.02, 0.4)
-        centre, octaves = 200 * 2 ** rng.uniform(0, np.log2(rate / 500)), rng.uniform(0.3, 2)
-        band = np.exp(-np.square(np.log2((frequency + 20) / centre) / octaves)).astype(np.float32)
+        center, octaves = 200 * 2 ** rng.uniform(0, np.log2(rate / 500)), rng.uniform(0.3, 2)
+        band = np.exp(-np.square(np.log2((frequency + 20) / center) / octaves)).astype(np.float32)
         gain += np.where(time >= start, np.exp(-(time - start).clip(0) / decay), 0).astype(np.float32) * band
     return _inverse(_noise(rng, shape) * gain, hop, samples, torch.hann_window(size))
 
@@ -326,10 +326,10 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.c
     return rng.standard_normal((*shape, 2), np.float32).view(np.complex64)[..., 0]
 
 
-def _inverse(spectrum: npt.NDArray[np.complex64], hop: int, samples: int, window: Tensor) -> Floats:
+def _inverse(spectrum: npt.NDArray[np.complex64], downsample: int, samples: int, window: Tensor) -> Floats:
     """Turn `(frames, frequencies)` back into a sound: `(samples,)`."""
     size = len(window)
     short = torch.from_numpy(np.ascontiguousarray(spectrum.T, np.complex64))
     # Long enough for the last frame, then cut: torch wants every sample covered by a window.
-    sound: Floats = torch.istft(short, 2 * size, hop, size, window, length=samples).numpy()
+    sound: Floats = torch.istft(short, 2 * size, downsample, size, window, length=samples).numpy()
     return sound

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from varitok import at_least
+from varitok import require_min
 
 from ..batch import Key, SignalDataset, Splits
 
-__all__ = ["Embedded"]
+__all__ = ["SyntheticDataset"]
 
 
-class Embedded(SignalDataset):
+class SyntheticDataset(SignalDataset):
     """An endless data set.
 
     Args:
@@ -26,7 +26,7 @@ class Embedded(SignalDataset):
     """
 
     def __init__(self, length: int, seed: int, train: bool) -> None:
-        at_least({"data.length": (length, 1), "data.seed": (seed, 0)})
+        require_min({"data.length": (length, 1), "data.seed": (seed, 0)})
         self.length = length
         self.seed = seed
         self.train = train
@@ -61,7 +61,7 @@ class Embedded(SignalDataset):
 
         `what` signals are, with {} for their number, and the protocol stand above a table.
         """
-        at_least({"data.val_length": (val_length, 1)})
+        require_min({"data.val_length": (val_length, 1)})
         return Splits(
             cls(length=length, seed=seed, train=True, **form),
             cls(length=val_length, seed=seed, train=False, **{**form, **val}),

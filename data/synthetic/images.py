@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varitok import at_least
+from varitok import require_min
 
 from ..batch import Key, Splits
-from .base import Embedded
+from .base import SyntheticDataset
 
 __all__ = ["DeadLeaves", "Leaves", "dead_leaves", "draw_leaves", "noise_fields", "paint"]
 
@@ -26,11 +26,11 @@ FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their texture
 NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
 
 
-class DeadLeaves(Embedded):
+class DeadLeaves(SyntheticDataset):
     """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
 
     Radii follow r^-3, which makes the image look alike at every scale as nature does (Lee, Mumford and Huang, 2001,
-    "Occlusion models for natural images"); textures and correlated colours follow the variants of Baradad et al.
+    "Occlusion models for natural images"); textures and correlated colors follow the variants of Baradad et al.
     (2021, "Learning to see by looking at noise"). The power spectrum falls like that of photographs.
 
     Args:
@@ -47,7 +47,7 @@ class DeadLeaves(Embedded):
     def __init__(
         self, image_size: int = 64, length: int = 10_000, seed: int = 0, train: bool = True, least_radius: float = 2.0
     ) -> None:
-        at_least({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
+        require_min({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
         super().__init__(length, seed, train)
         self.image_size = image_size
         self.least_radius = least_radius
@@ -79,14 +79,14 @@ def dead_leaves(
 class Leaves(NamedTuple):
     """Leaves from the back to the front, n of them; lengths in pixels, angles in radians."""
 
-    centre: Floats  # (n, 2), y and x
+    center: Floats  # (n, 2), y and x
     radius: Floats  # (n, 2), half axes
     turn: Floats  # (n,)
     faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each face; rounds have none of them
     reach: Floats  # (n,), farthest corner, as a multiple of the half axes
     polygon: npt.NDArray[np.bool_]  # (n,)
     soft: Floats  # (n,), width of the edge
-    colours: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
+    colors: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
     gradient: Floats  # (n, 2), change of the texture per pixel down and right
     wave: Floats  # (n, 3), amplitude, cycles per pixel, phase
     grain: Floats  # (n,), amplitude of the noise
@@ -102,8 +102,8 @@ def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Lea
     # Inverse of the distribution function of r^-3 between the two bounds.
     radius = (least**-2 - rng.random(n) * (least**-2 - largest**-2)) ** -0.5
     radius[0] = 2 * side
-    centre = rng.uniform(-0.1 * side, 1.1 * side, (n, 2))
-    centre[0] = side / 2
+    center = rng.uniform(-0.1 * side, 1.1 * side, (n, 2))
+    center[0] = side / 2
     stretch = np.exp(rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.7))  # the others are discs or regular
     light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
     slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
@@ -112,13 +112,13 @@ def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Lea
     polygon = rng.random(n) < 0.5
     polygon[0] = False
     arrays = {
-        "centre": centre,
+        "center": center,
         "radius": radius[:, None] * np.stack([stretch, 1 / stretch], 1),
         "turn": rng.uniform(0, np.pi, n),
         "faces": faces,
         "reach": np.where(polygon, reach, 1),
         "soft": 1.2 + far * (radius > 2 * least),
-        "colours": _colours(rng, n),
+        "colors": _colors(rng, n),
         "gradient": slope[:, None] * np.stack([np.sin(light), np.cos(light)], 1),
         "wave": np.stack(
             [
@@ -145,8 +145,8 @@ def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], n
     return faces, 0.85 / np.cos(np.pi / count + wobble)
 
 
-def _colours(rng: np.random.Generator, n: int) -> Floats:
-    """Draw two related colours for each leaf out of one palette: `(n, 2, 3)`, sRGB in [0, 1].
+def _colors(rng: np.random.Generator, n: int) -> Floats:
+    """Draw two related colors for each leaf out of one palette: `(n, 2, 3)`, sRGB in [0, 1].
 
     Drawn in Oklab (Ottosson, 2020), where equal steps look equal: lightness varies most, hue and chroma little and
     together, as they do in photographs.
@@ -158,12 +158,12 @@ def _colours(rng: np.random.Generator, n: int) -> Floats:
     light = rng.uniform(0.4, 0.75) + rng.uniform(0.12, 0.25) * rng.normal(0, 1, (n, 1))
     light = light + rng.normal(0, 0.12, (n, 1)) * (-1, 1)
     hues = hue[kind, None] + rng.normal(0, 0.15, (n, 2))
-    # Neither black nor white has room for colour.
+    # Neither black nor white has room for color.
     chromas = (chroma[kind, None] * rng.uniform(0.6, 1.3, (n, 2))) * (1 - (2 * light.clip(0, 1) - 1) ** 2) ** 0.5
     lab = np.stack([light.clip(0.05, 0.98), chromas * np.cos(hues), chromas * np.sin(hues)], 2)
     linear = ((lab @ OKLAB_TO_LMS) ** 3 @ LMS_TO_RGB).clip(0, 1)
-    colours: Floats = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return colours
+    colors: Floats = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return colors
 
 
 OKLAB_TO_LMS = np.array([
@@ -206,8 +206,8 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     within = np.arange(sizes.sum(), dtype=np.int32) - each(ends - sizes)
     row = within // each(width)
     y, x = row + each(low[:, 0]), within - row * each(width) + each(low[:, 1])
-    dy = y.astype(np.float32) - each(leaves.centre[:, 0])
-    dx = x.astype(np.float32) - each(leaves.centre[:, 1])
+    dy = y.astype(np.float32) - each(leaves.center[:, 0])
+    dx = x.astype(np.float32) - each(leaves.center[:, 1])
     cos, sin = each(np.cos(leaves.turn)), each(np.sin(leaves.turn))
     along, across = cos * dx + sin * dy, cos * dy - sin * dx
     alpha = (0.5 - _distance(leaves, sizes, along, across) / each(leaves.soft)).clip(0, 1)
@@ -218,14 +218,14 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     amplitude, cycles, phase = leaves.wave.T
     wave = each(amplitude) * np.sin(each(2 * np.pi * cycles) * along + each(phase))
     tilt = each(leaves.gradient[:, 0]) * dy + each(leaves.gradient[:, 1]) * dx
-    first, second = leaves.colours.transpose(1, 2, 0)
-    colour = each(first) + each(second - first) * (0.5 + tilt + wave + grain).clip(-0.5, 1.5)
+    first, second = leaves.colors.transpose(1, 2, 0)
+    color = each(first) + each(second - first) * (0.5 + tilt + wave + grain).clip(-0.5, 1.5)
 
     canvas: Floats = np.zeros((3, side, side), np.float32)
     for (y0, x0), (y1, x1), end, size in zip(low.tolist(), high.tolist(), ends.tolist(), sizes.tolist(), strict=True):
         patch = canvas[:, y0:y1, x0:x1]
         over = alpha[end - size : end].reshape(patch.shape[1:])
-        patch += over * (colour[:, end - size : end].reshape(patch.shape) - patch)
+        patch += over * (color[:, end - size : end].reshape(patch.shape) - patch)
     return canvas
 
 
@@ -235,8 +235,8 @@ def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
     down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
     right = np.hypot(leaves.radius[:, 0] * cos, leaves.radius[:, 1] * sin)
     reach = np.stack([down, right], 1) * leaves.reach[:, None] + leaves.soft[:, None]
-    low = np.floor(leaves.centre - reach).clip(0, side).astype(np.int32)
-    high = np.ceil(leaves.centre + reach + 1).clip(0, side).astype(np.int32)
+    low = np.floor(leaves.center - reach).clip(0, side).astype(np.int32)
+    high = np.ceil(leaves.center + reach + 1).clip(0, side).astype(np.int32)
     return low, high
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ..batch import Key, Splits
-from .base import Embedded
+from .base import SyntheticDataset
 from .images import FIELD_SIDE, Floats, Leaves, draw_leaves, noise_fields, paint
 
 __all__ = ["Motion", "Scenes", "scenes"]
@@ -51,19 +51,19 @@ class Motion:
         turn = 2 * np.pi * self.rate * seconds
         shift = self.velocity * seconds + self.swing * (np.sin(turn + self.phase) - np.sin(self.phase))
         middle = self.side / 2
-        centre = middle + scale * (leaves.centre + shift - middle)
+        center = middle + scale * (leaves.center + shift - middle)
         field = leaves.field.copy()
-        field[:, 1:] -= np.rint(centre - leaves.centre).astype(np.int32)  # a surface goes with its leaf
+        field[:, 1:] -= np.rint(center - leaves.center).astype(np.int32)  # a surface goes with its leaf
         field[:, 1:] %= FIELD_SIDE
         return leaves._replace(
-            centre=centre.astype(np.float32),
+            center=center.astype(np.float32),
             radius=(leaves.radius * scale).astype(np.float32),
             turn=(leaves.turn + self.spin * seconds).astype(np.float32),
             field=field,
         )
 
 
-class Scenes(Embedded):
+class Scenes(SyntheticDataset):
     """Moving dead leaves: an endless stand-in for clips, with pans, zooms, occlusion, turning and swinging things.
 
     Args:
@@ -91,8 +91,8 @@ class Scenes(Embedded):
         least_radius: float = 4.0,
         speed: float = 0.5,
     ) -> None:
-        at_least({"data.frames": (frames, 1), "data.image_size": (image_size, 8)})
-        at_least({"data.least_radius": (least_radius, 1), "data.speed": (speed, 0)})
+        require_min({"data.frames": (frames, 1), "data.image_size": (image_size, 8)})
+        require_min({"data.least_radius": (least_radius, 1), "data.speed": (speed, 0)})
         super().__init__(length, seed, train)
         if not frame_rate > 0:
             raise UserError(f"data.frame_rate={frame_rate}: must be above 0")
@@ -137,8 +137,8 @@ class Scenes(Embedded):
 def scenes(
     image_size: int = 64,
     crop_tokens: int = 5,
-    hop: int = 4,
-    lead: int = 3,
+    downsample: int = 4,
+    causal_pad: int = 3,
     frame_rate: float = 8.0,
     length: int = 10_000,
     val_length: int = 32,
@@ -151,8 +151,8 @@ def scenes(
     Args:
         image_size: See `Scenes`.
         crop_tokens: Length of a clip in latent frames.
-        hop: Frames of a latent frame.
-        lead: Copies of the first frame that the codec puts before it.
+        downsample: Frames of a latent frame.
+        causal_pad: Copies of the first frame that the codec puts before it.
         frame_rate: See `Scenes`.
         length: Training clips of an epoch; each epoch has new ones.
         val_length: Clips to evaluate on, the same at all times.
@@ -163,7 +163,7 @@ def scenes(
     Raises:
         UserError: A number is out of range.
     """
-    frames = crop_tokens * hop - lead
+    frames = crop_tokens * downsample - causal_pad
     protocol = f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second"
     form: dict[str, Any] = {"frames": frames, "image_size": image_size, "frame_rate": frame_rate}
     form |= {"least_radius": least_radius, "speed": speed}

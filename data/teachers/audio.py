@@ -11,15 +11,15 @@ from torchaudio.transforms import Resample
 
 from varitok import UserError
 
-from ..feature_map import Features
-from .base import Layer, Teacher, checked_layer, layer_of, pretrained
+from ..feature_map import FeatureMap
+from .base import Layer, Teacher, check_layer, layer_of, load_pretrained
 
-__all__ = ["SoundTransformer"]
+__all__ = ["AudioTransformer"]
 
 BAND_WINDOW, BAND_STEP = 400, 160  # samples of a frame of mel bands, and between two
 
 
-class SoundTransformer(Teacher):
+class AudioTransformer(Teacher):
     """A transformer of the package `transformers` that hears sounds: HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0.
 
     Sounds are mixed to one channel, brought to its sample rate, and prepared as its own extractor does. Zeros before
@@ -38,7 +38,7 @@ class SoundTransformer(Teacher):
     def __init__(self, folder: str, sample_rate: int, layer: Layer = "last") -> None:
         super().__init__()
         what = "a transformer of sounds, such as microsoft/wavlm-large or facebook/hubert-base-ls960"
-        found = pretrained(folder, what, processor=True)
+        found = load_pretrained(folder, what, processor=True)
         config = found.network.config
         # A vector that only training needs.
         missing = [name for name in found.missing if "masked_spec_embed" not in name]
@@ -49,8 +49,8 @@ class SoundTransformer(Teacher):
         self.network: nn.Module = found.network.eval().requires_grad_(False)
         self.name = found.folder.name
         self.channels = int(config.hidden_size)
-        self.layer = checked_layer(layer, found.network)
-        self.normalises = bool(found.processor.get("do_normalize", True))
+        self.layer = check_layer(layer, found.network)
+        self.normalizes = bool(found.processor.get("do_normalize", True))
         self.sample_rate = sample_rate
         self.rate = int(found.processor.get("sampling_rate", 16000))
         self.resample = Resample(sample_rate, self.rate) if sample_rate != self.rate else nn.Identity()
@@ -63,7 +63,7 @@ class SoundTransformer(Teacher):
         # A norm over time, in the first layer of some, doesn't know what is valid.
         self.masks = self.bands or config.feat_extract_norm == "layer"
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Give the features of sounds `(b, c, t)`; see `Teacher.forward`."""
         with torch.autocast(signal.device.type, enabled=False):
             sounds = signal.float().mean(1)
@@ -82,7 +82,7 @@ class SoundTransformer(Teacher):
         else:
             values = self._apart(sounds, samples, int(steps.max()))
         step = self.stride * self.sample_rate / self.rate
-        return Features(values, (step,), None if whole else steps)
+        return FeatureMap(values, (step,), None if whole else steps)
 
     def prepared(self, sounds: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Bring sounds `(b, n)` of its rate to its scale, and put zeros around them.
@@ -91,7 +91,7 @@ class SoundTransformer(Teacher):
             Sounds `(b, m)`, and how many samples of each make whole steps.
         """
         mask = _before(valid, sounds.shape[1])
-        if self.normalises and not self.bands:
+        if self.normalizes and not self.bands:
             count = valid.clamp(min=1)[:, None]
             mean = torch.where(mask, sounds, 0.0).sum(1, keepdim=True) / count
             away = sounds - mean
@@ -132,7 +132,7 @@ class SoundTransformer(Teacher):
         return values
 
     def mel(self, sounds: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Give the mel bands that w2v-BERT is given, `(b, n, 160)`: of each two frames, every band standardised."""
+        """Give the mel bands that w2v-BERT is given, `(b, n, 160)`: of each two frames, every band standardized."""
         counts = [sounds.shape[1]] * len(sounds) if samples is None else samples.tolist()
         with torch.autocast(sounds.device.type, enabled=False):
             rows = []

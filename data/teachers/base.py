@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from ..feature_map import Features
+from ..feature_map import FeatureMap
 from ..weights import HOME, weight_folders
 
-__all__ = ["Layer", "Pretrained", "Teacher", "layer_of", "pretrained"]
+__all__ = ["Layer", "Pretrained", "Teacher", "layer_of", "load_pretrained"]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
@@ -41,7 +41,7 @@ class Teacher(nn.Module, ABC):
     pooled_channels: int = 0
 
     @abstractmethod
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Turn signals into features, with a gradient at signals that want one.
 
         Args:
@@ -66,7 +66,7 @@ class Pretrained(NamedTuple):
     missing: list[str]
 
 
-def pretrained(folder: str, what: str, prefix: str = "", processor: bool = False) -> Pretrained:
+def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = False) -> Pretrained:
     """Read a network of `transformers` from this machine.
 
     Args:
@@ -104,7 +104,7 @@ def pretrained(folder: str, what: str, prefix: str = "", processor: bool = False
     return Pretrained(found, path, read, sorted(told["missing_keys"]))
 
 
-def checked_layer(layer: Layer, network: Any) -> Layer:
+def check_layer(layer: Layer, network: Any) -> Layer:
     """Give a layer back.
 
     Raises:

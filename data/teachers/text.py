@@ -10,8 +10,8 @@ from torch import Tensor
 
 from varitok import UserError
 
-from ..feature_map import Features
-from .base import Teacher, pretrained
+from ..feature_map import FeatureMap
+from .base import Teacher, load_pretrained
 
 __all__ = ["TextTransformer"]
 
@@ -31,7 +31,7 @@ class TextTransformer(Teacher):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        found = pretrained(folder, "a network of texts and signals, such as openai/clip-vit-base-patch16")
+        found = load_pretrained(folder, "a network of texts and signals, such as openai/clip-vit-base-patch16")
         network = found.network
         if not hasattr(network, "get_text_features"):
             raise UserError(f"{found.folder}: a {network.config.model_type} has no side that reads texts, as CLIP has")
@@ -52,7 +52,7 @@ class TextTransformer(Teacher):
         self.name = found.folder.name
         self.channels = self.pooled_channels = self.read(["a"]).values.shape[1]
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Refuse to look at signals.
 
         Raises:
@@ -61,7 +61,7 @@ class TextTransformer(Teacher):
         raise UserError(f"{self.name}: reads captions, and sees no signal; let a term of kind Contrast have it")
 
     @torch.no_grad()
-    def read(self, captions: Sequence[str], device: torch.device | None = None) -> Features:
+    def read(self, captions: Sequence[str], device: torch.device | None = None) -> FeatureMap:
         """Turn captions into vectors `(b, c)`, on a grid without axes; an empty one's is zero."""
         texts = self.tokenizer(
             list(captions),
@@ -75,7 +75,7 @@ class TextTransformer(Teacher):
         vectors: Tensor = self.network.get_text_features(**given).pooler_output.float()
         told = torch.tensor([bool(caption) for caption in captions], device=vectors.device)
         vectors = torch.where(told[:, None], vectors, 0.0)
-        return Features(vectors, (), pooled=vectors)
+        return FeatureMap(vectors, (), pooled=vectors)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
-from ..batch import normalise
-from ..feature_map import Features
-from .base import RESAMPLING, Layer, Teacher, checked_layer, layer_of, pretrained
+from ..batch import normalize
+from ..feature_map import FeatureMap
+from .base import RESAMPLING, Layer, Teacher, check_layer, layer_of, load_pretrained
 
 __all__ = ["RandomTeacher", "VisionTransformer"]
 
@@ -37,13 +37,13 @@ class FrameTeacher(Teacher):
         """Bring frames to a size."""
         return functional.interpolate(frames, list(size), mode="bilinear", antialias=True)
 
-    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Give the features of images or clips; see `Teacher.forward`.
 
         Raises:
             UserError: The patch doesn't divide the sides.
         """
-        frames = normalise(signal)
+        frames = normalize(signal)
         clips = frames.ndim == 5
         if clips:
             frames = frames.transpose(1, 2).flatten(0, 1)
@@ -59,12 +59,12 @@ class FrameTeacher(Teacher):
         values, pooled = self.see(frames)
         steps = tuple(side / count for side, count in zip(sides, values.shape[2:], strict=True))
         if not clips:
-            return Features(values, steps, pooled=pooled)
+            return FeatureMap(values, steps, pooled=pooled)
         values = values.reshape(len(signal), -1, *values.shape[1:]).transpose(1, 2)
-        found = Features(values, (1.0, *steps), lengths)
+        found = FeatureMap(values, (1.0, *steps), lengths)
         if pooled is None:
             return found
-        together = Features(pooled.reshape(len(signal), -1, pooled.shape[1]).transpose(1, 2), (1.0,), lengths)
+        together = FeatureMap(pooled.reshape(len(signal), -1, pooled.shape[1]).transpose(1, 2), (1.0,), lengths)
         return found._replace(pooled=together.mean())
 
 
@@ -72,7 +72,7 @@ class RandomTeacher(FrameTeacher):
     """Convolutions whose weights are drawn once and for all: a stand-in where no weights are, it knows no meaning.
 
     Args:
-        channels: Features of a position.
+        channels: FeatureMap of a position.
         patch: Rows, and columns, of pixels to a position; a power of two.
 
     Raises:
@@ -81,7 +81,7 @@ class RandomTeacher(FrameTeacher):
 
     def __init__(self, channels: int = 64, patch: int = 8) -> None:
         super().__init__()
-        at_least({"data.teacher.channels": (channels, 1), "data.teacher.patch": (patch, 2)})
+        require_min({"data.teacher.channels": (channels, 1), "data.teacher.patch": (patch, 2)})
         halvings = patch.bit_length() - 1
         if patch != 1 << halvings:
             raise UserError(f"data.teacher.patch={patch}: must be a power of two")
@@ -118,7 +118,7 @@ class VisionTransformer(FrameTeacher):
         layer: Whose hidden states.
         size: Side, or height and width, in pixels, that images are brought to before; None leaves them, and then the
             patch must divide them.
-        mean: Of the pixels that it was trained on, for each colour, in [0, 1]; None takes preprocessor_config.json's,
+        mean: Of the pixels that it was trained on, for each color, in [0, 1]; None takes preprocessor_config.json's,
             or ImageNet's where there is none.
         deviation: Their standard deviation, likewise.
 
@@ -139,7 +139,7 @@ class VisionTransformer(FrameTeacher):
         deviation: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        found = pretrained(
+        found = load_pretrained(
             folder, "a vision transformer, such as facebook/dinov2-base or google/siglip-base-patch16-224", prefix
         )
         whole = found.network
@@ -158,7 +158,7 @@ class VisionTransformer(FrameTeacher):
         self.channels = int(network.config.hidden_size)
         if self.pools:
             self.pooled_channels = self.channels if self.project is None else int(self.project.out_features)
-        self.layer = checked_layer(layer, network)
+        self.layer = check_layer(layer, network)
         if size is not None:
             height, width = (size, size) if isinstance(size, int) else size
             self.size = height, width

@@ -15,10 +15,10 @@ from varitok.codecs.modalities.registry import modality_of
 from ..bitstream.rate_control import Quality
 from ..runtime.bundle import Bundle, Opened
 
-__all__ = ["Exported", "exported", "quality"]
+__all__ = ["BundleCodec", "as_codec", "quality"]
 
 
-class Exported:
+class BundleCodec:
     """A bundle's graphs behind a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
@@ -36,16 +36,20 @@ class Exported:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.tokens = bundle.tokens
-        self.bottleneck = SimpleNamespace(book_sizes=bundle.book_sizes, book_strides=bundle.book_strides)
+        self.bottleneck = SimpleNamespace(
+            codebook_sizes=bundle.codebook_sizes, codebook_strides=bundle.codebook_strides
+        )
         self.bounded = bundle.config.get("value_range") is not None
         self.sample_rate = bundle.sample_rate
         self.frame_rate = bundle.frame_rate
-        self.hop = bundle.hops
-        self.layout = token_layout(self.hop, bundle.lead, bundle.tokens, bundle.config.get("later_tokens"))
+        self.downsample = bundle.hops
+        self.layout = token_layout(self.downsample, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"))
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
-        return self.bundle.bits(tokens, books)
+    def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
+        None.
+        """
+        return self.bundle.bits(tokens, num_codebooks)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""
@@ -70,7 +74,7 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
     Raises:
         UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
     """
-    modality = modality_of(Exported(bundle))
+    modality = modality_of(BundleCodec(bundle))
     compare = modality.comparison(name, "cpu")
 
     def measure(back: npt.NDArray[np.float32], original: npt.NDArray[np.float32]) -> float:
@@ -80,7 +84,7 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
     return Quality(name, wanted, measure, not modality.metric(name).higher_is_better)
 
 
-def exported(bundle: Opened) -> Exported:
+def as_codec(bundle: Opened) -> BundleCodec:
     """Give a bundle as a codec.
 
     Raises:
@@ -88,4 +92,4 @@ def exported(bundle: Opened) -> Exported:
     """
     if not isinstance(bundle, Bundle):
         raise UserError(f"{bundle.folder}: a bundle of one clip has no encoder; name the run that it comes from")
-    return Exported(bundle)
+    return BundleCodec(bundle)

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from varitok import UserError
 
 from ..exporters.rebuild import WEIGHTS, frozen_of, rebuild, shapes_of
-from ..runtime.bundle import read_json
+from ..runtime.bundle import read_config
 
 __all__ = ["AudioOutput", "VaritokAudioConfig", "VaritokAudioTokenizer"]
 
@@ -24,7 +24,7 @@ class AudioOutput(NamedTuple):
     """What comes out of it.
 
     Attributes:
-        audio_codes: int64 `(b, books, n)`; None of decoding.
+        audio_codes: int64 `(b, codebooks, n)`; None of decoding.
         audio_values: `(b, channels, samples)`; None of encoding.
     """
 
@@ -48,7 +48,7 @@ class VaritokAudioConfig(PretrainedConfig):
         for name in ("sampling_rate", "hop_length", "frame_rate"):
             setattr(self, name, about.get(name))
         self.audio_channels = about.get("channels")
-        sizes = about.get("book_sizes") or [None]
+        sizes = about.get("codebook_sizes") or [None]
         self.num_quantizers, self.codebook_size = len(sizes), sizes[0]
         super().__init__(**{name: value for name, value in kwargs.items() if name not in vars(self)})
 
@@ -79,9 +79,9 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
         Raises:
             UserError: It is no bundle of sounds, or a file is missing or altered.
         """
-        config = read_json(Path(path) / "config.json")
-        if config.get("modality") != "audio" or not config.get("book_sizes"):
-            raise UserError(f"{path}: not a bundle of sounds whose codes come out of books")
+        config = read_config(Path(path))
+        if config.get("modality") != "audio" or not config.get("codebook_sizes"):
+            raise UserError(f"{path}: not a bundle of sounds whose codes come out of codebooks")
         codec = rebuild(path)
         state = codec.state_dict()
         model = cls(VaritokAudioConfig(config), {name: tuple(value.shape) for name, value in state.items()})
@@ -112,14 +112,14 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
         Args:
             input_values: `(b, channels, samples)` at the configuration's rate, in [-1, 1].
             padding_mask: `(b, samples)`, 0 where a sound has ended; what lies there is taken as silence.
-            num_quantizers: Keep only so many books; all where None.
+            num_quantizers: Keep only so many codebooks; all where None.
         """
         signal = input_values if padding_mask is None else input_values * padding_mask.unsqueeze(-2)
         codes: Tensor = self.codec.encode(signal)
         return AudioOutput(audio_codes=codes[:, :num_quantizers])
 
     def decode(self, audio_codes: Tensor, padding_mask: Tensor | None = None, **_: Any) -> AudioOutput:
-        """Turn codes `(b, books, n)`, all books or the first of them, into sounds of whole tokens.
+        """Turn codes `(b, codebooks, n)`, all codebooks or the first of them, into sounds of whole tokens.
 
         Args:
             audio_codes: The codes.

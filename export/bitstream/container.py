@@ -20,8 +20,8 @@ from varitok import UserError
 from ..runtime.bundle import DECODER_INT8, Bundle, read_json
 from ..runtime.files import STREAM
 from ..runtime.load import BUNDLES
-from .entropy_coding import CODINGS, WITH_PRIOR, Coding, books_of, coding_of, fits, prior_identity
-from .packing import Book, Codes
+from .entropy_coding import CODINGS, WITH_PRIOR, Coding, codebooks_of, coding_of, fits, prior_identity
+from .packing import Codebook, Codes
 from .range_coder import Damage
 
 __all__ = ["Chunk", "Container", "Header", "Writer", "check", "header_of", "identity", "read", "read_all", "write"]
@@ -47,7 +47,7 @@ class Header(NamedTuple):
         bundle: The bundle's `identity`.
         coding: How codes are written, one of `CODINGS`.
         prior: Which prior says their chances, where one does.
-        books: Those that are kept.
+        codebooks: Those that are kept.
         inner: Sizes of the codes' axes behind that of steps: rows and columns of a clip's grid, tokens of its blocks.
         signal: Of sounds the rate in Hz; of clips height, width and frames in 1,000 s (0: not known).
     """
@@ -56,13 +56,13 @@ class Header(NamedTuple):
     bundle: bytes
     coding: str
     prior: bytes
-    books: tuple[Book, ...]
+    codebooks: tuple[Codebook, ...]
     inner: tuple[int, ...]
     signal: tuple[int, ...]
 
     def pack(self) -> bytes:
         """Write it; see CONTAINER.md."""
-        runs = [(len(list(run)), *book) for book, run in groupby(self.books)]
+        runs = [(len(list(run)), *codebook) for codebook, run in groupby(self.codebooks)]
         numbers = [len(runs), *(number for run in runs for number in run)]
         for axes in (self.inner, self.signal):
             numbers += [len(axes), *axes]
@@ -74,7 +74,7 @@ class Header(NamedTuple):
     @property
     def per_step(self) -> int:
         """Codes of a step."""
-        return len(self.books) * math.prod(self.inner)
+        return len(self.codebooks) * math.prod(self.inner)
 
 
 class Chunk(NamedTuple):
@@ -129,13 +129,13 @@ class Container(NamedTuple):
             end: Behind the last; None: to the end, of a file that was cut with what arrived of the cut chunk.
 
         Returns:
-            int64 `(1, books, steps, *inner)`.
+            int64 `(1, codebooks, steps, *inner)`.
 
         Raises:
             UserError: The codes are damaged, none of them arrived, or these steps are not there.
         """
         header, parts, first = self.header, list[Codes](), 0
-        coding = coding_of(header.coding, header.books, bundle)
+        coding = coding_of(header.coding, header.codebooks, bundle)
         last = sum(chunk.steps for chunk in self.chunks) if end is None else end
         for number, chunk in enumerate(self.chunks):
             if first < last and first + chunk.steps > begin:
@@ -168,28 +168,28 @@ class Writer:
         self.file = file
         self.header = header
         self.coding = coding
-        self.whole = math.lcm(*(book.stride for book in header.books))
+        self.whole = math.lcm(*(codebook.stride for codebook in header.codebooks))
         self.open = True
         self.payload = 0
         file.write(header.pack())
 
     def write(self, codes: npt.ArrayLike, units: int) -> None:
-        """Write some steps' codes, `(books, steps, *inner)`, as one chunk.
+        """Write some steps' codes, `(codebooks, steps, *inner)`, as one chunk.
 
         Args:
-            codes: As many steps as books' strides divide, but in the last chunk.
+            codes: As many steps as codebooks' strides divide, but in the last chunk.
             units: How much of the signal they stand for.
 
         Raises:
             ValueError: Shape or codes aren't the header's, or a chunk of other steps was the last one.
         """
         codes = np.asarray(codes, np.int64)
-        books, inner, steps = self.header.books, self.header.inner, codes.shape[1]
-        if codes.shape != (len(books), steps, *inner) or not steps or not self.open:
-            raise ValueError(f"codes {codes.shape} don't follow: ({len(books)}, steps, *{inner}) do")
-        sizes = np.array([book.size for book in books]).reshape(-1, *(1 for _ in codes.shape[1:]))
+        codebooks, inner, steps = self.header.codebooks, self.header.inner, codes.shape[1]
+        if codes.shape != (len(codebooks), steps, *inner) or not steps or not self.open:
+            raise ValueError(f"codes {codes.shape} don't follow: ({len(codebooks)}, steps, *{inner}) do")
+        sizes = np.array([codebook.size for codebook in codebooks]).reshape(-1, *(1 for _ in codes.shape[1:]))
         if (codes < 0).any() or (codes >= sizes).any():
-            raise ValueError("a code is no entry of its book")
+            raise ValueError("a code is no entry of its codebook")
         self.open = steps % self.whole == 0
         payload = self.coding.encode(codes)
         self.payload += len(payload)
@@ -218,10 +218,10 @@ def identity(folder: Path) -> bytes:
 
 
 def header_of(bundle: Bundle, codes: npt.NDArray[np.integer], signal: Sequence[int], coding: Coding) -> Header:
-    """Make the header of a bundle's codes `(1, books, steps, *inner)`, all books or the first of them."""
+    """Make the header of a bundle's codes `(1, codebooks, steps, *inner)`, all codebooks or the first of them."""
     known = identity(bundle.folder)
     inner, facts = tuple(codes.shape[3:]), tuple(signal)
-    return Header(bundle.config["modality"], known, coding.name, coding.prior, coding.books, inner, facts)
+    return Header(bundle.config["modality"], known, coding.name, coding.prior, coding.codebooks, inner, facts)
 
 
 def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> None:
@@ -238,11 +238,11 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
     """
     if header.modality != bundle.config["modality"]:
         raise UserError(f"{path}: codes of {header.modality}, and {bundle.folder} is of {bundle.config['modality']}")
-    if list(header.books) != books_of(bundle)[: len(header.books)] or len(header.inner) != bundle.axes - 1:
-        raise UserError(f"{path}: codes of other books than those of {bundle.folder}; decode it by its own bundle")
+    if list(header.codebooks) != codebooks_of(bundle)[: len(header.codebooks)] or len(header.inner) != bundle.axes - 1:
+        raise UserError(f"{path}: codes of other codebooks than those of {bundle.folder}; decode it by its own bundle")
     if header.bundle != identity(bundle.folder) and not force:
         raise UserError(
-            f"{path}: was written by another bundle than {bundle.folder}, whose books mean something else; decode it by"
+            f"{path}: was written by another bundle than {bundle.folder}, whose codebooks mean something else; decode it by"
             " its own, or give --force if this is the same codec, exported anew"
         )
     if header.prior and header.prior != prior_identity(bundle.folder):  # no force helps: other chances, other codes
@@ -259,7 +259,7 @@ def write(
     Args:
         file: Open for writing bytes.
         header: What holds for all of them.
-        codes: int64 `(1, books, steps, *inner)`.
+        codes: int64 `(1, codebooks, steps, *inner)`.
         units: How far into the signal each step reaches, `(steps,)`: of an image all 1.
         coding: How they are written.
     """
@@ -384,7 +384,7 @@ def _chunk(reader: _Reader, header: Header, number: int) -> Chunk | None:
     if not steps:
         return None
     units, size = reader.number(1 << 40), reader.number(1 << 40)
-    if not fits(header.coding, header.books, size, steps, header.inner):
+    if not fits(header.coding, header.codebooks, size, steps, header.inner):
         raise _Damage(f"damaged: chunk {number} of {steps} steps can't have {size} bytes")
     whole = len(reader.data) - reader.at >= size + len(_checksum(b""))
     payload = reader.take(min(size, len(reader.data) - reader.at))
@@ -403,27 +403,29 @@ def _header(reader: _Reader) -> Header:
     version, modality = reader.take(2)
     if version != VERSION:
         raise _Damage(f"version {version} of the format, this varitok reads {VERSION}; update varitok")
-    bundle, (coding,), books = reader.take(8), reader.take(1), list[Book]()
+    bundle, (coding,), codebooks = reader.take(8), reader.take(1), list[Codebook]()
     if coding >= len(CODINGS):
         raise _Damage(f"codes of kind {coding} are not known; update varitok")
     prior = reader.take(8) if CODINGS[coding] in WITH_PRIOR else b""
     for _ in range(reader.number(MOST_BOOKS)):
         count, size, stride = reader.number(MOST_BOOKS), reader.number(MOST_ENTRIES), reader.number(MOST_STRIDE)
-        books += [Book(size, stride)] * count
-        if not count or size < 2 or not stride or len(books) > MOST_BOOKS:
-            raise _Damage("damaged: its books can't be")
+        codebooks += [Codebook(size, stride)] * count
+        if not count or size < 2 or not stride or len(codebooks) > MOST_BOOKS:
+            raise _Damage("damaged: its codebooks can't be")
     inner, signal = ([reader.number(1 << 24) for _ in range(reader.number(MOST_AXES))] for _ in range(2))
     reader.check(begin, "the header")
-    if modality >= len(MODALITIES) or not books or math.prod(inner) * len(books) > MOST_CODES or 0 in inner:
+    if modality >= len(MODALITIES) or not codebooks or math.prod(inner) * len(codebooks) > MOST_CODES or 0 in inner:
         raise _Damage("damaged: its codes' shape can't be")
-    return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(books), tuple(inner), tuple(signal))
+    return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(codebooks), tuple(inner), tuple(signal))
 
 
 def _known(codes: Codes, header: Header, chunk: int) -> Codes:
     """Refuse codes that are no entries: widths are whole bits."""
-    for number, book in enumerate(header.books):
-        if (found := codes[number].max(initial=0)) >= book.size:
-            raise _Damage(f"damaged: chunk {chunk}, book {number} has entries 0 to {book.size - 1}, got {found}")
+    for number, codebook in enumerate(header.codebooks):
+        if (found := codes[number].max(initial=0)) >= codebook.size:
+            raise _Damage(
+                f"damaged: chunk {chunk}, codebook {number} has entries 0 to {codebook.size - 1}, got {found}"
+            )
     return codes
 
 

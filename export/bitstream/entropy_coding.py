@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from ..runtime.bundle import AGAIN, Bundle, onnx_runtime, read_json
-from .packing import Book, Codes, Packing
+from ..runtime.bundle import REEXPORT_HINT, Bundle, onnx_runtime, read_json
+from .packing import Codebook, Codes, Packing
 from .range_coder import Cut, RangeDecoder, RangeEncoder
 from .symbols import Numbers, Structure, Symbols
 
 __all__ = [
     "CODINGS", "CONFIG", "COUNTED", "FREQUENCIES", "GRAPH", "LIMIT", "PRIOR", "WITH_PRIOR", "Adaptive",
-    "Coding", "Learned", "Packed", "Static", "books_of", "coding_of", "fits", "frequencies", "open_graph",
+    "Coding", "Learned", "Packed", "Static", "codebooks_of", "coding_of", "fits", "frequencies", "open_graph",
     "ordered_axis", "prior_identity",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ class Coding(ABC):
     """A way to write the codes of a chunk as bytes.
 
     Args:
-        books: Those of the codes that are written.
+        codebooks: Those of the codes that are written.
 
     Attributes:
         name: What it is called.
@@ -70,12 +70,12 @@ class Coding(ABC):
     name: ClassVar[str]
     prior: bytes = b""
 
-    def __init__(self, books: Sequence[Book]) -> None:
-        self.books = tuple(books)
+    def __init__(self, codebooks: Sequence[Codebook]) -> None:
+        self.codebooks = tuple(codebooks)
 
     @abstractmethod
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(books, steps, *inner)`."""
+        """Write codes `(codebooks, steps, *inner)`."""
 
     @abstractmethod
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
@@ -87,17 +87,17 @@ class Coding(ABC):
 
 
 class Packed(Coding):
-    """Each code in as few whole bits as its book needs."""
+    """Each code in as few whole bits as its codebook needs."""
 
     name = "packed"
 
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(books, steps, *inner)`."""
-        return Packing(self.books, codes.shape[2:]).pack(codes)
+        """Write codes `(codebooks, steps, *inner)`."""
+        return Packing(self.codebooks, codes.shape[2:]).pack(codes)
 
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
         """Read codes."""
-        packing = Packing(self.books, inner)
+        packing = Packing(self.codebooks, inner)
         return packing.unpack(data, steps if whole else packing.steps(len(data), steps))
 
 
@@ -105,12 +105,12 @@ class _Modelled(Coding):
     """By chances of symbols, with a range coder.
 
     Args:
-        books: Those of the codes that are written.
-        symbols: Of all books of the codec.
+        codebooks: Those of the codes that are written.
+        symbols: Of all codebooks of the codec.
     """
 
-    def __init__(self, books: Sequence[Book], symbols: Symbols) -> None:
-        super().__init__(books)
+    def __init__(self, codebooks: Sequence[Codebook], symbols: Symbols) -> None:
+        super().__init__(codebooks)
         self.symbols = symbols
 
     @abstractmethod
@@ -124,18 +124,18 @@ class _Modelled(Coding):
             yield course.send(symbol)
 
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(books, steps, *inner)`."""
-        books, steps, *inner = codes.shape
-        structure, row = self.symbols.structure(books, steps, inner), self.symbols.row(codes)
+        """Write codes `(codebooks, steps, *inner)`."""
+        codebooks, steps, *inner = codes.shape
+        structure, row = self.symbols.structure(codebooks, steps, inner), self.symbols.row(codes)
         encoder = RangeEncoder()
         symbols = (row - self.symbols.offsets[structure.kinds]).tolist()
         for chances, symbol in zip(self.known(structure, row), symbols, strict=True):
             encoder.encode(int(chances[:symbol].sum()), int(chances[symbol]), int(chances.sum()))
-        return encoder.finish().ljust(_least(books, steps, inner), b"\0")
+        return encoder.finish().ljust(_least(codebooks, steps, inner), b"\0")
 
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
         """Read codes."""
-        structure = self.symbols.structure(len(self.books), steps, inner)
+        structure = self.symbols.structure(len(self.codebooks), steps, inner)
         decoder, course, found = RangeDecoder(data, whole), self.follow(structure), list[int]()
         symbol: int | None = None
         try:
@@ -147,7 +147,7 @@ class _Modelled(Coding):
             steps = int(structure.steps[len(found)])  # those before it are whole
         count = int((structure.steps < steps).sum())
         row = np.array(found[:count], np.int64) + self.symbols.offsets[structure.kinds[:count]]
-        return self.symbols.codes(row, len(self.books), steps, inner)
+        return self.symbols.codes(row, len(self.codebooks), steps, inner)
 
 
 def _finder(chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
@@ -161,7 +161,7 @@ def _finder(chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
 
 
 class Adaptive(_Modelled):
-    """By how often each entry of a book was there before in the chunk: order 0."""
+    """By how often each entry of a codebook was there before in the chunk: order 0."""
 
     name = "adaptive"
 
@@ -176,19 +176,19 @@ class Adaptive(_Modelled):
 
 
 class Static(_Modelled):
-    """By how often each entry of a book was there in training: order 0.
+    """By how often each entry of a codebook was there in training: order 0.
 
     Args:
-        books: Those of the codes that are written.
-        symbols: Of all books of the codec.
+        codebooks: Those of the codes that are written.
+        symbols: Of all codebooks of the codec.
         table: Frequencies `(vocabulary,)`, `TOTAL` in each alphabet.
         prior: Which prior they are of.
     """
 
     name = "static"
 
-    def __init__(self, books: Sequence[Book], symbols: Symbols, table: Numbers, prior: bytes) -> None:
-        super().__init__(books, symbols)
+    def __init__(self, codebooks: Sequence[Codebook], symbols: Symbols, table: Numbers, prior: bytes) -> None:
+        super().__init__(codebooks, symbols)
         self.tables = np.split(table, symbols.offsets[1:])
         self.prior = prior
 
@@ -202,16 +202,16 @@ class Learned(_Modelled):
     """By the prior beside the bundle.
 
     Args:
-        books: Those of the codes that are written.
-        symbols: Of all books of the codec.
+        codebooks: Those of the codes that are written.
+        symbols: Of all codebooks of the codec.
         graph: ONNX Runtime's session.
         prior: Which prior it is.
     """
 
     name = "learned"
 
-    def __init__(self, books: Sequence[Book], symbols: Symbols, graph: Any, prior: bytes) -> None:
-        super().__init__(books, symbols)
+    def __init__(self, codebooks: Sequence[Codebook], symbols: Symbols, graph: Any, prior: bytes) -> None:
+        super().__init__(codebooks, symbols)
         self.graph = graph
         self.prior = prior
 
@@ -247,24 +247,24 @@ CODINGS = ("packed", "adaptive", "static", "learned")
 WITH_PRIOR = ("static", "learned")
 
 
-def fits(name: str, books: Sequence[Book], size: int, steps: int, inner: Sequence[int]) -> bool:
+def fits(name: str, codebooks: Sequence[Codebook], size: int, steps: int, inner: Sequence[int]) -> bool:
     """Tell whether codes of so many steps, written in a way, can take so many bytes."""
     if name == "packed":
-        return size == Packing(books, inner).size(steps)
-    return size >= _least(len(books), steps, inner)
+        return size == Packing(codebooks, inner).size(steps)
+    return size >= _least(len(codebooks), steps, inner)
 
 
-def _least(books: int, steps: int, inner: Sequence[int]) -> int:
-    return books * steps * math.prod(inner) // LEAST_SHARE
+def _least(num_codebooks: int, steps: int, inner: Sequence[int]) -> int:
+    return num_codebooks * steps * math.prod(inner) // LEAST_SHARE
 
 
-def books_of(bundle: Bundle) -> list[Book]:
-    """List a bundle's books."""
-    return [Book(*pair) for pair in zip(bundle.book_sizes, bundle.book_strides, strict=True)]
+def codebooks_of(bundle: Bundle) -> list[Codebook]:
+    """List a bundle's codebooks."""
+    return [Codebook(*pair) for pair in zip(bundle.codebook_sizes, bundle.codebook_strides, strict=True)]
 
 
 def ordered_axis(config: Mapping[str, Any]) -> int | None:
-    """Tell which axis of a bundle's codes, behind that of books, numbers its tokens; None where they are placed."""
+    """Tell which axis of a bundle's codes, behind that of codebooks, numbers its tokens; None where they are placed."""
     return {"b q k": 0, "b q t k": 1}.get(config["token_layout"])
 
 
@@ -275,21 +275,21 @@ def prior_identity(folder: Path) -> bytes:
     return hashlib.sha256(lines.encode()).digest()[:8] if lines else b""
 
 
-def coding_of(name: str, books: Sequence[Book], bundle: Bundle | None = None) -> Coding:
+def coding_of(name: str, codebooks: Sequence[Codebook], bundle: Bundle | None = None) -> Coding:
     """Give a way of coding by its name.
 
     Args:
         name: One of `CODINGS`.
-        books: Those of the codes that are written.
+        codebooks: Those of the codes that are written.
         bundle: Whose codes they are; only packed and adaptive codes can do without.
 
     Raises:
         UserError: It needs a prior, and there is none.
     """
     if name == "packed":
-        return Packed(books)
+        return Packed(codebooks)
     if name == "adaptive":
-        return Adaptive(books, Symbols(books, None, COUNTED))
+        return Adaptive(codebooks, Symbols(codebooks, None, COUNTED))
     if bundle is None:
         raise UserError(f"{name} codes can't be read without their bundle's prior")
     identity = prior_identity(bundle.folder)
@@ -300,21 +300,21 @@ def coding_of(name: str, books: Sequence[Book], bundle: Bundle | None = None) ->
         )
     ordered = ordered_axis(bundle.config)
     if name == "static":
-        return Static(books, Symbols(books_of(bundle), ordered, COUNTED), _table(bundle), identity)
-    symbols = Symbols(books_of(bundle), ordered, LIMIT)
-    return Learned(books, symbols, _graph(bundle), identity)
+        return Static(codebooks, Symbols(codebooks_of(bundle), ordered, COUNTED), _table(bundle), identity)
+    symbols = Symbols(codebooks_of(bundle), ordered, LIMIT)
+    return Learned(codebooks, symbols, _graph(bundle), identity)
 
 
 @lru_cache(maxsize=4)
 def _table(bundle: Bundle) -> Numbers:
-    path, symbols = bundle.folder / FREQUENCIES, Symbols(books_of(bundle), None, COUNTED)
+    path, symbols = bundle.folder / FREQUENCIES, Symbols(codebooks_of(bundle), None, COUNTED)
     try:
         table = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: can't be read ({error}); {AGAIN}") from error
+        raise UserError(f"{path}: can't be read ({error}); {REEXPORT_HINT}") from error
     fits = table.shape == (symbols.vocabulary,) and table.dtype.kind in "iu"
     if not fits or any(part.min() < 1 or part.sum() != TOTAL for part in np.split(table, symbols.offsets[1:])):
-        raise UserError(f"{path}: not the frequencies of this bundle's books; {AGAIN}")
+        raise UserError(f"{path}: not the frequencies of this bundle's codebooks; {REEXPORT_HINT}")
     return np.asarray(table.astype(np.int64))
 
 
@@ -337,11 +337,11 @@ def open_graph(path: Path, threads: int = 1) -> Any:
 @lru_cache(maxsize=4)
 def _graph(bundle: Bundle) -> Any:
     """Open a bundle's prior."""
-    path, vocabulary = bundle.folder / GRAPH, Symbols(books_of(bundle), None, LIMIT).vocabulary
+    path, vocabulary = bundle.folder / GRAPH, Symbols(codebooks_of(bundle), None, LIMIT).vocabulary
     graph = open_graph(path)
     ports = {port.name: port.shape for port in (*graph.get_inputs(), *graph.get_outputs())}
     state = ports.get("state", [])[1:]
     sound = all(isinstance(side, int) and 0 <= side <= 1 << 16 for side in state) and math.prod(state) <= 1 << 24
     if not sound or ports.get("logits", [None])[-1] != vocabulary:
-        raise UserError(f"{path}: not a prior of this bundle's books; {AGAIN}")
+        raise UserError(f"{path}: not a prior of this bundle's codebooks; {REEXPORT_HINT}")
     return graph

@@ -22,7 +22,7 @@ def encode_file(
     out: Path,
     *,
     tokens: int | None = None,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     target: Target = Target(),  # noqa: B008 (it can't be changed)
     coding: str | None = None,
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def encode_file(
         path: A picture, a sound or a clip, as the bundle takes them; `STREAM` for standard input.
         out: The container; `STREAM` for standard output.
         tokens: Keep only so many, where tokens are ordered; all where None.
-        books: Keep only so many; all where None.
+        num_codebooks: Keep only so many; all where None.
         target: Of those, keep what a size or a quality wants.
         coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
             can do without.
@@ -42,7 +42,7 @@ def encode_file(
         UserError: The file can't be read, or isn't the bundle's; a number is out of range, a target can't be met.
     """
     signal, rate = bundle.read_file(path)
-    whole = encoded(bundle, signal, tokens=tokens, books=books, frame_rate=rate)._replace(coding=coding)
+    whole = encoded(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(coding=coding)
     shape = whole.original.shape
 
     def decoded(part: Encoded) -> npt.NDArray[np.float32]:
@@ -55,7 +55,7 @@ def encode_file(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     write_output(out, written.data)
-    kept = {"tokens": chosen.codes.shape[-1]} if bundle.tokens else {"books": chosen.codes.shape[1]}
+    kept = {"tokens": chosen.codes.shape[-1]} if bundle.tokens else {"codebooks": chosen.codes.shape[1]}
     return kept | {"bytes": len(written.data), "payload bytes": written.payload, "coding": written.coding}
 
 

@@ -1,4 +1,6 @@
-"""Codes as bits: each in as few whole bits as its book needs, step by step: a prefix of the bits is a shorter code."""
+"""Codes as bits: each in as few whole bits as its codebook needs, step by step: a prefix of the bits is a shorter
+code.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -7,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Book", "Packing"]
+__all__ = ["Codebook", "Packing"]
 
 Codes = npt.NDArray[np.int64]
 
 
-class Book(NamedTuple):
-    """One book of a code.
+class Codebook(NamedTuple):
+    """One codebook of a code.
 
     Attributes:
         size: Its entries.
@@ -30,26 +32,26 @@ class Book(NamedTuple):
 
 
 class Packing:
-    """The order and the widths in which codes `(books, steps, *inner)` follow each other.
+    """The order and the widths in which codes `(codebooks, steps, *inner)` follow each other.
 
-    Step by step; in a step place by place, the last axis fastest; in a place book by book. A book whose codes stand for
-    several steps has them where they begin. Each code has its book's width, the highest bit first; what is left of the
-    last byte is 0.
+    Step by step; in a step place by place, the last axis fastest; in a place codebook by codebook. A codebook whose
+    codes stand for several steps has them where they begin. Each code has its codebook's width, the highest bit first;
+    what is left of the last byte is 0.
 
     Args:
-        books: In their order.
+        codebooks: In their order.
         inner: Sizes of the axes behind that of steps.
     """
 
-    def __init__(self, books: Sequence[Book], inner: Sequence[int]) -> None:
-        self.books = tuple(books)
+    def __init__(self, codebooks: Sequence[Codebook], inner: Sequence[int]) -> None:
+        self.codebooks = tuple(codebooks)
         self.inner = tuple(inner)
         self.places = int(np.prod(self.inner, dtype=np.int64))
-        self.widths = np.array([book.width for book in self.books])
+        self.widths = np.array([codebook.width for codebook in self.codebooks])
 
     def bits(self, steps: int) -> int:
         """Count the bits of so many steps."""
-        each = (-(-steps // book.stride) * book.width for book in self.books)
+        each = (-(-steps // codebook.stride) * codebook.width for codebook in self.codebooks)
         return self.places * sum(each)
 
     def size(self, steps: int) -> int:
@@ -61,8 +63,8 @@ class Packing:
         return bisect_right(range(most + 1), 8 * size, key=self.bits) - 1
 
     def pack(self, codes: Codes) -> bytes:
-        """Pack codes `(books, steps, *inner)`; `steps` begin where all books have a code."""
-        flat = np.moveaxis(codes.reshape(len(self.books), -1, self.places), 0, 2)  # (steps, places, books)
+        """Pack codes `(codebooks, steps, *inner)`; `steps` begin where all codebooks have a code."""
+        flat = np.moveaxis(codes.reshape(len(self.codebooks), -1, self.places), 0, 2)  # (steps, places, codebooks)
         chosen, widths, begins = self._layout(flat.shape[0])
         values, bits = flat[chosen], np.zeros(self.bits(flat.shape[0]), np.uint8)
         for place in range(widths.max(initial=0)):
@@ -71,7 +73,9 @@ class Packing:
         return np.packbits(bits).tobytes()
 
     def unpack(self, data: bytes, steps: int) -> Codes:
-        """Undo `pack`: int64 `(books, steps, *inner)`. Codes are what the bits say, perhaps no entry of their book."""
+        """Undo `pack`: int64 `(codebooks, steps, *inner)`. Codes are what the bits say, perhaps no entry of their
+        codebook.
+        """
         chosen, widths, begins = self._layout(steps)
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=self.bits(steps))
         values = np.zeros(len(widths), np.int64)
@@ -80,13 +84,15 @@ class Packing:
             values[there] = values[there] << 1 | bits[begins[there] + place]
         flat = np.zeros(chosen.shape, np.int64)
         flat[chosen] = values
-        for number, book in enumerate(self.books):  # a code stands for the steps behind it too
-            flat[:, :, number] = np.repeat(flat[:: book.stride, :, number], book.stride, axis=0)[:steps]
-        return np.moveaxis(flat, 2, 0).reshape(len(self.books), steps, *self.inner)
+        for number, codebook in enumerate(self.codebooks):  # a code stands for the steps behind it too
+            flat[:, :, number] = np.repeat(flat[:: codebook.stride, :, number], codebook.stride, axis=0)[:steps]
+        return np.moveaxis(flat, 2, 0).reshape(len(self.codebooks), steps, *self.inner)
 
     def _layout(self, steps: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tell which codes are written, `(steps, places, books)`, and the widths and first bits of those, in order."""
-        present = np.arange(steps)[:, None] % [book.stride for book in self.books] == 0
+        """Tell which codes are written, `(steps, places, codebooks)`, and the widths and first bits of those, in
+        order.
+        """
+        present = np.arange(steps)[:, None] % [codebook.stride for codebook in self.codebooks] == 0
         chosen = np.repeat(present[:, None], self.places, axis=1)
         widths = np.broadcast_to(self.widths, chosen.shape)[chosen]
         return chosen, widths, widths.cumsum() - widths

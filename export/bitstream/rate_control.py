@@ -16,7 +16,7 @@ from varitok import UserError
 
 from ..runtime.bundle import Array, Bundle
 from . import container
-from .entropy_coding import books_of, coding_of, prior_identity
+from .entropy_coding import codebooks_of, coding_of, prior_identity
 
 __all__ = ["Encoded", "Quality", "Target", "Written", "encoded", "fitted", "psnr"]
 
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
     """A signal and all of its codes.
 
     Attributes:
-        codes: int64 `(1, books, steps, *inner)`.
+        codes: int64 `(1, codebooks, steps, *inner)`.
         facts: The container's about the signal.
         units: How far into the signal each step reaches, `(steps,)` or more.
         original: What was encoded, float32 `(1, c, ...)` in [-1, 1].
@@ -50,13 +50,13 @@ class Encoded(NamedTuple):
 
     def _written(self, bundle: Bundle, name: str) -> "Written":
         file = io.BytesIO()
-        coding = coding_of(name, books_of(bundle)[: self.codes.shape[1]], bundle)
+        coding = coding_of(name, codebooks_of(bundle)[: self.codes.shape[1]], bundle)
         header = container.header_of(bundle, self.codes, self.facts, coding)
         payload = container.write(file, header, self.codes, self.units, coding)
         return Written(file.getvalue(), payload, name)
 
     def cut(self, kept: int, ordered: bool) -> "Encoded":
-        """Keep so many tokens of codes that are ordered, or so many books."""
+        """Keep so many tokens of codes that are ordered, or so many codebooks."""
         return self._replace(codes=self.codes[..., :kept] if ordered else self.codes[:, :kept])
 
 
@@ -65,7 +65,7 @@ def encoded(
     signal: Signal,
     *,
     tokens: int | None = None,
-    books: int | None = None,
+    num_codebooks: int | None = None,
     frame_rate: float | None = None,
 ) -> Encoded:
     """Encode a signal `(1, c, ...)`, as a bundle's `values` gives it.
@@ -74,13 +74,13 @@ def encoded(
         bundle: Encodes.
         signal: The signal.
         tokens: Keep only so many, where tokens are ordered; all where None.
-        books: Keep only so many; all where None.
+        num_codebooks: Keep only so many; all where None.
         frame_rate: Of a clip, frames a second; None where it isn't known.
 
     Raises:
         UserError: A number is out of range.
     """
-    codes = bundle.encode_values(signal, tokens=tokens, books=books)
+    codes = bundle.encode_values(signal, tokens=tokens, num_codebooks=num_codebooks)
     units = bundle.units_of(codes.shape[2], signal.shape[2])
     rate = bundle.sample_rate or frame_rate
     seconds = signal.shape[2] / rate if rate else None
@@ -132,7 +132,7 @@ class Target(NamedTuple):
 
 
 def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
-    """Keep as many tokens, or books where tokens are not ordered, as a target wants.
+    """Keep as many tokens, or codebooks where tokens are not ordered, as a target wants.
 
     Args:
         bundle: Of the codes.
@@ -159,7 +159,7 @@ def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[E
 
 
 def _codings(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
-    if not bundle.book_sizes:
+    if not bundle.codebook_sizes:
         raise UserError("this codec's codes are continuous: there is nothing to write")
     if asked is not None:
         return (asked,)

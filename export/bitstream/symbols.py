@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .packing import Book, Codes
+from .packing import Codebook, Codes
 
 __all__ = ["Structure", "Symbols"]
 
@@ -18,7 +18,7 @@ class Structure(NamedTuple):
 
     Attributes:
         steps: `(m,)`, the step that each belongs to.
-        kinds: `(m,)`, which digit of which book it is.
+        kinds: `(m,)`, which digit of which codebook it is.
         places: `(m,)`, the number of its token, where tokens are ordered; else 0.
         sources: `(m, 2 + axes behind that of steps)`, where in the row stand the symbol before it and those of its own
             kind one place back along each axis of the grid; -1 where there is none.
@@ -31,30 +31,30 @@ class Structure(NamedTuple):
 
 
 class Symbols:
-    """Codes `(books, steps, *inner)` as a row of symbols, in the order in which they are packed.
+    """Codes `(codebooks, steps, *inner)` as a row of symbols, in the order in which they are packed.
 
-    A code of a book of many entries is written as several digits, the highest first: an alphabet of at most `limit`
-    symbols each. All digits of all books together, the *kinds*, have one vocabulary, each a stretch of its own.
+    A code of a codebook of many entries is written as several digits, the highest first: an alphabet of at most `limit`
+    symbols each. All digits of all codebooks together, the *kinds*, have one vocabulary, each a stretch of its own.
 
     Args:
-        books: In their order.
-        ordered: Which axis behind that of books tells a token's number: 0 of images, 1 of clips that are blocks, None
-            where tokens are placed.
+        codebooks: In their order.
+        ordered: Which axis behind that of codebooks tells a token's number: 0 of images, 1 of clips that are blocks,
+            None where tokens are placed.
         limit: The most symbols of an alphabet.
     """
 
-    def __init__(self, books: Sequence[Book], ordered: int | None, limit: int) -> None:
-        self.books = tuple(books)
+    def __init__(self, codebooks: Sequence[Codebook], ordered: int | None, limit: int) -> None:
+        self.codebooks = tuple(codebooks)
         self.ordered = ordered
-        self.radices = [_radices(book.size, limit) for book in self.books]
+        self.radices = [_radices(codebook.size, limit) for codebook in self.codebooks]
         self.sizes = np.array([radix for digits in self.radices for radix in digits])
         self.offsets = np.cumsum(self.sizes) - self.sizes
         self.vocabulary = int(self.sizes.sum())
-        self._strides = np.repeat([book.stride for book in books], [len(digits) for digits in self.radices])
+        self._strides = np.repeat([codebook.stride for codebook in codebooks], [len(digits) for digits in self.radices])
 
-    def structure(self, books: int, steps: int, inner: Sequence[int]) -> Structure:
-        """Tell all of codes `(books, steps, *inner)` that doesn't hang on the codes themselves."""
-        written = self._written(books, steps, inner)
+    def structure(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> Structure:
+        """Tell all of codes `(num_codebooks, steps, *inner)` that doesn't hang on the codes themselves."""
+        written = self._written(num_codebooks, steps, inner)
         at = np.argwhere(written)  # (m, axes + 1), in their order
         place = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
         sources = [np.arange(len(at)) - 1]
@@ -79,7 +79,7 @@ class Symbols:
         return np.concatenate([structure.kinds[:, None], structure.places[:, None], known[structure.sources]], axis=1)
 
     def row(self, codes: Codes) -> Numbers:
-        """Write codes `(books, steps, *inner)` as symbols of the vocabulary, `(m,)`."""
+        """Write codes `(codebooks, steps, *inner)` as symbols of the vocabulary, `(m,)`."""
         digits: list[Numbers] = []
         for rest, radices in zip(codes, self.radices, strict=False):
             found = []
@@ -88,31 +88,35 @@ class Symbols:
                 rest = rest // radix  # noqa: PLW2901 (what is left of it)
             digits += reversed(found)
         flat = np.stack(digits, axis=-1) + self.offsets[: len(digits)]
-        books, steps, *inner = codes.shape
-        return np.asarray(flat[self._written(books, steps, inner)])
+        codebooks, steps, *inner = codes.shape
+        return np.asarray(flat[self._written(codebooks, steps, inner)])
 
-    def codes(self, row: Numbers, books: int, steps: int, inner: Sequence[int]) -> Codes:
-        """Undo `row`: int64 `(books, steps, *inner)`. Codes are what the digits say, perhaps no entry of their book."""
-        written = self._written(books, steps, inner)
+    def codes(self, row: Numbers, num_codebooks: int, steps: int, inner: Sequence[int]) -> Codes:
+        """Undo `row`: int64 `(num_codebooks, steps, *inner)`. Codes are what the digits say, perhaps no entry of their
+        codebook.
+        """
+        written = self._written(num_codebooks, steps, inner)
         flat = np.zeros(written.shape, np.int64)
         flat[written] = row
-        found, at = np.zeros((books, steps, *inner), np.int64), 0
-        for number, book in enumerate(self.books[:books]):
+        found, at = np.zeros((num_codebooks, steps, *inner), np.int64), 0
+        for number, codebook in enumerate(self.codebooks[:num_codebooks]):
             for radix in self.radices[number]:
                 found[number] = found[number] * radix + flat[..., at] - self.offsets[at]
                 at += 1
-            found[number] = np.repeat(found[number, :: book.stride], book.stride, axis=0)[:steps]
+            found[number] = np.repeat(found[number, :: codebook.stride], codebook.stride, axis=0)[:steps]
         return found
 
-    def _written(self, books: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Tell which digits are in the row, `(steps, *inner, kinds)`: where their books have a code of their own."""
-        kinds = sum(map(len, self.radices[:books]))
+    def _written(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Tell which digits are in the row, `(steps, *inner, kinds)`: where their codebooks have a code of their
+        own.
+        """
+        kinds = sum(map(len, self.radices[:num_codebooks]))
         begins = np.arange(steps)[:, None] % self._strides[:kinds] == 0
         return np.broadcast_to(begins.reshape(steps, *(1 for _ in inner), kinds), (steps, *inner, kinds))
 
 
 def _radices(size: int, limit: int) -> list[int]:
-    """Divide a book into digits, all but the highest of as many symbols; by powers of two where its size is one."""
+    """Divide a codebook into digits, all but the highest of as many symbols; by powers of two where its size is one."""
     count = 1
     while limit**count < size:
         count += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from varitok import UserError, watched
+from varitok import UserError, progress
 
 from ..bitstream.container import SUFFIX
 from ..bitstream.entropy_coding import CODINGS
@@ -32,9 +32,9 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     pairs = _destinations([*_found(options.files, kinds)], options.out, f".{to}")
     console = sys.stderr if any(out == STREAM for _, out in pairs) else sys.stdout
     lines = []
-    for path, out in watched(pairs, len(pairs), "files"):
+    for path, out in progress(pairs, len(pairs), "files"):
         if encodes:
-            kept = {name: getattr(options, name) for name in ("tokens", "books", "coding")}
+            kept = {name: getattr(options, name) for name in ("tokens", "codebooks", "coding")}
             about = encode_file(bundle, path, out, target=target, **kept)
         else:
             about = decode_file(bundle, path, out, to=to, force=options.force)
@@ -112,7 +112,7 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of what was done")
     if encodes:
         parser.add_argument("--tokens", type=int, metavar="K", help="keep so many tokens, where they are ordered")
-        parser.add_argument("--books", type=int, metavar="Q", help="keep so many books")
+        parser.add_argument("--codebooks", type=int, metavar="Q", help="keep so many codebooks")
         parser.add_argument(
             "--coding",
             choices=CODINGS,

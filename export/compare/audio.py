@@ -38,7 +38,7 @@ class AudioCodec(ClassicalCodec):
         """What does the work."""
         return super().about + ("" if self.level == 1 else f"; the coder's level of {self.level:g} undone")
 
-    def takes(self, rate: float, channels: int) -> bool:
+    def accepts(self, rate: float, channels: int) -> bool:
         """Return whether this PyAV has it, and it codes such sounds."""
         return self.encoder in av.codecs_available and rate in self.rates and channels == 1
 

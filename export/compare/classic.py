@@ -47,7 +47,7 @@ class ClassicalCodec(ABC):
         return f"{self.encoder}, {self.options}; payload: {self.counted}"
 
     @abstractmethod
-    def takes(self, rate: float, channels: int) -> bool:
+    def accepts(self, rate: float, channels: int) -> bool:
         """Return whether this machine has it, and it takes signals of that sample rate or frame rate and channels."""
 
     @abstractmethod

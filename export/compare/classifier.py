@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from varitok import UserError
-from varitok.data.batch import BadSample, normalise
+from varitok.data.batch import BadSample, normalize
 
 from ..adapters.dataset import dataset_of, files_of
 from ..runtime.bundle import Bundle, onnx_runtime
@@ -58,7 +58,7 @@ def read_classifier(path: Path) -> Classifier:
 
     def answer(images: Tensor) -> Tensor:
         try:
-            logits = session.run(None, {name: normalise(images).numpy()})[0]
+            logits = session.run(None, {name: normalize(images).numpy()})[0]
         except Exception as error:
             sizes = " x ".join(map(str, images.shape[2:]))
             raise UserError(f"--classifier {path}: takes no pictures (batch, 3, ...) of {sizes}") from error
@@ -94,7 +94,7 @@ def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
 
     @torch.inference_mode()
     def answer(pictures: Tensor) -> Tensor:
-        logits: Tensor = network(normalise(pictures))
+        logits: Tensor = network(normalize(pictures))
         return logits.argmax(-1)
 
     about = f"three convolutions, trained on {len(images)} originals of other files, classes {', '.join(classes)}"
@@ -120,7 +120,7 @@ def _fit(images: Tensor, labels: Tensor, classes: int) -> nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - epoch / EPOCHS)
         for chosen in torch.split(torch.randperm(len(images)), BATCH):
-            batch = normalise(images[chosen])
+            batch = normalize(images[chosen])
             batch = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch, batch.flip(3))
             optimizer.zero_grad()
             functional.cross_entropy(network(batch), labels[chosen], weights).backward()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok import UserError, at_least, watched
+from varitok import UserError, progress, require_min
 from varitok.codecs.evaluation.evaluate import versions
 from varitok.codecs.evaluation.figure import Curve, draw_curves
 from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
@@ -20,7 +20,7 @@ from varitok.codecs.modalities.base import Modality
 from varitok.codecs.modalities.registry import modality_of
 from varitok.data.batch import BadSample
 
-from ..adapters.codec import exported
+from ..adapters.codec import as_codec
 from ..adapters.dataset import dataset_of, files_of, noun_of
 from ..bitstream.entropy_coding import CODINGS
 from ..runtime.bundle import Bundle
@@ -75,11 +75,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, command: str) -> None:
     """Compare as the command line says; write, draw and print."""
     given = {"--limit": (options.limit, 1), "--seconds": (options.seconds, 0.01), "--side": (options.side, 8)}
-    at_least({name: (value, least) for name, (value, least) in given.items() if value is not None})
+    require_min({name: (value, least) for name, (value, least) in given.items() if value is not None})
     bundle = load(options.bundle)
     if not isinstance(bundle, Bundle) or bundle.modality not in CLASSICAL:
         raise UserError(f"{options.bundle}: no other codec has what it codes")
-    codec, noun = exported(bundle), noun_of(bundle)
+    codec, noun = as_codec(bundle), noun_of(bundle)
     files = files_of(bundle, options.data, "--data")
     if options.limit and options.limit < len(files):
         files = [files[len(files) * place // options.limit] for place in range(options.limit)]
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     classics, about = _classics(bundle, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)
     bad: list[str] = []
-    items = watched(_items(data, files, classifier, bad), len(files), "files")
+    items = progress(_items(data, files, classifier, bad), len(files), "files")
     rows = compare(codec, items, classics, modality, metrics, options.coding, classifier.answer if classifier else None)
     if not rows:
         raise UserError(f"--data: no {noun} could be read; the first that failed: {bad[0]}")
@@ -138,7 +138,7 @@ def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], 
     codecs: Sequence[ClassicalCodec] = module.CODECS
     names, about = [codec.name for codec in codecs], module.versions()
     rate = bundle.sample_rate or bundle.frame_rate or 0
-    found = [codec for codec in codecs if codec.takes(rate, bundle.channels)]
+    found = [codec for codec in codecs if codec.accepts(rate, bundle.channels)]
     wanted = [_named(word, names) for word in asked.split(",")] if asked else names
     missing = [name for name in wanted if name not in {one.name for one in found}]
     if asked and missing:
@@ -191,7 +191,7 @@ def _header(
         "codec": str(options.bundle),
         "protocol": protocol,
         "rounding": modality.rounding,
-        "column setting": "kept tokens or books; of the classical codecs the quality, kbit/s or CRF asked for",
+        "column setting": "kept tokens or codebooks; of the classical codecs the quality, kbit/s or CRF asked for",
         "column bytes": f"mean of the {modality.plural}' payloads; file_bytes of their whole files (.vtk with one"
         " signal)",
         f"column {rate.name}": f"of payloads: {rate.definition}; file_{rate.name} of whole files",

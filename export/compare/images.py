@@ -33,7 +33,7 @@ class ImageCodec(ClassicalCodec):
         """What does the work."""
         return f"Pillow's {super().about}"
 
-    def takes(self, rate: float, channels: int) -> bool:
+    def accepts(self, rate: float, channels: int) -> bool:
         """Return whether this Pillow has it."""
         return bool(features.check(self.feature))
 

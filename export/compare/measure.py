@@ -10,9 +10,9 @@ from torch import Tensor
 from varitok.codecs.evaluation.ladder import Ladder
 from varitok.codecs.modalities.base import Modality
 from varitok.codecs.modalities.registry import lower_is_better
-from varitok.data.batch import normalise
+from varitok.data.batch import normalize
 
-from ..adapters.codec import Exported
+from ..adapters.codec import BundleCodec
 from ..bitstream.rate_control import encoded
 from .classic import ClassicalCodec, Coded
 from .rates import bd_rate
@@ -51,7 +51,7 @@ class _Sums:
 
 
 def compare(
-    codec: Exported,
+    codec: BundleCodec,
     items: Iterable[Item],
     classics: Sequence[ClassicalCodec],
     modality: Modality,
@@ -77,7 +77,7 @@ def compare(
     sums: dict[tuple[str, int], _Sums] = {}
     amount, count = 0.0, 0
     for signal, label in items:
-        normal = normalise(signal[None])
+        normal = normalize(signal[None])
         real, lengths = modality.as_written(normal), torch.tensor([signal.shape[1]])
         amount, count = amount + modality.amount(real, lengths), count + 1
         wanted = None if recognises is None else int(recognises(real)) if label is None else label
@@ -99,7 +99,7 @@ def compare(
 
 
 def _all(
-    codec: Exported,
+    codec: BundleCodec,
     normal: Tensor,
     real: Tensor,
     classics: Sequence[ClassicalCodec],

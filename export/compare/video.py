@@ -56,7 +56,7 @@ class VideoCodec(ClassicalCodec):
     decoder: str
     least: int
 
-    def takes(self, rate: float, channels: int) -> bool:
+    def accepts(self, rate: float, channels: int) -> bool:
         """Return whether this PyAV has it."""
         return {self.encoder, self.decoder} <= av.codecs_available
 

@@ -23,10 +23,10 @@ from varitok.codecs.streaming import ChunkedCodec
 from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
 from ..runtime.load import load
 from ..runtime.streaming import run_stream, stream_form
-from .bundle_folder import describe, replacing, report
+from .bundle_folder import describe, replace_folder, report
 from .frozen import FrozenCodec, FrozenStream, freeze
-from .implicit import export_clip
-from .int8 import quantise_decoder
+from .implicit import export_single_clip
+from .int8 import quantize_decoder
 from .model_card import card
 from .onnx import export_onnx
 from .parity import Chunked, Coder, Size, check, draw
@@ -46,7 +46,7 @@ def export_bundle(
     formats: Sequence[str] = FORMATS,
     streaming: bool = True,
 ) -> dict[str, Any]:
-    """Write a codec's bundle; every artefact is read back and compared with the codec first.
+    """Write a codec's bundle; every artifact is read back and compared with the codec first.
 
     The folder appears whole or not at all: a bundle that was there stays until the new one is done.
 
@@ -62,7 +62,7 @@ def export_bundle(
 
     Raises:
         UserError: A format is unknown or not for this codec, or the folder can't be written or holds something else.
-        ParityError: An artefact differs from the codec.
+        ParityError: An artifact differs from the codec.
     """
     unknown = [name for name in formats if name not in (*FORMATS, INT8)]
     if unknown or not formats:
@@ -71,16 +71,16 @@ def export_bundle(
     if INT8 in formats and ("onnx" not in formats or isinstance(codec, ImplicitCodec)):
         raise UserError(f"formats: {INT8} is made of a codec's onnx, which must be among them")
     if isinstance(codec, ImplicitCodec):
-        return export_clip(codec, folder, architecture=architecture, formats=formats)
+        return export_single_clip(codec, folder, architecture=architecture, formats=formats)
     frozen = freeze(codec, streaming)
     with torch.inference_mode():
-        kind = torch.int64 if codec.bottleneck.book_sizes else torch.float32
+        kind = torch.int64 if codec.bottleneck.codebook_sizes else torch.float32
         axes = codec.layout.axes.split()[2:]
         least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in axes), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen)
     config |= {"architecture": dict(architecture)} if architecture else {}
-    with replacing(Path(folder)) as partial:
+    with replace_folder(Path(folder)) as partial:
         return _write(codec, frozen, config, codec.layout.trial_sizes(size), partial, formats)
 
 
@@ -101,7 +101,7 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     """Say what a user of the bundle must know."""
-    books = codec.bottleneck.book_sizes
+    codebooks = codec.bottleneck.codebook_sizes
     modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
@@ -110,10 +110,10 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         **codec.layout.describe(size),
         "channels": size[0],
         "tokens": codec.layout.tokens,
-        "book_sizes": list(books),
-        "book_strides": list(codec.bottleneck.book_strides),
+        "codebook_sizes": list(codebooks),
+        "codebook_strides": list(codec.bottleneck.codebook_strides),
         "code_rows": codec.bottleneck.rows,
-        "code_type": "int64" if books else "float32",
+        "code_type": "int64" if codebooks else "float32",
         "bits_per_token": codec.bottleneck.bits,
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
@@ -166,26 +166,26 @@ def _write(
     metadata = describe(folder, config, frozen.state_dict())
     example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
     names = modality_of(codec).graph
-    artefacts: dict[str, Coder] = {}
+    artifacts: dict[str, Coder] = {}
     if "safetensors" in formats:
         name = "model.safetensors"
         save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
-        artefacts[name] = _refilled(frozen, folder / name)
+        artifacts[name] = _refilled(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
-        artefacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
+        artifacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
         if isinstance(frozen, FrozenStream):
-            artefacts["codec.ts, streaming"] = Chunked(scripted, ChunkedCodec(codec))
+            artifacts["codec.ts, streaming"] = Chunked(scripted, ChunkedCodec(codec))
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
         bundle = load(folder, verify=False)
         assert isinstance(bundle, Bundle)
-        artefacts["onnx"] = _Runtime(bundle)
+        artifacts["onnx"] = _Runtime(bundle)
         if isinstance(frozen, FrozenStream):
-            artefacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), ChunkedCodec(codec))
-    parity = check(codec, artefacts, sizes)
+            artifacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), ChunkedCodec(codec))
+    parity = check(codec, artifacts, sizes)
     if INT8 in formats:
-        quantise_decoder(folder)
+        quantize_decoder(folder)
         whole = load(folder, verify=False, int8=True)
         assert isinstance(whole, Bundle)
         # Told, not judged: how far rounding leads is the network's.

@@ -20,11 +20,11 @@ from ..runtime.bundle import FORMAT_VERSION, read_json, sha256
 from .onnx import OPSET
 from .parity import Parity
 
-__all__ = ["add", "describe", "replacing", "report", "write_json"]
+__all__ = ["add", "describe", "replace_folder", "report", "write_json"]
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """Give a folder beside `folder` to be filled; it takes that one's place when all went well, and goes otherwise."""
     folder = folder.resolve()
     if folder.exists() and not (folder / "export.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):

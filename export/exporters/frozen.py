@@ -22,7 +22,7 @@ class FrozenCodec(nn.Module):
     """The two directions of a codec, with no branch on data, so that they script, trace and export.
 
     With ordered tokens it takes signals of the size of training, clips of any number of frames, and any number of kept
-    tokens; with placed tokens, signals of any size. The batch and the number of books are free.
+    tokens; with placed tokens, signals of any size. The batch and the number of codebooks are free.
 
     Args:
         codec: What is copied; it stays as it is.
@@ -62,9 +62,9 @@ class FrozenCodec(nn.Module):
     def encode(self, signal: Tensor) -> Tensor:
         """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes.
 
-        They are `(b, books, n)`, of clips `(b, books, *grid)`, or `(b, books, blocks, N)`.
+        They are `(b, codebooks, n)`, of clips `(b, codebooks, *grid)`, or `(b, codebooks, blocks, N)`.
         """
-        signal = self.layout.pad(signal, self.layout.lead)
+        signal = self.layout.pad(signal, self.layout.causal_pad)
         return self._coded(self.encoder(signal), signal)
 
     def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ class FrozenCodec(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes into signals, clamped to [-1, 1] where the codec's are bounded.
 
-        Ordered ones `(b, books, k)` or `(b, books, blocks, k)`, k from 1 to N, into signals of the size of training;
-        placed ones `(b, books, n)` or `(b, books, *grid)` into whole steps, without the lead.
+        Ordered ones `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, into signals of the size of
+        training; placed ones `(b, codebooks, n)` or `(b, codebooks, *grid)` into whole steps, without the lead.
         """
         grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
@@ -157,7 +157,7 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of codes `(b, books, n, ...)` and a state `(b, S)` into signals and the next state."""
+        """Turn a chunk of codes `(b, codebooks, n, ...)` and a state `(b, S)` into signals and the next state."""
         grid = self.layout.code_grid(codes)
         shapes = at_grid(self.decoder_layout, grid[1:])
         memory = unpack(state, shapes)

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from varitok.codecs.implicit.codec import ImplicitCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION
-from ..runtime.implicit import ClipBundle
+from ..runtime.implicit import SingleClipBundle
 from ..runtime.load import load
-from .bundle_folder import describe, replacing, report
+from .bundle_folder import describe, replace_folder, report
 from .model_card import render
 from .onnx import Port, export_graph
 from .parity import Parity, ParityError, signal_error
 from .torchscript import export_torchscript, load_torchscript
 
-__all__ = ["WEIGHTS", "FrozenClip", "export_clip"]
+__all__ = ["WEIGHTS", "FrozenSingleClip", "export_single_clip"]
 
 WEIGHTS = "weights.bin"
 COMPARED = 12  # frames, spread over the clip
 
 
-class FrozenClip(nn.Module):
+class FrozenSingleClip(nn.Module):
     """A network that paints one clip, as it is exported: with the weights that a file decodes to.
 
     Args:
@@ -51,7 +51,7 @@ class FrozenClip(nn.Module):
         return self.decode(numbers)
 
 
-def export_clip(
+def export_single_clip(
     codec: ImplicitCodec,
     folder: str | os.PathLike[str],
     *,
@@ -67,14 +67,14 @@ def export_clip(
         ParityError: The file doesn't decode to the codec's weights, or a graph paints other frames than the codec.
     """
     codec = copy.deepcopy(codec).cpu().float().eval()
-    with torch.inference_mode(), replacing(Path(folder)) as partial:
-        codes = codec.encode(torch.zeros(()).expand(1, 3, *codec.hop))
+    with torch.inference_mode(), replace_folder(Path(folder)) as partial:
+        codes = codec.encode(torch.zeros(()).expand(1, 3, *codec.downsample))
         coded = codec.coded(codes)
         (partial / WEIGHTS).write_bytes(coded.data)
         read, ranges = codec.read((partial / WEIGHTS).read_bytes())
         if not (torch.equal(read, codes) and torch.equal(ranges, codec.ranges())):
             raise ParityError(f"{WEIGHTS}: decodes to other weights")
-        frames, height, width = codec.hop
+        frames, height, width = codec.downsample
         config = {
             "format_version": FORMAT_VERSION,
             "modality": "clip",
@@ -83,20 +83,25 @@ def export_clip(
             "width": width,
             "frame_rate": codec.frame_rate,
             "weights": codec.weights,
-            "bits": codec.books,
+            "bits": codec.num_codebooks,
             "ends": coded.ends,
             "value_range": [-1.0, 1.0],
             "dtype": "float32",
         } | ({"architecture": dict(architecture)} if architecture else {})
         numbers = torch.linspace(0, frames - 1, min(frames, COMPARED)).round().long()
-        frozen = FrozenClip(codec, coded.data)
+        frozen = FrozenSingleClip(codec, coded.data)
         parity = _graphs(frozen, config, partial, formats, numbers, codec.painted(codes, numbers))
         (partial / "README.md").write_text(_card(config, formats), encoding="utf-8")
         return report(partial, parity)
 
 
 def _graphs(
-    frozen: FrozenClip, config: dict[str, Any], folder: Path, formats: Sequence[str], numbers: Tensor, expected: Tensor
+    frozen: FrozenSingleClip,
+    config: dict[str, Any],
+    folder: Path,
+    formats: Sequence[str],
+    numbers: Tensor,
+    expected: Tensor,
 ) -> dict[str, Parity]:
     """Write the graphs, read them back and compare what they paint of some frames, one, two and more at a time."""
     metadata = describe(folder, config, frozen.state_dict())
@@ -118,7 +123,7 @@ def _graphs(
         target: Port = ("reconstruction", ["num_frames", None, None, None])
         export_graph(frozen, [torch.zeros(3).long()], path, [source], [target], metadata | {"codec.role": "decoder"})
         bundle = load(folder, verify=False)
-        assert isinstance(bundle, ClipBundle)
+        assert isinstance(bundle, SingleClipBundle)
         compare("onnx", lambda numbers: torch.from_numpy(bundle.run_decoder(numbers.numpy())))
     return found
 

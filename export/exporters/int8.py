@@ -9,12 +9,12 @@ from varitok import UserError
 
 from ..runtime.bundle import DECODER, DECODER_INT8
 
-__all__ = ["quantise_decoder"]
+__all__ = ["quantize_decoder"]
 
 LEAST_SHARE = 0.5  # of the weights that must be a product's: of a convolutional decoder int8 makes little, slower
 
 
-def quantise_decoder(folder: Path) -> None:
+def quantize_decoder(folder: Path) -> None:
     """Write a bundle's decoder once more, the weights of its matrix products as int8, one scale a column.
 
     What goes into a product is rounded to 8 bits too, by the largest value of each call: signals are close to the exact

@@ -36,8 +36,8 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         graph=MODALITIES[config["modality"]].graph,
         bits=config["bits_per_token"],
         prices=_prices(config),
-        some_books=max(1, rows // 2) if config["book_sizes"] else rows,
-        ranges=_ranges(config["book_sizes"]),
+        some_codebooks=max(1, rows // 2) if config["codebook_sizes"] else rows,
+        ranges=_ranges(config["codebook_sizes"]),
         order=ORDER[config["variable_length"]],
         ladder=ladder,
     )
@@ -68,14 +68,14 @@ def _environment() -> Environment:
 
 def _prices(config: Mapping[str, Any]) -> dict[int, float]:
     """Return the bits of a token by the number of codebooks that are kept."""
-    sizes, rows = config["book_sizes"], config["code_rows"]
-    each = [math.log2(size) / stride for size, stride in zip(sizes, config["book_strides"], strict=True)]
-    return {book: sum(each[:book]) for book in ladder(len(sizes))} if sizes else {rows: 32 * rows}
+    sizes, rows = config["codebook_sizes"], config["code_rows"]
+    each = [math.log2(size) / stride for size, stride in zip(sizes, config["codebook_strides"], strict=True)]
+    return {codebook: sum(each[:codebook]) for codebook in ladder(len(sizes))} if sizes else {rows: 32 * rows}
 
 
 def _ranges(sizes: Sequence[int]) -> str:
     """Return the range of each codebook's codes."""
     if not sizes:
         return "continuous latents, any values"
-    listed = ", ".join(f"book {book}: 0 to {size - 1}" for book, size in enumerate(sizes))
-    return listed + ("; a prefix of the books decodes too, coarser" if len(sizes) > 1 else "")
+    listed = ", ".join(f"codebook {codebook}: 0 to {size - 1}" for codebook, size in enumerate(sizes))
+    return listed + ("; a prefix of the codebooks decodes too, coarser" if len(sizes) > 1 else "")

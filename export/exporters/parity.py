@@ -13,7 +13,7 @@ from varitok.codecs.streaming import ChunkedCodec
 
 __all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw", "signal_error"]
 
-CODES_EQUAL = 0.9999  # least share of equal codes of the first book
+CODES_EQUAL = 0.9999  # least share of equal codes of the first codebook
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
 QUIET = 0.1  # least peak that counts: what is left of louder parts that cancel is as wrong as they are
 ENOUGH = 20_000  # tokens over which a share of equal codes means something
@@ -59,20 +59,20 @@ class Chunked:
         self.coder = coder
         self.samples = codec.latency
         self.tokens = codec.chunk_tokens
-        self.hop = codec.codec.hop
-        self.lead = codec.codec.layout.lead
+        self.downsample = codec.codec.downsample
+        self.causal_pad = codec.codec.layout.causal_pad
 
     def encode(self, signal: Tensor) -> Tensor:
         """Turn signals into codes, chunk by chunk."""
-        grid = [-(-side // step) for side, step in zip(signal.shape[3:], self.hop[1:], strict=True)]
+        grid = [-(-side // step) for side, step in zip(signal.shape[3:], self.downsample[1:], strict=True)]
         state = torch.zeros(len(signal), self.coder.state_sizes(*grid)[0])
-        led = torch.cat([signal[:, :, :1]] * self.lead + [signal], dim=2)
+        led = torch.cat([signal[:, :, :1]] * self.causal_pad + [signal], dim=2)
         return _through(self.coder.encode_chunk, led, state, self.samples)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes into signals, chunk by chunk."""
         state = torch.zeros(len(codes), self.coder.state_sizes(*codes.shape[3:])[1])
-        return _through(self.coder.decode_chunk, codes, state, self.tokens)[:, :, self.lead :]
+        return _through(self.coder.decode_chunk, codes, state, self.tokens)[:, :, self.causal_pad :]
 
 
 def _through(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, state: Tensor, whole: int) -> Tensor:
@@ -87,10 +87,10 @@ def _through(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor,
 
 
 class Parity(NamedTuple):
-    """How an artefact compares with the trained codec.
+    """How an artifact compares with the trained codec.
 
     Attributes:
-        tokens: First-book tokens that were compared.
+        tokens: First-codebook tokens that were compared.
         codes_equal: Share of them that are equal.
         signal_error: Largest error of a reconstruction, over the largest value that the codec gave before clamping, at
             least 0.1.
@@ -102,30 +102,30 @@ class Parity(NamedTuple):
 
 
 class ParityError(RuntimeError):
-    """An artefact differs from the codec that it was exported from; its text names it, the size and the figure."""
+    """An artifact differs from the codec that it was exported from; its text names it, the size and the figure."""
 
 
 def check(
-    codec: Codec, artefacts: Mapping[str, Coder], sizes: Sequence[Size], allowed: float = SIGNAL_ERROR
+    codec: Codec, artifacts: Mapping[str, Coder], sizes: Sequence[Size], allowed: float = SIGNAL_ERROR
 ) -> dict[str, Parity]:
-    """Compare reloaded artefacts with the trained codec, in evaluation mode on the CPU, at many sizes.
+    """Compare reloaded artifacts with the trained codec, in evaluation mode on the CPU, at many sizes.
 
     Batches of 1, 3 and 5 (noise, one flat value, extremes, gradients), and 1, 2, N - 1 and N tokens, 1 and all but one
-    of the books. Signals are compared on the trained codec's codes.
+    of the codebooks. Signals are compared on the trained codec's codes.
 
     Args:
         codec: The trained codec; it isn't changed.
-        artefacts: What is compared, by file name.
+        artifacts: What is compared, by file name.
         sizes: `(c, *grid)` of its signals.
         allowed: Largest error of a signal over its peak.
 
     Raises:
-        ParityError: Fewer than 99.99 % of the first book's codes are equal, or a signal is off by more than allowed of
-            its peak, or of 0.1 where it is quieter.
+        ParityError: Fewer than 99.99 % of the first codebook's codes are equal, or a signal is off by more than allowed
+            of its peak, or of 0.1 where it is quieter.
     """
     reference = copy.deepcopy(codec).cpu().float().eval()
     with torch.no_grad():
-        return {name: _compare(reference, coder, name, sizes, allowed) for name, coder in artefacts.items()}
+        return {name: _compare(reference, coder, name, sizes, allowed) for name, coder in artifacts.items()}
 
 
 def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], allowed: float) -> Parity:
@@ -136,15 +136,17 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
         signal = draw(batch, size, generator)
         codes = reference.encode(signal)
         along = reference.layout.code_axis
-        total, books = codes.shape[along], len(reference.bottleneck.book_sizes)
+        total, codebooks = codes.shape[along], len(reference.bottleneck.codebook_sizes)
         where = f"{name}, batch {batch}" + (f", size {' x '.join(map(str, size[1:]))}" if len(sizes) > 1 else "")
         equal += _equal(codes, coder.encode(signal), where)
         tokens += codes[:, 0].numel()
         parts = [(kept, codes.shape[1]) for kept in sorted({1, min(2, total), max(1, total - 1), total})]
-        parts += [(total, some) for some in sorted({1, books - 1}) if 0 < some < books]
+        parts += [(total, some) for some in sorted({1, codebooks - 1}) if 0 < some < codebooks]
         for kept, rows in parts:
             some = codes[:, :rows].narrow(along, 0, kept).contiguous()
-            part = f"{where}, {kept} of {total} tokens" + (f", {rows} of {books} books" if rows < books else "")
+            part = f"{where}, {kept} of {total} tokens" + (
+                f", {rows} of {codebooks} codebooks" if rows < codebooks else ""
+            )
             off = signal_error(reference.decode(some), coder.decode(some), part, reference.bounded, allowed)
             error = max(error, off)
     # One token on a tie is a large share of few: look at more before judging.
@@ -191,7 +193,7 @@ def draw(batch: int, size: Size, generator: torch.Generator) -> Tensor:
 
 
 def _equal(expected: Tensor, got: Tensor, where: str) -> int:
-    """Count equal codes of the first book; continuous ones are equal where they are as close as signals must be."""
+    """Count equal codes of the first codebook; continuous ones are equal where they are as close as signals must be."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         found = f"codes are {got.dtype} {tuple(got.shape)}"
         raise ParityError(f"{where}: {found}, the codec makes {expected.dtype} {tuple(expected.shape)}")

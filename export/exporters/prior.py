@@ -16,12 +16,12 @@ from varitok.codecs.networks.code_prior import LOGIT_STEPS, Prior
 from varitok.codecs.training.prior import PriorTraining, Rows
 
 from ..bitstream import entropy_coding
-from ..bitstream.entropy_coding import COUNTED, LIMIT, PRIOR, books_of
+from ..bitstream.entropy_coding import COUNTED, LIMIT, PRIOR, codebooks_of
 from ..bitstream.packing import Packing
 from ..bitstream.symbols import Symbols
 from ..runtime.bundle import Bundle
 from ..runtime.load import load
-from .bundle_folder import add, replacing, write_json
+from .bundle_folder import add, replace_folder, write_json
 from .onnx import export_graph
 from .parity import ParityError
 from .rebuild import rebuild
@@ -43,28 +43,28 @@ class Tokenizer:
 
     def __init__(self, folder: str) -> None:
         bundle = load(folder)
-        if not isinstance(bundle, Bundle) or not bundle.book_sizes:
-            raise UserError(f"{folder}: its codes are continuous, or those of one clip; a prior needs books")
+        if not isinstance(bundle, Bundle) or not bundle.codebook_sizes:
+            raise UserError(f"{folder}: its codes are continuous, or those of one clip; a prior needs codebooks")
         self.bundle = bundle
         self.codec = rebuild(folder)
-        books, ordered = books_of(bundle), entropy_coding.ordered_axis(bundle.config)
-        self.symbols, self.alphabets = Symbols(books, ordered, LIMIT), Symbols(books, ordered, COUNTED)
-        self.axis = "tokens" if bundle.tokens else "books"
-        self.most = bundle.tokens or len(books)
+        codebooks, ordered = codebooks_of(bundle), entropy_coding.ordered_axis(bundle.config)
+        self.symbols, self.alphabets = Symbols(codebooks, ordered, LIMIT), Symbols(codebooks, ordered, COUNTED)
+        self.axis = "tokens" if bundle.tokens else "codebooks"
+        self.most = bundle.tokens or len(codebooks)
         self.sizes, self.counted = self.symbols.sizes.tolist(), self.alphabets.sizes.tolist()
         self.places = bundle.tokens or 1
         self.sources = 1 + bundle.axes
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals `(b, c, *grid)`, and keep so many tokens or books; all where None."""
+        """Encode signals `(b, c, *grid)`, and keep so many tokens or codebooks; all where None."""
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
-        _, books, steps, *inner = codes.shape
+        _, codebooks, steps, *inner = codes.shape
         found, begun = codes.cpu().numpy(), self._begun(lengths.cpu(), steps)
-        structure = self.symbols.structure(books, steps, inner)
+        structure = self.symbols.structure(codebooks, steps, inner)
         rows = [self.symbols.row(each) for each in found]
         contexts = [self.symbols.contexts(structure, row) for row in rows]
-        packing = Packing(self.symbols.books[:books], inner)
+        packing = Packing(self.symbols.codebooks[:codebooks], inner)
         entries = [self.alphabets.row(each[:, :whole]) for each, whole in zip(found, begun.tolist(), strict=True)]
         valid = prefix_mask(begun, steps)[:, torch.from_numpy(structure.steps)]
         seen, row, counted = map(torch.from_numpy, (np.stack(contexts), np.stack(rows), np.concatenate(entries)))
@@ -82,7 +82,7 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
 
     Args:
         prior: Of the bundle's codes.
-        counts: How often each entry was seen, one book behind the other, int64 `(entries,)`.
+        counts: How often each entry was seen, one codebook behind the other, int64 `(entries,)`.
         tokenizer: The bundle's folder.
         folder: Where to; may be the same.
 
@@ -92,8 +92,8 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
     """
     bundle = load(tokenizer)
     assert isinstance(bundle, Bundle)
-    exact, counted = prior.exact(), Symbols(books_of(bundle), None, COUNTED)
-    with replacing(folder) as partial:
+    exact, counted = prior.exact(), Symbols(codebooks_of(bundle), None, COUNTED)
+    with replace_folder(folder) as partial:
         shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
         shutil.rmtree(partial / PRIOR, ignore_errors=True)
         (partial / PRIOR).mkdir()

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varitok import UserError
 from varitok.codecs.build import build_codec
+from varitok.codecs.renamed import CLASSES, modernized
 
-from ..runtime.bundle import AGAIN, FORMAT_VERSION, read_json, sha256
+from ..runtime.bundle import REEXPORT_HINT, read_json, sha256
 from .frozen import FrozenCodec, freeze
 
 __all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]
@@ -40,9 +41,7 @@ def rebuild(path: str | PathLike[str]) -> FrozenCodec:
         UserError: A file is missing, altered or of an unknown format, or names what this varitok doesn't have.
     """
     folder = Path(path)
-    config = read_json(folder / "config.json")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder / 'config.json'}: this varitok reads format {FORMAT_VERSION}; update it or {AGAIN}")
+    config = read_config(folder)
     weights = _weights(folder)
     try:
         frozen = frozen_of(config, weights)
@@ -65,19 +64,21 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
     if config.get("modality") == "clip":
         raise UserError("a bundle of one clip is a network that paints it; use its codec.ts, or varitok.load")
     if not isinstance(config.get("architecture"), Mapping):
-        raise UserError(f"config.json doesn't say how its codec was built; {AGAIN}")
+        raise UserError(f"config.json doesn't say how its codec was built; {REEXPORT_HINT}")
     count = sum(math.prod(shape) for shape in weights.values())
     try:
         with _Bounded(2 * count + SPARE):
-            frozen = freeze(build_codec(OmegaConf.create(_targets(config["architecture"]))), "streaming" in config)
+            frozen = freeze(
+                build_codec(OmegaConf.create(_targets(modernized(config["architecture"])))), "streaming" in config
+            )
     except UserError as error:
         raise UserError(f"config.json: {error}") from error
     except Exception as error:  # whatever a constructor meets that was never meant to be built so
-        raise UserError(f"config.json: its codec can't be built ({error}); {AGAIN}") from error
+        raise UserError(f"config.json: its codec can't be built ({error}); {REEXPORT_HINT}") from error
     expected = {name: tuple(value.shape) for name, value in frozen.state_dict().items()}
     if expected != weights:
         odd = next(name for name in sorted({*expected, *weights}) if expected.get(name) != weights.get(name))
-        raise UserError(f"{WEIGHTS}: {odd} is not as config.json has it; {AGAIN}")
+        raise UserError(f"{WEIGHTS}: {odd} is not as config.json has it; {REEXPORT_HINT}")
     return frozen.eval()
 
 
@@ -95,7 +96,9 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and all(isinstance(side, int) for side in size)
             and math.prod(size) > self.most
         ):
-            raise UserError(f"asks for {math.prod(size)} numbers at once, far more than its weights have; {AGAIN}")
+            raise UserError(
+                f"asks for {math.prod(size)} numbers at once, far more than its weights have; {REEXPORT_HINT}"
+            )
         return call(*args, **(kwargs or {}))
 
 
@@ -103,9 +106,9 @@ def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
     """Tell the shapes of a bundle's weights, once the file is known to be what was exported."""
     path, files = folder / WEIGHTS, read_json(folder / "export.json").get("files") or {}
     if not path.is_file():
-        raise UserError(f"{path}: missing; {AGAIN}, with safetensors among its formats")
+        raise UserError(f"{path}: missing; {REEXPORT_HINT}, with safetensors among its formats")
     if sha256(path) != (files.get(WEIGHTS) or {}).get("sha256"):
-        raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")
+        raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {REEXPORT_HINT}")
     return shapes_of(path)
 
 
@@ -119,7 +122,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: can't be read ({error}); {AGAIN}") from error
+        raise UserError(f"{path}: can't be read ({error}); {REEXPORT_HINT}") from error
 
 
 def _targets(node: Any) -> Any:
@@ -130,9 +133,10 @@ def _targets(node: Any) -> Any:
             raise UserError(f"architecture: {next(key for key in found if key.startswith('_'))} is no argument")
         if "type" not in node:
             return found
-        if node["type"] not in _known():
-            raise UserError(f"architecture: this varitok has no {node['type']!r}; update it or {AGAIN}")
-        return found | {"_target_": _known()[node["type"]]} | ({"_partial_": True} if node.get("partial") else {})
+        name = CLASSES.get(node["type"], node["type"])
+        if name not in _known():
+            raise UserError(f"architecture: this varitok has no {node['type']!r}; update it or {REEXPORT_HINT}")
+        return found | {"_target_": _known()[name]} | ({"_partial_": True} if node.get("partial") else {})
     return [_targets(value) for value in node] if isinstance(node, list) else node
 
 

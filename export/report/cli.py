@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from varitok import UserError, at_least, watched
+from varitok import UserError, progress, require_min
 
 from .classics import read_classics
 from .live.page import write_live
@@ -20,10 +20,10 @@ def main(words: Sequence[str]) -> None:
     if options.live:
         _live(options)
         return
-    at_least({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
+    require_min({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
     source = Source(options.data, options.files, options.count, options.seconds)
     classics = [read_classics(path) for path in options.classic]
-    subjects = [open_subject(path, source) for path in watched(options.subjects, len(options.subjects), "shown")]
+    subjects = [open_subject(path, source) for path in progress(options.subjects, len(options.subjects), "shown")]
     write_page(options.out, subjects, classics, options.title)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} in it; open it in a browser")
 
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok report",
-        description="Write one HTML page that shows runs and bundles: what each kept token or book gives back.",
+        description="Write one HTML page that shows runs and bundles: what each kept token or codebook gives back.",
         epilog="varitok report runs/one_d_piece_64/photos --out report.html"
         " | varitok report tokenizer --files PHOTOS | varitok report RUN1 RUN2 --classic comparison/comparison.csv",
     )

@@ -1,5 +1,5 @@
 "use strict";
-// Shows at each place of a slider what that many tokens or books give back.
+// Shows at each place of a slider what that many tokens or codebooks give back.
 
 const media = JSON.parse(document.getElementById("media").textContent);
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its colours from the page, light or dark."""
+"""Plots as SVG that takes its colors from the page, light or dark."""
 
 import io
 import re
@@ -10,16 +10,16 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from varitok.codecs.evaluation.figure import MARKERS, Curve, dress
+from varitok.codecs.evaluation.figure import MARKERS, Curve, style_axes
 
 __all__ = ["draw_progress", "draw_quality"]
 
-COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
+COLORS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 QUIET = ("#101010", "#606060", "#909090", "#b0b0b0")
-RULE = "#e5e7eb"  # of `dress`
+RULE = "#e5e7eb"  # of `style_axes`
 # What the page's style sheet calls them.
 NAMES = (
-    {colour: f"var(--line-{number})" for number, colour in enumerate(COLOURS)}
+    {color: f"var(--line-{number})" for number, color in enumerate(COLORS)}
     | {grey: f"var(--quiet-{number})" for number, grey in enumerate(QUIET)}
     | {RULE: "var(--rule)", "#000000": "var(--ink)"}
 )
@@ -29,7 +29,7 @@ SIZE = (4.3, 2.9)  # inches of 72 units: as wide as a phone
 
 
 def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, label: str, sizes: str) -> str:
-    """Draw a metric over size (a logarithmic axis): ours in colours, others in greys.
+    """Draw a metric over size (a logarithmic axis): ours in colors, others in greys.
 
     Args:
         ours: Curves that have the metric.
@@ -44,12 +44,12 @@ def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, la
         style = {"color": QUIET[number % 4], "marker": MARKERS[number % len(MARKERS)], "linestyle": "--"}
         axes.plot(curve.sizes, curve.values[metric], label=curve.name, markersize=3, linewidth=1, **style)
     for number, curve in enumerate(ours):
-        colour = COLOURS[number % len(COLOURS)]
-        style = {"color": colour, "marker": "o", "label": curve.name}
+        color = COLORS[number % len(COLORS)]
+        style = {"color": color, "marker": "o", "label": curve.name}
         axes.plot(curve.sizes, curve.values[metric], markersize=4, linewidth=1.8, zorder=3, **style)
         for word, x, y in zip(curve.labels, curve.sizes, curve.values[metric], strict=False):
-            axes.annotate(word, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=colour)
-    dress(axes, label, sizes)
+            axes.annotate(word, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=color)
+    style_axes(axes, label, sizes)
     return _svg(figure, axes, len(ours) + len(others) > 1)
 
 
@@ -63,17 +63,17 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
     figure, axes = _panel()
     for number, (name, logged) in enumerate(lines.items()):
         values = _thinned(logged)
-        # Where there are more lines than colours, dashes tell them apart.
-        dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
+        # Where there are more lines than colors, dashes tell them apart.
+        dashes = ("-", "--", ":")[number // len(COLORS) % 3]
+        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
         marker = "o" if len(values) <= FEW else None
         axes.plot(list(values), list(values.values()), label=name, linewidth=1.2, marker=marker, markersize=3, **style)
-    dress(axes, label, "updates", logarithmic=False)
+    style_axes(axes, label, "updates", logarithmic=False)
     return _svg(figure, axes, len(lines) > 1)
 
 
 def _thinned(values: Mapping[int, float]) -> dict[float, float]:
-    """Give means of neighbours, so many that no more points are left than a plot has room for."""
+    """Give means of neighbors, so many that no more points are left than a plot has room for."""
     group = -(-len(values) // POINTS)
     points = list(values.items())
     groups = (points[at : at + group] for at in range(0, len(points), group))

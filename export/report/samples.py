@@ -1,4 +1,4 @@
-"""Signals that a page shows and plays, at each number of kept tokens or books, as `data:` addresses."""
+"""Signals that a page shows and plays, at each number of kept tokens or codebooks, as `data:` addresses."""
 
 import base64
 import math
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from varitok.codecs.modalities.registry import COLUMNS, METRICS, modality_of
-from varitok.data.batch import normalise
+from varitok.data.batch import normalize
 
 from .subject import Subject
 
@@ -58,7 +58,7 @@ def samples(subject: Subject) -> Iterator[Sample]:
     modality = modality_of(codec)
     comparisons = {name: modality.comparison(name, "cpu") for name in modality.shown}
     for name, one in subject.signals:
-        signal, lengths = normalise(one[None]), torch.tensor([one.shape[1]])
+        signal, lengths = normalize(one[None]), torch.tensor([one.shape[1]])
         code, real = ladder.encode(signal, lengths), modality.as_written(signal)
         fakes = [modality.as_written(ladder.decode(code, keep)) for keep in ladder.keeps]
         told = ["original"]

@@ -22,7 +22,7 @@ from .subject import Subject
 
 __all__ = ["comparison", "section", "told_rungs"]
 
-BOOK = re.compile(r"health/book(\d+)/(\w+)")
+BOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
 
 def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
@@ -75,8 +75,8 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 {_quality(subject, classics)}
 <h3>Bits and what they buy</h3>
 {_bits(subject)}
-<h3>Use of the books</h3>
-{_books(subject)}
+<h3>Use of the codebooks</h3>
+{_codebooks(subject)}
 {_training(subject)}
 <h3>Configuration</h3>
 {_table([], facts, "facts")}
@@ -105,9 +105,9 @@ def _rung(subject: Subject, keep: int) -> str:
     many = "" if keep == 1 else "s"
     if isinstance(subject.codec, ImplicitCodec):
         return f"{keep} bit{many} of each weight"
-    if subject.ladder.axis == "books":
-        return f"{keep} book{many}" if subject.codec.bottleneck.book_sizes else "all channels"
-    return f"{keep} token{many}{' of each block' if len(subject.codec.hop) == 3 else ''}"
+    if subject.ladder.axis == "codebooks":
+        return f"{keep} codebook{many}" if subject.codec.bottleneck.codebook_sizes else "all channels"
+    return f"{keep} token{many}{' of each block' if len(subject.codec.downsample) == 3 else ''}"
 
 
 def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
@@ -201,16 +201,18 @@ def _bits(subject: Subject) -> str:
     return _table([column.title for column in columns], rows, numbered=True) + meant
 
 
-def _books(subject: Subject) -> str:
-    """Tell what a code of each book costs, and how evenly its entries are used when all are kept."""
+def _codebooks(subject: Subject) -> str:
+    """Tell what a code of each codebook costs, and how evenly its entries are used when all are kept."""
     bottleneck, last = subject.codec.bottleneck, subject.table.rows[-1]
-    sizes = list(bottleneck.book_sizes)
+    sizes = list(bottleneck.codebook_sizes)
     if not sizes:
-        return "<p>The codes are continuous: there are no books. A channel of a token counts 32 bits.</p>"
-    strides = list(bottleneck.book_strides)
+        return "<p>The codes are continuous: there are no codebooks. A channel of a token counts 32 bits.</p>"
+    strides = list(bottleneck.codebook_strides)
     rows = []
-    for book, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        used, entropy, perplexity = (last.get(f"{name}_{book}" if len(sizes) > 1 else name, math.nan) for name in USE)
+    for codebook, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        used, entropy, perplexity = (
+            last.get(f"{name}_{codebook}" if len(sizes) > 1 else name, math.nan) for name in USE
+        )
         each = math.log2(size)
         shares = [
             f'<meter max="1" value="{share:.4f}"></meter> {share:.1%}' if math.isfinite(share) else ""
@@ -218,10 +220,10 @@ def _books(subject: Subject) -> str:
         ]
         bits = f"{entropy:.2f}" if math.isfinite(entropy) else ""
         worth = f"{perplexity:.1f}" if math.isfinite(perplexity) else ""
-        rows.append([str(book), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
+        rows.append([str(codebook), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
     total = sum(math.log2(size) / stride for size, stride in zip(sizes, strides, strict=True))
-    heads = ["book", "used", "of its bits", "entropy", "perplexity", "entries", "bits per code", "tokens per code"]
-    return f"<p>A token with all books is {total:.3f} bits, before any entropy coder.</p>{_table(heads, rows)}"
+    heads = ["codebook", "used", "of its bits", "entropy", "perplexity", "entries", "bits per code", "tokens per code"]
+    return f"<p>A token with all codebooks is {total:.3f} bits, before any entropy coder.</p>{_table(heads, rows)}"
 
 
 def _training(subject: Subject) -> str:
@@ -238,18 +240,22 @@ def _training(subject: Subject) -> str:
 
 
 def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, Mapping[int, float]]]:
-    """Put what belongs together into one plot: each metric's rungs, and each measure's books."""
+    """Put what belongs together into one plot: each metric's rungs, and each measure's codebooks."""
     panels: dict[str, dict[str, Mapping[int, float]]] = {}
     for name, values in progress.items():
-        book = BOOK.fullmatch(name)
+        codebook = BOOK.fullmatch(name)
         metric, _, keep = name.partition("@")
-        panel, line = (f"health/{book[2]}", f"book {book[1]}") if book else (metric, f"{keep} kept" if keep else "mean")
+        panel, line = (
+            (f"health/{codebook[2]}", f"codebook {codebook[1]}")
+            if codebook
+            else (metric, f"{keep} kept" if keep else "mean")
+        )
         finite = {update: value for update, value in values.items() if math.isfinite(value)}
         if finite:
             panels.setdefault(panel, {})[line] = finite
     for lines in panels.values():
-        if lines.keys() == {"book 0", "mean"}:  # the same
-            del lines["book 0"]
+        if lines.keys() == {"codebook 0", "mean"}:  # the same
+            del lines["codebook 0"]
     return panels
 
 

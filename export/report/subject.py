@@ -20,7 +20,7 @@ from varitok.codecs.training.callbacks.samples import spread
 from varitok.codecs.training.logging.scalars import read_scalars
 from varitok.data.batch import Sample, collate
 
-from ..adapters.codec import Exported, exported
+from ..adapters.codec import BundleCodec, as_codec
 from ..adapters.dataset import dataset_of, files_of, noun_of
 from ..runtime.bundle import read_json
 from ..runtime.load import load
@@ -62,7 +62,7 @@ class Subject(NamedTuple):
 
     name: str
     kind: str
-    codec: Codec | Exported
+    codec: Codec | BundleCodec
     ladder: Ladder
     signals: Sequence[tuple[str, Tensor]]
     table: Table
@@ -152,7 +152,7 @@ def _commit(path: Path) -> str:
 
 def _bundle(path: Path, source: Source) -> Subject:
     bundle = load(path)
-    codec = exported(bundle)
+    codec = as_codec(bundle)
     bundle = codec.bundle
     if not bundle.suffixes:
         raise UserError(f"{path}: a bundle of {bundle.modality}, which no file holds; name the run that it comes from")

@@ -15,10 +15,10 @@ from .bundle import Array, Bundle, tensors
 from .files import Part, open_input, read_file
 from .streaming import DecodingStream, EncodingStream, stream_form
 
-__all__ = ["SoundBundle"]
+__all__ = ["AudioBundle"]
 
 
-class SoundBundle(Bundle):
+class AudioBundle(Bundle):
     """A codec of sounds.
 
     Attributes:
@@ -35,30 +35,32 @@ class SoundBundle(Bundle):
     def _read(self) -> None:
         super()._read()
         self.sample_rate = int(self.config["sampling_rate"])
-        self.hop = int(self.config["hop_length"])
-        self.hops = (self.hop,)
+        self.downsample = int(self.config["hop_length"])
+        self.hops = (self.downsample,)
 
     def __repr__(self) -> str:
-        rate, books = self.sample_rate / self.hop, " x ".join(str(size) for size in self.book_sizes)
-        return f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {books} codes a second)"
+        rate, codebooks = self.sample_rate / self.downsample, " x ".join(str(size) for size in self.codebook_sizes)
+        return (
+            f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {codebooks} codes a second)"
+        )
 
     @tensors
-    def encode(self, wave: Any, sample_rate: int, *, books: int | None = None) -> Array:
+    def encode(self, wave: Any, sample_rate: int, *, num_codebooks: int | None = None) -> Array:
         """Turn sounds into codes; the last token's sound is filled up with zeros.
 
         Args:
             wave: float values in [-1, 1] or int16, `(t,)`, `(c, t)` or `(b, c, t)`.
             sample_rate: Of the sounds, Hz. Only the codec's own is taken: resample before.
-            books: Keep only so many books; all where None.
+            num_codebooks: Keep only so many codebooks; all where None.
 
         Returns:
-            int64 `(b, books, n)`, a token for every `hop` samples begun; float32 where codes are continuous.
+            int64 `(b, num_codebooks, n)`, a token for every `hop` samples begun; float32 where codes are continuous.
 
         Raises:
             UserError: A shape, type, value or rate that the codec doesn't take.
         """
         self._check_rate(sample_rate)
-        kept = self.kept(books)
+        kept = self.kept(num_codebooks)
         values = self.values(wave)
         if not values.size:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
@@ -98,27 +100,27 @@ class SoundBundle(Bundle):
 
     def describe_rates(self) -> dict[str, Any]:
         """Return the rates in time."""
-        rate, whole = self.sample_rate / self.hop, math.lcm(*self.book_strides)
-        kept = range(1, len(self.book_sizes) + 1) or [None]
-        bits = {f"{books or 'all'} books": rate * self.bits(whole, books) / whole for books in kept}
+        rate, whole = self.sample_rate / self.downsample, math.lcm(*self.codebook_strides)
+        kept = range(1, len(self.codebook_sizes) + 1) or [None]
+        bits = {f"{codebooks or 'all'} codebooks": rate * self.bits(whole, codebooks) / whole for codebooks in kept}
         kilobits = {name: f"{each / 1000:.3f} kbit/s" for name, each in bits.items()}
         return {"tokens": f"{rate:g} a second", "rates": kilobits}
 
-    def encoding(self, sample_rate: int, *, books: int | None = None, batch: int = 1) -> EncodingStream:
+    def encoding(self, sample_rate: int, *, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
         """Start a stream of sound into codes: it takes chunks of any number of samples.
 
         All its codes together are those that `encode` gives for the whole sound.
 
         Args:
             sample_rate: Of the sounds, Hz. Only the codec's own is taken.
-            books: Keep only so many books; all where None.
+            num_codebooks: Keep only so many codebooks; all where None.
             batch: Sounds that go side by side.
 
         Raises:
-            UserError: The codec can't stream, or a rate or number of books that it doesn't have.
+            UserError: The codec can't stream, or a rate or number of codebooks that it doesn't have.
         """
         self._check_rate(sample_rate)
-        kept = self.kept(books)
+        kept = self.kept(num_codebooks)
         graph = self.streaming_graphs[0]
         return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
 

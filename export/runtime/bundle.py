@@ -16,16 +16,17 @@ from varitok import UserError
 from .files import Part
 
 __all__ = [
-    "AGAIN",
     "DECODER",
     "DECODER_INT8",
     "ENCODER",
     "FORMAT_VERSION",
+    "REEXPORT_HINT",
     "STREAMING",
     "Array",
     "Bundle",
     "Opened",
     "onnx_runtime",
+    "read_config",
     "read_json",
     "sha256",
     "tensors",
@@ -33,11 +34,13 @@ __all__ = [
     "verify_files",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+_KEYS_OF_1 = {"book_sizes": "codebook_sizes", "book_strides": "codebook_strides"}
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model.onnx"
 DECODER_INT8 = "onnx/decoder_model_int8.onnx"
 STREAMING = "onnx/encoder_model_streaming.onnx", "onnx/decoder_model_streaming.onnx"
-AGAIN = "export it again with varitok export"
+REEXPORT_HINT = "export it again with varitok export"
 
 Array = npt.NDArray[Any]
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -92,7 +95,7 @@ class Opened:
         try:
             self._read()
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {AGAIN}") from error
+            raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {REEXPORT_HINT}") from error
 
     def _read(self) -> None:
         """Take what is of use out of the config."""
@@ -114,7 +117,7 @@ class Opened:
             return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
         except Exception as error:  # ONNX Runtime's own classes, made in C++
             first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {AGAIN}") from error
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {REEXPORT_HINT}") from error
 
 
 class Bundle(Opened):
@@ -125,12 +128,12 @@ class Bundle(Opened):
         sample_rate: Hz; None without one.
         frame_rate: Frames a second; None if unknown.
         hops: Samples of each axis to a step of the codes' grid.
-        lead: Copies of the first frame that go before a signal.
+        causal_pad: Copies of the first frame that go before a signal.
         tokens: The most tokens of a signal, N; 0 where their number follows from its length.
         channels: Of a signal.
-        book_sizes: Entries of each book; none where codes are continuous.
-        book_strides: Tokens for which a code of each book stands, itself repeated.
-        rows: Rows of a code: books, or the channels of continuous ones.
+        codebook_sizes: Entries of each codebook; none where codes are continuous.
+        codebook_strides: Tokens for which a code of each codebook stands, itself repeated.
+        rows: Rows of a code: codebooks, or the channels of continuous ones.
         axes: Of the grid that codes lie on, 1 for tokens in a row, 2 for those of blocks.
         latency_ms: Milliseconds of a signal that a stream waits for before it can give a code; None: it can't stream,
             or no rate is known.
@@ -141,15 +144,17 @@ class Bundle(Opened):
     sample_rate: int | None = None
     frame_rate: float | None = None
     hops: tuple[int, ...]
-    lead = 0
+    causal_pad = 0
 
     def _read(self) -> None:
         config = self.config
         self.tokens = int(config["tokens"])
         self.channels = int(config["channels"])
-        self.book_sizes = tuple(int(size) for size in config["book_sizes"])
-        self.book_strides = tuple(int(step) for step in config.get("book_strides", [1] * len(self.book_sizes)))
-        self.rows = int(config.get("code_rows", len(self.book_sizes)))
+        self.codebook_sizes = tuple(int(size) for size in config["codebook_sizes"])
+        self.codebook_strides = tuple(
+            int(step) for step in config.get("codebook_strides", [1] * len(self.codebook_sizes))
+        )
+        self.rows = int(config.get("code_rows", len(self.codebook_sizes)))
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
 
     def values(self, signal: Any) -> npt.NDArray[np.float32]:
@@ -161,28 +166,30 @@ class Bundle(Opened):
         raise NotImplementedError
 
     def encode_values(
-        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, books: int | None = None
+        self, values: npt.NDArray[np.float32], *, tokens: int | None = None, num_codebooks: int | None = None
     ) -> Array:
-        """Turn signals, as `values` returns them, into codes: all, or the first tokens or books.
+        """Turn signals, as `values` returns them, into codes: all, or the first tokens or codebooks.
 
         Raises:
             UserError: A number is out of range, or tokens are not ordered.
         """
-        codes = self.run_encoder(values)[:, : self.kept(books)]
+        codes = self.run_encoder(values)[:, : self.kept(num_codebooks)]
         if tokens is None:
             return codes
         if not self.tokens:
-            raise UserError(f"--tokens {tokens}: this codec's follow from a signal's size; keep fewer books instead")
+            raise UserError(
+                f"--tokens {tokens}: this codec's follow from a signal's size; keep fewer codebooks instead"
+            )
         self._check_tokens(tokens)
         return codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
         """Count the steps of codes that signals of these lengths have, in a batch of codes of `steps` steps."""
-        return -(-(lengths + self.lead) // self.hops[0])
+        return -(-(lengths + self.causal_pad) // self.hops[0])
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
         """Return how far each of the steps reaches into a signal of a length."""
-        return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.lead, length)
+        return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.causal_pad, length)
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
         """Return what decoding a signal `(1, c, *grid)` of a frame rate takes, for the container's header."""
@@ -209,7 +216,7 @@ class Bundle(Opened):
         about = {
             "signals": self.describe_signals(),
             "bottleneck": self.config["quantizer"],
-            "book_sizes": list(self.book_sizes) or f"none: {self.rows} floats a token",
+            "codebook_sizes": list(self.codebook_sizes) or f"none: {self.rows} floats a token",
             "bits_of_a_token": round(self.bits(1), 4),
             **self.describe_rates(),
             "streams": "onnx" if self.config.get("streaming") else "no",
@@ -229,18 +236,21 @@ class Bundle(Opened):
         kept = [1 << power for power in range(self.tokens.bit_length()) if 1 << power < self.tokens]
         return {"rates": {f"{k} tokens": f"{self.bits(k) / 8:g} bytes for {noun}" for k in [*kept, self.tokens]}}
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `books` books, all where None."""
-        if not self.book_sizes:
+    def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
+        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
+        None.
+        """
+        if not self.codebook_sizes:
             return tokens * 32.0 * self.rows
-        each = list(zip(self.book_sizes, self.book_strides, strict=True))[:books]
+        each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
         return sum(-(-tokens // stride) * math.log2(size) for size, stride in each)
 
     @tensors
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, books, k)`, of clips `(b, books, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].
+        """Turn codes `(b, codebooks, k)`, of clips `(b, codebooks, *grid)`, into signals, float32 `(b, c, ...)` in [-1,
+        1].
 
-        Codes may be of any integer type, and a prefix of the books; continuous ones are floats, all channels. k is
+        Codes may be of any integer type, and a prefix of the codebooks; continuous ones are floats, all channels. k is
         from 1 to N, or any where the number of tokens follows from the signal's length.
 
         Raises:
@@ -264,13 +274,13 @@ class Bundle(Opened):
             found: Array = graph.run(None, {graph.get_inputs()[0].name: given})[0]
         except Exception as error:  # ONNX Runtime's own classes, made in C++
             first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{self.folder / name}: ONNX Runtime can't run it ({first}); {AGAIN}") from error
+            raise UserError(f"{self.folder / name}: ONNX Runtime can't run it ({first}); {REEXPORT_HINT}") from error
         return found
 
     def _codes(self, codes: Any) -> Array:
         """Check codes, of which there may be none yet; give them in the graph's type."""
         codes = np.asarray(codes)
-        kind, least, what = ("iu", 1, "whole numbers") if self.book_sizes else ("f", self.rows, "floats")
+        kind, least, what = ("iu", 1, "whole numbers") if self.codebook_sizes else ("f", self.rows, "floats")
         if codes.dtype.kind not in kind:
             raise UserError(f"codes: {what} are expected, got {codes.dtype}")
         if codes.ndim != 2 + self.axes or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
@@ -279,11 +289,11 @@ class Bundle(Opened):
             most = f"1 to {self.tokens}" if self.tokens and self.axes == 1 else most
             raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
         # ONNX Runtime would take -1 for the last entry.
-        for book, size in zip(range(codes.shape[1]), self.book_sizes, strict=False):
-            low, high = codes[:, book].min(initial=0), codes[:, book].max(initial=0)
+        for codebook, size in zip(range(codes.shape[1]), self.codebook_sizes, strict=False):
+            low, high = codes[:, codebook].min(initial=0), codes[:, codebook].max(initial=0)
             if low < 0 or high >= size:
-                raise UserError(f"codes: book {book} has codes 0 to {size - 1}, got {low if low < 0 else high}")
-        checked: Array = codes.astype(np.int64 if self.book_sizes else np.float32)
+                raise UserError(f"codes: codebook {codebook} has codes 0 to {size - 1}, got {low if low < 0 else high}")
+        checked: Array = codes.astype(np.int64 if self.codebook_sizes else np.float32)
         return checked
 
     @cached_property
@@ -298,16 +308,17 @@ class Bundle(Opened):
             raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
-    def kept(self, books: int | None) -> int:
-        """Check the number of books that is asked for; give it, all where None.
+    def kept(self, num_codebooks: int | None) -> int:
+        """Check the number of codebooks that is asked for; give it, all where None.
 
         Raises:
             UserError: The codec has fewer, or continuous codes, of which all are needed.
         """
-        kept = self.rows if books is None else books
-        if not 1 <= kept <= self.rows or (not self.book_sizes and kept != self.rows):
+        kept = self.rows if num_codebooks is None else num_codebooks
+        if not 1 <= kept <= self.rows or (not self.codebook_sizes and kept != self.rows):
             raise UserError(
-                f"{kept} books: this codec has {self.rows}" + (", or fewer" if self.book_sizes else ", all needed")
+                f"{kept} codebooks: this codec has {self.rows}"
+                + (", or fewer" if self.codebook_sizes else ", all needed")
             )
         return kept
 
@@ -335,6 +346,21 @@ def onnx_runtime() -> Any:
     return onnxruntime
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Load a bundle's config.json, with the keys of today.
+
+    Raises:
+        UserError: It can't be read, or is of a format that this varitok doesn't know.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    version = config.get("format_version")
+    if version not in READ_VERSIONS:
+        known = f"this varitok reads formats {READ_VERSIONS[0]} to {FORMAT_VERSION}"
+        raise UserError(f"{path}: format_version {version!r}, {known}; update varitok or {REEXPORT_HINT}")
+    return {_KEYS_OF_1.get(key, key): value for key, value in config.items()}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object of a bundle.
 
@@ -346,9 +372,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); is {path.parent} a bundle of varitok?") from error
     except ValueError as error:
-        raise UserError(f"{path}: damaged; {AGAIN}") from error
+        raise UserError(f"{path}: damaged; {REEXPORT_HINT}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path}: not a bundle's; {AGAIN}")
+        raise UserError(f"{path}: not a bundle's; {REEXPORT_HINT}")
     return found
 
 
@@ -365,12 +391,12 @@ def verify_files(folder: Path, graphs: Sequence[str]) -> None:
     """Compare the files that the runtime reads, these graphs among them, with export.json."""
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or not {"config.json", *graphs} <= files.keys():
-        raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {AGAIN}")
+        raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {REEXPORT_HINT}")
     for name, known in files.items():
         if name != "config.json" and not name.startswith(("onnx/", "prior/")):
             continue
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: missing; {AGAIN}")
+            raise UserError(f"{path}: missing; {REEXPORT_HINT}")
         if not isinstance(known, dict) or sha256(path) != known.get("sha256"):
-            raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {AGAIN}")
+            raise UserError(f"{path}: altered since it was exported; copy the bundle anew or {REEXPORT_HINT}")

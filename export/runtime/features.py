@@ -13,10 +13,10 @@ __all__ = ["FeatureBundle"]
 
 
 class FeatureBundle(VideoBundle):
-    """A codec of the features that a vision transformer sees in clips: floats of any size, standardised.
+    """A codec of the features that a vision transformer sees in clips: floats of any size, standardized.
 
     Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`:
-    `codec.restored(codec.decode(codec.encode(codec.standardised(features))))` are the features as the transformer gives
+    `codec.restored(codec.decode(codec.encode(codec.standardized(features))))` are the features as the transformer gives
     them.
     """
 
@@ -24,7 +24,7 @@ class FeatureBundle(VideoBundle):
     suffixes = written = ()  # no file holds features
     unit = "positions"
 
-    def standardised(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def standardized(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Bring each channel of a transformer's features `(b, c, t, rows, columns)` to mean 0 and variance 1."""
         return (self.values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
 

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     """A signal's codes as they arrived; a file may hold several, one after the other.
 
     Attributes:
-        codes: `(1, books, steps, *inner)`.
+        codes: `(1, codebooks, steps, *inner)`.
         units: How much of the signal they stand for, samples or frames; None if their end is missing.
         facts: The container's about the signal, as `Bundle.facts` gave them.
     """
@@ -51,7 +51,7 @@ def open_input(path: Path) -> str | BinaryIO:
 
 
 def read_picture(path: Path) -> Any:
-    """Read a picture as it is to be seen: a Pillow image in colour."""
+    """Read a picture as it is to be seen: a Pillow image in color."""
     from PIL import Image, ImageOps  # noqa: PLC0415 (other modalities don't need it)
 
     return read_file(path, lambda: ImageOps.exif_transpose(Image.open(open_input(path))).convert("RGB"))

@@ -13,7 +13,7 @@ from varitok import UserError
 
 from .bundle import read_json, sha256
 
-__all__ = ["fetched", "pull", "push"]
+__all__ = ["download", "pull", "push"]
 
 DATA = (
     "README.md",
@@ -79,11 +79,11 @@ def pull(words: Sequence[str]) -> None:
     folder = options.out or Path(options.name.partition("@")[0].rpartition("/")[2])
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder}: is there already; give another --out")
-    fetched(options.name, folder, options.trust)
+    download(options.name, folder, options.trust)
     print(f"{folder}: every file is what was exported; load it by varitok.load")
 
 
-def fetched(name: str, folder: Path | None = None, trust: bool = False) -> Path:
+def download(name: str, folder: Path | None = None, trust: bool = False) -> Path:
     """Fetch a repository's bundle, and verify it.
 
     Args:

@@ -34,8 +34,8 @@ class ImageBundle(Bundle):
         self.hops = (int(self.config.get("patch", 1)),) * 2
 
     def __repr__(self) -> str:
-        side, books = self.image_size, " x ".join(str(size) for size in self.book_sizes)
-        return f"ImageBundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {books} codes)"
+        side, codebooks = self.image_size, " x ".join(str(size) for size in self.codebook_sizes)
+        return f"ImageBundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {codebooks} codes)"
 
     @tensors
     def encode(self, image: Any, *, tokens: int | None = None) -> Array:
@@ -43,11 +43,11 @@ class ImageBundle(Bundle):
 
         Args:
             image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
-                [-1, 1]. Pillow images and pixels of another size are cropped to their centred square and resized.
+                [-1, 1]. Pillow images and pixels of another size are cropped to their centered square and resized.
             tokens: Keep only so many tokens, 1 to N; all where None.
 
         Returns:
-            int64 `(b, books, tokens)`; float32 `(b, channels, tokens)` where codes are continuous.
+            int64 `(b, codebooks, tokens)`; float32 `(b, channels, tokens)` where codes are continuous.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
@@ -114,7 +114,7 @@ class ImageBundle(Bundle):
 
 
 def _square(pixels: Array, side: int) -> Array:
-    """Crop pixels `(h, w, c)` to their centred square and resize it: the protocol of training and evaluation."""
+    """Crop pixels `(h, w, c)` to their centered square and resize it: the protocol of training and evaluation."""
     try:
         from PIL import Image  # noqa: PLC0415 (images of the right size don't need it)
     except ImportError as error:

@@ -10,12 +10,12 @@ from varitok import UserError
 
 from .bundle import DECODER, Array, Opened, to_pixels
 
-__all__ = ["ClipBundle"]
+__all__ = ["SingleClipBundle"]
 
 AT_ONCE = 8  # frames that a network paints at once
 
 
-class ClipBundle(Opened):
+class SingleClipBundle(Opened):
     """One clip, as a network that paints its frames.
 
     Attributes:

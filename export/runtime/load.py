@@ -9,17 +9,17 @@ from pathlib import Path
 
 from varitok import UserError
 
-from .audio import SoundBundle
-from .bundle import AGAIN, DECODER_INT8, FORMAT_VERSION, Opened, onnx_runtime, read_json, verify_files
+from .audio import AudioBundle
+from .bundle import DECODER_INT8, REEXPORT_HINT, Opened, onnx_runtime, read_config, verify_files
 from .features import FeatureBundle
 from .images import ImageBundle
-from .implicit import ClipBundle
+from .implicit import SingleClipBundle
 from .video import VideoBundle
 
 __all__ = ["BUNDLES", "load"]
 
 BUNDLES: dict[str, type[Opened]] = {
-    kind.modality: kind for kind in (ImageBundle, SoundBundle, VideoBundle, FeatureBundle, ClipBundle)
+    kind.modality: kind for kind in (ImageBundle, AudioBundle, VideoBundle, FeatureBundle, SingleClipBundle)
 }
 """By name of the modality. New ones go to the end: containers hold the number of those that have codes."""
 
@@ -44,25 +44,23 @@ def load(
         UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
     """
     if str(path).startswith("hf://"):
-        from .hub import fetched  # noqa: PLC0415 (an extra)
+        from .hub import download  # noqa: PLC0415 (an extra)
 
-        path = fetched(str(path).removeprefix("hf://"))
+        path = download(str(path).removeprefix("hf://"))
     folder = Path(path)
-    config = read_json(folder / "config.json")
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        known = f"this varitok reads format {FORMAT_VERSION}"
-        raise UserError(f"{folder / 'config.json'}: format_version {version!r}, {known}; update varitok or {AGAIN}")
+    config = read_config(folder)
     kind = BUNDLES.get(str(config.get("modality")))
     if kind is None:
         raise UserError(
-            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {AGAIN}"
+            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {REEXPORT_HINT}"
         )
     for name in kind.graphs:
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing; {AGAIN}, with onnx among its formats")
+            raise UserError(f"{folder / name}: missing; {REEXPORT_HINT}, with onnx among its formats")
     if int8 and not (folder / DECODER_INT8).is_file():
-        raise UserError(f"{folder / DECODER_INT8}: missing; {AGAIN} --formats safetensors,torchscript,onnx,onnx_int8")
+        raise UserError(
+            f"{folder / DECODER_INT8}: missing; {REEXPORT_HINT} --formats safetensors,torchscript,onnx,onnx_int8"
+        )
     if verify:
         verify_files(folder, kind.graphs)
     available = onnx_runtime().get_available_providers()

@@ -23,16 +23,16 @@ class StreamForm(NamedTuple):
     Attributes:
         whole: Steps of the first axis that a graph takes at once: samples or frames, or those of codes.
         state: Four numbers; of frames of r x c latents a state has state[0] + state[1] r + state[2] c + state[3] r c.
-        hop: Pixels of each other axis to a latent; none for sounds.
-        lead: Copies of the first frame that go before it, and come back before it.
+        downsample: Pixels of each other axis to a latent; none for sounds.
+        causal_pad: Copies of the first frame that go before it, and come back before it.
         tokens: Of each block of frames; 0 where they lie on a grid.
         frame: Height and width of frames, where these are of one size.
     """
 
     whole: int
     state: Sequence[int]
-    hop: tuple[int, ...] = ()
-    lead: int = 0
+    downsample: tuple[int, ...] = ()
+    causal_pad: int = 0
     tokens: int = 0
     frame: tuple[int, ...] = ()
 
@@ -73,7 +73,7 @@ class _Stream:
         self._check = check
         self._form = form
         self._batch = batch
-        self._seen: tuple[int, ...] = tuple(0 for _ in form.hop)  # rows and columns of latents
+        self._seen: tuple[int, ...] = tuple(0 for _ in form.downsample)  # rows and columns of latents
         self._reset()
 
     def _reset(self) -> None:
@@ -131,42 +131,45 @@ class EncodingStream(_Stream):
         check: Brings a chunk to float32 `(b, c, t, ...)`.
         form: What it must know of its codec.
         batch: Signals side by side.
-        books: How many are kept.
+        num_codebooks: How many are kept.
     """
 
-    def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, books: int) -> None:
+    def __init__(
+        self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, num_codebooks: int
+    ) -> None:
         super().__init__(graph, check, form, batch)
-        self._books = books
+        self._codebooks = num_codebooks
         self._kind = np.int64 if "int" in graph.get_outputs()[0].type else np.float32
 
     def _grid(self, values: Array) -> tuple[int, ...]:
         if self._form.tokens:
             return (self._form.tokens,)
-        return tuple(-(-side // step) for side, step in zip(values.shape[3:], self._form.hop, strict=True))
+        return tuple(-(-side // step) for side, step in zip(values.shape[3:], self._form.downsample, strict=True))
 
     def _led(self, values: Array) -> Array:
-        return np.concatenate([values[:, :, :1]] * self._form.lead + [values], axis=2)
+        return np.concatenate([values[:, :, :1]] * self._form.causal_pad + [values], axis=2)
 
     def __call__(self, signal: Any) -> Array:
-        """Take the next chunk, of any number of samples or frames; give the codes `(b, books, n, ...)` it completes.
+        """Take the next chunk, of any number of samples or frames; give the codes `(b, codebooks, n, ...)` it
+        completes.
 
         n may be 0.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take; what was there before is kept.
         """
-        return self._kept(self._next(signal, "frames" if self._form.hop else "wave"))
+        return self._kept(self._next(signal, "frames" if self._form.downsample else "wave"))
 
     def flush(self) -> Array:
         """End the signal: give the codes of what is left, filled up. A new signal may begin then."""
         return self._kept(self._rest())
 
     def _kept(self, codes: Array | None) -> Array:
-        """Keep the first books; of no codes too."""
+        """Keep the first codebooks; of no codes too."""
         return (
-            np.zeros((self._batch, self._books, 0, *self._seen), self._kind)
+            np.zeros((self._batch, self._codebooks, 0, *self._seen), self._kind)
             if codes is None
-            else codes[:, : self._books]
+            else codes[:, : self._codebooks]
         )
 
 
@@ -186,9 +189,9 @@ class DecodingStream(_Stream):
         self._channels = channels
 
     def __call__(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Take the next codes, `(b, books, n, ...)` of any n; give the signal `(b, c, t, ...)` that they complete.
+        """Take the next codes, `(b, codebooks, n, ...)` of any n; give the signal `(b, c, t, ...)` that they complete.
 
-        All of a stream's codes have as many books. t may be 0.
+        All of a stream's codes have as many codebooks. t may be 0.
 
         Raises:
             UserError: A shape, type or code that the codec doesn't have; what was there before is kept.
@@ -201,9 +204,11 @@ class DecodingStream(_Stream):
 
     def _made(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
         """Give what was made; where that is nothing, a signal of no length."""
-        sides = self._form.frame or (count * step for count, step in zip(self._seen, self._form.hop, strict=True))
+        sides = self._form.frame or (
+            count * step for count, step in zip(self._seen, self._form.downsample, strict=True)
+        )
         return np.zeros((self._batch, self._channels, 0, *sides), np.float32) if signal is None else signal
 
     def _run(self, chunk: Array) -> Array:
-        lead = self._form.lead if self._state is None else 0
+        lead = self._form.causal_pad if self._state is None else 0
         return super()._run(chunk)[:, :, lead:]

@@ -15,7 +15,7 @@ from varitok import UserError
 
 __all__ = ["Window", "decode_tiled", "encode_tiled", "windows"]
 
-OVERLAP = 4  # a tile shares at most one part in so many with each neighbour
+OVERLAP = 4  # a tile shares at most one part in so many with each neighbor
 
 Array = npt.NDArray[Any]
 
@@ -49,15 +49,15 @@ def windows(steps: int, tile: int) -> list[Window]:
 
 
 def encode_tiled(
-    encode: Callable[[Array], Array], frames: Array, axes: tuple[int, int], hop: Sequence[int], tile: int
+    encode: Callable[[Array], Array], frames: Array, axes: tuple[int, int], downsample: Sequence[int], tile: int
 ) -> Array:
     """Turn clips into codes, tile by tile.
 
     Args:
-        encode: Turns clips of the size of a tile into codes `(b, books, t, h, w)`.
+        encode: Turns clips of the size of a tile into codes `(b, codebooks, t, h, w)`.
         frames: Clips, of any layout.
         axes: Which of their axes are height and width.
-        hop: Rows and columns of pixels to a step.
+        downsample: Rows and columns of pixels to a step.
         tile: Most rows and columns of a tile, in pixels.
 
     Returns:
@@ -67,13 +67,15 @@ def encode_tiled(
         UserError: A tile is smaller than two steps.
     """
     sides = [frames.shape[axis] for axis in axes]
-    rows, columns = (windows(-(-side // step), _steps(tile, step)) for side, step in zip(sides, hop, strict=True))
+    rows, columns = (
+        windows(-(-side // step), _steps(tile, step)) for side, step in zip(sides, downsample, strict=True)
+    )
     lines = []
     for row in rows:
         line = []
         for column in columns:
             index: list[slice] = [slice(None)] * frames.ndim
-            for axis, window, step in zip(axes, (row, column), hop, strict=True):
+            for axis, window, step in zip(axes, (row, column), downsample, strict=True):
                 index[axis] = slice(window.begin * step, window.end * step)
             codes = encode(frames[tuple(index)])
             line.append(
@@ -88,31 +90,33 @@ def encode_tiled(
 
 
 def decode_tiled(
-    decode: Callable[[Array], npt.NDArray[np.float32]], codes: Array, hop: Sequence[int], tile: int
+    decode: Callable[[Array], npt.NDArray[np.float32]], codes: Array, downsample: Sequence[int], tile: int
 ) -> npt.NDArray[np.float32]:
-    """Turn codes `(b, books, t, h, w)` into clips `(b, c, t, h, w)` of whole steps, tile by tile.
+    """Turn codes `(b, codebooks, t, h, w)` into clips `(b, c, t, h, w)` of whole steps, tile by tile.
 
     Args:
         decode: Turns the codes of a tile into its clip.
         codes: Of the whole.
-        hop: Rows and columns of pixels to a step.
+        downsample: Rows and columns of pixels to a step.
         tile: Most rows and columns of a tile, in pixels.
 
     Raises:
         UserError: A tile is smaller than two steps.
     """
-    rows, columns = (windows(side, _steps(tile, step)) for side, step in zip(codes.shape[-2:], hop, strict=True))
+    rows, columns = (windows(side, _steps(tile, step)) for side, step in zip(codes.shape[-2:], downsample, strict=True))
     whole: npt.NDArray[np.float32] | None = None
     for row in rows:
         for column in columns:
             part = decode(np.ascontiguousarray(codes[..., row.begin : row.end, column.begin : column.end]))
             if whole is None:
-                sides = [side * step for side, step in zip(codes.shape[-2:], hop, strict=True)]
+                sides = [side * step for side, step in zip(codes.shape[-2:], downsample, strict=True)]
                 whole = np.zeros((*part.shape[:-2], *sides), np.float32)
-            weight = _fade(row, rows, hop[0])[:, None] * _fade(column, columns, hop[1])
-            whole[..., row.begin * hop[0] : row.end * hop[0], column.begin * hop[1] : column.end * hop[1]] += (
-                part * weight
-            )
+            weight = _fade(row, rows, downsample[0])[:, None] * _fade(column, columns, downsample[1])
+            whole[
+                ...,
+                row.begin * downsample[0] : row.end * downsample[0],
+                column.begin * downsample[1] : column.end * downsample[1],
+            ] += part * weight
     assert whole is not None
     return whole
 

@@ -47,8 +47,8 @@ class VideoBundle(Bundle):
 
     def _read(self) -> None:
         super()._read()
-        self.hop = self.hops = tuple(int(step) for step in self.config["hop"])
-        self.lead = int(self.config["lead"])
+        self.downsample = self.hops = tuple(int(step) for step in self.config["hop"])
+        self.causal_pad = int(self.config["lead"])
         rate = self.config.get("frame_rate")
         self.frame_rate = None if rate is None else float(rate)
         self.frame_size: tuple[int, ...] | None = None
@@ -58,7 +58,7 @@ class VideoBundle(Bundle):
         self.later_tokens = int(self.config.get("later_tokens", self.tokens))
 
     def valid(self, codes: Array) -> npt.NDArray[np.int64]:
-        """Count the tokens that say something in each block of codes `(b, books, t, k)`: int64 `(t,)`.
+        """Count the tokens that say something in each block of codes `(b, codebooks, t, k)`: int64 `(t,)`.
 
         Raises:
             UserError: Tokens lie on a grid, where all do.
@@ -71,42 +71,44 @@ class VideoBundle(Bundle):
         return valid
 
     def __repr__(self) -> str:
-        hop, books = " x ".join(map(str, self.hop)), " x ".join(str(size) for size in self.book_sizes)
+        hop, codebooks = " x ".join(map(str, self.downsample)), " x ".join(str(size) for size in self.codebook_sizes)
         name = f"{type(self).__name__}({str(self.folder)!r}"
         if self.tokens:
-            return f"{name}: up to {self.tokens} tokens of {books} codes for {self.hop[0]} frames)"
-        return f"{name}: a token of {books} codes for {hop} frames, rows, columns)"
+            return f"{name}: up to {self.tokens} tokens of {codebooks} codes for {self.downsample[0]} frames)"
+        return f"{name}: a token of {codebooks} codes for {hop} frames, rows, columns)"
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Count the steps of a clip's codes along each axis."""
         first, second, third = (
-            -(-side // step) for side, step in zip((frames + self.lead, height, width), self.hop, strict=True)
+            -(-side // step)
+            for side, step in zip((frames + self.causal_pad, height, width), self.downsample, strict=True)
         )
         return first, second, third
 
     @tensors
     def encode(
-        self, frames: Any, *, tokens: int | None = None, books: int | None = None, tile: int | None = None
+        self, frames: Any, *, tokens: int | None = None, num_codebooks: int | None = None, tile: int | None = None
     ) -> Array:
         """Turn clips into codes; the last frame, row and column are repeated until all steps are full.
 
         Args:
             frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
             tokens: Keep only so many of each block, 1 to N; all where None, or where tokens lie on a grid.
-            books: Keep only so many books; all where None.
+            num_codebooks: Keep only so many codebooks; all where None.
             tile: Most pixels of a side that go through the codec at once, so that large frames need little memory; the
                 rest comes in tiles that overlap (`tiles.py`). None: whole frames.
 
         Returns:
-            int64 `(b, books, t', h', w')`, see `grid`, or `(b, books, t', tokens)`; float32 where codes are continuous.
+            int64 `(b, num_codebooks, t', h', w')`, see `grid`, or `(b, num_codebooks, t', tokens)`; float32 where codes
+            are continuous.
 
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
         """
-        kept = self.kept(books)
+        kept = self.kept(num_codebooks)
         if tokens is not None:
             if not self.tokens:
-                raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer books instead")
+                raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer codebooks instead")
             self._check_tokens(tokens)
         if tile is None:
             codes = self._encoded(frames)
@@ -131,7 +133,7 @@ class VideoBundle(Bundle):
         """Turn codes, as `encode` gives them, into clips, float32 `(b, c, t, h, w)` in [-1, 1].
 
         Args:
-            codes: Of any integer type, a prefix of the books; continuous ones are floats, all channels.
+            codes: Of any integer type, a prefix of the codebooks; continuous ones are floats, all channels.
             size: Frames, height and width of the clips; None gives whole steps.
             tile: Most pixels of a side that go through the codec at once, as in `encode`; where tiles overlap, one
                 fades into the other.
@@ -190,7 +192,7 @@ class VideoBundle(Bundle):
             raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
         clip, av, memory = np.concatenate(clips), _av(), io.BytesIO()
         rate = parts[0].facts[2] / 1000 or self.frame_rate or FRAME_RATE
-        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 has colours for two rows and columns
+        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 has colors for two rows and columns
         with av.open(memory, "w", format="matroska" if to == "mkv" else to) as file:
             stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -205,7 +207,7 @@ class VideoBundle(Bundle):
         if len(part.facts) != 3:
             raise UserError("a container of clips tells the height, width and rate of their frames; this one doesn't")
         height, width, _ = part.facts
-        frames = part.codes.shape[2] * self.hop[0] - self.lead if part.units is None else part.units
+        frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
         clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
         return np.asarray(clips[0])
 
@@ -232,28 +234,31 @@ class VideoBundle(Bundle):
     def describe_rates(self) -> dict[str, Any]:
         """Return the rate in space and time, or the sizes of a block."""
         if self.tokens:
-            return {"tokens": f"1 to {self.tokens} for {self.hop[0]} frames"} | self._describe_lengths("a block")
-        hop, rate = " x ".join(map(str, self.hop)), self.bits(1) / math.prod(self.hop)
-        return {"tokens": f"one for {hop} frames, rows, columns", "rates": {"all books": f"{rate:.4g} bits a pixel"}}
+            return {"tokens": f"1 to {self.tokens} for {self.downsample[0]} frames"} | self._describe_lengths("a block")
+        hop, rate = " x ".join(map(str, self.downsample)), self.bits(1) / math.prod(self.downsample)
+        return {
+            "tokens": f"one for {hop} frames, rows, columns",
+            "rates": {"all codebooks": f"{rate:.4g} bits a pixel"},
+        }
 
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Turn clips `(b, c, t, h, w)` in [-1, 1] into uint8 `(b, t, h, w, c)`, rounded to the nearest."""
         return to_pixels(clips)
 
-    def encoding(self, *, books: int | None = None, batch: int = 1) -> EncodingStream:
+    def encoding(self, *, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
         """Start a stream of frames into codes: it takes chunks of any number of frames, as `encode` takes clips.
 
         All its codes together are those that `encode` gives for the whole clip.
 
         Args:
-            books: Keep only so many books; all where None.
+            num_codebooks: Keep only so many codebooks; all where None.
             batch: Clips that go side by side.
 
         Raises:
-            UserError: The codec can't stream, or doesn't have so many books.
+            UserError: The codec can't stream, or doesn't have so many codebooks.
         """
         graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, self.kept(books))
+        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, self.kept(num_codebooks))
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.
@@ -290,7 +295,7 @@ class VideoBundle(Bundle):
         """Give the hop of tiles' sides."""
         if self.tokens:
             raise UserError("tile: this codec's frames have one size, they can't be tiles of others")
-        return self.hop[1:]
+        return self.downsample[1:]
 
     def _check_size(self, height: int, width: int) -> None:
         if self.frame_size not in (None, (height, width)):

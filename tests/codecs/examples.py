@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
 from varitok.codecs.bottlenecks.library import library
@@ -49,10 +49,10 @@ SMALLER: dict[str, list[str]] = {
     "product_rvq": ["part.level.dim=32", "part.level.codebook_size=256"],
     "product_vq": ["part.codebook_size=512"],
     "rvq": ["level.dim=32", "level.codebook_size=256"],
-    "rvq_factorised": ["dim=256", "codebook_size=256"],
+    "rvq_factorized": ["dim=256", "codebook_size=256"],
     "rvq_masked": ["dim=32", "level.codebook_size=256"],
     "rvq_multirate": ["level.dim=64", "level.codebook_size=256"],
-    "rvq_probabilistic": ["books=8", "level.dim=32", "level.codebook_size=256"],
+    "rvq_probabilistic": ["num_codebooks=8", "level.dim=32", "level.codebook_size=256"],
     "rvq_shared": ["level.dim=32", "level.codebook_size=512"],
     "rvq_split": [
         *("dim=64", "semantic.dim=32", "semantic.codebook_size=512"),
@@ -61,7 +61,7 @@ SMALLER: dict[str, list[str]] = {
     "sim_vq": ["codebook_size=1024"],
     "token_flow": ["codebook_size=2048"],
     "vq_ema": ["dim=32"],
-    "vq_factorised": ["dim=256", "codebook_size=1024"],
+    "vq_factorized": ["dim=256", "codebook_size=1024"],
     "vq_rotation": ["codebook_size=2048"],
 }
 # Quantizers of vector-quantize-pytorch: every kind of layer, alone, in a stack and in groups of stacks.
@@ -124,14 +124,14 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
         ]
     ),
     "residual_of_residual_fsq": lambda: Residual([ResidualScalarQuantizer([5, 3], 2), EMAVectorQuantizer(2, 13)]),
-    "shared_book": lambda: residual(partial(EMAVectorQuantizer, 6, 20), 3, shared=True),
-    "split_factorised": lambda: Split(
-        FactorisedResidualQuantizer(6, 1, 9, 2), FactorisedResidualQuantizer(8, 3, 9, 4), 10
+    "shared_codebook": lambda: residual(partial(EMAVectorQuantizer, 6, 20), 3, shared=True),
+    "split_factorized": lambda: Split(
+        FactorizedResidualQuantizer(6, 1, 9, 2), FactorizedResidualQuantizer(8, 3, 9, 4), 10
     ),
     "vq_entropy_rotation": lambda: VectorQuantizer(5, 37, rotation=True, entropy=0.1, temperature=0.5),
     "vq_one_entry": lambda: VectorQuantizer(4, 1),
     "ema_cosine_entropy": lambda: EMAVectorQuantizer(5, 37, cosine=True, rotation=True, entropy=0.1),
-    "ema_plain": lambda: EMAVectorQuantizer(5, 37, revival=0.0, initialise=False),
+    "ema_plain": lambda: EMAVectorQuantizer(5, 37, revival=0.0, kmeans_init=False),
     "kmeans_cosine": lambda: KMeansQuantizer(5, 12, cosine=True),
 }
 CONFIGURED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -161,7 +161,7 @@ QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]  # without what 
 TINY_SOUND = [
     "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
     "codec.decoder.vocoder.base=8", "codec.decoder.vocoder.hidden=16", "codec.decoder.vocoder.depth=1",
-    "bottleneck.books=3", "bottleneck.level.dim=8", "bottleneck.level.codebook_size=16", "data.crop_tokens=8",
+    "bottleneck.num_codebooks=3", "bottleneck.level.dim=8", "bottleneck.level.codebook_size=16", "data.crop_tokens=8",
     "data.length=8", "data.val_length=3", "data.val_seconds=0.5", "loader.batch_size=2", "loader.workers=0",
     "updates=2", "training.log_every=1", "callbacks.samples.every=1", "callbacks.samples.count=2",
     "callbacks.evaluation.every=1", "export=none", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
@@ -211,14 +211,14 @@ def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: b
 
 
 def sound_codec(unit_latents: bool = False) -> Codec:
-    """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 books of 32 entries."""
+    """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 codebooks of 32 entries."""
     torch.manual_seed(0)
     sizes = {"width": WIDTH, "base": 8, "strides": [5, 8], "dilations": [3]}
     return Codec(
         ConvEncoder(**sizes),
         residual(lambda: EMAVectorQuantizer(12, 32), 4),
         ConvDecoder(**sizes, tanh=True),
-        LengthPolicy(Full(), Truncate(), depth=Axis(Uniform())),
+        LengthPolicy(Full(), Truncate(), codebooks=Axis(Uniform())),
         unit_latents=unit_latents,
         sample_rate=RATE,
     )

@@ -14,7 +14,7 @@ from ..composing import composed
 
 FSQ = "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer"
 VQ = "varitok.codecs.bottlenecks.vq.VectorQuantizer"
-IMAGES, SOUNDS = "varitok.data.datasets.images.image_folder", "varitok.data.datasets.audio.sound_mix"
+IMAGES, SOUNDS = "varitok.data.datasets.images.image_folder", "varitok.data.datasets.audio.audio_mix"
 ADAMW = "torch.optim.AdamW"
 
 
@@ -68,7 +68,10 @@ def test_nothing_else_can_be_named(target: object, nested: bool) -> None:
         ({"_target_": ADAMW, "_partial_": True, "wieght_decay": 0}, r".*did you mean weight_decay\?"),
         # Also of what a data set hands on.
         ({"_target_": IMAGES, "root": "x", "image_sise": 8}, r".*did you mean image_size\?"),
-        ({"_target_": SOUNDS, "roots": {}, "hop": 1, "crop_tokens": 9}, r"sample_rate: sound_mix needs this argument"),
+        (
+            {"_target_": SOUNDS, "roots": {}, "downsample": 1, "crop_tokens": 9},
+            r"sample_rate: audio_mix needs this argument",
+        ),
         ({"_target_": "varitok.codecs.codec.Codec", "encoder": 3}, r"encoder: expected Encoder, got 3"),
     ],
 )
@@ -107,8 +110,8 @@ def test_partial() -> None:
 @given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4))
 def test_whole_numbers_may_be_written_as_floats(levels: list[int]) -> None:
     built = build({"_target_": FSQ, "levels": [float(level) for level in levels]})
-    assert built.book_sizes == build({"_target_": FSQ, "levels": levels}).book_sizes
-    assert all(isinstance(size, int) for size in built.book_sizes)
+    assert built.codebook_sizes == build({"_target_": FSQ, "levels": levels}).codebook_sizes
+    assert all(isinstance(size, int) for size in built.codebook_sizes)
 
 
 @given(value=st.floats(allow_nan=True).filter(lambda number: not number.is_integer()))
@@ -162,4 +165,4 @@ def test_a_composed_codec_is_built(bottleneck: str) -> None:
     words = ["data=cifar10", "codec=register_vit_tiny", f"bottleneck={bottleneck}", "codec.encoder.tokens=4"]
     codec = build_codec(composed(*words))
     assert codec.tokens == 4
-    assert codec.encode(torch.zeros(1, 3, 32, 32)).shape == (1, len(codec.bottleneck.book_sizes), 4)
+    assert codec.encode(torch.zeros(1, 3, 32, 32)).shape == (1, len(codec.bottleneck.codebook_sizes), 4)

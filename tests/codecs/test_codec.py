@@ -83,7 +83,7 @@ def test_every_parameter_learns(bottleneck, mechanism, shortcut):
     assert [name for name, p in codec.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_bits_follow_from_the_books():
+def test_bits_follow_from_the_codebooks():
     assert tiny_codec("fsq").bits(3) == pytest.approx(3 * 7.643856)
 
 

@@ -1,4 +1,4 @@
-"""A codec of sounds: tokens placed along time, any length, books to leave out."""
+"""A codec of sounds: tokens placed along time, any length, codebooks to leave out."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_any_length_comes_back_at_its_length(samples):
     codec = sound_codec().eval()
     sound = _sound(2, 1, samples)
     codes = codec.encode(sound)
-    assert codes.shape == (2, codec.books, codec.layout.count((samples,)))
+    assert codes.shape == (2, codec.num_codebooks, codec.layout.count((samples,)))
     whole = codec(sound)
     assert whole.signal.shape == sound.shape and torch.equal(whole.quantized.codes, codes)
     torch.testing.assert_close(codec.decode(codes, (samples,)), whole.signal, atol=1e-6, rtol=0)
@@ -48,18 +48,18 @@ def test_padding_changes_nothing_valid(unit_latents, lengths):
         torch.testing.assert_close(together.signal[row, :, : lengths[row]], alone.signal[0], atol=1e-5, rtol=0)
 
 
-def test_a_prefix_of_the_books_decodes_like_the_same_depth_kept():
+def test_a_prefix_of_the_codebooks_decodes_like_the_same_depth_kept():
     codec = sound_codec().eval()
     sound = _sound(3, 1, 3 * HOP)
     codes = codec.encode(sound)
-    for depth in range(1, codec.books + 1):
+    for depth in range(1, codec.num_codebooks + 1):
         kept = codec(sound, depth=torch.full((3,), depth)).signal
         torch.testing.assert_close(codec.decode(codes[:, :depth]), kept, atol=1e-6, rtol=0)
 
 
-def test_bits_follow_from_the_books():
+def test_bits_follow_from_the_codebooks():
     codec = sound_codec()
-    assert codec.bits(10) == 10 * 4 * 5 and codec.bits(10, books=2) == 10 * 2 * 5  # 4 books of 32 entries
+    assert codec.bits(10) == 10 * 4 * 5 and codec.bits(10, num_codebooks=2) == 10 * 2 * 5  # 4 codebooks of 32 entries
 
 
 def test_placed_tokens_have_no_most_and_cannot_be_dropped():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varitok import UserError
-from varitok.codecs.padding import filled
+from varitok.codecs.padding import pad_to_grid
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.export.exporters.frozen import freeze
 
@@ -30,7 +30,7 @@ def assert_near(found, wanted):
 
 
 def test_the_first_frame_alone_makes_the_first_latent_frame(codec):
-    assert codec.layout.lead == 3 and codec.hop == HOP
+    assert codec.layout.causal_pad == 3 and codec.downsample == HOP
     assert [codec.layout.grid((t, 16, 24))[0] for t in range(1, 11)] == [1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
     x = clips(t=9)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_the_first_frame_alone_makes_the_first_latent_frame(codec):
 
 def test_one_that_is_not_causal_has_whole_steps_only():
     codec = clip_codec(causal=False)
-    assert codec.layout.lead == 0 and not ChunkedCodec(codec).streams
+    assert codec.layout.causal_pad == 0 and not ChunkedCodec(codec).streams
     assert [codec.layout.grid((t, 8, 8))[0] for t in (1, 4, 5, 8)] == [1, 1, 2, 2]
     assert codec.encode(clips(t=6)).shape == (2, 1, 2, 2, 2)
 
@@ -60,7 +60,7 @@ def test_any_size_comes_back_at_its_size(codec, t, h, w):
 
 def test_what_is_not_full_is_followed_by_copies():
     x = torch.arange(12.0).view(1, 1, 2, 2, 3)
-    full = filled(x, [2, 2, 2], 1)
+    full = pad_to_grid(x, [2, 2, 2], 1)
     assert full.shape == (1, 1, 4, 2, 4)
     assert torch.equal(full[0, 0, :, 0, :3], x[0, 0, [0, 0, 1, 1], 0])
     assert torch.equal(full[..., 3], full[..., 2])

@@ -10,17 +10,17 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from varitok.codecs.distributed import (
-    average_over_processes,
-    from_first_process,
+    broadcast_from_rank_zero,
+    differentiable_mean_over_ranks,
     gather_rows,
     gather_rows_with_gradient,
-    mean_over_processes,
-    processes,
-    sums_over_processes,
+    mean_over_ranks,
+    sum_over_ranks,
+    world_size,
 )
 from varitok.codecs.losses.contract import Guidance
 from varitok.codecs.losses.guided import Contrast
-from varitok.data.feature_map import Features
+from varitok.data.feature_map import FeatureMap
 
 CONTRASTS = ("softmax", "sigmoid")
 ROWS = {"unequal": (3, 1), "first_empty": (0, 2), "second_empty": (2, 0), "empty": (0, 0)}
@@ -38,18 +38,18 @@ def _square(mean: Tensor) -> Tensor:
 def _results(rank: int) -> dict[str, Any]:
     """Call every collective on tensors that tell the processes apart."""
     mine = torch.tensor([1.0, 2.0]) + 10 * rank
-    results: dict[str, Any] = {"processes": processes()}
-    results["mean"] = mean_over_processes(mine)
+    results: dict[str, Any] = {"processes": world_size()}
+    results["mean"] = mean_over_ranks(mine)
     results["mean_input"] = mine.clone()
-    results["first"] = from_first_process(mine.clone())
-    results["first_uneven"] = from_first_process((torch.arange(6.0).view(2, 3) + rank).T)
+    results["first"] = broadcast_from_rank_zero(mine.clone())
+    results["first_uneven"] = broadcast_from_rank_zero((torch.arange(6.0).view(2, 3) + rank).T)
     parts = [torch.full((2, 3), 1.0 + rank), torch.full((0,), 5.0), torch.tensor(7.0 * (rank + 1))]
-    results["sums"] = sums_over_processes(parts)
-    results["no_sums"] = sums_over_processes([])
+    results["sums"] = sum_over_ranks(parts)
+    results["no_sums"] = sum_over_ranks([])
     for name, counts in ROWS.items():
         results[name] = gather_rows(_rows(rank, counts[rank]))
     leaf = mine.clone().requires_grad_()
-    _square(average_over_processes(leaf)).backward()
+    _square(differentiable_mean_over_ranks(leaf)).backward()
     results["gradient"] = leaf.grad
     for kind in CONTRASTS:
         results[kind] = _contrast(kind, slice(0, 2) if rank == 0 else slice(2, 6))
@@ -65,8 +65,8 @@ def _contrast(kind: str, cut: slice) -> list[Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         term.head = nn.Linear(4, 3)
-    inside = {term.at: Features((values[cut] @ below)[..., None], (1.0,))}
-    known = {"teacher": Features(aim[cut][..., None], (1.0,))}
+    inside = {term.at: FeatureMap((values[cut] @ below)[..., None], (1.0,))}
+    known = {"teacher": FeatureMap(aim[cut][..., None], (1.0,))}
     loss = term(values[cut], Guidance({}, values[cut], None, inside, known))
     return [loss.detach(), *torch.autograd.grad(loss, [below, *term.parameters()])]
 
@@ -87,7 +87,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_they_are_counted(both: list[dict[str, Any]]) -> None:
-    assert processes() == 1
+    assert world_size() == 1
     assert [results["processes"] for results in both] == [2, 2]
 
 
@@ -145,12 +145,12 @@ def test_one_process_needs_no_collective(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(dist, name, refuse)
     values = torch.tensor([[1.0, 2.0]])
     alone: list[Callable[[Tensor], Tensor]] = [
-        mean_over_processes,
-        average_over_processes,
-        from_first_process,
+        mean_over_ranks,
+        differentiable_mean_over_ranks,
+        broadcast_from_rank_zero,
         gather_rows,
         gather_rows_with_gradient,
-        lambda tensor: sums_over_processes([tensor])[0],
+        lambda tensor: sum_over_ranks([tensor])[0],
     ]
     for function in alone:
         assert torch.equal(function(values), values)

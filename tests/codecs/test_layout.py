@@ -8,7 +8,7 @@ from varitok import UserError
 from varitok.codecs.layout import BlockLayout, OrderedLayout, PlacedLayout, TokenLayout, token_layout
 from varitok.codecs.masking import prefix_mask
 
-# Each with a size that a signal may have, and the shape of its codes of two books, in a batch of three.
+# Each with a size that a signal may have, and the shape of its codes of two codebooks, in a batch of three.
 IMAGE = (token_layout((4, 4), tokens=6), (8, 12), (3, 2, 6))
 CLIP_OF_BLOCKS = (token_layout((4, 8, 8), 3, 6, 4), (7, 8, 16), (3, 2, 3, 6))
 SOUND = (token_layout((5,)), (23,), (3, 2, 5))
@@ -42,10 +42,10 @@ def test_padding_makes_whole_steps_and_cropping_undoes_it(
     layout: TokenLayout, size: tuple[int, ...], shape: list[int]
 ) -> None:
     signal = torch.rand(3, 1, *size)
-    whole = layout.pad(signal, layout.lead)
+    whole = layout.pad(signal, layout.causal_pad)
     assert layout.steps(whole) == layout.grid(size)
     assert torch.equal(layout.crop(whole, size), signal)
-    assert layout.crop(whole).shape[2] == whole.shape[2] - layout.lead
+    assert layout.crop(whole).shape[2] == whole.shape[2] - layout.causal_pad
 
 
 @EACH
@@ -120,7 +120,7 @@ class Scripted(nn.Module):
         self.layout = layout
 
     def forward(self, signal: Tensor, codes: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        whole = self.layout.pad(signal, self.layout.lead)
+        whole = self.layout.pad(signal, self.layout.causal_pad)
         back = self.layout.to_grid(self.layout.flatten(codes), signal.shape[0], self.layout.steps(whole))
         return self.layout.cut_lead(whole), back, self.layout.code_grid(codes), self.layout.normalize(latents)
 

@@ -30,7 +30,7 @@ OLD = {
 def renamed_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys as if they had had other names."""
     monkeypatch.setitem(KEYS, FSQ, {"sizes": "levels"})
-    monkeypatch.setitem(KEYS, "training", {"averaging": "average"})
+    monkeypatch.setitem(KEYS, "training", {"averaging": "ema_decay"})
     monkeypatch.setitem(KEYS, "*", {"steps": "updates"})
 
 
@@ -61,13 +61,13 @@ def test_a_users_old_names_are_answered(renamed_keys: None) -> None:
         build({"_target_": FSQ, "sizes": [8]})
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", ["+training.averaging=0.9"])
-    with pytest.raises(UserError, match=r"^training\.averaging: is called average now$"):
+    with pytest.raises(UserError, match=r"^training\.averaging: is called ema_decay now$"):
         check(config)
 
 
 def test_a_saved_configuration_is_translated(renamed_keys: None) -> None:
     saved = {"steps": 3, "training": {"averaging": 0.9}, "parts": [{"_target_": FSQ, "sizes": [8], "dim": None}]}
-    now = {"updates": 3, "training": {"average": 0.9}, "parts": [{"_target_": FSQ, "levels": [8], "dim": None}]}
+    now = {"updates": 3, "training": {"ema_decay": 0.9}, "parts": [{"_target_": FSQ, "levels": [8], "dim": None}]}
     assert modernized(saved) == now == modernized(now)
 
 

@@ -106,7 +106,7 @@ def _check(codec: Codec, sound: Tensor, cuts: list[int]) -> None:
         for chunk in chunks:
             part, state = chunked.encode_chunk(chunk, state, last=chunk is chunks[-1])
             found.append(part)
-            assert part.shape[2] == -(-chunk.shape[2] // codec.hop[0])
+            assert part.shape[2] == -(-chunk.shape[2] // codec.downsample[0])
             assert state.shape == (len(sound), chunked.state_sizes()[0]) and state.dtype == torch.float32
         assert torch.equal(torch.cat(found, 2), codes)
         state, made = None, []
@@ -126,7 +126,7 @@ CHUNKINGS = st.lists(st.integers(1, 4), max_size=7)
 @given(tokens=st.integers(1, 11), short=st.floats(0, 1), cuts=CHUNKINGS)
 def test_chunks_are_the_whole(name: str, tokens: int, short: float, cuts: list[int]) -> None:
     codec = _codec(name)
-    samples = tokens * codec.hop[0] - int(short * (codec.hop[0] - 1))
+    samples = tokens * codec.downsample[0] - int(short * (codec.downsample[0] - 1))
     sound = torch.rand(2, codec.encoder.channels, samples) * 2 - 1
     _check(codec, sound, cuts)
 
@@ -136,7 +136,7 @@ def test_what_was_before_matters(name: str) -> None:
     """A codec whose state did nothing would pass where there is nothing to remember."""
     codec = _codec(name)
     chunked = ChunkedCodec(codec)
-    sound = torch.rand(1, codec.encoder.channels, 2 * codec.hop[0]) * 2 - 1
+    sound = torch.rand(1, codec.encoder.channels, 2 * codec.downsample[0]) * 2 - 1
     with torch.no_grad():
         first, second = sound.chunk(2, dim=2)
         _, state = chunked.encode_chunk(first)
@@ -154,12 +154,12 @@ def test_every_causal_preset_streams_and_no_other() -> None:
     for name in SMALLER:
         chunked = ChunkedCodec(_codec(name))
         assert chunked.streams and not chunked.obstacle
-        assert chunked.latency == _codec(name).hop[0]
+        assert chunked.latency == _codec(name).downsample[0]
 
 
 @settings(max_examples=10)
 @given(tokens=st.integers(1, 11), cuts=CHUNKINGS)
-def test_books_of_several_rates(tokens: int, cuts: list[int]) -> None:
+def test_codebooks_of_several_rates(tokens: int, cuts: list[int]) -> None:
     torch.manual_seed(0)
     config = _config("seanet_small", *CONV, "encoder.strides=[2,3]")
     bottleneck = multirate(partial(VectorQuantizer, 6, 21), [4, 2, 1])
@@ -176,7 +176,7 @@ def test_books_of_several_rates(tokens: int, cuts: list[int]) -> None:
 def test_a_state_is_not_changed_and_says_all() -> None:
     codec = _codec("seanet")
     chunked = ChunkedCodec(codec)
-    sound = torch.rand(2, 1, 3 * codec.hop[0]) * 2 - 1
+    sound = torch.rand(2, 1, 3 * codec.downsample[0]) * 2 - 1
     with torch.no_grad():
         _, state = chunked.encode_chunk(sound)
         kept = state.clone()
@@ -270,7 +270,7 @@ def test_a_network_without_a_memory_is_told() -> None:
 def test_mistakes_are_told() -> None:
     codec = _codec("seanet_small")
     chunked = ChunkedCodec(codec)
-    hop = codec.hop[0]
+    hop = codec.downsample[0]
     for samples in (0, hop - 1, 2 * hop + 1):
         with pytest.raises(UserError, match=f"chunk of {samples} samples: it should have a multiple of {hop}"):
             chunked.encode_chunk(torch.zeros(1, 1, samples))

@@ -91,7 +91,7 @@ class Result:
         (["--config-name", "trian"], ["--config-name trian", "train"]),
         (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
         (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
-        (["experiment=prior/sounds", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle that tells"]),
+        (["experiment=prior/audio", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle that tells"]),
         (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
         (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
         (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
@@ -120,7 +120,7 @@ def test_values_are_held_against_their_defaults() -> None:
     for word, told in (
         ("updates=1.5", "updates: expected a whole number, got 1.5"),
         ("updates=null", "updates: expected a whole number, got None"),
-        ("training.average=high", "training.average: expected a number, got 'high'"),
+        ("training.ema_decay=high", "training.ema_decay: expected a number, got 'high'"),
         ("training.freeze=encoder", "training.freeze: expected a list, got 'encoder'"),
         ("loader=3", "loader: holds batch_size"),
         ("optim.warmup=x", "optim.warmup: expected a whole number, got 'x'"),

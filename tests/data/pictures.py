@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def picture(width: int = 24, height: int = 20, seed: int = 0) -> Image.Image:
-    """Make a smooth RGB image, its corners of different colours."""
+    """Make a smooth RGB image, its corners of different colors."""
     corners = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 

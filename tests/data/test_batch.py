@@ -4,16 +4,16 @@ import pickle
 
 import torch
 
-from varitok.data.batch import BadSample, Sample, collate, normalise, sample_generator, to_uint8
+from varitok.data.batch import BadSample, Sample, collate, normalize, sample_generator, to_uint8
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    signal = normalise(levels)
+    signal = normalize(levels)
     assert signal.dtype == torch.float32
     assert (signal.min(), signal.max()) == (-1, 1)
     assert torch.equal(to_uint8(signal), levels)
-    assert torch.equal(normalise(signal), signal)
+    assert torch.equal(normalize(signal), signal)
 
 
 def test_floats_are_rounded_to_the_nearest_byte_and_clamped() -> None:

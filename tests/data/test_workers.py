@@ -17,7 +17,7 @@ from varitok import UserError
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageFolder, image_folder
 from varitok.data.storage.shard_writer import ShardWriter
-from varitok.data.workers import deafen
+from varitok.data.workers import ignore_signals
 
 from .pictures import fill
 
@@ -154,7 +154,7 @@ def test_signals_to_all_processes_are_for_the_main_one(tmp_path, monkeypatch, th
     def begin(worker: int) -> None:
         if threaded:  # as a library may begin one, before
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        deafen(worker)
+        ignore_signals(worker)
 
     monkeypatch.setattr("varitok.data.datamodule.deafen", begin)
     others = {child.pid for child in psutil.Process().children()}

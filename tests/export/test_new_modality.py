@@ -23,7 +23,7 @@ from varitok.codecs.modalities.base import GraphNames, Modality
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.training.callbacks.samples import reconstructions
 from varitok.data.batch import Sample, collate
-from varitok.export.adapters.codec import Exported
+from varitok.export.adapters.codec import BundleCodec
 from varitok.export.bitstream import container
 from varitok.export.cli.main import main
 from varitok.export.exporters.bundle import export_bundle
@@ -55,7 +55,7 @@ class Sensor(Modality):
 
     @classmethod
     def recognizes(cls, codec):
-        return len(codec.hop) == 1 and codec.sample_rate is None
+        return len(codec.downsample) == 1 and codec.sample_rate is None
 
     def as_written(self, signal):
         return signal.float()
@@ -69,7 +69,7 @@ class Sensor(Modality):
         return path, {}
 
     def describe(self, codec, size):
-        return {"hop_length": codec.hop[0]}
+        return {"hop_length": codec.downsample[0]}
 
 
 class SensorBundle(Bundle):
@@ -98,7 +98,7 @@ class SensorBundle(Bundle):
         return f"recordings of {self.channels} channels"
 
     def describe_rates(self):
-        return {"rates": {"all books": f"{self.bits(1) / self.hops[0]:g} bits a sample"}}
+        return {"rates": {"all codebooks": f"{self.bits(1) / self.hops[0]:g} bits a sample"}}
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def codec(monkeypatch):
     monkeypatch.setattr(container, "MODALITIES", (*container.MODALITIES, SensorBundle.modality))
     torch.manual_seed(0)
     sizes = {"channels": CHANNELS, "width": 16, "base": 8, "strides": [2, 4], "dilations": [3]}
-    length = LengthPolicy(Full(), Truncate(), depth=Axis(Uniform()))
+    length = LengthPolicy(Full(), Truncate(), codebooks=Axis(Uniform()))
     return Codec(
         ConvEncoder(**sizes), residual(lambda: EMAVectorQuantizer(16, 32), 3), ConvDecoder(**sizes, tanh=True), length
     ).eval()
@@ -146,7 +146,7 @@ def test_it_is_exported_and_its_files_are_coded(codec, tmp_path, capsys):
     assert "A codec of sensor signals" in (bundle / "README.md").read_text()
     loaded = varitok.load(bundle)
     assert isinstance(loaded, SensorBundle) and loaded.config["token_layout"] == "b q t"
-    table = evaluate(Exported(loaded), [collate([Sample(signal)]) for signal in recordings()])
+    table = evaluate(BundleCodec(loaded), [collate([Sample(signal)]) for signal in recordings()])
     assert table.rows[-1]["recordings"] == 2
     np.save(tmp_path / "a.npy", recordings()[1].numpy())
     main(["encode", str(bundle), str(tmp_path / "a.npy")])

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from ...modalities.registry import lower_is_better
 from ..base import Training
@@ -108,7 +108,9 @@ class Checkpoints(Checkpoint):
         best: str | None = None,
     ) -> None:
         counts = {"every": (every, 1), "archive": (archive, 1), "keep": (keep, 1)}
-        at_least({f"checkpoint.{key}": (count, least) for key, (count, least) in counts.items() if count is not None})
+        require_min(
+            {f"checkpoint.{key}": (count, least) for key, (count, least) in counts.items() if count is not None}
+        )
         if archive is not None and archive % every:
             raise UserError(f"checkpoint.archive={archive}: must be a multiple of checkpoint.every={every}")
         self.config = config

@@ -30,7 +30,7 @@ class Evaluation(Periodic):
         every: Updates between two evaluations.
         metrics: What is measured on the way, None for the two that are drawn; at the end it is all that can be measured
             on this machine.
-        keeps: The numbers of tokens or books that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all where None.
     """
 
     def __init__(self, every: int, metrics: Sequence[str] | None = None, keeps: Sequence[int] | None = None) -> None:
@@ -51,7 +51,7 @@ class Evaluation(Periodic):
             for name in modality.shown
             if name in row
         }
-        final = table.rows[-1]  # a continuous codec has no books to use
+        final = table.rows[-1]  # a continuous codec has no codebooks to use
         module.log_evaluation(values | {f"val/{name}": final[name] for name in USE if name in final})
         if not last or not trainer.is_global_zero:
             return

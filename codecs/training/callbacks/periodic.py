@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import pytorch_lightning as pl
 
-from varitok import at_least
+from varitok import require_min
 
 from ..base import Training
 
@@ -20,7 +20,7 @@ class Periodic(pl.Callback):
     """
 
     def __init__(self, every: int, name: str) -> None:
-        at_least({f"callbacks.{name}.every": (every, 1)})
+        require_min({f"callbacks.{name}.every": (every, 1)})
         self.every = every
 
     @abstractmethod

@@ -10,26 +10,26 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from varitok.data.batch import Batch, normalise
+from varitok.data.batch import Batch, normalize
 from varitok.data.datamodule import DataModule
 
-from ...distributed import sums_over_processes
+from ...distributed import sum_over_ranks
 from ...evaluation.table import wide_console, write_rows
 from ..base import Training
 from ..prior import PriorTraining
 from .periodic import Periodic
 
-__all__ = ["Bits", "order_zero"]
+__all__ = ["PriorBits", "order_zero"]
 
 _log = logging.getLogger(__name__)
 
 
-class Bits(Periodic):
+class PriorBits(Periodic):
     """Measures the bits of the validation split's codes every so many updates and at the end of the run.
 
     The last table goes to `evaluation/bits.csv` in the run's folder and is printed, with a row for each kept number of
-    tokens or books: bits of a signal packed, by an order-0 model of the training's codes, and by the prior. All go to
-    the loggers, as `val/bits@k`.
+    tokens or codebooks: bits of a signal packed, by an order-0 model of the training's codes, and by the prior. All go
+    to the loggers, as `val/bits@k`.
 
     Args:
         every: Updates between two measurements.
@@ -51,7 +51,7 @@ class Bits(Periodic):
         for batch in data.val_dataloader():
             for place, kept in enumerate(keeps):
                 sums[place] += _bits(module, batch, kept)
-        (sums,) = sums_over_processes([sums])
+        (sums,) = sum_over_ranks([sums])
         rows = []
         for kept, (signals, packed, order, learned) in zip(keeps, sums.tolist(), strict=True):
             found = {"kept": kept, "packed": packed / signals, "order_0": order / signals, "prior": learned / signals}
@@ -77,7 +77,7 @@ def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
     """Count signals, and the bits of their codes in the three ways."""
     if not len(batch.signal):
         return torch.zeros(4)
-    signal = normalise(batch.signal.to(module.device))
+    signal = normalize(batch.signal.to(module.device))
     rows = module.source.rows(signal, batch.lengths.to(module.device), kept)
     nats = module.evaluated.nats(rows.contexts, rows.row)[rows.valid].double().sum()
     order = order_zero(module.counts, module.source.counted)[rows.entries].sum()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok import UserError
-from varitok.data.batch import BadSample, Batch, Sample, collate, normalise
+from varitok.data.batch import BadSample, Batch, Sample, collate, normalize
 
 from ...evaluation.ladder import Evaluable, Ladder
 from ...modalities.registry import modality_of
@@ -50,14 +50,14 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
         UserError: A number is out of range.
     """
     ladder, modality = Ladder(codec, keeps), modality_of(codec)
-    signal = normalise(batch.signal)
+    signal = normalize(batch.signal)
     code = ladder.encode(signal, batch.lengths)
 
     def row(label: str, signals: Tensor) -> Row:
         written = modality.as_written(signals).cpu()
         return Row(label, [one[:, :length] for one, length in zip(written, batch.lengths.tolist(), strict=True)])
 
-    noun = "k =" if ladder.axis == "k" else "books:"
+    noun = "k =" if ladder.axis == "k" else "codebooks:"
     return [
         row("original", signal),
         *(row(f"{noun} {keep}", ladder.decode(code, keep)) for keep in ladder.keeps),
@@ -89,7 +89,7 @@ class Samples(Periodic):
         every: Updates between two; the end of the run gets one in any case.
         count: How many signals.
         scale: Each pixel of an image is drawn as a square of this side.
-        keeps: The numbers of tokens or books that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all where None.
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:

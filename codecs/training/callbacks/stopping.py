@@ -17,7 +17,7 @@ from torch import Tensor
 from varitok import UserError
 from varitok.data.batch import Batch
 
-from ...distributed import processes
+from ...distributed import world_size
 from ..base import Training
 from .checkpoints import Checkpoints
 
@@ -106,7 +106,7 @@ class Stopping(pl.Callback):
 
     def _agree(self, device: torch.device) -> int:
         """Give the signal that any process has heard, the same on all of them."""
-        if processes() == 1:
+        if world_size() == 1:
             return self.heard
         found = 0 if self.agreed is None else int(self.agreed)
         self.agreed = torch.tensor(self.heard, device=device)

@@ -28,7 +28,7 @@ from varitok import UserError, __version__
 
 from ...conversion import convert
 from ...renamed import modernized
-from .launch import follow, place
+from .launch import detect_launch, match_launch
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
@@ -78,7 +78,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
     # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        if {"-m", "--multirun"}.intersection(sys.argv) and not place().launcher:
+        if {"-m", "--multirun"}.intersection(sys.argv) and not detect_launch().launcher:
             os.environ[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
         os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
         _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
@@ -130,7 +130,7 @@ def check(config: DictConfig) -> None:
         _check_types(config.optim, OmegaConf.load(HERE / "optim" / "adamw.yaml"), "optim.", open_ended=True)
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if "trainer" in config:
-        follow(config.trainer, HydraConfig.get().runtime.choices["hydra/launcher"] if sweeping else "")
+        match_launch(config.trainer, HydraConfig.get().runtime.choices["hydra/launcher"] if sweeping else "")
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:
@@ -153,7 +153,7 @@ def _run_id() -> str:
     """
     if given := os.environ.get(RUN_ID):
         return given
-    here, job = place(), os.environ.get("SLURM_JOB_ID")
+    here, job = detect_launch(), os.environ.get("SLURM_JOB_ID")
     if job and here.launcher == "srun":
         return f"slurm_{job}"
     if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
@@ -187,7 +187,7 @@ def save_resolved(config: DictConfig, folder: Path) -> None:
         config: The composed configuration.
         folder: The run's folder; made where it isn't there.
     """
-    if place().rank:
+    if detect_launch().rank:
         return
     folder.mkdir(parents=True, exist_ok=True)
     plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))

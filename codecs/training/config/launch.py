@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
 
-__all__ = ["Place", "follow", "place"]
+__all__ = ["Launch", "detect_launch", "match_launch"]
 
 
-class Place(NamedTuple):
+class Launch(NamedTuple):
     """Where a process stands among those of its run.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place(NamedTuple):
         return self.processes // self.machines
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
+def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read the place of this process out of its environment."""
 
     def number(name: str, default: int = 0) -> int:
@@ -43,17 +43,17 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 
     if "TORCHELASTIC_RUN_ID" in environment:
         count, here = number("WORLD_SIZE", 1), number("LOCAL_WORLD_SIZE", 1)
-        return Place("torchrun", number("RANK"), count, count // here)
+        return Launch("torchrun", number("RANK"), count, count // here)
     # A shell on a node that SLURM has lent (`srun --pty bash`) starts runs as any shell does.
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment and not interactive:
-        return Place("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), number("SLURM_NNODES", 1))
+        return Launch("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), number("SLURM_NNODES", 1))
     if "SUBMITIT_LOCAL_NTASKS" in environment:
-        return Place("submitit", number("SUBMITIT_LOCAL_GLOBALID"), number("SUBMITIT_LOCAL_NTASKS"))
-    return Place(rank=number("RANK") or number("NODE_RANK") or number("LOCAL_RANK"))
+        return Launch("submitit", number("SUBMITIT_LOCAL_GLOBALID"), number("SUBMITIT_LOCAL_NTASKS"))
+    return Launch(rank=number("RANK") or number("NODE_RANK") or number("LOCAL_RANK"))
 
 
-def follow(trainer: DictConfig, sweep: str = "") -> None:
+def match_launch(trainer: DictConfig, sweep: str = "") -> None:
     """Let the trainer have the processes that were started.
 
     Args:
@@ -63,7 +63,7 @@ def follow(trainer: DictConfig, sweep: str = "") -> None:
     Raises:
         UserError: Other numbers were asked for than were started, or a sweep's launcher starts one process a job.
     """
-    here = place()
+    here = detect_launch()
     numbers = {"devices": here.on_each, "num_nodes": here.machines}
     asked = {key: OmegaConf.select(trainer, key, default=1) for key in numbers}
     one = here.processes == 1

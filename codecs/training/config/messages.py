@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from varitok import UserError, configs
 
-from ...renamed import new_keys
+from ...renamed import OPTIONS, new_keys
 
 __all__ = ["HERE", "command_line", "explain", "groups", "no_such_key", "one_line", "paths"]
 
@@ -72,6 +72,8 @@ def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
     else:
         name = name.removeprefix(f"{group}/")
         known = [option for option in _options(group, folders) if not option.startswith("base/")]  # parts of others
+    if now := OPTIONS.get(group, {}).get(name):
+        return f"{group}={name}: is called {group}={now} now"
     near = [f"{group}={option}" for option in _near(name, known)]
     return f"{group}={name}: no such option" + _did_you_mean(near, []) + _have(known)
 

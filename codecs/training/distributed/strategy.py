@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from varitok import UserError
 
 from ...codec import Codec
-from ...distributed import from_first_process, whole
+from ...distributed import broadcast_from_rank_zero, full_tensor
 from ...implicit.codec import ImplicitCodec
 from ..activation_checkpointing import blocks
 
@@ -57,7 +57,7 @@ class Parallel(DDPStrategy):
         assert module is not None
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
-                tensor.copy_(from_first_process(tensor))
+                tensor.copy_(broadcast_from_rank_zero(tensor))
         for part in module.parts():  # type: ignore[operator]
             self.watch(part)
 
@@ -102,8 +102,9 @@ class Sharded(Parallel):
     """Keeps of the codec's parameters, their average and the optimizer's state only a share on each process.
 
     Each block is brought together where it is used (`fully_shard`, arXiv 2304.11277), its gradients are scattered. All
-    else is as on processes with the whole codec: buffers, so moving books too, and a discriminator, are whole on each,
-    and a checkpoint is the same file, from which a run goes on with or without shards, on any number of processes.
+    else is as on processes with the whole codec: buffers, so moving codebooks too, and a discriminator, are whole on
+    each, and a checkpoint is the same file, from which a run goes on with or without shards, on any number of
+    processes.
 
     Args:
         timeout: Seconds that a process waits for the others.
@@ -181,7 +182,7 @@ def _share(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(state: Any) -> Any:
     """Bring together all shards in nested containers; every process must call it."""
-    return apply_to_collection(state, Tensor, whole)
+    return apply_to_collection(state, Tensor, full_tensor)
 
 
 STRATEGIES: dict[str, Callable[..., Parallel]] = {

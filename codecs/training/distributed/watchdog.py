@@ -18,12 +18,12 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
-from ...distributed import processes
-from ..config.launch import place
+from ...distributed import world_size
+from ..config.launch import detect_launch
 
-__all__ = ["Watch"]
+__all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ STARTER = "VARITOK_STARTER"
 GRACE = 4.0  # seconds in which a process may end by itself, with its own words
 
 
-class Watch(pl.Callback):
+class Watchdog(pl.Callback):
     """Watches over the other processes, which would wait without end for one that was killed or has stopped.
 
     Each process gives a sign of life twice a second, to the store by which the processes have met. Where one ends
@@ -49,13 +49,13 @@ class Watch(pl.Callback):
     """
 
     def __init__(self, silence: float = 120.0) -> None:
-        at_least({"processes.silence": (silence, 2)})
+        require_min({"processes.silence": (silence, 2)})
         self.silence = silence
         self.failed = threading.Event()  # a collective has
         self.leaving = threading.Event()
         self.thread: threading.Thread | None = None
         self.met = threading.Event()
-        if os.environ.get("LOCAL_RANK", "0") == "0" or place().launcher:
+        if os.environ.get("LOCAL_RANK", "0") == "0" or detect_launch().launcher:
             os.environ[STARTER] = str(os.getpid())  # of the processes that Lightning starts from here
         elif STARTER in os.environ:
             threading.Thread(target=self._follow, args=(int(os.environ[STARTER]),), name="follow", daemon=True).start()
@@ -68,7 +68,7 @@ class Watch(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin, as soon as the processes have met."""
-        if processes() == 1:
+        if world_size() == 1:
             return
         self.rank, self.world = trainer.global_rank, trainer.world_size
         # Lightning answers the failure of a process that it has started by SIGKILL to all: it looks at this list.

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...distributed import gather_rows, mean_over_processes, processes
+from ...distributed import gather_rows, mean_over_ranks, world_size
 
-__all__ = ["Record"]
+__all__ = ["ScalarBuffer"]
 
 
-class Record:
+class ScalarBuffer:
     """Collects scalars each step and gives their means every `every` steps.
 
     Ten `self.log` calls cost about 5 ms a step; adding to sums that stay on the device costs microseconds, and the
@@ -40,7 +40,7 @@ class Record:
         if not self._sums:
             return {}
         means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
-        values = dict(zip(self._sums, mean_over_processes(means).tolist(), strict=True))
+        values = dict(zip(self._sums, mean_over_ranks(means).tolist(), strict=True))
         self._sums, self._counts = {}, {}
         return values
 
@@ -56,6 +56,6 @@ class Record:
         if not state:
             return
         rows = state["sums"].to(device)
-        own = rows[process] if len(rows) == processes() else rows.mean(0)
+        own = rows[process] if len(rows) == world_size() else rows.mean(0)
         self._sums = dict(zip(state["names"], own.clone(), strict=True))
         self._counts = dict(zip(state["names"], state["counts"], strict=True))

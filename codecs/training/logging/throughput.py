@@ -3,9 +3,9 @@
 import logging
 import time
 
-from ...distributed import processes
+from ...distributed import world_size
 
-__all__ = ["Pace"]
+__all__ = ["Throughput"]
 
 _log = logging.getLogger(__name__)
 
@@ -13,7 +13,7 @@ PATIENCE = 5.0  # seconds between two readings before their shares mean anything
 WAITING = 0.25  # share of the time at which it is said
 
 
-class Pace:
+class Throughput:
     """Measures signals a second, and the share of the time that a run waits for its next batch.
 
     Evaluations and savings don't count as waiting. The start of a loader's workers isn't counted at all.
@@ -48,7 +48,7 @@ class Pace:
             return {}
         now = time.perf_counter()
         elapsed = max(now - self._began, 1e-9)
-        values = {"speed/samples": processes() * self._signals / elapsed, "speed/waiting": self._waited / elapsed}
+        values = {"speed/samples": world_size() * self._signals / elapsed, "speed/waiting": self._waited / elapsed}
         if values["speed/waiting"] > WAITING and elapsed > PATIENCE and not self._said:
             self._said = True
             _log.warning(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from varitok import UserError, at_least
+from varitok import UserError, require_min
 
 from .figure import draw_parallel
 from .results import read_results
@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> None:
     if options.summary:
         _summarise(options.summary, options)
         return
-    at_least({"--jobs": (options.jobs, 1)})
+    require_min({"--jobs": (options.jobs, 1)})
     given = dict(word.partition("=")[::2] for word in options.words)
     if wrong := [word for word in options.words if not word.partition("=")[2]]:
         raise UserError(f"{wrong[0]}: can't be read; give KEY=VALUE")
@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     trials = options.trials or sweep.trials or (len(sweep.grid()) if sweep.method == "grid" else None)
     if trials is None:
         raise UserError(f"{options.file}: has no run_cap; give --trials")
-    at_least({"--trials": (trials, 1)})
+    require_min({"--trials": (trials, 1)})
     folder = options.out or Path("runs", "sweep", options.file.stem)
     search = Search(sweep, folder, given, options.jobs)
     try:

@@ -84,7 +84,8 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
 
     Args:
         folder: The sweep's, or one above the runs'.
-        metric: What they are compared by; None: what the sweep was by, or the first metric at the most tokens or books.
+        metric: What they are compared by; None: what the sweep was by, or the first metric at the most tokens or
+            codebooks.
         maximize: Whether a large value is good; None: what the sweep said, or what is known of the metric.
 
     Raises:

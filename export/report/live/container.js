@@ -25,14 +25,14 @@ const widthOf = (size) => Math.ceil(Math.log2(size));
 const common = (a, b) => (b ? common(b, a % b) : a);
 const multiple = (strides) => strides.reduce((a, b) => (a * b) / common(a, b), 1);
 
-// Codes are rows, one for each book, of BigInts; a book of stride s has a code of its own at every s-th step.
+// Codes are rows, one for each codebook, of BigInts; a codebook of stride s has a code of its own at every s-th step.
 function pack(rows, begin, end, about) {
   const out = [];
   let byte = 0, filled = 0;
   for (let step = begin; step < end; step++) {
-    rows.forEach((row, book) => {
-      if ((step - begin) % about.book_strides[book]) return;
-      for (let bit = widthOf(about.book_sizes[book]) - 1; bit >= 0; bit--) {
+    rows.forEach((row, codebook) => {
+      if ((step - begin) % about.codebook_strides[codebook]) return;
+      for (let bit = widthOf(about.codebook_sizes[codebook]) - 1; bit >= 0; bit--) {
         byte = (byte << 1) | Number((row[step] >> BigInt(bit)) & 1n);
         if (++filled === 8) { out.push(byte); byte = filled = 0; }
       }
@@ -42,17 +42,17 @@ function pack(rows, begin, end, about) {
   return out;
 }
 
-function sizeOf(books, steps, about) {
-  const bits = about.book_sizes.slice(0, books)
-    .reduce((sum, size, book) => sum + Math.ceil(steps / about.book_strides[book]) * widthOf(size), 0);
+function sizeOf(codebooks, steps, about) {
+  const bits = about.codebook_sizes.slice(0, codebooks)
+    .reduce((sum, size, codebook) => sum + Math.ceil(steps / about.codebook_strides[codebook]) * widthOf(size), 0);
   return Math.ceil(bits / 8);
 }
 
 // Give the bytes of a container, and how many of them are codes. `length` is the signal's: samples, or 1 of an image.
 function writeContainer(rows, length, about) {
   const runs = [];
-  rows.forEach((_, book) => {
-    const kind = [about.book_sizes[book], about.book_strides[book]];
+  rows.forEach((_, codebook) => {
+    const kind = [about.codebook_sizes[codebook], about.codebook_strides[codebook]];
     const last = runs.at(-1);
     if (last && last[1] === kind[0] && last[2] === kind[1]) last[0]++;
     else runs.push([1, ...kind]);
@@ -62,7 +62,7 @@ function writeContainer(rows, length, about) {
   const numbers = [runs.length, ...runs.flat(), 0, facts.length, ...facts].flatMap(varint);
   const head = [...MAGIC, 1, about.modality === "audio" ? 1 : 0, ...identity, 0, ...numbers];
   const out = [...head, ...checksum(head)];
-  const whole = multiple(about.book_strides.slice(0, rows.length)), steps = rows[0].length;
+  const whole = multiple(about.codebook_strides.slice(0, rows.length)), steps = rows[0].length;
   const each = Math.max(1, Math.floor(Math.max(1, Math.floor(CHUNK / rows.length)) / whole)) * whole;
   let done = 0, payload = 0;
   for (let begin = 0; begin < steps; begin += each) {
@@ -111,29 +111,29 @@ function readContainer(bytes, about) {
   const identity = Array.from(take(8), (byte) => byte.toString(16).padStart(2, "0")).join("");
   const [coding] = take(1);
   if (coding > 1) take(8);
-  const books = [];
+  const codebooks = [];
   for (let runs = number(); runs > 0; runs--) {
     const [count, size, stride] = [number(), number(), number()];
-    if (count > 256) throw new Error("The file is damaged: it has too many books.");
-    for (let book = 0; book < count; book++) books.push([size, stride]);
+    if (count > 256) throw new Error("The file is damaged: it has too many codebooks.");
+    for (let codebook = 0; codebook < count; codebook++) codebooks.push([size, stride]);
   }
   const inner = Array.from({ length: number() }, number), facts = Array.from({ length: number() }, number);
   check(0, "the header");
   if (modality !== (about.modality === "audio" ? 1 : 0)) throw new Error("The file holds codes of another kind of signal.");
-  if (identity !== about.identity || inner.length || books.length > about.book_sizes.length ||
-      books.some(([size, stride], book) => size !== about.book_sizes[book] || stride !== about.book_strides[book])) {
+  if (identity !== about.identity || inner.length || codebooks.length > about.codebook_sizes.length ||
+      codebooks.some(([size, stride], codebook) => size !== about.codebook_sizes[codebook] || stride !== about.codebook_strides[codebook])) {
     throw new Error("Another tokenizer wrote this file; its codes mean something else here.");
   }
   if (facts.join() !== about.facts.join()) throw new Error("The file is of another sample rate.");
   if (coding) throw new Error("Its codes are entropy-coded, and this page reads packed ones; use varitok decode.");
-  const rows = books.map(() => []);
+  const rows = codebooks.map(() => []);
   let length = 0;
   for (;;) {
     const begin = at, steps = number();
     if (!steps) break;
     length += number();
     const size = number();
-    if (steps > 2 ** 24 || size !== sizeOf(books.length, steps, about)) throw new Error("The file is damaged: a chunk can't be so large.");
+    if (steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about)) throw new Error("The file is damaged: a chunk can't be so large.");
     const payload = take(size);
     check(begin, "a chunk");
     unpack(payload, steps, rows, about);
@@ -146,13 +146,13 @@ function readContainer(bytes, about) {
 function unpack(payload, steps, rows, about) {
   let bit = 0;
   for (let step = 0; step < steps; step++) {
-    rows.forEach((row, book) => {
-      if (step % about.book_strides[book]) { row.push(row.at(-1)); return; }
+    rows.forEach((row, codebook) => {
+      if (step % about.codebook_strides[codebook]) { row.push(row.at(-1)); return; }
       let code = 0n;
-      for (let left = widthOf(about.book_sizes[book]); left > 0; left--, bit++) {
+      for (let left = widthOf(about.codebook_sizes[codebook]); left > 0; left--, bit++) {
         code = (code << 1n) | BigInt((payload[bit >> 3] >> (7 - (bit & 7))) & 1);
       }
-      if (code >= BigInt(about.book_sizes[book])) throw new Error("The file is damaged: a code is no entry of its book.");
+      if (code >= BigInt(about.codebook_sizes[codebook])) throw new Error("The file is damaged: a code is no entry of its codebook.");
       row.push(code);
     });
   }

@@ -4,7 +4,7 @@ const about = JSON.parse(document.getElementById("about").textContent);
 const find = (id) => document.getElementById(id);
 const picture = about.modality === "image";
 const state = { rows: null, length: 0, name: "", values: null };
-const reach = picture ? about.tokens : about.book_sizes.length;
+const reach = picture ? about.tokens : about.codebook_sizes.length;
 let graphs = null;
 
 async function unpacked(id) {
@@ -36,7 +36,7 @@ async function encode(file) {
   const begin = performance.now(), { ort, encoder } = graphs;
   const found = await encoder.run({ [encoder.inputNames[0]]: new ort.Tensor("float32", values, shape) });
   const codes = found[encoder.outputNames[0]], steps = codes.dims[2];
-  state.rows = about.book_sizes.map((_, book) => [...codes.data.slice(book * steps, (book + 1) * steps)]);
+  state.rows = about.codebook_sizes.map((_, codebook) => [...codes.data.slice(codebook * steps, (codebook + 1) * steps)]);
   Object.assign(state, { length, values });
   const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms.`;
   tell(cut ? `${shown} Of the sound, the first ${about.most_seconds} s are taken.` : shown);
@@ -112,7 +112,7 @@ async function show() {
       state.wave = writeWave(values, about.channels, about.sampling_rate);
       play(find("after"), state.wave);
     }
-    const count = Number(find("kept").value), unit = picture ? "token" : "book";
+    const count = Number(find("kept").value), unit = picture ? "token" : "codebook";
     const rate = picture ? "" : `, ${((payload * 8) / (state.length / about.sampling_rate) / 1000).toFixed(2)} kbit/s`;
     const words = `${count} ${unit}${count === 1 ? "" : "s"}`;
     find("size").textContent = `${words}: ${payload} bytes of codes${rate}, ${bytes.length} as a file; decoded in ${took.toFixed(0)} ms`;

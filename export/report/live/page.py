@@ -99,17 +99,17 @@ def _runtime(path: Path) -> dict[str, bytes]:
 def _about(bundle: Opened) -> dict[str, Any]:
     """Say what the scripts must know of a bundle."""
     image = bundle.modality == "image"
-    if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.book_sizes:
-        raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of books")
+    if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
+        raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of codebooks")
     if image and bundle.channels != 3:
-        raise UserError(f"{bundle.folder}: the live page is of pictures in colour")
-    if any(size > 1 << 52 for size in bundle.book_sizes):
-        raise UserError(f"{bundle.folder}: a browser's numbers are too short for books of so many entries")
+        raise UserError(f"{bundle.folder}: the live page is of pictures in color")
+    if any(size > 1 << 52 for size in bundle.codebook_sizes):
+        raise UserError(f"{bundle.folder}: a browser's numbers are too short for codebooks of so many entries")
     about: dict[str, Any] = {
         "modality": bundle.modality,
         "identity": identity(bundle.folder).hex(),
-        "book_sizes": list(bundle.book_sizes),
-        "book_strides": list(bundle.book_strides),
+        "codebook_sizes": list(bundle.codebook_sizes),
+        "codebook_strides": list(bundle.codebook_strides),
         "channels": bundle.channels,
         "tokens": bundle.tokens,
     }
@@ -137,7 +137,7 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
         else f'<audio id="{key}" controls aria-label="{label}"></audio>'
         for key, label in (("before", "The original"), ("after", "What the codes give back"))
     )
-    accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "books")
+    accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "codebooks")
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -14,7 +14,7 @@ from varitok.codecs.bottlenecks.bins import UniformBins
 from varitok.codecs.bottlenecks.continuous import KLBottleneck
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.grid import Grid
-from varitok.codecs.bottlenecks.statistics import Annealed, Gathering, MovingBook
+from varitok.codecs.bottlenecks.statistics import Annealed, Gathering, MovingCodebook
 
 from ..examples import CONFIGURED, EXAMPLES, FOLDER, example
 
@@ -38,7 +38,7 @@ def _gathered(bottleneck):
 
 
 def _trained(name):
-    """Make one whose books, averages and counts are no longer those of a fresh one."""
+    """Make one whose codebooks, averages and counts are no longer those of a fresh one."""
     return copy.deepcopy(_trained_once(name))
 
 
@@ -111,9 +111,9 @@ def test_codes_have_the_promised_shape_type_and_range(name):
         codes = quantized.codes
         assert quantized.latents.shape == (BATCH, STEPS, bottleneck.dim)
         assert codes.shape == (BATCH, bottleneck.rows, STEPS)
-        assert codes.dtype == (torch.int64 if bottleneck.book_sizes else torch.float32)
-        for book, size in enumerate(bottleneck.book_sizes):
-            assert 0 <= codes[:, book].min() and codes[:, book].max() < size, scale
+        assert codes.dtype == (torch.int64 if bottleneck.codebook_sizes else torch.float32)
+        for codebook, size in enumerate(bottleneck.codebook_sizes):
+            assert 0 <= codes[:, codebook].min() and codes[:, codebook].max() < size, scale
         for value in (*quantized.penalties.values(), *quantized.metrics.values()):
             assert value.shape == () and value.isfinite(), scale
         assert not any(value.requires_grad for value in quantized.metrics.values())
@@ -165,7 +165,7 @@ def _check_padding(name, junk):
         assert (parameter.grad is None) == (its.grad is None), key
         assert parameter.grad is None or torch.equal(parameter.grad, its.grad), key
     for module, its, theirs in zip(
-        (module for module in first.modules() if isinstance(module, MovingBook)), one_gathered, other_gathered,
+        (module for module in first.modules() if isinstance(module, MovingCodebook)), one_gathered, other_gathered,
         strict=False,
     ):  # fmt: skip
         size, dim = module.entries.shape
@@ -189,12 +189,12 @@ def test_a_batch_is_the_mean_of_its_items(name):
 
 
 @ALL
-def test_fewer_books_are_a_prefix(name):
+def test_fewer_codebooks_are_a_prefix(name):
     bottleneck = _trained(name).eval()
-    if not bottleneck.book_sizes:
+    if not bottleneck.codebook_sizes:
         return
     latents = _latents(bottleneck.dim)
-    codes, count = bottleneck.encode(latents), len(bottleneck.book_sizes)
+    codes, count = bottleneck.encode(latents), len(bottleneck.codebook_sizes)
     prefixes = [bottleneck.decode(codes[:, :k]) for k in range(1, count + 1)]
     for k, prefix in enumerate(prefixes, start=1):
         quantized = _quantize(bottleneck, latents, depth=torch.full((BATCH,), k))
@@ -205,31 +205,31 @@ def test_fewer_books_are_a_prefix(name):
     for row, depth in enumerate(mixed):
         assert torch.equal(several[row], prefixes[depth - 1][row])
     for k in range(1, count):
-        assert not torch.equal(prefixes[k], prefixes[k - 1]), f"book {k + 1} adds nothing"
+        assert not torch.equal(prefixes[k], prefixes[k - 1]), f"codebook {k + 1} adds nothing"
 
 
 @ALL
-def test_books_left_out_are_not_measured(name):
+def test_codebooks_left_out_are_not_measured(name):
     """What a sample doesn't keep enters neither penalties nor statistics; in a mixed batch it is measured as alone."""
     trained = _trained_once(name)
-    if len(trained.book_sizes) < 2:
+    if len(trained.codebook_sizes) < 2:
         return
-    count, tokens = len(trained.book_sizes), BATCH * STEPS
+    count, tokens = len(trained.codebook_sizes), BATCH * STEPS
     totals, latents = [], _latents(trained.dim).requires_grad_()
     for depth in (1, count):
         bottleneck = copy.deepcopy(trained)
         quantized = _quantize(bottleneck, latents, depth=torch.full((BATCH,), depth))
         sum(quantized.penalties.values(), quantized.latents.sum() * 0).backward()
-        books = [module for module in bottleneck.modules() if isinstance(module, MovingBook)]
+        codebooks = [module for module in bottleneck.modules() if isinstance(module, MovingCodebook)]
         learnt = [parameter.grad for key, parameter in bottleneck.named_parameters() if key.endswith("codebook")]
         stacks = [parameter.grad for key, parameter in bottleneck.named_parameters() if key.endswith("codebooks")]
         learnt += [gradient for stack in stacks if stack is not None for gradient in stack]
-        moved = sum(float(book.gathered[-len(book.entries) - 1 : -1].sum()) for book in books)
+        moved = sum(float(codebook.gathered[-len(codebook.entries) - 1 : -1].sum()) for codebook in codebooks)
         totals.append((moved / tokens, sum(gradient is not None and bool(gradient.any()) for gradient in learnt)))
-    assert max(totals[0]) <= 1, "more than the one book that is kept learns"
+    assert max(totals[0]) <= 1, "more than the one codebook that is kept learns"
     still = Grid | KLBottleneck | UniformBins
     learns = name != "library_random_projection" and not any(isinstance(module, still) for module in trained.modules())
-    assert not learns or sum(totals[1]) == count, "a book that is kept learns nothing"
+    assert not learns or sum(totals[1]) == count, "a codebook that is kept learns nothing"
     latents, depth = _latents(trained.dim), torch.tensor([count, 1, (count + 1) // 2])
     mixed, alone = copy.deepcopy(trained), copy.deepcopy(trained)
     whole = _quantize(mixed, latents, depth=depth)
@@ -266,8 +266,8 @@ def test_frozen_form_agrees(name):
     frozen = bottleneck.frozen().eval()
     latents = _latents(bottleneck.dim, 4, 100)
     codes = bottleneck.encode(latents)
-    torch.testing.assert_close(frozen.encode(latents), codes, atol=0 if bottleneck.book_sizes else 1e-6, rtol=0)
-    for k in range(1, len(bottleneck.book_sizes) + 1) if bottleneck.book_sizes else [bottleneck.dim]:
+    torch.testing.assert_close(frozen.encode(latents), codes, atol=0 if bottleneck.codebook_sizes else 1e-6, rtol=0)
+    for k in range(1, len(bottleneck.codebook_sizes) + 1) if bottleneck.codebook_sizes else [bottleneck.dim]:
         expected = bottleneck.decode(codes[:, :k])
         torch.testing.assert_close(frozen.decode(codes[:, :k]), expected, atol=1e-6, rtol=1e-5)
     assert not {id(tensor) for tensor in frozen.state_dict(keep_vars=True).values()} & {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from varitok import UserError
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
-from varitok.codecs.bottlenecks.entropy import book_entropies, entropy_groups, grid_entropies
+from varitok.codecs.bottlenecks.entropy import codebook_entropies, entropy_groups, grid_entropies
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.masking import prefix_mask
 
@@ -67,30 +67,30 @@ def test_grid_entropies_are_those_of_all_codes(levels, width, data):
 
 @pytest.mark.parametrize("inner", [False, True], ids=["distance", "inner"])
 @pytest.mark.parametrize("size", [1, 7, 300])
-def test_book_entropies_are_those_of_all_entries(inner, size):
-    latents, book = _draw(3, 50, 4).requires_grad_(), _draw(size, 4, seed=1).requires_grad_()
+def test_codebook_entropies_are_those_of_all_entries(inner, size):
+    latents, codebook = _draw(3, 50, 4).requires_grad_(), _draw(size, 4, seed=1).requires_grad_()
     valid = prefix_mask(torch.tensor([50, 13, 0]), 50)
-    sure, varied = book_entropies(latents, book, valid, 0.6, inner)
+    sure, varied = codebook_entropies(latents, codebook, valid, 0.6, inner)
     (sure - 0.7 * varied).backward()
-    ours = latents.grad.clone(), book.grad.clone()
+    ours = latents.grad.clone(), codebook.grad.clone()
 
-    latents.grad = book.grad = None
-    rows, entries = latents.double(), book.double()
+    latents.grad = codebook.grad = None
+    rows, entries = latents.double(), codebook.double()
     scores = rows @ entries.T if inner else -(rows[:, :, None] - entries).square().sum(-1)
     all_sure, all_varied = _brute((scores / 0.6).softmax(-1), valid)
     torch.testing.assert_close(sure, all_sure.float(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(varied, all_varied.float(), atol=1e-5, rtol=1e-4)
     (all_sure - 0.7 * all_varied).backward()
-    for gradient, expected in zip(ours, (latents.grad, book.grad), strict=True):
+    for gradient, expected in zip(ours, (latents.grad, codebook.grad), strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_blocks_of_tokens_add_up():
     """More tokens than a block holds: 1200 tokens over 8192 entries are three blocks."""
-    latents, book = _draw(2, 600, 3), _draw(8192, 3, seed=1)
+    latents, codebook = _draw(2, 600, 3), _draw(8192, 3, seed=1)
     valid = prefix_mask(torch.tensor([600, 200]), 600)
-    sure, varied = book_entropies(latents, book, valid, 0.5)
-    joint = (-torch.cdist(latents.double(), book.double()).square() / 0.5).softmax(-1)
+    sure, varied = codebook_entropies(latents, codebook, valid, 0.5)
+    joint = (-torch.cdist(latents.double(), codebook.double()).square() / 0.5).softmax(-1)
     expected = _brute(joint, valid)
     torch.testing.assert_close((sure, varied), tuple(part.float() for part in expected), atol=1e-4, rtol=1e-4)
     choices = [(_draw(2, 600, 2, seed=i) * 2).log_softmax(-1) for i in range(14)]
@@ -102,10 +102,10 @@ def test_blocks_of_tokens_add_up():
 @pytest.mark.parametrize("inner", [False, True])
 def test_sure_choices_have_no_entropy_and_finite_gradient(inner):
     """At a low temperature shares are 0 or 1, where log and its gradient are not finite."""
-    book = torch.eye(8)
+    codebook = torch.eye(8)
     latents = (torch.eye(8).repeat(1, 2, 1)[:, :16]).requires_grad_()
     valid = torch.ones(1, 16, dtype=torch.bool)
-    sure, varied = book_entropies(latents, book, valid, 1e-4, inner)
+    sure, varied = codebook_entropies(latents, codebook, valid, 1e-4, inner)
     (sure - varied).backward()
     torch.testing.assert_close(float(sure.detach()), 0.0, atol=1e-6, rtol=0)
     torch.testing.assert_close(float(varied.detach()), math.log(8), atol=1e-5, rtol=0)

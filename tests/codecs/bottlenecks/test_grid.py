@@ -32,7 +32,7 @@ def test_codes_are_exact_integers(bits, seed):
 
 def test_36_bits_are_exact():
     bottleneck = example("bsq_36").eval()
-    assert bottleneck.book_sizes == (2**36,) and bottleneck.bits == 36
+    assert bottleneck.codebook_sizes == (2**36,) and bottleneck.bits == 36
     draw = random.Random(0)
     codes = [0, 1, 2**24 + 1, 2**35, 2**36 - 2, 2**36 - 1, *(draw.randrange(2**36) for _ in range(2000))]
     digits = bottleneck.grid.digits(torch.tensor(codes)[None, None])[0].tolist()

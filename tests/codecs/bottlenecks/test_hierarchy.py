@@ -1,4 +1,4 @@
-"""Layers of books over nested cells (HiTVideo)."""
+"""Layers of codebooks over nested cells (HiTVideo)."""
 
 from functools import partial
 
@@ -41,18 +41,18 @@ def test_each_layer_codes_the_mean_of_what_is_left(groups: list[int], steps: int
     latents = torch.randn(2, steps, bottleneck.dim)
     codes = bottleneck.encode(latents)
     remaining = latents.reshape(2, steps, groups[-1], DIM).clone()
-    book = 0
+    codebook = 0
     for count, level in zip(groups, bottleneck.levels, strict=True):
         for cells in remaining.split(groups[-1] // count, 2):  # views
             mean = cells.mean(2)
             distances = (mean.unsqueeze(2) - level.codebook).square().sum(3)
             sure = distances.sort(2).values[:, :, 1] - distances.amin(2) > 1e-4
-            assert torch.equal(codes[:, book][sure], distances.argmin(2)[sure])
-            cells.sub_(level.codebook[codes[:, book]].detach().unsqueeze(2))
-            book += 1
+            assert torch.equal(codes[:, codebook][sure], distances.argmin(2)[sure])
+            cells.sub_(level.codebook[codes[:, codebook]].detach().unsqueeze(2))
+            codebook += 1
         kept = latents - remaining.flatten(2)
-        torch.testing.assert_close(bottleneck.decode(codes[:, :book]), kept, atol=1e-5, rtol=1e-5)
-    assert book == len(bottleneck.book_sizes) == codes.shape[1]
+        torch.testing.assert_close(bottleneck.decode(codes[:, :codebook]), kept, atol=1e-5, rtol=1e-5)
+    assert codebook == len(bottleneck.codebook_sizes) == codes.shape[1]
 
 
 def test_groups_of_one_are_the_residual_quantizer() -> None:
@@ -88,8 +88,8 @@ def test_groups_that_do_not_nest(groups: list[int]) -> None:
         quantizer(groups)
 
 
-def test_levels_of_several_books() -> None:
-    with pytest.raises(UserError, match="one book and one width"):
+def test_levels_of_several_codebooks() -> None:
+    with pytest.raises(UserError, match="one codebook and one width"):
         hierarchy(partial(residual, partial(VectorQuantizer, DIM, 5), 2), [1, 4])
 
 
@@ -108,7 +108,7 @@ class _Pixels(Decoder):
 @given(halvings=st.integers(1, 3), grid=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)))
 def test_cells_nest(halvings: int, grid: tuple[int, int, int]) -> None:
     """The mean of a run of a token's cells is that of a square of pixels, at each halving."""
-    form = {"width": 3, "hop": (1, 1, 1), "channels": 3, "causal": True}
+    form = {"width": 3, "downsample": (1, 1, 1), "channels": 3, "causal": True}
     encoder, decoder = NestedEncoder(_Rows(**form), halvings), NestedDecoder(_Pixels(**form), halvings)
     side = 2**halvings
     clips = torch.randn(2, 3, grid[0], grid[1] * side, grid[2] * side)
@@ -131,7 +131,7 @@ def test_cells_nest(halvings: int, grid: tuple[int, int, int]) -> None:
 def test_the_preset_has_layers() -> None:
     config = composed("experiment=video/hitvideo_small", "codec.encoder.network.base=8")
     codec = build_codec(config).eval()
-    assert codec.hop == (4, 32, 32) and ChunkedCodec(codec).streams
+    assert codec.downsample == (4, 32, 32) and ChunkedCodec(codec).streams
     assert Ladder(codec).keeps == [1, 5, 21] and Ladder(codec, [2]).keeps == [2]
     codes = codec.encode(torch.rand(1, 3, 5, 64, 40) * 2 - 1)
     assert codes.shape == (1, 21, 2, 2, 2) and codec.bits(8) == 8 * 21 * 10 and codec.bits(8, 5) == 8 * 5 * 10

@@ -1,10 +1,10 @@
-"""How books learn: every test here fails without the mechanism that it names."""
+"""How codebooks learn: every test here fails without the mechanism that it names."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.product import grouped
 from varitok.codecs.bottlenecks.vq import (
     EMAVectorQuantizer,
@@ -28,7 +28,7 @@ def _quantize(bottleneck, latents):
 def _chosen(bottleneck, latents):
     quantized = _quantize(bottleneck, latents)
     (quantized.latents.square().sum() + sum(quantized.penalties.values())).backward()
-    chosen = torch.zeros(bottleneck.book_sizes[0], dtype=torch.bool)
+    chosen = torch.zeros(bottleneck.codebook_sizes[0], dtype=torch.bool)
     chosen[quantized.codes.flatten()] = True
     assert 0 < chosen.sum() < len(chosen)
     return chosen, bottleneck.codebook.grad.abs().sum(1) > 0
@@ -38,13 +38,13 @@ def test_index_backpropagation_reaches_all_entries():
     latents = _draw(2, 8, 6)
     plain, index = VectorQuantizer(6, 50), IndexVectorQuantizer(6, 50, entropy=0.0)
     chosen, moved = _chosen(plain, latents)
-    assert torch.equal(moved, chosen), "a plain book's gradient reaches those that were chosen"
+    assert torch.equal(moved, chosen), "a plain codebook's gradient reaches those that were chosen"
     chosen, moved = _chosen(index, latents)
     assert moved.all()
 
 
 def test_index_backpropagation_is_the_softmax_straight_through():
-    """Forward is the chosen entry; the gradient is that of `one_hot + p - sg(p)` times the book (section 3.2)."""
+    """Forward is the chosen entry; the gradient is that of `one_hot + p - sg(p)` times the codebook (section 3.2)."""
     bottleneck = IndexVectorQuantizer(6, 50, commitment=0.0, codebook=0.0, double=0.0, entropy=0.0)
     latents, weights = _draw(2, 8, 6).requires_grad_(), _draw(2, 8, 6, seed=1)
     (_quantize(bottleneck, latents).latents * weights).sum().backward()
@@ -71,7 +71,7 @@ def test_sim_vq_moves_entries_that_nobody_chose():
 
 
 def _used(bottleneck, latents):
-    return len(bottleneck.encode(latents).unique()) / bottleneck.book_sizes[0]
+    return len(bottleneck.encode(latents).unique()) / bottleneck.codebook_sizes[0]
 
 
 def test_a_mixture_leaves_no_entry_behind():
@@ -108,23 +108,23 @@ def test_the_mixtures_penalty_is_the_latents_likelihood():
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_revival_saves_a_collapsed_book(cosine):
+def test_revival_saves_a_collapsed_codebook(cosine):
     """One entry lies among the latents, and the others on the far side, where nobody chooses them."""
     middle = 4 * torch.eye(6)[0]
     latents = _draw(4, 128, 6, seed=7) + middle
     shares = {}
     for revival in (0.0, 0.1):
-        bottleneck = EMAVectorQuantizer(6, 64, cosine=cosine, decay=0.8, revival=revival, initialise=False)
+        bottleneck = EMAVectorQuantizer(6, 64, cosine=cosine, decay=0.8, revival=revival, kmeans_init=False)
         far = torch.cat([middle[None], 0.1 * _draw(63, 6) - 10 * middle])
         far = functional.normalize(far, dim=1) if cosine else far
-        bottleneck.book.entries.copy_(far)
-        bottleneck.book.sums.copy_(far)
+        bottleneck.codebook.entries.copy_(far)
+        bottleneck.codebook.sums.copy_(far)
         assert _used(bottleneck, latents) == 1 / 64
         replaced = 0.0
         for step in range(30):
             quantized = _quantize(bottleneck, _draw(4, 128, 6, seed=step) + middle)
             bottleneck.update()
-            replaced += float(bottleneck.book.replaced)
+            replaced += float(bottleneck.codebook.replaced)
             assert quantized.metrics["replaced"] <= 64
         assert (replaced > 0) == (revival > 0)
         shares[revival] = _used(bottleneck.eval(), latents)
@@ -132,16 +132,16 @@ def test_revival_saves_a_collapsed_book(cosine):
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_a_book_begins_as_the_k_means_of_its_first_batch(cosine):
-    centres = functional.normalize(_draw(8, 6, seed=1), dim=1) * 4
-    latents = (centres[torch.arange(256) % 8] + 0.05 * _draw(256, 6)).view(4, 64, 6)
-    bottleneck = EMAVectorQuantizer(6, 8, cosine=cosine, initialise=True)
+def test_a_codebook_begins_as_the_k_means_of_its_first_batch(cosine):
+    centers = functional.normalize(_draw(8, 6, seed=1), dim=1) * 4
+    latents = (centers[torch.arange(256) % 8] + 0.05 * _draw(256, 6)).view(4, 64, 6)
+    bottleneck = EMAVectorQuantizer(6, 8, cosine=cosine, kmeans_init=True)
     first = _quantize(bottleneck, latents)
-    plain = EMAVectorQuantizer(6, 8, cosine=cosine, initialise=False)
+    plain = EMAVectorQuantizer(6, 8, cosine=cosine, kmeans_init=False)
     assert first.metrics["distance"] < 0.5 * _quantize(plain, latents).metrics["distance"]
-    entries = bottleneck.book.entries.clone()
+    entries = bottleneck.codebook.entries.clone()
     _quantize(bottleneck, latents + 1)
-    assert torch.equal(bottleneck.book.entries, entries), "it began twice"
+    assert torch.equal(bottleneck.codebook.entries, entries), "it began twice"
 
 
 def test_k_means_counts_every_batch_the_same():
@@ -150,7 +150,7 @@ def test_k_means_counts_every_batch_the_same():
     for step in range(40):
         _quantize(bottleneck, _draw(2, 32, 3, seed=step) + (step >= 20) * 4)
         bottleneck.update()
-    torch.testing.assert_close(bottleneck.book.entries[0], torch.full((3,), 2.0), atol=0.2, rtol=0)
+    torch.testing.assert_close(bottleneck.codebook.entries[0], torch.full((3,), 2.0), atol=0.2, rtol=0)
 
 
 def test_k_means_gets_better_with_more_batches():
@@ -167,7 +167,9 @@ def test_k_means_gets_better_with_more_batches():
 
 
 def _settled(bottleneck, latents, steps, lr=None):
-    """Train a bottleneck alone on fixed latents; gives the mean squared error left, and the first book's used share."""
+    """Train a bottleneck alone on fixed latents; gives the mean squared error left, and the first codebook's used
+    share.
+    """
     optimizer = torch.optim.Adam(bottleneck.parameters(), lr) if lr else None
     for _ in range(steps):
         result = _quantize(bottleneck, latents)
@@ -178,20 +180,22 @@ def _settled(bottleneck, latents, steps, lr=None):
         bottleneck.update()
     with torch.no_grad():
         found = _quantize(bottleneck.eval(), latents)
-    return float((found.latents - latents).square().mean()), len(found.codes[:, 0].unique()) / bottleneck.book_sizes[0]
+    return float((found.latents - latents).square().mean()), len(
+        found.codes[:, 0].unique()
+    ) / bottleneck.codebook_sizes[0]
 
 
-def test_a_narrow_projection_keeps_a_book_in_use():
-    """DAC's factorised codes: in a wide space most entries of a plain book are never the nearest to anything."""
+def test_a_narrow_projection_keeps_a_codebook_in_use():
+    """DAC's factorized codes: in a wide space most entries of a plain codebook are never the nearest to anything."""
     torch.manual_seed(0)
     latents = _draw(4, 256, 6) @ _draw(6, 64, seed=1)  # six directions matter, of 64
-    _, narrow = _settled(FactorisedResidualQuantizer(64, 1, 128, width=8), latents, 60, 0.01)
+    _, narrow = _settled(FactorizedResidualQuantizer(64, 1, 128, width=8), latents, 60, 0.01)
     _, plain = _settled(VectorQuantizer(64, 128), latents, 60, 0.01)
     assert narrow > 1.4 * plain
 
 
-def test_parts_of_a_product_say_more_than_one_book_of_their_entries():
-    """Product quantization: four books of 16 entries make 65,536 combinations, one book of 64 has 64."""
+def test_parts_of_a_product_say_more_than_one_codebook_of_their_entries():
+    """Product quantization: four codebooks of 16 entries make 65,536 combinations, one codebook of 64 has 64."""
     latents = _draw(4, 256, 8)
     product, _ = _settled(grouped(lambda: EMAVectorQuantizer(2, 16, decay=0.8), 4), latents, 30)
     single, _ = _settled(EMAVectorQuantizer(8, 64, decay=0.8), latents, 30)

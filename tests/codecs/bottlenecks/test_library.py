@@ -54,7 +54,7 @@ def _forward(ours, latents):
 
 
 def _theirs(module, latents):
-    """Return latents, codes `(b, books, n)` in our order, and the sum of the losses, of the package's module."""
+    """Return latents, codes `(b, codebooks, n)` in our order, and the sum of the losses, of the package's module."""
     torch.manual_seed(5)
     found = module(latents)
     if torch.is_tensor(found):  # random projections give codes alone
@@ -111,7 +111,7 @@ def test_random_projections_decode_to_latents_of_the_same_codes():
 
 
 def test_sizes_are_those_of_each_codebook():
-    sizes = {name: library(*given).book_sizes for name, given in LIBRARY.items()}
+    sizes = {name: library(*given).codebook_sizes for name, given in LIBRARY.items()}
     assert sizes["rvq"] == (19, 11, 7)
     assert sizes["rvq_grouped"] == (19,) * 4
     assert sizes["fsq"] == (60, 60)
@@ -169,4 +169,4 @@ def test_a_command_line_names_another_class():
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         overrides = ["bottleneck.quantizer=FSQ", "~bottleneck.arguments", "+bottleneck.arguments={levels: [8, 5, 5]}"]
         made = build(hydra.compose("bottleneck/library", overrides).bottleneck)
-    assert made.book_sizes == (200,)
+    assert made.codebook_sizes == (200,)

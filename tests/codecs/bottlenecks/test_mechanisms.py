@@ -37,13 +37,13 @@ def _correlated(seed, dim=12):
 
 
 def _explained(bottleneck, depth):
-    """Give the share of energy that the first so many books hold."""
+    """Give the share of energy that the first so many codebooks hold."""
     latents = _correlated(1000)
     left = latents - _quantize(bottleneck.eval(), latents, depth).latents
     return 1 - float(left.square().sum() / latents.square().sum())
 
 
-def test_masked_channels_take_the_energy_from_book_1():
+def test_masked_channels_take_the_energy_from_codebook_1():
     level = partial(EMAVectorQuantizer, codebook_size=32, decay=0.9)
     plain, masked = residual(partial(level, dim=12), 6), masked_channels(level, 12, 3, 6)
     for step in range(60):
@@ -53,9 +53,9 @@ def test_masked_channels_take_the_energy_from_book_1():
     shares = [[_explained(bottleneck, depth) for depth in range(1, 7)] for bottleneck in (plain, masked)]
     assert shares[1][0] < 0.6 * shares[0][0]
     gains = [after - before for before, after in zip([0.0, *shares[1]], shares[1][:3], strict=False)]
-    assert max(gains) < 3 * min(gains), "the first books share the energy"
-    assert all(sorted(share) == share for share in shares), "a book takes away what others gave"
-    assert shares[1][5] > 0.8 * shares[0][5], "all books together hold about as much"
+    assert max(gains) < 3 * min(gains), "the first codebooks share the energy"
+    assert all(sorted(share) == share for share in shares), "a codebook takes away what others gave"
+    assert shares[1][5] > 0.8 * shares[0][5], "all codebooks together hold about as much"
 
 
 def test_every_residual_level_pulls_the_latents():
@@ -77,22 +77,24 @@ def test_every_residual_level_pulls_the_latents():
         assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("books", [1, 4])
-def test_the_residual_sum_passes_the_gradient_once(books):
+@pytest.mark.parametrize("codebooks", [1, 4])
+def test_the_residual_sum_passes_the_gradient_once(codebooks):
     weights = _draw(2, 6, 5, seed=3)
-    for depth in range(1, books + 1):
+    for depth in range(1, codebooks + 1):
         latents = _draw(2, 6, 5).requires_grad_()
-        (_quantize(residual(partial(VectorQuantizer, 5, 8), books), latents, depth).latents * weights).sum().backward()
+        (
+            _quantize(residual(partial(VectorQuantizer, 5, 8), codebooks), latents, depth).latents * weights
+        ).sum().backward()
         assert torch.equal(latents.grad, weights)
 
 
-def test_a_shared_book_learns_from_all_its_levels():
-    bottleneck = residual(partial(EMAVectorQuantizer, 4, 6, revival=0.0, initialise=False), 3, shared=True)
+def test_a_shared_codebook_learns_from_all_its_levels():
+    bottleneck = residual(partial(EMAVectorQuantizer, 4, 6, revival=0.0, kmeans_init=False), 3, shared=True)
     latents = _draw(2, 10, 4)
     quantized = _quantize(bottleneck, latents)
-    counts = bottleneck.parts[0].book.gathered[-7:-1]
+    counts = bottleneck.parts[0].codebook.gathered[-7:-1]
     assert torch.equal(counts, torch.bincount(quantized.codes.flatten(), minlength=6).float())
-    assert len(list(bottleneck.buffers())) < 10, "one book, not three"
+    assert len(list(bottleneck.buffers())) < 10, "one codebook, not three"
 
 
 def test_a_product_is_its_parts_side_by_side():
@@ -100,27 +102,27 @@ def test_a_product_is_its_parts_side_by_side():
     bottleneck, latents = Product(parts), _draw(2, 6, 7)
     whole = _quantize(bottleneck, latents)
     first, second = (_quantize(part, piece) for part, piece in zip(parts, latents.split([3, 4], -1), strict=True))
-    assert bottleneck.book_sizes == (7, 9, 7), "first books come first"
+    assert bottleneck.codebook_sizes == (7, 9, 7), "first codebooks come first"
     assert torch.equal(whole.codes, torch.stack([first.codes[:, 0], second.codes[:, 0], first.codes[:, 1]], 1))
     assert torch.equal(whole.latents, torch.cat([first.latents, second.latents], -1))
     for name, penalty in whole.penalties.items():  # means over the width, where a residual's levels add up
         torch.testing.assert_close(penalty, (first.penalties[name] + second.penalties[name]) / 2)
 
 
-@pytest.mark.parametrize(("levels", "books"), [(5, 2), (3, 4), (17, 1)])
-def test_dithered_levels_split_after_training(levels, books):
-    """TAAE: 17 levels are 2 books of 5, or 4 books of 3."""
+@pytest.mark.parametrize(("levels", "codebooks"), [(5, 2), (3, 4), (17, 1)])
+def test_dithered_levels_split_after_training(levels, codebooks):
+    """TAAE: 17 levels are 2 codebooks of 5, or 4 codebooks of 3."""
     whole = DitheredScalarQuantizer([17, 17, 17]).eval()
-    parts = whole.split([levels] * 3, books)
+    parts = whole.split([levels] * 3, codebooks)
     latents = _draw(3, 500, 3)
     expected = whole.decode(whole.encode(latents))
     torch.testing.assert_close(_quantize(parts, latents).latents, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(parts.decode(parts.encode(latents)), expected, atol=1e-6, rtol=0)
     errors = [
         float((_quantize(parts, latents, depth).latents - torch.tanh(latents)).square().mean())
-        for depth in range(1, books + 1)
+        for depth in range(1, codebooks + 1)
     ]
-    assert errors == sorted(errors, reverse=True) and len(set(errors)) == books
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) == codebooks
     with pytest.raises(UserError, match="don't make"):
         whole.split([4, 4, 4], 2)
 
@@ -275,7 +277,7 @@ def test_rotation_keeps_the_angle_of_the_gradient():
     assert angles[True] < 1e-4 and angles[False] > 0.1
 
 
-def test_the_semantic_book_does_not_bend_the_others():
+def test_the_semantic_codebook_does_not_bend_the_others():
     """Mimi: acoustic codes don't hang on the semantic side, as they do where it comes first in a residual stack."""
     torch.manual_seed(0)
     level = partial(VectorQuantizer, 6, 20)
@@ -292,7 +294,7 @@ def test_the_semantic_book_does_not_bend_the_others():
         assert torch.equal(before[:, 1:], after[:, 1:]) == kept
 
 
-def test_features_of_two_levels_keep_to_their_own_books():
+def test_features_of_two_levels_keep_to_their_own_codebooks():
     """DualToken: what the high-level features say changes no low-level code, and no gradient crosses over."""
     bottleneck = example("dual_token", 0).eval()
     latents = torch.randn(2, 9, bottleneck.dim)

@@ -1,4 +1,4 @@
-"""Residual books at several rates."""
+"""Residual codebooks at several rates."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varitok import UserError
-from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.multirate import MultiRate, multirate
 from varitok.codecs.bottlenecks.residual import Residual, Split
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
@@ -44,8 +44,8 @@ def test_each_level_sees_the_mean_of_what_is_left(strides: list[int], steps: int
     """Against the definition, group by group."""
     bottleneck, latents = quantizer(strides), torch.randn(2, steps, DIM)
     remaining = latents.clone()
-    for book, (stride, level) in enumerate(zip(strides, bottleneck.parts, strict=True)):
-        codes = bottleneck.encode(latents)[:, book]
+    for codebook, (stride, level) in enumerate(zip(strides, bottleneck.parts, strict=True)):
+        codes = bottleneck.encode(latents)[:, codebook]
         for start in range(0, steps, stride):
             group = remaining[:, start : start + stride]
             distances = (group.mean(1, keepdim=True) - level.codebook).square().sum(2)
@@ -98,10 +98,10 @@ def test_the_gradient_passes_once() -> None:
     torch.testing.assert_close(latents.grad, weights)
 
 
-@pytest.mark.parametrize("kind", ["factorised", "split"])
+@pytest.mark.parametrize("kind", ["factorized", "split"])
 def test_maps_of_levels_learn_by_the_output(kind: str) -> None:
-    factorised = partial(FactorisedResidualQuantizer, 6, 1, 9, 2)
-    level = factorised if kind == "factorised" else lambda: Split(factorised(), factorised(), 6)
+    factorized = partial(FactorizedResidualQuantizer, 6, 1, 9, 2)
+    level = factorized if kind == "factorized" else lambda: Split(factorized(), factorized(), 6)
     bottleneck = multirate(level, [3, 1])
     latents = torch.randn(2, 7, 6, requires_grad=True)
     (quantize(bottleneck, latents).latents * torch.randn(2, 7, 6)).sum().backward()
@@ -109,12 +109,12 @@ def test_maps_of_levels_learn_by_the_output(kind: str) -> None:
     assert maps and all(weight.grad is not None and weight.grad.any() for weight in maps)
 
 
-def test_a_moving_book_counts_a_group_once() -> None:
-    bottleneck = multirate(partial(EMAVectorQuantizer, DIM, 6, initialise=False), [4, 2, 1])
+def test_a_moving_codebook_counts_a_group_once() -> None:
+    bottleneck = multirate(partial(EMAVectorQuantizer, DIM, 6, kmeans_init=False), [4, 2, 1])
     lengths = torch.tensor([7, 4, 1])
     bottleneck(torch.randn(3, 7, DIM), lengths, bottleneck.depths(lengths))
     for stride, level in zip((4, 2, 1), bottleneck.parts, strict=True):
-        counts = level.book.gathered[-7:-1]
+        counts = level.codebook.gathered[-7:-1]
         assert counts.sum() == sum(math.ceil(int(length) / stride) for length in lengths)
 
 
@@ -132,13 +132,13 @@ def test_decoding_reads_a_group_at_its_first_step() -> None:
 def test_a_ragged_group_costs_a_code() -> None:
     bottleneck = quantizer([4, 2, 1])
     bits = math.log2(23)
-    assert bottleneck.book_strides == (4, 2, 1)
+    assert bottleneck.codebook_strides == (4, 2, 1)
     assert bottleneck.bits == pytest.approx(bits * 1.75)
     assert bottleneck.payload(8) == pytest.approx(8 * bottleneck.bits)
     assert bottleneck.payload(5) == pytest.approx(bits * (2 + 3 + 5))
     assert bottleneck.payload(5, 2) == pytest.approx(bits * (2 + 3))
     codes = bottleneck.encode(torch.randn(1, 5, DIM))[0]
-    different = [len(book.reshape(-1)[::stride]) for book, stride in zip(codes, (4, 2, 1), strict=True)]
+    different = [len(codebook.reshape(-1)[::stride]) for codebook, stride in zip(codes, (4, 2, 1), strict=True)]
     assert bottleneck.payload(5) == pytest.approx(bits * sum(different))
 
 
@@ -152,8 +152,8 @@ def test_rates_are_the_published_ones(codec: str, sample_rate: int, strides: lis
     chosen = ["data=voices", f"codec={codec}", "bottleneck=rvq_multirate", f"bottleneck.strides={strides}", *small]
     config = composed(*chosen)
     bottleneck, encoder = build(config.bottleneck), build(config.codec.encoder)
-    assert bottleneck.book_sizes == (4096,) * len(strides)
-    rate = bottleneck.bits * sample_rate / encoder.hop[0] / 1000
+    assert bottleneck.codebook_sizes == (4096,) * len(strides)
+    rate = bottleneck.bits * sample_rate / encoder.downsample[0] / 1000
     assert rate == pytest.approx(kilobits, abs=0.03)  # published to two digits
 
 

@@ -16,19 +16,19 @@ def _draw(*shape, seed=0):
 
 @given(size=st.integers(1, 300), dim=st.integers(1, 9), offset=st.floats(-50, 50), seed=st.integers(0, 9))
 def test_nearest_agrees_with_double_precision(size, dim, offset, seed):
-    book, latents = _draw(size, dim, seed=seed) + offset, _draw(50, dim, seed=seed + 10) + offset
-    distances = torch.cdist(latents.double(), book.double())
-    chosen = distances.gather(1, nearest(latents, book)[:, None])[:, 0]
+    codebook, latents = _draw(size, dim, seed=seed) + offset, _draw(50, dim, seed=seed + 10) + offset
+    distances = torch.cdist(latents.double(), codebook.double())
+    chosen = distances.gather(1, nearest(latents, codebook)[:, None])[:, 0]
     np.testing.assert_allclose(chosen, distances.min(1).values, rtol=1e-4, atol=1e-3)
 
 
-def test_nearest_survives_a_book_far_from_the_origin():
+def test_nearest_survives_a_codebook_far_from_the_origin():
     random = torch.Generator().manual_seed(0)
-    book = torch.randn(256, 8, generator=random) * 0.01 + 3
+    codebook = torch.randn(256, 8, generator=random) * 0.01 + 3
     latents = torch.randn(4000, 8, generator=random) * 0.01 + 3
-    truth = torch.cdist(latents.double(), book.double()).argmin(1)
-    assert (nearest(latents, book) == truth).all()
-    textbook = (latents.square().sum(1, keepdim=True) - 2 * latents @ book.T + book.square().sum(1)).argmin(1)
+    truth = torch.cdist(latents.double(), codebook.double()).argmin(1)
+    assert (nearest(latents, codebook) == truth).all()
+    textbook = (latents.square().sum(1, keepdim=True) - 2 * latents @ codebook.T + codebook.square().sum(1)).argmin(1)
     assert (textbook != truth).float().mean() > 0.02  # what centring is there for
 
 
@@ -40,20 +40,20 @@ def test_nearest_survives_a_book_far_from_the_origin():
     rows=st.integers(1, 300),
 )
 def test_every_entry_is_found_around_the_borders_of_blocks(inner, border, shift, rows):
-    """Books are gone through in columns and groups, rows in blocks: an entry at any place must be found."""
+    """Codebooks are gone through in columns and groups, rows in blocks: an entry at any place must be found."""
     size = max(1, border + shift)
     # On the sphere the entry itself is the nearest, by either measure.
-    book = functional.normalize(_draw(size, 8), dim=1)
+    codebook = functional.normalize(_draw(size, 8), dim=1)
     places = torch.cat([torch.tensor([0, size - 1]), torch.randint(0, size, (rows,))])
-    assert torch.equal(nearest(book[places], book, inner), places)
+    assert torch.equal(nearest(codebook[places], codebook, inner), places)
 
 
 @settings(max_examples=15)
 @given(size=st.integers(1, 300), offset=st.floats(-3, 3), seed=st.integers(0, 9))
 def test_inner_products_agree_with_double_precision(size, offset, seed):
-    book, latents = _draw(size, 6, seed=seed) + offset, _draw(2, 25, 6, seed=seed + 10) + offset
-    products = latents.double() @ book.double().T
-    codes = nearest(latents, book, inner=True)
+    codebook, latents = _draw(size, 6, seed=seed) + offset, _draw(2, 25, 6, seed=seed + 10) + offset
+    products = latents.double() @ codebook.double().T
+    codes = nearest(latents, codebook, inner=True)
     assert codes.shape == (2, 25)
     chosen = products.gather(2, codes[..., None])[..., 0]
     np.testing.assert_allclose(chosen, products.max(2).values, rtol=1e-4, atol=1e-4)
@@ -61,23 +61,23 @@ def test_inner_products_agree_with_double_precision(size, offset, seed):
 
 @pytest.mark.parametrize("size", [5, GROUP + 6, COLUMNS + 3])
 def test_ties_go_to_the_first(size):
-    book = torch.ones(size, 4)
-    book[0] = -1.0  # the others are equal, in several groups and columns
-    assert (nearest(torch.full((9, 4), 0.9), book) == 1).all()
+    codebook = torch.ones(size, 4)
+    codebook[0] = -1.0  # the others are equal, in several groups and columns
+    assert (nearest(torch.full((9, 4), 0.9), codebook) == 1).all()
 
 
 def test_codes_do_not_depend_on_the_batch():
     """Rows of a block are summed in another order than a row alone; a wide gap decides, not rounding."""
-    book, latents = _draw(500, 16), _draw(3000, 16, seed=1)
-    together = nearest(latents, book)
-    assert torch.equal(together[:7], nearest(latents[:7], book))
-    assert torch.equal(together[-1:], nearest(latents[-1:], book))
+    codebook, latents = _draw(500, 16), _draw(3000, 16, seed=1)
+    together = nearest(latents, codebook)
+    assert torch.equal(together[:7], nearest(latents[:7], codebook))
+    assert torch.equal(together[-1:], nearest(latents[-1:], codebook))
 
 
-def _plain(latents, book, rotate):
+def _plain(latents, codebook, rotate):
     """Look up by ordinary autograd."""
-    codes = torch.cdist(latents, book).argmin(-1)
-    found = book[codes]
+    codes = torch.cdist(latents, codebook).argmin(-1)
+    found = codebook[codes]
     if rotate:
         with torch.no_grad():
             start, end = functional.normalize(latents, dim=-1), functional.normalize(found, dim=-1)
@@ -97,12 +97,12 @@ def _plain(latents, book, rotate):
 @pytest.mark.parametrize("rotate", [False, True], ids=["straight", "rotated"])
 @pytest.mark.parametrize("rows", [3, 1 << 15])  # the second is more than one block of rows, (1 << 17) / 6
 def test_lookup_has_the_gradients_of_its_definition(rotate, rows):
-    book, latents = _draw(9, 6), _draw(1, rows, 6, seed=1)
+    codebook, latents = _draw(9, 6), _draw(1, rows, 6, seed=1)
     weights, one, two = _draw(1, rows, 6, seed=2), _draw(1, rows, seed=3), _draw(1, rows, seed=4)
     outcomes = []
     for make, dtype in ((lookup, torch.float32), (_plain, torch.float64)):
         z = latents.to(dtype).clone().requires_grad_()
-        e = book.to(dtype).clone().requires_grad_()
+        e = codebook.to(dtype).clone().requires_grad_()
         quantized, codes, pull, commitment = make(z, e, rotate)
         ((quantized * weights).sum() + (pull * one).sum() + (commitment * two).sum()).backward()
         outcomes.append((quantized.detach().float(), pull, commitment, z.grad.float(), e.grad.float(), codes))
@@ -110,20 +110,20 @@ def test_lookup_has_the_gradients_of_its_definition(rotate, rows):
         torch.testing.assert_close(
             ours.detach(), plain.to(ours.dtype).detach(), atol=2e-3 if rows > 3 else 1e-5, rtol=1e-4
         )
-    assert torch.equal(outcomes[0][0], book[outcomes[0][5]]), "not the entry bit for bit"
+    assert torch.equal(outcomes[0][0], codebook[outcomes[0][5]]), "not the entry bit for bit"
 
 
-@pytest.mark.parametrize("which", ["latents", "book", "neither"])
+@pytest.mark.parametrize("which", ["latents", "codebook", "neither"])
 def test_lookup_with_one_side_fixed(which):
-    latents, book = _draw(2, 5, 4), _draw(7, 4, seed=1)
+    latents, codebook = _draw(2, 5, 4), _draw(7, 4, seed=1)
     latents.requires_grad_(which == "latents")
-    book.requires_grad_(which == "book")
-    found = lookup(latents, book)
+    codebook.requires_grad_(which == "codebook")
+    found = lookup(latents, codebook)
     assert found.commitment.requires_grad == found.pull.requires_grad == (which != "neither")
     if which != "neither":
         (found.latents.sum() + found.pull.sum() + found.commitment.sum()).backward()
     assert (latents.grad is not None) == (which == "latents")
-    assert (book.grad is not None) == (which == "book")
+    assert (codebook.grad is not None) == (which == "codebook")
 
 
 def test_lookup_of_nothing():
@@ -133,15 +133,15 @@ def test_lookup_of_nothing():
     found.latents.sum().backward()
 
 
-@given(size=st.integers(1, 200), normalise=st.booleans(), inner=st.booleans(), offset=st.floats(-5, 5))
-def test_frozen_table_finds_the_same(size, normalise, inner, offset):
-    book = _draw(size, 5) + (0 if normalise else offset)
-    book = functional.normalize(book, dim=1) if normalise else book
-    latents = _draw(2, 30, 5, seed=1) + (0 if normalise else offset)
-    table = FrozenTable(book, normalise, inner)
+@given(size=st.integers(1, 200), normalize=st.booleans(), inner=st.booleans(), offset=st.floats(-5, 5))
+def test_frozen_table_finds_the_same(size, normalize, inner, offset):
+    codebook = _draw(size, 5) + (0 if normalize else offset)
+    codebook = functional.normalize(codebook, dim=1) if normalize else codebook
+    latents = _draw(2, 30, 5, seed=1) + (0 if normalize else offset)
+    table = FrozenTable(codebook, normalize, inner)
     codes = table.encode(latents)[:, 0]
-    scaled = functional.normalize(latents, dim=-1) if normalise else latents
-    scores = scaled.double() @ book.double().T if inner else -torch.cdist(scaled.double(), book.double())
+    scaled = functional.normalize(latents, dim=-1) if normalize else latents
+    scores = scaled.double() @ codebook.double().T if inner else -torch.cdist(scaled.double(), codebook.double())
     chosen = scores.gather(2, codes[..., None])[..., 0]
     np.testing.assert_allclose(chosen, scores.max(2).values, rtol=1e-4, atol=1e-4)
-    assert torch.equal(table.decode(codes[:, None]), book[codes])
+    assert torch.equal(table.decode(codes[:, None]), codebook[codes])

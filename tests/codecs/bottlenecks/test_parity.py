@@ -6,7 +6,7 @@ import vector_quantize_pytorch
 from torch.nn import functional
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
-from varitok.codecs.bottlenecks.factorized import FactorisedResidualQuantizer
+from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
 from varitok.codecs.bottlenecks.residual import Residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, SimVectorQuantizer, VectorQuantizer
@@ -23,11 +23,11 @@ def _quantize(bottleneck, latents, depth=None):
     return bottleneck(latents, lengths, bottleneck.depths(latents) if depth is None else depth)
 
 
-def _set_book(quantizer, entries):
-    """Give a moving book entries, as if each had been chosen once."""
+def _set_codebook(quantizer, entries):
+    """Give a moving codebook entries, as if each had been chosen once."""
     for name in ("entries", "sums"):
-        getattr(quantizer.book, name).copy_(entries)
-    quantizer.book.counts.fill_(1)
+        getattr(quantizer.codebook, name).copy_(entries)
+    quantizer.codebook.counts.fill_(1)
 
 
 def _their_vq(entries, **options):
@@ -59,10 +59,10 @@ def test_fsq(levels):
 
 
 @pytest.mark.parametrize("levels", [[8, 5, 5, 3], [2, 2], [17, 17, 17]])
-@pytest.mark.parametrize("books", [1, 2, 4])
-def test_residual_fsq(levels, books):
-    ours = ResidualScalarQuantizer(levels, books)
-    theirs = vector_quantize_pytorch.ResidualFSQ(levels=levels, num_quantizers=books).eval()
+@pytest.mark.parametrize("codebooks", [1, 2, 4])
+def test_residual_fsq(levels, codebooks):
+    ours = ResidualScalarQuantizer(levels, codebooks)
+    theirs = vector_quantize_pytorch.ResidualFSQ(levels=levels, num_quantizers=codebooks).eval()
     latents = _draw(4, 500, len(levels)) * 1.5
     quantized, codes = theirs(latents)
     mine = _quantize(ours, latents)
@@ -73,7 +73,7 @@ def test_residual_fsq(levels, books):
     z, other = latents.clone().requires_grad_(), latents.clone().requires_grad_()
     _quantize(ours, z).latents.sum().backward()
     theirs.soft_clamp_input_value.mul(torch.tanh(other / theirs.soft_clamp_input_value)).sum().backward()
-    # Theirs adds up one straight-through gradient for each book and clamps it at the border; ours passes it once.
+    # Theirs adds up one straight-through gradient for each codebook and clamps it at the border; ours passes it once.
     torch.testing.assert_close(z.grad, other.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -90,10 +90,10 @@ def test_dithered_levels():
 @pytest.mark.parametrize("cosine", [False, True], ids=["distance", "cosine"])
 @pytest.mark.parametrize("decay", [0.5, 0.99])
 def test_moving_averages(cosine, decay):
-    """Codes, commitment and gradients of three updates, and the book after each."""
+    """Codes, commitment and gradients of three updates, and the codebook after each."""
     entries = functional.normalize(_draw(SIZE, DIM), dim=1) if cosine else _draw(SIZE, DIM)
-    ours = EMAVectorQuantizer(DIM, SIZE, 0.7, cosine, decay=decay, revival=0.0, initialise=False)
-    _set_book(ours, entries)
+    ours = EMAVectorQuantizer(DIM, SIZE, 0.7, cosine, decay=decay, revival=0.0, kmeans_init=False)
+    _set_codebook(ours, entries)
     theirs = _their_vq(entries, decay=decay, use_cosine_sim=cosine, commitment_weight=0.7)
     before = entries
     for step in range(3):
@@ -107,24 +107,24 @@ def test_moving_averages(cosine, decay):
         (mine.latents.square().sum() + mine.penalties["commitment"]).backward()
         (quantized.square().sum() + loss.squeeze()).backward()
         torch.testing.assert_close(z.grad, other.grad, atol=1e-5, rtol=1e-4)
-        assert torch.equal(ours.book.entries, before)  # nothing moves but by `update`
+        assert torch.equal(ours.codebook.entries, before)  # nothing moves but by `update`
         ours.update()
-        before = ours.book.entries.clone()
-        torch.testing.assert_close(ours.book.entries, theirs.codebook, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(ours.book.counts, theirs._codebook.cluster_size[0], atol=1e-5, rtol=1e-5)
+        before = ours.codebook.entries.clone()
+        torch.testing.assert_close(ours.codebook.entries, theirs.codebook, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.codebook.counts, theirs._codebook.cluster_size[0], atol=1e-5, rtol=1e-5)
 
 
 def test_batches_of_one_update_are_one_batch():
     """Gradient accumulation: theirs moves at each forward, ours once, by both, as their one batch of both does."""
     entries, latents = _draw(SIZE, DIM), _draw(4, 40, DIM, seed=1)
-    ours = EMAVectorQuantizer(DIM, SIZE, decay=0.9, revival=0.0, initialise=False)
-    _set_book(ours, entries)
+    ours = EMAVectorQuantizer(DIM, SIZE, decay=0.9, revival=0.0, kmeans_init=False)
+    _set_codebook(ours, entries)
     theirs = _their_vq(entries, decay=0.9)
     for half in (latents[:1], latents[1:]):
         _quantize(ours, half)
     ours.update()
     theirs(latents)
-    torch.testing.assert_close(ours.book.entries, theirs.codebook, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours.codebook.entries, theirs.codebook, atol=1e-6, rtol=1e-5)
 
 
 def test_learnt_by_gradient():
@@ -151,8 +151,8 @@ def test_rotation_trick(cosine):
     entries, latents = _draw(SIZE, DIM), _draw(3, 40, DIM, seed=1)
     weights = _draw(3, 40, DIM, seed=2)
     entries = functional.normalize(entries, dim=1) if cosine else entries
-    ours = EMAVectorQuantizer(DIM, SIZE, 0.0, cosine, rotation=True, revival=0.0, initialise=False)
-    _set_book(ours, entries)
+    ours = EMAVectorQuantizer(DIM, SIZE, 0.0, cosine, rotation=True, revival=0.0, kmeans_init=False)
+    _set_codebook(ours, entries)
     theirs = _their_vq(entries, rotation_trick=True, use_cosine_sim=cosine, commitment_weight=0.0)
     z, other = latents.clone().requires_grad_(), latents.clone().requires_grad_()
     (_quantize(ours, z).latents * weights).sum().backward()
@@ -163,17 +163,22 @@ def test_rotation_trick(cosine):
     torch.testing.assert_close(z.grad, other.grad, atol=1e-4, rtol=1e-3)
 
 
-def test_residual_books():
-    books, entries = 4, [_draw(SIZE, DIM, seed=i) / 2**i for i in range(4)]
+def test_residual_codebooks():
+    codebooks, entries = 4, [_draw(SIZE, DIM, seed=i) / 2**i for i in range(4)]
     ours = Residual(
-        [EMAVectorQuantizer(DIM, SIZE, 1.0, revival=0.0, initialise=False, decay=0.8) for _ in range(books)]
+        [EMAVectorQuantizer(DIM, SIZE, 1.0, revival=0.0, kmeans_init=False, decay=0.8) for _ in range(codebooks)]
     )
     theirs = vector_quantize_pytorch.ResidualVQ(
-        dim=DIM, codebook_size=SIZE, num_quantizers=books, rotation_trick=False, threshold_ema_dead_code=0, decay=0.8
+        dim=DIM,
+        codebook_size=SIZE,
+        num_quantizers=codebooks,
+        rotation_trick=False,
+        threshold_ema_dead_code=0,
+        decay=0.8,
     )
     with torch.no_grad():
         for mine, layer, values in zip(ours.parts, theirs.layers, entries, strict=True):
-            _set_book(mine, values)
+            _set_codebook(mine, values)
             layer._codebook.embed.copy_(values[None])
             layer._codebook.embed_avg.copy_(values[None])
     for step in range(3):
@@ -185,10 +190,10 @@ def test_residual_books():
         torch.testing.assert_close(mine.penalties["commitment"], losses.sum())
         ours.update()
         for part, layer in zip(ours.parts, theirs.layers, strict=True):
-            torch.testing.assert_close(part.book.entries, layer._codebook.embed[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(part.codebook.entries, layer._codebook.embed[0], atol=1e-5, rtol=1e-4)
     ours.eval()
     theirs.eval()
-    for kept in range(1, books + 1):
+    for kept in range(1, codebooks + 1):
         some = theirs.get_codes_from_indices(codes)[:kept].sum(0)
         torch.testing.assert_close(ours.decode(codes.transpose(1, 2)[:, :kept]), some, atol=1e-5, rtol=1e-4)
 
@@ -254,15 +259,15 @@ def test_binary(spherical, group):
         torch.testing.assert_close(mine.penalties["commitment"], 0.25 * parts.commitment)
 
 
-def _plain_factorised(ours, latents, lengths, depth):
+def _plain_factorized(ours, latents, lengths, depth):
     """Follow DAC's definition (arXiv 2306.06546, section 3.2) level by level on the full width, in double precision."""
-    books, width = ours.books, ours.width
-    into, out = ours.into.weight.view(books, width, -1), ours.out.weight.view(-1, books, width)
+    codebooks, width = ours.num_codebooks, ours.width
+    into, out = ours.into.weight.view(codebooks, width, -1), ours.out.weight.view(-1, codebooks, width)
     remaining, total, codes = latents, 0.0, []
     penalties = {"codebook": 0.0, "commitment": 0.0}
     valid = torch.arange(latents.shape[1]) < lengths[:, None]
-    for i in range(books):
-        level = functional.linear(remaining, into[i], ours.into.bias.view(books, width)[i])
+    for i in range(codebooks):
+        level = functional.linear(remaining, into[i], ours.into.bias.view(codebooks, width)[i])
         unit, table = functional.normalize(level, dim=-1), ours.codebooks[i]
         chosen = torch.cdist(unit, functional.normalize(table, dim=-1)).argmin(-1)
         entry = table[chosen]
@@ -280,18 +285,18 @@ def _plain_factorised(ours, latents, lengths, depth):
     return total, torch.stack(codes, 1), penalties
 
 
-@pytest.mark.parametrize("books", [1, 5])
-def test_factorised_books_against_their_definition(books):
+@pytest.mark.parametrize("codebooks", [1, 5])
+def test_factorized_codebooks_against_their_definition(codebooks):
     torch.manual_seed(0)
-    ours = FactorisedResidualQuantizer(24, books, 30, 4, commitment=0.25)
+    ours = FactorizedResidualQuantizer(24, codebooks, 30, 4, commitment=0.25)
     torch.nn.init.normal_(ours.out_bias, std=0.3)  # zeros would hide what is made of it
-    exact = FactorisedResidualQuantizer(24, books, 30, 4, commitment=0.25).double()
+    exact = FactorizedResidualQuantizer(24, codebooks, 30, 4, commitment=0.25).double()
     exact.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
     latents, weights = _draw(4, 50, 24, seed=1), _draw(4, 50, 24, seed=2)
-    lengths, depth = torch.tensor([50, 31, 8, 50]), torch.tensor([books, 1, (books + 1) // 2, books])
+    lengths, depth = torch.tensor([50, 31, 8, 50]), torch.tensor([codebooks, 1, (codebooks + 1) // 2, codebooks])
     z, other = latents.clone().requires_grad_(), latents.double().requires_grad_()
     mine = ours(z, lengths, depth)
-    total, codes, penalties = _plain_factorised(exact, other, lengths, depth)
+    total, codes, penalties = _plain_factorized(exact, other, lengths, depth)
     assert torch.equal(mine.codes, codes)
     torch.testing.assert_close(mine.latents, total.float(), atol=1e-4, rtol=1e-4)
     for name, value in penalties.items():

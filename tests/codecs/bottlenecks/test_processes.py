@@ -29,6 +29,7 @@ from varitok.codecs.bottlenecks import (
     continuous,
     contract,
     entropy,
+    factorized,
     fsq,
     hierarchy,
     library,
@@ -37,10 +38,9 @@ from varitok.codecs.bottlenecks import (
     residual,
     vq,
 )
-from varitok.codecs.bottlenecks import factorized as factorised
 from varitok.codecs.bottlenecks import shared as shared_index
 from varitok.codecs.bottlenecks.contract import Bottleneck
-from varitok.codecs.bottlenecks.statistics import MovingBook
+from varitok.codecs.bottlenecks.statistics import MovingCodebook
 from varitok.codecs.masking import masked_mean, prefix_mask
 
 STEPS, BATCH, TOKENS, WIDTH, ENTRIES = 18, 6, 8, 5, 12
@@ -51,13 +51,13 @@ SAVED = 12
 CALLS: list[str] = []  # collectives by way of `torch.distributed`, which DDP's own are not
 
 EMA = partial(vq.EMAVectorQuantizer, decay=0.9)
-PLAIN = partial(EMA, revival=0.0, initialise=False)
+PLAIN = partial(EMA, revival=0.0, kmeans_init=False)
 MOVED = {"dim": 4, "codebook_size": ENTRIES, "decay": 0.9}
 CASES: dict[str, Callable[[], Bottleneck]] = {
     "ema": lambda: PLAIN(4, ENTRIES),
     "ema_kmeans": lambda: EMA(4, ENTRIES, revival=0.0),
     "ema_cosine": lambda: EMA(4, ENTRIES, cosine=True, revival=0.0),
-    "ema_revival": lambda: EMA(4, ENTRIES, revival=0.5, initialise=False),
+    "ema_revival": lambda: EMA(4, ENTRIES, revival=0.5, kmeans_init=False),
     "ema_cosine_revival": lambda: EMA(4, ENTRIES, cosine=True, revival=0.5, entropy=0.1, temperature=0.1),
     "kmeans": lambda: vq.KMeansQuantizer(4, ENTRIES),
     "rvq": lambda: residual.residual(lambda: EMA(4, ENTRIES, revival=0.3), 3),
@@ -75,7 +75,7 @@ CASES: dict[str, Callable[[], Bottleneck]] = {
     "ibq": lambda: vq.IndexVectorQuantizer(4, ENTRIES, entropy=0.5),
     "mixture": lambda: vq.MixtureVectorQuantizer(4, ENTRIES),
     "rvq_mixture": lambda: residual.residual(lambda: vq.MixtureVectorQuantizer(4, ENTRIES), 2),
-    "factorised": lambda: factorised.FactorisedResidualQuantizer(4, 3, ENTRIES, width=2),
+    "factorized": lambda: factorized.FactorizedResidualQuantizer(4, 3, ENTRIES, width=2),
     "token_flow": lambda: shared_index.SharedIndexQuantizer(2, 2, ENTRIES),
     "fsq": lambda: fsq.FiniteScalarQuantizer([3, 4, 5, 3], entropy=0.5, temperature=0.1, entropy_group=2),
     "fsq_residual": lambda: fsq.ResidualScalarQuantizer([3, 4, 5, 3], 2),
@@ -123,8 +123,10 @@ class _Model(nn.Module):
             self.bottleneck.requires_grad_(False)
 
     def forward(self, batch: "_Batch") -> Tensor:
-        books = len(self.bottleneck.book_sizes) or 1
-        latents, _, penalties, _ = self.bottleneck(self.linear(batch.inputs), batch.lengths, 1 + batch.depth % books)
+        codebooks = len(self.bottleneck.codebook_sizes) or 1
+        latents, _, penalties, _ = self.bottleneck(
+            self.linear(batch.inputs), batch.lengths, 1 + batch.depth % codebooks
+        )
         error = (latents * batch.wanted[..., : latents.shape[-1]]).mean(-1)
         error = masked_mean(error, prefix_mask(batch.lengths, TOKENS))
         return sum(penalties.values(), start=self.weight * error)
@@ -329,14 +331,16 @@ def test_kmeans_takes_the_rows_of_all(both: list[Results], name: str, start: int
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_update_is_one_collective(both: list[Results], name: str) -> None:
-    """All books go together. Only dead entries ask for more: the rows of all processes, and how many, for each book."""
+    """All codebooks go together. Only dead entries ask for more: the rows of all processes, and how many, for each
+    codebook.
+    """
     first, second = (results[name]["updates"] for results in both)
     assert first == second
-    books = sum(isinstance(module, MovingBook) and module.revival > 0 for module in CASES[name]().modules())
+    codebooks = sum(isinstance(module, MovingCodebook) and module.revival > 0 for module in CASES[name]().modules())
     for calls in first:
         replaced = len(calls) // 2
         assert calls == (["all_reduce"] + ["all_reduce", "all_gather"] * replaced if name in UPDATED else [])
-        assert replaced <= books
+        assert replaced <= codebooks
     if name in REVIVED:
         assert min(map(len, first)) == 1 < max(map(len, first))
 
@@ -350,9 +354,9 @@ def test_a_resumed_run_is_the_same_run(both: list[Results], name: str) -> None:
 @pytest.mark.parametrize("name", MOVING)
 def test_kmeans_is_done_once(both: list[Results], name: str) -> None:
     """It ends with two broadcasts, of means and of counts."""
-    books = sum(not module.ready for module in CASES[name]().modules() if isinstance(module, MovingBook))
+    codebooks = sum(not module.ready for module in CASES[name]().modules() if isinstance(module, MovingCodebook))
     for results in both:
-        assert sum(calls.count("broadcast") for calls in results[name]["forwards"]) == 2 * books
+        assert sum(calls.count("broadcast") for calls in results[name]["forwards"]) == 2 * codebooks
         if name in RESUMED:
             assert not any("broadcast" in calls for calls in results[f"{name} resumed"]["forwards"])
 
@@ -389,7 +393,7 @@ def test_an_entropy_whose_gradient_is_cut_is_another(both: list[Results], name: 
 
 def test_statistics_of_each_process_alone_drift_apart(both: list[Results]) -> None:
     """Another test of the tests."""
-    first, second = (results["ema apart"]["state"]["bottleneck.book.entries"] for results in both)
+    first, second = (results["ema apart"]["state"]["bottleneck.codebook.entries"] for results in both)
     assert not torch.allclose(first, second, atol=1e-2)
 
 

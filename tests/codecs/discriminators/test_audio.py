@@ -11,7 +11,7 @@ from torch import nn
 
 from varitok import UserError
 from varitok.codecs.build import build
-from varitok.codecs.discriminators.contract import Feature, Judgement, Several
+from varitok.codecs.discriminators.contract import DiscriminatorOutput, Feature, MultiDiscriminator
 from varitok.codecs.discriminators.patch import PatchDiscriminator
 from varitok.codecs.discriminators.period import PeriodDiscriminator
 from varitok.codecs.discriminators.scale import ScaleDiscriminator
@@ -41,7 +41,7 @@ NETS = {
     "scale": lambda channels=1: ScaleDiscriminator(3, channels, width=16),
     "spectrogram": spectrogram,
     "bands": bands,
-    "several": lambda channels=1: Several(
+    "several": lambda channels=1: MultiDiscriminator(
         {"period": PeriodDiscriminator((2,), channels, width=4), "none": None, "spectrogram": spectrogram(channels)}
     ),
 }
@@ -118,7 +118,7 @@ def test_a_band_hears_nothing_of_another():
     """Features come band by band; a tone in the highest quarter changes those of its own band only."""
     net = SpectrogramDiscriminator((256,), width=4, bands=(0.0, 0.5, 0.75, 1.0), dilations=(1, 1, 1))
     silence = torch.zeros(1, 1, 4096)
-    # Exactly on a bin, so that its window leaks to two neighbours only; the ends, which leak everywhere, faded out.
+    # Exactly on a bin, so that its window leaks to two neighbors only; the ends, which leak everywhere, faded out.
     tone = torch.sin(torch.arange(4096) * torch.pi * 0.875) * torch.hann_window(4096).square()
     with torch.no_grad():
         quiet, loud = net(silence)[0].features, net(silence + tone)[0].features
@@ -178,7 +178,8 @@ class Told(nn.Module):
     def forward(self, signal, lengths=None):
         self.calls.append(len(signal))
         return [
-            Judgement(signal * scale, None, [Feature(signal, None), Feature(10 * signal, None)]) for scale in (1, 3)
+            DiscriminatorOutput(signal * scale, None, [Feature(signal, None), Feature(10 * signal, None)])
+            for scale in (1, 3)
         ]
 
 
@@ -264,10 +265,10 @@ def test_a_shared_pass_is_two_in_all():
 def test_the_discriminator_learns_every_so_many_updates_and_terms_are_heard_by_name():
     term = Adversarial(Told(), weight=0.4, features=2.0, start=10, head_start=5, ramp=3, every=3)
     assert [update for update in range(8, 20) if term.learns(update)] == [10, 13, 16, 19]
-    assert term.heard(14) == {}
-    assert term.heard(15) == pytest.approx({"adversarial": 0.1, "features": 0.5})
-    assert term.heard(99) == pytest.approx({"adversarial": 0.4, "features": 2.0})
-    assert Adversarial(Told(), weight=0.0, features=1.0).heard(0) == {"features": 1.0}
+    assert term.loss_weights(14) == {}
+    assert term.loss_weights(15) == pytest.approx({"adversarial": 0.1, "features": 0.5})
+    assert term.loss_weights(99) == pytest.approx({"adversarial": 0.4, "features": 2.0})
+    assert Adversarial(Told(), weight=0.0, features=1.0).loss_weights(0) == {"features": 1.0}
     with pytest.raises(UserError, match="every=0"):
         Adversarial(Told(), every=0)
 
@@ -300,7 +301,7 @@ def test_images_are_judged_under_the_same_contract():
 
 def test_several_needs_one():
     with pytest.raises(UserError, match="there is none"):
-        Several({"period": None})
+        MultiDiscriminator({"period": None})
 
 
 def objective(name, *overrides):

@@ -33,12 +33,12 @@ class Offset(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.drop = nn.Dropout()
-        self.bottleneck = SimpleNamespace(book_sizes=(8, 4))
+        self.bottleneck = SimpleNamespace(codebook_sizes=(8, 4))
         self.layout, self.sample_rate = token_layout((SIDE, SIDE), tokens=N), None
         self.below = below  # grey levels below rounding
         self.encoded = 0
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
+    def bits(self, tokens: int, codebooks: int | None = None) -> float:
         return tokens * 5.0
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -85,7 +85,7 @@ def test_what_is_compared_is_rounded_to_8_bits() -> None:
     assert evaluate(Offset(below=0.6), _batches(2), [N]).rows[0]["psnr"] == pytest.approx(_level(1), abs=1e-4)
 
 
-def test_book_use_is_that_of_the_first_k_codes() -> None:
+def test_codebook_use_is_that_of_the_first_k_codes() -> None:
     table = evaluate(Offset(), _batches(2, 3), [4, 1, 4])
     assert table.column("k") == [1, 4]  # sorted, once each
     assert table.column("usage_0") == [1 / 8, 4 / 8] and table.column("usage_1") == [1 / 4, 2 / 4]

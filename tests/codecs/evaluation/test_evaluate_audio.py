@@ -1,4 +1,6 @@
-"""`evaluate` on sounds: a ladder of books, bits a second, padding that counts for nothing; and what a run leaves."""
+"""`evaluate` on sounds: a ladder of codebooks, bits a second, padding that counts for nothing; and what a run
+leaves.
+"""
 
 import csv
 import math
@@ -26,15 +28,17 @@ BOOKS = 3
 
 
 class Louder(nn.Module):
-    """Gives q books back as the sound at 1 / (1 + BOOKS - q) of its level; remembers it, as no code could hold it."""
+    """Gives q codebooks back as the sound at 1 / (1 + BOOKS - q) of its level; remembers it, as no code could hold
+    it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.layout, self.sample_rate = token_layout([HOP]), RATE
-        self.bottleneck = SimpleNamespace(book_sizes=(8, 8, 4))
+        self.bottleneck = SimpleNamespace(codebook_sizes=(8, 8, 4))
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
-        return tokens * sum(math.log2(size) for size in (8, 8, 4)[:books])
+    def bits(self, tokens: int, codebooks: int | None = None) -> float:
+        return tokens * sum(math.log2(size) for size in (8, 8, 4)[:codebooks])
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         assert lengths is not None
@@ -53,9 +57,9 @@ def _batch(*lengths: int) -> Batch:
     return collate([Sample(0.3 * torch.randn(1, n, generator=generator).clamp(-1, 1)) for n in lengths])
 
 
-def test_the_ladder_is_of_books_and_the_rate_of_seconds():
+def test_the_ladder_is_of_codebooks_and_the_rate_of_seconds():
     table = evaluate(Louder(), [_batch(4000, 2030), _batch(1000)], metrics=["mel", "stft", "si_sdr"])
-    assert table.axis == "books" and table.column("books") == [1, 2, 3]
+    assert table.axis == "codebooks" and table.column("codebooks") == [1, 2, 3]
     tokens = 100 + 51 + 25
     assert table.column("bits") == pytest.approx([3 * tokens / 3, 6 * tokens / 3, 8 * tokens / 3])
     seconds = (4000 + 2030 + 1000) / RATE
@@ -97,7 +101,7 @@ def test_silence_has_no_ratio_and_does_not_count_in_its_mean():
 
 @pytest.mark.parametrize(("keeps", "metrics"), [([4], None), ([0], None), (None, ["psnr"]), (None, ["rfid"])])
 def test_what_sounds_do_not_have_is_told(keeps, metrics):
-    with pytest.raises(UserError, match=r"books to keep|metric"):
+    with pytest.raises(UserError, match=r"codebooks to keep|metric"):
         evaluate(Louder(), [_batch(1000)], keeps, metrics)
 
 
@@ -111,13 +115,13 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_pictures_sounds_and_a_table(finished):
     names = {path.relative_to(finished / "samples").as_posix() for path in (finished / "samples").rglob("*.*")}
-    labels = ["original", "books_1", "books_2", "books_3"]
+    labels = ["original", "codebooks_1", "codebooks_2", "codebooks_3"]
     for update in ("update_0000001", "update_0000002"):
         assert {f"{update}.png"} | {f"{update}/{i}_{label}.wav" for i in (0, 1) for label in labels} <= names
-    with wave.open(str(finished / "samples/update_0000002/1_books_2.wav")) as file:
+    with wave.open(str(finished / "samples/update_0000002/1_codebooks_2.wav")) as file:
         assert (file.getframerate(), file.getnframes(), file.getsampwidth()) == (16000, 8000, 2)
     table = read_csv(finished / "evaluation/evaluation.csv")
-    assert table.column("books") == [1, 2, 3] and {"mel", "stft", "si_sdr", "kbps"} <= table.rows[0].keys()
+    assert table.column("codebooks") == [1, 2, 3] and {"mel", "stft", "si_sdr", "kbps"} <= table.rows[0].keys()
     assert (finished / "evaluation/evaluation.png").is_file()
     with (finished / "metrics.csv").open() as file:
         assert {"val/mel@1", "val/si_sdr@3", "val/usage"} <= {row["name"] for row in csv.DictReader(file)}
@@ -129,7 +133,7 @@ def test_the_command_evaluates_a_folder_of_sounds(finished, tmp_path, capsys):
         soundfile.write(tmp_path / f"{index}.flac", 0.3 * tone.numpy(), 22050)
     main([str(finished), "--data", str(tmp_path), "--keep", "1,3", "--metrics", "mel,si_sdr", "--workers", "0"])
     table = read_csv(finished / "evaluation/evaluation.csv")
-    assert table.column("books") == [1, 3] and "resampled to 16000 Hz" in table.header["protocol"]
+    assert table.column("codebooks") == [1, 3] and "resampled to 16000 Hz" in table.header["protocol"]
     assert "sounds; written to" in capsys.readouterr().out
     with pytest.raises(UserError, match="--robustness is measured on images"):
         main([str(finished), "--robustness", "0.1"])

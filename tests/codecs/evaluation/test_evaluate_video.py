@@ -90,7 +90,7 @@ def test_a_clip_is_written_and_drawn(tmp_path):
         assert float(file.streams.video[0].average_rate) == 7.5
     assert len(frames) == 7 and frames[0].shape == (16, 24, 3)
     assert frames[3][8, 8, 0] > 220 and frames[3][8, 8, 2] < 30
-    picture = draw_clips([("original", [clip, clip[:, :1]]), ("books: 1", [clip, clip[:, :1]])], scale=2)
+    picture = draw_clips([("original", [clip, clip[:, :1]]), ("codebooks: 1", [clip, clip[:, :1]])], scale=2)
     assert picture.size[1] == 2 * 2 * 17 and picture.size[0] > 2 * 2 * 5 * 24
     with pytest.raises(UserError, match=r"can't be written as MP4"):
         write_mp4(tmp_path / "b.mp4", clip[:, :, :1], 8.0)

@@ -15,13 +15,13 @@ from varitok import UserError
 from varitok.codecs.bottlenecks.continuous import Autoencoder
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
-from varitok.codecs.bottlenecks.perturbation import Nearest, Noise, Perturbation, neighbours
+from varitok.codecs.bottlenecks.perturbation import Nearest, Noise, Perturbation, neighbors
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
 from varitok.codecs.evaluation import cli as command
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.evaluation.robustness import (
     DERIVATIVES,
-    FeatureMap,
+    FeatureExtractor,
     Replacement,
     Robustness,
     derivatives,
@@ -36,11 +36,11 @@ SIDE, BLOCK = 16, 4
 PERTURBATIONS: dict[str, Callable[..., Perturbation]] = {"nearest": Nearest, "noise": Noise}
 
 
-def _book(size: int = 64) -> VectorQuantizer:
-    """Entries all over the cube of colours."""
-    book = VectorQuantizer(3, size)
-    book.codebook.data = torch.rand(size, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return book
+def _codebook(size: int = 64) -> VectorQuantizer:
+    """Entries all over the cube of colors."""
+    codebook = VectorQuantizer(3, size)
+    codebook.codebook.data = torch.rand(size, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return codebook
 
 
 def _perturbed(
@@ -54,21 +54,21 @@ def _perturbed(
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 30))
-def test_neighbours_are_out_of_the_nearest_and_never_the_code(size: int, delta: int, n: int) -> None:
+def test_neighbors_are_out_of_the_nearest_and_never_the_code(size: int, delta: int, n: int) -> None:
     random = torch.Generator().manual_seed(size * n)
     table = torch.randn(size, 3, generator=random) + 50
     codes = torch.randint(0, size, (2, 1, n), generator=random)
-    found = neighbours(codes, table, delta, torch.rand(codes.shape, generator=random))
+    found = neighbors(codes, table, delta, torch.rand(codes.shape, generator=random))
     distances = torch.cdist(table.double(), table.double())
     for code, other in zip(codes.flatten().tolist(), found.flatten().tolist(), strict=True):
         order = [entry for entry in distances[code].argsort().tolist() if entry != code][:delta]
         assert other in order if order else other == code
 
 
-def test_every_neighbour_is_drawn() -> None:
+def test_every_neighbor_is_drawn() -> None:
     codes = torch.zeros(1, 1, 5, dtype=torch.int64)
     table = torch.tensor([[0.0], [3.0], [1.0], [2.0], [9.0], [4.0], [8.0]])
-    found = neighbours(codes, table, 4, torch.tensor([[[0.0, 0.25, 0.5, 0.75, 0.9999999]]]))
+    found = neighbors(codes, table, 4, torch.tensor([[[0.0, 0.25, 0.5, 0.75, 0.9999999]]]))
     assert sorted(found.flatten().tolist()) == [1, 2, 3, 5, 5]
 
 
@@ -79,11 +79,11 @@ def test_noise_holds_for_every_bottleneck(name: str) -> None:
     torch.manual_seed(1)  # not the example's: latents would be the entries
     latents = torch.randn(4, 6, bottleneck.dim, requires_grad=True)
     lengths, depth = torch.tensor([6, 3, 1, 6]), bottleneck.depths(latents)
-    depth[0] = min(1, len(bottleneck.book_sizes))
+    depth[0] = min(1, len(bottleneck.codebook_sizes))
     whole, put = _perturbed(Noise(sigma=2.0, beta=0.5), bottleneck, latents, lengths, depth)
     assert put.shape == whole.shape and put.isfinite().all()
     assert torch.equal(put[2:], whole[2:]) and torch.equal(put[1, 3:], whole[1, 3:])
-    if bottleneck.bits > 0 or not bottleneck.book_sizes:
+    if bottleneck.bits > 0 or not bottleneck.codebook_sizes:
         assert not torch.equal(put[:2], whole[:2])
     weight = torch.randn_like(put)
     (expected,) = torch.autograd.grad((whole * weight).sum(), latents, retain_graph=True)
@@ -91,7 +91,7 @@ def test_noise_holds_for_every_bottleneck(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_noise_keeps_each_samples_books() -> None:
+def test_noise_keeps_each_samples_codebooks() -> None:
     bottleneck = example("rvq").train()
     latents = torch.randn(3, 200, bottleneck.dim)
     lengths, depth = torch.full((3,), 200), torch.tensor([1, 2, 8])
@@ -100,7 +100,7 @@ def test_noise_keeps_each_samples_books() -> None:
     _, put = _perturbed(Noise(sigma=1.0, beta=1.0), bottleneck, latents, lengths, depth)
     first = bottleneck.decode(torch.arange(256)[None, None])[0]
     away = [torch.cdist(sample, first, compute_mode="donot_use_mm_for_euclid_dist").amin(1) for sample in put]
-    assert away[0].max() < 1e-4, "what the first book alone can say"
+    assert away[0].max() < 1e-4, "what the first codebook alone can say"
     assert away[2].mean() > 0.1, "and what it can't"
 
 
@@ -109,50 +109,50 @@ def test_perturbing_leaves_no_trace_in_moving_averages() -> None:
     latents, lengths = torch.randn(4, 9, 3), torch.full((4,), 9)
     torch.manual_seed(0)
     bottleneck(latents, lengths, bottleneck.depths(latents))
-    before = bottleneck.book.gathered.clone()
+    before = bottleneck.codebook.gathered.clone()
     quantized = bottleneck.eval()(latents, lengths, bottleneck.depths(latents))
     Noise(beta=1.0)(bottleneck.train(), latents, quantized, lengths, bottleneck.depths(latents))
-    assert torch.equal(bottleneck.book.gathered, before)
+    assert torch.equal(bottleneck.codebook.gathered, before)
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 @pytest.mark.parametrize("off", [{"beta": 0.0}, {"alpha_start": 0.0, "alpha_end": 0.0}, {}])
 def test_nothing_is_perturbed_at_a_rate_of_zero_or_in_evaluation(kind: str, off: dict[str, float]) -> None:
     perturbation = PERTURBATIONS[kind](**{"beta": 1.0} | off).train(bool(off))
-    whole, put = _perturbed(perturbation, _book(), torch.randn(4, 9, 3), torch.full((4,), 9))
+    whole, put = _perturbed(perturbation, _codebook(), torch.randn(4, 9, 3), torch.full((4,), 9))
     assert torch.equal(whole, put)
 
 
 def test_nearest_takes_entries_that_are_near() -> None:
-    book, latents = _book(), torch.rand(8, 50, 3) * 2 - 1
+    codebook, latents = _codebook(), torch.rand(8, 50, 3) * 2 - 1
     lengths = torch.full((8,), 50)
-    whole, put = _perturbed(Nearest(delta=4, beta=1.0), book, latents, lengths)
+    whole, put = _perturbed(Nearest(delta=4, beta=1.0), codebook, latents, lengths)
     moved = (whole - put).norm(dim=-1)
-    assert (moved > 0).all(), "alpha is 1 at first, and a neighbour is never the entry"
-    distances = torch.cdist(whole.detach(), book.codebook.detach())
+    assert (moved > 0).all(), "alpha is 1 at first, and a neighbor is never the entry"
+    distances = torch.cdist(whole.detach(), codebook.codebook.detach())
     assert (moved <= distances.sort(-1).values[..., 4] + 1e-5).all()
-    _, far = _perturbed(Nearest(delta=63, beta=1.0), book, latents, lengths)
+    _, far = _perturbed(Nearest(delta=63, beta=1.0), codebook, latents, lengths)
     assert moved.mean() < 0.7 * (whole - far).norm(dim=-1).mean()
 
 
 def test_shares_of_samples_and_tokens_are_those_asked_for() -> None:
     perturbation = Nearest(delta=5, beta=0.3, alpha_start=0.25, alpha_end=0.25)
-    book, latents, lengths = _book(), torch.rand(2, 40, 3) * 2 - 1, torch.full((2,), 40)
+    codebook, latents, lengths = _codebook(), torch.rand(2, 40, 3) * 2 - 1, torch.full((2,), 40)
     torch.manual_seed(0)
     changed = torch.zeros(2)
     for _ in range(400):
-        whole, put = _perturbed(perturbation, book, latents, lengths)
+        whole, put = _perturbed(perturbation, codebook, latents, lengths)
         changed += (whole != put).any(-1).float().mean(1) / 400
     assert changed.tolist() == pytest.approx([0.6 * 0.25, 0], abs=0.02), "0.3 of two samples are 0.6 of the first"
 
 
 def test_the_same_seed_gives_the_same_perturbation() -> None:
-    book, latents, lengths = _book(), torch.rand(4, 40, 3), torch.full((4,), 40)
+    codebook, latents, lengths = _codebook(), torch.rand(4, 40, 3), torch.full((4,), 40)
     for kind in PERTURBATIONS.values():
         puts = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            puts.append(_perturbed(kind(beta=1.0, alpha_end=0.5, end=0.0, begin=0.0), book, latents, lengths)[1])
+            puts.append(_perturbed(kind(beta=1.0, alpha_end=0.5, end=0.0, begin=0.0), codebook, latents, lengths)[1])
         assert torch.equal(puts[0], puts[1]) and not torch.equal(puts[0], puts[2])
 
 
@@ -172,13 +172,13 @@ def test_alpha_moves_between_two_points_of_the_run() -> None:
         (lambda: Noise(begin=0.5, end=0.4), "begin not above end"),
         (lambda: Noise(sigma=0.0), "sigma=0.0"),
         (lambda: Nearest(delta=0), "delta=0"),
-        (lambda: Nearest().check(FiniteScalarQuantizer([3, 3])), "FiniteScalarQuantizer is not one book"),
+        (lambda: Nearest().check(FiniteScalarQuantizer([3, 3])), "FiniteScalarQuantizer is not one codebook"),
         (lambda: Nearest().check(example("rvq")), "perturbation=noise"),
-        (lambda: robustness(Blocks(_book()), _batches(1), [0.0]), "rate of 0.0"),
-        (lambda: robustness(Blocks(_book()), _batches(1), [0.5, 1.5]), "rate of 1.5"),
-        (lambda: robustness(Blocks(_book()), _batches(1), []), "rate of nothing"),
-        (lambda: robustness(Blocks(_book()), _batches(1), tokens=17), "keeps from 1 to 16"),
-        (lambda: robustness(Blocks(_book()), []), "no image"),
+        (lambda: robustness(Blocks(_codebook()), _batches(1), [0.0]), "rate of 0.0"),
+        (lambda: robustness(Blocks(_codebook()), _batches(1), [0.5, 1.5]), "rate of 1.5"),
+        (lambda: robustness(Blocks(_codebook()), _batches(1), []), "rate of nothing"),
+        (lambda: robustness(Blocks(_codebook()), _batches(1), tokens=17), "keeps from 1 to 16"),
+        (lambda: robustness(Blocks(_codebook()), []), "no image"),
         (
             lambda: robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(1), ways=["nearest"]),
             "FiniteScalarQuantizer has no way 'nearest'; it has noise, random",
@@ -192,7 +192,7 @@ def test_a_mistake_is_told(make: Callable[[], object], message: str) -> None:
 
 
 class Blocks(nn.Module):
-    """A token for the colour of each block of 4 x 4 pixels: a neighbour is a colour alike."""
+    """A token for the color of each block of 4 x 4 pixels: a neighbor is a color alike."""
 
     def __init__(self, bottleneck: Bottleneck) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Blocks(nn.Module):
         self.tokens, self.sample_rate = (SIDE // BLOCK) ** 2, None
         self.layout = token_layout((BLOCK, BLOCK), tokens=self.tokens)
 
-    def bits(self, tokens: int, books: int | None = None) -> float:
+    def bits(self, tokens: int, codebooks: int | None = None) -> float:
         return tokens * self.bottleneck.bits
 
     def latents(self, signal: Tensor) -> Tensor:
@@ -211,13 +211,13 @@ class Blocks(nn.Module):
         return self.bottleneck.encode(self.latents(signal))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        colours = nn.functional.pad(self.bottleneck.decode(codes), (0, 0, 0, self.tokens - codes.shape[-1]))
-        small = colours.transpose(1, 2).unflatten(2, (SIDE // BLOCK, -1))
+        colors = nn.functional.pad(self.bottleneck.decode(codes), (0, 0, 0, self.tokens - codes.shape[-1]))
+        small = colors.transpose(1, 2).unflatten(2, (SIDE // BLOCK, -1))
         return nn.functional.interpolate(small, scale_factor=BLOCK)
 
 
 def _batches(*sizes: int) -> list[Batch]:
-    """Images of smooth colours."""
+    """Images of smooth colors."""
     random = torch.Generator().manual_seed(0)
     images = torch.rand(sum(sizes), 3, 4, 4, generator=random)
     images = nn.functional.interpolate(images, (SIDE, SIDE), mode="bilinear").mul(255).to(torch.uint8)
@@ -229,7 +229,7 @@ def _column(found: Robustness, way: str, name: str) -> list[float]:
 
 
 def test_no_replacement_is_the_plain_evaluation() -> None:
-    codec = Blocks(_book())
+    codec = Blocks(_codebook())
     found = robustness(codec, _batches(5, 3), [1.0])
     (plain,) = evaluate(codec, _batches(8), [codec.tokens], ["psnr"]).rows
     first = found.rows[0]
@@ -238,8 +238,8 @@ def test_no_replacement_is_the_plain_evaluation() -> None:
     assert codec.training and codec.bottleneck.training
 
 
-def test_quality_falls_with_the_rate_and_less_for_neighbours() -> None:
-    found = robustness(Blocks(_book()), _batches(64), [0.5, 0.1, 1.0], replacement=Replacement(delta=4, sigma=0.2))
+def test_quality_falls_with_the_rate_and_less_for_neighbors() -> None:
+    found = robustness(Blocks(_codebook()), _batches(64), [0.5, 0.1, 1.0], replacement=Replacement(delta=4, sigma=0.2))
     assert [row["way"] for row in found.rows] == ["none", *["nearest"] * 3, *["noise"] * 3, *["random"] * 3]
     for way in ("nearest", "noise", "random"):
         for name in ("psnr_drop", "derivatives", "changed"):
@@ -252,17 +252,17 @@ def test_quality_falls_with_the_rate_and_less_for_neighbours() -> None:
         assert _column(found, "nearest", name)[3] < 0.7 * _column(found, "random", name)[3], name
 
 
-def test_farther_neighbours_hurt_more() -> None:
+def test_farther_neighbors_hurt_more() -> None:
     drops = []
     for delta, sigma in ((1, 0.05), (8, 0.3), (60, 2.0)):
-        found = robustness(Blocks(_book()), _batches(32), [0.5], replacement=Replacement(delta, sigma))
+        found = robustness(Blocks(_codebook()), _batches(32), [0.5], replacement=Replacement(delta, sigma))
         drops.append([_column(found, way, "psnr_drop")[1] for way in ("nearest", "noise")])
     for column in zip(*drops, strict=True):
         assert list(column) == sorted(column) and column[0] < column[2]
 
 
 def test_numbers_hang_on_the_seed_and_not_on_batches() -> None:
-    codec = Blocks(_book())
+    codec = Blocks(_codebook())
     whole, parts = (robustness(codec, _batches(*sizes), [0.3]).rows for sizes in ((8,), (1, 5, 2)))
     for row, other in zip(whole, parts, strict=True):
         assert row == pytest.approx(other)
@@ -271,8 +271,8 @@ def test_numbers_hang_on_the_seed_and_not_on_batches() -> None:
 
 
 def test_any_features_will_do() -> None:
-    brightness = FeatureMap(lambda images: images.float().mean((1, 2, 3))[:, None], 1, "mean brightness")
-    found = robustness(Blocks(_book()), _batches(8), [1.0], features={"glow": brightness}, ways=["random"])
+    brightness = FeatureExtractor(lambda images: images.float().mean((1, 2, 3))[:, None], 1, "mean brightness")
+    found = robustness(Blocks(_codebook()), _batches(8), [1.0], features={"glow": brightness}, ways=["random"])
     assert found.rows[1]["glow"] > found.rows[0]["glow"] and "derivatives" not in found.rows[0]
     assert found.header["column glow"] == "mean brightness"
 
@@ -286,7 +286,7 @@ def test_fewer_tokens_and_other_bottlenecks() -> None:
     assert [row["way"] for row in continuous.rows] == ["none", "noise"] and continuous.rows[1]["psnr_drop"] > 1
 
 
-def test_books_too_large_to_count_and_none_at_all_are_evaluated() -> None:
+def test_codebooks_too_large_to_count_and_none_at_all_are_evaluated() -> None:
     (large,) = evaluate(Blocks(FiniteScalarQuantizer([4096, 4096, 4096])), _batches(4), [16], ["psnr"]).rows
     assert large["usage"] == pytest.approx(64 / 2**36) and large["entropy"] == pytest.approx(6)
     (continuous,) = evaluate(Blocks(Autoencoder(3)), _batches(4), [16], ["psnr"]).rows
@@ -307,14 +307,14 @@ def test_derivatives_see_what_they_are_named_for() -> None:
 
 def _worker(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    robustness(Blocks(_book()), _batches(3, 2)[rank : rank + 1], [0.4]).write_csv(Path(folder) / f"{rank}.csv")
+    robustness(Blocks(_codebook()), _batches(3, 2)[rank : rank + 1], [0.4]).write_csv(Path(folder) / f"{rank}.csv")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     mp.spawn(_worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    robustness(Blocks(_book()), _batches(3, 2), [0.4]).write_csv(tmp_path / "one.csv")
+    robustness(Blocks(_codebook()), _batches(3, 2), [0.4]).write_csv(tmp_path / "one.csv")
     whole = (tmp_path / "one.csv").read_text()
     assert (tmp_path / "0.csv").read_text() == whole == (tmp_path / "1.csv").read_text()
 
@@ -332,7 +332,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "image_size": SIDE,
         "root": str(tmp_path / "images"),
     }
-    monkeypatch.setattr(command, "load_run", lambda path: (Blocks(_book()), config({"data": data})))
+    monkeypatch.setattr(command, "load_run", lambda path: (Blocks(_codebook()), config({"data": data})))
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
 

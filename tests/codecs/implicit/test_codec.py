@@ -21,7 +21,7 @@ from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.nerv import NeRV
 from varitok.codecs.training.run import build_run
 from varitok.data.batch import to_uint8
-from varitok.data.datasets.single_clip import one_clip, one_scene
+from varitok.data.datasets.single_clip import single_clip, single_scene
 from varitok.export.exporters.bundle import export_bundle
 from varitok.export.exporters.parity import ParityError
 from varitok.export.exporters.torchscript import load_torchscript
@@ -38,10 +38,10 @@ TINY = [
 ]  # fmt: skip
 
 
-def make(books=8, **form):
+def make(codebooks=8, **form):
     torch.manual_seed(0)
     codec = ImplicitCodec(
-        NeRV(**(FORM | form)), ResidualScalarQuantizer([2], books), LengthPolicy(Full(), Truncate()), frame_rate=8.0
+        NeRV(**(FORM | form)), ResidualScalarQuantizer([2], codebooks), LengthPolicy(Full(), Truncate()), frame_rate=8.0
     )
     return codec.eval()
 
@@ -59,7 +59,7 @@ def fit(folder, *overrides):
 
 
 def clip(codec):
-    return torch.zeros(1, 3, *codec.hop)
+    return torch.zeros(1, 3, *codec.downsample)
 
 
 @given(st.integers(1, 600), st.integers(1, 9), st.floats(0.01, 3), st.integers(0, 2**20))
@@ -155,7 +155,7 @@ def test_a_network_that_cannot_be_is_told(wrong, told):
         make(**wrong)
 
 
-def test_other_books_and_clips_are_refused():
+def test_other_codebooks_and_clips_are_refused():
     with pytest.raises(UserError, match="bottleneck=fsq_residual"):
         ImplicitCodec(NeRV(**FORM), FiniteScalarQuantizer([8]), LengthPolicy(Full(), Truncate()))
     with pytest.raises(UserError, match="of one clip alone, of 6 x 16 x 24"):
@@ -164,13 +164,13 @@ def test_other_books_and_clips_are_refused():
 
 def test_a_file_is_read_as_one_clip(tmp_path):
     path = write(tmp_path / "a.mp4", frames(9, 32, 48))
-    splits = one_clip(str(path), 7, [16, 24])
+    splits = single_clip(str(path), 7, [16, 24])
     assert len(splits.train) == 7 and splits.train[3, 5].shape == (3, 1, 16, 24)
     assert len(splits.val) == 1 and numbers(splits.val[0, 0]) == list(range(7))
     with pytest.raises(UserError, match=r"data\.frames=10: .*a\.mp4 has 9; give data\.frames=9 or fewer"):
-        one_clip(str(path), 10, 16)
+        single_clip(str(path), 10, 16)
     with pytest.raises(UserError, match=r"^data\.root=.*b\.mp4: "):
-        one_clip(str(tmp_path / "b.mp4"), 1, 16)
+        single_clip(str(tmp_path / "b.mp4"), 1, 16)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def finished(tmp_path_factory):
 def test_a_run_fits_its_clip(finished):
     folder, run = finished
     table = read_csv(folder / "evaluation/evaluation.csv")
-    assert table.column("books") == [4, 5, 6, 7, 8] and {"ssim", "flicker"} <= table.rows[0].keys()
+    assert table.column("codebooks") == [4, 5, 6, 7, 8] and {"ssim", "flicker"} <= table.rows[0].keys()
     psnr = table.column("psnr")
     assert psnr[-1] > psnr[0] and psnr[-1] > 14
     codec = run.module.evaluated
@@ -227,7 +227,7 @@ def test_a_checkpoint_gives_the_same_codec(finished):
     folder, run = finished
     codec, config = load_run(folder)
     assert torch.equal(codec.encode(clip(codec)), run.module.evaluated.encode(clip(codec)))
-    assert OmegaConf.select(config, "bottleneck.books") == 8
+    assert OmegaConf.select(config, "bottleneck.codebooks") == 8
     with pytest.raises(UserError, match="--data: this codec is of one clip alone"):
         evaluate_main([str(folder), "--data", str(folder)])
 
@@ -268,5 +268,5 @@ def test_a_killed_run_goes_on_where_it_was_saved(tmp_path, extra):
 
 
 def test_the_embedded_clip_is_the_same_each_time():
-    one, other, third = (one_scene(3, 16, seed=seed).val[0, 0] for seed in (0, 0, 1))
+    one, other, third = (single_scene(3, 16, seed=seed).val[0, 0] for seed in (0, 0, 1))
     assert torch.equal(one, other) and not torch.equal(one, third)

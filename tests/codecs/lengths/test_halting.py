@@ -88,7 +88,7 @@ def test_any_error_has_an_answer(error):
 def codec_with(halting, depth=None):
     torch.manual_seed(0)
     codec = tiny_codec("fsq")
-    codec.length = LengthPolicy(Uniform(), Truncate(), depth=depth)
+    codec.length = LengthPolicy(Uniform(), Truncate(), codebooks=depth)
     if halting:
         codec.length.halting = HaltingHead(WIDTH, TOKENS, width=8, depth=1, heads=2)
     return codec.train()
@@ -126,15 +126,15 @@ def test_is_told_the_error_that_the_sample_had():
     torch.testing.assert_close(features, codec.encoder(images))
 
 
-def test_samples_without_all_books_say_nothing():
+def test_samples_without_all_codebooks_say_nothing():
     codec = codec_with(True, Axis(Uniform()))
-    codec.bottleneck.book_sizes = (8, 8)  # as if it had two
+    codec.bottleneck.codebook_sizes = (8, 8)  # as if it had two
     images, lengths = torch.rand(2, 3, SIZE, SIZE) * 2 - 1, torch.tensor([1, 4])
     penalty = [
         codec(images, lengths, torch.tensor(depth)).quantized.penalties["halting"] for depth in ([2, 1], [1, 2], [2, 2])
     ]
     torch.testing.assert_close(penalty[0] + penalty[1], penalty[2])
     assert codec(images, lengths, torch.tensor([1, 1])).quantized.penalties["halting"] == 0
-    # Where there are no books, every sample counts, whatever depth says.
-    codec.bottleneck.book_sizes = ()
+    # Where there are no codebooks, every sample counts, whatever depth says.
+    codec.bottleneck.codebook_sizes = ()
     torch.testing.assert_close(codec(images, lengths, torch.tensor([0, 1])).quantized.penalties["halting"], penalty[2])

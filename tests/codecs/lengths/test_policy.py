@@ -25,7 +25,7 @@ from varitok.codecs.lengths.distributions import (
     Uniform,
     ladder,
 )
-from varitok.codecs.lengths.policy import Axis, Dealt, LengthPolicy, MaskToken, Truncate, Zeros
+from varitok.codecs.lengths.policy import Axis, BatchShard, LengthPolicy, MaskToken, Truncate, Zeros
 from varitok.codecs.masking import masked_mean, prefix_mask
 from varitok.export.exporters.frozen import FrozenCodec
 
@@ -149,7 +149,7 @@ def test_curricula_move():
     ]:
         found = [mean(distribution, progress) for progress in (0, 0.5, 1)]
         assert found == pytest.approx([start, halfway, end], abs=1.0)
-    policy = LengthPolicy(FallingMinimum(), Truncate(), depth=Axis(FallingMinimum()))
+    policy = LengthPolicy(FallingMinimum(), Truncate(), codebooks=Axis(FallingMinimum()))
     for kept in policy.sample(8, 100, 100, progress=0.0):
         assert set(kept.tolist()) == {100}
     for kept in policy.sample(8, 100, 100, progress=1.0):
@@ -174,7 +174,7 @@ def test_curricula_move():
         lambda: Curriculum(Full(), Full(), power=0),
         lambda: Axis(Full(), full_share=1.5),
         lambda: LengthPolicy(Full(), Truncate(), full_share=-1),
-        lambda: LengthPolicy(Full(), Truncate(), depth=Axis(Uniform())).sample(2, 8, 0),
+        lambda: LengthPolicy(Full(), Truncate(), codebooks=Axis(Uniform())).sample(2, 8, 0),
     ],
 )
 def test_what_can_not_be_is_one_line(wrong):
@@ -184,28 +184,28 @@ def test_what_can_not_be_is_one_line(wrong):
 
 @given(share=st.floats(0, 1), deep=st.floats(0, 1), seed=st.integers(0, 3))
 def test_share_of_full_length_on_each_axis(share, deep, seed):
-    policy = LengthPolicy(PowersOfTwo(), Truncate(), full_share=share, depth=Axis(PowersOfTwo(), full_share=deep))
+    policy = LengthPolicy(PowersOfTwo(), Truncate(), full_share=share, codebooks=Axis(PowersOfTwo(), full_share=deep))
     lengths, depth = policy.sample(40000, 1024, 8, seed=(seed,))
     assert (lengths == 1024).float().mean().item() == pytest.approx(share + (1 - share) / 11, abs=0.015)
     assert (depth == 8).float().mean().item() == pytest.approx(deep + (1 - deep) / 4, abs=0.015)
 
 
 def test_axes_are_drawn_apart():
-    policy = LengthPolicy(Uniform(), Truncate(), depth=Axis(Uniform()))
+    policy = LengthPolicy(Uniform(), Truncate(), codebooks=Axis(Uniform()))
     lengths, depth = policy.sample(20000, 16, 16)
     assert abs(torch.corrcoef(torch.stack([lengths, depth]).float())[0, 1]) < 0.03
     assert depth.min() == 1 and depth.max() == 16
-    # What the books do doesn't move the steps.
+    # What the codebooks do doesn't move the steps.
     assert torch.equal(LengthPolicy(Uniform(), Truncate()).sample(20000, 16, 16).lengths, lengths)
-    assert set(LengthPolicy(Uniform(), Truncate()).sample(5, 16, 3).depth.tolist()) == {3}
-    assert set(LengthPolicy(Uniform(), Truncate()).sample(5, 16, 0).depth.tolist()) == {0}
+    assert set(LengthPolicy(Uniform(), Truncate()).sample(5, 16, 3).n_codebooks.tolist()) == {3}
+    assert set(LengthPolicy(Uniform(), Truncate()).sample(5, 16, 0).n_codebooks.tolist()) == {0}
 
 
-@pytest.mark.parametrize("axis", ["lengths", "depth"])
+@pytest.mark.parametrize("axis", ["lengths", "n_codebooks"])
 def test_granularity(axis):
     def draw(granularity, rank, batch):
-        policy = LengthPolicy(Uniform(), Truncate(), granularity, depth=Axis(Uniform(), granularity))
-        return getattr(policy.sample(64, 1000, 1000, seed=(3, batch), dealt=Dealt(rank, 2)), axis)
+        policy = LengthPolicy(Uniform(), Truncate(), granularity, codebooks=Axis(Uniform(), granularity))
+        return getattr(policy.sample(64, 1000, 1000, seed=(3, batch), dealt=BatchShard(rank, 2)), axis)
 
     for granularity in ("sample", "batch", "step"):
         first = draw(granularity, 0, 0)
@@ -217,10 +217,10 @@ def test_granularity(axis):
 
 @given(each=st.integers(1, 5), processes=st.integers(1, 4), blocks=st.integers(1, 3))
 def test_a_samples_length_is_its_own_whichever_process_has_it(each, processes, blocks):
-    policy = LengthPolicy(Uniform(), Truncate(), depth=Axis(Uniform()))
-    whole = policy.sample(each * processes * blocks, 1000, 1000, dealt=Dealt(blocks=blocks))
+    policy = LengthPolicy(Uniform(), Truncate(), codebooks=Axis(Uniform()))
+    whole = policy.sample(each * processes * blocks, 1000, 1000, dealt=BatchShard(blocks=blocks))
     for rank in range(processes):
-        part = policy.sample(each * blocks, 1000, 1000, dealt=Dealt(rank, processes, blocks))
+        part = policy.sample(each * blocks, 1000, 1000, dealt=BatchShard(rank, processes, blocks))
         for all_of_them, mine in zip(whole, part, strict=True):
             assert torch.equal(all_of_them.view(-1, blocks)[rank::processes], mine.view(-1, blocks))
 
@@ -284,7 +284,7 @@ def test_every_configuration_builds_and_draws(name):
     policy = codec.length
     lengths, depth = policy.sample(512, codec.tokens, 4, progress=1.0)
     assert lengths.min() >= 1 and codec.tokens // 2 < lengths.max() <= codec.tokens
-    assert (len(depth.unique()) > 1) == (policy.depth is not None) == (name in ("quantizer_dropout", "two_axes"))
+    assert (len(depth.unique()) > 1) == (policy.n_codebooks is not None) == (name in ("quantizer_dropout", "two_axes"))
     assert (len(lengths.unique()) > 1) == (name not in ("full", "quantizer_dropout"))
     assert (policy.halting is not None) == (name == "halting")
 

@@ -142,7 +142,7 @@ def test_a_spectrums_buffers_are_not_saved():
     [
         (lambda: MultiScaleMel(RATE, (256, 512), (20,)), r"mel\.bands: 1 numbers for 2 windows"),
         (lambda: MultiResolutionSTFT((256, 512), (64,)), "stft: 2 transforms, 1 hops"),
-        (lambda: Spectrum(256, 300), "hop=300"),
+        (lambda: Spectrum(256, 300), "hop_length=300"),
         (lambda: Spectrum(256, 64, 512), "window=512"),
     ],
 )

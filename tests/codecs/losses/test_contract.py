@@ -9,7 +9,7 @@ from torch import Tensor
 
 from varitok.codecs.build import build
 from varitok.codecs.losses.contract import LossTerm, SignalTerm
-from varitok.codecs.losses.feature_hooks import listening
+from varitok.codecs.losses.feature_hooks import capture
 from varitok.codecs.losses.guided import Contrast
 from varitok.codecs.losses.objective import Objective
 from varitok.data.teachers.vision import RandomTeacher
@@ -79,7 +79,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     """By a teacher of random weights, with clips."""
     config = OmegaConf.merge(GUIDES[name], {"module": {"teacher": "random"}}).module
     if "at" in config:
-        config = OmegaConf.merge(config, {"at": "project_in", "books": None, "dim": None})
+        config = OmegaConf.merge(config, {"at": "project_in", "codebooks": None, "dim": None})
     term, codec = build(config), clip_codec()
     assert isinstance(term, LossTerm) and not isinstance(term, SignalTerm)
     objective = Objective({"one": {"weight": 1.0, "module": term}}, teachers={"random": RandomTeacher(6, 4)})
@@ -88,7 +88,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     real[1, :, 1:] = 0
 
     def loss(real: Tensor, lengths: Tensor) -> Tensor:
-        with listening(codec, objective.places, real, lengths) as inside:
+        with capture(codec, objective.taps, real, lengths) as inside:
             result = codec(real, codec.valid(lengths, real.shape[2:]))
         return objective(result.signal, real, lengths, guidance=objective.guidance(real, lengths, inside))[0]
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from varitok import UserError
 from varitok.codecs.build import build, load_run
 from varitok.codecs.losses.balancer import Balancer
-from varitok.codecs.losses.feature_hooks import Place, listening
+from varitok.codecs.losses.feature_hooks import Tap, capture
 from varitok.codecs.losses.guided import Contrast, Distillation, TeacherDistance
 from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1
 from varitok.codecs.training.run import build_run
 from varitok.data.cli.features import main as write_seen
-from varitok.data.teachers.audio import SoundTransformer
+from varitok.data.teachers.audio import AudioTransformer
 from varitok.data.teachers.text import TextTransformer
 from varitok.data.teachers.vision import RandomTeacher
 from varitok.export.exporters.bundle import export_bundle
@@ -38,7 +38,7 @@ def wavlm(tmp_path_factory):
 
 @pytest.fixture
 def teacher(wavlm):
-    return SoundTransformer(str(wavlm), RATE)
+    return AudioTransformer(str(wavlm), RATE)
 
 
 def sounds(count=3, samples=SAMPLES):
@@ -58,18 +58,18 @@ def objective(teacher, codec, *, balancer=None, weights=None, **terms):
 
 def run(codec, made, real, lengths=None):
     tokens = None if lengths is None else codec.layout.valid(lengths, real.shape[2:])
-    with listening(codec, made.places, real, lengths) as inside:
+    with capture(codec, made.taps, real, lengths) as inside:
         result = codec(real, tokens)
     return made(result.signal, real, lengths, guidance=made.guidance(real, lengths, inside))
 
 
-def test_the_first_books_sum_is_heard_and_passes_the_gradient_once():
+def test_the_first_codebooks_sum_is_heard_and_passes_the_gradient_once():
     codec, real = sound_codec(), sounds().requires_grad_()
     with torch.no_grad():
         codec(real)  # k-means
     codec.bottleneck.eval()
-    places = [Place("bottleneck", 2), Place("bottleneck.parts.0"), Place("project_in"), Place("encoder")]
-    with listening(codec, places, real, None) as inside:
+    places = [Tap("bottleneck", 2), Tap("bottleneck.parts.0"), Tap("project_in"), Tap("encoder")]
+    with capture(codec, places, real, None) as inside:
         result = codec(real)
     two = codec.bottleneck.decode(result.quantized.codes[:, :2]).transpose(1, 2)
     torch.testing.assert_close(inside[places[0]].values, two)
@@ -88,7 +88,7 @@ def test_the_first_books_sum_is_heard_and_passes_the_gradient_once():
 def test_distillation_lowers_its_loss_and_only_the_codec_and_the_map_learn(teacher, distance, share):
     torch.manual_seed(0)
     codec, real = sound_codec(), sounds()
-    term = Distillation("t", books=1, distance=distance)
+    term = Distillation("t", num_codebooks=1, distance=distance)
     made = objective(teacher, codec, meaning=term)
     before = copy.deepcopy(teacher.state_dict())
     head = term.head.weight.detach().clone()
@@ -125,7 +125,11 @@ def test_a_teacher_sees_the_signal_once_a_step(teacher):
     codec, calls = sound_codec(), []
     teacher.register_forward_hook(lambda module, given, output: calls.append(given[0]))
     real = sounds()
-    terms = {"first": Distillation("t", books=1), "all": Distillation("t"), "contrast": Contrast("t", "encoder")}
+    terms = {
+        "first": Distillation("t", num_codebooks=1),
+        "all": Distillation("t"),
+        "contrast": Contrast("t", "encoder"),
+    }
     _, values = run(codec, objective(teacher, codec, **terms), real)
     assert len(calls) == 1 and calls[0] is real and set(values) == set(terms)
     run(codec, objective(teacher, codec, **terms, heard=TeacherDistance("t")), real)
@@ -159,16 +163,16 @@ def test_images_and_clips_are_distilled_on_their_grids():
     clips = clip_codec()
     real = torch.rand(2, 3, 5, 16, 16) * 2 - 1
     made = objective(RandomTeacher(6, 4), clips, one=Distillation("t", "encoder"))
-    with listening(clips, made.places, real, torch.tensor([5, 1])) as inside:
+    with capture(clips, made.taps, real, torch.tensor([5, 1])) as inside:
         clips(real)
-    found = inside[Place("encoder")]
-    assert found.values.shape[2:] == (2, 2, 2) and found.lead == 3 and found.lengths.tolist() == [2, 1]
+    found = inside[Tap("encoder")]
+    assert found.values.shape[2:] == (2, 2, 2) and found.causal_pad == 3 and found.lengths.tolist() == [2, 1]
     assert run(clips, made, real)[0].isfinite()
     images, real = tiny_codec(), torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     made = objective(RandomTeacher(6, 4), images, one=Distillation("t", "decoder.transformer.blocks.0", dim=16))
-    with listening(images, made.places, real, None) as inside:
+    with capture(images, made.taps, real, None) as inside:
         images(real)
-    assert inside[made.places[0]].values.shape == (2, 16, 2, 2) and inside[made.places[0]].steps == (8, 8)
+    assert inside[made.taps[0]].values.shape == (2, 16, 2, 2) and inside[made.taps[0]].steps == (8, 8)
     contrast = objective(RandomTeacher(6, 4), images, one=Contrast("t", kind="sigmoid"))
     assert run(images, contrast, real)[0].isfinite()
     with pytest.raises(UserError, match="distil into a place on the signal's grid"):
@@ -181,7 +185,7 @@ def test_a_signal_without_a_caption_stands_aside(tmp_path, kind):
     made = objective(TextTransformer(str(saved(tmp_path, "clip")[1])), codec, one=Contrast("t", kind=kind))
 
     def loss(signals, captions):
-        with listening(codec, made.places, signals, None) as inside:
+        with capture(codec, made.taps, signals, None) as inside:
             result = codec(signals)
         return made(result.signal, signals, None, guidance=made.guidance(signals, None, inside, captions=captions))[0]
 
@@ -208,7 +212,7 @@ def test_captions_are_learnt(tmp_path):
     optimizer = torch.optim.Adam([*codec.parameters(), *made.parameters()], 3e-3)
     losses = []
     for _ in range(30):
-        with listening(codec, made.places, real, None) as inside:
+        with capture(codec, made.taps, real, None) as inside:
             result = codec(real)
         guidance = made.guidance(real, None, inside, captions=["a red boat", "a blue dog"])
         loss = made(result.signal, real, None, guidance=guidance)[0]
@@ -224,8 +228,8 @@ def test_captions_are_learnt(tmp_path):
     [
         (Distillation("t", "decoder.middel"), r"at=decoder\.middel: decoder has no part 'middel'; it has "),
         (Distillation("t", "encodr"), r"the codec has no part 'encodr'; it has encoder, project_in"),
-        (Distillation("t", books=5), r"at=bottleneck: books=5 should be from 1 to 4"),
-        (Distillation("t", "encoder", books=1), r"at=encoder: books=1 should be null"),
+        (Distillation("t", num_codebooks=5), r"at=bottleneck: num_codebooks=5 should be from 1 to 4"),
+        (Distillation("t", "encoder", num_codebooks=1), r"at=encoder: num_codebooks=1 should be null"),
         (Distillation("t", "decoder.act"), r"doesn't tell its channels; give the term dim"),
         (Distillation("u"), r"objective\.teachers has no 'u'; it has t"),
         (Distillation("t", "encoder", dim=3), r"at=encoder has 16 channels, not 3; give the term dim=16"),
@@ -276,7 +280,7 @@ def _file_run(folder: Path, term: str, *more: str) -> list[float]:
     """Train on the sound files of a folder; give what the log has of a term."""
     words = [word for word in TINY_SOUND if not word.startswith(("data.length", "data.val_length"))]
     words += [
-        "data=sound_folder",
+        "data=audio_folder",
         f"data.root={folder / 'sounds'}",
         "~data.val_length",
         "data.val_share=0.3",

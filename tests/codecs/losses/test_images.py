@@ -77,7 +77,7 @@ def test_objective_hears_the_discriminator_from_its_update_on():
 def test_adversarial_timetable():
     term = Adversarial(nn.Identity(), weight=0.4, start=10, head_start=5, ramp=3)
     assert [term.learns(u) for u in (9, 10)] == [False, True]
-    heard = [term.heard(u).get("adversarial", 0) for u in (14, 15, 16, 18, 1000)]
+    heard = [term.loss_weights(u).get("adversarial", 0) for u in (14, 15, 16, 18, 1000)]
     assert heard == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.optical_flow import raft_small
 
 from varitok import UserError
-from varitok.codecs.discriminators.clip import ClipDiscriminator, EachFrame
+from varitok.codecs.discriminators.clip import ClipDiscriminator, FrameDiscriminator
 from varitok.codecs.discriminators.patch import PatchDiscriminator
 from varitok.codecs.losses import flow, frames
 from varitok.codecs.losses.adversarial import Adversarial
@@ -14,7 +14,7 @@ from varitok.codecs.losses.pixel import L1
 
 NETS = {
     "clip": lambda: ClipDiscriminator(width=4, layers=2),
-    "frames": lambda: EachFrame(PatchDiscriminator(width=4, layers=2)),
+    "frames": lambda: FrameDiscriminator(PatchDiscriminator(width=4, layers=2)),
 }
 
 
@@ -33,7 +33,7 @@ def test_each_frame_compares_every_valid_frame_as_one_image():
     fake, real, _ = _pair()
     lengths = torch.tensor([1, 7, 2])
     pairs = [(fake[i, :, j], real[i, :, j]) for i, k in enumerate(lengths.tolist()) for j in range(k)]
-    one = frames.EachFrame(L1())(fake, real, lengths)
+    one = frames.PerFrame(L1())(fake, real, lengths)
     torch.testing.assert_close(one, torch.stack([(a - b).abs().mean() for a, b in pairs]).mean())
 
 
@@ -46,13 +46,13 @@ def test_some_frames_are_drawn_anew_each_time():
             seen.append(real)
             return (fake - real).abs().mean()
 
-    some = frames.EachFrame(Seen(), 4)
+    some = frames.PerFrame(Seen(), 4)
     for _ in range(5):
         some(fake, real, lengths)
     assert {len(images) for images in seen} == {4}
     assert not all(torch.equal(images, seen[0]) for images in seen)
     with pytest.raises(UserError, match="frames=0 should be 1 or more"):
-        frames.EachFrame(Seen(), 0)
+        frames.PerFrame(Seen(), 0)
 
 
 def test_temporal_difference_hears_flicker_and_no_constant_error():

@@ -79,7 +79,7 @@ def test_spectral_distances_of_a_known_gain(rate):
 
 
 @pytest.mark.parametrize("name", BEST)
-def test_padding_and_neighbours_change_nothing(name):
+def test_padding_and_neighbors_change_nothing(name):
     lengths = [2 * RATE, 20_001, RATE]
     real = torch.cat([voice(index) for index in (0, 1, 2)])
     fake = real + noise(real, scale=0.02)

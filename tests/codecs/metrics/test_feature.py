@@ -17,7 +17,7 @@ from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken, Truncate, Zeros
 from varitok.codecs.metrics import feature
 from varitok.codecs.modalities.feature import Feature
-from varitok.codecs.modalities.media import principal_colours, write_mp4
+from varitok.codecs.modalities.media import principal_colors, write_mp4
 from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.networks.block_queries import BlockQueryDecoder, BlockQueryEncoder
 from varitok.codecs.streaming import ChunkedCodec
@@ -40,8 +40,8 @@ def tiny(mechanism="truncate", unit_latents=False, **form):
     torch.manual_seed(0)
     encoder, decoder = (side(**FORM | form) for side in (BlockQueryEncoder, BlockQueryDecoder))
     policy = LengthPolicy(Uniform(), MECHANISMS[mechanism]())
-    book = FiniteScalarQuantizer([8, 8, 8])
-    return Codec(encoder, book, decoder, policy, unit_latents, frame_rate=2.0, bounded=False).eval()
+    codebook = FiniteScalarQuantizer([8, 8, 8])
+    return Codec(encoder, codebook, decoder, policy, unit_latents, frame_rate=2.0, bounded=False).eval()
 
 
 def clip(frames, batch=2):
@@ -173,18 +173,18 @@ def test_features_are_known_by_their_codec():
     assert modality_of(bounded).noun == "clip" and not isinstance(modality_of(bounded), Feature)
 
 
-def test_colours_are_principal_components_of_the_originals(tmp_path):
+def test_colors_are_principal_components_of_the_originals(tmp_path):
     torch.manual_seed(0)
     strong = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
     signal = torch.cat([0.01 * torch.randn(2, 2, 3, 4), 5 * strong, 0.02 * torch.randn(1, 2, 3, 4)])
-    drawn = principal_colours(
+    drawn = principal_colors(
         [("original", [signal]), ("k = 1", [signal.mean((1, 2, 3), keepdim=True).expand_as(signal)])]
     )
-    (_, (colours,)), (_, (flat,)) = drawn
-    assert colours.shape == (3, 2, 3, 4) and colours.dtype == torch.uint8
-    assert torch.corrcoef(torch.stack([colours[0].flatten().float(), strong.flatten()]))[0, 1].abs() > 0.999
+    (_, (colors,)), (_, (flat,)) = drawn
+    assert colors.shape == (3, 2, 3, 4) and colors.dtype == torch.uint8
+    assert torch.corrcoef(torch.stack([colors[0].flatten().float(), strong.flatten()]))[0, 1].abs() > 0.999
     assert set(flat.unique().tolist()) <= {127, 128}, "the mean is grey"
-    assert principal_colours([("original", [signal[:1]])])[0][1][0].shape == (3, 2, 3, 4)
+    assert principal_colors([("original", [signal[:1]])])[0][1][0].shape == (3, 2, 3, 4)
     codec = tiny()
     rows = reconstructions(codec, Batch(clip(3), torch.tensor([3, 2]), ()))
     picture, media = modality_of(codec).write_samples(tmp_path / "x", rows, 4)
@@ -213,7 +213,7 @@ def test_it_learns_features_and_is_exported(tmp_path):
         "codec.encoder.tokens=8", "codec.encoder.later_tokens=4", "codec.encoder.width=64", "codec.encoder.depth=2",
         "codec.encoder.heads=2", "loader.batch_size=2", "loader.workers=0", "loader.overfit=true", "updates=300",
         "length=full", "bottleneck.codebook_size=32", "export=whole", "trainer.enable_progress_bar=false",
-        "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "training.average=0",
+        "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "training.ema_decay=0",
     ]  # fmt: skip
     config = composed("experiment=video/landiff_semantic_small", *small)
     run = build_run(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Prices of codes and the use of books."""
+"""Prices of codes and the use of codebooks."""
 
 import math
 
@@ -11,29 +11,29 @@ from varitok.codecs.metrics.rate import CodeCounts, entropy, packed_bytes, perpl
 
 
 @pytest.mark.parametrize(
-    ("books", "k", "expected"), [((4096,), 2, 3), ((4096,), 1, 2), ((1000,), 4, 5), ((8, 8, 5), 3, 4), ((1,), 9, 0)]
+    ("codebooks", "k", "expected"), [((4096,), 2, 3), ((4096,), 1, 2), ((1000,), 4, 5), ((8, 8, 5), 3, 4), ((1,), 9, 0)]
 )
-def test_packed_bytes_by_hand(books: tuple[int, ...], k: int, expected: int) -> None:
-    assert packed_bytes(books, k) == expected
+def test_packed_bytes_by_hand(codebooks: tuple[int, ...], k: int, expected: int) -> None:
+    assert packed_bytes(codebooks, k) == expected
 
 
 @given(st.lists(st.integers(1, 2**18), min_size=1, max_size=8), st.integers(1, 512))
-def test_a_packing_is_never_smaller_than_the_exact_bits(books: list[int], k: int) -> None:
-    exact = k * sum(math.log2(size) for size in books)
-    assert exact / 8 - 1e-6 <= packed_bytes(books, k) <= (exact + k * len(books)) / 8 + 1
+def test_a_packing_is_never_smaller_than_the_exact_bits(codebooks: list[int], k: int) -> None:
+    exact = k * sum(math.log2(size) for size in codebooks)
+    assert exact / 8 - 1e-6 <= packed_bytes(codebooks, k) <= (exact + k * len(codebooks)) / 8 + 1
 
 
-def test_counts_of_each_book() -> None:
+def test_counts_of_each_codebook() -> None:
     codes = torch.tensor([[[0, 1, 1], [2, 2, 2]], [[1, 0, 1], [0, 2, 2]]])
     counts = CodeCounts((2, 2**36), torch.device("cpu"))  # the second is too large for a counter of each entry
     kept = torch.ones_like(codes, dtype=torch.bool)
     kept[0, 0, 0] = False
     counts.add(codes, kept)
-    first, second = counts.books()
+    first, second = counts.codebooks()
     assert sorted(first.tolist()) == [1, 4] and sorted(second.tolist()) == [1, 5]
 
 
-def test_even_use_of_a_book() -> None:
+def test_even_use_of_a_codebook() -> None:
     counts = torch.full((64,), 7)
     assert (usage(counts), entropy(counts), perplexity(counts)) == pytest.approx((1, 6, 64))
 
@@ -44,5 +44,5 @@ def test_one_entry_only_and_nothing_at_all() -> None:
     assert entropy(torch.zeros(4, dtype=torch.int64)) == 0
 
 
-def test_entropy_of_an_uneven_book() -> None:
+def test_entropy_of_an_uneven_codebook() -> None:
     assert entropy(torch.tensor([2, 1, 1])) == pytest.approx(1.5)

@@ -22,7 +22,7 @@ def paint(decoder: Any, latents: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def sound(encoder: Any, batch: int, tokens: int, channels: int = 1) -> Tensor:
-    return torch.randn(batch, channels, tokens * encoder.hop[0])
+    return torch.randn(batch, channels, tokens * encoder.downsample[0])
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -41,14 +41,14 @@ def check_lengths(pair: Pair, tokens: int, channels: int = 1) -> None:
     assert latents.shape == (2, tokens, encoder.width)
     assert paint(decoder, latents).shape == signal.shape
     assert paint(decoder, latents, torch.ones(2, tokens, dtype=torch.bool)).shape == signal.shape
-    assert encoder.hop == decoder.hop
+    assert encoder.downsample == decoder.downsample
 
 
 @torch.no_grad()
 def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int = 1) -> None:
     """A padded batch is its single items, whatever lies in the padding, and what isn't valid comes out silent."""
     encoder, decoder = pair
-    hop = encoder.hop[0]
+    hop = encoder.downsample[0]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     signal = sound(encoder, len(lengths), max(lengths), channels)
     signal = torch.where(mask.repeat_interleave(hop, 1)[:, None], signal, torch.tensor(garbage))
@@ -65,7 +65,7 @@ def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int 
 def check_causal(pair: Pair, cut: int, channels: int = 1) -> None:
     """What comes after a cut changes nothing before it, and something behind it."""
     encoder, decoder = pair
-    hop = encoder.hop[0]
+    hop = encoder.downsample[0]
     signal = sound(encoder, 1, 6, channels)
     other = signal.clone()
     other[..., cut * hop :] = torch.randn_like(other[..., cut * hop :])

@@ -63,7 +63,7 @@ def test_without_causality_blocks_see_each_other():
     codec, signal = tiny(causal=False), clip(12)
     changed = signal.clone()
     changed[:, :, 8:] = 0
-    assert codec.layout.lead == 0
+    assert codec.layout.causal_pad == 0
     assert not torch.equal(codec.encode(signal)[:, :, 0], codec.encode(changed)[:, :, 0])
 
 

@@ -52,13 +52,13 @@ def networks(name: str) -> tuple[Encoder, Decoder]:
 
 
 def grid_of(encoder: Encoder) -> list[int]:
-    if len(encoder.hop) < 3:
-        return [3] if len(encoder.hop) == 1 else [2, 2]  # images of the size of training
-    return [3, 2, 2] if max(encoder.hop) < 32 else [2, 1, 1]
+    if len(encoder.downsample) < 3:
+        return [3] if len(encoder.downsample) == 1 else [2, 2]  # images of the size of training
+    return [3, 2, 2] if max(encoder.downsample) < 32 else [2, 1, 1]
 
 
 def signals(encoder: Encoder) -> Tensor:
-    size = [steps * hop for steps, hop in zip(grid_of(encoder), encoder.hop, strict=True)]
+    size = [steps * hop for steps, hop in zip(grid_of(encoder), encoder.downsample, strict=True)]
     return torch.randn(2, encoder.channels, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -70,10 +70,23 @@ def near(found: Tensor, wanted: Tensor) -> None:
 def test_both_sides_tell_the_same(name: str) -> None:
     encoder, decoder = networks(name)
     assert isinstance(encoder, Encoder) and isinstance(decoder, Decoder)
-    for key in ("hop", "channels", "causal", "lead", "tokens", "later_tokens", "rows", "columns", "direct"):
+    for key in (
+        "downsample",
+        "channels",
+        "causal",
+        "causal_pad",
+        "tokens",
+        "later_tokens",
+        "rows",
+        "columns",
+        "direct",
+    ):
         assert getattr(encoder, key) == getattr(decoder, key), key
-    assert len(encoder.hop) in (1, 2, 3) and min(*encoder.hop, encoder.channels, encoder.width, decoder.width) >= 1
-    assert encoder.lead == (encoder.hop[0] - 1 if encoder.causal and len(encoder.hop) == 3 else 0)
+    assert (
+        len(encoder.downsample) in (1, 2, 3)
+        and min(*encoder.downsample, encoder.channels, encoder.width, decoder.width) >= 1
+    )
+    assert encoder.causal_pad == (encoder.downsample[0] - 1 if encoder.causal and len(encoder.downsample) == 3 else 0)
     assert 0 <= encoder.later_tokens <= encoder.tokens
 
 
@@ -107,26 +120,26 @@ def test_a_padded_batch_is_its_single_items(name: str) -> None:
         return
     total, each = math.prod(grid), math.prod(grid[1:])
     mask = torch.arange(total) < torch.tensor([[total], [each]])
-    signal[1, :, encoder.hop[0] :] = 3.0
+    signal[1, :, encoder.downsample[0] :] = 3.0
     latents = encoder(signal, mask)
-    alone = encoder(signal[1:, :, : encoder.hop[0]])
+    alone = encoder(signal[1:, :, : encoder.downsample[0]])
     near(latents[:1], encoder(signal[:1]))
     near(latents[1:, :each], alone)
     latents[1, each:] = 3.0
     painted = decoder(latents, mask, grid)
-    near(painted[1:, :, : encoder.hop[0]], decoder(alone, None, [1, *grid[1:]]))
-    assert not painted[1, :, encoder.hop[0] :].any()
+    near(painted[1:, :, : encoder.downsample[0]], decoder(alone, None, [1, *grid[1:]]))
+    assert not painted[1, :, encoder.downsample[0] :].any()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", KINDS.values())
 def test_chunks_are_the_whole(name: str) -> None:
     encoder, decoder = networks(name)
-    if any(obstacle(network) for network in (encoder, decoder)) or (encoder.tokens and len(encoder.hop) == 2):
+    if any(obstacle(network) for network in (encoder, decoder)) or (encoder.tokens and len(encoder.downsample) == 2):
         assert not encoder.causal
         return
     signal, grid = signals(encoder), grid_of(encoder)
-    hop, latents = encoder.hop, encoder(signal)
+    hop, latents = encoder.downsample, encoder(signal)
     rows = encoder.tokens * 2 if encoder.tokens else math.prod(grid[1:])  # of latents, to a step
 
     def read(begin: int, end: int, memory: list[Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ def test_networks_that_are_not_causal_do_see_it() -> None:
     encoder, _ = codec("dac")
     signal = sound(encoder, 1, 6)
     other = signal.clone()
-    other[..., 3 * encoder.hop[0] :] += 1
+    other[..., 3 * encoder.downsample[0] :] += 1
     assert not torch.allclose(encoder(signal)[:, 2], encoder(other)[:, 2])
 
 
@@ -117,7 +117,7 @@ def test_more_axes(dims: int, causal: bool) -> None:
     config = {"width": 6, "base": 4, "strides": strides, "dims": dims, "channels": 3, "causal": causal}
     encoder, decoder = ConvEncoder(**config).eval(), ConvDecoder(**config).eval()
     grid = (4, 2) if dims == 2 else (3, 2, 1)
-    size = [side * hop for side, hop in zip(grid, encoder.hop, strict=True)]
+    size = [side * hop for side, hop in zip(grid, encoder.downsample, strict=True)]
     signal = torch.randn(2, 3, *size)
     latents = encoder(signal)
     assert latents.shape == (2, torch.tensor(grid).prod(), 6)
@@ -126,7 +126,7 @@ def test_more_axes(dims: int, causal: bool) -> None:
     # The first axis has lengths.
     valid = (grid[0] - 1) * torch.tensor(grid[1:]).prod()
     mask = torch.arange(latents.shape[1]) < torch.tensor([[valid], [latents.shape[1]]])
-    short = signal[:1, :, : (grid[0] - 1) * encoder.hop[0]]
+    short = signal[:1, :, : (grid[0] - 1) * encoder.downsample[0]]
     alone = encoder(short)
     torch.testing.assert_close(encoder(signal, mask)[:1, :valid], alone, atol=1e-5, rtol=1e-5)
     again = decoder(encoder(signal, mask), mask, [*grid])[:1, :, : short.shape[2]]
@@ -251,7 +251,7 @@ def preset(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 # Samples to a latent and millions of parameters of encoder and decoder, as the papers or the
-# released models have them; books come on top.
+# released models have them; codebooks come on top.
 SIZES = {
     "seanet": (320, 14.85, 0.001),
     "seanet_mimi": (1920, 79.3, 0.01),
@@ -265,6 +265,6 @@ SIZES = {
 def test_presets_are_of_the_published_sizes(name: str) -> None:
     hop, size, share = SIZES[name]
     networks = preset(name)
-    assert networks[0].hop == (hop,)
+    assert networks[0].downsample == (hop,)
     millions = sum(weight.numel() for network in networks for weight in network.parameters()) / 1e6
     assert millions == pytest.approx(size, rel=share)

@@ -53,11 +53,11 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
     config = _config(name)
     with torch.device("meta"):
         encoder, decoder = build(config.codec.encoder), build(config.codec.decoder)
-    assert encoder.hop == decoder.hop == PRESETS[name]
+    assert encoder.downsample == decoder.downsample == PRESETS[name]
     assert encoder.causal == decoder.causal == (name != "vidtok_noncausal")
     assert (obstacle(encoder) == "") == (obstacle(decoder) == "") == encoder.causal
     data = config.data.get("clips", config.data)
-    assert (data.hop, data.lead) == (encoder.hop[0], encoder.lead)
+    assert (data.downsample, data.causal_pad) == (encoder.downsample[0], encoder.causal_pad)
     if name in SIZES:
         size, share = SIZES[name]
         found = sum(part.numel() for network in (encoder, decoder) for part in network.parameters())
@@ -68,7 +68,7 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_small_ones_code_any_size_and_an_image(name):
     codec = _codec(name)
-    assert codec.hop == (4, 8, 8) and codec.layout.lead == 3
+    assert codec.downsample == (4, 8, 8) and codec.layout.causal_pad == 3
     assert sum(part.numel() for part in codec.parameters()) < 3.5e6
     x = _clip(6, 35, 45)
     codes = codec.encode(x)
@@ -88,7 +88,7 @@ def test_small_ones_go_chunk_by_chunk(name, lengths):
             x = _clip(frames, 64, 64) if codec.layout.tokens else _clip(frames)
         else:
             x = _clip(frames, 8, 8, c=64)
-        _goes_chunk_by_chunk(codec, x, [1 + codec.hop[0] * step for step in range(10) if chance.random() < 0.4])
+        _goes_chunk_by_chunk(codec, x, [1 + codec.downsample[0] * step for step in range(10) if chance.random() < 0.4])
 
 
 def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
@@ -112,7 +112,7 @@ def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-@pytest.mark.parametrize("units", [pytest.param("split", marks=pytest.mark.slow), "factorised"])
+@pytest.mark.parametrize("units", [pytest.param("split", marks=pytest.mark.slow), "factorized"])
 def test_they_script_with_a_mask(units):
     form = {"width": 4, "base": 4, "strides": [2], "multipliers": [1, 2], "depth": 1, "units": units, "window": 2}
     networks: list[nn.Module] = [FactoredEncoder(**form).eval(), FactoredDecoder(**form).eval()]
@@ -123,9 +123,9 @@ def test_they_script_with_a_mask(units):
     torch.testing.assert_close(decode(latents, mask, [3, 2, 2]), networks[1](latents, mask, [3, 2, 2]))
 
 
-def test_changes_of_rate_of_vidtok_see_their_neighbours_and_start_as_means():
+def test_changes_of_rate_of_vidtok_see_their_neighbors_and_start_as_means():
     """VidTok's steps in time are of three axes; Cosmos', like its units, of time alone."""
-    for units, side in (("split", 3), ("factorised", 1)):
+    for units, side in (("split", 3), ("factorized", 1)):
         for network in (FactoredEncoder, FactoredDecoder):
             made = network(width=4, base=4, strides=[[2, 1, 1]], multipliers=[1, 1], units=units)
             (step,) = made.downs if network is FactoredEncoder else made.ups

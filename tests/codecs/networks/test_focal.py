@@ -32,9 +32,9 @@ def codec(kind: str) -> tuple[FocalEncoder, FocalDecoder]:
     torch.manual_seed(0)
     sizes = CODECS[kind]
     causal = bool(sizes.get("causal"))
-    features = MelFeatures(sample_rate=8000, bands=8, window=4 * HOP, hop=HOP, floor=1e-3, causal=causal)
-    vocoder = VocosDecoder(width=8, base=12, hidden=16, depth=1, hop=HOP, window=4 * HOP, causal=causal)
-    encoder = FocalEncoder(features=features, hop=HOP, **sizes)  # type: ignore[arg-type]
+    features = MelFeatures(sample_rate=8000, bands=8, window=4 * HOP, hop_length=HOP, floor=1e-3, causal=causal)
+    vocoder = VocosDecoder(width=8, base=12, hidden=16, depth=1, hop_length=HOP, window=4 * HOP, causal=causal)
+    encoder = FocalEncoder(features=features, hop_length=HOP, **sizes)  # type: ignore[arg-type]
     return encoder.eval(), FocalDecoder(vocoder=vocoder, **sizes).eval()  # type: ignore[arg-type]
 
 
@@ -122,8 +122,8 @@ def test_rates_are_the_published_ones(name: str, rate: float) -> None:
     config = composed(f"experiment=audio/{name}", "codec.encoder.widths=[6,5,4]")
     encoder: FocalEncoder = build(config.codec.encoder)
     decoder: FocalDecoder = build(config.codec.decoder)
-    assert encoder.hop == decoder.hop == (config.data.hop,)
-    assert build(config.bottleneck).bits * config.data.sample_rate / encoder.hop[0] == rate
+    assert encoder.downsample == decoder.downsample == (config.data.downsample,)
+    assert build(config.bottleneck).bits * config.data.sample_rate / encoder.downsample[0] == rate
 
 
 def test_the_small_preset_codes_speech() -> None:
@@ -137,10 +137,18 @@ def test_the_small_preset_codes_speech() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"widths": [4]}, {"strides": [2, 0]}, {"hop": 40}, {"causal": True}, {"window": 0}, {"span": 0}, {"depth": 0}],
+    [
+        {"widths": [4]},
+        {"strides": [2, 0]},
+        {"downsample": 40},
+        {"causal": True},
+        {"window": 0},
+        {"span": 0},
+        {"depth": 0},
+    ],
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
-    features = MelFeatures(sample_rate=8000, bands=8, window=80, hop=HOP)
+    features = MelFeatures(sample_rate=8000, bands=8, window=80, hop_length=HOP)
     with pytest.raises(UserError):
-        FocalEncoder(**{"features": features, "hop": HOP} | PLAIN | change)  # type: ignore[arg-type]
+        FocalEncoder(**{"features": features, "downsample": HOP} | PLAIN | change)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from ...composing import composed
 from .checks import CLOSE, check_lengths, check_onnx, check_padding, check_script, paint
 
 RATE = 16000
-SMALL = {"sample_rate": 8000, "bands": 12, "window": 80, "hop": 20}
+SMALL = {"sample_rate": 8000, "bands": 12, "window": 80, "downsample": 20}
 
 
 def pair(**changes: object) -> tuple[MelFeatures, MelDecoder]:
@@ -65,9 +65,9 @@ def test_onnx_agrees() -> None:
 
 
 def test_features_are_logarithms_of_mel_magnitudes() -> None:
-    """Against torch's transform, whose frames are centred on the hops' middles by padding."""
+    """Against torch's transform, whose frames are centered on the hops' middles by padding."""
     signal = torch.randn(2, 1, 1600)
-    features = MelFeatures(sample_rate=RATE, bands=40, window=800, hop=200)(signal)
+    features = MelFeatures(sample_rate=RATE, bands=40, window=800, hop_length=200)(signal)
     padded = nn.functional.pad(signal[:, 0], (300, 300))
     spectrum = torch.stft(padded, 800, 200, window=torch.hann_window(800), center=False, return_complex=True).abs()
     bank = melscale_fbanks(401, 0.0, RATE / 2, 40, RATE, norm="slaney", mel_scale="slaney")
@@ -76,7 +76,7 @@ def test_features_are_logarithms_of_mel_magnitudes() -> None:
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_causal_features_look_back_only(cut: int) -> None:
-    features = MelFeatures(sample_rate=8000, bands=12, window=80, hop=20, causal=True)
+    features = MelFeatures(sample_rate=8000, bands=12, window=80, hop_length=20, causal=True)
     one = torch.randn(1, 1, 120)
     other = one.clone()
     other[..., cut * 20 :] = torch.randn(120 - cut * 20)
@@ -106,8 +106,8 @@ def test_nothing_learns() -> None:
 
 def test_rate_is_the_published_one() -> None:
     codec = configured()
-    assert codec.bottleneck.book_sizes == (16,) * 80
-    assert codec.bottleneck.bits * RATE / codec.hop[0] == 25600
+    assert codec.bottleneck.codebook_sizes == (16,) * 80
+    assert codec.bottleneck.bits * RATE / codec.downsample[0] == 25600
 
 
 def test_the_way_back_has_the_same_codes() -> None:

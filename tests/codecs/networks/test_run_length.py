@@ -13,7 +13,7 @@ from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.metrics.rate import run_flags
-from varitok.codecs.networks.run_length import changed
+from varitok.codecs.networks.run_length import changed_tokens
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.data.batch import Batch
@@ -48,7 +48,7 @@ def clips():
 
 
 def test_what_stands_still_has_not_changed(clips):
-    marks = changed(clips, PATCH, 0.1).reshape(2, 5, 4, 4)
+    marks = changed_tokens(clips, PATCH, 0.1).reshape(2, 5, 4, 4)
     assert marks[:, :2].all(), "the first step is always kept, and in the second all moved"
     assert marks[0, 2:, 2:].all() and not marks[:, 2:, :2].any()
     assert marks[1, 2, 2:].all() and not marks[1, 3:].any()
@@ -58,7 +58,7 @@ def test_what_stands_still_has_not_changed(clips):
 def test_the_threshold_is_a_mean_change(threshold):
     signal = torch.zeros(1, 3, 4, 4, 4)
     signal[:, :, 2:] = 0.1
-    assert changed(signal, PATCH, threshold).tolist() == [[True, threshold < 0.1]]
+    assert changed_tokens(signal, PATCH, threshold).tolist() == [[True, threshold < 0.1]]
 
 
 def test_a_token_stands_for_those_left_out(clips):

@@ -40,7 +40,7 @@ SPLIT = {"strides": [[1, 2, 2], [2, 2, 2]], "multipliers": [1, 2, 2]}
 NETWORKS = {
     "vidtok": lambda causal=True: _factored(causal, **SPLIT),
     "cosmos": lambda causal=True: _factored(
-        causal, strides=[2], multipliers=[1, 1], units="factorised", wavelets=1, window=3
+        causal, strides=[2], multipliers=[1, 1], units="factorized", wavelets=1, window=3
     ),
     "magvit2": lambda causal=True: _factored(causal, **SPLIT, units="joint", attention=False),
     "convolutions": _joint,
@@ -65,7 +65,7 @@ def networks(name, causal=True):
 
 
 def clips(encoder, latents=4, rows=2, columns=3, b=2):
-    sides = [step * count for step, count in zip(encoder.hop, (latents, rows, columns), strict=True)]
+    sides = [step * count for step, count in zip(encoder.downsample, (latents, rows, columns), strict=True)]
     return torch.randn(b, 3, *sides)
 
 
@@ -76,7 +76,7 @@ def near(found, wanted):
 @torch.no_grad()
 def test_causal_ones_look_back_only(name):
     encoder, decoder = networks(name)
-    x, step = clips(encoder), encoder.hop[0]
+    x, step = clips(encoder), encoder.downsample[0]
     later = x.clone()
     later[:, :, 2 * step :] += 1
     one, other = encoder(x), encoder(later)
@@ -92,7 +92,7 @@ def test_causal_ones_look_back_only(name):
 @torch.no_grad()
 def test_padding_changes_nothing_valid_where_they_look_ahead(name):
     encoder, decoder = networks(name, causal=False)
-    x, step = clips(encoder, 4), encoder.hop[0]
+    x, step = clips(encoder, 4), encoder.downsample[0]
     mask = torch.arange(24) < torch.tensor([[24], [12]])
     z = encoder(x, mask)
     y = decoder(z, mask, [4, 2, 3])
@@ -178,7 +178,7 @@ def test_a_window_is_needed_to_go_chunk_by_chunk():
     ("make", "message"),
     [
         (lambda: _factored(strides=[2], multipliers=[1]), "1 strides need 2 multipliers, not 1"),
-        (lambda: _factored(**SPLIT, units="other"), "units='other' is one of split, factorised, joint"),
+        (lambda: _factored(**SPLIT, units="other"), "units='other' is one of split, factorized, joint"),
         (lambda: _tubelet(attention="other"), "attention='other' is block or axial"),
         (lambda: _tubelet(patch=(2, 0, 4)), r"patch=\[2, 0, 4\] should be frames, rows and columns"),
     ],

@@ -14,7 +14,7 @@ from varitok.codecs.networks.vocos import VocosDecoder
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, paint
 
 HOP = 6
-PLAIN = {"width": 4, "base": 8, "hidden": 16, "depth": 2, "hop": HOP, "window": 24, "groups": 2}
+PLAIN = {"width": 4, "base": 8, "hidden": 16, "depth": 2, "downsample": HOP, "window": 24, "groups": 2}
 KINDS = {
     "wavtokenizer": PLAIN | {"attention": True},
     "vocos": PLAIN | {"channels": 2, "window": 12},
@@ -76,16 +76,16 @@ def spectra(window: int, frames: int) -> tuple[Tensor, Tensor]:
 
 
 @settings(max_examples=25)
-@given(hop=st.integers(1, 40), overlap=st.integers(2, 5), frames=st.integers(2, 12))
-def test_the_transform_is_torchs(hop: int, overlap: int, frames: int) -> None:
-    window = hop * overlap * (2 if hop * overlap % 2 else 1)
-    transform = ISTFT(window, hop)
+@given(downsample=st.integers(1, 40), overlap=st.integers(2, 5), frames=st.integers(2, 12))
+def test_the_transform_is_torchs(downsample: int, overlap: int, frames: int) -> None:
+    window = downsample * overlap * (2 if downsample * overlap % 2 else 1)
+    transform = ISTFT(window, downsample)
     real, imaginary = spectra(window, frames)
     ours = transform(real, imaginary)
-    assert ours.shape == (2, 1, frames * hop)
+    assert ours.shape == (2, 1, frames * downsample)
     # torch cuts half a window, we half a window less half a hop; it refuses an edge where no window reaches.
-    left = window // 2 - (window - hop) // 2
-    expected = torch.istft(torch.complex(real, imaginary), window, hop, window=torch.hann_window(window))
+    left = window // 2 - (window - downsample) // 2
+    expected = torch.istft(torch.complex(real, imaginary), window, downsample, window=torch.hann_window(window))
     common = min(expected.shape[1], ours.shape[2] - left)
     torch.testing.assert_close(ours[:, 0, left : left + common], expected[:, :common], atol=1e-5, rtol=1e-4)
 
@@ -138,7 +138,7 @@ def test_the_transform_is_in_float32_whatever_the_autocast() -> None:
     [
         ({"window": 20}, "2 or more times hop=6"),
         ({"window": 6}, "2 or more times hop=6"),
-        ({"hop": 5, "window": 15}, "even"),
+        ({"downsample": 5, "window": 15}, "even"),
         ({"causal": True, "attention": True}, "looks ahead"),
         ({"attention": True, "groups": 3}, "3 groups"),
     ],

@@ -7,7 +7,7 @@ import torch
 
 from varitok import UserError
 from varitok.codecs.build import build_codec
-from varitok.codecs.training.activation_checkpointing import Recompute, blocks
+from varitok.codecs.training.activation_checkpointing import ActivationCheckpointing, blocks
 from varitok.codecs.training.run import build_run
 
 from ...composing import composed
@@ -27,7 +27,7 @@ from .test_training import ADVERSARIAL, TINY, compose, fit
 def test_a_run_is_the_same_to_the_bit(tmp_path, words):
     states = []
     for name, parts in (("plain", "[]"), ("recomputed", "[encoder,decoder]")):
-        config = composed(*words, *QUIET, f"training.recompute={parts}")
+        config = composed(*words, *QUIET, f"training.activation_checkpointing={parts}")
         run = build_run(config, tmp_path / name)
         run.trainer.fit(run.module, run.data)
         assert bool(run.module.recompute.forgetful) == (name == "recomputed")
@@ -48,7 +48,12 @@ def test_what_is_compiled_is_compiled_in_the_first_update(tmp_path, monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=noted))
     logs = []
     for name, parts in (("plain", "[]"), ("compiled", "[encoder,decoder]")):
-        words = [*QUIET, f"training.compile={parts}", "training.recompute=[encoder,decoder]", "training.log_every=1"]
+        words = [
+            *QUIET,
+            f"training.compile={parts}",
+            "training.activation_checkpointing=[encoder,decoder]",
+            "training.log_every=1",
+        ]
         run = build_run(compose(*words), tmp_path / name)
         run.trainer.fit(run.module, run.data)
         logs.append([float(row[2]) for row in logged(tmp_path / name) if row[1] == "loss"])
@@ -63,7 +68,7 @@ def test_chance_in_a_block_is_the_same_both_times():
     for parts in ([], [network]):
         torch.manual_seed(3)
         block.zero_grad()
-        with Recompute(parts):
+        with ActivationCheckpointing(parts):
             loss = block(torch.ones(64, 8)).square().sum()
         torch.rand(5)  # chance between the two passes
         loss.backward()
@@ -80,7 +85,7 @@ def kept(codec, parts, signal):
         storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Recompute(parts):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), ActivationCheckpointing(parts):
         codec(signal)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in storages.items() if address not in weights)
 
@@ -89,18 +94,18 @@ def kept(codec, parts, signal):
 def test_less_is_kept(words):
     codec = build_codec(composed(*words))
     assert all(blocks(part) for part in (codec.encoder, codec.decoder))
-    size = {1: (2, 1, 8000), 2: (2, 3, 16, 16), 3: (2, 3, 5, 16, 16)}[len(codec.hop)]
+    size = {1: (2, 1, 8000), 2: (2, 3, 16, 16), 3: (2, 3, 5, 16, 16)}[len(codec.downsample)]
     signal = torch.rand(size)
     assert kept(codec, [codec.encoder, codec.decoder], signal) < 0.8 * kept(codec, [], signal)
 
 
 def test_networks_are_left_as_they_were(tmp_path):
-    run = fit(tmp_path, *QUIET, "training.recompute=[encoder,decoder]", "training.average=0")
+    run = fit(tmp_path, *QUIET, "training.activation_checkpointing=[encoder,decoder]", "training.ema_decay=0")
     assert not any("forward" in vars(module) for module in run.module.evaluated.modules())
 
 
 def test_a_bottleneck_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"training\.recompute: a bottleneck learns in its forward"):
-        build_run(compose("training.recompute=[bottleneck]"), tmp_path)
+        build_run(compose("training.activation_checkpointing=[bottleneck]"), tmp_path)
     with pytest.raises(UserError, match=r"training\.recompute: the codec has no part 'encodr'"):
-        build_run(compose("training.recompute=[encodr]"), tmp_path)
+        build_run(compose("training.activation_checkpointing=[encodr]"), tmp_path)

@@ -58,13 +58,13 @@ def _config(name: str):
 
 @cache
 def _codec(name: str) -> Codec:
-    """Make a preset's codec with narrow networks and its own strides, and with books that have seen a batch."""
+    """Make a preset's codec with narrow networks and its own strides, and with codebooks that have seen a batch."""
     torch.manual_seed(0)
     config = _config(name)
     if name not in FIXED:
         shrink(config.codec)
     codec = build_codec(config).train()
-    codec(_sound(4 * codec.hop[0] + 1, 2, 3))  # k-means
+    codec(_sound(4 * codec.downsample[0] + 1, 2, 3))  # k-means
     return codec.eval()
 
 
@@ -86,15 +86,15 @@ def test_bits_a_second_are_those_of_the_paper(name):
     config = _config(name)
     with torch.device("meta"):
         bottleneck = build(config.bottleneck)
-    rate = bottleneck.bits * config.codec.sample_rate / config.data.hop / 1000
+    rate = bottleneck.bits * config.codec.sample_rate / config.data.downsample / 1000
     assert rate == pytest.approx(PUBLISHED[name], abs=0.006)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_padding_changes_nothing(name):
     codec = _codec(name)
-    hop = codec.hop[0]
-    assert hop == _config(name).data.hop and codec.sample_rate == _config(name).codec.sample_rate
+    hop = codec.downsample[0]
+    assert hop == _config(name).data.downsample and codec.sample_rate == _config(name).codec.sample_rate
     sizes = [5 * hop, 3 * hop + 1, hop // 2]
     sounds = [_sound(size, seed=seed) for seed, size in enumerate(sizes)]
     # What lies behind a sound is zeros in a batch; behind its last token it may be anything.
@@ -106,7 +106,7 @@ def test_padding_changes_nothing(name):
         for item, (sound, length) in enumerate(zip(sounds, lengths.tolist(), strict=True)):
             alone = codec.encode(sound)
             assert alone.shape[2] == length
-            if codec.books:
+            if codec.num_codebooks:
                 assert torch.equal(codes[item : item + 1, :, :length], alone)
             else:
                 torch.testing.assert_close(codes[item : item + 1, :, :length], alone, atol=1e-5, rtol=0)
@@ -121,7 +121,7 @@ def test_chunks_of_causal_presets_give_what_the_whole_gives(name):
     assert chunked.streams is (name.removesuffix("_small") in CAUSAL), chunked.obstacle
     if not chunked.streams:
         return
-    hop = codec.hop[0]
+    hop = codec.downsample[0]
     sound, cuts = _sound(9 * hop + 7), [hop, 4 * hop, 2 * hop, 2 * hop + 7]
     with torch.no_grad():
         codes, signal = codec.encode(sound), codec.decode(codec.encode(sound))

@@ -169,10 +169,10 @@ def test_what_the_guard_takes_is_told(tmp_path, key, value):
 def test_it_remembers():
     guard, other = Guard(spike=10), Guard(spike=10)
     for norm in range(1, 40):
-        assert guard.takes(torch.tensor(float(norm)))
+        assert guard.accepts(torch.tensor(float(norm)))
     other.restore(guard.state(), 0, torch.device("cpu"))
-    assert not other.takes(torch.tensor(1000.0)) and other.why == "the gradient's norm of 1e+03 is 50 times the usual"
-    assert guard.takes(torch.tensor(150.0))
+    assert not other.accepts(torch.tensor(1000.0)) and other.why == "the gradient's norm of 1e+03 is 50 times the usual"
+    assert guard.accepts(torch.tensor(150.0))
 
 
 SCRIPT = """

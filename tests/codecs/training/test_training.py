@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from varitok import UserError
 from varitok.codecs.build import load_run
-from varitok.codecs.training.ema import Average
-from varitok.codecs.training.logging.scalar_buffer import Record
+from varitok.codecs.training.ema import EMA
+from varitok.codecs.training.logging.scalar_buffer import ScalarBuffer
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
@@ -58,7 +58,7 @@ ADVERSARIAL = [
 ]
 RESIDUAL = [
     "bottleneck=rvq",
-    "bottleneck.books=3",
+    "bottleneck.num_codebooks=3",
     "bottleneck.level.dim=8",
     "bottleneck.level.codebook_size=16",
 ]
@@ -183,28 +183,32 @@ def test_with_a_discriminator_updates_are_not_counted_double(tmp_path):
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
-    plain = [*QUIET, "length=full", "training.average=0", "optim.clip=1e9"]
+    plain = [*QUIET, "length=full", "training.ema_decay=0", "optim.clip=1e9"]
     small = fit(tmp_path / "small", *plain, "training.accumulate=2", "loader.batch_size=3", "updates=2")
     large = fit(tmp_path / "large", *plain, "loader.batch_size=6", "updates=2")
     for (name, one), other in zip(small.module.codec.named_parameters(), large.module.codec.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3, msg=name)
 
 
-def test_a_books_statistics_are_those_of_the_whole_update(tmp_path):
-    """Batches of an update are gathered, and the book moves once, as for one batch of them all."""
-    plain = [*QUIET, *RESIDUAL, "length=full", "training.average=0", "optim.clip=1e9", "bottleneck.level.revival=0"]
+def test_a_codebooks_statistics_are_those_of_the_whole_update(tmp_path):
+    """Batches of an update are gathered, and the codebook moves once, as for one batch of them all."""
+    plain = [*QUIET, *RESIDUAL, "length=full", "training.ema_decay=0", "optim.clip=1e9", "bottleneck.level.revival=0"]
     plain += ["bottleneck.level.initialise=false"]
     small = fit(tmp_path / "small", *plain, "training.accumulate=2", "loader.batch_size=3", "updates=2")
     large = fit(tmp_path / "large", *plain, "loader.batch_size=6", "updates=2")
     for (name, one), other in zip(small.module.codec.named_buffers(), large.module.codec.buffers(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3, msg=name)
-    assert int(small.module.codec.bottleneck.parts[0].book.age) == 2
+    assert int(small.module.codec.bottleneck.parts[0].codebook.age) == 2
 
 
 def test_second_stage_trains_the_decoder_alone(finished, tmp_path):
     folder, first = finished
     run = fit(
-        tmp_path, *QUIET, f"init_from={folder}", "training.freeze=[encoder,project_in,bottleneck]", "training.average=0"
+        tmp_path,
+        *QUIET,
+        f"init_from={folder}",
+        "training.freeze=[encoder,project_in,bottleneck]",
+        "training.ema_decay=0",
     )
     start, end = first.module.average.codec.state_dict(), run.module.codec.state_dict()
     changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], end[name])}
@@ -273,7 +277,7 @@ def test_a_broken_wandb_does_not_end_a_run(tmp_path, monkeypatch, caplog):
 def test_average_follows_parameters_and_copies_buffers():
     codec = tiny_codec()
     codec.register_buffer("counter", torch.zeros((), dtype=torch.int64))
-    average = Average(codec, 0.5)
+    average = EMA(codec, 0.5)
     before = codec.project_in.weight.detach().clone()
     with torch.no_grad():
         codec.project_in.weight.add_(1.0)
@@ -291,7 +295,7 @@ def test_schedules():
 
 
 def test_record_gives_means_and_starts_anew():
-    record = Record(2)
+    record = ScalarBuffer(2)
     record.add({"a": torch.tensor(1.0), "b": torch.tensor(5.0)})
     record.add({"a": torch.tensor(3.0)})
     assert record.read() == {"a": 2.0, "b": 5.0}
@@ -365,7 +369,7 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     if experiment.startswith("audio/"):
         small += ["data=voices", "data.crop_tokens=8"]
     elif experiment.startswith("video/nerv"):
-        small += ["data=one_scene", "data.frames=3", "data.image_size=80"]
+        small += ["data=single_scene", "data.frames=3", "data.image_size=80"]
     elif experiment.startswith("video/"):
         small += [f"data={'feature_scenes' if features else 'scenes'}", "loader.bucket=0"]
         small += [f"data.{features}crop_tokens=2", f"data.{features}image_size=16"]

@@ -13,7 +13,7 @@ from varitok import UserError
 from varitok.data.batch import Sample, collate
 from varitok.data.datamodule import DataModule, validation_loader
 from varitok.data.datasets import audio as module
-from varitok.data.datasets.audio import librispeech, libritts, sound_folder, sound_mix, speech_commands
+from varitok.data.datasets.audio import audio_folder, audio_mix, librispeech, libritts, speech_commands
 
 RATE = 8000
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _folder(folder: Path, **form):
-    return sound_folder(str(folder), **({"sample_rate": RATE, "crop_tokens": 20, "hop": 40} | form))
+    return audio_folder(str(folder), **({"sample_rate": RATE, "crop_tokens": 20, "downsample": 40} | form))
 
 
 def test_a_training_stretch_is_counted_in_tokens_and_lies_in_its_file(folder):
@@ -182,18 +182,18 @@ def test_a_mix_gives_each_folder_its_share(tmp_path):
             _write(tmp_path / name / "train" / f"{index}.wav", _tone(0.5, frequency))
         _write(tmp_path / name / "val" / "a.wav", _tone(0.3, frequency))
     roots = {"speech": str(tmp_path / "speech"), "music": str(tmp_path / "music"), "none": None}
-    form = {"sample_rate": RATE, "crop_tokens": 20, "hop": 40}
-    splits = sound_mix(roots, weights={"music": 3.0}, **form)
+    form = {"sample_rate": RATE, "crop_tokens": 20, "downsample": 40}
+    splits = audio_mix(roots, weights={"music": 3.0}, **form)
     assert len(splits.train) == 33 and len(splits.val) == 2
     crossings = [(splits.train[0, i].sign().diff() != 0).sum() for i in range(33)]
     crossings += [(splits.train[1, i].sign().diff() != 0).sum() for i in range(33)]
     music = sum(bool(count > 100) for count in crossings)
     assert 38 <= music <= 60  # 3 of 4 of 66
-    assert torch.equal(splits.train[1, 7], sound_mix(roots, weights={"music": 3.0}, **form).train[1, 7])
+    assert torch.equal(splits.train[1, 7], audio_mix(roots, weights={"music": 3.0}, **form).train[1, 7])
     with pytest.raises(UserError, match=r"weights\.musik=1"):
-        sound_mix(roots, weights={"musik": 1}, **form)
+        audio_mix(roots, weights={"musik": 1}, **form)
     with pytest.raises(UserError, match="at least one"):
-        sound_mix({"a": None}, **form)
+        audio_mix({"a": None}, **form)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_mix_gives_each_folder_its_share(tmp_path):
     [
         ("sample_rate", 100),
         ("channels", 0),
-        ("hop", 0),
+        ("downsample", 0),
         ("crop_tokens", 0),
         ("val_seconds", 0.0),
         ("gain", [1.0, 0.0]),
@@ -217,11 +217,11 @@ def test_wrong_numbers_are_told(folder, name, value):
 def test_a_corpus_of_archives_is_read_where_it_lies(tmp_path, make, name):
     for part in ("train-clean-100", "dev-clean"):
         _write(tmp_path / name / part / "19" / "198" / "19-198-0001.flac", _tone(0.4))
-    splits = make(str(tmp_path), download=False, sample_rate=RATE, crop_tokens=5, hop=40)
+    splits = make(str(tmp_path), download=False, sample_rate=RATE, crop_tokens=5, downsample=40)
     assert splits.train[0, 0].shape == (1, 200) and splits.val[0, 0].shape == (1, 3200)
     assert name in splits.about["dataset"]
     with pytest.raises(UserError, match=r"train-other-500\.tar\.gz is not there"):
-        make(str(tmp_path), parts=["train-other-500"], download=False, sample_rate=RATE, crop_tokens=5, hop=40)
+        make(str(tmp_path), parts=["train-other-500"], download=False, sample_rate=RATE, crop_tokens=5, downsample=40)
 
 
 def test_speech_commands_keep_their_own_splits(tmp_path):
@@ -231,10 +231,10 @@ def test_speech_commands_keep_their_own_splits(tmp_path):
             _write(root / word / f"{speaker}_nohash_0.wav", _tone(0.2))
     (root / "validation_list.txt").write_text("bed/a_nohash_0.wav\n")
     (root / "testing_list.txt").write_text("cat/b_nohash_0.wav\n")
-    splits = speech_commands(str(tmp_path), download=False, sample_rate=RATE, crop_tokens=5, hop=40)
+    splits = speech_commands(str(tmp_path), download=False, sample_rate=RATE, crop_tokens=5, downsample=40)
     assert (len(splits.train), len(splits.val)) == (2, 1)
     with pytest.raises(UserError, match=r"speech_commands_v0\.02\.tar\.gz is not there"):
-        speech_commands(str(tmp_path / "no"), download=False, sample_rate=RATE, crop_tokens=5, hop=40)
+        speech_commands(str(tmp_path / "no"), download=False, sample_rate=RATE, crop_tokens=5, downsample=40)
 
 
 def test_every_suffix_is_lower_case_with_its_dot():

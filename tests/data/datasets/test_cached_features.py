@@ -1,4 +1,4 @@
-"""Features that a teacher saw before: written once, cut as the signals are, and equal to what it would see."""
+"""FeatureMap that a teacher saw before: written once, cut as the signals are, and equal to what it would see."""
 
 import io
 
@@ -13,20 +13,20 @@ from varitok import UserError
 from varitok.data.batch import BadSample, Sample, collate
 from varitok.data.cli.features import main
 from varitok.data.datamodule import DataModule
-from varitok.data.datasets.audio import SoundDataset, sound_folder
-from varitok.data.datasets.cached_features import SeenTeacher, image_teacher, open_features, sound_teacher
+from varitok.data.datasets.audio import AudioDataset, audio_folder
+from varitok.data.datasets.cached_features import CachedTeacher, audio_teacher, image_teacher, open_features
 from varitok.data.datasets.images import ImageFolder, image_folder
-from varitok.data.feature_map import Features, resampled
+from varitok.data.feature_map import FeatureMap, resample
 from varitok.data.storage.shard_writer import ShardWriter
 from varitok.data.synthetic.images import dead_leaves
-from varitok.data.teachers.audio import SoundTransformer
+from varitok.data.teachers.audio import AudioTransformer
 from varitok.data.teachers.vision import VisionTransformer
 from varitok.export.cli.main import main as varitok
 
 from ..saved import saved
 
 RATE, CROP = 8000, 400
-FORM = {"sample_rate": RATE, "crop_tokens": 10, "hop": 40, "gain": (0.0, 0.0), "flip": False}
+FORM = {"sample_rate": RATE, "crop_tokens": 10, "downsample": 40, "gain": (0.0, 0.0), "flip": False}
 LENGTHS = {"a/one.wav": 2000, "a/two.wav": 1237, "three.v2.wav": 900, "short.wav": 150}
 
 
@@ -41,11 +41,11 @@ def corpus(tmp_path_factory):
     _, folder = saved(root, "wavlm")
     words = [str(root / "sounds"), "--teacher", str(folder), "--rate", str(RATE), "--out", str(root / "seen")]
     main([*words, "--layer", "1"])
-    return root / "sounds", SoundTransformer(str(folder), RATE, 1), root / "seen"
+    return root / "sounds", AudioTransformer(str(folder), RATE, 1), root / "seen"
 
 
 def dataset(sounds, **form):
-    return SoundDataset(sorted(sounds.rglob("*.wav")), RATE, form.pop("samples", CROP), **form)
+    return AudioDataset(sorted(sounds.rglob("*.wav")), RATE, form.pop("samples", CROP), **form)
 
 
 def test_whole_files_are_what_the_teacher_sees(corpus):
@@ -55,7 +55,7 @@ def test_whole_files_are_what_the_teacher_sees(corpus):
     for index in range(len(whole)):
         wanted = teacher(whole[0, index][None])
         found = shards[0, index]
-        assert found.steps == wanted.steps and found.lead == 0
+        assert found.steps == wanted.steps and found.causal_pad == 0
         torch.testing.assert_close(found.values, wanted.values, atol=2e-3, rtol=2e-3)  # float16
 
 
@@ -64,7 +64,7 @@ def test_stretches_are_cut_where_the_sounds_are(corpus):
     sounds, teacher, seen = corpus
     data = dataset(sounds, seed=3)
     shards, starts = open_features(str(seen), data), set()
-    plain = SoundDataset(data.files, RATE, None, train=False)
+    plain = AudioDataset(data.files, RATE, None, train=False)
     for epoch in range(6):
         for index in range(len(data)):
             signal, found = data[epoch, index], shards[epoch, index]
@@ -72,8 +72,8 @@ def test_stretches_are_cut_where_the_sounds_are(corpus):
             starts.add(begin)
             assert signal.shape[1] == count
             whole = teacher(plain[0, index][None])
-            wanted = resampled(whole, Features(torch.zeros(1, 1, count), (1.0,), lead=-begin))
-            cut = resampled(found, Features(torch.zeros(1, 1, count), (1.0,)))
+            wanted = resample(whole, FeatureMap(torch.zeros(1, 1, count), (1.0,), offset=-begin))
+            cut = resample(found, FeatureMap(torch.zeros(1, 1, count), (1.0,)))
             torch.testing.assert_close(cut, wanted, atol=2e-3, rtol=2e-3)
     assert len(starts) > 6
 
@@ -84,20 +84,20 @@ def test_a_batch_of_cuts_is_each_alone(corpus):
     shards = open_features(str(seen), data)
     samples = [Sample(data[1, index], (), index, {"t": shards[1, index]}) for index in range(4)]
     batch = collate([*samples, Sample(None, ("bad",))])
-    like = Features(torch.zeros(4, 1, CROP // 40), (40.0,))
-    together = resampled(batch.features["t"], like)
+    like = FeatureMap(torch.zeros(4, 1, CROP // 40), (40.0,))
+    together = resample(batch.features["t"], like)
     for index in range(4):
-        alone = resampled(shards[1, index], like._replace(values=like.values[:1]))
+        alone = resample(shards[1, index], like._replace(values=like.values[:1]))
         torch.testing.assert_close(together[index], alone[0])
 
 
 def test_batches_bring_the_features_of_their_sounds(corpus):
     sounds, _, seen = corpus
-    splits = sound_folder(str(sounds), val_share=0.25, **FORM)
+    splits = audio_folder(str(sounds), val_share=0.25, **FORM)
     module = DataModule(splits, batch_size=2, workers=0, updates=3, features={"t": str(seen)})
     for batch in module.train_dataloader():
         assert batch.features["t"].values.shape[:2] == (2, 24)
-        assert batch.features["t"].lead.shape == (2,)
+        assert batch.features["t"].causal_pad.shape == (2,)
 
 
 def test_what_cannot_be_cut_is_refused_in_one_line(corpus, tmp_path):
@@ -111,9 +111,9 @@ def test_what_cannot_be_cut_is_refused_in_one_line(corpus, tmp_path):
     with pytest.raises(UserError, match=r"has no features of .*other\.wav; write them anew"):
         open_features(str(seen), dataset(more))
     with pytest.raises(UserError, match="no shards of features in this folder"):
-        SeenTeacher(str(more))
+        CachedTeacher(str(more))
     with pytest.raises(UserError, match=r"a reconstruction is for the teacher to see"):
-        SeenTeacher(str(seen))(torch.zeros(1, 1, 400))
+        CachedTeacher(str(seen))(torch.zeros(1, 1, 400))
 
 
 def test_features_that_are_torn_are_a_bad_sample(corpus):
@@ -125,10 +125,10 @@ def test_features_that_are_torn_are_a_bad_sample(corpus):
 
 
 def test_a_teacher_whose_features_are_read_need_not_be_there(corpus):
-    seen = sound_teacher("nowhere", RATE, cached=str(corpus[2]))
+    seen = audio_teacher("nowhere", RATE, cached=str(corpus[2]))
     assert seen.channels == 24 and seen.name == "wavlm"
     with pytest.raises(UserError, match="nothing is downloaded"):
-        sound_teacher("nowhere", RATE)
+        audio_teacher("nowhere", RATE)
 
 
 def slope(height: int, width: int, turned: bool = False) -> Image.Image:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varitok.data.datasets.crops import centre_box, random_box
+from varitok.data.datasets.crops import center_box, random_box
 
 SIDES = st.integers(1, 97)
 BOXES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3).map(lambda pairs: tuple(zip(*pairs, strict=True)))
@@ -13,7 +13,7 @@ BOXES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3).map(lambda pai
 @given(boxes=BOXES, seed=st.integers(0, 2**31))
 def test_a_box_lies_inside_and_is_as_large_as_it_can_be(boxes: tuple[tuple[int, ...], ...], seed: int) -> None:
     shape, size = boxes
-    for box in (centre_box(shape, size), random_box(shape, size, torch.Generator().manual_seed(seed))):
+    for box in (center_box(shape, size), random_box(shape, size, torch.Generator().manual_seed(seed))):
         assert [length for _, length in box] == [min(pair) for pair in zip(shape, size, strict=True)]
         assert all(0 <= start <= whole - length for (start, length), whole in zip(box, shape, strict=True))
 
@@ -21,7 +21,7 @@ def test_a_box_lies_inside_and_is_as_large_as_it_can_be(boxes: tuple[tuple[int, 
 @given(boxes=BOXES)
 def test_a_centred_box_leaves_as_much_on_both_sides(boxes: tuple[tuple[int, ...], ...]) -> None:
     shape, size = boxes
-    for (start, length), whole in zip(centre_box(shape, size), shape, strict=True):
+    for (start, length), whole in zip(center_box(shape, size), shape, strict=True):
         assert whole - length - start - start in (0, 1)
 
 

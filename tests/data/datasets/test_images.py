@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from varitok import UserError
-from varitok.data.batch import BadSample, normalise, to_uint8
+from varitok.data.batch import BadSample, normalize, to_uint8
 from varitok.data.datasets.images import ImageDataset, ImageFolder, cifar10, image_folder, imagenette
 from varitok.data.decoding.images import decode_image, decoded_size
 
@@ -176,5 +176,5 @@ def test_without_a_network_a_message_says_what_to_place_where(tmp_path, monkeypa
 
 def test_eight_bits_go_round():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(to_uint8(normalise(pixels)), pixels)
+    assert torch.equal(to_uint8(normalize(pixels)), pixels)
     assert to_uint8(torch.tensor([-3.0, 3.0, 0.0039])).tolist() == [0, 255, 128]

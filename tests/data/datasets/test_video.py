@@ -41,7 +41,7 @@ def test_a_stretch_has_whole_latent_frames(folder):
     assert numbers(splits.val[0, 0]) == list(range(9))
     assert splits.train.sizes() == [5, 5, 4]
     assert splits.train[0, 2].shape[1] == 4  # shorter than a stretch
-    assert video_folder(str(folder), **FORM, hop=4, lead=0).train[0, 0].shape[1] == 8
+    assert video_folder(str(folder), **FORM, downsample=4, causal_pad=0).train[0, 0].shape[1] == 8
     assert "9 frames at 10 frames a second" in splits.about["protocol"]
 
 
@@ -56,7 +56,7 @@ def test_all_chance_follows_from_the_key(folder):
     assert sides == {True, False}  # mirrored by chance
 
 
-def test_val_is_the_beginning_and_the_centre(folder):
+def test_val_is_the_beginning_and_the_center(folder):
     val = video_folder(str(folder), **{**FORM, "image_size": [16, 8]}).val
     assert torch.equal(val[0, 0], val[5, 0]) and val[0, 0].shape == (3, 5, 16, 8)
     assert numbers(val[0, 0]) == [0, 1, 2, 3, 4]

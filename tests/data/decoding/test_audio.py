@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varitok.data.batch import BadSample
-from varitok.data.decoding.audio import MOST_SAMPLES, Sound, decode_sound
+from varitok.data.decoding.audio import MOST_SAMPLES, AudioFile, decode_audio
 
 RATE = 16_000
 
@@ -81,14 +81,14 @@ def kinds(tmp_path_factory):
 
 def _is_named(path: Path, match: str = ".", **wanted) -> None:
     with pytest.raises(BadSample, match=match) as told:
-        decode_sound(path, **wanted)
+        decode_audio(path, **wanted)
     assert str(path) in str(told.value)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_is_read(kinds, name):
-    sound = decode_sound(kinds[name])
+    sound = decode_audio(kinds[name])
     assert sound.dtype == torch.float32
     assert sound.shape[0] == 1
     assert abs(sound.shape[1] - 96_000) <= 3000  # AAC and MP3 pad
@@ -100,10 +100,10 @@ def test_every_form_is_read(kinds, name):
 @pytest.mark.parametrize("rate", [None, 16_000, 44_100])
 @pytest.mark.parametrize("name", FORMS)
 def test_a_stretch_of_every_form_is_that_of_the_whole_file(kinds, name, rate):
-    whole = decode_sound(kinds[name], sample_rate=rate)
+    whole = decode_audio(kinds[name], sample_rate=rate)
     for share in (0.01, 0.333, 0.61, 0.95):
         start = int(share * whole.shape[1])
-        part = decode_sound(kinds[name], start, 777, rate)
+        part = decode_audio(kinds[name], start, 777, rate)
         assert part.shape == (1, 777)
         assert (part - whole[:, start : start + 777]).abs().max() < 0.01
 
@@ -117,8 +117,8 @@ def test_a_stretch_of_every_form_is_that_of_the_whole_file(kinds, name, rate):
 def test_a_stretch_is_that_of_the_whole_file(tmp_path_factory, rate, wanted, start, frames):
     path = tmp_path_factory.mktemp("a") / "float.wav"
     soundfile.write(path, _noise(6000), rate, subtype="FLOAT")
-    whole = decode_sound(path, sample_rate=wanted)
-    with Sound(path, wanted) as sound:
+    whole = decode_audio(path, sample_rate=wanted)
+    with AudioFile(path, wanted) as sound:
         assert sound.length == whole.shape[1] == pytest.approx(6000 * wanted / rate, abs=1.1)
         if start >= sound.length:
             with pytest.raises(BadSample):
@@ -133,7 +133,7 @@ def test_a_stretch_is_that_of_the_whole_file(tmp_path_factory, rate, wanted, sta
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_resampling_keeps_level_and_place(tmp_path, rate):
     path = _write(tmp_path, "float.wav", _tone(rate, rate), rate)
-    sound = decode_sound(path, sample_rate=24_000)
+    sound = decode_audio(path, sample_rate=24_000)
     assert sound.shape == (1, 24_000)
     middle = slice(2000, 22_000)  # the edges ring
     assert (sound[0, middle] - torch.from_numpy(_tone(24_000, 24_000)[middle, 0])).abs().max() < 1e-3
@@ -141,20 +141,20 @@ def test_resampling_keeps_level_and_place(tmp_path, rate):
 
 def test_what_a_lower_rate_cannot_hold_is_gone(tmp_path):
     path = _write(tmp_path, "float.wav", _tone(48_000, 48_000, 11_000), 48_000)
-    assert decode_sound(path, sample_rate=16_000)[:, 1000:-1000].abs().max() < 1e-3
+    assert decode_audio(path, sample_rate=16_000)[:, 1000:-1000].abs().max() < 1e-3
 
 
 def test_channels(tmp_path):
     mono = _write(tmp_path, "1.wav", _tone(400))
     stereo = _write(tmp_path, "2.wav", _tone(400, channels=2))
     many = _write(tmp_path, "8.wav", _tone(400, channels=8))
-    first = decode_sound(mono)
-    assert torch.equal(decode_sound(mono, channels=2), first.repeat(2, 1))
-    assert torch.allclose(decode_sound(stereo), torch.cat([first, first / 2]), atol=1e-4)
-    assert torch.allclose(decode_sound(stereo, channels=1), first * 0.75, atol=1e-4)
-    assert decode_sound(many).shape == (8, 400)
-    assert torch.equal(decode_sound(many, channels=2), decode_sound(many)[:2])
-    assert torch.allclose(decode_sound(many, channels=1), decode_sound(many).mean(0, keepdim=True), atol=1e-6)
+    first = decode_audio(mono)
+    assert torch.equal(decode_audio(mono, channels=2), first.repeat(2, 1))
+    assert torch.allclose(decode_audio(stereo), torch.cat([first, first / 2]), atol=1e-4)
+    assert torch.allclose(decode_audio(stereo, channels=1), first * 0.75, atol=1e-4)
+    assert decode_audio(many).shape == (8, 400)
+    assert torch.equal(decode_audio(many, channels=2), decode_audio(many)[:2])
+    assert torch.allclose(decode_audio(many, channels=1), decode_audio(many).mean(0, keepdim=True), atol=1e-6)
     _is_named(stereo, "2 channels are fewer than 3", channels=3)
 
 
@@ -167,7 +167,7 @@ def test_many_channels_that_only_ffmpeg_reads(tmp_path):
         frame.rate, frame.pts = 48_000, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    sound = decode_sound(tmp_path / "a.mka")
+    sound = decode_audio(tmp_path / "a.mka")
     assert torch.equal(sound, torch.from_numpy(values.T / np.float32(32768)))
 
 
@@ -187,16 +187,16 @@ def test_only_the_stretch_is_read(tmp_path, monkeypatch, rate):
     path = _write(tmp_path, "a.flac", np.tile(_tone(8_000, 8_000), (600, 1)), 8_000)
     monkeypatch.setattr(soundfile, "SoundFile", _Counting)
     monkeypatch.setattr(_Counting, "frames_read", 0)
-    assert decode_sound(path, 300 * rate, rate, rate).shape == (1, rate)
+    assert decode_audio(path, 300 * rate, rate, rate).shape == (1, rate)
     assert 8_000 <= _Counting.frames_read < 10_000  # of 4.8 million
 
 
 @pytest.mark.parametrize("name", ["16.wav", "a.flac", "a.ogg"])
 def test_little_silent_and_clipped_sounds_are_sounds(tmp_path, name):
-    one = decode_sound(_write(tmp_path, name, _tone(1) + 0.5, 16_000))
+    one = decode_audio(_write(tmp_path, name, _tone(1) + 0.5, 16_000))
     assert one.shape == (1, 1)
-    assert not decode_sound(_write(tmp_path, name, np.zeros((500, 1)), 16_000)).any()
-    loud = decode_sound(_write(tmp_path, name, np.sign(_tone(4000)), 16_000))
+    assert not decode_audio(_write(tmp_path, name, np.zeros((500, 1)), 16_000)).any()
+    loud = decode_audio(_write(tmp_path, name, np.sign(_tone(4000)), 16_000))
     assert 0.9 < loud.abs().max() <= 1
 
 
@@ -205,7 +205,7 @@ def test_little_silent_and_clipped_sounds_are_sounds(tmp_path, name):
 def test_a_stretch_after_what_is_left_has_no_samples(tmp_path, kinds, name, rate):
     data = kinds[name].read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) * 3 // 10])
-    with Sound(tmp_path / name, rate) as sound, pytest.raises(BadSample, match=r"no samples|End of file|seek"):
+    with AudioFile(tmp_path / name, rate) as sound, pytest.raises(BadSample, match=r"no samples|End of file|seek"):
         sound.read(sound.length - 1000, 500)
 
 
@@ -213,15 +213,15 @@ def test_a_negative_start_is_told(tmp_path):
     path = _write(tmp_path, "a.wav", _tone(100), 48_000)
     for rate in (None, 16_000):
         with pytest.raises(ValueError, match="start=-1"):
-            decode_sound(path, -1, 10, rate)
+            decode_audio(path, -1, 10, rate)
 
 
 def test_one_sample_is_resampled(tmp_path):
-    assert decode_sound(_write(tmp_path, "a.wav", _tone(1) + 0.5, 48_000), sample_rate=16_000).shape == (1, 1)
+    assert decode_audio(_write(tmp_path, "a.wav", _tone(1) + 0.5, 48_000), sample_rate=16_000).shape == (1, 1)
 
 
 def test_what_overshoots_is_clipped(tmp_path):
-    sound = decode_sound(_write(tmp_path, "float.wav", 4 * _tone(1000)))
+    sound = decode_audio(_write(tmp_path, "float.wav", 4 * _tone(1000)))
     assert (sound.min(), sound.max()) == (-1, 1)
 
 
@@ -279,7 +279,7 @@ def test_a_cut_file_is_named_or_shorter(tmp_path, kinds, name, rate):
     data = kinds[name].read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     try:
-        assert decode_sound(tmp_path / name, sample_rate=rate).shape[1] < 60_000
+        assert decode_audio(tmp_path / name, sample_rate=rate).shape[1] < 60_000
     except BadSample as error:
         assert "\n" not in str(error)
     _is_named(tmp_path / name, start=90_000 if rate is None else 30_000, frames=1000, sample_rate=rate)
@@ -289,7 +289,7 @@ def test_a_cut_flac_is_named(tmp_path, kinds):
     data = kinds["a.flac"].read_bytes()
     (tmp_path / "a.flac").write_bytes(data[: len(data) // 2])
     _is_named(tmp_path / "a.flac")
-    assert decode_sound(tmp_path / "a.flac", 0, 1000).shape == (1, 1000)  # what is there is there
+    assert decode_audio(tmp_path / "a.flac", 0, 1000).shape == (1, 1000)  # what is there is there
 
 
 @pytest.mark.parametrize(("frames", "name"), [(1 << 31, "a.wav"), ((1 << 36) - 1, "a.flac")])
@@ -303,7 +303,7 @@ def test_a_header_that_promises_too_much_costs_no_memory(tmp_path, frames, name)
         data[18:26] = struct.pack(">Q", word >> 36 << 36 | frames)
     path.write_bytes(data)
     try:
-        assert decode_sound(path).shape == (1, 1000)
+        assert decode_audio(path).shape == (1, 1000)
     except BadSample as error:
         assert re.search("too long|ends after", str(error))
 
@@ -312,7 +312,7 @@ def test_what_is_too_long_is_refused_before_it_is_decoded(tmp_path, monkeypatch)
     monkeypatch.setattr("varitok.data.decoding.audio.MOST_SAMPLES", 1000)
     path = _write(tmp_path, "a.wav", _tone(501, channels=2), RATE)
     _is_named(path, "too long to be read at once")
-    assert decode_sound(path, 1, 500).shape == (2, 500)
+    assert decode_audio(path, 1, 500).shape == (2, 500)
     assert MOST_SAMPLES > 60 * 48_000 * 2
 
 
@@ -332,7 +332,7 @@ def test_flipped_bytes_are_never_a_crash(tmp_path_factory, kinds, name, data):
     path = tmp_path_factory.mktemp("a") / name
     path.write_bytes(content)
     try:
-        sound = decode_sound(path, 1000, 4000, 16_000, 1)
+        sound = decode_audio(path, 1000, 4000, 16_000, 1)
     except BadSample as error:
         assert "\n" not in str(error)
     else:

@@ -26,8 +26,8 @@ def saved(folder: Path, image: Image.Image, name: str = "a.png", **options: Any)
     return folder / name
 
 
-def flat(mode: str, colour: Any) -> Image.Image:
-    return Image.new(mode, (12, 10), colour)
+def flat(mode: str, color: Any) -> Image.Image:
+    return Image.new(mode, (12, 10), color)
 
 
 @pytest.mark.parametrize(

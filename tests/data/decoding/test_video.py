@@ -13,7 +13,7 @@ from PIL import Image
 
 from varitok.data.batch import BadSample
 from varitok.data.decoding import video as video_files
-from varitok.data.decoding.video import Video
+from varitok.data.decoding.video import VideoFile
 
 from ..clips import frames, numbers, write, write_sound
 
@@ -41,7 +41,7 @@ KINDS = {
 def test_every_container_gives_its_frames(folder, kind):
     codec, pixels = KINDS[kind]
     path = write(folder / f"kind.{kind}", frames(12), codec=codec, pixels=pixels)
-    with Video(path) as video:
+    with VideoFile(path) as video:
         whole = video.read()
         assert video.length == 12 and (video.height, video.width) == (48, 64)
         assert video.frame_rate == pytest.approx(10, rel=0.02)
@@ -55,13 +55,13 @@ def test_every_container_gives_its_frames(folder, kind):
 @settings(max_examples=25)
 @given(start=st.integers(0, 19), count=st.integers(0, 25))
 def test_a_stretch_is_that_of_the_whole(clip, start, count):
-    with Video(clip) as video:
+    with VideoFile(clip) as video:
         assert numbers(video.read(start, count)) == list(range(20))[start : start + count]
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(5, range(0, 20, 2)), (20, [i // 2 for i in range(40)]), (10, range(20))])
 def test_another_rate_shows_what_is_shown_then(clip, rate, wanted):
-    with Video(clip, rate) as video:
+    with VideoFile(clip, rate) as video:
         assert video.length == len(wanted)
         found = numbers(video.read())
         assert all(abs(a - b) <= (rate == 20) for a, b in zip(found, wanted, strict=True))
@@ -71,13 +71,13 @@ def test_another_rate_shows_what_is_shown_then(clip, rate, wanted):
 def test_a_variable_rate_is_understood(folder):
     times = [0, 1, 2, 10, 11, 19]
     path = write(folder / "vfr.mkv", frames(6), times=times)
-    with Video(path, 10.0) as video:
+    with VideoFile(path, 10.0) as video:
         found = numbers(video.read(0, 19))
     assert found == [0, 1, *[2] * 8, 3, *[4] * 8]
 
 
 def test_frames_are_resized_as_they_are_decoded(clip):
-    with Video(clip) as video:
+    with VideoFile(clip) as video:
         small = video.read(2, 4, (12, 20))
         assert small.shape == (3, 4, 12, 20) and numbers(small) == [2, 3, 4, 5]
         assert small[0, :, :, :8].float().mean() == pytest.approx(200, abs=5)
@@ -88,7 +88,7 @@ def test_phones_rotation_is_applied(folder, monkeypatch):
     with av.open(str(path)) as file:
         plain = next(file.decode(video=0)).to_ndarray(format="rgb24")
     monkeypatch.setattr("varitok.data.decoding.video._turns", lambda frame: 1)  # PyAV writes no rotation
-    with Video(path) as video:
+    with VideoFile(path) as video:
         assert (video.height, video.width) == (64, 48)
         turned = video.read(0, 1)
     np.testing.assert_array_equal(turned[:, 0].permute(1, 2, 0).numpy(), np.rot90(plain))
@@ -96,17 +96,17 @@ def test_phones_rotation_is_applied(folder, monkeypatch):
 
 def test_an_image_is_a_clip_of_one_frame(folder):
     Image.fromarray(frames(1)[0]).save(folder / "one.png")
-    with Video(folder / "one.png", 8.0) as video:
+    with VideoFile(folder / "one.png", 8.0) as video:
         assert video.length == 1 and video.read().shape == (3, 1, 48, 64)
         assert video.read(0, 5, (24, 32)).shape == (3, 1, 24, 32)
-    with Video(write(folder / "one.mp4", frames(1)), 8.0) as video:
+    with VideoFile(write(folder / "one.mp4", frames(1)), 8.0) as video:
         assert video.length == 1 and video.read().shape == (3, 1, 48, 64)
 
 
 @pytest.mark.parametrize("size", [(33, 51), (2, 2), (17, 64)])
 def test_odd_sizes_are_read(folder, size):
     path = write(folder / f"odd{size[0]}.mkv", frames(3, *size), codec="ffv1", pixels="bgr0")
-    with Video(path) as video:
+    with VideoFile(path) as video:
         assert video.read().shape == (3, 3, *size)
 
 
@@ -129,7 +129,7 @@ BROKEN = {
 def test_what_is_broken_is_told_by_its_name(folder, clip, name):
     path = folder / name
     path.write_bytes(BROKEN[name](clip))
-    with pytest.raises(BadSample, match=name), Video(path) as video:
+    with pytest.raises(BadSample, match=name), VideoFile(path) as video:
         video.read()
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_middle_is_never_black_frames(folder):
     clip = write(folder / "whole.mkv", noise, options={"g": "30", "crf": "20"})
     path = folder / "damaged.mkv"
     path.write_bytes(_zeros(clip))
-    with pytest.raises(BadSample, match="damaged"), Video(path) as video:
+    with pytest.raises(BadSample, match="damaged"), VideoFile(path) as video:
         video.read()
 
 
@@ -146,39 +146,39 @@ def test_a_file_that_ends_early_is_told(folder):
     clip = write(folder / "long.avi", frames(40), codec="mpeg4", pixels="yuv420p")
     path = folder / "early.avi"
     path.write_bytes(clip.read_bytes()[: clip.stat().st_size * 6 // 10])
-    with pytest.raises(BadSample, match="early"), Video(path) as video:
+    with pytest.raises(BadSample, match="early"), VideoFile(path) as video:
         video.read()
 
 
 def test_what_holds_no_frames_is_told(folder, tmp_path):
     with pytest.raises(BadSample, match="holds no frames"):
-        Video(write_sound(folder / "sound.mp4"))
+        VideoFile(write_sound(folder / "sound.mp4"))
     with pytest.raises(BadSample, match=r"gone\.mp4: No such file"):
-        Video(tmp_path / "gone.mp4")
+        VideoFile(tmp_path / "gone.mp4")
     with pytest.raises(BadSample, match="not a regular file"):
-        Video(tmp_path)
+        VideoFile(tmp_path)
 
 
 def test_a_pipe_that_never_delivers_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     began = time.monotonic()
     with pytest.raises(BadSample, match="not a regular file"):
-        Video(tmp_path / "pipe.mp4")
+        VideoFile(tmp_path / "pipe.mp4")
     assert time.monotonic() - began < 5
 
 
 def test_a_decoder_that_does_not_end_is_stopped(clip, monkeypatch):
     monkeypatch.setattr(video_files, "PATIENCE", -1.0)
-    with pytest.raises(BadSample, match="took longer than"), Video(clip) as video:
+    with pytest.raises(BadSample, match="took longer than"), VideoFile(clip) as video:
         video.read()
 
 
 def test_what_would_fill_the_memory_is_refused(clip, monkeypatch):
-    with Video(clip) as video:
+    with VideoFile(clip) as video:
         with pytest.raises(BadSample, match="are too many for one read"):
             video.read(0, 20, (40_000, 40_000))
         with pytest.raises(ValueError, match="negative"):
             video.read(-1)
     monkeypatch.setattr(video_files, "MOST_PIXELS", 1000)
     with pytest.raises(BadSample, match="64 x 48 pixels are too many"):
-        Video(clip)
+        VideoFile(clip)

@@ -6,7 +6,7 @@ from urllib.error import URLError
 import pytest
 
 from varitok import UserError
-from varitok.data.datasets.base import fetched
+from varitok.data.datasets.base import download_or_raise
 from varitok.data.storage.listing import list_files
 
 SUFFIXES = (".wav", ".flac")
@@ -72,7 +72,7 @@ def test_a_folder_without_a_sound_is_told(tmp_path):
 
 def test_fetching_makes_the_folder_and_gives_what_was_made(tmp_path):
     root = tmp_path / "a" / "b"
-    assert fetched(root.is_dir, str(root), "a.tgz") is True
+    assert download_or_raise(root.is_dir, str(root), "a.tgz") is True
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("hash\nmismatch"), PermissionError("no")])
@@ -81,10 +81,10 @@ def test_what_cannot_be_fetched_is_told_by_name(tmp_path, error):
         raise error
 
     with pytest.raises(UserError, match=r"data\.root=.*: a\.tgz is not there and could not be fetched") as told:
-        fetched(fail, str(tmp_path), "a.tgz")
+        download_or_raise(fail, str(tmp_path), "a.tgz")
     assert "\n" not in str(told.value)
 
 
 def test_other_errors_pass(tmp_path):
     with pytest.raises(KeyError):
-        fetched(lambda: {}["a"], str(tmp_path), "a.tgz")
+        download_or_raise(lambda: {}["a"], str(tmp_path), "a.tgz")

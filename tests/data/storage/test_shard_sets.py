@@ -16,7 +16,7 @@ import torch
 from varitok import UserError
 from varitok.data.cli.shards import main
 from varitok.data.datamodule import DataModule
-from varitok.data.datasets.audio import sound_folder, sound_mix
+from varitok.data.datasets.audio import audio_folder, audio_mix
 from varitok.data.datasets.images import image_folder
 from varitok.data.datasets.video import video_folder
 from varitok.export.cli.main import main as varitok
@@ -24,7 +24,7 @@ from varitok.export.cli.main import main as varitok
 from ..clips import frames, write
 from ..pictures import BROKEN, fill
 
-SOUNDS: dict[str, Any] = {"sample_rate": 8000, "crop_tokens": 4, "hop": 100}
+SOUNDS: dict[str, Any] = {"sample_rate": 8000, "crop_tokens": 4, "downsample": 100}
 
 
 def sounds(folder: Path, count: int = 12) -> Path:
@@ -45,7 +45,7 @@ def clips(folder: Path, count: int = 4) -> Path:
 
 MADE = {
     "images": (lambda folder: fill(folder, 9), partial(image_folder, image_size=8, val_share=0.3)),
-    "sounds": (sounds, partial(sound_folder, val_share=0.3, **SOUNDS)),
+    "sounds": (sounds, partial(audio_folder, val_share=0.3, **SOUNDS)),
     "clips": (clips, partial(video_folder, image_size=16, crop_tokens=2, frame_rate=8.0, val_share=0.3)),
 }
 
@@ -82,7 +82,7 @@ def test_sizes_need_no_file(tmp_path: Path) -> None:
 def test_a_mix_takes_folders_and_shards(tmp_path: Path) -> None:
     main([str(sounds(tmp_path / "a")), "--out", str(tmp_path / "a.shards")])
     forms = [{"a": str(tmp_path / name), "b": str(tmp_path / "a")} for name in ("a", "a.shards")]
-    loose, packed = (sound_mix(roots, **SOUNDS).train for roots in forms)
+    loose, packed = (audio_mix(roots, **SOUNDS).train for roots in forms)
     assert all(torch.equal(loose[0, index], packed[0, index]) for index in range(len(loose)))  # type: ignore[arg-type]
 
 

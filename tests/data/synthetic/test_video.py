@@ -21,11 +21,11 @@ def test_clips_follow_from_seed_epoch_and_index() -> None:
 
 
 def test_frames_are_counted_in_latent_ones() -> None:
-    assert scenes(8, crop_tokens=5, hop=4, lead=3).train[0, 0].shape[1] == 17
-    assert scenes(8, crop_tokens=4, hop=4, lead=0).train[0, 0].shape[1] == 16
+    assert scenes(8, crop_tokens=5, downsample=4, causal_pad=3).train[0, 0].shape[1] == 17
+    assert scenes(8, crop_tokens=4, downsample=4, causal_pad=0).train[0, 0].shape[1] == 16
 
 
-def test_neighbours_are_alike_and_something_moves() -> None:
+def test_neighbors_are_alike_and_something_moves() -> None:
     clips = torch.stack([Scenes(9, 32)[0, i] for i in range(12)]).float()
     step = (clips[:, :, 1:] - clips[:, :, :-1]).abs().mean((1, 2, 3, 4))
     far = (clips[:, :, 8] - clips[:, :, 0]).abs().mean((1, 2, 3))
@@ -40,8 +40,8 @@ def test_a_moment_later_leaves_are_where_their_motion_says() -> None:
     motion = Motion(rng, len(leaves.turn), 64, 0.5)
     motion.swing[:], motion.zoom = 0, 0.0
     now, later = motion.at(leaves, 0.0), motion.at(leaves, 2.0)
-    np.testing.assert_allclose(now.centre, leaves.centre, atol=1e-4)
-    np.testing.assert_allclose(later.centre - now.centre, 2 * motion.velocity, atol=1e-3)
+    np.testing.assert_allclose(now.center, leaves.center, atol=1e-4)
+    np.testing.assert_allclose(later.center - now.center, 2 * motion.velocity, atol=1e-3)
     np.testing.assert_allclose(later.turn - now.turn, 2 * motion.spin, atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_the_ground_is_everywhere() -> None:
     data = Scenes(image_size=16)
     for index in range(40):
         leaves, motion = data.draw((0, index))
-        leaves = leaves._replace(colours=np.ones_like(leaves.colours))
+        leaves = leaves._replace(colors=np.ones_like(leaves.colors))
         assert all(paint(motion.at(leaves, seconds), data._fields, 16).min() > 0.99 for seconds in range(5))
 
 

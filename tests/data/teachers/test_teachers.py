@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varitok import UserError
-from varitok.data.feature_map import Features, resampled
-from varitok.data.teachers.audio import SoundTransformer
+from varitok.data.feature_map import FeatureMap, resample
+from varitok.data.teachers.audio import AudioTransformer
 from varitok.data.teachers.vision import RandomTeacher, VisionTransformer
 
 from ..saved import SOUND, VISION, saved
@@ -76,7 +76,7 @@ def test_clips_are_seen_frame_by_frame_and_images_of_any_size_where_one_is_given
 def test_sounds_are_prepared_as_by_the_librarys_extractor(tmp_path, kind):
     t = pytest.importorskip("transformers")
     network, folder = saved(tmp_path, kind)
-    teacher = SoundTransformer(str(folder), 16000)
+    teacher = AudioTransformer(str(folder), 16000)
     samples = 6400
     sound = sounds(1, samples)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_sounds_are_prepared_as_by_the_librarys_extractor(tmp_path, kind):
 @pytest.mark.parametrize("kind", SOUND)
 def test_a_padded_sound_is_heard_as_alone(tmp_path, kind):
     _, folder = saved(tmp_path, kind)
-    teacher = SoundTransformer(str(folder), 24000, layer=1)
+    teacher = AudioTransformer(str(folder), 24000, layer=1)
     lengths = torch.tensor([2400, 1111, 1777, 2400])
     batch = sounds(4, 2400)
     batch[1, :, 1111:] = 3.0  # whatever lies behind
@@ -117,7 +117,7 @@ def test_a_padded_sound_is_heard_as_alone(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["wavlm", "w2v_bert"])
 def test_a_gradient_comes_back_to_the_sound(tmp_path, kind):
     _, folder = saved(tmp_path, kind)
-    teacher = SoundTransformer(str(folder), 24000)
+    teacher = AudioTransformer(str(folder), 24000)
     sound = sounds(1, 2400).requires_grad_()
     teacher(sound).values.square().sum().backward()
     assert sound.grad.isfinite().all() and sound.grad.abs().sum() > 0
@@ -133,26 +133,26 @@ def test_resampling_a_padded_batch_is_resampling_each_alone(counts, step, wanted
     most = max(counts)
     values = torch.randn(len(counts), 2, most)
     padded = torch.where(torch.arange(most) < lengths[:, None, None], values, torch.nan)
-    target = Features(torch.zeros(len(counts), 1, int(-(-most * step // wanted))), (wanted,))
-    found = resampled(Features(padded, (step,), lengths), target)
+    target = FeatureMap(torch.zeros(len(counts), 1, int(-(-most * step // wanted))), (wanted,))
+    found = resample(FeatureMap(padded, (step,), lengths), target)
     assert found.isfinite().all()
     for index, count in enumerate(counts):
         own = int(-(-count * step // wanted))
-        alone = resampled(
-            Features(values[index : index + 1, :, :count], (step,)), Features(target.values[:1, :, :own], (wanted,))
+        alone = resample(
+            FeatureMap(values[index : index + 1, :, :count], (step,)), FeatureMap(target.values[:1, :, :own], (wanted,))
         )
         torch.testing.assert_close(found[index, :, :own], alone[0])
 
 
 def test_resampling_takes_means_and_repeats():
-    ramp = Features(torch.arange(8.0).reshape(1, 1, 8), (1.0,))
-    assert resampled(ramp, Features(torch.zeros(1, 1, 4), (2.0,))).tolist() == [[[0.5, 2.5, 4.5, 6.5]]]
-    finer = resampled(ramp, Features(torch.zeros(1, 1, 16), (0.5,)))
+    ramp = FeatureMap(torch.arange(8.0).reshape(1, 1, 8), (1.0,))
+    assert resample(ramp, FeatureMap(torch.zeros(1, 1, 4), (2.0,))).tolist() == [[[0.5, 2.5, 4.5, 6.5]]]
+    finer = resample(ramp, FeatureMap(torch.zeros(1, 1, 16), (0.5,)))
     assert torch.equal(finer[0, 0, ::2], ramp.values[0, 0]) and torch.equal(finer[0, 0, 1::2], ramp.values[0, 0])
-    led = resampled(ramp, Features(torch.zeros(1, 1, 3), (4.0,), lead=3))  # its first step is the first frame alone
+    led = resample(ramp, FeatureMap(torch.zeros(1, 1, 3), (4.0,), offset=3))  # its first step is the first frame alone
     assert led.tolist() == [[[0.0, 2.5, 6.0]]]
-    plane = Features(torch.arange(16.0).reshape(1, 1, 4, 4), (2.0, 2.0))
-    half = resampled(plane, Features(torch.zeros(1, 1, 2, 2), (4.0, 4.0)))
+    plane = FeatureMap(torch.arange(16.0).reshape(1, 1, 4, 4), (2.0, 2.0))
+    half = resample(plane, FeatureMap(torch.zeros(1, 1, 2, 2), (4.0, 4.0)))
     torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(plane.values, 2))
 
 
@@ -207,7 +207,7 @@ def test_a_broken_teacher_is_told_in_one_line(tmp_path, spoil, message):
     _, folder = saved(tmp_path, "wavlm")
     spoil(folder)
     with pytest.raises(UserError, match=message) as told:
-        SoundTransformer(str(folder), 16000)
+        AudioTransformer(str(folder), 16000)
     assert str(folder) in str(told.value) and "\n" not in str(told.value)
 
 
@@ -216,8 +216,8 @@ def test_a_teacher_of_the_wrong_class_or_layer_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"wavlm: not a whole vision transformer, it has no patch_size"):
         VisionTransformer(folders["wavlm"])
     with pytest.raises(UserError, match=r"dinov2: not a whole transformer of sounds \(a dinov2\)"):
-        SoundTransformer(folders["dinov2"], 16000)
+        AudioTransformer(folders["dinov2"], 16000)
     with pytest.raises(UserError, match=r"layer=3: must be last, mean, or from 0 to 2"):
-        SoundTransformer(folders["wavlm"], 16000, layer=3)
+        AudioTransformer(folders["wavlm"], 16000, layer=3)
     with pytest.raises(UserError, match=r"20 x 16 pixels are no multiples of the teacher's patch, 8"):
         VisionTransformer(folders["dinov2"])(torch.zeros(1, 3, 16, 20))

@@ -29,10 +29,10 @@ def test_it_is_the_bundles_codec_and_survives_a_round_trip(bundle, tmp_path):
     made = VaritokAudioTokenizer.from_bundle(bundle)
     assert isinstance(made, PreTrainedAudioTokenizerBase) and not made.training
     codec = varitok.load_torch(bundle)
-    hop, books = made.config.hop_length, made.config.num_quantizers
+    hop, codebooks = made.config.hop_length, made.config.num_quantizers
     sounds = torch.rand(2, 1, 3 * hop + 5) - 0.5
     codes = made.encode(sounds).audio_codes
-    assert torch.equal(codes, codec.encode(sounds)) and codes.shape == (2, books, 4)
+    assert torch.equal(codes, codec.encode(sounds)) and codes.shape == (2, codebooks, 4)
     assert torch.equal(made.decode(codes).audio_values, codec.decode(codes))
     made.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.bin")), "weights are data"

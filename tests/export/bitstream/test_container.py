@@ -15,15 +15,15 @@ from varitok import UserError
 from varitok.export.bitstream import container
 from varitok.export.bitstream.container import Header, Writer, read, read_all, write
 from varitok.export.bitstream.entropy_coding import Packed, coding_of
-from varitok.export.bitstream.packing import Book, Packing
+from varitok.export.bitstream.packing import Codebook, Packing
 
 BUNDLE = bytes(range(8))
 SHAPES = {
-    "image": ("image", (Book(4096), Book(7)), (), ()),
-    "sound": ("audio", (Book(1024),) * 8, (), (24000,)),
-    "rates": ("audio", (Book(21, 4), Book(300, 2), Book(2, 1)), (), (24000,)),
-    "grid": ("video", (Book(64000),), (3, 4), (24, 32, 8000)),
-    "blocks": ("video", (Book(512), Book(512)), (16,), (64, 64, 0)),
+    "image": ("image", (Codebook(4096), Codebook(7)), (), ()),
+    "sound": ("audio", (Codebook(1024),) * 8, (), (24000,)),
+    "rates": ("audio", (Codebook(21, 4), Codebook(300, 2), Codebook(2, 1)), (), (24000,)),
+    "grid": ("video", (Codebook(64000),), (3, 4), (24, 32, 8000)),
+    "blocks": ("video", (Codebook(512), Codebook(512)), (16,), (64, 64, 0)),
 }
 LAYOUTS = {
     f"{name}-{coding}": Header(modality, BUNDLE, coding, b"", *rest)
@@ -40,21 +40,21 @@ layouts = st.sampled_from(sorted(LAYOUTS))
 
 def codes_of(header, steps, seed=0):
     chance = np.random.default_rng(seed)
-    made = [chance.integers(0, book.size, (steps, *header.inner)) for book in header.books]
+    made = [chance.integers(0, codebook.size, (steps, *header.inner)) for codebook in header.codebooks]
     repeated = [
-        np.repeat(one[:: book.stride], book.stride, axis=0)[:steps]
-        for one, book in zip(made, header.books, strict=True)
+        np.repeat(one[:: codebook.stride], codebook.stride, axis=0)[:steps]
+        for one, codebook in zip(made, header.codebooks, strict=True)
     ]
     return np.stack(repeated)[None]
 
 
-def reached(steps, hop=320):
-    return (np.arange(steps) + 1) * hop
+def reached(steps, downsample=320):
+    return (np.arange(steps) + 1) * downsample
 
 
 def written(header, codes, units=None):
     file = io.BytesIO()
-    coding = coding_of(header.coding, header.books)
+    coding = coding_of(header.coding, header.codebooks)
     payload = write(file, header, codes, reached(codes.shape[2]) if units is None else units, coding)
     assert payload < file.tell()
     return file.getvalue()
@@ -68,10 +68,12 @@ def small_chunks(monkeypatch):
 @given(st.sampled_from(sorted(SHAPES)), st.integers(1, 40), st.integers(0, 9))
 def test_bits_come_back_and_are_as_few_as_are_counted(name, steps, seed):
     header = LAYOUTS[f"{name}-packed"]
-    packing, codes = Packing(header.books, header.inner), codes_of(header, steps, seed)[0]
+    packing, codes = Packing(header.codebooks, header.inner), codes_of(header, steps, seed)[0]
     data = packing.pack(codes)
     places = int(np.prod(header.inner))
-    bits = places * sum(-(-steps // book.stride) * (book.size - 1).bit_length() for book in header.books)
+    bits = places * sum(
+        -(-steps // codebook.stride) * (codebook.size - 1).bit_length() for codebook in header.codebooks
+    )
     assert packing.bits(steps) == bits and len(data) == packing.size(steps) == -(-bits // 8)
     assert np.array_equal(packing.unpack(data, steps), codes)
     for kept in range(1, steps + 1):  # a prefix of the bits is a shorter code
@@ -150,16 +152,16 @@ def test_files_one_behind_the_other_are_one_file_of_several(tmp_path):
 def test_a_stream_is_written_as_it_comes(tmp_path):
     header, codes = LAYOUTS["rates-packed"], codes_of(LAYOUTS["rates-packed"], 11)
     with (tmp_path / "a.vtk").open("wb") as file:
-        writer = Writer(file, header, Packed(header.books))
+        writer = Writer(file, header, Packed(header.codebooks))
         for begin, end in ((0, 4), (4, 8), (8, 11)):
             writer.write(codes[0, :, begin:end], 320 * (end - begin))
         with pytest.raises(ValueError, match="don't follow"):
-            writer.write(codes[0, :, :4], 1)  # the last chunk ended within a book's stride
+            writer.write(codes[0, :, :4], 1)  # the last chunk ended within a codebook's stride
         writer.close()
     found = read(tmp_path / "a.vtk")
     assert np.array_equal(found.codes(), codes) and found.units == 11 * 320
     with pytest.raises(ValueError, match="no entry"):
-        Writer(io.BytesIO(), header, Packed(header.books)).write(np.full((3, 4), 21), 1)
+        Writer(io.BytesIO(), header, Packed(header.codebooks)).write(np.full((3, 4), 21), 1)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -187,11 +189,11 @@ def test_sizes_beyond_all_bounds_are_refused_before_memory_is_taken(tmp_path):
         return body + checksum(body)
 
     absurd = {
-        "books": head(1, 1 << 40, 64, 1, 0, 0),
+        "codebooks": head(1, 1 << 40, 64, 1, 0, 0),
         "entries": head(1, 1, 1 << 63, 1, 0, 0),
         "stride": head(1, 1, 64, 65, 0, 0),
         "one entry": head(1, 1, 1, 1, 0, 0),
-        "no books": head(0, 0, 0),
+        "no codebooks": head(0, 0, 0),
         "axes": head(1, 1, 64, 1, 5, 1, 1, 1, 1, 1, 0),
         "places": head(1, 1, 64, 1, 2, 1 << 24, 1 << 24, 0),
         "steps": head(1, 1, 64, 1, 0, 0) + varint(1 << 40) + varint(1) + varint(1),
@@ -214,7 +216,7 @@ def test_the_specifications_example_is_what_is_written():
     text = (Path(container.__file__).parent / "CONTAINER.md").read_text()
     (example,) = re.findall(r"```\n((?:[0-9a-f]{2}[^\n]*\n)+)```", text)
     data = bytes.fromhex("".join(line.partition("  ")[0] for line in example.splitlines()))
-    header = Header("audio", BUNDLE, "packed", b"", (Book(1024), Book(1024)), (), (16000,))
+    header = Header("audio", BUNDLE, "packed", b"", (Codebook(1024), Codebook(1024)), (), (16000,))
     codes, units = np.array([[[1, 2, 3], [1023, 0, 512]]]), np.array([320, 640, 800])
     assert data == written(header, codes, units)
     (adaptive,) = re.findall(r"bytes:\n`([0-9a-f ]{23})`", text)

@@ -15,8 +15,8 @@ import varitok
 from varitok import UserError
 from varitok.codecs.networks.code_prior import Prior
 from varitok.export.bitstream import entropy_coding as entropy
-from varitok.export.bitstream.entropy_coding import Adaptive, books_of, coding_of, frequencies
-from varitok.export.bitstream.packing import Book
+from varitok.export.bitstream.entropy_coding import Adaptive, codebooks_of, coding_of, frequencies
+from varitok.export.bitstream.packing import Codebook
 from varitok.export.bitstream.range_coder import Cut, Damage, RangeDecoder, RangeEncoder
 from varitok.export.bitstream.symbols import Symbols
 from varitok.export.cli.main import main
@@ -24,18 +24,20 @@ from varitok.export.exporters.prior import Tokenizer, export_prior
 from varitok.export.runtime.load import load
 
 BOOKS = {
-    "one": ((Book(4096),), ()),
-    "several": ((Book(256),) * 3, ()),
-    "rates": ((Book(21, 4), Book(3000, 2), Book(2, 1)), ()),
-    "grid": ((Book(64000),), (3, 2)),
-    "large": ((Book(1 << 36),), (2,)),
+    "one": ((Codebook(4096),), ()),
+    "several": ((Codebook(256),) * 3, ()),
+    "rates": ((Codebook(21, 4), Codebook(3000, 2), Codebook(2, 1)), ()),
+    "grid": ((Codebook(64000),), (3, 2)),
+    "large": ((Codebook(1 << 36),), (2,)),
 }
 
 
-def codes_of(books, inner, steps, seed=0):
+def codes_of(codebooks, inner, steps, seed=0):
     chance = np.random.default_rng(seed)
-    made = [chance.integers(0, book.size, (steps, *inner)) for book in books]
-    return np.stack([np.repeat(one[:: b.stride], b.stride, axis=0)[:steps] for one, b in zip(made, books, strict=True)])
+    made = [chance.integers(0, codebook.size, (steps, *inner)) for codebook in codebooks]
+    return np.stack(
+        [np.repeat(one[:: b.stride], b.stride, axis=0)[:steps] for one, b in zip(made, codebooks, strict=True)]
+    )
 
 
 @given(st.lists(st.integers(1, 1 << 20), min_size=2, max_size=9), st.data())
@@ -72,17 +74,17 @@ def test_what_no_encoder_writes_is_damage():
 @pytest.mark.parametrize("name", BOOKS)
 @pytest.mark.parametrize("limit", [16, 512, 1 << 16])
 def test_symbols_are_the_codes_and_see_only_what_is_before(name, limit):
-    books, inner = BOOKS[name]
-    symbols, codes = Symbols(books, None, limit), codes_of(books, inner, 8)
+    codebooks, inner = BOOKS[name]
+    symbols, codes = Symbols(codebooks, None, limit), codes_of(codebooks, inner, 8)
     assert symbols.sizes.max() <= limit and symbols.vocabulary == symbols.sizes.sum()
-    for kept in range(1, len(books) + 1):
+    for kept in range(1, len(codebooks) + 1):
         row, structure = symbols.row(codes[:kept]), symbols.structure(kept, 8, inner)
         assert np.array_equal(symbols.codes(row, kept, 8, inner), codes[:kept])
         local = row - symbols.offsets[structure.kinds]
         assert (local >= 0).all() and (local < symbols.sizes[structure.kinds]).all()
         assert (structure.sources < np.arange(len(row))[:, None]).all()
         named = structure.sources[:, 1:]
-        assert (structure.kinds[named] == structure.kinds[:, None])[named >= 0].all(), "neighbours are of its own kind"
+        assert (structure.kinds[named] == structure.kinds[:, None])[named >= 0].all(), "neighbors are of its own kind"
         contexts = symbols.contexts(structure, row)
         for count in (0, 1, len(row) // 2):  # what a symbol is shown doesn't hang on those behind it
             assert np.array_equal(symbols.contexts(structure, row[:count])[: count + 1], contexts[: count + 1])
@@ -90,9 +92,9 @@ def test_symbols_are_the_codes_and_see_only_what_is_before(name, limit):
 
 @pytest.mark.parametrize("name", BOOKS)
 def test_adaptive_codes_come_back_and_are_fewer_where_they_repeat(name):
-    books, inner = BOOKS[name]
-    coding = Adaptive(books, Symbols(books, None, entropy.COUNTED))
-    codes = codes_of(books, inner, 40)
+    codebooks, inner = BOOKS[name]
+    coding = Adaptive(codebooks, Symbols(codebooks, None, entropy.COUNTED))
+    codes = codes_of(codebooks, inner, 40)
     assert np.array_equal(coding.decode(coding.encode(codes), 40, inner, True), codes)
     alike = np.repeat(codes[:, :4], 10, axis=1)
     assert len(coding.encode(alike)) < 0.7 * len(coding.encode(codes))
@@ -120,19 +122,19 @@ def with_prior(exported, tmp_path_factory):
 
 def bundle_codes(bundle, seed=0):
     chance = np.random.default_rng(seed)
-    return np.stack([chance.integers(0, size, bundle.tokens) for size in bundle.book_sizes])
+    return np.stack([chance.integers(0, size, bundle.tokens) for size in bundle.codebook_sizes])
 
 
 def test_what_torch_says_is_what_onnx_runtime_decodes(with_prior):
     folder, prior = with_prior
     bundle = varitok.load(folder)
     codes = bundle_codes(bundle)
-    exact, symbols = prior.exact(), Symbols(books_of(bundle), 0, entropy.LIMIT)
+    exact, symbols = prior.exact(), Symbols(codebooks_of(bundle), 0, entropy.LIMIT)
     structure, row = symbols.structure(*codes.shape, ()), symbols.row(codes)
     seen = torch.from_numpy(symbols.contexts(structure, row))[None]
     with torch.no_grad():
         logits = exact(seen, torch.zeros(1, *exact.state_shape, dtype=torch.float64))[0][0].numpy()
-    coding, encoder = coding_of("learned", books_of(bundle), bundle), RangeEncoder()
+    coding, encoder = coding_of("learned", codebooks_of(bundle), bundle), RangeEncoder()
     for symbol, kind, own in zip(row, structure.kinds, logits, strict=True):
         chances, local = coding._frequencies(own, kind), int(symbol - symbols.offsets[kind])
         encoder.encode(int(chances[:local].sum()), int(chances[local]), int(chances.sum()))
@@ -146,7 +148,7 @@ def test_what_torch_says_is_what_onnx_runtime_decodes(with_prior):
 @pytest.mark.parametrize("name", entropy.CODINGS)
 def test_any_prefix_of_the_bytes_gives_the_steps_that_arrived(with_prior, name):
     bundle = varitok.load(with_prior[0])
-    codes, coding = bundle_codes(bundle), coding_of(name, books_of(bundle), bundle)
+    codes, coding = bundle_codes(bundle), coding_of(name, codebooks_of(bundle), bundle)
     data, before = coding.encode(codes), 0
     for size in range(len(data)):
         found = coding.decode(data[:size], codes.shape[1], (), False)
@@ -196,16 +198,16 @@ def test_a_broken_prior_is_told(with_prior, exported, tmp_path):
     table = np.load(path)
     for broken in (table[:-1], np.zeros_like(table), table.astype(float)):
         np.save(path, broken)
-        with pytest.raises(UserError, match="not the frequencies of this bundle's books"):
-            coding_of("static", books_of(bundle := load(folder, verify=False)), bundle)
+        with pytest.raises(UserError, match="not the frequencies of this bundle's codebooks"):
+            coding_of("static", codebooks_of(bundle := load(folder, verify=False)), bundle)
     path.write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match=r"frequencies\.npy: can't be read"):
-        coding_of("static", books_of(bundle := load(folder, verify=False)), bundle)
+        coding_of("static", codebooks_of(bundle := load(folder, verify=False)), bundle)
     shutil.copy(folder / "onnx" / "decoder_model.onnx", folder / entropy.GRAPH)
-    with pytest.raises(UserError, match="not a prior of this bundle's books"):
-        coding_of("learned", books_of(bundle := load(folder, verify=False)), bundle)
+    with pytest.raises(UserError, match="not a prior of this bundle's codebooks"):
+        coding_of("learned", codebooks_of(bundle := load(folder, verify=False)), bundle)
     (folder / entropy.GRAPH).write_bytes(b"no graph")
     with pytest.raises(UserError, match="ONNX Runtime can't read it"):
-        coding_of("learned", books_of(bundle := load(folder, verify=False)), bundle)
+        coding_of("learned", codebooks_of(bundle := load(folder, verify=False)), bundle)
     with pytest.raises(UserError, match="altered since it was exported"):
         varitok.load(folder)

@@ -76,7 +76,7 @@ def test_a_folder_of_pictures_comes_back(exported, photos, tmp_path, capsys, kep
     for one in told:
         about = json.loads(run(capsys, "info", one["out"], "--json"))
         assert about["bytes"]["file"] == one["bytes"] == sum(about["bytes"].values()) - about["bytes"]["file"]
-        widths = [(size - 1).bit_length() for size in bundle.book_sizes]
+        widths = [(size - 1).bit_length() for size in bundle.codebook_sizes]
         assert about["bytes"]["payload"] == one["payload bytes"] == -(-kept * sum(widths) // 8)
         assert about["modality"] == "image" and about["codes"] == [[len(widths), kept]] and about["whole"]
     shown = run(capsys, "decode", folder, tmp_path / "codes", "--out", tmp_path / "back")
@@ -90,7 +90,7 @@ def test_a_folder_of_pictures_comes_back(exported, photos, tmp_path, capsys, kep
 def test_a_sound_comes_back_as_long_as_it_was(sounds, tmp_path, capsys):
     bundle, wave = varitok.load(sounds), np.random.default_rng(0).uniform(-0.5, 0.5, (5 * HOP + 3, 2))
     soundfile.write(tmp_path / "a.flac", wave, RATE)
-    run(capsys, "encode", sounds, tmp_path / "a.flac", "--books", 1, "--coding", "packed")
+    run(capsys, "encode", sounds, tmp_path / "a.flac", "--codebooks", 1, "--coding", "packed")
     found = container.read(tmp_path / "a.vtk")
     assert found.units == 5 * HOP + 3 and found.codes().shape == (1, 1, 6) and found.header.signal == (RATE,)
     run(capsys, "decode", sounds, tmp_path / "a.vtk")
@@ -128,7 +128,7 @@ def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, 
     assert encoded(folder, photo, "--psnr", 10 * np.log10(4 / error) - 0.1)["tokens"] == 1
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 100 * HOP), RATE)
     rate = varitok.load(sounds).bits(1, 2) * RATE / HOP / 1000
-    assert encoded(sounds, tmp_path / "a.wav", "--kbps", 1.1 * rate)["books"] == 2
+    assert encoded(sounds, tmp_path / "a.wav", "--kbps", 1.1 * rate)["codebooks"] == 2
     assert "kbit/s; give that or more" in refused(capsys, "encode", sounds, tmp_path / "a.wav", "--kbps", 0.01)
 
 
@@ -140,14 +140,15 @@ def test_any_metric_of_the_evaluation_is_a_target(sounds, tmp_path, capsys, metr
     soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
     original = bundle.values(wave)
     measure = quality(bundle, metric, 0).measure
-    books = range(1, len(bundle.book_sizes) + 1)
+    codebooks = range(1, len(bundle.codebook_sizes) + 1)
     found = [
-        measure(bundle.decode(bundle.encode(wave, RATE, books=kept))[..., : len(wave)], original) for kept in books
+        measure(bundle.decode(bundle.encode(wave, RATE, num_codebooks=kept))[..., : len(wave)], original)
+        for kept in codebooks
     ]
     words = ["encode", sounds, tmp_path / "a.wav", "--coding", "packed", "--json", "--metric"]
     best = min(found)
     for wanted in (found[0] + 1e-4, best + 1e-4):
-        kept = json.loads(run(capsys, *words, f"{metric}={wanted}"))[0]["books"]
+        kept = json.loads(run(capsys, *words, f"{metric}={wanted}"))[0]["codebooks"]
         assert found[kept - 1] <= wanted
         assert kept == 1 or min(found[: kept - 1]) > wanted or found[kept - 2] > wanted
     assert f"reaches {best:.4g}; ask for no better" in refused(capsys, *words, f"{metric}={best - 1e-3}")
@@ -225,10 +226,10 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
         (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
         (["encode", folder, photos], "which is another file; give --out, or rename it"),
         (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),
-        (["encode", folder, photos / "a.png", "--books", 9], "9 books: this codec has"),
+        (["encode", folder, photos / "a.png", "--codebooks", 9], "9 codebooks: this codec has"),
         (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE}; resample"),
         (["encode", sounds, tmp_path / "nothing.wav"], "holds no samples"),
-        (["encode", sounds, tmp_path / "some.wav", "--tokens", 1], "keep fewer books instead"),
+        (["encode", sounds, tmp_path / "some.wav", "--tokens", 1], "keep fewer codebooks instead"),
         (["encode", tmp_path, photos], "is"),
         (["decode", folder, tmp_path / "broken.vtk"], "broken.vtk: cut before the first code"),
     ]:

@@ -148,7 +148,7 @@ def test_info_tells_of_a_run_and_of_its_checkpoint(run, capsys):
     of_run, of_checkpoint = found
     assert of_run | {"run": ""} == of_checkpoint | {"run": ""}
     assert of_run["weights"] == sum(weight.numel() for weight in module.evaluated.parameters())
-    assert of_run["book_sizes"] == list(module.codec.bottleneck.book_sizes)
+    assert of_run["codebook_sizes"] == list(module.codec.bottleneck.codebook_sizes)
 
 
 def test_info_tells_of_a_bundle(exported, capsys):
@@ -172,7 +172,9 @@ def test_info_of_a_bundle_and_of_its_run_agree(tmp_path, capsys):
         main(["info", str(path), "--json"])
         found.append(json.loads(capsys.readouterr().out))
     bundle, of_run = found
-    assert bundle["book_sizes"] == of_run["book_sizes"] and bundle["bits_of_a_token"] == of_run["bits_of_a_token"]
+    assert (
+        bundle["codebook_sizes"] == of_run["codebook_sizes"] and bundle["bits_of_a_token"] == of_run["bits_of_a_token"]
+    )
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -112,6 +112,6 @@ def test_opus_is_told_what_it_is_for() -> None:
 
 
 def test_only_sounds_that_they_take_are_coded() -> None:
-    assert OPUS.takes(16_000, 1) and MP3.takes(16_000, 1)
-    assert not OPUS.takes(22_050, 1) and MP3.takes(22_050, 1)
-    assert not any(codec.takes(*form) for codec in CODECS for form in ((16_000, 2), (11_111, 1)))
+    assert OPUS.accepts(16_000, 1) and MP3.accepts(16_000, 1)
+    assert not OPUS.accepts(22_050, 1) and MP3.accepts(22_050, 1)
+    assert not any(codec.accepts(*form) for codec in CODECS for form in ((16_000, 2), (11_111, 1)))

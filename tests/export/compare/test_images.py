@@ -58,7 +58,7 @@ def test_avif_payload_is_most_of_what_is_left_when_boxes_are_gone() -> None:
 
 def test_pictures_come_back_smaller_and_worse() -> None:
     image = torch.from_numpy(np.array(_picture(0))).permute(2, 0, 1)
-    for classic in (codec for codec in CODECS if codec.takes(0, 3)):
+    for classic in (codec for codec in CODECS if codec.accepts(0, 3)):
         least, most = (classic.code(image, setting) for setting in (classic.settings[0], classic.settings[-1]))
         assert least.back.shape == image.shape == most.back.shape and least.back.dtype == torch.uint8
         assert 0 < least.payload < most.payload and least.payload < least.file and most.payload < most.file

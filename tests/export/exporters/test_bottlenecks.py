@@ -47,7 +47,7 @@ def _latents(dim, b, n):
 
 
 def _trained(name):
-    """Make one whose books are not at their beginning, in evaluation mode."""
+    """Make one whose codebooks are not at their beginning, in evaluation mode."""
     bottleneck = example(name)
     for _ in range(2):
         latents = _latents(bottleneck.dim, 4, 20)
@@ -59,8 +59,8 @@ def _trained(name):
 
 
 def _counts(bottleneck):
-    books = len(bottleneck.book_sizes)
-    return sorted({1, (books + 1) // 2, books}) if books else [bottleneck.dim]
+    codebooks = len(bottleneck.codebook_sizes)
+    return sorted({1, (codebooks + 1) // 2, codebooks}) if codebooks else [bottleneck.dim]
 
 
 def _check(bottleneck, encode, decode):
@@ -70,7 +70,7 @@ def _check(bottleneck, encode, decode):
         codes = bottleneck.encode(latents)
         found = encode(latents)
         assert found.dtype == codes.dtype and found.shape == codes.shape
-        if bottleneck.book_sizes:
+        if bottleneck.codebook_sizes:
             assert torch.equal(found, codes)
         else:
             torch.testing.assert_close(found, codes, atol=1e-5, rtol=0)
@@ -102,7 +102,7 @@ def _runner(path):
     return run
 
 
-@pytest.mark.slow  # the quick tests export a book and residual books in whole codecs
+@pytest.mark.slow  # the quick tests export a codebook and residual codebooks in whole codecs
 @pytest.mark.parametrize("name", EXAMPLES)
 @torch.no_grad()
 def test_onnx(name, tmp_path):
@@ -110,7 +110,7 @@ def test_onnx(name, tmp_path):
     frozen = _Frozen(bottleneck.frozen()).eval()
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
     latents = _latents(bottleneck.dim, 3, 7)
-    books = "books" if len(bottleneck.book_sizes) > 1 else None
+    codebooks = "codebooks" if len(bottleneck.codebook_sizes) > 1 else None
     export_graph(
         _Encoder(frozen),
         [latents],
@@ -123,7 +123,7 @@ def test_onnx(name, tmp_path):
         _Decoder(frozen),
         [bottleneck.encode(latents)],
         tmp_path / "decoder.onnx",
-        [("codes", ["batch", books, "tokens"])],
+        [("codes", ["batch", codebooks, "tokens"])],
         [("latents", ["batch", "tokens", None])],
         {},
     )

@@ -72,8 +72,8 @@ def test_config_is_plain(exported):
     codec, folder, _ = exported
     config = json.loads((folder / "config.json").read_text())
     assert config["tokens"] == TOKENS and config["image_size"] == SIZE and config["channels"] == 3
-    assert config["book_sizes"] == list(codec.bottleneck.book_sizes)
-    assert config["bits_per_token"] == pytest.approx(np.log2(codec.bottleneck.book_sizes[0]))
+    assert config["codebook_sizes"] == list(codec.bottleneck.codebook_sizes)
+    assert config["bits_per_token"] == pytest.approx(np.log2(codec.bottleneck.codebook_sizes[0]))
     assert config["value_range"] == [-1, 1] and config["architecture"]["codec"]["type"] == "Codec"
     assert "_target_" not in (folder / "config.json").read_text()
 

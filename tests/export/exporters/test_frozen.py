@@ -26,11 +26,11 @@ def test_equals_the_codec_and_scripts(bottleneck, mechanism, tmp_path):
     assert metadata == {"a": "b"}
     for batch in (1, 3):
         codes = codec.encode(images(batch))
-        for artefact in (frozen, scripted):
-            assert torch.equal(artefact.encode(images(batch)), codes)
+        for artifact in (frozen, scripted):
+            assert torch.equal(artifact.encode(images(batch)), codes)
             for k in range(1, TOKENS + 1):
                 expected = codec.decode(codes[..., :k]).clamp(-1, 1)
-                torch.testing.assert_close(artefact.decode(codes[..., :k]), expected, atol=1e-5, rtol=0)
+                torch.testing.assert_close(artifact.decode(codes[..., :k]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -53,8 +53,8 @@ def test_parametrized_weights_are_folded(tmp_path):
     assert not any("parametrizations" in name for name in frozen.state_dict())
     assert "decoder.out.parametrizations.weight.original0" in codec.state_dict(), "the codec itself was changed"
     export_torchscript(frozen, tmp_path / "codec.ts", {})
-    for artefact in (frozen, load_torchscript(tmp_path / "codec.ts")[0]):
-        torch.testing.assert_close(artefact.decode(codes), expected, atol=1e-5, rtol=0)
+    for artifact in (frozen, load_torchscript(tmp_path / "codec.ts")[0]):
+        torch.testing.assert_close(artifact.decode(codes), expected, atol=1e-5, rtol=0)
 
 
 def test_is_float32_and_the_codec_stays_as_it_is():

@@ -13,7 +13,7 @@ from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncode
 from varitok.export.bitstream import container
 from varitok.export.cli.main import main
 from varitok.export.exporters.bundle import export_bundle
-from varitok.export.exporters.int8 import quantise_decoder
+from varitok.export.exporters.int8 import quantize_decoder
 from varitok.export.runtime.bundle import DECODER_INT8
 
 from ...codecs.examples import BOTTLENECKS, SIZE, tiny_codec
@@ -63,7 +63,7 @@ def test_what_can_not_be_is_told(exported, exported_sounds, tmp_path, capsys):
     with pytest.raises(UserError, match="made of a codec's onnx"):
         export_bundle(codec, tmp_path / "a", formats=["safetensors", "onnx_int8"])
     with pytest.raises(UserError, match="int8 is for transformers"):
-        quantise_decoder(exported_sounds[1])
+        quantize_decoder(exported_sounds[1])
     assert not (exported_sounds[1] / DECODER_INT8).exists()
     with pytest.raises(UserError, match="missing; export it again"):
         varitok.load(exported[1], int8=True)

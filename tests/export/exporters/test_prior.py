@@ -33,8 +33,8 @@ SMALL = [
 ]
 
 IMAGES = ["experiment=prior/images", "data=dead_leaves", f"data.image_size={SIZE}"]
-SOUNDS = ["experiment=prior/sounds", "data=voices", "data.crop_tokens=8", "loader.bucket=0"]
-CLIPS = ["experiment=prior/clips", "data=scenes", "data.crop_tokens=2", "loader.bucket=0", "data.image_size=64"]
+SOUNDS = ["experiment=prior/audio", "data=voices", "data.crop_tokens=8", "loader.bucket=0"]
+CLIPS = ["experiment=prior/video", "data=scenes", "data.crop_tokens=2", "loader.bucket=0", "data.image_size=64"]
 
 
 def fit(folder, tokenizer, *words, kind=IMAGES, callbacks=()):

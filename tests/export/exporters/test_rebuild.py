@@ -25,7 +25,7 @@ from varitok.export.exporters.bundle_folder import add
 from ...codecs.examples import SIZE, shrink
 from ...composing import composed
 
-# Of that size it takes minutes; and a book whose entries are alike before the first batch decides by rounding.
+# Of that size it takes minutes; and a codebook whose entries are alike before the first batch decides by rounding.
 LEFT_OUT = ("video/hitvideo", "video/landiff_semantic_small")
 QUICK = ("image/demo", "audio/demo")
 EXPERIMENTS = sorted(

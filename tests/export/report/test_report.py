@@ -18,7 +18,7 @@ from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.evaluation.table import read_csv, write_rows
 from varitok.data.batch import to_uint8
-from varitok.data.decoding.video import Video
+from varitok.data.decoding.video import VideoFile
 from varitok.export.report import page as page_module
 from varitok.export.report.classics import read_classics
 from varitok.export.report.cli import main
@@ -102,7 +102,7 @@ def test_the_slider_has_the_evaluations_rungs(page, runs):
         assert all(len(sample) == len(table.rows) for sample in found["samples"])
         assert f"{table.rows[-1]['bytes']:.0f} bytes" in found["rungs"][-1]["told"]
     assert [one["max"] for one in page.all("input")] == [str(len(one["rungs"]) - 1) for one in page.media.values()]
-    assert ["disabled" in one for one in page.all("input")] == [False, False, True]  # the clips' codec has one book
+    assert ["disabled" in one for one in page.all("input")] == [False, False, True]  # the clips' codec has one codebook
 
 
 @torch.no_grad()
@@ -134,18 +134,18 @@ def test_sounds_come_without_loss_and_cut(page):
 def test_clips_are_films(page, tmp_path):
     (picture, player, told) = page.media["subject-2"]["samples"][0][0]
     (tmp_path / "clip.mp4").write_bytes(bytes_of(player, "video/mp4"))
-    with Video(tmp_path / "clip.mp4") as video:
+    with VideoFile(tmp_path / "clip.mp4") as video:
         assert (video.length, video.height, video.width) == (9, 16, 16)
     assert not picture and "bytes" in told
     assert {(one["width"], one["height"]) for one in page.all("video")} == {("16", "16")}
 
 
-def test_it_shows_curves_books_bits_and_configuration(page):
+def test_it_shows_curves_codebooks_bits_and_configuration(page):
     labels = [one.get("aria-label", "") for one in page.all("svg")]
     assert "PSNR (dB) over bytes per image" in labels and "loss over updates" in labels
     assert any(label.startswith("mel distance") and label.endswith("over kbit/s") for label in labels)
-    assert not re.search(r"(fill|stroke): #", page.source)  # all colours are the style sheet's
-    assert len(page.all("meter")) == 2 * (1 + 3 + 1)  # use and entropy of all books
+    assert not re.search(r"(fill|stroke): #", page.source)  # all colors are the style sheet's
+    assert len(page.all("meter")) == 2 * (1 + 3 + 1)  # use and entropy of all codebooks
     assert "_target_: varitok.codecs.codec.Codec" in page.source and "What the columns mean" in page.text
 
 

@@ -15,7 +15,7 @@ import varitok
 from varitok import UserError
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
-from varitok.export.adapters.codec import Exported
+from varitok.export.adapters.codec import BundleCodec
 
 from ...codecs.examples import HOP, RATE
 
@@ -32,7 +32,7 @@ def bundle(exported):
     return varitok.load(exported[1])
 
 
-def test_every_artefact_agrees(exported):
+def test_every_artifact_agrees(exported):
     _, _, report = exported
     assert set(report["parity"]) == {"model.safetensors", "codec.ts", "onnx"}
     assert all(parity["codes_equal"] == 1 for parity in report["parity"].values())
@@ -40,12 +40,12 @@ def test_every_artefact_agrees(exported):
 
 @torch.no_grad()
 @settings(max_examples=15, deadline=None)
-@given(batch=st.integers(1, 3), samples=st.integers(1, 6 * HOP), books=st.integers(1, 4))
-def test_any_length_and_any_depth(exported, bundle, batch, samples, books):
+@given(batch=st.integers(1, 3), samples=st.integers(1, 6 * HOP), num_codebooks=st.integers(1, 4))
+def test_any_length_and_any_depth(exported, bundle, batch, samples, codebooks):
     codec = exported[0]
     sound = torch.rand(batch, 1, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    codes = bundle.encode(sound.numpy(), RATE, books=books)
-    np.testing.assert_array_equal(codes, codec.encode(sound)[:, :books].numpy())
+    codes = bundle.encode(sound.numpy(), RATE, num_codebooks=codebooks)
+    np.testing.assert_array_equal(codes, codec.encode(sound)[:, :codebooks].numpy())
     expected = codec.decode(torch.from_numpy(codes)).clamp(-1, 1)
     np.testing.assert_allclose(bundle.decode(codes), expected.numpy(), atol=1e-5)
 
@@ -76,9 +76,9 @@ def test_wrong_sounds_are_told(bundle, sound, rate, told):
 
 
 def test_wrong_codes_are_told(bundle):
-    with pytest.raises(UserError, match="5 books: this codec has 4"):
-        bundle.encode(np.zeros(100, np.float32), RATE, books=5)
-    with pytest.raises(UserError, match="book 1 has codes 0 to 31, got 32"):
+    with pytest.raises(UserError, match="5 codebooks: this codec has 4"):
+        bundle.encode(np.zeros(100, np.float32), RATE, num_codebooks=5)
+    with pytest.raises(UserError, match="codebook 1 has codes 0 to 31, got 32"):
         bundle.decode(np.array([[[0], [32]]]))
     with pytest.raises(UserError, match="0 tokens: this codec takes from 1 on"):
         bundle.decode(np.zeros((1, 4, 0), np.int64))
@@ -99,7 +99,7 @@ def test_examples_of_the_card_run(exported):
 
 def test_it_is_measured_as_its_codec(exported, bundle):
     batches = [collate([Sample(torch.rand(1, samples) - 0.5)]) for samples in (9 * HOP + 3, 1000)]
-    own, theirs = (evaluate(one, batches).rows for one in (exported[0], Exported(bundle)))
+    own, theirs = (evaluate(one, batches).rows for one in (exported[0], BundleCodec(bundle)))
     assert own[0]["bytes"] > 0 and [row.keys() for row in own] == [row.keys() for row in theirs]
     for mine, other in zip(own, theirs, strict=True):
         assert mine == pytest.approx(other, rel=1e-4, nan_ok=True)

@@ -11,7 +11,7 @@ import varitok
 from varitok import UserError
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
-from varitok.export.adapters.codec import Exported
+from varitok.export.adapters.codec import BundleCodec
 from varitok.export.exporters.bundle import export_bundle
 from varitok.export.runtime.features import FeatureBundle
 
@@ -73,9 +73,9 @@ def test_blocks_have_their_own_numbers_of_tokens(bundle):
 
 def test_features_are_standardised_by_what_was_measured_in_training(bundle):
     features = 4 * clip(2).numpy() + np.arange(CHANNELS).reshape(-1, 1, 1, 1)
-    standardised = bundle.standardised(features.astype(np.float32))
-    np.testing.assert_allclose(standardised, clip(2).numpy(), atol=1e-6)
-    np.testing.assert_allclose(bundle.restored(standardised), features, atol=1e-5)
+    standardized = bundle.standardized(features.astype(np.float32))
+    np.testing.assert_allclose(standardized, clip(2).numpy(), atol=1e-6)
+    np.testing.assert_allclose(bundle.restored(standardized), features, atol=1e-5)
 
 
 def test_what_it_does_not_take_is_one_line(bundle):
@@ -119,7 +119,7 @@ def test_it_streams(tmp_path):
 @torch.no_grad()
 def test_it_is_measured_as_its_codec(codec, bundle):
     batches = [collate([Sample(3 * one)]) for one in clip(4)]
-    own, theirs = (evaluate(one, batches).rows for one in (codec, Exported(bundle)))
+    own, theirs = (evaluate(one, batches).rows for one in (codec, BundleCodec(bundle)))
     assert len({row["bits"] for row in own}) == len(own) > 1  # though later blocks have fewer tokens
     for mine, other in zip(own, theirs, strict=True):
         assert mine == pytest.approx(other, rel=1e-3, nan_ok=True)

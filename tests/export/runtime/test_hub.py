@@ -116,7 +116,7 @@ def test_names_that_lead_elsewhere_are_not_followed(exported, shelf, tmp_path):
     told["files"]["../../outside"] = {"sha256": "0" * 64, "bytes": 1}
     path.write_text(json.dumps(told))
     (shelf / "outside").write_text("never read")
-    hub.fetched("me/tokenizer", tmp_path / "back")
+    hub.download("me/tokenizer", tmp_path / "back")
 
 
 def test_without_the_package_it_is_named(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from PIL import Image
 
 import varitok
 from varitok import UserError
-from varitok.data.batch import normalise, to_uint8
+from varitok.data.batch import normalize, to_uint8
 from varitok.data.datasets.images import image_folder
 from varitok.export.runtime.load import load
 
@@ -40,7 +40,7 @@ def noise(*shape):
 
 def test_what_it_says_of_itself(exported, bundle):
     codec = exported[0]
-    assert (bundle.tokens, bundle.book_sizes, bundle.image_size) == (TOKENS, codec.bottleneck.book_sizes, SIZE)
+    assert (bundle.tokens, bundle.codebook_sizes, bundle.image_size) == (TOKENS, codec.bottleneck.codebook_sizes, SIZE)
     assert bundle.bits(3) == pytest.approx(codec.bits(3)) and bundle.config["modality"] == "image"
     assert f"16 x 16 images, up to {TOKENS} tokens" in repr(bundle)
 
@@ -48,7 +48,7 @@ def test_what_it_says_of_itself(exported, bundle):
 @torch.no_grad()
 def test_every_way_to_give_an_image(exported, bundle):
     pixels = noise(2, SIZE, SIZE, 3)
-    signal = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    signal = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     expected = exported[0].encode(signal).numpy()
     assert np.array_equal(bundle.encode(pixels), expected)
     assert np.array_equal(bundle.encode(pixels[0]), expected[:1])
@@ -64,7 +64,7 @@ def test_other_sizes_are_cropped_and_resized_as_for_evaluation(bundle, tmp_path)
     for index in range(20):  # a folder needs enough images to hold some out
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     shown = image_folder(str(tmp_path), image_size=SIZE).val[0, 0]
-    expected = bundle.encode(normalise(shown[None]).numpy())
+    expected = bundle.encode(normalize(shown[None]).numpy())
     same = [bundle.encode(given) for given in (pixels, Image.fromarray(pixels))]
     assert np.array_equal(*same)
     # Pillow and torchvision resize alike but for the last bit of a pixel.
@@ -81,7 +81,7 @@ def test_pixels_are_rounded_as_in_the_evaluation(bundle):
 @settings(max_examples=15)
 def test_any_prefix_decodes_as_the_codec_does(exported, bundle, batch, kept, seed):
     codec = exported[0]
-    codes = np.random.default_rng(seed).integers(0, codec.bottleneck.book_sizes[0], (batch, 1, kept))
+    codes = np.random.default_rng(seed).integers(0, codec.bottleneck.codebook_sizes[0], (batch, 1, kept))
     with torch.no_grad():
         expected = codec.decode(torch.from_numpy(codes)).clamp(-1, 1).numpy()
     for kind in (np.int64, np.uint16):
@@ -89,11 +89,11 @@ def test_any_prefix_decodes_as_the_codec_does(exported, bundle, batch, kept, see
 
 
 def test_codes_out_of_range_are_told(bundle):
-    size = bundle.book_sizes[0]
+    size = bundle.codebook_sizes[0]
     for wrong in (-1, size, 10**9):
         codes = np.zeros((2, 1, 3), np.int64)
         codes[1, 0, 2] = wrong
-        with pytest.raises(UserError, match=f"^codes: book 0 has codes 0 to {size - 1}, got {wrong}$"):
+        with pytest.raises(UserError, match=f"^codes: codebook 0 has codes 0 to {size - 1}, got {wrong}$"):
             bundle.decode(codes)
     bundle.decode(np.full((1, 1, 1), size - 1))
 
@@ -168,7 +168,7 @@ def test_another_format_is_told(copied, version):
         load(copied)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format_version": 2}'])
 def test_a_config_that_is_none_is_told(copied, content):
     (copied / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: .*export it again"):

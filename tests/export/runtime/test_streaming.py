@@ -35,14 +35,14 @@ RATE = 8000
 
 
 def _seanet() -> Codec:
-    """A recurrent layer, residual books, and a hop of 30 samples, of which no 20 ms are made."""
+    """A recurrent layer, residual codebooks, and a hop of 30 samples, of which no 20 ms are made."""
     sizes = {"width": 16, "base": 4, "strides": [2, 3, 5], "causal": True, "activation": "elu"}
     encoder, decoder = ConvEncoder(**sizes, inner=Recurrent(32)), ConvDecoder(**sizes, inner=Recurrent(32))
     return _codec(encoder, residual(partial(VectorQuantizer, 8, 32), 3), decoder)
 
 
 def _mimi() -> Codec:
-    """A transformer within convolutions, and books of two rates."""
+    """A transformer within convolutions, and codebooks of two rates."""
     sizes = {"width": 16, "base": 4, "strides": [4, 5], "causal": True, "resample": 2}
     middle = partial(SequenceTransformer, 16, 2, 2, causal=True, window=6, layer_scale=1.0)
     encoder, decoder = ConvEncoder(**sizes, middle=middle()), ConvDecoder(**sizes, middle=middle())
@@ -62,7 +62,7 @@ def _taae() -> Codec:
 def _vocos() -> Codec:
     """An inverse Fourier transform, for two channels."""
     encoder = ConvEncoder(width=16, base=4, strides=[4, 5], channels=2, causal=True)
-    decoder = VocosDecoder(width=16, base=16, hidden=32, depth=2, hop=20, window=80, channels=2, causal=True)
+    decoder = VocosDecoder(width=16, base=16, hidden=32, depth=2, hop_length=20, window=80, channels=2, causal=True)
     return _codec(encoder, FiniteScalarQuantizer([8, 5, 5]), decoder)
 
 
@@ -104,7 +104,7 @@ def _sound(codec: Codec, seconds: float, batch: int = 1) -> np.ndarray:
     return np.clip(sound, -1, 1).astype(np.float32)
 
 
-def test_every_artefact_streams_as_the_codec_codes(exported):
+def test_every_artifact_streams_as_the_codec_codes(exported):
     codec, folder, report = exported
     chunked = ChunkedCodec(codec)
     assert {"codec.ts, streaming", "onnx, streaming"} <= set(report["parity"])
@@ -153,9 +153,9 @@ def test_a_client_streams_ten_seconds_in_chunks_of_20_ms(exported, bundle):
 def test_chunks_of_any_number_of_samples(exported, bundle, samples, cuts, batch, tokens):
     codec = exported[0]
     sound = _sound(codec, samples / RATE, batch)
-    books = max(1, codec.books - 1)
-    coding, painting = bundle.encoding(RATE, books=books, batch=batch), bundle.decoding(batch=batch)
-    codes = bundle.encode(sound, RATE, books=books)
+    codebooks = max(1, codec.codebooks - 1)
+    coding, painting = bundle.encoding(RATE, num_codebooks=codebooks, batch=batch), bundle.decoding(batch=batch)
+    codes = bundle.encode(sound, RATE, num_codebooks=codebooks)
     for _ in range(2):  # a stream that was flushed is as good as new
         parts = [coding(part) for part in np.split(sound, np.clip(np.cumsum(cuts, dtype=int), 0, samples), axis=2)]
         parts.append(coding.flush())
@@ -164,7 +164,7 @@ def test_chunks_of_any_number_of_samples(exported, bundle, samples, cuts, batch,
         signals = [painting(part) for part in np.split(codes, places, axis=2)]
         signals.append(painting.flush())
         np.testing.assert_allclose(np.concatenate(signals, axis=2), bundle.decode(codes), atol=1e-5)
-    assert coding.flush().shape == (batch, books, 0) and painting.flush().shape[2] == 0
+    assert coding.flush().shape == (batch, codebooks, 0) and painting.flush().shape[2] == 0
 
 
 def test_torchscript_streams(exported):
@@ -203,8 +203,8 @@ def test_mistakes_are_told(exported, bundle):
     more = coding(np.zeros((channels, hop), np.float32))
     together = bundle.encode(np.zeros((channels, 3 * hop), np.float32), RATE)
     np.testing.assert_array_equal(np.concatenate([whole, more], axis=2), together)
-    with pytest.raises(UserError, match="book 0 has codes 0 to"):
-        bundle.decoding()(np.full((1, codec.books, 1), -1))
+    with pytest.raises(UserError, match="codebook 0 has codes 0 to"):
+        bundle.decoding()(np.full((1, codec.codebooks, 1), -1))
 
 
 def test_streaming_can_be_left_out(exported, tmp_path):

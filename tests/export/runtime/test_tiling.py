@@ -30,7 +30,7 @@ def test_windows_overlap_and_what_they_keep_follows_on(steps, tile):
     found = windows(steps, tile)
     assert [w.first for w in found] == [0, *(w.last for w in found[:-1])] and found[-1].last == steps
     assert all(0 <= w.begin <= w.first < w.last <= w.end <= steps and w.end - w.begin <= tile for w in found)
-    assert all(a.end > b.begin for a, b in pairwise(found)), "neighbours share nothing"
+    assert all(a.end > b.begin for a, b in pairwise(found)), "neighbors share nothing"
 
 
 @given(st.integers(1, 45), st.integers(1, 45), st.integers(8, 30))

@@ -131,9 +131,9 @@ def test_what_it_does_not_take_is_one_line(bundle, clip):
         (lambda: bundle.encode(clip[:0]), "1 or more are expected"),
         (lambda: bundle.encode(clip, tile=8), "tile=8: tiles must have at least two steps, 16 pixels"),
         (lambda: bundle.encode(clip, tokens=2), "2 tokens: this codec's lie on a grid"),
-        (lambda: bundle.encode(clip, books=2), "2 books: this codec has 1"),
+        (lambda: bundle.encode(clip, num_codebooks=2), "2 codebooks: this codec has 1"),
         (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
-        (lambda: bundle.decode(codes + 512), "book 0 has codes 0 to 511"),
+        (lambda: bundle.decode(codes + 512), "codebook 0 has codes 0 to 511"),
         (lambda: bundle.decode(codes, (5, 20, 30)), f"size: (5, 20, 30) has codes (2, 3, 4), these are {steps}"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from varitok import UserError
 from varitok.codecs.training.config import launch
-from varitok.codecs.training.config.launch import Place, follow, place
+from varitok.codecs.training.config.launch import Launch, detect_launch, match_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train"}
@@ -15,27 +15,27 @@ SUBMITIT = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMI
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, Place("", 0, 1, 1)),
-        (TORCHRUN, Place("torchrun", 5, 8, 2)),
-        (SRUN, Place("srun", 3, 4, 2)),
-        (SRUN | TORCHRUN, Place("torchrun", 5, 8, 2)),
-        (SRUN | {"SLURM_JOB_NAME": "interactive"}, Place()),
-        ({"SLURM_JOB_ID": "77"}, Place()),
-        (SUBMITIT, Place("submitit", 1, 2, 1)),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Place("", 1)),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, Place("", 1)),
+        ({}, Launch("", 0, 1, 1)),
+        (TORCHRUN, Launch("torchrun", 5, 8, 2)),
+        (SRUN, Launch("srun", 3, 4, 2)),
+        (SRUN | TORCHRUN, Launch("torchrun", 5, 8, 2)),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, Launch()),
+        ({"SLURM_JOB_ID": "77"}, Launch()),
+        (SUBMITIT, Launch("submitit", 1, 2, 1)),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch("", 1)),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, Launch("", 1)),
     ],
 )
 def test_a_process_knows_its_place(environment, expected):
-    assert place(environment) == expected
+    assert detect_launch(environment) == expected
 
 
 def followed(monkeypatch, environment, sweep="", **trainer):
     monkeypatch.setattr(launch.os, "environ", dict(environment))
-    monkeypatch.setattr(launch, "place", lambda: place(environment))
+    monkeypatch.setattr(launch, "detect_launch", lambda: detect_launch(environment))
     config = OmegaConf.create({"devices": 1} | trainer)
     OmegaConf.set_struct(config, True)
-    follow(config, sweep)
+    match_launch(config, sweep)
     return OmegaConf.to_container(config), launch.os.environ
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from varitok import UserError
 from varitok.codecs.build import load_run
-from varitok.codecs.distributed import local
+from varitok.codecs.distributed import local_tensor
 from varitok.codecs.training.distributed import strategy as parallel
 from varitok.codecs.training.run import build_run
 
@@ -45,9 +45,9 @@ CASES = {
     "unused_looked_for": [*RVQ, *GAN, "trainer.strategy=ddp_find_unused_parameters_true"],
     "halting": ["bottleneck=fsq", "length=halting", *LOGGED],
     "guided": GUIDED,  # by a term whose map learns with the codec
-    "recomputed": [*RVQ, *GAN, "training.recompute=[encoder,decoder]"],
-    "sharded": [*RVQ, *GAN, SHARDED, "training.recompute=[decoder]", "checkpoint.every=3"],
-    "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.average=0"],
+    "recomputed": [*RVQ, *GAN, "training.activation_checkpointing=[encoder,decoder]"],
+    "sharded": [*RVQ, *GAN, SHARDED, "training.activation_checkpointing=[decoder]", "checkpoint.every=3"],
+    "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.ema_decay=0"],
 }
 FIRST = ["accumulated", "sharded"]
 OTHERS = [name for name in CASES if name not in FIRST]
@@ -84,7 +84,7 @@ def train(rank, words, folder, disturbed=False, changing=False):
     run = build_run(compose("trainer.devices=2", "trainer.strategy=ddp", *words), folder)
     if changing:
         run.trainer.callbacks.insert(0, Changing())
-    if disturbed and rank:  # it begins elsewhere, with other books, and must be brought back
+    if disturbed and rank:  # it begins elsewhere, with other codebooks, and must be brought back
         with torch.no_grad():
             for tensor in (*run.module.parameters(), *run.module.codec.buffers()):
                 tensor.copy_(torch.rand_like(tensor, dtype=torch.float32))
@@ -97,7 +97,7 @@ def train(rank, words, folder, disturbed=False, changing=False):
 
 
 def _elements(codec):
-    return sum(local(parameter).numel() for parameter in codec.parameters())
+    return sum(local_tensor(parameter).numel() for parameter in codec.parameters())
 
 
 def quick(rank, folder):

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from varitok.codecs.training.logging import throughput as pace
-from varitok.codecs.training.logging.throughput import Pace
+from varitok.codecs.training.logging.throughput import Throughput
 
 from ...examples import QUIET
 from ..test_training import fit
@@ -35,7 +35,7 @@ def batches(clock, measured, count, wait, work, other=0.0):
 
 
 def test_waiting_is_what_lies_between_a_batch_and_the_next(clock):
-    measured = Pace()
+    measured = Throughput()
     assert measured.read() == {}
     batches(clock, measured, 1, wait=60, work=1)  # the start of the workers isn't counted
     batches(clock, measured, 3, wait=0.5, work=1, other=0.5)
@@ -45,7 +45,7 @@ def test_waiting_is_what_lies_between_a_batch_and_the_next(clock):
 
 
 def test_a_run_that_waits_much_is_told_once(clock, caplog):
-    measured = Pace()
+    measured = Throughput()
     batches(clock, measured, 9, wait=1, work=2)
     with caplog.at_level(logging.WARNING):
         measured.read()
@@ -56,7 +56,7 @@ def test_a_run_that_waits_much_is_told_once(clock, caplog):
 
 
 def test_a_run_that_waits_little_is_told_nothing(clock, caplog):
-    measured = Pace()
+    measured = Throughput()
     batches(clock, measured, 90, wait=1, work=9)
     measured.read()
     batches(clock, measured, 2, wait=1, work=0.1)  # too short to tell

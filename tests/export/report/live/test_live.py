@@ -139,9 +139,9 @@ def test_sounds_have_the_codes_and_files_that_python_gives(browser, exported_sou
         wave = np.random.default_rng(0).uniform(-0.5, 0.5, (count, channels))
         soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="PCM_16")
         give(browser, "a.wav", (tmp_path / "a.wav").read_bytes())
-        for books in (4, 1):
-            keep(browser, books)
-            encode_file(bundle, tmp_path / "a.wav", tmp_path / "a.vtk", books=books, coding="packed")
+        for codebooks in (4, 1):
+            keep(browser, codebooks)
+            encode_file(bundle, tmp_path / "a.wav", tmp_path / "a.vtk", num_codebooks=codebooks, coding="packed")
             assert saved(browser) == (tmp_path / "a.vtk").read_bytes()
             heard, rate = soundfile.read(io.BytesIO(saved(browser, "save-signal")), always_2d=True)
             wanted = bundle.decode(container.read(tmp_path / "a.vtk").codes())[0, :, :count].T

@@ -135,9 +135,7 @@ class Codec(nn.Module):
         return self.encoder.repeats
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
-        None.
-        """
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
         return self.bottleneck.payload(tokens, num_codebooks)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -15,7 +15,8 @@ ANYWHERE = "*"
 KEYS: dict[str, dict[str, str]] = {
     "length": {"depth": "codebooks"},
     "training": {"average": "ema_decay", "recompute": "activation_checkpointing"},
-    **dict.fromkeys(("data", "data.clips"), {"hop": "downsample", "lead": "causal_pad"}),
+    "data": {"hop": "downsample", "lead": "causal_pad"},
+    "data.clips": {"hop": "downsample", "lead": "causal_pad"},
     ANYWHERE: {
         "books": "num_codebooks",
         "hop": "hop_length",

@@ -150,9 +150,7 @@ class FrozenComposite(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks `(b, codebooks, n)`, of which those with `kept` (codebooks,) count, into
-        latents.
-        """
+        """Decode codes of all codebooks, `(b, codebooks, n)`, of which those in `kept` (codebooks,) count."""
         total = self.parts[0].decode_kept(codes, kept)  # type: ignore[operator]
         for part in self.parts[1:]:
             total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
@@ -237,9 +235,7 @@ class AddedCodebooks(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks `(b, codebooks, n)`, of which those with `kept` (codebooks,) count, into
-        latents.
-        """
+        """Decode codes of all codebooks, `(b, codebooks, n)`, of which those in `kept` (codebooks,) count."""
         latents: Tensor = self.project_out(self.add(codes, kept.unsqueeze(0)))
         return latents
 

@@ -56,9 +56,7 @@ class Bottleneck(nn.Module, ABC):
 
     @property
     def codebook_strides(self) -> tuple[int, ...]:
-        """Say for how many tokens a code of each codebook stands, itself repeated: 1, but for codebooks of several
-        rates.
-        """
+        """Tokens for which one code of each codebook stands: 1, but for codebooks of several rates."""
         return (1,) * len(self.codebook_sizes)
 
     @property

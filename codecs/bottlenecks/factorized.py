@@ -122,9 +122,7 @@ class FactorizedResidualQuantizer(Bottleneck):
         nn.init.uniform_(self.out.weight, -1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def corrections(self) -> tuple[Tensor, Tensor]:
-        """Give `A_i B_j` for all levels, `(codebooks * width, codebooks * width)`, and `A_i b_j`, `(codebooks * width,
-        codebooks)`.
-        """
+        """Compute `A_i B_j` for all levels, `(q * width, q * width)`, and `A_i b_j`, `(q * width, q)`."""
         into = self.into.weight.float()
         return into @ self.out.weight.float(), into @ self.out_bias.float().T
 

@@ -38,9 +38,7 @@ def _tokens(cells: Tensor) -> Tensor:
 
 
 class _FrozenHierarchy(nn.Module):
-    """The export form; what is missing from a prefix of the codebooks is looked up as code 0, and left out by a
-    mask.
-    """
+    """The export form; codebooks beyond a prefix are looked up as code 0, and left out by a mask."""
 
     places: Tensor
 

@@ -175,8 +175,7 @@ class Perturbation(nn.Module, ABC):
 
 
 class Nearest(Perturbation):
-    """Takes one of the nearest entries of the table (RobustTok, arXiv 2503.08354), for bottlenecks that are one
-    codebook.
+    """Takes one of the nearest entries of a single codebook (RobustTok, arXiv 2503.08354).
 
     The paper: a tenth of the samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
 

@@ -145,8 +145,7 @@ def residual(level: Callable[[], Bottleneck], num_codebooks: int, shared: bool =
 
 
 def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, num_codebooks: int) -> Residual:
-    """Make a residual quantizer whose first codebooks see a share of the channels each (Language-Codec, arXiv
-    2402.12208).
+    """Make a residual quantizer whose first codebooks see a share of the channels each (arXiv 2402.12208).
 
     Plain residual quantization puts most of the signal in codebook 1, which a language model then has to guess at once
     (section 3.2). Here the first `masked` codebooks quantize disjoint channels side by side, the others what is left.

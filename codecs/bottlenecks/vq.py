@@ -53,9 +53,7 @@ class _Codebook(Bottleneck):
 
     @abstractmethod
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`, float32, unit vectors in a cosine codebook; with gradient where they learn by
-        one.
-        """
+        """Return the entries `(K, d)`, float32, unit vectors if cosine; with gradient if they learn by one."""
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
@@ -197,8 +195,7 @@ class KMeansQuantizer(EMAVectorQuantizer):
 
 
 class SimVectorQuantizer(_Codebook):
-    """A frozen random codebook behind a learned linear map, so that all entries move at once (arXiv 2411.02038, section
-    3).
+    """A frozen random codebook behind a learned linear map: all entries move at once (arXiv 2411.02038, section 3).
 
     Args:
         dim: Width of the latents.

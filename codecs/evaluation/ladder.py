@@ -103,9 +103,7 @@ class Ladder:
         return self.codec.decode(code.codes.narrow(cut, 0, keep) if discrete else code.codes, code.size, code.tokens)
 
     def flat(self, code: Code) -> Tensor:
-        """Give codes with one axis for the grid, `(b, codebooks, n)`; blocks of a clip follow each other as signals
-        do.
-        """
+        """Return codes with one axis for the grid, `(b, codebooks, n)`; blocks follow each other as signals do."""
         return self.layout.flatten(code.codes)
 
     def kept(self, code: Code, start: int, end: int) -> Tensor:

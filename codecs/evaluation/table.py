@@ -86,8 +86,9 @@ class Table:
     def print(self, console: Console | None = None) -> None:
         """Print the table."""
         columns = [column for name, column in COLUMNS.items() if name in self.rows[0]]
+        noun = "tokens" if self.axis == "k" else "codebooks"
         shown = RichTable(
-            title=f"Quality per kept {'tokens' if self.axis == 'k' else 'codebooks'} (PSNR, SI-SDR in dB, entropy in bits)",
+            title=f"Quality per kept {noun} (PSNR, SI-SDR in dB, entropy in bits)",
             box=rich.box.SIMPLE_HEAD,
             title_justify="left",
             collapse_padding=True,

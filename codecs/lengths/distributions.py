@@ -125,8 +125,7 @@ class FixedSet:
 
 
 class Range:
-    """Every length from `low` to `high` is equally likely, in strides (Language-Codec, arXiv 2402.12208: 3 to 8
-    codebooks).
+    """Every length from `low` to `high` is equally likely, in strides (arXiv 2402.12208: 3 to 8 codebooks).
 
     Args:
         low: The least.

@@ -70,7 +70,7 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
     if counted:
         meanings |= {
             "usage": f"share of a codebook's entries seen among {codes}, mean of the kept codebooks",
-            "entropy": "bits, of the distribution of a codebook's entries among those codes, mean of the kept codebooks",
+            "entropy": "bits, of the distribution of a codebook's entries among those codes, mean over kept codebooks",
             "perplexity": "2 ** entropy of a codebook, mean of the kept codebooks",
         }
     return meanings

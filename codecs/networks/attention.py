@@ -54,9 +54,7 @@ class Rotary(nn.Module):
         self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Turn queries or keys `(b, heads, n, d)` by angles that grow with their positions, `(b, n, axes)` or for
-        all.
-        """
+        """Rotate queries or keys `(b, heads, n, d)` by their positions, `(b, n, axes)` or `(1, n, axes)`."""
         angles = (positions[:, None, :, :, None] * self.rates).sum(3)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)

@@ -1,6 +1,4 @@
-"""The health of the codes: how much of each codebook is in use while training goes on, and a word when one
-collapses.
-"""
+"""The health of the codes: how much of each codebook is in use while training, and a warning when one collapses."""
 
 import inspect
 import logging

@@ -62,9 +62,7 @@ class Guard:
         self._sound = finite if self._sound is None else self._sound & finite
 
     def clean(self, bottleneck: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """See latents on their way to a bottleneck in training, and keep those from its codebooks that are not
-        finite.
-        """
+        """Watch latents on their way to a bottleneck in training, and keep those that are not finite from it."""
         latents, *rest = given
         if not (bottleneck.training and torch.is_grad_enabled()):
             return given

@@ -46,9 +46,7 @@ class BundleCodec:
         self.layout = token_layout(self.downsample, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"))
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
-        None.
-        """
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
         return self.bundle.bits(tokens, num_codebooks)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -1,6 +1,4 @@
-"""Codes as bits: each in as few whole bits as its codebook needs, step by step: a prefix of the bits is a shorter
-code.
-"""
+"""Codes as bits: each in as few whole bits as its codebook needs, so that a prefix of the bits is a shorter code."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -73,8 +71,9 @@ class Packing:
         return np.packbits(bits).tobytes()
 
     def unpack(self, data: bytes, steps: int) -> Codes:
-        """Undo `pack`: int64 `(codebooks, steps, *inner)`. Codes are what the bits say, perhaps no entry of their
-        codebook.
+        """Undo `pack`: int64 `(codebooks, steps, *inner)`.
+
+        Codes are what the bits say, perhaps no entry of their codebook.
         """
         chosen, widths, begins = self._layout(steps)
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=self.bits(steps))
@@ -89,9 +88,7 @@ class Packing:
         return np.moveaxis(flat, 2, 0).reshape(len(self.codebooks), steps, *self.inner)
 
     def _layout(self, steps: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tell which codes are written, `(steps, places, codebooks)`, and the widths and first bits of those, in
-        order.
-        """
+        """Return which codes are written, `(steps, places, codebooks)`, and their widths and first bits."""
         present = np.arange(steps)[:, None] % [codebook.stride for codebook in self.codebooks] == 0
         chosen = np.repeat(present[:, None], self.places, axis=1)
         widths = np.broadcast_to(self.widths, chosen.shape)[chosen]

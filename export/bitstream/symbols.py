@@ -92,8 +92,9 @@ class Symbols:
         return np.asarray(flat[self._written(codebooks, steps, inner)])
 
     def codes(self, row: Numbers, num_codebooks: int, steps: int, inner: Sequence[int]) -> Codes:
-        """Undo `row`: int64 `(num_codebooks, steps, *inner)`. Codes are what the digits say, perhaps no entry of their
-        codebook.
+        """Undo `row`: int64 `(num_codebooks, steps, *inner)`.
+
+        Codes are what the digits say, perhaps no entry of their codebook.
         """
         written = self._written(num_codebooks, steps, inner)
         flat = np.zeros(written.shape, np.int64)
@@ -107,9 +108,7 @@ class Symbols:
         return found
 
     def _written(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Tell which digits are in the row, `(steps, *inner, kinds)`: where their codebooks have a code of their
-        own.
-        """
+        """Return which digits are in the row, `(steps, *inner, kinds)`: those of codebooks with an own code."""
         kinds = sum(map(len, self.radices[:num_codebooks]))
         begins = np.arange(steps)[:, None] % self._strides[:kinds] == 0
         return np.broadcast_to(begins.reshape(steps, *(1 for _ in inner), kinds), (steps, *inner, kinds))

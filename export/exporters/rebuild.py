@@ -17,7 +17,7 @@ from varitok import UserError
 from varitok.codecs.build import build_codec
 from varitok.codecs.renamed import CLASSES, modernized
 
-from ..runtime.bundle import REEXPORT_HINT, read_json, sha256
+from ..runtime.bundle import REEXPORT_HINT, read_config, read_json, sha256
 from .frozen import FrozenCodec, freeze
 
 __all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]

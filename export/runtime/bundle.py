@@ -237,9 +237,7 @@ class Bundle(Opened):
         return {"rates": {f"{k} tokens": f"{self.bits(k) / 8:g} bytes for {noun}" for k in [*kept, self.tokens]}}
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where
-        None.
-        """
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
         if not self.codebook_sizes:
             return tokens * 32.0 * self.rows
         each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
@@ -247,8 +245,7 @@ class Bundle(Opened):
 
     @tensors
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, codebooks, k)`, of clips `(b, codebooks, *grid)`, into signals, float32 `(b, c, ...)` in [-1,
-        1].
+        """Turn codes `(b, q, k)`, of clips `(b, q, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].
 
         Codes may be of any integer type, and a prefix of the codebooks; continuous ones are floats, all channels. k is
         from 1 to N, or any where the number of tokens follows from the signal's length.

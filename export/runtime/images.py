@@ -35,7 +35,8 @@ class ImageBundle(Bundle):
 
     def __repr__(self) -> str:
         side, codebooks = self.image_size, " x ".join(str(size) for size in self.codebook_sizes)
-        return f"ImageBundle({str(self.folder)!r}: {side} x {side} images, up to {self.tokens} tokens of {codebooks} codes)"
+        about = f"{side} x {side} images, up to {self.tokens} tokens of {codebooks} codes"
+        return f"ImageBundle({str(self.folder)!r}: {about})"
 
     @tensors
     def encode(self, image: Any, *, tokens: int | None = None) -> Array:

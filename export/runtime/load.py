@@ -52,7 +52,8 @@ def load(
     kind = BUNDLES.get(str(config.get("modality")))
     if kind is None:
         raise UserError(
-            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known; update varitok or {REEXPORT_HINT}"
+            f"{folder / 'config.json'}: modality {config.get('modality')!r} is not known;"
+            f" update varitok or {REEXPORT_HINT}"
         )
     for name in kind.graphs:
         if not (folder / name).is_file():

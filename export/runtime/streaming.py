@@ -150,8 +150,7 @@ class EncodingStream(_Stream):
         return np.concatenate([values[:, :, :1]] * self._form.causal_pad + [values], axis=2)
 
     def __call__(self, signal: Any) -> Array:
-        """Take the next chunk, of any number of samples or frames; give the codes `(b, codebooks, n, ...)` it
-        completes.
+        """Take the next chunk, of any size, and return the codes `(b, codebooks, n, ...)` that it completes.
 
         n may be 0.
 

@@ -17,7 +17,7 @@ from varitok import UserError
 
 from .codec import Codec
 from .conversion import convert
-from .renamed import modernized, new_key, new_target
+from .renamed import modernized, new_key, new_state, new_target
 
 __all__ = ["build", "build_codec", "checkpoint_of", "load_run", "read_checkpoint"]
 
@@ -92,7 +92,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise UserError(f"{path}: not a varitok checkpoint, or a damaged one ({type(error).__name__})") from error
     prefix = "average.codec." if any(name.startswith("average.codec.") for name in state) else "codec."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, config
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {new_state(name): value for name, value in own.items()}, config
 
 
 def load_run(path: str | Path) -> tuple[Codec, DictConfig]:

@@ -7,7 +7,7 @@ command line are answered with the new name. Nothing here loads torch.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CLASSES", "KEYS", "OPTIONS", "modernized", "new_key", "new_keys", "new_target"]
+__all__ = ["CLASSES", "KEYS", "OPTIONS", "modernized", "new_key", "new_keys", "new_state", "new_target"]
 
 ANYWHERE = "*"
 
@@ -51,6 +51,9 @@ CLASSES = {
     "sound_mix": "audio_mix",
     "sound_teacher": "audio_teacher",
 }
+# Parts of a state dict's names.
+STATE = {"book": "codebook", "centre": "center", "centres": "centers"}
+
 EACH_FRAME = {"codecs.losses.frames": "PerFrame", "codecs.discriminators.clip": "FrameDiscriminator"}
 
 # Modules that a `_target_` may have named, without `varitok.`, and where what they held is now.
@@ -104,6 +107,11 @@ def new_target(target: str) -> str:
     found = now if parted == module else MODULES.get(module, module)
     called = EACH_FRAME.get(found, name) if name == "EachFrame" else CLASSES.get(name, name)
     return f"varitok.{found}.{called}" if (found, called) != (module, name) else target
+
+
+def new_state(name: str) -> str:
+    """Return what a parameter or buffer of this name is called now."""
+    return ".".join(STATE.get(part, part) for part in name.split("."))
 
 
 def new_keys(old: str) -> set[str]:

@@ -15,7 +15,7 @@ GROUP = 64  # entries to a first maximum: argmax is not vectorized on CPUs, amax
 def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
     """Find the closest entry of a codebook for each latent, by Euclidean distance or by inner product.
 
-    Both are centred on the codebook's mean first: with an off-centre codebook the textbook expansion in float32 gives
+    Both are centered on the codebook's mean first: with an off-center codebook the textbook expansion in float32 gives
     8 to 19 % wrong codes, and codes that depend on the batch's size. Scores are made in blocks that stay in cache, and
     no n x K tensor ever is. Ties go to the first entry.
 
@@ -28,10 +28,10 @@ def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
         int64 `(...)`, without gradient.
     """
     with torch.no_grad():
-        centre = codebook.mean(0)
-        entries = codebook - centre
+        center = codebook.mean(0)
+        entries = codebook - center
         offset = entries.new_zeros(len(entries)) if inner else entries.square().sum(1) / -2
-        flat = (latents if inner else latents - centre).reshape(-1, latents.shape[-1])
+        flat = (latents if inner else latents - center).reshape(-1, latents.shape[-1])
         codes, best = _search(flat, entries[:COLUMNS], offset[:COLUMNS])
         for start in range(COLUMNS, len(entries), COLUMNS):
             part = slice(start, start + COLUMNS)
@@ -157,7 +157,7 @@ def lookup(latents: Tensor, codebook: Tensor, rotate: bool = False) -> Lookup:
 
 
 class FrozenTable(nn.Module):
-    """The export form of one codebook of vectors: a centred product, an argmax and a table.
+    """The export form of one codebook of vectors: a centered product, an argmax and a table.
 
     Args:
         codebook: `(K, d)`.
@@ -165,7 +165,7 @@ class FrozenTable(nn.Module):
         inner: The search is by inner product.
     """
 
-    centre: Tensor
+    center: Tensor
     entries: Tensor
     offset: Tensor
     table: Tensor
@@ -173,11 +173,11 @@ class FrozenTable(nn.Module):
     def __init__(self, codebook: Tensor, normalize: bool = False, inner: bool = False) -> None:
         super().__init__()
         codebook = codebook.detach().float()
-        centre = codebook.mean(0)
-        entries = codebook - centre
+        center = codebook.mean(0)
+        entries = codebook - center
         offset = (entries.double().square().sum(1) / -2).float()
         self.normalize = normalize
-        self.register_buffer("centre", torch.zeros_like(centre) if inner else centre)
+        self.register_buffer("center", torch.zeros_like(center) if inner else center)
         self.register_buffer("entries", entries.T.contiguous())
         self.register_buffer("offset", torch.zeros_like(offset) if inner else offset)
         self.register_buffer("table", codebook.clone())
@@ -186,7 +186,7 @@ class FrozenTable(nn.Module):
         """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
         if self.normalize:
             latents = nn.functional.normalize(latents, dim=-1)
-        return (torch.matmul(latents - self.centre, self.entries) + self.offset).argmax(-1).unsqueeze(1)
+        return (torch.matmul(latents - self.center, self.entries) + self.offset).argmax(-1).unsqueeze(1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varitok import UserError
 from varitok.codecs.build import build_codec
-from varitok.codecs.renamed import CLASSES, modernized
+from varitok.codecs.renamed import CLASSES, modernized, new_state
 
 from ..runtime.bundle import REEXPORT_HINT, read_config, read_json, sha256
 from .frozen import FrozenCodec, freeze
@@ -47,7 +47,7 @@ def rebuild(path: str | PathLike[str]) -> FrozenCodec:
         frozen = frozen_of(config, weights)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    frozen.load_state_dict(load_file(folder / WEIGHTS))
+    frozen.load_state_dict({new_state(name): value for name, value in load_file(folder / WEIGHTS).items()})
     return frozen
 
 
@@ -120,7 +120,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return {new_state(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: can't be read ({error}); {REEXPORT_HINT}") from error
 

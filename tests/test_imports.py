@@ -64,8 +64,8 @@ def allowed(importer: str) -> tuple[str, ...]:
     """Tell what of ours a module may import."""
     own = (
         "varitok.UserError",
-        "varitok.at_least",
-        "varitok.watched",
+        "varitok.require_min",
+        "varitok.progress",
         "varitok.__version__",
     )  # and `import varitok` itself
     if below(importer, "varitok.data"):

@@ -67,8 +67,8 @@ class Video(Image):
         """Return the frame rate, the hop and the lead."""
         return {
             "frame_rate": codec.frame_rate,
-            "downsample": list(codec.downsample),
-            "causal_pad": codec.layout.causal_pad,
+            "hop": list(codec.downsample),
+            "lead": codec.layout.causal_pad,
         }
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
@@ -85,8 +85,8 @@ class Video(Image):
         """Build a dataset of clips, cropped, resized and resampled in time."""
         from varitok.data.datasets.video import splits_of  # noqa: PLC0415 (PyAV is slow to import)
 
-        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["causal_pad"])
-        hop, *sides = (int(step) for step in config["downsample"])
+        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
+        hop, *sides = (int(step) for step in config["hop"])
         tokens = max(1, int(((seconds or SECONDS) * rate + lead) // hop))
         size = config.get("frame_size") or [-(-side // step) * step for step in sides]
         splits = splits_of(

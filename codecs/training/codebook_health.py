@@ -27,7 +27,7 @@ RISE = 1.1  # from one reading to the next: a codebook that grows so is waking u
 # What a bottleneck's argument can do for a collapsed codebook; the value that it may have already, in which case it
 # can't.
 REMEDIES: dict[str, tuple[str, object]] = {
-    "initialise": ("initialise=true (k-means of the first batch)", None),
+    "kmeans_init": ("kmeans_init=true (k-means of the first batch)", None),
     "revival": ("a larger revival", None),
     "cosine": ("cosine=true", True),
     "entropy": ("a larger entropy", None),
@@ -57,7 +57,7 @@ def _remedy(bottleneck: Bottleneck) -> str:
         if name in known and (done is None or getattr(bottleneck, name, None) != done)
     ]
     words = [f"bottleneck: {', '.join(offered)}"] if offered else []
-    if "initialise" not in known and "codebook_size" in known:
+    if "kmeans_init" not in known and "codebook_size" in known:
         words.append("bottleneck=vq_ema (k-means, dead entries replaced)")
     return "; ".join([*words, "codec.unit_latents=true", "a lower optim.codec.lr"])
 

@@ -242,7 +242,7 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
         raise UserError(f"{path}: codes of other codebooks than those of {bundle.folder}; decode it by its own bundle")
     if header.bundle != identity(bundle.folder) and not force:
         raise UserError(
-            f"{path}: was written by another bundle than {bundle.folder}, whose codebooks mean something else; decode by"
+            f"{path}: was written by another bundle than {bundle.folder}, whose codes mean something else; decode by"
             " its own, or give --force if this is the same codec, exported anew"
         )
     if header.prior and header.prior != prior_identity(bundle.folder):  # no force helps: other chances, other codes

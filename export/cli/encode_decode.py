@@ -34,8 +34,8 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     lines = []
     for path, out in progress(pairs, len(pairs), "files"):
         if encodes:
-            kept = {name: getattr(options, name) for name in ("tokens", "codebooks", "coding")}
-            about = encode_file(bundle, path, out, target=target, **kept)
+            kept = {"tokens": options.tokens, "num_codebooks": options.codebooks}
+            about = encode_file(bundle, path, out, target=target, coding=options.coding, **kept)
         else:
             about = decode_file(bundle, path, out, to=to, force=options.force)
         lines.append({"file": str(path), "out": str(out), **about})

@@ -53,7 +53,7 @@ def test_a_prefix_of_the_codebooks_decodes_like_the_same_depth_kept():
     sound = _sound(3, 1, 3 * HOP)
     codes = codec.encode(sound)
     for depth in range(1, codec.num_codebooks + 1):
-        kept = codec(sound, depth=torch.full((3,), depth)).signal
+        kept = codec(sound, n_codebooks=torch.full((3,), depth)).signal
         torch.testing.assert_close(codec.decode(codes[:, :depth]), kept, atol=1e-6, rtol=0)
 
 

@@ -78,7 +78,7 @@ def test_blocks_are_those_of_the_size_and_have_lengths_of_their_own() -> None:
     each = torch.arange(1, 4).repeat(3, 1)
     lengths = layout.prefix(codes, each)[1]
     assert lengths is not None and torch.equal(lengths, each.flatten())
-    assert layout.decoder_grid(codes, None) == [3, 0, 0] and layout.decoder_grid(codes, size) == [3, 1, 2]
+    assert layout.decoder_grid(codes, None) == [3] and layout.decoder_grid(codes, size) == [3, 1, 2]
     with pytest.raises(UserError, match="codes of 3 blocks: a clip of 3 frames has 2"):
         layout.decoder_grid(codes, (3, 8, 16))
     # Of 7, 5 and 1 valid frames: the first block holds one frame and the lead, later blocks 4 tokens at most.

@@ -156,7 +156,7 @@ def test_signals_to_all_processes_are_for_the_main_one(tmp_path, monkeypatch, th
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         ignore_signals(worker)
 
-    monkeypatch.setattr("varitok.data.datamodule.deafen", begin)
+    monkeypatch.setattr("varitok.data.datamodule.ignore_signals", begin)
     others = {child.pid for child in psutil.Process().children()}
     batches = iter(module(fill(tmp_path / "photos", 12), workers=1).train_dataloader())
     next(batches)

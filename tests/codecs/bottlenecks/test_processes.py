@@ -258,9 +258,9 @@ def _all_results(rank: int) -> Results:
     for name in ("ema", "rvq", "vq_entropy"):
         everything[f"{name} begun apart"] = _Run(name, rank, seed=rank, broadcast=True).train(range(10)).results
     for name in ENTROPIC:
-        with mock.patch.object(entropy, "average_over_processes", _cut):
+        with mock.patch.object(entropy, "differentiable_mean_over_ranks", _cut):
             everything[f"{name} cut"] = _Run(name, rank).train(range(2)).results
-    with mock.patch.object(contract, "sums_over_processes", lambda tensors: tensors):
+    with mock.patch.object(contract, "sum_over_ranks", lambda tensors: tensors):
         everything["ema apart"] = _Run("ema", rank).train(range(10)).results
     return everything
 

@@ -135,7 +135,7 @@ def test_more_bits_are_nearer_to_the_network_itself():
 
 def test_training_with_drawn_bits_reaches_every_weight():
     codec = make()
-    result = codec.frames(torch.tensor([2, 3]), depth=torch.tensor([4, 4]))
+    result = codec.frames(torch.tensor([2, 3]), n_codebooks=torch.tensor([4, 4]))
     exact = codec.decode(codec.encode(clip(codec))[:, :4])[0, :, 2:4]
     torch.testing.assert_close(result.signal[:, :, 0].transpose(0, 1), exact)
     (result.signal - 0.5).square().sum().backward()
@@ -227,7 +227,7 @@ def test_a_checkpoint_gives_the_same_codec(finished):
     folder, run = finished
     codec, config = load_run(folder)
     assert torch.equal(codec.encode(clip(codec)), run.module.evaluated.encode(clip(codec)))
-    assert OmegaConf.select(config, "bottleneck.codebooks") == 8
+    assert OmegaConf.select(config, "bottleneck.num_codebooks") == 8
     with pytest.raises(UserError, match="--data: this codec is of one clip alone"):
         evaluate_main([str(folder), "--data", str(folder)])
 

@@ -79,7 +79,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     """By a teacher of random weights, with clips."""
     config = OmegaConf.merge(GUIDES[name], {"module": {"teacher": "random"}}).module
     if "at" in config:
-        config = OmegaConf.merge(config, {"at": "project_in", "codebooks": None, "dim": None})
+        config = OmegaConf.merge(config, {"at": "project_in", "num_codebooks": None, "dim": None})
     term, codec = build(config), clip_codec()
     assert isinstance(term, LossTerm) and not isinstance(term, SignalTerm)
     objective = Objective({"one": {"weight": 1.0, "module": term}}, teachers={"random": RandomTeacher(6, 4)})
@@ -89,7 +89,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
 
     def loss(real: Tensor, lengths: Tensor) -> Tensor:
         with capture(codec, objective.taps, real, lengths) as inside:
-            result = codec(real, codec.valid(lengths, real.shape[2:]))
+            result = codec(real, codec.layout.valid(lengths, real.shape[2:]))
         return objective(result.signal, real, lengths, guidance=objective.guidance(real, lengths, inside))[0]
 
     value = loss(real, lengths)

@@ -166,7 +166,7 @@ def test_images_and_clips_are_distilled_on_their_grids():
     with capture(clips, made.taps, real, torch.tensor([5, 1])) as inside:
         clips(real)
     found = inside[Tap("encoder")]
-    assert found.values.shape[2:] == (2, 2, 2) and found.causal_pad == 3 and found.lengths.tolist() == [2, 1]
+    assert found.values.shape[2:] == (2, 2, 2) and found.offset == 3 and found.lengths.tolist() == [2, 1]
     assert run(clips, made, real)[0].isfinite()
     images, real = tiny_codec(), torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     made = objective(RandomTeacher(6, 4), images, one=Distillation("t", "decoder.transformer.blocks.0", dim=16))

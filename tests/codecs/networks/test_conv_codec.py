@@ -27,7 +27,7 @@ KINDS = {
     "dac": PLAIN | {"tanh": True},
     "odd": PLAIN | {"strides": [5, 3], "norm": "none"},
     "seanet": PLAIN
-    | {"activation": "elu", "residual_kernel": 3, "dilations": [1], "narrowing": 2, "mapped_shortcuts": True},
+    | {"activation": "elu", "residual_kernel": 3, "dilations": [1], "compress": 2, "conv_shortcut": True},
     "group": PLAIN | {"norm": "group", "activation": "elu"},
     "bigcodec": PLAIN | {"activation": "snake_beta", "anti_aliased": True},
     "causal": PLAIN | {"causal": True},

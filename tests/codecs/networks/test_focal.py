@@ -140,7 +140,7 @@ def test_the_small_preset_codes_speech() -> None:
     [
         {"widths": [4]},
         {"strides": [2, 0]},
-        {"downsample": 40},
+        {"hop_length": 40},
         {"causal": True},
         {"window": 0},
         {"span": 0},
@@ -151,4 +151,4 @@ def test_the_small_preset_codes_speech() -> None:
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
     features = MelFeatures(sample_rate=8000, bands=8, window=80, hop_length=HOP)
     with pytest.raises(UserError):
-        FocalEncoder(**{"features": features, "downsample": HOP} | PLAIN | change)  # type: ignore[arg-type]
+        FocalEncoder(**{"features": features, "hop_length": HOP} | PLAIN | change)  # type: ignore[arg-type]

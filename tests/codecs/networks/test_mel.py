@@ -19,7 +19,7 @@ from ...composing import composed
 from .checks import CLOSE, check_lengths, check_onnx, check_padding, check_script, paint
 
 RATE = 16000
-SMALL = {"sample_rate": 8000, "bands": 12, "window": 80, "downsample": 20}
+SMALL = {"sample_rate": 8000, "bands": 12, "window": 80, "hop_length": 20}
 
 
 def pair(**changes: object) -> tuple[MelFeatures, MelDecoder]:

@@ -14,7 +14,7 @@ from varitok.codecs.networks.vocos import VocosDecoder
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, paint
 
 HOP = 6
-PLAIN = {"width": 4, "base": 8, "hidden": 16, "depth": 2, "downsample": HOP, "window": 24, "groups": 2}
+PLAIN = {"width": 4, "base": 8, "hidden": 16, "depth": 2, "hop_length": HOP, "window": 24, "groups": 2}
 KINDS = {
     "wavtokenizer": PLAIN | {"attention": True},
     "vocos": PLAIN | {"channels": 2, "window": 12},
@@ -136,9 +136,9 @@ def test_the_transform_is_in_float32_whatever_the_autocast() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"window": 20}, "2 or more times hop=6"),
-        ({"window": 6}, "2 or more times hop=6"),
-        ({"downsample": 5, "window": 15}, "even"),
+        ({"window": 20}, "2 or more times hop_length=6"),
+        ({"window": 6}, "2 or more times hop_length=6"),
+        ({"hop_length": 5, "window": 15}, "even"),
         ({"causal": True, "attention": True}, "looks ahead"),
         ({"attention": True, "groups": 3}, "3 groups"),
     ],

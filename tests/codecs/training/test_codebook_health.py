@@ -149,7 +149,7 @@ def _readings(health: CodebookHealth, codebooks: list[Tensor], times: int) -> No
 @pytest.mark.parametrize(
     ("make", "words", "others"),
     [
-        (lambda: EMAVectorQuantizer(2, 256), ["initialise", "revival", "cosine=true"], ["vq_ema"]),
+        (lambda: EMAVectorQuantizer(2, 256), ["kmeans_init", "revival", "cosine=true"], ["vq_ema"]),
         (lambda: VectorQuantizer(2, 256), ["cosine=true", "vq_ema"], ["revival"]),
         (lambda: VectorQuantizer(2, 256, cosine=True), ["entropy"], ["cosine"]),
         (lambda: FiniteScalarQuantizer([16, 16]), ["entropy", "levels", "unit_latents"], ["codebook_size", "vq_ema"]),

@@ -193,7 +193,7 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 def test_a_codebooks_statistics_are_those_of_the_whole_update(tmp_path):
     """Batches of an update are gathered, and the codebook moves once, as for one batch of them all."""
     plain = [*QUIET, *RESIDUAL, "length=full", "training.ema_decay=0", "optim.clip=1e9", "bottleneck.level.revival=0"]
-    plain += ["bottleneck.level.initialise=false"]
+    plain += ["bottleneck.level.kmeans_init=false"]
     small = fit(tmp_path / "small", *plain, "training.accumulate=2", "loader.batch_size=3", "updates=2")
     large = fit(tmp_path / "large", *plain, "loader.batch_size=6", "updates=2")
     for (name, one), other in zip(small.module.codec.named_buffers(), large.module.codec.buffers(), strict=True):

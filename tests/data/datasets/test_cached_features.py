@@ -55,7 +55,7 @@ def test_whole_files_are_what_the_teacher_sees(corpus):
     for index in range(len(whole)):
         wanted = teacher(whole[0, index][None])
         found = shards[0, index]
-        assert found.steps == wanted.steps and found.causal_pad == 0
+        assert found.steps == wanted.steps and found.offset == 0
         torch.testing.assert_close(found.values, wanted.values, atol=2e-3, rtol=2e-3)  # float16
 
 
@@ -97,7 +97,7 @@ def test_batches_bring_the_features_of_their_sounds(corpus):
     module = DataModule(splits, batch_size=2, workers=0, updates=3, features={"t": str(seen)})
     for batch in module.train_dataloader():
         assert batch.features["t"].values.shape[:2] == (2, 24)
-        assert batch.features["t"].causal_pad.shape == (2,)
+        assert batch.features["t"].offset.shape == (2,)
 
 
 def test_what_cannot_be_cut_is_refused_in_one_line(corpus, tmp_path):

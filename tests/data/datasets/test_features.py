@@ -14,7 +14,7 @@ from varitok.data.datasets.features import teacher_features
 from varitok.data.synthetic.video import scenes
 from varitok.data.teachers.vision import RandomTeacher, VisionTransformer
 
-FORM = {"image_size": 32, "crop_tokens": 4, "downsample": 1, "lead": 0, "length": 6, "val_length": 2}
+FORM = {"image_size": 32, "crop_tokens": 4, "downsample": 1, "causal_pad": 0, "length": 6, "val_length": 2}
 
 
 def clips(**form):

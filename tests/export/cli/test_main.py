@@ -219,7 +219,7 @@ class Terminal(io.StringIO):
 def test_progress_is_told_on_terminals_only(terminal, monkeypatch):
     shown = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
-    assert list(varitok.watched(iter("abc"), 3, "files")) == ["a", "b", "c"]
+    assert list(varitok.progress(iter("abc"), 3, "files")) == ["a", "b", "c"]
     text = shown.getvalue()
     assert ("0/3 files" in text and "2/3 files, 0:00 left" in text and text.endswith("\x1b[K")) == terminal
     assert bool(text) == terminal

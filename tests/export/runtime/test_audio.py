@@ -40,7 +40,7 @@ def test_every_artifact_agrees(exported):
 
 @torch.no_grad()
 @settings(max_examples=15, deadline=None)
-@given(batch=st.integers(1, 3), samples=st.integers(1, 6 * HOP), num_codebooks=st.integers(1, 4))
+@given(batch=st.integers(1, 3), samples=st.integers(1, 6 * HOP), codebooks=st.integers(1, 4))
 def test_any_length_and_any_depth(exported, bundle, batch, samples, codebooks):
     codec = exported[0]
     sound = torch.rand(batch, 1, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1

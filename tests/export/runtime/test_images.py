@@ -160,7 +160,7 @@ def test_a_damaged_graph_is_told_even_unverified(copied):
         bundle.decode(np.zeros((1, 1, 1), np.int64))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_format_is_told(copied, version):
     config = json.loads((copied / "config.json").read_text()) | {"format_version": version}
     (copied / "config.json").write_text(json.dumps(config))

@@ -281,8 +281,6 @@ def started(folder, *words):
 from varitok.codecs.training.sweep import search
 search.PROGRAM = [{str(folder / "stub.py")!r}]
 from varitok.export.cli.main import main
-
-from ..composing import composed
 main(["sweep", {str(folder / "sweep.yaml")!r}, "--out", {str(folder / "out")!r}, *{list(words)!r}])
 """
     return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -296,6 +297,18 @@ def _rounds() -> list[list[str]]:
 @pytest.mark.parametrize("words", _rounds(), ids=" ".join)
 def test_options_compose(words: list[str]) -> None:
     _check(*words)
+
+
+def test_what_tests_compose_is_what_hydra_composes() -> None:
+    """By `composed`, which chooses groups once, and sets values in a copy."""
+    words = ["experiment=audio/demo", "updates=3", "bottleneck=vq", "~data.val_length", "+optim.new=1", "export=none"]
+    for _ in range(2):  # composed, and kept
+        found = composed(*words)
+        with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+            wanted = hydra.compose("train", words)
+        assert found == wanted and OmegaConf.to_yaml(found) == OmegaConf.to_yaml(wanted)
+        assert OmegaConf.is_struct(found)
+        found.updates = 4  # which must not stay
 
 
 def _check(*words: str) -> None:

@@ -245,7 +245,7 @@ def test_mistakes_are_told(wrong: dict[str, object], told: str) -> None:
 
 def preset(name: str) -> tuple[nn.Module, nn.Module]:
     """Build a preset's networks without their weights."""
-    config = composed("data=voices", f"codec={name}").codec
+    config = composed(name=f"codec/{name}").codec
     with torch.device("meta"):
         return build(config.encoder), build(config.decoder)
 

@@ -30,7 +30,11 @@ EXPERIMENTS = sorted(
 )
 
 
-HEAVY = ("audio/bigcodec_small", "audio/lfsc_small", "video/hitvideo_small")  # a second or more for the two updates
+# Whose two updates take a second or more, or whose parts are all those of others.
+HEAVY = (
+    *("audio/bigcodec_small", "audio/continuous_small", "audio/encodec_small", "audio/language_codec_small"),
+    *("audio/lfsc_small", "audio/snac_small", "video/bsq_vit_small", "video/cosmos_small", "video/hitvideo_small"),
+)
 
 
 def _has_a_twin(experiment: str) -> bool:

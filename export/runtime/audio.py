@@ -41,7 +41,7 @@ class AudioBundle(Bundle):
     def __repr__(self) -> str:
         rate, codebooks = self.sample_rate / self.downsample, " x ".join(str(size) for size in self.codebook_sizes)
         return (
-            f"SoundBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {codebooks} codes a second)"
+            f"AudioBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {codebooks} codes a second)"
         )
 
     @tensors

@@ -34,7 +34,7 @@ class SingleClipBundle(Opened):
         self.frame_rate = None if rate is None else float(rate)
 
     def __repr__(self) -> str:
-        return f"ClipBundle({str(self.folder)!r}: {self.frames} frames of {self.width} x {self.height} pixels)"
+        return f"SingleClipBundle({str(self.folder)!r}: {self.frames} frames of {self.width} x {self.height} pixels)"
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
         """Return what a user should know, as plain values."""

@@ -124,7 +124,7 @@ class _Stream:
 
 
 class EncodingStream(_Stream):
-    """A signal into codes; `SoundBundle.encoding` and `VideoBundle.encoding` make one.
+    """A signal into codes; `AudioBundle.encoding` and `VideoBundle.encoding` make one.
 
     Args:
         graph: The streaming encoder, an ONNX Runtime session.
@@ -173,7 +173,7 @@ class EncodingStream(_Stream):
 
 
 class DecodingStream(_Stream):
-    """Codes into a signal; `SoundBundle.decoding` and `VideoBundle.decoding` make one.
+    """Codes into a signal; `AudioBundle.decoding` and `VideoBundle.decoding` make one.
 
     Args:
         graph: The streaming decoder, an ONNX Runtime session.

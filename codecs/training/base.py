@@ -115,7 +115,7 @@ class Training(pl.LightningModule):
         self.average = EMA(trained, ema_decay) if ema_decay else None
         for part_name in compile:
             self._part(part_name, "compile").compile()
-        recomputed = [self._part(part, "recompute") for part in activation_checkpointing]
+        recomputed = [self._part(part, "activation_checkpointing") for part in activation_checkpointing]
         if any(isinstance(part, Bottleneck) for part in recomputed):
             raise UserError(
                 "training.activation_checkpointing: a bottleneck learns in its forward; take encoder, decoder"

@@ -90,8 +90,8 @@ class FactorizedResidualQuantizer(Bottleneck):
     linear, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`, so one product takes all levels in, products of
     `width x width` correct them, and one takes them out. Codes and gradients are those of the definition; with eight
     codebooks of 1024 x 8 on latents 1024 wide it is many times faster and smaller
-    (`benchmarks/results/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec (arXiv
-    2409.05377).
+    (`benchmarks/results/bottlenecks/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec
+    (arXiv 2409.05377).
 
     The published maps are weight-normed; these are plain. The residual passes the gradient straight through each
     entry, as published: a level's projections see what later levels make of their work.

@@ -39,12 +39,12 @@ class _WeightLayout(PlacedLayout):
     """Each weight is a token, whatever a signal's size: all of them take part in each frame.
 
     Args:
-        hop: The clip's size, which is one step.
+        downsample: The clip's size, which is one step.
         weights: How many there are.
     """
 
-    def __init__(self, hop: Sequence[int], weights: int) -> None:
-        super().__init__(hop)
+    def __init__(self, downsample: Sequence[int], weights: int) -> None:
+        super().__init__(downsample)
         self.weights = weights
 
     def count(self, size: Sequence[int]) -> int:

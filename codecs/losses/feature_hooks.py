@@ -127,7 +127,7 @@ def _as_feature_map(codec: Codec, place: Tap, values: Tensor, signal: Tensor, le
     if values.ndim != signal.ndim:
         raise UserError(f"objective: at={place.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
     steps = tuple(
-        hop * whole / count for hop, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
+        step * whole / count for step, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
     )
     valid = None if lengths is None else torch.ceil((lengths + layout.causal_pad) / steps[0]).long()
     return FeatureMap(values, steps, valid, layout.causal_pad)

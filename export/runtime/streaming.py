@@ -1,4 +1,4 @@
-"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone, as `runtime.py`.
+"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone.
 
 A graph takes whole steps and a state. What comes in between, any number of samples, frames or tokens, waits here until
 a step is full.
@@ -209,5 +209,5 @@ class DecodingStream(_Stream):
         return np.zeros((self._batch, self._channels, 0, *sides), np.float32) if signal is None else signal
 
     def _run(self, chunk: Array) -> Array:
-        lead = self._form.causal_pad if self._state is None else 0
-        return super()._run(chunk)[:, :, lead:]
+        causal_pad = self._form.causal_pad if self._state is None else 0
+        return super()._run(chunk)[:, :, causal_pad:]

@@ -79,7 +79,7 @@ class Bottleneck(nn.Module, ABC):
         Args:
             latents: `(b, n, d)`, any floating type; codes are computed in float32.
             lengths: int64 `(b,)`, valid steps; the others enter neither penalties nor statistics.
-            n_codebooks: int64 `(b,)`, codebooks kept, in [1, codebooks]; the others add nothing to the latents, and
+            n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; the others add nothing to the latents, and
                 enter neither penalties nor statistics.
         """
 

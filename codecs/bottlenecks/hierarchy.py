@@ -118,8 +118,8 @@ class Hierarchy(Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             remaining = _cells(latents.float(), count)
             total, codes, measured = torch.zeros_like(remaining), [], MeasuredParts()
-            codebooks = torch.arange(len(self.codebook_sizes), device=latents.device)
-            kept = torch.split(codebooks < n_codebooks[:, None], list(self.groups), 1)
+            numbers = torch.arange(len(self.codebook_sizes), device=latents.device)
+            kept = torch.split(numbers < n_codebooks[:, None], list(self.groups), 1)
             for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
                 # A group whose code isn't kept measures nothing.
                 valid = torch.where(there, lengths[:, None], 0).flatten()

@@ -84,8 +84,8 @@ def packed_bytes(codebook_sizes: Sequence[int], tokens: int, strides: Sequence[i
         tokens: How many.
         strides: Tokens for which an index of each codebook stands; 1 where there is none.
     """
-    codebooks = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
-    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in codebooks) // 8)
+    pairs = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
+    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in pairs) // 8)
 
 
 def run_flags(codes: Tensor) -> tuple[int, float, int]:

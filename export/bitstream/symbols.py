@@ -88,8 +88,8 @@ class Symbols:
                 rest = rest // radix  # noqa: PLW2901 (what is left of it)
             digits += reversed(found)
         flat = np.stack(digits, axis=-1) + self.offsets[: len(digits)]
-        codebooks, steps, *inner = codes.shape
-        return np.asarray(flat[self._written(codebooks, steps, inner)])
+        num_codebooks, steps, *inner = codes.shape
+        return np.asarray(flat[self._written(num_codebooks, steps, inner)])
 
     def codes(self, row: Numbers, num_codebooks: int, steps: int, inner: Sequence[int]) -> Codes:
         """Undo `row`: int64 `(num_codebooks, steps, *inner)`.

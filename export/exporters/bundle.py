@@ -101,7 +101,6 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     """Say what a user of the bundle must know."""
-    codebooks = codec.bottleneck.codebook_sizes
     modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
@@ -110,10 +109,10 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         **codec.layout.describe(size),
         "channels": size[0],
         "tokens": codec.layout.tokens,
-        "codebook_sizes": list(codebooks),
+        "codebook_sizes": list(codec.bottleneck.codebook_sizes),
         "codebook_strides": list(codec.bottleneck.codebook_strides),
         "code_rows": codec.bottleneck.rows,
-        "code_type": "int64" if codebooks else "float32",
+        "code_type": "int64" if codec.bottleneck.codebook_sizes else "float32",
         "bits_per_token": codec.bottleneck.bits,
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,

@@ -141,7 +141,7 @@ class Container(NamedTuple):
             if first < last and first + chunk.steps > begin:
                 try:
                     found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
-                    parts.append(_known(found, header, number)[:, max(0, begin - first) : last - first])
+                    parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
                 except (_Damage, Damage) as error:
                     raise UserError(f"{self.path}: {error or f'damaged: chunk {number} has no such codes'}") from None
             first += chunk.steps
@@ -419,7 +419,7 @@ def _header(reader: _Reader) -> Header:
     return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(codebooks), tuple(inner), tuple(signal))
 
 
-def _known(codes: Codes, header: Header, chunk: int) -> Codes:
+def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
     """Refuse codes that are no entries: widths are whole bits."""
     for number, codebook in enumerate(header.codebooks):
         if (found := codes[number].max(initial=0)) >= codebook.size:

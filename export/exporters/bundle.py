@@ -169,7 +169,7 @@ def _write(
     if "safetensors" in formats:
         name = "model.safetensors"
         save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
-        artifacts[name] = _refilled(frozen, folder / name)
+        artifacts[name] = _reload(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artifacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
@@ -227,7 +227,7 @@ class _StreamRuntime:
         return torch.from_numpy(signal), torch.from_numpy(after)
 
 
-def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
+def _reload(frozen: FrozenCodec, path: Path) -> FrozenCodec:
     """Give a copy whose every weight comes from the file; what the file lacks would show as NaN."""
     copied = copy.deepcopy(frozen)
     for value in copied.state_dict().values():

@@ -111,16 +111,16 @@ class VideoBundle(Bundle):
                 raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer codebooks instead")
             self._check_tokens(tokens)
         if tile is None:
-            codes = self._encoded(frames)
+            codes = self._encode_frames(frames)
         else:
             pixels = np.asarray(frames)
             axes = (
                 (pixels.ndim - 3, pixels.ndim - 2) if pixels.dtype == np.uint8 else (pixels.ndim - 2, pixels.ndim - 1)
             )
-            codes = encode_tiled(self._encoded, pixels, axes, self._tiled(), tile)
+            codes = encode_tiled(self._encode_frames, pixels, axes, self._get_tile_steps(), tile)
         return codes[:, :kept] if tokens is None else codes[:, :kept, :, :tokens]
 
-    def _encoded(self, frames: Any) -> Array:
+    def _encode_frames(self, frames: Any) -> Array:
         values = self.values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
@@ -156,7 +156,7 @@ class VideoBundle(Bundle):
         if tile is None:
             clips = self.run_decoder(codes)
         else:
-            clips = decode_tiled(self.run_decoder, codes, self._tiled(), tile)
+            clips = decode_tiled(self.run_decoder, codes, self._get_tile_steps(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
@@ -291,7 +291,7 @@ class VideoBundle(Bundle):
         self._check_size(*values.shape[3:])
         return values.astype(np.float32)
 
-    def _tiled(self) -> tuple[int, ...]:
+    def _get_tile_steps(self) -> tuple[int, ...]:
         """Give the downsampling of tiles' sides."""
         if self.tokens:
             raise UserError("tile: this codec's frames have one size, they can't be tiles of others")

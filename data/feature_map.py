@@ -1,4 +1,4 @@
-"""FeatureMap on grids over signals, and how one grid is brought onto another."""
+"""Features on grids over signals, and how one grid is brought onto another."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ __all__ = ["FeatureMap", "resample", "stack_features"]
 
 
 class FeatureMap(NamedTuple):
-    """FeatureMap on a grid over signals.
+    """Features on a grid over signals.
 
     Attributes:
         values: `(b, c, *grid)`.

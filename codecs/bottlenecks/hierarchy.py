@@ -127,7 +127,7 @@ class Hierarchy(Bottleneck):
                 part: Quantized = level(means, valid, torch.ones_like(valid))
                 found = part.latents.detach()
                 total = total + _spread(torch.where(there.reshape(-1, 1, 1), found, 0.0), groups, count)
-                # A sample of lower depth goes on too; see `Residual.forward`.
+                # A sample of fewer codebooks goes on too; see `Residual.forward`.
                 remaining = remaining - _spread(found, groups, count)
                 codes.append(part.codes.reshape(b, groups, steps))
                 measured.add(part)

@@ -70,9 +70,9 @@ class Composite(Bottleneck):
         Returns:
             What the part made, and its latents with zeros where none of its codebooks is kept.
         """
-        part_depth = self.counts[n_codebooks, index]
-        kept = part_depth > 0
-        quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_depth.clamp(min=1))
+        part_codebooks = self.counts[n_codebooks, index]
+        kept = part_codebooks > 0
+        quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_codebooks.clamp(min=1))
         return quantized, torch.where(kept[:, None, None], quantized.latents, 0.0)
 
     def arrange(self, codes: Sequence[Tensor]) -> Tensor:

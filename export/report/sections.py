@@ -22,7 +22,7 @@ from .subject import Subject
 
 __all__ = ["comparison", "section", "told_rungs"]
 
-BOOK = re.compile(r"health/codebook(\d+)/(\w+)")
+CODEBOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
 
 def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
@@ -243,7 +243,7 @@ def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, 
     """Put what belongs together into one plot: each metric's rungs, and each measure's codebooks."""
     panels: dict[str, dict[str, Mapping[int, float]]] = {}
     for name, values in progress.items():
-        codebook = BOOK.fullmatch(name)
+        codebook = CODEBOOK.fullmatch(name)
         metric, _, keep = name.partition("@")
         panel, line = (
             (f"health/{codebook[2]}", f"codebook {codebook[1]}")

@@ -43,11 +43,11 @@ def allocate(codec: Codec, signals: Tensor, tokens: float, over: Literal["signal
     if not tokens >= 1:
         raise UserError(f"an allocation of {tokens:g} tokens: each block has one at least")
     choices, size = sorted({*ladder(layout.tokens), *ladder(layout.later_tokens)}), signals.shape[2:]
-    codes, lead, step = codec.encode(signals), layout.causal_pad, layout.downsample[0]
+    codes, pad, step = codec.encode(signals), layout.causal_pad, layout.downsample[0]
     errors = []
     for kept in choices:
         error = (codec.decode(codes[..., :kept], size) - signals).square().mean((1, 3, 4)).cpu()
-        steps = torch.nn.functional.pad(error, (lead, codes.shape[2] * step - lead - size[0]))
+        steps = torch.nn.functional.pad(error, (pad, codes.shape[2] * step - pad - size[0]))
         errors.append(steps.reshape(len(signals), -1, step).sum(2))
     costs = torch.stack(errors, dim=2).double()  # (b, blocks, choices)
     costs[:, 1:, torch.tensor(choices) > layout.later_tokens] = torch.inf  # later blocks don't have as many

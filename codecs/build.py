@@ -43,7 +43,7 @@ def build(config: Any, **extra: Any) -> Any:
     if plain is None:
         return None
     where = (config._get_full_key(None) if isinstance(config, DictConfig) else "") or "config"
-    plain = _checked(plain, where, extra)
+    plain = _check(plain, where, extra)
     try:
         if not isinstance(plain, dict) or "_target_" not in plain:
             return instantiate(plain, _convert_="all")
@@ -53,7 +53,7 @@ def build(config: Any, **extra: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        told = _told(error, where)
+        told = _explain(error, where)
         raise told from (told.__cause__ or error.__cause__ or error)
 
 
@@ -115,7 +115,7 @@ def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
     return codec.eval(), config
 
 
-def _told(error: Exception, where: str) -> UserError:
+def _explain(error: Exception, where: str) -> UserError:
     """Find what a constructor raised below Hydra's wrapping, and say where; a UserError is told as it is."""
     if isinstance(error, InstantiationException):
         inner = [line.removeprefix("full_key: ") for line in str(error).splitlines() if line.startswith("full_key: ")]
@@ -129,13 +129,13 @@ def _told(error: Exception, where: str) -> UserError:
     return UserError(f"{where}: {type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)")
 
 
-def _checked(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
+def _check(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
     """Hold every target, its arguments' names and their simple types against what is there."""
     if isinstance(node, Mapping):
-        node = {key: _checked(value, f"{where}.{key}", {}) for key, value in node.items()}
+        node = {key: _check(value, f"{where}.{key}", {}) for key, value in node.items()}
         return _checked_call(node, where, extra) if "_target_" in node else node
     if isinstance(node, list | tuple):
-        return [_checked(value, f"{where}[{index}]", {}) for index, value in enumerate(node)]
+        return [_check(value, f"{where}[{index}]", {}) for index, value in enumerate(node)]
     return node
 
 

@@ -226,7 +226,7 @@ class Codec(nn.Module):
         Args:
             codes: `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, where tokens are ordered, else
                 `(b, codebooks, *grid)`; a prefix of the codebooks is allowed.
-            size: The signals' size; where None that of training, or of whole steps (without a lead).
+            size: The signals' size; where None that of training, or of whole steps, without the causal pad.
             lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all where None.
 
         Raises:

@@ -4,9 +4,9 @@
     BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
     PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer codebooks
 
-A signal is brought to whole steps first. Here is a causal clip of 14 frames, of hop 4 and lead 3:
+A signal is brought to whole steps first. Here is a causal clip of 14 frames, with `downsample` 4 and `causal_pad` 3:
 
-    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      the lead, and what fills the last step
+    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      causal pad, and what fills the last step
     steps      0    |    1    |    2    |     3      |     4
 
 Bottlenecks know none of this. To them codes are `(b, q, n)`, and each block is a signal of its own.
@@ -72,8 +72,8 @@ class TokenLayout(nn.Module, ABC):
 
     def grid(self, size: Sequence[int]) -> list[int]:
         """Count the steps of a signal of a size `(*grid)`, in samples; the last of them is perhaps not full."""
-        leads = (self.causal_pad, *(0 for _ in size[1:]))
-        return [-(-(side + lead) // step) for side, lead, step in zip(size, leads, self.downsample, strict=True)]
+        pads = (self.causal_pad, *(0 for _ in size[1:]))
+        return [-(-(side + pad) // step) for side, pad, step in zip(size, pads, self.downsample, strict=True)]
 
     def blocks(self, size: Sequence[int]) -> int:
         """Count the blocks with tokens of their own of a signal of a size; 1 for most layouts."""
@@ -105,7 +105,7 @@ class TokenLayout(nn.Module, ABC):
         return grid
 
     def crop(self, signal: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Cut the lead off a signal of whole steps, and what lies beyond a size."""
+        """Cut the causal pad off a signal of whole steps, and what lies beyond a size."""
         if size is None:
             return self.cut_lead(signal)
         for axis, side in enumerate(size):
@@ -113,7 +113,7 @@ class TokenLayout(nn.Module, ABC):
         return signal
 
     def cut_lead(self, signal: Tensor) -> Tensor:
-        """Cut the lead off a signal; scriptable."""
+        """Cut the causal pad off a signal; scriptable."""
         return signal[:, :, self.causal_pad :] if self.causal_pad > 0 else signal
 
     def signal_means(self, values: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class TokenLayout(nn.Module, ABC):
         return [size]
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
-        """Describe the layout in a bundle's config.json, beside `tokens`, hop and lead."""
+        """Describe the layout in a bundle's config.json, beside `tokens`, `hop` and `lead`."""
         return {}
 
 

@@ -106,7 +106,7 @@ class ChunkedCodec:
         """Encode the next chunk of signals: all chunks' codes together are those of the whole signals.
 
         Args:
-            signal: `(b, c, t, ...)`, t a multiple of `latency`, in the first chunk less the lead; of the last chunk
+            signal: `(b, c, t, ...)`, t a multiple of `latency`, in the first chunk less `causal_pad`; of the last chunk
                 any, which is filled up as a whole signal is.
             state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
             last: Whether the signals end here.
@@ -119,9 +119,9 @@ class ChunkedCodec:
         """
         self.memory_layout("encoder")  # before all else, it says why where there is none
         layout = self.codec.layout
-        lead = layout.causal_pad if state is None else 0
-        _check_chunk(signal.shape[2] + lead, self.latency, last, "samples", lead)
-        whole = layout.pad(signal, lead)
+        causal_pad = layout.causal_pad if state is None else 0
+        _check_chunk(signal.shape[2] + causal_pad, self.latency, last, "samples", causal_pad)
+        whole = layout.pad(signal, causal_pad)
         grid = layout.steps(whole)
         shapes = self._shapes("encoder", grid[1:])
         before = self._state(state, len(signal), shapes)
@@ -140,7 +140,8 @@ class ChunkedCodec:
             last: Whether the codes end here.
 
         Returns:
-            Signals of whole steps `(b, c, n * hop, ...)`, the first without the lead, and the state for the next chunk.
+            Signals of whole steps `(b, c, n * downsample, ...)`, the first without the causal pad, and the state for
+            the next chunk.
 
         Raises:
             UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
@@ -282,7 +283,7 @@ def _check_chunk(steps: int, whole: int, last: bool, what: str, causal_pad: int 
     """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
 
     Args:
-        steps: Of the chunk, those of its lead too.
+        steps: Of the chunk, those of its causal pad too.
         whole: Of which it should be made.
         last: Whether it is the last.
         what: What steps are called.

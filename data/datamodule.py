@@ -219,7 +219,7 @@ class DataModule(pl.LightningDataModule):
         self.bucket = bucket
         if not 0 <= bucket < 1:
             raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
-        self.sizes = _known(splits.train.sizes()) if bucket else []
+        self.sizes = _fill_unknown(splits.train.sizes()) if bucket else []
         if bucket and not self.sizes:
             raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
         self.budget = budget
@@ -280,7 +280,7 @@ class DataModule(pl.LightningDataModule):
             _log.warning(self.bad.summary())
 
 
-def _known(sizes: Sequence[int]) -> list[int]:
+def _fill_unknown(sizes: Sequence[int]) -> list[int]:
     """Give what can't be read the usual size: that is what comes in its place."""
     usual = max(1, int(median([size for size in sizes if size] or [1])))
     return [size or usual for size in sizes]

@@ -1,4 +1,4 @@
-"""FeatureMap on grids over signals, and how one grid is brought onto another."""
+"""Features on grids over signals, and how one grid is brought onto another."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ __all__ = ["FeatureMap", "resample", "stack_features"]
 
 
 class FeatureMap(NamedTuple):
-    """FeatureMap on a grid over signals.
+    """Features on a grid over signals.
 
     Attributes:
         values: `(b, c, *grid)`.
@@ -58,11 +58,11 @@ def resample(features: FeatureMap, like: FeatureMap) -> Tensor:
         count, valid = values.shape[2 + axis], None if axis else features.valid()
         if axis and (count, step) == (like.values.shape[2 + axis], wanted):
             continue
-        leads = (0, 0) if axis else (like.offset, features.offset)
+        offsets = (0, 0) if axis else (like.offset, features.offset)
         begin = [
             torch.arange(number, device=values.device, dtype=torch.float64) * size
-            - torch.as_tensor(lead, device=values.device)[..., None]
-            for number, size, lead in zip((like.values.shape[2 + axis], count), (wanted, step), leads, strict=True)
+            - torch.as_tensor(offset, device=values.device)[..., None]
+            for number, size, offset in zip((like.values.shape[2 + axis], count), (wanted, step), offsets, strict=True)
         ]
         mine, theirs = begin[0][..., :, None], begin[1][..., None, :]
         shares = (torch.minimum(mine + wanted, theirs + step) - torch.maximum(mine, theirs)).clamp(min=0)
@@ -84,6 +84,6 @@ def stack_features(found: Sequence[FeatureMap]) -> FeatureMap:
     lengths = torch.tensor([one.values.shape[2] for one in found])
     others = (0, 0) * (found[0].values.ndim - 3)
     values = [functional.pad(one.values, (*others, 0, int(lengths.max()) - one.values.shape[2])) for one in found]
-    lead = torch.tensor([float(one.offset) for one in found])
+    offsets = torch.tensor([float(one.offset) for one in found])
     pooled = [one.pooled for one in found if one.pooled is not None]
-    return FeatureMap(torch.cat(values), found[0].steps, lengths, lead, torch.cat(pooled) if pooled else None)
+    return FeatureMap(torch.cat(values), found[0].steps, lengths, offsets, torch.cat(pooled) if pooled else None)

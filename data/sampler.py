@@ -128,7 +128,7 @@ class BucketSampler(AlikeSampler):
         found: list[Tensor] = []
         for group, dealt in zip(self.groups, self.dealt, strict=True):
             order = group[torch.randperm(len(group), generator=generator)]
-            found += [part for part in torch.split(_repeated(order, dealt), dealt) if len(part)]
+            found += [part for part in torch.split(_repeat(order, dealt), dealt) if len(part)]
         return found
 
 
@@ -175,10 +175,10 @@ class LengthSampler(AlikeSampler):
         """Draw batches, from the longest samples to the shortest."""
         change = torch.rand(len(self.lengths), generator=generator, dtype=torch.float64)
         order = (self.lengths * (1 + self.share * change)).argsort(descending=True)
-        return [_repeated(part, self.world) for part in torch.split(order, self.parts)]
+        return [_repeat(part, self.world) for part in torch.split(order, self.parts)]
 
 
-def _repeated(order: Tensor, multiple: int) -> Tensor:
+def _repeat(order: Tensor, multiple: int) -> Tensor:
     """Fill up to a multiple by what comes first, once more."""
     whole = -(-len(order) // multiple) * multiple
     return order.repeat(-(-whole // max(1, len(order))))[:whole]

@@ -72,22 +72,22 @@ class WorkerLoader(DataLoader[Sample]):
         workers = list(getattr(batches, "_workers", []))
         if workers:  # ended with the batches, or before Python waits for its children
             Finalize(batches, _end, (workers,), exitpriority=0)
-        return self._watched(batches, workers) if workers else batches
+        return self._watch(batches, workers) if workers else batches
 
-    def _watched(self, batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
+    def _watch(self, batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
-                told = self._told(workers)
+                told = self._explain(workers)
                 if told is None:
                     raise
                 raise UserError(told) from error
             yield batch
 
-    def _told(self, workers: list[Any]) -> str | None:
+    def _explain(self, workers: list[Any]) -> str | None:
         """Tell which worker died of what, and over which file; None where all live."""
         for number, worker in enumerate(workers):
             if worker.exitcode:

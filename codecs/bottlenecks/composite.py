@@ -36,7 +36,7 @@ class MeasuredParts:
 
 
 class Composite(Bottleneck):
-    """Parts with one list of codebooks; a sample's depth keeps a prefix of it.
+    """Parts with one list of codebooks; a sample keeps a prefix of it.
 
     Args:
         dim: Width of the latents.
@@ -60,7 +60,7 @@ class Composite(Bottleneck):
         order = sorted(codebooks) if interleave else codebooks
         self.codebook_sizes = tuple(parts[index].codebook_sizes[level] for level, index in order)
         self.places = [[place for place, (_, index) in enumerate(order) if index == p] for p in range(len(parts))]
-        counts = [[sum(place < depth for place in places) for places in self.places] for depth in range(len(order) + 1)]
+        counts = [[sum(place < kept for place in places) for places in self.places] for kept in range(len(order) + 1)]
         # How many codebooks of each part are among the first so many of all.
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
@@ -70,9 +70,9 @@ class Composite(Bottleneck):
         Returns:
             What the part made, and its latents with zeros where none of its codebooks is kept.
         """
-        part_depth = self.counts[n_codebooks, index]
-        kept = part_depth > 0
-        quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_depth.clamp(min=1))
+        part_codebooks = self.counts[n_codebooks, index]
+        kept = part_codebooks > 0
+        quantized: Quantized = self.parts[index](latents, torch.where(kept, lengths, 0), part_codebooks.clamp(min=1))
         return quantized, torch.where(kept[:, None, None], quantized.latents, 0.0)
 
     def arrange(self, codes: Sequence[Tensor]) -> Tensor:

@@ -42,7 +42,7 @@ class Bottleneck(nn.Module, ABC):
         dim: Width of the latents that it takes and gives.
         codebook_sizes: Entries of each codebook; a token costs `sum(log2(size))` bits. Empty for a continuous
             bottleneck, whose codes are float32 `(b, channels, n)`.
-        exact: Whether `forward` always gives the latents that `decode` makes of its codes, at full depth.
+        exact: Whether `forward` always gives the latents that `decode` makes of its codes, with all codebooks.
     """
 
     dim: int
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module, ABC):
         Args:
             latents: `(b, n, d)`, any floating type; codes are computed in float32.
             lengths: int64 `(b,)`, valid steps; the others enter neither penalties nor statistics.
-            n_codebooks: int64 `(b,)`, codebooks kept, in [1, codebooks]; the others add nothing to the latents, and
+            n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; the others add nothing to the latents, and
                 enter neither penalties nor statistics.
         """
 
@@ -123,5 +123,5 @@ class Bottleneck(nn.Module, ABC):
                 module.forget()
 
     def depths(self, latents: Tensor) -> Tensor:
-        """Return the full depth for each sample of `latents`."""
+        """Return the number of all codebooks for each sample of `latents`."""
         return torch.full((latents.shape[0],), len(self.codebook_sizes), device=latents.device)

@@ -34,7 +34,6 @@ class _FrozenFactorized(nn.Module):
 
     def __init__(self, quantizer: "FactorizedResidualQuantizer") -> None:
         super().__init__()
-        codebooks, width = quantizer.num_codebooks, quantizer.width
         unit = functional.normalize(quantizer.codebooks.detach().float(), dim=-1)
         center = unit.mean(1, keepdim=True)
         entries = unit - center
@@ -52,8 +51,8 @@ class _FrozenFactorized(nn.Module):
             "correction_bias": correction_bias,
         }.items():
             self.register_buffer(name, value.detach().float().clone())
-        self.register_buffer("places", torch.arange(codebooks), persistent=False)
-        self.num_codebooks, self.width = codebooks, width
+        self.register_buffer("places", torch.arange(quantizer.num_codebooks), persistent=False)
+        self.num_codebooks, self.width = quantizer.num_codebooks, quantizer.width
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
@@ -90,8 +89,8 @@ class FactorizedResidualQuantizer(Bottleneck):
     linear, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`, so one product takes all levels in, products of
     `width x width` correct them, and one takes them out. Codes and gradients are those of the definition; with eight
     codebooks of 1024 x 8 on latents 1024 wide it is many times faster and smaller
-    (`benchmarks/results/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec (arXiv
-    2409.05377).
+    (`benchmarks/results/bottlenecks/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec
+    (arXiv 2409.05377).
 
     The published maps are weight-normed; these are plain. The residual passes the gradient straight through each
     entry, as published: a level's projections see what later levels make of their work.
@@ -110,7 +109,7 @@ class FactorizedResidualQuantizer(Bottleneck):
     ) -> None:
         super().__init__()
         if min(dim, num_codebooks, codebook_size, width) < 1:
-            raise UserError("bottleneck: dim, codebooks, codebook_size and width must be at least 1")
+            raise UserError("bottleneck: dim, num_codebooks, codebook_size and width must be at least 1")
         self.dim, self.num_codebooks, self.width = dim, num_codebooks, width
         self.codebook_sizes = (codebook_size,) * num_codebooks
         self.commitment = commitment

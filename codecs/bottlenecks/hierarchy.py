@@ -118,8 +118,8 @@ class Hierarchy(Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             remaining = _cells(latents.float(), count)
             total, codes, measured = torch.zeros_like(remaining), [], MeasuredParts()
-            codebooks = torch.arange(len(self.codebook_sizes), device=latents.device)
-            kept = torch.split(codebooks < n_codebooks[:, None], list(self.groups), 1)
+            numbers = torch.arange(len(self.codebook_sizes), device=latents.device)
+            kept = torch.split(numbers < n_codebooks[:, None], list(self.groups), 1)
             for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
                 # A group whose code isn't kept measures nothing.
                 valid = torch.where(there, lengths[:, None], 0).flatten()
@@ -127,7 +127,7 @@ class Hierarchy(Bottleneck):
                 part: Quantized = level(means, valid, torch.ones_like(valid))
                 found = part.latents.detach()
                 total = total + _spread(torch.where(there.reshape(-1, 1, 1), found, 0.0), groups, count)
-                # A sample of lower depth goes on too; see `Residual.forward`.
+                # A sample of fewer codebooks goes on too; see `Residual.forward`.
                 remaining = remaining - _spread(found, groups, count)
                 codes.append(part.codes.reshape(b, groups, steps))
                 measured.add(part)

@@ -244,7 +244,7 @@ class LibraryStack(Bottleneck):
                     found.setdefault((id(codebook), index), _Codebook(codebook, index, kmeans_init))
                 )
 
-    def _added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
+    def _build_added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
         """Place codebooks between the stack's linear maps."""
         starts = [head * self.width for _ in self.layers for head in range(self.heads)]
         return AddedCodebooks(codebooks, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
@@ -274,7 +274,7 @@ class LibraryStack(Bottleneck):
         kept = self.places < n_codebooks[:, None]
         with torch.autocast(latents.device.type, enabled=False):
             learns = self.training and self.learns and torch.is_grad_enabled()
-            added = self._added([] if learns else self._codebooks(live=True))
+            added = self._build_added([] if learns else self._codebooks(live=True))
             inner = added.inner(latents.float())
             if learns:
                 valid = prefix_mask(lengths, latents.shape[1])
@@ -342,16 +342,16 @@ class LibraryStack(Bottleneck):
     def encode(self, latents: Tensor) -> Tensor:
         """Find the codes level by level; see `Bottleneck.encode`."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            return self._added(self._codebooks(live=True)).encode(latents.float())
+            return self._build_added(self._codebooks(live=True)).encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Add up the codebooks; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
-            return self._added(self._codebooks(live=True)).decode(codes)
+            return self._build_added(self._codebooks(live=True)).decode(codes)
 
     def frozen(self) -> nn.Module:
         """Give the export form; see `Bottleneck.frozen`."""
-        return copy.deepcopy(self._added(self._codebooks(live=False)))
+        return copy.deepcopy(self._build_added(self._codebooks(live=False)))
 
 
 def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:

@@ -111,7 +111,7 @@ class MultiRate(Composite):
                 coarse = remaining if stride == 1 else _averaged(remaining, stride, valid)
                 part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, n_codebooks)
                 codes.append(_spread(part.codes, stride, steps, 2))
-                # A sample of lower depth goes on too; see `Residual.forward`.
+                # A sample of fewer codebooks goes on too; see `Residual.forward`.
                 level = self.parts[index]
                 whole = part.latents
                 if len(level.codebook_sizes) > 1:  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ class _Lookup(torch.autograd.Function):
             if to_codebook is not None:
                 to_codebook.index_add_(0, codes[part], away * (pull[part] * -scale)[:, None])
             if to_latents is not None:
-                passed = _rotated(gradient[part], latents[part], quantized) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
+                passed = _rotate(gradient[part], latents[part], quantized) if ctx.rotate else gradient[part]  # type: ignore[attr-defined]
                 torch.addcmul(passed, away, (commitment[part] * scale)[:, None], out=to_latents[part])
         return to_latents, to_codebook, None
 
@@ -127,7 +127,7 @@ def _parts(rows: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def _rotated(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
+def _rotate(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
     """Turn and scale a gradient back by the map that takes each latent to its entry."""
     length = torch.linalg.vector_norm(latents, dim=1, keepdim=True).clamp(min=1e-6)
     target = torch.linalg.vector_norm(quantized, dim=1, keepdim=True)

@@ -101,8 +101,8 @@ class Residual(Composite):
                 recall.codes.append(part.codes)
                 total += kept.detach()
                 del kept
-                # A sample of lower depth goes on too, so that its codes are all those that `encode` gives; a level of
-                # several codebooks, of which its latents may hold only some, is looked up for that.
+                # A sample of fewer codebooks goes on too, so that its codes are all those that `encode` gives; a level
+                # of several codebooks, of which its latents may hold only some, is looked up for that.
                 level = self.parts[index]
                 whole = part.latents if len(level.codebook_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
                 remaining = remaining - whole.detach()

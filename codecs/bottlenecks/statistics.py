@@ -53,7 +53,7 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
     chosen = _choose(rows, size, random)
     means = rows[chosen]
     double = chosen == torch.cat([chosen.new_full((1,), -1), chosen[:-1]])
-    means[double] = _moved(means[double], random, cosine)
+    means[double] = _jitter(means[double], random, cosine)
     for _ in range(iterations):
         codes = nearest(rows, means)
         counts = rows.new_zeros(size).index_add_(0, codes, rows.new_ones(len(rows)))
@@ -69,7 +69,7 @@ def _choose(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
     return order[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
 
 
-def _moved(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
+def _jitter(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
     """Move vectors by a hundredth of their size: equal entries tie, and which is taken would hang on rounding."""
     if not len(rows):
         return rows
@@ -207,7 +207,7 @@ class MovingCodebook(Gathering):
         dead = dead[: len(rows)]
         random = torch.Generator().manual_seed(int(self.age))
         revived = rows[_choose(rows, len(dead), random)]
-        self._set(dead, _moved(revived, random, self.cosine), count.expand(len(dead)))
+        self._set(dead, _jitter(revived, random, self.cosine), count.expand(len(dead)))
         self.replaced.fill_(len(dead))
 
     def _set(self, where: Tensor | slice, entries: Tensor, counts: Tensor) -> None:

@@ -56,7 +56,7 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class MultiDiscriminator(nn.Module):
-    """MultiDiscriminator discriminators that judge the same signal, such as DAC's (arXiv 2306.06546, section 3.4).
+    """Several discriminators that judge the same signal, such as DAC's (arXiv 2306.06546, section 3.4).
 
     Args:
         parts: Discriminators by name; None in place of one removes it.

@@ -127,12 +127,12 @@ class Ladder:
         bits, packed = 0.0, 0
         strides = getattr(self.codec.bottleneck, "codebook_strides", ())
         for number, tokens in enumerate(code.tokens.tolist()):
-            count, codebooks = self.layout.kept(tokens, keep)
+            count, num_codebooks = self.layout.kept(tokens, keep)
             ideal, flags = 0.0, 0
             if self.runs:
                 steps = tokens // math.prod(code.codes.shape[3:])
                 count, ideal, flags = run_flags(code.codes[number, :keep, :steps])
-            each = self.codec.bits(count, codebooks)
+            each = self.codec.bits(count, num_codebooks)
             bits += each + ideal
             whole = packed_bytes(self.codebooks(keep), count, strides) if self.codebooks(keep) else -(-each // 8)
             packed += int(whole) + -(-flags // 8)

@@ -39,12 +39,12 @@ class _WeightLayout(PlacedLayout):
     """Each weight is a token, whatever a signal's size: all of them take part in each frame.
 
     Args:
-        hop: The clip's size, which is one step.
+        downsample: The clip's size, which is one step.
         weights: How many there are.
     """
 
-    def __init__(self, hop: Sequence[int], weights: int) -> None:
-        super().__init__(hop)
+    def __init__(self, downsample: Sequence[int], weights: int) -> None:
+        super().__init__(downsample)
         self.weights = weights
 
     def count(self, size: Sequence[int]) -> int:
@@ -69,8 +69,8 @@ class ImplicitCodec(Codec):
     Args:
         decoder: Paints the clip.
         bottleneck: Bits of a weight: residual codebooks of two levels.
-        length: Its depth says how many bits are kept while training, so that weights learn to be rounded; where it has
-            none, weights are trained as they are and rounded afterwards, as published.
+        length: Its `codebooks` say how many bits are kept while training, so that weights learn to be rounded; where
+            it has none, weights are trained as they are and rounded afterwards, as published.
         frame_rate: Of the clip, frames a second; None where it isn't known.
 
     Raises:
@@ -175,7 +175,7 @@ class ImplicitCodec(Codec):
     def forward(
         self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
     ) -> Reconstruction:
-        """Send the clip through its code, at full depth."""
+        """Send the clip through its code, with all codebooks."""
         codes = self.encode(signal)
         return Reconstruction(self.decode(codes), Quantized(self.bottleneck.decode(codes), codes, {}, {}))
 

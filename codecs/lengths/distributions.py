@@ -181,7 +181,7 @@ class TruncatedNormal:
         low, high = (max(1, round(bound * total)) for bound in (self.low, self.high))
         lengths = torch.arange(low, high + 1)
         return lengths[
-            _weighted(-0.5 * ((lengths.double() / total - self.mean) / self.deviation) ** 2, count, generator)
+            _draw_index(-0.5 * ((lengths.double() / total - self.mean) / self.deviation) ** 2, count, generator)
         ]
 
 
@@ -200,7 +200,7 @@ class PowerLaw:
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
         """Draw integers from 1 to `total`."""
         exponent = self.start + (self.end - self.start) * progress
-        return 1 + _weighted(exponent * torch.arange(1, total + 1, dtype=torch.float64).log(), count, generator)
+        return 1 + _draw_index(exponent * torch.arange(1, total + 1, dtype=torch.float64).log(), count, generator)
 
 
 class FallingMinimum:
@@ -255,7 +255,7 @@ def _pick(choices: Tensor, count: int, generator: torch.Generator | None) -> Ten
     return choices[torch.randint(len(choices), (count,), generator=generator)]
 
 
-def _weighted(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+def _draw_index(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Draw places of a list of logarithmic weights, float64."""
     # Against the greatest weight: they may span more than a float does.
     steps = (weights - weights.max()).exp().cumsum(0)

@@ -190,7 +190,7 @@ class SampledLengths(NamedTuple):
 
     Attributes:
         lengths: int64 `(b,)`, steps, in [1, total].
-        n_codebooks: int64 `(b,)`, codebooks, in [1, codebooks]; 0 where there are none.
+        n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 where there are none.
     """
 
     lengths: Tensor

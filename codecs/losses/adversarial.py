@@ -122,8 +122,8 @@ class Adversarial(nn.Module):
             twice = None if lengths is None else lengths.repeat(2)
             pairs = [judgment.split() for judgment in self._judge(torch.cat([real, fake]), twice)]
             on_real, on_fake = [real for real, _ in pairs], [fake for _, fake in pairs]
-        losses = [self._taken(judgment, 1.0) for judgment in on_real]
-        losses += [self._taken(judgment, -1.0) for judgment in on_fake]
+        losses = [self._compute_discriminator_loss(judgment, 1.0) for judgment in on_real]
+        losses += [self._compute_discriminator_loss(judgment, -1.0) for judgment in on_fake]
         loss = _mean(losses)
         with torch.no_grad():
             sides = {"real": on_real, "fake": on_fake}
@@ -144,7 +144,7 @@ class Adversarial(nn.Module):
         # A reconstruction that the discriminator's turn has not seen, because it did not learn, is judged anew.
         if judged is not None and judged[0].data_ptr() == fake.data_ptr():
             leaf, on_fake, on_real = judged
-            losses = self._given(on_fake, on_real)
+            losses = self._compute_codec_losses(on_fake, on_real)
             return dict(zip(losses, _Bridge.apply(fake, (leaf, *losses.values())), strict=True))
         # Its own parameters need no gradient in the codec's turn.
         self.discriminator.requires_grad_(False)
@@ -152,27 +152,31 @@ class Adversarial(nn.Module):
         if self.weights["features"]:
             with torch.no_grad():
                 on_real = self._judge(real, lengths)
-        losses = self._given(self._judge(fake, lengths), on_real)
+        losses = self._compute_codec_losses(self._judge(fake, lengths), on_real)
         self.discriminator.requires_grad_(True)
         return losses
 
-    def _given(self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]) -> dict[str, Tensor]:
+    def _compute_codec_losses(
+        self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
+    ) -> dict[str, Tensor]:
         """Give the codec's losses where the discriminator should have said real."""
         hinge = self.kind == "hinge"
-        said = [-_logits(one.logits, one.valid) if hinge else self._taken(one, 1.0) for one in fake]
-        losses = {"adversarial": self._reduced(said)}
+        said = [
+            -_logits(one.logits, one.valid) if hinge else self._compute_discriminator_loss(one, 1.0) for one in fake
+        ]
+        losses = {"adversarial": self._reduce(said)}
         if self.weights["features"]:
             pairs = zip(
                 [f for one in fake for f in one.features], [f for one in real for f in one.features], strict=True
             )
-            losses["features"] = self._reduced([self._difference(*pair) for pair in pairs])
+            losses["features"] = self._reduce([self._difference(*pair) for pair in pairs])
         return losses
 
     def _judge(self, signal: Tensor, lengths: Tensor | None) -> list[DiscriminatorOutput]:
         judged: list[DiscriminatorOutput] = self.discriminator(_normalize_logits(signal, lengths, self.peak), lengths)
         return judged
 
-    def _taken(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
+    def _compute_discriminator_loss(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
         """Give the discriminator's loss where it should say `side`: 1 for real, -1 for fake."""
         logits, valid, _ = judgment
         if self.kind == "hinge":
@@ -188,7 +192,7 @@ class Adversarial(nn.Module):
             away = away / valid_means(wanted.abs(), real.valid).clamp(min=1e-6)
         return away.mean()
 
-    def _reduced(self, losses: list[Tensor]) -> Tensor:
+    def _reduce(self, losses: list[Tensor]) -> Tensor:
         return _mean(losses) if self.reduction == "mean" else torch.stack(losses).sum()
 
     def _follow(self, real: Tensor, fake: Tensor) -> None:

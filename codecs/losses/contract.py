@@ -30,8 +30,8 @@ class Guidance:
         teachers: By name.
         real: The signal.
         lengths: Its valid steps of the first axis; None for all.
-        inside: What was heard in the codec.
-        known: FeatureMap of the signal that need no teacher any more, by its name.
+        inside: What was captured in the codec.
+        known: Features of the signal that need no teacher any more, by its name.
         captions: What texts say of each signal; none at all where they weren't read.
     """
 

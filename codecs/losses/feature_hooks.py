@@ -1,4 +1,4 @@
-"""What goes on inside a codec while it reconstructs: the features at a named place of it, on their grid."""
+"""What goes on inside a codec while it reconstructs: the features at named modules of it, on their grid."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,62 +32,62 @@ class Tap(NamedTuple):
     num_codebooks: int | None = None
 
 
-def resolve(codec: Codec, place: Tap) -> list[nn.Module]:
-    """Find the modules whose outputs make what is at a place: one, or one for each codebook.
+def resolve(codec: Codec, tap: Tap) -> list[nn.Module]:
+    """Find the modules whose outputs a tap looks at: one, or one for each codebook.
 
     Raises:
         UserError: The codec has no such module, or its codebooks are no sum of so many.
     """
     module: nn.Module = codec
     passed: list[str] = []
-    for part in place.path.split("."):
+    for part in tap.path.split("."):
         children = dict(module.named_children())
         if part not in children:
             here = ".".join(passed) or "the codec"
-            raise UserError(f"objective: at={place.path}: {here} has no part {part!r}; it has {', '.join(children)}")
+            raise UserError(f"objective: at={tap.path}: {here} has no part {part!r}; it has {', '.join(children)}")
         module = children[part]
         passed.append(part)
-    if place.num_codebooks is None:
+    if tap.num_codebooks is None:
         return [module]
     # The two sides of a split are of different widths: its first codebook alone is a sum.
     levels = list(module.parts) if isinstance(module, Residual | Split) else []
     single = [len(level.codebook_sizes) == 1 for level in levels]  # type: ignore[arg-type]
     most = int(single[0]) if isinstance(module, Split) else len(levels) * all(single)
-    if not 1 <= place.num_codebooks <= most:
+    if not 1 <= tap.num_codebooks <= most:
         reason = f"from 1 to {most}" if most else "null, since it adds up no codebooks"
-        raise UserError(f"objective: at={place.path}: num_codebooks={place.num_codebooks} should be {reason}")
-    return levels[: place.num_codebooks]
+        raise UserError(f"objective: at={tap.path}: num_codebooks={tap.num_codebooks} should be {reason}")
+    return levels[: tap.num_codebooks]
 
 
-def num_features(codec: Codec, place: Tap) -> int:
-    """Count the channels at a place.
+def num_features(codec: Codec, tap: Tap) -> int:
+    """Count the channels at a tap.
 
     Raises:
-        UserError: There is no such place, or the module doesn't tell.
+        UserError: There is no such module, or it doesn't tell.
     """
-    module = resolve(codec, place)[0]
+    module = resolve(codec, tap)[0]
     for name in ("dim", "width", "out_features"):
         if isinstance(found := getattr(module, name, None), int):
             return found
-    raise UserError(f"objective: at={place.path}: {type(module).__name__} doesn't tell its channels; give the term dim")
+    raise UserError(f"objective: at={tap.path}: {type(module).__name__} doesn't tell its channels; give the term dim")
 
 
 @contextmanager
 def capture(
-    codec: Codec, places: Iterable[Tap], signal: Tensor, lengths: Tensor | None
+    codec: Codec, taps: Iterable[Tap], signal: Tensor, lengths: Tensor | None
 ) -> Iterator[Mapping[Tap, FeatureMap]]:
-    """Hear what is at places of a codec while it reconstructs signals, once, within the context.
+    """Capture the features at taps of a codec while it reconstructs signals, once, within the context.
 
     Args:
         codec: The codec.
-        places: Where.
+        taps: Where.
         signal: What is reconstructed, `(b, c, *grid)`.
         lengths: int64 `(b,)`, its valid steps of the first axis; None for all.
     """
-    heard: dict[Tap, FeatureMap] = {}
+    captured: dict[Tap, FeatureMap] = {}
 
-    def hear(place: Tap, calls: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, output: Any) -> None:
-        count = place.num_codebooks or 1
+    def record(tap: Tap, calls: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, output: Any) -> None:
+        count = tap.num_codebooks or 1
         if len(calls) < count:  # levels may share one module
             calls.append((given[0], output.latents if isinstance(output, Quantized) else output))
             if len(calls) == count:
@@ -95,20 +95,20 @@ def capture(
                 if count > 1:
                     # The sum passes the gradient once, as that of all codebooks does.
                     values = straight_through(calls[0][0], torch.stack([made for _, made in calls]).sum(0))
-                heard[place] = _as_feature_map(codec, place, values, signal, lengths)
+                captured[tap] = _as_feature_map(codec, tap, values, signal, lengths)
 
-    hooks = []
-    for place in dict.fromkeys(places):
-        listener = partial(hear, place, [])
-        hooks += [module.register_forward_hook(listener) for module in dict.fromkeys(resolve(codec, place))]
+    handles = []
+    for tap in dict.fromkeys(taps):
+        hook = partial(record, tap, [])
+        handles += [module.register_forward_hook(hook) for module in dict.fromkeys(resolve(codec, tap))]
     try:
-        yield heard
+        yield captured
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _as_feature_map(codec: Codec, place: Tap, values: Tensor, signal: Tensor, lengths: Tensor | None) -> FeatureMap:
+def _as_feature_map(codec: Codec, tap: Tap, values: Tensor, signal: Tensor, lengths: Tensor | None) -> FeatureMap:
     """Lay tokens `(b, n, d)` out on their grid; images' and clips' may lie there already, channels first.
 
     Raises:
@@ -117,7 +117,7 @@ def _as_feature_map(codec: Codec, place: Tap, values: Tensor, signal: Tensor, le
     layout, grid = codec.layout, codec.layout.grid(signal.shape[2:])
     if values.ndim == 3 and len(values) == len(signal):
         values, count = values.transpose(1, 2), math.prod(grid)
-        within = layout.ordered and "." in place.path and not place.path.startswith("bottleneck")
+        within = layout.ordered and "." in tap.path and not tap.path.startswith("bottleneck")
         if within and values.shape[2] > count:
             values = values[:, :, -count:]  # of a transformer that sees both, what is placed comes last
         elif layout.ordered:
@@ -125,9 +125,9 @@ def _as_feature_map(codec: Codec, place: Tap, values: Tensor, signal: Tensor, le
         if len(grid) > 1 and values.shape[2] == count:
             values = values.reshape(*values.shape[:2], *grid)
     if values.ndim != signal.ndim:
-        raise UserError(f"objective: at={place.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
+        raise UserError(f"objective: at={tap.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
     steps = tuple(
-        hop * whole / count for hop, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
+        step * whole / count for step, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
     )
     valid = None if lengths is None else torch.ceil((lengths + layout.causal_pad) / steps[0]).long()
     return FeatureMap(values, steps, valid, layout.causal_pad)

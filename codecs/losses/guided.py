@@ -54,8 +54,8 @@ class _Headed(LossTerm):
         """Count what the map gives."""
         return teacher.channels
 
-    def loss_weights(self, guidance: Guidance) -> FeatureMap:
-        """Give what was heard at the place.
+    def read_features(self, guidance: Guidance) -> FeatureMap:
+        """Return the features that were captured at the tap.
 
         Raises:
             UserError: It has other channels than was said.
@@ -100,7 +100,7 @@ class Distillation(_Headed):
         Raises:
             UserError: The place's tokens have no grid as the teacher's features have.
         """
-        found, wanted = self.loss_weights(guidance), guidance.wanted(self.teacher)
+        found, wanted = self.read_features(guidance), guidance.wanted(self.teacher)
         if len(found.steps) != len(wanted.steps):
             raise UserError(
                 f"objective: at={self.at.path}: what is there has {len(found.steps)} axes, {self.teacher}'s features"
@@ -159,7 +159,7 @@ class Contrast(_Headed):
         wanted = guidance.wanted(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):
-            mine = functional.normalize(self.head(self.loss_weights(guidance).mean().float()), dim=1)
+            mine = functional.normalize(self.head(self.read_features(guidance).mean().float()), dim=1)
             mine = gather_rows_with_gradient(mine)
             aim = gather_rows(functional.normalize(aim.float(), dim=1))
             logits = self.scale.exp().clamp(max=100) * mine @ aim.T

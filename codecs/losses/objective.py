@@ -128,10 +128,10 @@ class Objective(nn.Module):
         for name, term in self._terms.items():
             with nullcontext() if name in weights else torch.no_grad():
                 values[name] = term.compare(fake, guidance)
-        heard = self.adversarial.loss_weights(update) if self.adversarial and update is not None else {}
-        if self.adversarial and heard:
+        loss_weights = self.adversarial.loss_weights(update) if self.adversarial and update is not None else {}
+        if self.adversarial and loss_weights:
             values |= self.adversarial.codec_losses(fake, real, lengths)
-            weights |= heard
+            weights |= loss_weights
         summed = {name: values[name] for name in values if name in weights}
         total = fake.new_zeros(())
         if self.balancer:

@@ -160,7 +160,7 @@ class MultiResolutionSTFT(SignalTerm):
             if self.convergence:
                 assert isinstance(spectrum, Spectrum)
                 quiet = spectrum.hann.square().sum() * self.quiet**2
-                total = total + self.convergence * self._converged(on_fake, on_real, valid, quiet)
+                total = total + self.convergence * self._compute_convergence(on_fake, on_real, valid, quiet)
             if self.magnitude:
                 total = total + self.magnitude * _frames((on_fake - on_real).abs(), valid)
             if self.logarithm:
@@ -168,7 +168,7 @@ class MultiResolutionSTFT(SignalTerm):
                 total = total + self.logarithm * _frames(difference.abs(), valid)
         return self.scale * total
 
-    def _converged(self, fake: Tensor, real: Tensor, valid: Tensor, quiet: Tensor) -> Tensor:
+    def _compute_convergence(self, fake: Tensor, real: Tensor, valid: Tensor, quiet: Tensor) -> Tensor:
         mask = valid[:, None, :, None]
         error = ((fake - real) * mask).square().flatten(1).sum(1)
         energy = (real * mask).square().flatten(1).sum(1)

@@ -84,8 +84,8 @@ def packed_bytes(codebook_sizes: Sequence[int], tokens: int, strides: Sequence[i
         tokens: How many.
         strides: Tokens for which an index of each codebook stands; 1 where there is none.
     """
-    codebooks = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
-    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in codebooks) // 8)
+    pairs = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
+    return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in pairs) // 8)
 
 
 def run_flags(codes: Tensor) -> tuple[int, float, int]:
@@ -160,7 +160,7 @@ class CodeCounts:
                 rows.append(torch.stack([torch.full_like(entries, codebook), entries, counts], 1)[entries >= 0])
                 parts.clear()
         self.waiting = 0
-        self.counted = _merged(torch.cat(rows))
+        self.counted = _merge(torch.cat(rows))
 
     def rows(self) -> Tensor:
         """Give int64 rows `(r, 3)` of codebook, entry and count, only those that occur."""
@@ -184,7 +184,7 @@ class CodeCounts:
             own = rows[rows[:, 0] == codebook]
             self.dense.index_add_(0, own[:, 1] + start, own[:, 2])
         large = [rows[rows[:, 0] == codebook] for codebook in self.pending]
-        self.counted = _merged(torch.cat([self.counted, *large]))
+        self.counted = _merge(torch.cat([self.counted, *large]))
 
     def codebooks(self) -> list[Tensor]:
         """Give each codebook's counts, int64 `(entries that occur,)`."""
@@ -192,7 +192,7 @@ class CodeCounts:
         return [rows[rows[:, 0] == codebook, 2] for codebook in range(len(self.codebook_sizes))]
 
 
-def _merged(rows: Tensor) -> Tensor:
+def _merge(rows: Tensor) -> Tensor:
     """Add up the counts of rows with the same codebook and entry."""
     keys, which = torch.unique(rows[:, :2], dim=0, return_inverse=True)
     counts = rows.new_zeros(len(keys)).index_add_(0, which, rows[:, 2])

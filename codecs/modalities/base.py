@@ -104,7 +104,7 @@ class Modality(ABC):
     @classmethod
     @abstractmethod
     def recognizes(cls, codec: Any) -> bool:
-        """Return whether a codec's signals are of this modality, by its `sample_rate`, `hop` and `bounded`."""
+        """Return whether a codec's signals are of this modality, by its `sample_rate`, `downsample` and `bounded`."""
 
     def available(self) -> tuple[str, ...]:
         """List the metrics that can be computed on this machine."""

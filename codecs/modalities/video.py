@@ -64,7 +64,7 @@ class Video(Image):
         return [Exhibit(b"", mp4(clip, self.frame_rate or FRAME_RATE), "video/mp4") for clip in signals]
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
-        """Return the frame rate, the hop and the lead."""
+        """Return the frame rate, the downsampling and the causal pad."""
         return {
             "frame_rate": codec.frame_rate,
             "hop": list(codec.downsample),
@@ -85,17 +85,17 @@ class Video(Image):
         """Build a dataset of clips, cropped, resized and resampled in time."""
         from varitok.data.datasets.video import splits_of  # noqa: PLC0415 (PyAV is slow to import)
 
-        rate, lead = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
-        hop, *sides = (int(step) for step in config["hop"])
-        tokens = max(1, int(((seconds or SECONDS) * rate + lead) // hop))
+        rate, causal_pad = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
+        frames, *sides = (int(step) for step in config["hop"])
+        tokens = max(1, int(((seconds or SECONDS) * rate + causal_pad) // frames))
         size = config.get("frame_size") or [-(-side // step) * step for step in sides]
         splits = splits_of(
             "",
             files,
             files,
             crop_tokens=tokens,
-            downsample=hop,
-            causal_pad=lead,
+            downsample=frames,
+            causal_pad=causal_pad,
             image_size=list(size),
             frame_rate=rate,
         )

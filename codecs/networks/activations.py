@@ -128,7 +128,7 @@ class Activation(nn.Module):
         super().__init__()
         if anti_aliased and dims > 1:
             raise UserError(f"activation: anti_aliased is for one axis, not for {dims}")
-        self.inner = _named(name, channels, dims)
+        self.inner = _build(name, channels, dims)
         self.anti_aliased = anti_aliased
         self.pad = TAPS // 2 - 1
         self.register_buffer("low", _low_pass(TAPS) if anti_aliased else torch.zeros(0), persistent=False)
@@ -168,7 +168,7 @@ def _low_pass(taps: int) -> Tensor:
     return (sinc / sinc.sum()).float()[None, None]
 
 
-def _named(name: str, channels: int, dims: int) -> nn.Module:
+def _build(name: str, channels: int, dims: int) -> nn.Module:
     if name == "snake":
         return Snake(channels, dims)
     if name == "snake_beta":

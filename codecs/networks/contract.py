@@ -67,7 +67,7 @@ class Encoder(Network):
         """Return the latents `(b, n, width)`.
 
         Args:
-            signal: `(b, channels, *size)`, each side a multiple of its hop.
+            signal: `(b, channels, *size)`, each side a multiple of its `downsample`.
             mask: bool `(b, n)`, True for placed latents that are of a signal: a prefix of the first axis. What comes
                 out of the others is of no meaning. Ordered ones have no mask.
             memory: Of the chunks before; see `codecs/streaming.py`.
@@ -81,7 +81,7 @@ class Decoder(Network):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the signals `(b, channels, *(grid * hop))`; what isn't valid is 0.
+        """Return the signals `(b, channels, *(grid * downsample))`; what isn't valid is 0.
 
         Args:
             latents: `(b, n, width)`; of ordered ones any prefix.

@@ -142,7 +142,7 @@ def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
 
 
 class ConvEncoder(Encoder):
-    """Reads a signal into latents, one for each hop of each axis.
+    """Reads a signal into latents, one for each step of each axis.
 
     Args:
         width: Width of the latents.
@@ -160,7 +160,7 @@ class ConvEncoder(Encoder):
         activation: See `activations.ACTIVATIONS`.
         anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
         norm: `weight`, `group` or `none`; see `Convolution`.
-        causal: Latent i depends on the signal up to the end of its hop only, along the first axis.
+        causal: Latent i depends on the signal up to the end of its step only, along the first axis.
         inner: A network on `(b, n, d)` before the last convolution, d being the last stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` after the last convolution: Mimi's transformer.
         resample: Stride of one more convolution behind the middle (Mimi: 2); 1 for none.
@@ -193,8 +193,10 @@ class ConvEncoder(Encoder):
         resample: int = 1,
     ) -> None:
         plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
-        lead = plan.downsample[0] - 1 if causal and dims == 3 else 0
-        super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=lead)
+        causal_pad = plan.downsample[0] - 1 if causal and dims == 3 else 0
+        super().__init__(
+            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=causal_pad
+        )
         self.dims = dims
         self.rate = plan.downsample[0]
         self.strides = [stride[0] for stride in plan.strides]
@@ -233,7 +235,7 @@ class ConvEncoder(Encoder):
 
 
 class ConvDecoder(Decoder):
-    """Makes a signal from latents: the encoder's mirror, of exactly `n * hop` steps of each axis.
+    """Makes a signal from latents: the encoder's mirror, of exactly `n * downsample` samples of each axis.
 
     The other arguments are the encoder's, in its order: strides act from the last to the first.
 

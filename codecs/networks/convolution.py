@@ -55,7 +55,7 @@ def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
 def stage_sizes(
     base: int, strides: Sequence[int | Sequence[int]], multipliers: Sequence[int] | None, dims: int
 ) -> tuple[list[tuple[int, ...]], list[int], tuple[int, ...]]:
-    """Return the strides of a codec's stages for each axis, the widths around them, and the hop of each axis.
+    """Return the strides of a codec's stages for each axis, the widths around them, and the downsampling of each axis.
 
     Args:
         base: Width before the first stage.

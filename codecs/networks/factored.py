@@ -236,7 +236,7 @@ class _Plan:
 
 
 class FactoredEncoder(Encoder):
-    """Reads clips into latents, one for each hop of frames, rows and columns.
+    """Reads clips into latents, one for each step of frames, rows and columns.
 
     Args:
         width: Width of the latents.
@@ -250,7 +250,7 @@ class FactoredEncoder(Encoder):
         attention: Whether the positions of a frame attend to each other in the middle.
         window: Latent frames within which each position attends along time in the middle (Cosmos); None: it doesn't.
         activation: See `activations.ACTIVATIONS`.
-        causal: A latent depends on frames up to the end of its hop only.
+        causal: A latent depends on frames up to the end of its step only.
 
     Raises:
         UserError: Sizes that don't fit each other.

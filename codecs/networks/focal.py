@@ -220,7 +220,7 @@ class FocalEncoder(_FocalCodec, Encoder):
         growth: Taps from level to level.
         layer_scale: Start of the scales.
         activation: See `activations.ACTIVATIONS`.
-        causal: Latent i depends on the signal up to the end of its hop only.
+        causal: Latent i depends on the signal up to the end of its step only.
         span: Taps over the past.
 
     Raises:

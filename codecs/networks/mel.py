@@ -129,7 +129,7 @@ class MelDecoder(Precise, Decoder):
         back = torch.full((window // 2 + 1,), 2.0 / window)
         back[0] = back[-1] = 1.0 / window
         self.register_buffer("back", back.repeat(2), persistent=False)
-        # Bins turn on from frame to frame by their own frequency; there are `window / hop` places in that circle.
+        # Bins turn on from frame to frame by their own frequency; the circle has `window / hop_length` places.
         self.turns = window // hop_length
         self.register_buffer("taps", torch.arange(window), persistent=False)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)
@@ -144,7 +144,7 @@ class MelDecoder(Precise, Decoder):
         return self.precisely(latents, mask, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Turn latents `(b, n, bands)` into float32 signals `(b, 1, n * hop)`; `mask` is bool `(b, n)`."""
+        """Turn latents `(b, n, bands)` into float32 signals `(b, 1, n * hop_length)`; `mask` is bool `(b, n)`."""
         # To thousandths, far from any level's edge: the last bit of a float, which may be each export's own, is noise.
         mel = ((x.double() * 1000).round() / 1000).exp()
         b, n = x.shape[0], x.shape[1]
@@ -172,7 +172,7 @@ class MelDecoder(Precise, Decoder):
         return signal.float().unsqueeze(1)
 
     def _overlapped(self, frames: Tensor) -> Tensor:
-        """Add up frames `(b, n, window)` where they lie, `(b, n * hop)`.
+        """Add up frames `(b, n, window)` where they lie, `(b, n * hop_length)`.
 
         Rows of a turn's hops, one longer than they are read again, are each one hop behind the row before.
         """

@@ -64,7 +64,7 @@ class NeRV(Decoder):
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
         # A table: the highest frequencies' sines of float32 times would hang on who computes them.
-        self.register_buffer("places", _encoded(frames, levels, base), persistent=False)
+        self.register_buffer("places", _encode_positions(frames, levels, base), persistent=False)
         self.stem = nn.Sequential(
             nn.Linear(2 * levels, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.grid)), nn.GELU()
         )
@@ -85,7 +85,7 @@ class NeRV(Decoder):
         return painted.tanh()
 
 
-def _encoded(frames: int, levels: int, base: float) -> Tensor:
+def _encode_positions(frames: int, levels: int, base: float) -> Tensor:
     """Encode the times of all frames, 0 to 1: sines and cosines `(frames, 2 * levels)` (NeRV, section 3.1)."""
     times = torch.arange(frames, dtype=torch.float64)[:, None] / max(1, frames - 1)
     angles = math.pi * times * base ** torch.arange(levels, dtype=torch.float64)

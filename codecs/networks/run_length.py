@@ -1,7 +1,7 @@
 """Run-length tokens: tubelets in which nothing changes are left out, and the one before stands for them.
 
 RLT (arXiv 2411.05222, section 3): a transformer reads what is left, and is told how long each stands. Here its latents
-are then repeated as often, so that codes stay a grid; `codecs/metrics/ladder.py` counts a run once.
+are then repeated as often, so that codes stay a grid; `codecs/evaluation/ladder.py` counts a run once.
 """
 
 import torch

@@ -319,7 +319,7 @@ class PatchEncoder(_PatchCodec, Encoder):
         window: See `SequenceTransformer`, as are the other arguments.
         channels: Channels of the signal.
         hidden: Hidden width of the perceptrons.
-        causal: Latent i depends on the signal up to the end of its hop only.
+        causal: Latent i depends on the signal up to the end of its step only.
         layer_scale: Start of the scales of each branch.
         qk_norm: Queries and keys are normalized.
         gated: The perceptrons are gated.
@@ -347,7 +347,7 @@ class PatchEncoder(_PatchCodec, Encoder):
 class PatchDecoder(_PatchCodec, Decoder):
     """Makes sound from latents by transformers over patches: the mirror of `PatchEncoder`, whose arguments it takes.
 
-    Strides and depths are in the encoder's order. Where causal, sample i depends on latents up to `i // hop` only.
+    Strides and depths are in the encoder's order. Where causal, sample i depends on latents up to `i // downsample`.
     """
 
     decodes = True

@@ -56,7 +56,7 @@ class Spectrum(nn.Module):
         """Transform `(b, c, t)`, of which the first `lengths` samples are valid; None for all.
 
         Returns:
-            complex64 `(b, c, ceil(t / hop), fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
+            complex64 `(b, c, ceil(t / hop_length), fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
         """
         signal = signal.float()
         b, c, t = signal.shape
@@ -116,7 +116,7 @@ class STFT(nn.Module):
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
 
     def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn `(b, 1, n * hop)` into real and imaginary parts, `(b, window + 2, n)`."""
+        """Turn `(b, 1, n * hop_length)` into real and imaginary parts, `(b, window + 2, n)`."""
         if memory is not None and self.left > 0:
             padded = prepend_context(signal, memory, self.slot, self.left, 2)
         else:
@@ -166,7 +166,7 @@ class ISTFT(nn.Module):
     def forward(
         self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop)`; `mask` is bool `(b, 1, n)`."""
+        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop_length)`; `mask` is bool `(b, 1, n)`."""
         b, n = real.shape[0], real.shape[2]
         spectrum = zero_invalid(torch.cat([real, imaginary], dim=1), mask)
         added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop_length)

@@ -4,8 +4,8 @@ Vocos (arXiv 2306.00814, section 3); WavTokenizer (arXiv 2408.16532, section 3.3
 attention before it. The transform is a transposed convolution with the windowed Fourier basis: real arithmetic, which
 every export format knows.
 
-Chunk by chunk, a causal head keeps in its memory (see `convolution.py`) the last `window - hop` samples of its overlap,
-which are not yet whole, and adds them to the next chunk's first.
+Chunk by chunk, a causal head keeps in its memory (see `convolution.py`) the last `window - hop_length` samples of its
+overlap, which are not yet whole, and adds them to the next chunk's first.
 """
 
 import torch

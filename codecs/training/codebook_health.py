@@ -108,8 +108,8 @@ class CodebookHealth:
             return
         if self._counts is None:
             self._counts = CodeCounts(self.codebook_sizes, codes.device)
-        steps, codebooks = prefix_mask(lengths, codes.shape[2]), prefix_mask(n_codebooks, codes.shape[1])
-        self._counts.add(codes.detach(), codebooks[:, :, None] & steps[:, None])
+        steps, kept = prefix_mask(lengths, codes.shape[2]), prefix_mask(n_codebooks, codes.shape[1])
+        self._counts.add(codes.detach(), kept[:, :, None] & steps[:, None])
         self._positions = self._positions + positions
         self._signals += len(lengths)
 

@@ -78,7 +78,7 @@ class Guard:
         self._sound = None
         mine, everywhere, length = torch.stack([seen, mean_over_ranks(seen), norm.detach()]).tolist()
         self.mine = mine == 1
-        self.why = self._judged(everywhere == 1, length)
+        self.why = self._find_fault(everywhere == 1, length)
         if self.why:
             self.refused += 1
             self._in_a_row += 1
@@ -88,7 +88,7 @@ class Guard:
         self._taken += 1
         return True
 
-    def _judged(self, sound: bool, length: float) -> str:
+    def _find_fault(self, sound: bool, length: float) -> str:
         if not sound:
             return "latents or loss are not finite"
         if not math.isfinite(length):

@@ -162,8 +162,8 @@ class CodecTraining(Training):
             dealt=BatchShard(self.global_rank, world_size(), blocks),
             progress=self.update / self.total,
         )
-        lengths, depth = (axis.to(self.device, non_blocking=True) for axis in kept)
-        return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), depth)
+        lengths, n_codebooks = (axis.to(self.device, non_blocking=True) for axis in kept)
+        return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), n_codebooks)
 
     def after_step(self) -> None:
         """Let the bottleneck learn what it doesn't learn by gradient."""

@@ -64,7 +64,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     loop = config.training
     require_min({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
-    resume = _resumed(config.resume, folder)
+    resume = _find_checkpoint(config.resume, folder)
     data = DataModule(
         build(config.data),
         **plain["loader"],
@@ -121,7 +121,7 @@ def _features(plain: dict[str, Any]) -> dict[str, str]:
     return {name: teacher["cached"] for name, teacher in teachers if teacher and teacher.get("cached")}
 
 
-def _resumed(resume: str, folder: Path) -> Path | None:
+def _find_checkpoint(resume: str, folder: Path) -> Path | None:
     """Find the checkpoint to go on from.
 
     Raises:

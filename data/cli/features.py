@@ -100,7 +100,7 @@ def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Extra
     windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
     seen = [teacher(window) for window in windows]
     content = io.BytesIO()
-    np.save(content, _halved(torch.cat([one.values[0].T for one in seen])), allow_pickle=False)
+    np.save(content, _to_half(torch.cat([one.values[0].T for one in seen])), allow_pickle=False)
     facts = {"step": seen[0].steps[0], "sample_rate": teacher.sample_rate, "channels": teacher.channels}
     return _Extracted(SOUND, content.getvalue(), facts)
 
@@ -112,16 +112,16 @@ def _extract_images(teacher: VisionTransformer, side: int, device: str, file: Fi
     long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
     size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
     values, pooled = teacher.see(teacher.resized(normalize(image)[None].to(device), size))
-    arrays = {"values": _halved(values[0].permute(1, 2, 0))}
+    arrays = {"values": _to_half(values[0].permute(1, 2, 0))}
     if pooled is not None:
-        arrays["pooled"] = _halved(pooled[0])
+        arrays["pooled"] = _to_half(pooled[0])
     content = io.BytesIO()
     np.savez(content, **arrays)
     facts = {"side": side // teacher.patch, "channels": teacher.channels, "pooled_channels": teacher.pooled_channels}
     return _Extracted(IMAGE, content.getvalue(), facts)
 
 
-def _halved(values: Tensor) -> Any:
+def _to_half(values: Tensor) -> Any:
     return values.cpu().half().numpy()
 
 

@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> None:
     options = _parser().parse_args(words)
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder")
-    about = _indexed(options.folder) if options.out is None else _packed(options)
+    about = _index(options.folder) if options.out is None else _pack(options)
     if options.json:
         print(json.dumps(about, indent=2))
         return
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _packed(options: argparse.Namespace) -> dict[str, Any]:
+def _pack(options: argparse.Namespace) -> dict[str, Any]:
     """Pack a folder."""
     size, folder = _bytes(options.size), options.folder
     parts = [part for part in ("train", "val") if (folder / part).is_dir()]
@@ -74,21 +74,21 @@ def _packed(options: argparse.Namespace) -> dict[str, Any]:
     return _about(options.out, shards.shards, shards.bytes, found)
 
 
-def _indexed(folder: Path) -> dict[str, Any]:
+def _index(folder: Path) -> dict[str, Any]:
     """Index the shards that are there, in the folder and in its parts."""
     shards = [shard for part in ("", "train", "val") for shard in shards_in(str(folder / part))]
     if not shards:
         raise UserError(f"{folder}: no shards (*.tar) in this folder; give --out SHARDS to pack its files")
     found = []
 
-    def looked(member: Member) -> Mapping[str, Any]:
+    def look(member: Member) -> Mapping[str, Any]:
         facts = probe(member) if member.suffix.lower() in KINDS else {}
         if member.suffix != SUFFIX:
             found.append((str(member), {**member.facts, **facts}))
         return facts
 
     for shard, _ in progress(shards, len(shards), "shards"):
-        index_shard(shard, looked)
+        index_shard(shard, look)
     return _about(folder, len(shards), sum(size for _, size in shards), found)
 
 

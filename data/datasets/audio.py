@@ -83,7 +83,7 @@ class AudioDataset(FileDataset):
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
             sound = file.read(*self._stretch(file.length, generator))
-        return self._varied(sound, generator) if self.train else sound
+        return self._vary(sound, generator) if self.train else sound
 
     def _length(self, file: File) -> int:
         facts = file.facts if isinstance(file, Member) else {}
@@ -98,7 +98,7 @@ class AudioDataset(FileDataset):
             ((start, frames),) = random_box((length,), (frames,), generator)
         return start, frames
 
-    def _varied(self, sound: Tensor, generator: torch.Generator) -> Tensor:
+    def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:
         """Bring a sound to its loudness, then change gain and sign by chance."""
         change = 0.0
         if self.loudness is not None and sound.shape[1] >= BLOCK * self.sample_rate:

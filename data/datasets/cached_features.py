@@ -1,4 +1,4 @@
-"""What a teacher saw in files, kept in shards (`seeing`): read in training in the teacher's place.
+"""What a teacher saw in files, kept in shards (`data/cli/features.py`): read in training in the teacher's place.
 
 Training cuts features as it cuts the signals. So a step's features know the whole file, not only what is cut out of it,
 and nothing of a stretch's gain and sign.

@@ -99,7 +99,7 @@ class ImageDataset(SignalDataset):
         (top, height), (left, width) = box
         square = image[:, top : top + height, left : left + width]
         square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
-        if self.train and self._mirrored(generator):
+        if self.train and self._draw_mirror(generator):
             square = square.flip(-1)
         result: Tensor = square.contiguous()
         return result
@@ -113,7 +113,7 @@ class ImageDataset(SignalDataset):
         side = max(1, round(scale * min(shape)))
         return random_box(shape, (side, side), generator)
 
-    def _mirrored(self, generator: torch.Generator) -> bool:
+    def _draw_mirror(self, generator: torch.Generator) -> bool:
         return self.flip and float(torch.rand((), generator=generator)) < 0.5
 
 
@@ -144,7 +144,7 @@ class ImageFiles(ImageDataset):
         scale = self._scale(generator)
         height, width = decoded_size(self.files[key[1]], round(self.image_size / scale), self.least_side)
         (top, rows), (left, columns) = self._box((height, width), scale, generator)
-        return Square(top / height, left / width, rows / height, columns / width, self._mirrored(generator))
+        return Square(top / height, left / width, rows / height, columns / width, self._draw_mirror(generator))
 
 
 class ImageFolder(ImageFiles):

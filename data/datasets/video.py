@@ -226,14 +226,14 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     train: Sequence[File]
     val: Sequence[File]
     if Path(root).is_file():
-        train, val = _listed(Path(root))
+        train, val = _read_manifest(Path(root))
     else:
         kinds = (*SUFFIXES, *IMAGE_SUFFIXES)
         train, val = (list_files(root, split, val_share, kinds, "clip") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
 
-def _listed(path: Path) -> tuple[list[Path], list[Path]]:
+def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
     """Read a manifest."""
     splits: dict[str, list[Path]] = {"train": [], "val": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

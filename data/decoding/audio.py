@@ -80,8 +80,8 @@ class AudioFile:
 
     def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
         self.path: File = path if isinstance(path, Member) else Path(path)
-        with _named(self.path):
-            self._source = _opened(self.path)
+        with _convert_errors(self.path):
+            self._source = _open(self.path)
             try:
                 _check(self.path, self._source)
             except BadSample:
@@ -116,9 +116,9 @@ class AudioFile:
         if start < 0:
             raise ValueError(f"start={start}: must not be negative")
         frames = max(0, self.length - start if frames is None else min(frames, self.length - start))
-        with _named(self.path):
+        with _convert_errors(self.path):
             if self._down == self._up:
-                sound = self._mixed(start, frames)
+                sound = self._read_channels(start, frames)
             else:
                 resampler = _resampler(self._down, self._up)
                 # Whole periods of the two rates, so that the phases are those of the whole file; more by the kernel's
@@ -126,13 +126,13 @@ class AudioFile:
                 reach = -(-resampler.width // self._down)
                 first = max(0, start // self._up - reach)
                 last = (start + frames) // self._up + 1 + reach
-                sound = resampler(self._mixed(first * self._down, (last - first) * self._down))
+                sound = resampler(self._read_channels(first * self._down, (last - first) * self._down))
                 sound = sound[:, start - first * self._up :][:, :frames]
             if not sound.shape[1]:
                 raise BadSample(str(self.path), "no samples")
         return sound.clamp(-1, 1)
 
-    def _mixed(self, start: int, frames: int) -> Tensor:
+    def _read_channels(self, start: int, frames: int) -> Tensor:
         """Read at the file's rate, with the channels that are wanted."""
         source = self._source
         frames = min(frames, source.frames - start)
@@ -196,7 +196,7 @@ def decode_audio(
 
 
 @contextmanager
-def _named(path: File) -> Iterator[None]:
+def _convert_errors(path: File) -> Iterator[None]:
     """Turn whatever a decoder raises into a BadSample of one line."""
     try:
         yield
@@ -207,7 +207,7 @@ def _named(path: File) -> Iterator[None]:
         raise BadSample(str(path), reason or type(error).__name__) from None
 
 
-def _opened(path: File) -> _Source:
+def _open(path: File) -> _Source:
     """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
     if not _holds_something(path):
         raise BadSample(str(path), "an empty file")

@@ -37,7 +37,7 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     Raises:
         BadSample: The file can't be read as an image, is too large, or too small.
     """
-    with _drafted(path, shorter_side, least_side) as image:
+    with _open_draft(path, shorter_side, least_side) as image:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.array(_rgb(image))
     return torch.from_numpy(pixels).permute(2, 0, 1)  # colors stay the last in memory: cropped and resized faster so
@@ -45,13 +45,13 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
     """Tell the rows and columns that `decode_image` would give, from the header."""
-    with _drafted(path, shorter_side, least_side) as image:
+    with _open_draft(path, shorter_side, least_side) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def _drafted(path: str | File, shorter_side: int | None, least_side: int) -> Iterator[Image.Image]:
+def _open_draft(path: str | File, shorter_side: int | None, least_side: int) -> Iterator[Image.Image]:
     """Open an image that will be decoded at the size which `decode_image` chooses."""
     with open_image(path, least_side) as image:
         if shorter_side and image.format == "JPEG":

@@ -64,13 +64,13 @@ class VideoFile:
             self.frame_rate, self.length, self.seconds = frame_rate or 1.0, 1, 0.0
             self.height, self.width = self._image.shape[1:]
             return
-        with self._named():
+        with self._convert_errors():
             if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
                 raise BadSample(str(self.path), "not a regular file")
             options = {"format_whitelist": CONTAINERS}
             self._file = av.open(open_file(self.path), options=options, timeout=PATIENCE)
         try:
-            with self._named():
+            with self._convert_errors():
                 self._look(frame_rate)
         except BadSample:
             self.close()
@@ -147,9 +147,9 @@ class VideoFile:
         if frames * height * width * 3 > MOST_BYTES:
             raise BadSample(str(self.path), f"{frames} frames of {width} x {height} pixels are too many for one read")
         if self._image is not None:
-            return _resized(self._image, height, width)[:, None].expand(-1, frames, -1, -1).contiguous()
+            return _resize(self._image, height, width)[:, None].expand(-1, frames, -1, -1).contiguous()
         clip = np.empty((frames, height, width, 3), np.uint8)
-        with self._named():
+        with self._convert_errors():
             done = self._fill(clip, start)
         if done < frames - LATE or (frames and not done):
             raise BadSample(str(self.path), f"ends after {start + done} of {self.length} frames")
@@ -171,7 +171,7 @@ class VideoFile:
                 raise BadSample(str(self.path), f"took longer than {PATIENCE:g} s to decode")
             at = 0.0 if frame.pts is None else float((frame.pts - self._start) * self._base)
             while done < len(clip) and last is not None and moments[done] < at:
-                pixels = self._converted(last, clip.shape[1:3]) if pixels is None else pixels
+                pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
                 clip[done] = pixels
                 done += 1
             if done == len(clip):
@@ -180,7 +180,7 @@ class VideoFile:
                 raise BadSample(str(self.path), f"damaged at {at:.2f} s")
             last, pixels = frame, None
         while done < len(clip) and last is not None and moments[done] <= at + 1.5 / self._native:
-            pixels = self._converted(last, clip.shape[1:3]) if pixels is None else pixels
+            pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
             clip[done] = pixels
             done += 1
         return done
@@ -198,7 +198,7 @@ class VideoFile:
         assert self._file is not None
         yield from self._file.decode(self._stream)
 
-    def _converted(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
+    def _convert(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
         """Give a frame upright, in RGB, resized."""
         turns = _turns(frame)
         height, width = size if turns % 2 == 0 else size[::-1]
@@ -206,7 +206,7 @@ class VideoFile:
         return np.rot90(rgb.to_ndarray(), turns)
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _convert_errors(self) -> Iterator[None]:
         """Make one kind of error of all that libraries raise, which names the file."""
         try:
             yield
@@ -232,7 +232,7 @@ def is_image(path: File) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
 
 
-def _resized(image: Tensor, height: int, width: int) -> Tensor:
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[1:] == (height, width):
         return image
     frame = av.VideoFrame.from_ndarray(image.permute(1, 2, 0).contiguous().numpy(), format="rgb24")

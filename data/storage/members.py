@@ -172,11 +172,11 @@ def reader_of(shard: str) -> Reader:
         OSError: While reading, if not here: it can't be read.
     """
     if is_url(shard):
-        return partial(_fetched, *url_to_fs(shard))  # fsspec keeps one connection for each process
+        return partial(_fetch, *url_to_fs(shard))  # fsspec keeps one connection for each process
     return partial(_pread, _local(shard))
 
 
-def _fetched(files: Any, path: str, offset: int, count: int) -> bytes:
+def _fetch(files: Any, path: str, offset: int, count: int) -> bytes:
     """Ask for a range, and again where the network had a bad moment."""
     for wait in (*WAITS, None):
         try:

@@ -41,7 +41,7 @@ def index_shard(
     length = os.stat(shard).st_size
     with open(shard, "rb") as file:
         entries = list(scan(file, length))
-    members = _captioned([Member(shard, *entry) for entry in entries])
+    members = _attach_captions([Member(shard, *entry) for entry in entries])
     lines = [_line(entry, {**member.facts, **facts(member)}) for entry, member in zip(entries, members, strict=True)]
     if entries and entries[-1].offset + entries[-1].size > length:
         _log.warning("%s ends within %s: what came behind is lost", shard, Member(shard, *entries[-1]))
@@ -53,7 +53,7 @@ def index_shard(
     return lines
 
 
-def _captioned(members: Sequence[Member]) -> list[Member]:
+def _attach_captions(members: Sequence[Member]) -> list[Member]:
     """Let each member know what is said by the text that has its key."""
     texts = {_key(member.name): member for member in members if member.suffix == captions.SUFFIX}
     found = []

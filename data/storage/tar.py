@@ -85,7 +85,7 @@ def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
         if info.type in ABOUT:
             if info.size > MOST_ABOUT:
                 continue
-            told |= _told(info.type, stream.read(info.size))
+            told |= _read_about(info.type, stream.read(info.size))
             at += info.size + len(padding_of(info.size))
             continue
         size = int(told["size"]) if told.get("size", "").isdecimal() else info.size
@@ -108,7 +108,7 @@ def _info(block: bytes) -> tarfile.TarInfo | None:
     return info if info.size >= 0 else None
 
 
-def _told(kind: bytes, content: bytes) -> dict[str, str]:
+def _read_about(kind: bytes, content: bytes) -> dict[str, str]:
     """Read what stands before a member about it: its name, or records "LENGTH KEY=VALUE" of pax."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}

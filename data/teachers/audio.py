@@ -99,10 +99,10 @@ class AudioTransformer(Teacher):
             sounds = away * (variance + 1e-7).rsqrt()
         sounds = torch.where(mask, sounds, 0.0)
         before = (self.window - self.stride) // 2
-        total = int(self._covered(torch.tensor(sounds.shape[1])))
-        return functional.pad(sounds, (before, total - before - sounds.shape[1])), self._covered(valid)
+        total = int(self._count_covered(torch.tensor(sounds.shape[1])))
+        return functional.pad(sounds, (before, total - before - sounds.shape[1])), self._count_covered(valid)
 
-    def _covered(self, valid: Tensor) -> Tensor:
+    def _count_covered(self, valid: Tensor) -> Tensor:
         """Count the samples, with zeros around, that the steps of so many see."""
         # A frame of mel bands that is silent would spoil the bands' mean: there the last step must be full.
         steps = valid // self.stride if self.bands else -(-valid // self.stride)

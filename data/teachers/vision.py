@@ -72,7 +72,7 @@ class RandomTeacher(FrameTeacher):
     """Convolutions whose weights are drawn once and for all: a stand-in where no weights are, it knows no meaning.
 
     Args:
-        channels: FeatureMap of a position.
+        channels: Features of a position.
         patch: Rows, and columns, of pixels to a position; a power of two.
 
     Raises:

@@ -27,7 +27,7 @@ class BundleCodec:
     Attributes:
         layout: Where tokens lie.
         tokens: The most of a signal, N; 0 where they lie on a grid.
-        hop: Samples of each axis to a step of the codes' grid.
+        downsample: Samples of each axis to a step of the codes' grid.
         bounded: Whether signals lie in [-1, 1]; features don't.
         sample_rate: Of sounds, Hz; None where signals are no sounds.
         frame_rate: Of clips, frames a second; None where it isn't known.

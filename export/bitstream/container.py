@@ -29,7 +29,7 @@ __all__ = ["Chunk", "Container", "Header", "Writer", "check", "header_of", "iden
 MAGIC = b"\x89VTK"
 VERSION = 1
 MODALITIES = tuple(name for name, kind in BUNDLES.items() if issubclass(kind, Bundle))
-MOST_BOOKS = 256
+MOST_CODEBOOKS = 256
 MOST_ENTRIES = 1 << 62
 MOST_STRIDE = 64
 MOST_AXES = 4
@@ -141,7 +141,7 @@ class Container(NamedTuple):
             if first < last and first + chunk.steps > begin:
                 try:
                     found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
-                    parts.append(_known(found, header, number)[:, max(0, begin - first) : last - first])
+                    parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
                 except (_Damage, Damage) as error:
                     raise UserError(f"{self.path}: {error or f'damaged: chunk {number} has no such codes'}") from None
             first += chunk.steps
@@ -407,10 +407,10 @@ def _header(reader: _Reader) -> Header:
     if coding >= len(CODINGS):
         raise _Damage(f"codes of kind {coding} are not known; update varitok")
     prior = reader.take(8) if CODINGS[coding] in WITH_PRIOR else b""
-    for _ in range(reader.number(MOST_BOOKS)):
-        count, size, stride = reader.number(MOST_BOOKS), reader.number(MOST_ENTRIES), reader.number(MOST_STRIDE)
+    for _ in range(reader.number(MOST_CODEBOOKS)):
+        count, size, stride = reader.number(MOST_CODEBOOKS), reader.number(MOST_ENTRIES), reader.number(MOST_STRIDE)
         codebooks += [Codebook(size, stride)] * count
-        if not count or size < 2 or not stride or len(codebooks) > MOST_BOOKS:
+        if not count or size < 2 or not stride or len(codebooks) > MOST_CODEBOOKS:
             raise _Damage("damaged: its codebooks can't be")
     inner, signal = ([reader.number(1 << 24) for _ in range(reader.number(MOST_AXES))] for _ in range(2))
     reader.check(begin, "the header")
@@ -419,7 +419,7 @@ def _header(reader: _Reader) -> Header:
     return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(codebooks), tuple(inner), tuple(signal))
 
 
-def _known(codes: Codes, header: Header, chunk: int) -> Codes:
+def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
     """Refuse codes that are no entries: widths are whole bits."""
     for number, codebook in enumerate(header.codebooks):
         if (found := codes[number].max(initial=0)) >= codebook.size:

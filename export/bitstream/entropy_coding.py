@@ -125,13 +125,13 @@ class _Modelled(Coding):
 
     def encode(self, codes: Codes) -> bytes:
         """Write codes `(codebooks, steps, *inner)`."""
-        codebooks, steps, *inner = codes.shape
-        structure, row = self.symbols.structure(codebooks, steps, inner), self.symbols.row(codes)
+        num_codebooks, steps, *inner = codes.shape
+        structure, row = self.symbols.structure(num_codebooks, steps, inner), self.symbols.row(codes)
         encoder = RangeEncoder()
         symbols = (row - self.symbols.offsets[structure.kinds]).tolist()
         for chances, symbol in zip(self.known(structure, row), symbols, strict=True):
             encoder.encode(int(chances[:symbol].sum()), int(chances[symbol]), int(chances.sum()))
-        return encoder.finish().ljust(_least(codebooks, steps, inner), b"\0")
+        return encoder.finish().ljust(_least(num_codebooks, steps, inner), b"\0")
 
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
         """Read codes."""

@@ -45,10 +45,10 @@ class Encoded(NamedTuple):
 
     def written(self, bundle: Bundle) -> "Written":
         """Write the container."""
-        found = [self._written(bundle, name) for name in _codings(bundle, self.coding)]
+        found = [self._write(bundle, name) for name in _codings(bundle, self.coding)]
         return min(found, key=lambda one: len(one.data))
 
-    def _written(self, bundle: Bundle, name: str) -> "Written":
+    def _write(self, bundle: Bundle, name: str) -> "Written":
         file = io.BytesIO()
         coding = coding_of(name, codebooks_of(bundle)[: self.codes.shape[1]], bundle)
         header = container.header_of(bundle, self.codes, self.facts, coding)

@@ -54,7 +54,7 @@ class Symbols:
 
     def structure(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> Structure:
         """Tell all of codes `(num_codebooks, steps, *inner)` that doesn't hang on the codes themselves."""
-        written = self._written(num_codebooks, steps, inner)
+        written = self._mark_written(num_codebooks, steps, inner)
         at = np.argwhere(written)  # (m, axes + 1), in their order
         place = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
         sources = [np.arange(len(at)) - 1]
@@ -88,15 +88,15 @@ class Symbols:
                 rest = rest // radix  # noqa: PLW2901 (what is left of it)
             digits += reversed(found)
         flat = np.stack(digits, axis=-1) + self.offsets[: len(digits)]
-        codebooks, steps, *inner = codes.shape
-        return np.asarray(flat[self._written(codebooks, steps, inner)])
+        num_codebooks, steps, *inner = codes.shape
+        return np.asarray(flat[self._mark_written(num_codebooks, steps, inner)])
 
     def codes(self, row: Numbers, num_codebooks: int, steps: int, inner: Sequence[int]) -> Codes:
         """Undo `row`: int64 `(num_codebooks, steps, *inner)`.
 
         Codes are what the digits say, perhaps no entry of their codebook.
         """
-        written = self._written(num_codebooks, steps, inner)
+        written = self._mark_written(num_codebooks, steps, inner)
         flat = np.zeros(written.shape, np.int64)
         flat[written] = row
         found, at = np.zeros((num_codebooks, steps, *inner), np.int64), 0
@@ -107,7 +107,7 @@ class Symbols:
             found[number] = np.repeat(found[number, :: codebook.stride], codebook.stride, axis=0)[:steps]
         return found
 
-    def _written(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
+    def _mark_written(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Return which digits are in the row, `(steps, *inner, kinds)`: those of codebooks with an own code."""
         kinds = sum(map(len, self.radices[:num_codebooks]))
         begins = np.arange(steps)[:, None] % self._strides[:kinds] == 0

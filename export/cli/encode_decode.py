@@ -27,9 +27,9 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     if not isinstance(bundle, Bundle) or not bundle.written:
         raise UserError(f"{options.bundle}: there are no files of what it codes; use varitok.load")
     kinds = bundle.suffixes if encodes else (SUFFIX,)
-    to = SUFFIX[1:] if encodes else _written(bundle, options.to)
+    to = SUFFIX[1:] if encodes else _choose_suffix(bundle, options.to)
     target = Target(options.bytes, options.kbps, _quality(bundle, options)) if encodes else Target()
-    pairs = _destinations([*_found(options.files, kinds)], options.out, f".{to}")
+    pairs = _destinations([*_find(options.files, kinds)], options.out, f".{to}")
     console = sys.stderr if any(out == STREAM for _, out in pairs) else sys.stdout
     lines = []
     for path, out in progress(pairs, len(pairs), "files"):
@@ -65,7 +65,7 @@ def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: 
     return pairs
 
 
-def _written(bundle: Bundle, asked: str | None) -> str:
+def _choose_suffix(bundle: Bundle, asked: str | None) -> str:
     """Choose what is written: a suffix."""
     known = bundle.written
     if asked is not None and asked not in known:
@@ -136,7 +136,7 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     return parser
 
 
-def _found(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+def _find(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
     """Find files, and where each lies in the folder that was named; named ones are taken whatever they are called."""
     for path in paths:
         if path == STREAM:

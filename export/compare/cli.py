@@ -139,7 +139,7 @@ def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], 
     names, about = [codec.name for codec in codecs], module.versions()
     rate = bundle.sample_rate or bundle.frame_rate or 0
     found = [codec for codec in codecs if codec.accepts(rate, bundle.channels)]
-    wanted = [_named(word, names) for word in asked.split(",")] if asked else names
+    wanted = [_match_name(word, names) for word in asked.split(",")] if asked else names
     missing = [name for name in wanted if name not in {one.name for one in found}]
     if asked and missing:
         raise UserError(f"--codecs {missing[0]}: can't code these signals on this machine; leave it out")
@@ -148,7 +148,7 @@ def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], 
     return [one for one in found if one.name in wanted], about
 
 
-def _named(word: str, names: Sequence[str]) -> str:
+def _match_name(word: str, names: Sequence[str]) -> str:
     plain = {name.lower().replace(" ", "").replace(".", ""): name for name in names}
     key = word.strip().lower().replace(" ", "").replace(".", "")
     if key not in plain:

@@ -101,7 +101,6 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
     """Say what a user of the bundle must know."""
-    codebooks = codec.bottleneck.codebook_sizes
     modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
@@ -110,10 +109,10 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         **codec.layout.describe(size),
         "channels": size[0],
         "tokens": codec.layout.tokens,
-        "codebook_sizes": list(codebooks),
+        "codebook_sizes": list(codec.bottleneck.codebook_sizes),
         "codebook_strides": list(codec.bottleneck.codebook_strides),
         "code_rows": codec.bottleneck.rows,
-        "code_type": "int64" if codebooks else "float32",
+        "code_type": "int64" if codec.bottleneck.codebook_sizes else "float32",
         "bits_per_token": codec.bottleneck.bits,
         "quantizer": type(codec.bottleneck).__name__,
         "mechanism": codec.length.mechanism.name,
@@ -170,7 +169,7 @@ def _write(
     if "safetensors" in formats:
         name = "model.safetensors"
         save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
-        artifacts[name] = _refilled(frozen, folder / name)
+        artifacts[name] = _reload(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
         artifacts["codec.ts"] = scripted = load_torchscript(folder / "codec.ts")[0]
@@ -228,7 +227,7 @@ class _StreamRuntime:
         return torch.from_numpy(signal), torch.from_numpy(after)
 
 
-def _refilled(frozen: FrozenCodec, path: Path) -> FrozenCodec:
+def _reload(frozen: FrozenCodec, path: Path) -> FrozenCodec:
     """Give a copy whose every weight comes from the file; what the file lacks would show as NaN."""
     copied = copy.deepcopy(frozen)
     for value in copied.state_dict().values():

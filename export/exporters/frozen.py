@@ -80,7 +80,7 @@ class FrozenCodec(nn.Module):
         """Turn codes into signals, clamped to [-1, 1] where the codec's are bounded.
 
         Ordered ones `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, into signals of the size of
-        training; placed ones `(b, codebooks, n)` or `(b, codebooks, *grid)` into whole steps, without the lead.
+        training; placed ones `(b, codebooks, n)` or `(b, codebooks, *grid)` into whole steps, without the causal pad.
         """
         grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
@@ -114,8 +114,8 @@ class FrozenCodec(nn.Module):
 class FrozenStream(FrozenCodec):
     """A codec that also goes chunk by chunk, with a state of its own for each direction; zeros are the start.
 
-    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last. A lead
-    is the caller's: copies of the first frame go into the first chunk, and come back before the first frame.
+    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last. The
+    causal pad is the caller's: copies of the first frame go into the first chunk, and come back before the first frame.
 
     Args:
         codec: What is copied; it stays as it is.

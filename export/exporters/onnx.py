@@ -71,7 +71,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     axis = codec.layout.code_axis
     kept = codes.narrow(axis, 0, max(2, codes.shape[axis] - 1))
     kept = kept.repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
-    codebooks = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
+    rows = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
     # Placed tokens leave all axes free; of ordered ones only blocks of frames come in any number.
     sides: Axes = list(names.axes)
     tokens: Axes = list(names.latent_axes)
@@ -83,7 +83,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     back = [side and f"{side}_out" for side in sides]
     signal: Port = (names.signal, ["batch", None, *sides])
     found: Port = (names.codes, ["batch", None, *tokens])
-    read: Port = (names.codes, ["batch", codebooks, *given])
+    read: Port = (names.codes, ["batch", rows, *given])
     painted: Port = (names.back, ["batch", None, *back])
     encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
     export_graph(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)

@@ -136,16 +136,16 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
         signal = draw(batch, size, generator)
         codes = reference.encode(signal)
         along = reference.layout.code_axis
-        total, codebooks = codes.shape[along], len(reference.bottleneck.codebook_sizes)
+        total, num_codebooks = codes.shape[along], len(reference.bottleneck.codebook_sizes)
         where = f"{name}, batch {batch}" + (f", size {' x '.join(map(str, size[1:]))}" if len(sizes) > 1 else "")
         equal += _equal(codes, coder.encode(signal), where)
         tokens += codes[:, 0].numel()
         parts = [(kept, codes.shape[1]) for kept in sorted({1, min(2, total), max(1, total - 1), total})]
-        parts += [(total, some) for some in sorted({1, codebooks - 1}) if 0 < some < codebooks]
+        parts += [(total, some) for some in sorted({1, num_codebooks - 1}) if 0 < some < num_codebooks]
         for kept, rows in parts:
             some = codes[:, :rows].narrow(along, 0, kept).contiguous()
             part = f"{where}, {kept} of {total} tokens" + (
-                f", {rows} of {codebooks} codebooks" if rows < codebooks else ""
+                f", {rows} of {num_codebooks} codebooks" if rows < num_codebooks else ""
             )
             off = signal_error(reference.decode(some), coder.decode(some), part, reference.bounded, allowed)
             error = max(error, off)

@@ -59,12 +59,12 @@ class Tokenizer:
         """Encode signals `(b, c, *grid)`, and keep so many tokens or codebooks; all where None."""
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
-        _, codebooks, steps, *inner = codes.shape
+        _, num_codebooks, steps, *inner = codes.shape
         found, begun = codes.cpu().numpy(), self._begun(lengths.cpu(), steps)
-        structure = self.symbols.structure(codebooks, steps, inner)
+        structure = self.symbols.structure(num_codebooks, steps, inner)
         rows = [self.symbols.row(each) for each in found]
         contexts = [self.symbols.contexts(structure, row) for row in rows]
-        packing = Packing(self.symbols.codebooks[:codebooks], inner)
+        packing = Packing(self.symbols.codebooks[:num_codebooks], inner)
         entries = [self.alphabets.row(each[:, :whole]) for each, whole in zip(found, begun.tolist(), strict=True)]
         valid = prefix_mask(begun, steps)[:, torch.from_numpy(structure.steps)]
         seen, row, counted = map(torch.from_numpy, (np.stack(contexts), np.stack(rows), np.concatenate(entries)))

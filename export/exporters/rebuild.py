@@ -134,14 +134,14 @@ def _targets(node: Any) -> Any:
         if "type" not in node:
             return found
         name = CLASSES.get(node["type"], node["type"])
-        if name not in _known():
+        if name not in _list_classes():
             raise UserError(f"architecture: this varitok has no {node['type']!r}; update it or {REEXPORT_HINT}")
-        return found | {"_target_": _known()[name]} | ({"_partial_": True} if node.get("partial") else {})
+        return found | {"_target_": _list_classes()[name]} | ({"_partial_": True} if node.get("partial") else {})
     return [_targets(value) for value in node] if isinstance(node, list) else node
 
 
 @cache
-def _known() -> dict[str, str]:
+def _list_classes() -> dict[str, str]:
     """List what codecs are made of by its name: what the modules of `varitok.codecs` offer."""
     found: dict[str, str] = {}
     for name in _modules():

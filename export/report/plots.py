@@ -62,7 +62,7 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
     """
     figure, axes = _panel()
     for number, (name, logged) in enumerate(lines.items()):
-        values = _thinned(logged)
+        values = _thin(logged)
         # Where there are more lines than colors, dashes tell them apart.
         dashes = ("-", "--", ":")[number // len(COLORS) % 3]
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
@@ -72,7 +72,7 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
     return _svg(figure, axes, len(lines) > 1)
 
 
-def _thinned(values: Mapping[int, float]) -> dict[float, float]:
+def _thin(values: Mapping[int, float]) -> dict[float, float]:
     """Give means of neighbors, so many that no more points are left than a plot has room for."""
     group = -(-len(values) // POINTS)
     points = list(values.items())

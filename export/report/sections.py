@@ -22,7 +22,7 @@ from .subject import Subject
 
 __all__ = ["comparison", "section", "told_rungs"]
 
-BOOK = re.compile(r"health/codebook(\d+)/(\w+)")
+CODEBOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
 
 def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
@@ -41,7 +41,7 @@ def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) ->
     for metric in (name for name in own[0] if all(name in names for names in own)):
         curves = [Curve(one.name, one.table.column(rate.name), {metric: one.table.column(metric)}) for one in alike]
         plots.append(_plot(curves, _others(classics, alike[0], rate.name, metric), metric, rate.label))
-    whole = [[escape(one.name), escape(tell(one.table.rows[-1], _told(one)))] for one in alike]
+    whole = [[escape(one.name), escape(tell(one.table.rows[-1], _list_columns(one)))] for one in alike]
     signals = {one.table.header.get("dataset", "") + one.table.header.get("protocol", "") for one in alike}
     care = "<p>They were measured on different signals: compare them with care.</p>" if len(signals) > 1 else ""
     return f"""<section>
@@ -66,7 +66,7 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
     groups = {key: value for key, value in subject.config.items() if isinstance(value, Mapping)}
     rest = {key: value for key, value in subject.config.items() if key not in groups}
     facts = [[escape(key), escape(value)] for key, value in (header | dict(subject.about)).items()]
-    settings = [_folded(key, f"<pre>{escape(_yaml(value))}</pre>") for key, value in {**groups, "other": rest}.items()]
+    settings = [_fold(key, f"<pre>{escape(_yaml(value))}</pre>") for key, value in {**groups, "other": rest}.items()]
     return f"""<section id="{name}">
 <h2>{escape(subject.name)}</h2>
 <p class="note">{escape(subject.kind)} in {escape(str(subject.folder))}</p>
@@ -90,12 +90,12 @@ def told_rungs(subject: Subject) -> list[dict[str, str]]:
     plural = modality_of(subject.codec).plural
     average = f"mean of {subject.table.rows[0].get(plural, 0):.0f} {plural}"
     return [
-        {"name": _rung(subject, keep), "told": f"{tell(row, _told(subject))} ({average})"}
+        {"name": _rung(subject, keep), "told": f"{tell(row, _list_columns(subject))} ({average})"}
         for keep, row in zip(subject.ladder.keeps, subject.table.rows, strict=True)
     ]
 
 
-def _told(subject: Subject) -> list[str]:
+def _list_columns(subject: Subject) -> list[str]:
     """List the columns that are told in one line."""
     modality = modality_of(subject.codec)
     return [name for name in ("bytes", modality.rate.name, *modality.shown) if name in subject.table.rows[0]]
@@ -197,7 +197,7 @@ def _bits(subject: Subject) -> str:
         for key, value in table.header.items()
         if key.startswith("column ")
     ]
-    meant = _folded("What the columns mean", _table([], means, "facts")) if means else ""
+    meant = _fold("What the columns mean", _table([], means, "facts")) if means else ""
     return _table([column.title for column in columns], rows, numbered=True) + meant
 
 
@@ -235,7 +235,7 @@ def _training(subject: Subject) -> str:
     ahead = ("loss", *(f"val/{metric}" for metric in modality_of(subject.codec).shown), "health/used", "health/entropy")
     first = "".join(plots[name] for name in ahead if name in plots)
     rest = "".join(plot for name, plot in plots.items() if name not in ahead)
-    more = _folded("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""
+    more = _fold("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""
     return f'<h3>Training</h3><div class="plots">{first}</div>{more}'
 
 
@@ -243,7 +243,7 @@ def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, 
     """Put what belongs together into one plot: each metric's rungs, and each measure's codebooks."""
     panels: dict[str, dict[str, Mapping[int, float]]] = {}
     for name, values in progress.items():
-        codebook = BOOK.fullmatch(name)
+        codebook = CODEBOOK.fullmatch(name)
         metric, _, keep = name.partition("@")
         panel, line = (
             (f"health/{codebook[2]}", f"codebook {codebook[1]}")
@@ -263,7 +263,7 @@ def _yaml(value: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(value))
 
 
-def _folded(title: str, body: str) -> str:
+def _fold(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 

@@ -23,7 +23,7 @@ class AudioBundle(Bundle):
 
     Attributes:
         sample_rate: Of its sounds, Hz.
-        hop: Samples to a token.
+        downsample: Samples to a token.
     """
 
     modality = "audio"
@@ -39,10 +39,8 @@ class AudioBundle(Bundle):
         self.hops = (self.downsample,)
 
     def __repr__(self) -> str:
-        rate, codebooks = self.sample_rate / self.downsample, " x ".join(str(size) for size in self.codebook_sizes)
-        return (
-            f"AudioBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {codebooks} codes a second)"
-        )
+        rate, sizes = self.sample_rate / self.downsample, " x ".join(str(size) for size in self.codebook_sizes)
+        return f"AudioBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {sizes} codes a second)"
 
     @tensors
     def encode(self, wave: Any, sample_rate: int, *, num_codebooks: int | None = None) -> Array:
@@ -54,7 +52,8 @@ class AudioBundle(Bundle):
             num_codebooks: Keep only so many codebooks; all where None.
 
         Returns:
-            int64 `(b, num_codebooks, n)`, a token for every `hop` samples begun; float32 where codes are continuous.
+            int64 `(b, num_codebooks, n)`, a token for every `downsample` samples begun; float32 where codes are
+            continuous.
 
         Raises:
             UserError: A shape, type, value or rate that the codec doesn't take.
@@ -102,7 +101,7 @@ class AudioBundle(Bundle):
         """Return the rates in time."""
         rate, whole = self.sample_rate / self.downsample, math.lcm(*self.codebook_strides)
         kept = range(1, len(self.codebook_sizes) + 1) or [None]
-        bits = {f"{codebooks or 'all'} codebooks": rate * self.bits(whole, codebooks) / whole for codebooks in kept}
+        bits = {f"{count or 'all'} codebooks": rate * self.bits(whole, count) / whole for count in kept}
         kilobits = {name: f"{each / 1000:.3f} kbit/s" for name, each in bits.items()}
         return {"tokens": f"{rate:g} a second", "rates": kilobits}
 

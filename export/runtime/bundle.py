@@ -1,4 +1,4 @@
-"""A bundle's graphs, whatever its signals are; numpy and ONNX Runtime alone, as `runtime.py`."""
+"""A bundle's graphs, whatever its signals are; numpy and ONNX Runtime alone, as all of this folder."""
 
 import hashlib
 import json

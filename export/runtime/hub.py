@@ -58,7 +58,7 @@ def push(words: Sequence[str]) -> None:
             commit_message=options.message,
         )
 
-    print(f"{options.bundle}: is now at {_asked(options.name, send)}")
+    print(f"{options.bundle}: is now at {_ask(options.name, send)}")
 
 
 def pull(words: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ def download(name: str, folder: Path | None = None, trust: bool = False) -> Path
     hub = _hub()
     patterns = [*DATA, *(CODE if trust else ())]
     options = {"revision": revision or None, "allow_patterns": patterns, "local_dir": folder and str(folder)}
-    found = Path(_asked(name, lambda: hub.snapshot_download(repository, **options)))
+    found = Path(_ask(name, lambda: hub.snapshot_download(repository, **options)))
     if not (found / "export.json").is_file():
         raise UserError(f"{name}: this repository has no bundle of varitok (export.json)")
     _verify(found)
@@ -116,7 +116,7 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _asked(name: str, call: Callable[[], Any]) -> Any:
+def _ask(name: str, call: Callable[[], Any]) -> Any:
     """Ask the hub; its errors are told in one line."""
     try:
         return call()

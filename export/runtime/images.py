@@ -34,8 +34,8 @@ class ImageBundle(Bundle):
         self.hops = (int(self.config.get("patch", 1)),) * 2
 
     def __repr__(self) -> str:
-        side, codebooks = self.image_size, " x ".join(str(size) for size in self.codebook_sizes)
-        about = f"{side} x {side} images, up to {self.tokens} tokens of {codebooks} codes"
+        side, sizes = self.image_size, " x ".join(str(size) for size in self.codebook_sizes)
+        about = f"{side} x {side} images, up to {self.tokens} tokens of {sizes} codes"
         return f"ImageBundle({str(self.folder)!r}: {about})"
 
     @tensors

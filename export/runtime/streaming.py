@@ -1,4 +1,4 @@
-"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone, as `runtime.py`.
+"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone.
 
 A graph takes whole steps and a state. What comes in between, any number of samples, frames or tokens, waits here until
 a step is full.
@@ -84,7 +84,7 @@ class _Stream:
         """Give the rows and columns of the latents of what came in."""
         return values.shape[3:]
 
-    def _led(self, values: Array) -> Array:
+    def _pad_start(self, values: Array) -> Array:
         """Put before the first values what goes before them."""
         return values
 
@@ -102,7 +102,7 @@ class _Stream:
                     raise UserError(f"{what}: frames of {self._waiting.shape[3:]} before, {values.shape[3:]} now")
                 values = np.concatenate([self._waiting, values], axis=2)
         elif values.shape[2]:
-            values = self._led(values)
+            values = self._pad_start(values)
         ready = values.shape[2] // self._form.whole * self._form.whole
         if self._waiting is not None or values.shape[2]:
             self._waiting = values[:, :, ready:]
@@ -146,7 +146,7 @@ class EncodingStream(_Stream):
             return (self._form.tokens,)
         return tuple(-(-side // step) for side, step in zip(values.shape[3:], self._form.downsample, strict=True))
 
-    def _led(self, values: Array) -> Array:
+    def _pad_start(self, values: Array) -> Array:
         return np.concatenate([values[:, :, :1]] * self._form.causal_pad + [values], axis=2)
 
     def __call__(self, signal: Any) -> Array:
@@ -157,13 +157,13 @@ class EncodingStream(_Stream):
         Raises:
             UserError: A shape, type or value that the codec doesn't take; what was there before is kept.
         """
-        return self._kept(self._next(signal, "frames" if self._form.downsample else "wave"))
+        return self._keep(self._next(signal, "frames" if self._form.downsample else "wave"))
 
     def flush(self) -> Array:
         """End the signal: give the codes of what is left, filled up. A new signal may begin then."""
-        return self._kept(self._rest())
+        return self._keep(self._rest())
 
-    def _kept(self, codes: Array | None) -> Array:
+    def _keep(self, codes: Array | None) -> Array:
         """Keep the first codebooks; of no codes too."""
         return (
             np.zeros((self._batch, self._codebooks, 0, *self._seen), self._kind)
@@ -209,5 +209,5 @@ class DecodingStream(_Stream):
         return np.zeros((self._batch, self._channels, 0, *sides), np.float32) if signal is None else signal
 
     def _run(self, chunk: Array) -> Array:
-        lead = self._form.causal_pad if self._state is None else 0
-        return super()._run(chunk)[:, :, lead:]
+        causal_pad = self._form.causal_pad if self._state is None else 0
+        return super()._run(chunk)[:, :, causal_pad:]

@@ -1,4 +1,4 @@
-"""Large frames in tiles: as much memory as a tile takes, whatever their size; numpy alone, as `runtime.py`.
+"""Large frames in tiles: as much memory as a tile takes, whatever their size; numpy alone.
 
 Tiles overlap. Of the codes that two tiles have for a place that is kept which lies further inside its tile, so that the
 codes of tiles are one grid; where decoded tiles overlap, one fades into the other.

@@ -29,9 +29,9 @@ class VideoBundle(Bundle):
     Where each block of frames has ordered tokens of its own (`tokens` isn't 0), frames have the size of training.
 
     Attributes:
-        hop: Frames, rows and columns of pixels to a latent.
-        lead: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 where the
-            codec isn't causal.
+        downsample: Frames, rows and columns of pixels to a latent.
+        causal_pad: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 where
+            the codec isn't causal.
         frame_rate: That of training, frames a second; None where it isn't known.
         frame_size: Height and width of frames; None for any.
         later_tokens: The most tokens of a block behind the first, where blocks have tokens. Codes of such a block
@@ -71,11 +71,11 @@ class VideoBundle(Bundle):
         return valid
 
     def __repr__(self) -> str:
-        hop, codebooks = " x ".join(map(str, self.downsample)), " x ".join(str(size) for size in self.codebook_sizes)
+        steps, sizes = " x ".join(map(str, self.downsample)), " x ".join(str(size) for size in self.codebook_sizes)
         name = f"{type(self).__name__}({str(self.folder)!r}"
         if self.tokens:
-            return f"{name}: up to {self.tokens} tokens of {codebooks} codes for {self.downsample[0]} frames)"
-        return f"{name}: a token of {codebooks} codes for {hop} frames, rows, columns)"
+            return f"{name}: up to {self.tokens} tokens of {sizes} codes for {self.downsample[0]} frames)"
+        return f"{name}: a token of {sizes} codes for {steps} frames, rows, columns)"
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Count the steps of a clip's codes along each axis."""
@@ -96,7 +96,7 @@ class VideoBundle(Bundle):
             tokens: Keep only so many of each block, 1 to N; all where None, or where tokens lie on a grid.
             num_codebooks: Keep only so many codebooks; all where None.
             tile: Most pixels of a side that go through the codec at once, so that large frames need little memory; the
-                rest comes in tiles that overlap (`tiles.py`). None: whole frames.
+                rest comes in tiles that overlap (`tiling.py`). None: whole frames.
 
         Returns:
             int64 `(b, num_codebooks, t', h', w')`, see `grid`, or `(b, num_codebooks, t', tokens)`; float32 where codes
@@ -111,16 +111,16 @@ class VideoBundle(Bundle):
                 raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer codebooks instead")
             self._check_tokens(tokens)
         if tile is None:
-            codes = self._encoded(frames)
+            codes = self._encode_frames(frames)
         else:
             pixels = np.asarray(frames)
             axes = (
                 (pixels.ndim - 3, pixels.ndim - 2) if pixels.dtype == np.uint8 else (pixels.ndim - 2, pixels.ndim - 1)
             )
-            codes = encode_tiled(self._encoded, pixels, axes, self._tiled(), tile)
+            codes = encode_tiled(self._encode_frames, pixels, axes, self._get_tile_steps(), tile)
         return codes[:, :kept] if tokens is None else codes[:, :kept, :, :tokens]
 
-    def _encoded(self, frames: Any) -> Array:
+    def _encode_frames(self, frames: Any) -> Array:
         values = self.values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
@@ -156,7 +156,7 @@ class VideoBundle(Bundle):
         if tile is None:
             clips = self.run_decoder(codes)
         else:
-            clips = decode_tiled(self.run_decoder, codes, self._tiled(), tile)
+            clips = decode_tiled(self.run_decoder, codes, self._get_tile_steps(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
@@ -235,9 +235,9 @@ class VideoBundle(Bundle):
         """Return the rate in space and time, or the sizes of a block."""
         if self.tokens:
             return {"tokens": f"1 to {self.tokens} for {self.downsample[0]} frames"} | self._describe_lengths("a block")
-        hop, rate = " x ".join(map(str, self.downsample)), self.bits(1) / math.prod(self.downsample)
+        steps, rate = " x ".join(map(str, self.downsample)), self.bits(1) / math.prod(self.downsample)
         return {
-            "tokens": f"one for {hop} frames, rows, columns",
+            "tokens": f"one for {steps} frames, rows, columns",
             "rates": {"all codebooks": f"{rate:.4g} bits a pixel"},
         }
 
@@ -291,8 +291,8 @@ class VideoBundle(Bundle):
         self._check_size(*values.shape[3:])
         return values.astype(np.float32)
 
-    def _tiled(self) -> tuple[int, ...]:
-        """Give the hop of tiles' sides."""
+    def _get_tile_steps(self) -> tuple[int, ...]:
+        """Give the downsampling of tiles' sides."""
         if self.tokens:
             raise UserError("tile: this codec's frames have one size, they can't be tiles of others")
         return self.downsample[1:]

@@ -75,7 +75,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
 
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name=PRIMARY)(job)
-    # torch's C++ answers the loss of a process by pages; which it was is told by `Watch`.
+    # torch's C++ answers the loss of a process by pages; which it was is told by `Watchdog`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if {"-m", "--multirun"}.intersection(sys.argv) and not detect_launch().launcher:

@@ -93,7 +93,7 @@ class TensorboardLog(RunLog):
             self._add(update, [self._medium(f"{name}/{label}", path) for label, path in files.items()])
 
     def _medium(self, tag: str, path: Path) -> Any:
-        return self._sound(tag, path) if path.suffix == ".wav" else self._image(tag, _animated(path))
+        return self._sound(tag, path) if path.suffix == ".wav" else self._image(tag, _encode_gif(path))
 
     def _image(self, tag: str, data: bytes) -> Any:
         with Image.open(io.BytesIO(data)) as opened:
@@ -113,7 +113,7 @@ class TensorboardLog(RunLog):
         return self.summaries.Summary.Value(tag=tag, audio=audio)
 
 
-def _animated(path: Path) -> bytes:
+def _encode_gif(path: Path) -> bytes:
     """Give a clip as the animated GIF that TensorBoard shows."""
     with av.open(str(path)) as clip:
         rate = float(clip.streams.video[0].average_rate or 8)

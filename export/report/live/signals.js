@@ -40,7 +40,7 @@ function pass(values, lines, from, to, step, stride) {
   return out;
 }
 
-// The centred square of an image, `side` pixels wide, RGB.
+// The centered square of an image, `side` pixels wide, RGB.
 function square(image, side) {
   const { width, height, data } = image, short = Math.min(width, height);
   const left = Math.floor((width - short) / 2), top = Math.floor((height - short) / 2);

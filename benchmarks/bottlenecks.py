@@ -62,7 +62,7 @@ class Factorized(nn.Module):
     def __init__(self, like: FactorizedResidualQuantizer) -> None:
         super().__init__()
         width = like.width
-        self.into, self.out, self.num_codebooks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.into, self.out, self.codebooks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for codebook in range(like.num_codebooks):
             part = slice(codebook * width, (codebook + 1) * width)
             into, out, table = nn.Linear(like.dim, width), nn.Linear(width, like.dim), like.codebooks[codebook].detach()
@@ -73,11 +73,11 @@ class Factorized(nn.Module):
                 out.bias.copy_(like.out_bias[codebook])
             self.into.append(into)
             self.out.append(out)
-            self.num_codebooks.append(nn.Embedding(len(table), width, _weight=table.clone()))
+            self.codebooks.append(nn.Embedding(len(table), width, _weight=table.clone()))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual, total, codes, losses = latents, torch.zeros_like(latents), [], []
-        for into, out, codebook in zip(self.into, self.out, self.num_codebooks, strict=True):
+        for into, out, codebook in zip(self.into, self.out, self.codebooks, strict=True):
             level = into(residual)
             rows, table = functional.normalize(level.flatten(0, 1)), functional.normalize(codebook.weight)  # type: ignore[arg-type]
             distance = rows.square().sum(1, keepdim=True) - 2 * rows @ table.T + table.square().sum(1, keepdim=True).T

@@ -187,7 +187,7 @@ class AddedCodebooks(nn.Module):
         places: Tensor,
     ) -> None:
         super().__init__()
-        self.num_codebooks = nn.ModuleList(codebooks)
+        self.codebooks = nn.ModuleList(codebooks)
         self.starts, self.width, self.total = list(starts), width, max(starts) + width
         self.project_in, self.project_out = project_in, project_out
         self.bounded = reach.numel() > 0
@@ -206,7 +206,7 @@ class AddedCodebooks(nn.Module):
     def search(self, inner: Tensor) -> Tensor:
         """Return int64 codes `(b, codebooks, n)` of channels `(b, n, c)`."""
         codes: list[Tensor] = []
-        for index, codebook in enumerate(self.num_codebooks):
+        for index, codebook in enumerate(self.codebooks):
             start = self.starts[index]
             found = codebook.encode(inner[..., start : start + self.width])  # type: ignore[operator]
             inner = inner - self.place(index, codebook.decode(found))  # type: ignore[operator]
@@ -216,7 +216,7 @@ class AddedCodebooks(nn.Module):
     def add(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, codebooks)`."""
         added: list[Tensor] = []
-        for index, codebook in enumerate(self.num_codebooks):
+        for index, codebook in enumerate(self.codebooks):
             found = codebook.decode(codes[:, index : index + 1])  # type: ignore[operator]
             added.append(self.place(index, found * kept[:, index, None, None]))
         total = added[0]

@@ -228,7 +228,7 @@ class LibraryStack(Bottleneck):
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
         self.register_buffer("places", torch.arange(len(self.codebook_sizes)), persistent=False)
         self.passed = float(getattr(group, "quant_grad_frac", 0.0))
-        self.num_codebooks = nn.ModuleList()  # one for each codebook, or none
+        self.codebooks = nn.ModuleList()  # one for each codebook, or none
         self._find_codebooks(kmeans_init)
 
     def _find_codebooks(self, kmeans_init: bool) -> None:
@@ -240,9 +240,7 @@ class LibraryStack(Bottleneck):
                 continue
             moving = codebook.ema_update or codebook.threshold_ema_dead_code or kmeans_init
             for index in [head % codebook.num_codebooks for head in range(self.heads if moving else 0)]:
-                self.num_codebooks.append(
-                    found.setdefault((id(codebook), index), _Codebook(codebook, index, kmeans_init))
-                )
+                self.codebooks.append(found.setdefault((id(codebook), index), _Codebook(codebook, index, kmeans_init)))
 
     def _build_added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
         """Place codebooks between the stack's linear maps."""
@@ -298,8 +296,8 @@ class LibraryStack(Bottleneck):
             measured.add(part)
             codes.append(part.codes)
         metrics = measured.means()
-        if len(self.num_codebooks):
-            metrics["replaced"] = torch.stack([codebook.replaced for codebook in {*self.num_codebooks}]).sum()
+        if len(self.codebooks):
+            metrics["replaced"] = torch.stack([codebook.replaced for codebook in {*self.codebooks}]).sum()
         return Quantized(total, torch.cat(codes, 1), measured.penalties, metrics)
 
     def _level(self, layer: Any, level: int, given: Tensor, kept: Tensor) -> Quantized:
@@ -307,7 +305,7 @@ class LibraryStack(Bottleneck):
         pieces, masks = torch.split(given, self.width, -1), kept.unbind(-1)
         if hasattr(layer, "_codebook"):
             pieces = tuple(layer._codebook.transform_input(piece) for piece in pieces)
-        codebooks: list[Any] = list(self.num_codebooks[level * self.heads :][: self.heads])
+        codebooks: list[Any] = list(self.codebooks[level * self.heads :][: self.heads])
         for codebook, piece, mask in zip(codebooks, pieces, masks, strict=False):
             codebook.prepare(piece.detach(), mask)
         latents, codes, penalties = self._call(layer, given, masks[0])

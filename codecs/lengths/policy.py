@@ -223,7 +223,7 @@ class LengthPolicy(nn.Module):
         self.distribution = distribution
         self.steps = Axis(distribution, granularity, full_share)
         self.mechanism = mechanism
-        self.n_codebooks = codebooks
+        self.codebooks = codebooks
         self.halting = halting
 
     def sample(
@@ -250,8 +250,8 @@ class LengthPolicy(nn.Module):
             UserError: Codebooks are to be dropped, and there are none; or a length is above the total.
         """
         lengths = self.steps.sample(batch, total, (*seed, 0), dealt, progress)
-        if self.n_codebooks is None:
+        if self.codebooks is None:
             return SampledLengths(lengths, torch.full((batch,), num_codebooks))
         if num_codebooks < 1:
             raise UserError("length.codebooks: a continuous bottleneck has no codebooks to drop")
-        return SampledLengths(lengths, self.n_codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress))
+        return SampledLengths(lengths, self.codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress))

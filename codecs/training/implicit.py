@@ -19,5 +19,5 @@ class ClipTraining(CodecTraining):
     def reconstruct(self, batch: Batch, real: Tensor) -> Reconstruction:
         """Paint the batch's frames."""
         assert batch.sample_indices is not None
-        n_codebooks = self.draw(batch).n_codebooks if self.codec.length.n_codebooks else None
+        n_codebooks = self.draw(batch).n_codebooks if self.codec.length.codebooks else None
         return self.codec.frames(batch.sample_indices * real.shape[2], real.shape[2], n_codebooks)

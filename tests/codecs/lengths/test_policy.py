@@ -284,7 +284,7 @@ def test_every_configuration_builds_and_draws(name):
     policy = codec.length
     lengths, depth = policy.sample(512, codec.tokens, 4, progress=1.0)
     assert lengths.min() >= 1 and codec.tokens // 2 < lengths.max() <= codec.tokens
-    assert (len(depth.unique()) > 1) == (policy.n_codebooks is not None) == (name in ("quantizer_dropout", "two_axes"))
+    assert (len(depth.unique()) > 1) == (policy.codebooks is not None) == (name in ("quantizer_dropout", "two_axes"))
     assert (len(lengths.unique()) > 1) == (name not in ("full", "quantizer_dropout"))
     assert (policy.halting is not None) == (name == "halting")
 

@@ -127,6 +127,7 @@ def test_averages_of_losses_pass_over_what_is_not_finite():
     assert torch.equal(adversarial.real_average, before)
 
 
+@pytest.mark.slow
 def test_a_jump_is_refused_where_it_is_asked_for(tmp_path):
     words = ["updates=26", "training.log_every=100", "checkpoint.every=100"]
     for spike, refused in ((None, 0), (50, 1)):

@@ -255,6 +255,7 @@ def test_bfloat16_trains(tmp_path):
     assert fit(tmp_path, *QUIET, "trainer.precision=bf16-mixed").module.update == 4
 
 
+@pytest.mark.slow
 def test_compiled_parts_keep_their_names(tmp_path):
     module = build_run(compose("training.compile=[decoder]"), tmp_path).module
     assert module.codec.state_dict().keys() == build_run(compose(), tmp_path).module.codec.state_dict().keys()

@@ -192,6 +192,7 @@ def test_a_bundle_is_shown_on_files(exported, tmp_path):
     assert not any("onerror" in one for one in found.all("img")) and hostile in found.text
 
 
+@pytest.mark.slow
 def test_what_has_no_room_is_left_out_and_told(runs, tmp_path, monkeypatch):
     subject = open_subject(runs["audio"], Source(most=3, seconds=0.5))._replace(
         progress={}

@@ -259,6 +259,7 @@ def test_trials_that_fall_behind_end_early(tmp_path, stub):
     assert found["trial_001"][0] == found["trial_002"][0] == "fell behind" and found["trial_002"][1] < 4
 
 
+@pytest.mark.slow
 def test_jobs_run_side_by_side_on_devices_of_their_own(tmp_path, stub, monkeypatch):
     with (tmp_path / "stub.py").open("a") as file:
         file.write('(folder / "device").write_text(os.environ["CUDA_VISIBLE_DEVICES"])\n')
@@ -294,6 +295,7 @@ def wait_for(path):
     return int(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_leaves_a_trial_that_goes_on(tmp_path, stub):
     written(tmp_path)
     first = started(tmp_path, "--trials", "2", "pause=30")
@@ -308,6 +310,7 @@ def test_a_stopped_sweep_leaves_a_trial_that_goes_on(tmp_path, stub):
     assert [run.state for run in read_results(tmp_path / "out").runs] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_when_its_trial_has_ended(tmp_path, stub):
     written(tmp_path)
     first = started(tmp_path, "--trials", "2", "pause=30")
@@ -354,7 +357,7 @@ def test_any_runs_are_compared_by_what_differs(tmp_path):
         read_results(tmp_path, "val/psnr")
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(st.lists(st.tuples(st.floats(1e-6, 1e6), st.sampled_from("abc"), st.floats(-9, 9)), min_size=1, max_size=9))
 def test_any_number_of_runs_is_drawn(tmp_path_factory, points):
     runs = [Result(str(at), "finished", 1, z, {"x": str(x), "y": y}) for at, (x, y, z) in enumerate(points)]

@@ -1,4 +1,4 @@
-"""How many codes are kept: masks over valid steps, and the length policy.
+"""The length policy: how many tokens and codebooks are kept while training.
 
 A policy has independent choices for each of two axes, steps and codebooks: a distribution and its share of draws that
 keep all, and a granularity (one draw per sample, per batch, or per batch of all processes). To these comes a mechanism
@@ -18,46 +18,19 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from ..masking import prefix_mask
-from .distributions import (
-    Curriculum,
-    Distribution,
-    FallingMinimum,
-    FixedSet,
-    Full,
-    LogUniform,
-    PowerLaw,
-    PowersOfTwo,
-    Range,
-    RoundedUp,
-    TruncatedNormal,
-    Uniform,
-    ladder,
-)
+from .distributions import Distribution
 from .halting import HaltingHead
 
 __all__ = [
     "Axis",
     "BatchShard",
-    "Curriculum",
-    "Distribution",
-    "FallingMinimum",
-    "FixedSet",
-    "Full",
     "Granularity",
     "LengthPolicy",
-    "LogUniform",
     "MaskToken",
     "Mechanism",
-    "PowerLaw",
-    "PowersOfTwo",
-    "Range",
-    "RoundedUp",
     "SampledLengths",
     "Truncate",
-    "TruncatedNormal",
-    "Uniform",
     "Zeros",
-    "ladder",
 ]
 
 Granularity = Literal["sample", "batch", "step"]

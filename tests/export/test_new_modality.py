@@ -16,7 +16,8 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.evaluation.figure import label_of
 from varitok.codecs.evaluation.table import read_csv
-from varitok.codecs.lengths.policy import Axis, Full, LengthPolicy, Truncate, Uniform
+from varitok.codecs.lengths.distributions import Full, Uniform
+from varitok.codecs.lengths.policy import Axis, LengthPolicy, Truncate
 from varitok.codecs.metrics.metric import Column, Metric, stateless
 from varitok.codecs.modalities import registry
 from varitok.codecs.modalities.base import GraphNames, Modality

@@ -153,7 +153,7 @@ def test_a_client_streams_ten_seconds_in_chunks_of_20_ms(exported, bundle):
 def test_chunks_of_any_number_of_samples(exported, bundle, samples, cuts, batch, tokens):
     codec = exported[0]
     sound = _sound(codec, samples / RATE, batch)
-    codebooks = max(1, codec.codebooks - 1)
+    codebooks = max(1, codec.num_codebooks - 1)
     coding, painting = bundle.encoding(RATE, num_codebooks=codebooks, batch=batch), bundle.decoding(batch=batch)
     codes = bundle.encode(sound, RATE, num_codebooks=codebooks)
     for _ in range(2):  # a stream that was flushed is as good as new
@@ -204,7 +204,7 @@ def test_mistakes_are_told(exported, bundle):
     together = bundle.encode(np.zeros((channels, 3 * hop), np.float32), RATE)
     np.testing.assert_array_equal(np.concatenate([whole, more], axis=2), together)
     with pytest.raises(UserError, match="codebook 0 has codes 0 to"):
-        bundle.decoding()(np.full((1, codec.codebooks, 1), -1))
+        bundle.decoding()(np.full((1, codec.num_codebooks, 1), -1))
 
 
 def test_streaming_can_be_left_out(exported, tmp_path):

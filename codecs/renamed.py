@@ -51,10 +51,11 @@ CLASSES = {
     "sound_mix": "audio_mix",
     "sound_teacher": "audio_teacher",
 }
+# Two classes were called EachFrame; by their module.
+EACH_FRAME = {"codecs.losses.frames": "PerFrame", "codecs.discriminators.clip": "FrameDiscriminator"}
+
 # Parts of a state dict's names.
 STATE = {"book": "codebook", "centre": "center", "centres": "centers"}
-
-EACH_FRAME = {"codecs.losses.frames": "PerFrame", "codecs.discriminators.clip": "FrameDiscriminator"}
 
 # Modules that a `_target_` may have named, without `varitok.`, and where what they held is now.
 MODULES = {

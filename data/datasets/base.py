@@ -3,7 +3,7 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,9 +23,16 @@ class FileDataset(SignalDataset):
 
     Args:
         files: Paths, or members of shards, which stay packed.
+        train: Stretches come from anywhere in a file, varied by chance; otherwise they are its beginning.
+        flip: Mirror, or change the sign of, every other training signal.
+        seed: Seed of all chance.
     """
 
     files: Sequence[File] = field()
+    _: KW_ONLY
+    train: bool = True
+    flip: bool = True
+    seed: int = 0
 
     def __len__(self) -> int:
         """Count the files."""
@@ -54,17 +61,18 @@ class FileDataset(SignalDataset):
         return found
 
 
-def takes(other: Callable[..., Any]) -> Callable[[Function], Function]:
+def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function]:
     """Return a decorator: a function's `**form` becomes the keywords of another, to which it hands them.
 
-    So a configuration's names and types are checked before any file is looked for.
+    So a configuration's names and types are checked before any file is looked for. `but` names the keywords that the
+    function chooses itself.
     """
 
     def decorate(function: Function) -> Function:
         mine = inspect.signature(function).parameters
         own = {name: one for name, one in mine.items() if one.kind is not one.VAR_KEYWORD}
         passed = inspect.signature(other).parameters.values()
-        more = [one for one in passed if one.kind is one.KEYWORD_ONLY and one.name not in own]
+        more = [one for one in passed if one.kind is one.KEYWORD_ONLY and one.name not in (*own, *but)]
         function.__signature__ = inspect.Signature([*own.values(), *more])  # type: ignore[attr-defined]
         hints = get_type_hints(other)
         function.__annotations__ |= {one.name: hints[one.name] for one in more}

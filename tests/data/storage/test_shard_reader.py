@@ -166,10 +166,10 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     packed(tmp_path / "a.tar", {f"1.{kind}": evil for kind in ("pyd", "pickle", "pth", "npy", "png")})
     assert all(one.read() == evil for one in open_shards(tmp_path))
     from varitok.data.batch import BadSample
-    from varitok.data.datasets.images import ImageFolder
+    from varitok.data.datasets.images import image_folder
 
     with pytest.raises(BadSample, match="cannot identify image file 'file'"):
-        ImageFolder(tmp_path, "train", image_size=8)[0, 0]
+        image_folder(tmp_path).train[0, 0]
     assert not Path("executed").exists()
 
 

@@ -156,25 +156,15 @@ class CachedTeacher(Teacher):
 
 
 def audio_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
-    """Make a teacher of sounds, or what stands in its place where its features are read.
+    """Make an `AudioTransformer`, or what stands in its place where its features are read.
 
-    Args:
-        folder: See `AudioTransformer`.
-        sample_rate: Of the sounds, Hz.
-        layer: Whose hidden states.
-        cached: Shards of its features (`varitok features`); None lets it see each batch.
+    `cached` are shards of its features (`varitok features`); None lets it hear each batch.
     """
     return AudioTransformer(folder, sample_rate, layer) if cached is None else CachedTeacher(cached)
 
 
 def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teacher:
-    """Make a teacher of images, or what stands in its place where its features are read.
-
-    Args:
-        folder: See `VisionTransformer`.
-        cached: Shards of its features (`varitok features`); None lets it see each batch.
-        form: See `VisionTransformer`.
-    """
+    """Make a `VisionTransformer`, or what stands in its place where its features are read; see `audio_teacher`."""
     return VisionTransformer(folder, **form) if cached is None else CachedTeacher(cached)
 
 

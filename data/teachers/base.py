@@ -20,7 +20,6 @@ from ..weights import HOME, weight_folders
 __all__ = ["Layer", "Pretrained", "Teacher", "layer_of", "load_pretrained"]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
 Layer: TypeAlias = int | Literal["last", "mean"]
 """Whose hidden states: a layer's by its number, 0 before the first, the "last" one's after the last norm, or the "mean"

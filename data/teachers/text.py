@@ -26,7 +26,7 @@ class TextTransformer(Teacher):
             `weights.weight_folders`.
 
     Raises:
-        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
+        UserError: `load_pretrained` fails, the tokenizer can't be read, or the network has no whole side that reads.
     """
 
     def __init__(self, folder: str) -> None:
@@ -79,11 +79,7 @@ class TextTransformer(Teacher):
 
 
 def _tokenizer(folder: Path) -> Any:
-    """Read a tokenizer of `transformers`.
-
-    Raises:
-        UserError: It isn't there, or can't be read.
-    """
+    """Read a tokenizer of `transformers`."""
     from transformers import AutoTokenizer  # noqa: PLC0415 (an extra)
 
     # The library would make one that knows no word, and say nothing.

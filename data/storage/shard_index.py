@@ -25,15 +25,14 @@ def index_of(shard: str) -> str:
     return shard.removesuffix(SUFFIX) + INDEX
 
 
-def index_shard(
-    shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}, *, write: bool = True
-) -> list[bytes]:
-    """Make the index of a shard on this machine; give its lines, one for each member.
+def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}) -> list[bytes]:
+    """Make the index of a shard on this machine, beside it; give its lines, one for each member.
+
+    Where it can't be written, it is only given.
 
     Args:
         shard: Path of the tar file.
         facts: Tells what is to be known of a member; of its caption its own facts tell already.
-        write: Lay it beside the shard; where that can't be written, it is only given.
 
     Raises:
         OSError: The shard can't be read.
@@ -45,11 +44,10 @@ def index_shard(
     lines = [_line(entry, {**member.facts, **facts(member)}) for entry, member in zip(entries, members, strict=True)]
     if entries and entries[-1].offset + entries[-1].size > length:
         _log.warning("%s ends within %s: what came behind is lost", shard, Member(shard, *entries[-1]))
-    if write:
-        try:
-            _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
-        except OSError as error:
-            _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
+    try:
+        _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
+    except OSError as error:
+        _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
     return lines
 
 

@@ -177,6 +177,6 @@ def to_uint8(signal: Tensor) -> Tensor:
     return signal.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def sample_generator(seed: int, key: Key) -> torch.Generator:
-    """Give the source of all chance in one sample: the same in any worker, on any machine, after any resume."""
+def sample_generator(seed: int, key: tuple[int, ...]) -> torch.Generator:
+    """Give the source of all chance in one sample, or epoch: the same in any worker and process, after any resume."""
     return torch.Generator().manual_seed(hash((seed, *key)) & (2**63 - 1))

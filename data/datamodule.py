@@ -246,17 +246,17 @@ class DataModule(pl.LightningDataModule):
         rank, world = self._rank()
         module: Any = self.trainer.lightning_module if self.trainer else None
         done = int(module.updates) if module else 0
-        place = {"seed": self.seed, "rank": rank, "world": world, "start": done * self.accumulate}
+        form = {"batches": self.batches, "seed": self.seed, "rank": rank, "world": world}
+        form["start"] = done * self.accumulate
         sampler: Sampler[list[Key]]
         if self.sizes:
-            form = {"share": self.bucket, "budget": self.budget}
-            sampler = LengthSampler(self.sizes, self.batch_size, self.batches, **form, **place)  # type: ignore[arg-type]
+            sampler = LengthSampler(self.sizes, self.batch_size, self.bucket, self.budget, **form)
         elif kinds is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
             counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
-            sampler = BucketSampler(kinds, counts, self.batches, **place)
+            sampler = BucketSampler(kinds, counts, **form)
         else:
-            sampler = UpdateBatchSampler(len(readable), self.batch_size, self.batches, **place)
+            sampler = UpdateBatchSampler(len(readable), self.batch_size, **form)
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:

@@ -55,7 +55,7 @@ class AudioDataset(FileDataset):
     loudness: float | None = None
 
     def size(self, file: File) -> int:
-        """Count the samples that a file gives, from its header, or from the index of its shard."""
+        """Count the samples that a file gives; see `FileDataset.size`."""
         length = self._length(file)
         return length if self.samples is None else min(length, self.samples)
 
@@ -68,11 +68,7 @@ class AudioDataset(FileDataset):
         return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
-
-        Raises:
-            BadSample: The file can't be read.
-        """
+        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
             sound = file.read(*self._stretch(file.length, generator))

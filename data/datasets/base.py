@@ -35,7 +35,6 @@ class FileDataset(SignalDataset):
     seed: int = 0
 
     def __len__(self) -> int:
-        """Count the files."""
         return len(self.files)
 
     @abstractmethod

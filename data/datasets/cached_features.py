@@ -145,11 +145,7 @@ class CachedTeacher(Teacher):
         self.folder = folder
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Refuse to look at what isn't in the shards.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse to look at what isn't in the shards: raises a UserError."""
         raise UserError(
             f"{self.folder}: holds features of the data alone; a reconstruction is for the teacher to see (cached=null)"
         )

@@ -67,15 +67,10 @@ class ImageDataset(SignalDataset):
             raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
     def __len__(self) -> int:
-        """Count the images."""
         return self.count
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
-
-        Raises:
-            BadSample: The file can't be read.
-        """
+        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         _, index = key
         size = [self.image_size, self.image_size]
         if not self.train:

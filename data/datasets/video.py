@@ -68,7 +68,7 @@ class VideoDataset(FileDataset):
             raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
     def size(self, file: File) -> int:
-        """Count the frames that a file gives, from its header, or from the index of its shard."""
+        """Count the frames that a file gives; see `FileDataset.size`."""
         length = self._extent(file)[0]
         return length if self.frames is None else min(length, self.frames)
 
@@ -85,11 +85,7 @@ class VideoDataset(FileDataset):
             return video.length, video.height, video.width
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`.
-
-        Raises:
-            BadSample: The file can't be read, or is too small.
-        """
+        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`."""
         generator = sample_generator(self.seed, key)
         path = self.files[key[1]]
         with VideoFile(path, self.frame_rate) as video:

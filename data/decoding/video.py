@@ -2,6 +2,7 @@
 
 import stat
 import time
+from bisect import bisect_left, bisect_right
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..storage.members import File, Member, open_file
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import decode_image
 
-__all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in", "is_image"]
+__all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,7 +59,8 @@ class VideoFile:
         self._image: Tensor | None = None
         # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
         self._scaler = VideoReformatter()
-        if is_image(self.path):
+        suffix = self.path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES:  # a GIF is a clip
             self._image = decode_image(self.path)
             self.frame_rate, self.length, self.seconds = frame_rate or 1.0, 1, 0.0
             self.height, self.width = self._image.shape[1:]
@@ -160,25 +162,24 @@ class VideoFile:
         moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
         self._seek(moments[0] if moments else 0.0)
         last: av.VideoFrame | None = None
-        pixels: Pixels | None = None  # of `last`, which few moments may want
         done, at = 0, 0.0
         for frame in self._file.decode(self._stream):
             if time.monotonic() > deadline:
                 raise BadSample(str(self.path), f"took longer than {PATIENCE:g} s to decode")
             at = 0.0 if frame.pts is None else float((frame.pts - self._start) * self._base)
-            while done < len(clip) and last is not None and moments[done] < at:
-                pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
-                clip[done] = pixels
-                done += 1
+            end = bisect_left(moments, at)
+            if last is not None and end > done:
+                clip[done:end] = self._convert(last, clip.shape[1:3])
+                done = end
             if done == len(clip):
                 return done
             if frame.is_corrupt:
                 raise BadSample(str(self.path), f"damaged at {at:.2f} s")
-            last, pixels = frame, None
-        while done < len(clip) and last is not None and moments[done] <= at + 1.5 / self._native:
-            pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
-            clip[done] = pixels
-            done += 1
+            last = frame
+        end = bisect_right(moments, at + 1.5 / self._native)
+        if last is not None and end > done:
+            clip[done:end] = self._convert(last, clip.shape[1:3])
+            done = end
         return done
 
     def _seek(self, seconds: float) -> None:
@@ -205,11 +206,6 @@ def _turns(frame: av.VideoFrame) -> int:
 def frames_in(seconds: float, frame_rate: float) -> int:
     """Count the frames of a time: n at r a second last n / r; half a frame is left to rounding."""
     return max(1, int(seconds * frame_rate + 0.5))
-
-
-def is_image(path: File) -> bool:
-    """Tell whether a file is an image, by its name; a GIF is a clip."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:

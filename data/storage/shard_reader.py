@@ -30,7 +30,7 @@ from varitok import UserError
 
 from .members import Members, clear_handles, is_url, reader_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
-from .tar import BLOCK, entry_at
+from .tar import BLOCK, read_header
 
 __all__ = ["open_shards", "shards_in"]
 
@@ -123,11 +123,8 @@ def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[byt
         _log.warning("%s was cut off: %d of its %d members are lost", shard, lost, len(lines))
     # One header tells shards of the same size apart. Over a network it would be a request for each shard.
     if lost < len(lines) and not is_url(shard):
-        entry = entry_at(reader_of(shard)(one["offset"] - BLOCK, BLOCK), one["offset"])
-        if entry is None or entry.size != one["size"] or _misnamed(entry.name, one["name"]):
+        header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
+        # A long name stands before its header, or only in part there.
+        misnamed = header is not None and len(name) <= 100 and name.isascii() and header.name != name
+        if header is None or header.size != one["size"] or misnamed:
             raise ValueError
-
-
-def _misnamed(short: str, name: str) -> bool:
-    """Tell whether a header's own name is another; a long one stands before it, or only in part there."""
-    return len(name) <= 100 and name.isascii() and short != name

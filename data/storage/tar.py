@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["BLOCK", "MOST_BYTES", "Entry", "end_of", "entry_at", "header_of", "padding_of", "scan"]
+__all__ = ["BLOCK", "MOST_BYTES", "Entry", "end_of", "header_of", "padding_of", "read_header", "scan"]
 
 BLOCK = tarfile.BLOCKSIZE
 MOST_BYTES = 1 << 33  # of a member: what a header's octal digits can say; more is nonsense, or an attack
@@ -53,17 +53,6 @@ def end_of(size: int) -> bytes:
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
-def entry_at(block: bytes, offset: int) -> Entry | None:
-    """Read a header of one block; None where it is none.
-
-    Args:
-        block: The 512 bytes before the content.
-        offset: Of the content.
-    """
-    info = _info(block)
-    return Entry(info.name, offset, info.size) if info else None
-
-
 def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
     """Go through a tar file from header to header.
 
@@ -77,7 +66,7 @@ def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
     at, told = 0, dict[str, str]()
     while at + BLOCK <= length:
         stream.seek(at)
-        info = _info(stream.read(BLOCK))
+        info = read_header(stream.read(BLOCK))
         at += BLOCK
         if info is None:  # the end, or damage: what was told was about a member that is lost
             told = {}
@@ -99,8 +88,8 @@ def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
         told = {}
 
 
-def _info(block: bytes) -> tarfile.TarInfo | None:
-    """Read a block as a header; None where it is none."""
+def read_header(block: bytes) -> tarfile.TarInfo | None:
+    """Read a block, the 512 bytes before a content, as its header; None where it is none."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError, OverflowError):

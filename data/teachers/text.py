@@ -53,11 +53,7 @@ class TextTransformer(Teacher):
         self.channels = self.pooled_channels = self.read(["a"]).values.shape[1]
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Refuse to look at signals.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse to look at signals: raises a UserError."""
         raise UserError(f"{self.name}: reads captions, and sees no signal; let a term of kind Contrast have it")
 
     @torch.no_grad()

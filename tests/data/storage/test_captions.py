@@ -78,7 +78,7 @@ def test_what_has_no_captions_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"none of the first 7 files has a caption; write that of \S+\.png to \S+\.txt"):
         require_captions(splits.train.files)
     with pytest.raises(UserError, match="no folder or shards"):
-        DataModule(Splits(Scenes(5, 16), Scenes(5, 16)), batch_size=1, updates=1, captions=True)
+        DataModule(Splits(Scenes(16), Scenes(16)), batch_size=1, updates=1, captions=True)
 
 
 @pytest.mark.parametrize("kind", TEXTS)

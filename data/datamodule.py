@@ -200,8 +200,8 @@ class DataModule(pl.LightningDataModule):
         captions: bool = False,
     ) -> None:
         super().__init__()
-        counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
-        require_min({key: (count, 1) for key, count in counts.items()})
+        require_min({"loader.batch_size": (batch_size, 1), "updates": (updates, 1)})
+        require_min({"training.accumulate": (accumulate, 1)})
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits

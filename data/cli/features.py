@@ -30,7 +30,7 @@ from ..storage.shard_writer import ShardWriter
 from ..teachers.audio import AudioTransformer
 from ..teachers.vision import VisionTransformer
 
-__all__ = ["main", "write_features"]
+__all__ = ["main"]
 
 WINDOW = 30  # seconds that a teacher sees at once
 MOST_LONGER = 4  # times the shorter side; what is longer is squeezed
@@ -49,21 +49,9 @@ def write_features(
     side: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write a teacher's features of whole files as shards.
+    """Write a teacher's features of whole files as shards in a new folder; give counts, and what could not be read.
 
-    Args:
-        files: Sounds, or images.
-        names: Of each, below its folder.
-        teacher: Sees sounds in windows of 30 s, images whole.
-        out: A new folder.
-        side: Pixels that the shorter side of an image is brought to before; a multiple of the teacher's patch.
-        device: Where the teacher runs.
-
-    Returns:
-        Counts of what was written, and what could not be read.
-
-    Raises:
-        UserError: The side is no multiple.
+    Sounds are seen in windows of 30 s, images whole: their shorter side is brought to `side` pixels before.
     """
     teacher.to(device)
     if isinstance(teacher, VisionTransformer):

@@ -300,10 +300,7 @@ class _FFmpeg:
     def _place(self, decoded: Any, begin: int, counted: int | None) -> int:
         """Tell which sample a frame begins with; Matroska's times are rounded to milliseconds, so counting goes first.
 
-        Args:
-            decoded: FFmpeg's frame.
-            begin: Time of the first frame, in units of the stream.
-            counted: Where the frame before ended; None after a seek.
+        `begin` is the time of the first frame, `counted` the sample where the frame before ended, None after a seek.
         """
         if decoded.pts is None:
             return counted or 0

@@ -49,8 +49,7 @@ class Member(NamedTuple):
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open it to read and seek; a range of the shard is read, up to 1 MiB now and what follows when it is needed.
 
-        Args:
-            mode: As of a `Path`; there is no other.
+        `mode` is as of a `Path`; there is no other.
 
         Raises:
             OSError: The shard isn't there, or ends within the member; of a larger one at an address, while reading.

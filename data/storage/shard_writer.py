@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from varitok import UserError
 
 from .shard_index import CHUNK, SUFFIX, _line, _write_index, index_of
-from .tar import MOST_BYTES, Entry, end_of, header_of, padding_of
+from .tar import MOST_BYTES, end_of, header_of, padding_of
 
 __all__ = ["ShardWriter"]
 
@@ -103,7 +103,7 @@ class ShardWriter:
         if self._file.tell() - offset != size:
             raise ValueError("it changed while it was read")
         self._put(padding_of(size))
-        self._lines.append(_line(Entry(name, offset, size), facts))
+        self._lines.append(_line(name, offset, size, facts))
         self.members += 1
         self.bytes += size
 

@@ -164,13 +164,7 @@ def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
-    """Draw phonemes until the frames are full, and glide between them.
-
-    Args:
-        rng: Source of all chance.
-        frames: How many.
-        step: Seconds of a frame.
-    """
+    """Draw phonemes until the frames, of `step` seconds each, are full, and glide between them."""
     tract = rng.uniform(0.95, 1.35)  # a shorter throat raises all formants: men, women, children
     pace = rng.uniform(0.7, 1.4)
     # Enough for the shortest phonemes; what is too many is cut off.

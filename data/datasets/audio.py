@@ -20,7 +20,6 @@ from ..decoding.audio import SUFFIXES, AudioFile, resampled_length
 from ..storage.listing import list_files
 from ..storage.members import File, Member
 from .base import FileDataset, download_or_raise, takes
-from .crops import random_box
 from .mixture import mix
 
 __all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
@@ -39,25 +38,26 @@ class AudioDataset(FileDataset):
 
     Args:
         sample_rate: In Hz.
-        samples: Length of a stretch; None for whole files.
         channels: 1 mixes all; more are taken as they are, and mono is copied.
         gain: Lower and upper end of a random gain, dB.
         loudness: Of a training stretch, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case, and
             what is silent or shorter than 0.4 s stays as it is.
-        files, train, flip, seed: See `FileDataset`.
+        files, steps, train, flip, seed: See `FileDataset`.
     """
 
     sample_rate: int
-    samples: int | None
     _: KW_ONLY
     channels: int = 1
     gain: Sequence[float] = (0.0, 0.0)
     loudness: float | None = None
 
-    def size(self, file: File) -> int:
-        """Count the samples that a file gives; see `FileDataset.size`."""
-        length = self._length(file)
-        return length if self.samples is None else min(length, self.samples)
+    def length(self, file: File) -> int:
+        """Count the samples of a file, at the rate that is wanted; see `FileDataset.length`."""
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        with AudioFile(file, self.sample_rate, self.channels) as sound:
+            return sound.length
 
     def stretch(self, key: Key) -> tuple[int, int]:
         """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
@@ -65,27 +65,14 @@ class AudioDataset(FileDataset):
         Raises:
             BadSample: The file can't be read.
         """
-        return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
+        return self.draw_stretch(self.length(self.files[key[1]]), self.steps, sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`."""
+        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
-            sound = file.read(*self._stretch(file.length, generator))
+            sound = file.read(*self.draw_stretch(file.length, self.steps, generator))
         return self._vary(sound, generator) if self.train else sound
-
-    def _length(self, file: File) -> int:
-        facts = file.facts if isinstance(file, Member) else {}
-        if "samples" in facts:
-            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
-        with AudioFile(file, self.sample_rate, self.channels) as sound:
-            return sound.length
-
-    def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
-        start, frames = 0, length if self.samples is None else self.samples
-        if self.train:
-            ((start, frames),) = random_box((length,), (frames,), generator)
-        return start, frames
 
     def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:
         """Bring a sound to its loudness, then change gain and sign by chance."""
@@ -151,8 +138,8 @@ def splits_of(
     part = "whole files" if shown is None else f"the first {val_seconds:g} s of each file"
     mixed = "mono" if channels == 1 else f"{channels} channels"
     return Splits(
-        AudioDataset(train, sample_rate, samples, channels=channels, gain=gain, **form),
-        AudioDataset(val, sample_rate, shown, channels=channels, train=False),
+        AudioDataset(train, samples, sample_rate, channels=channels, gain=gain, **form),
+        AudioDataset(val, shown, sample_rate, channels=channels, train=False),
         about={
             "dataset": f"{name}, validation split",
             "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) where it has another rate;"

@@ -7,10 +7,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import torch
+
 from varitok import UserError
 
 from ..batch import BadSample, SignalDataset
 from ..storage.members import File
+from .crops import random_box
 
 __all__ = ["FileDataset", "download_or_raise", "takes"]
 
@@ -23,12 +26,14 @@ class FileDataset(SignalDataset):
 
     Args:
         files: Paths, or members of shards, which stay packed.
+        steps: Samples or frames of a stretch, less where a file is shorter; None for whole files.
         train: Stretches come from anywhere in a file, varied by chance; otherwise they are its beginning.
         flip: Mirror, or change the sign of, every other training signal.
         seed: Seed of all chance.
     """
 
     files: Sequence[File] = field()
+    steps: int | None
     _: KW_ONLY
     train: bool = True
     flip: bool = True
@@ -38,16 +43,22 @@ class FileDataset(SignalDataset):
         return len(self.files)
 
     @abstractmethod
-    def size(self, file: File) -> int:
-        """Count the samples or frames that a file gives, from its header, or from the index of its shard.
+    def length(self, file: File) -> int:
+        """Count the samples or frames of a file, from its header, or from the index of its shard.
 
         Raises:
             BadSample: It can't be read.
         """
 
     def sizes(self) -> list[int]:
-        """Count those of each file; 0 where it can't be read."""
-        return self.of_each(self.size)
+        """Count the samples or frames of each file's stretches; 0 where it can't be read."""
+        lengths = self.of_each(self.length)
+        return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
+
+    def draw_stretch(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
+        """Give the first step of a stretch of a file, and how many it has at most; drawn while training."""
+        steps = length if steps is None else steps
+        return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)
 
     def of_each(self, number: Callable[[File], int]) -> list[int]:
         """Return a number of each file; 0 where it can't be read."""

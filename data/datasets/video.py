@@ -43,19 +43,17 @@ class VideoDataset(FileDataset):
     are several shapes each file has the one that is most like it (`shape_of`).
 
     Args:
-        frames: Of a stretch; None for whole files.
         height: Of the crop, in pixels.
         width: Of the crop, in pixels.
         frame_rate: Frames a second; None keeps each file's.
         least_scale: Smallest random crop, as a share of the largest, in (0, 1].
         shapes: Frames, height and width of several; none for one.
-        files, train, flip, seed: See `FileDataset`.
+        files, steps, train, flip, seed: See `FileDataset`.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    frames: int | None
     height: int
     width: int
     _: KW_ONLY
@@ -67,13 +65,12 @@ class VideoDataset(FileDataset):
         if not 0 < self.least_scale <= 1:
             raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
-    def size(self, file: File) -> int:
-        """Count the frames that a file gives; see `FileDataset.size`."""
-        length = self._extent(file)[0]
-        return length if self.frames is None else min(length, self.frames)
+    def length(self, file: File) -> int:
+        """Count the frames of a file, at the rate that is wanted; see `FileDataset.length`."""
+        return self._extent(file)[0]
 
     def kinds(self) -> list[int]:
-        """Tell which of the shapes each file has, as `size`; 0 where it can't be read."""
+        """Tell which of the shapes each file has; 0 where it can't be read."""
         return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
     def _extent(self, file: File) -> Extent:
@@ -85,19 +82,19 @@ class VideoDataset(FileDataset):
             return video.length, video.height, video.width
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`."""
+        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `steps`."""
         generator = sample_generator(self.seed, key)
         path = self.files[key[1]]
         with VideoFile(path, self.frame_rate) as video:
             if min(video.height, video.width) < LEAST_SIDE:
                 raise BadSample(str(path), f"{video.width} x {video.height} pixels are too few")
+            steps = self.steps
             crop: Sequence[int] = (self.height, self.width)
-            start, frames = 0, video.length if self.frames is None else self.frames
             if self.shapes:
-                frames, *crop = self.shapes[shape_of(self.shapes, (video.length, video.height, video.width))]
+                steps, *crop = self.shapes[shape_of(self.shapes, (video.length, video.height, video.width))]
+            start, frames = self.draw_stretch(video.length, steps, generator)
             scale = 1.0
             if self.train:
-                ((start, frames),) = random_box((video.length,), (frames,), generator)
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
             # The frame's size at which the crop is as large as it may be, over its share.
             fit = max(crop[0] / video.height, crop[1] / video.width) / scale

@@ -45,7 +45,7 @@ def corpus(tmp_path_factory):
 
 
 def dataset(sounds, **form):
-    return AudioDataset(sorted(sounds.rglob("*.wav")), RATE, form.pop("samples", CROP), **form)
+    return AudioDataset(sorted(sounds.rglob("*.wav")), form.pop("samples", CROP), RATE, **form)
 
 
 def test_whole_files_are_what_the_teacher_sees(corpus):
@@ -64,7 +64,7 @@ def test_stretches_are_cut_where_the_sounds_are(corpus):
     sounds, teacher, seen = corpus
     data = dataset(sounds, seed=3)
     shards, starts = open_features(str(seen), data), set()
-    plain = AudioDataset(data.files, RATE, None, train=False)
+    plain = AudioDataset(data.files, None, RATE, train=False)
     for epoch in range(6):
         for index in range(len(data)):
             signal, found = data[epoch, index], shards[epoch, index]

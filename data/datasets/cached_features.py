@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torchvision.ops import roi_align
 
 from varitok import UserError
 
-from ..batch import BadSample, Key
+from ..batch import Key, convert_errors
 from ..feature_map import FeatureMap
 from ..storage.members import File, Member
 from ..storage.shard_reader import open_shards
@@ -66,12 +65,10 @@ class FeatureShards(ABC):
             BadSample: The file or its features can't be read.
         """
         member = self.members[key[1]]
-        try:
+        with convert_errors(member):
             found = np.load(io.BytesIO(member.read()), allow_pickle=False)
             arrays = dict(found) if self.kind == IMAGE else {"values": found}
             values = torch.from_numpy(arrays["values"]).float()
-        except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
-            raise BadSample(str(member), " ".join(str(error).split())) from error
         cut = self.cut(values, member, key)
         return cut._replace(pooled=torch.from_numpy(arrays["pooled"]).float()[None]) if "pooled" in arrays else cut
 

@@ -41,7 +41,7 @@ class ShardWriter:
         self.size = size
         self.members = self.bytes = self.shards = 0
         self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
-        self._file: BinaryIO | None = None
+        self._file: Any = None
         self._lines: list[bytes] = []
         self._place = PurePosixPath()
         self._numbers: dict[PurePosixPath, int] = {}
@@ -94,7 +94,6 @@ class ShardWriter:
         if self._file is None or full or place != self._place:
             self._finish()
             self._begin(place)
-        assert self._file is not None
         self._put(header)
         offset = self._file.tell()
         source.seek(0)
@@ -108,7 +107,6 @@ class ShardWriter:
         self.bytes += size
 
     def _put(self, content: bytes) -> None:
-        assert self._file is not None
         self._file.write(content)
         self._hash.update(content)
 

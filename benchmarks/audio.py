@@ -340,7 +340,7 @@ def composed(cell: Cell, *overrides: str) -> DictConfig:
 
 def sounds(rate: int, samples: int, count: int) -> Tensor:
     """Make voices `(count, 1, samples)`."""
-    made = Voices(rate, samples, count, train=False)
+    made = Voices(rate, samples, length=count, train=False)
     return torch.stack([made[0, index] for index in range(count)])
 
 

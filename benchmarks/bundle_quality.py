@@ -22,7 +22,7 @@ from varitok import UserError, load  # noqa: E402
 from varitok.codecs.evaluation.evaluate import evaluate  # noqa: E402
 from varitok.codecs.evaluation.table import read_csv, write_rows  # noqa: E402
 from varitok.data.datamodule import validation_loader  # noqa: E402
-from varitok.data.datasets.images import ImageFolder  # noqa: E402
+from varitok.data.datasets.images import image_folder  # noqa: E402
 from varitok.export.adapters.codec import BundleCodec  # noqa: E402
 from varitok.export.exporters.torchscript import load_torchscript  # noqa: E402
 from varitok.export.runtime.bundle import Bundle  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         bundle = load(options.bundle)
         promised = {row["k"]: row["psnr"] for row in read_csv(options.table).rows}
-        images = ImageFolder(options.data, "val", image_size=bundle.image_size)
+        images = image_folder(options.data, image_size=bundle.image_size).val
     except UserError as error:
         sys.exit(f"error: {error}")
     script, _ = load_torchscript(options.bundle / "codec.ts")

@@ -176,7 +176,7 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
     found: Any = import_module(parts[0])
     for count, part in enumerate(parts[1:], start=2):
         path = ".".join(parts[:count])
-        # `varitok.data.datasets.images` is a module to import, `.ImageFolder` an attribute of it.
+        # `varitok.data.datasets.images` is a module to import, `.image_folder` an attribute of it.
         if not hasattr(found, part):
             try:
                 import_module(path)

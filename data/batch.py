@@ -1,7 +1,8 @@
 """What a data set is, what it gives, and what a batch is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from .storage.members import File
 
 __all__ = [
     "BadSample", "Batch", "Key", "Sample", "SignalDataset", "Splits",
-    "collate", "normalize", "sample_generator", "to_uint8",
+    "collate", "convert_errors", "normalize", "sample_generator", "to_uint8",
 ]  # fmt: skip
 
 Key: TypeAlias = tuple[int, int]
@@ -34,6 +35,18 @@ class BadSample(Exception):
     def __str__(self) -> str:
         """Say it in one line."""
         return "{}: {}".format(*self.args)
+
+
+@contextmanager
+def convert_errors(path: str | File) -> Iterator[None]:
+    """Turn whatever a decoder raises over a file into a `BadSample` of one line."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as error:  # OSError, SyntaxError, RuntimeError, ValueError, MemoryError, FFmpeg's own and more
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadSample(str(path), " ".join(reason.replace(str(path), "file").split())) from None
 
 
 class Sample(NamedTuple):
@@ -164,6 +177,6 @@ def to_uint8(signal: Tensor) -> Tensor:
     return signal.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def sample_generator(seed: int, key: Key) -> torch.Generator:
-    """Give the source of all chance in one sample: the same in any worker, on any machine, after any resume."""
+def sample_generator(seed: int, key: tuple[int, ...]) -> torch.Generator:
+    """Give the source of all chance in one sample, or epoch: the same in any worker and process, after any resume."""
     return torch.Generator().manual_seed(hash((seed, *key)) & (2**63 - 1))

@@ -200,8 +200,8 @@ class DataModule(pl.LightningDataModule):
         captions: bool = False,
     ) -> None:
         super().__init__()
-        counts = {"loader.batch_size": batch_size, "updates": updates, "training.accumulate": accumulate}
-        require_min({key: (count, 1) for key, count in counts.items()})
+        require_min({"loader.batch_size": (batch_size, 1), "updates": (updates, 1)})
+        require_min({"training.accumulate": (accumulate, 1)})
         if bad not in get_args(Policy):
             raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
@@ -246,17 +246,17 @@ class DataModule(pl.LightningDataModule):
         rank, world = self._rank()
         module: Any = self.trainer.lightning_module if self.trainer else None
         done = int(module.updates) if module else 0
-        place = {"seed": self.seed, "rank": rank, "world": world, "start": done * self.accumulate}
+        form = {"batches": self.batches, "seed": self.seed, "rank": rank, "world": world}
+        form["start"] = done * self.accumulate
         sampler: Sampler[list[Key]]
         if self.sizes:
-            form = {"share": self.bucket, "budget": self.budget}
-            sampler = LengthSampler(self.sizes, self.batch_size, self.batches, **form, **place)  # type: ignore[arg-type]
+            sampler = LengthSampler(self.sizes, self.batch_size, self.bucket, self.budget, **form)
         elif kinds is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
             counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
-            sampler = BucketSampler(kinds, counts, self.batches, **place)
+            sampler = BucketSampler(kinds, counts, **form)
         else:
-            sampler = UpdateBatchSampler(len(readable), self.batch_size, self.batches, **place)
+            sampler = UpdateBatchSampler(len(readable), self.batch_size, **form)
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:

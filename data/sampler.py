@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .batch import Key
+from .batch import Key, sample_generator
 
-__all__ = ["AlikeSampler", "BucketSampler", "LengthSampler", "UpdateBatchSampler"]
+__all__ = ["BucketSampler", "LengthSampler", "UpdateBatchSampler"]
 
 
 @dataclass(eq=False, repr=False)
-class RunSampler(Sampler[list[Key]], ABC):
+class RunSampler(Sampler[list[Key]]):
     """Gives a run's batches of keys; all order follows from the seed and the epoch.
 
     Args:
@@ -26,8 +26,8 @@ class RunSampler(Sampler[list[Key]], ABC):
         start: Batches that an earlier part of the run has used.
     """
 
-    batches: int
     _: KW_ONLY
+    batches: int
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -37,11 +37,8 @@ class RunSampler(Sampler[list[Key]], ABC):
         """Count the batches of the whole run, those before `start` too: Lightning counts on from its batch index."""
         return self.batches
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Give batches of keys, from `start` on."""
 
-
+@dataclass(eq=False, repr=False)
 class UpdateBatchSampler(RunSampler):
     """Gives a fixed number of batches, crossing from one epoch of the data to the next where it must.
 
@@ -53,18 +50,14 @@ class UpdateBatchSampler(RunSampler):
     Args:
         length: Samples of the dataset.
         batch_size: Samples of each process's batch.
-        batches: Batches of the whole run.
-        shard: See `RunSampler`.
     """
 
-    def __init__(self, length: int, batch_size: int, batches: int, **shard: int) -> None:
-        super().__init__(batches, **shard)
-        self.length = length
-        self.batch_size = batch_size
+    length: int
+    batch_size: int
 
     def epoch(self, epoch: int) -> list[Key]:
         """Give the whole order of one epoch, all processes together."""
-        order = torch.randperm(self.length, generator=_chance(self.seed, epoch))
+        order = torch.randperm(self.length, generator=sample_generator(self.seed, (epoch,)))
         return [(epoch, index) for index in order.tolist()]
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -76,11 +69,7 @@ class UpdateBatchSampler(RunSampler):
             yield list(islice(cards, self.batch_size))
 
 
-def _chance(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(hash((seed, epoch)) & (2**63 - 1))
-
-
-class AlikeSampler(RunSampler):
+class AlikeSampler(RunSampler, ABC):
     """Gives a fixed number of batches, each of samples that are alike, on all processes at the same time.
 
     So no process waits for another whose batch is larger. Each epoch is drawn from (seed, epoch) and has as many
@@ -93,7 +82,7 @@ class AlikeSampler(RunSampler):
 
     def epoch(self, epoch: int) -> list[list[Key]]:
         """Give the batches of one epoch, all processes together."""
-        generator = _chance(self.seed, epoch)
+        generator = sample_generator(self.seed, (epoch,))
         found = self.alike(generator)
         order = torch.randperm(len(found), generator=generator).tolist()
         return [[(epoch, index) for index in found[place].tolist()] for place in order]
@@ -107,21 +96,22 @@ class AlikeSampler(RunSampler):
             yield batch[self.rank :: self.world]
 
 
+@dataclass(eq=False, repr=False)
 class BucketSampler(AlikeSampler):
     """Batches of samples of one kind; what a kind's last batch lacks are its first samples once more.
 
     Args:
         kinds: Of each sample.
         batch_sizes: Samples of each process's batch, of each kind.
-        batches: Batches of the whole run.
-        shard: See `RunSampler`.
     """
 
-    def __init__(self, kinds: Sequence[int], batch_sizes: Sequence[int], batches: int, **shard: int) -> None:
-        super().__init__(batches, **shard)
-        of = torch.tensor(kinds)
-        self.groups = [(of == kind).nonzero().flatten() for kind in range(len(batch_sizes))]
-        self.dealt = [size * self.world for size in batch_sizes]
+    kinds: Sequence[int]
+    batch_sizes: Sequence[int]
+
+    def __post_init__(self) -> None:
+        of = torch.tensor(self.kinds)
+        self.groups = [(of == kind).nonzero().flatten() for kind in range(len(self.batch_sizes))]
+        self.dealt = [size * self.world for size in self.batch_sizes]
 
     def alike(self, generator: torch.Generator) -> list[Tensor]:
         """Draw batches of each kind."""
@@ -132,6 +122,7 @@ class BucketSampler(AlikeSampler):
         return found
 
 
+@dataclass(eq=False, repr=False)
 class LengthSampler(AlikeSampler):
     """Batches of samples of about one length, so that little is filled up, and as many as a budget allows.
 
@@ -142,39 +133,33 @@ class LengthSampler(AlikeSampler):
     Args:
         lengths: Of each sample, at least 1.
         batch_size: Samples of each process's batch, at most where there is a budget.
-        batches: Batches of the whole run.
         share: Share of a length by which it is changed.
         budget: Of each process's batch: its samples times the longest of them, so what is filled up counts. A longer
             sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
-        shard: See `RunSampler`.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        batches: int,
-        *,
-        share: float = 0.05,
-        budget: int | None = None,
-        **shard: int,
-    ) -> None:
-        super().__init__(batches, **shard)
-        self.lengths = torch.tensor(lengths, dtype=torch.float64)
-        self.share = share
+    lengths: Sequence[int]
+    batch_size: int
+    share: float = 0.05
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
         # The cuts are the same in every epoch, or the position in a run could not be told.
-        longest_first = sorted(lengths, reverse=True)
+        longest_first = sorted(self.lengths, reverse=True)
         self.parts: list[int] = []
         at = 0
         while at < len(longest_first):
-            fits = batch_size if budget is None else min(batch_size, max(1, budget // longest_first[at]))
+            fits = self.batch_size
+            if self.budget is not None:
+                fits = min(fits, max(1, self.budget // longest_first[at]))
             self.parts.append(min(fits * self.world, len(longest_first) - at))
             at += self.parts[-1]
 
     def alike(self, generator: torch.Generator) -> list[Tensor]:
         """Draw batches, from the longest samples to the shortest."""
-        change = torch.rand(len(self.lengths), generator=generator, dtype=torch.float64)
-        order = (self.lengths * (1 + self.share * change)).argsort(descending=True)
+        lengths = torch.tensor(self.lengths, dtype=torch.float64)
+        change = torch.rand(len(lengths), generator=generator, dtype=torch.float64)
+        order = (lengths * (1 + self.share * change)).argsort(descending=True)
         return [_repeat(part, self.world) for part in torch.split(order, self.parts)]
 
 

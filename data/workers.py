@@ -63,11 +63,11 @@ class WorkerLoader(DataLoader[Sample]):
         Raises:
             UserError: A worker was killed, or ended.
         """
-        child = getattr(signal, "SIGCHLD", None)
-        mine = child is not None and threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(child) if mine and child else None
+        main = threading.current_thread() is threading.main_thread()
+        child = getattr(signal, "SIGCHLD", None) if main else None
+        before = signal.getsignal(child) if child else None
         batches: Any = super().__iter__()
-        if mine and child and before is not None:
+        if child and before is not None:
             signal.signal(child, before)
         workers = list(getattr(batches, "_workers", []))
         if workers:  # ended with the batches, or before Python waits for its children
@@ -75,17 +75,13 @@ class WorkerLoader(DataLoader[Sample]):
         return self._watch(batches, workers) if workers else batches
 
     def _watch(self, batches: Iterator[Any], workers: list[Any]) -> Iterator[Any]:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                told = self._explain(workers)
-                if told is None:
-                    raise
-                raise UserError(told) from error
-            yield batch
+        try:
+            yield from batches
+        except RuntimeError as error:
+            told = self._explain(workers)
+            if told is None:
+                raise
+            raise UserError(told) from error
 
     def _explain(self, workers: list[Any]) -> str | None:
         """Tell which worker died of what, and over which file; None where all live."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,24 +30,14 @@ from ..storage.shard_writer import ShardWriter
 from ..teachers.audio import AudioTransformer
 from ..teachers.vision import VisionTransformer
 
-__all__ = ["main", "write_features"]
+__all__ = ["main"]
 
 WINDOW = 30  # seconds that a teacher sees at once
 MOST_LONGER = 4  # times the shorter side; what is longer is squeezed
 
 
-class _Extracted(NamedTuple):
-    """What a teacher saw in a file: a member of a shard.
-
-    Attributes:
-        suffix: Of the member.
-        content: Its bytes.
-        facts: What its index tells.
-    """
-
-    suffix: str
-    content: bytes
-    facts: dict[str, Any]
+_Member: TypeAlias = tuple[str, bytes, dict[str, Any]]
+"""Of a shard: its suffix, its content, and what the index tells of it."""
 
 
 def write_features(
@@ -56,28 +46,16 @@ def write_features(
     teacher: AudioTransformer | VisionTransformer,
     out: Path,
     *,
-    side: int = 224,
+    side: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write a teacher's features of whole files as shards.
+    """Write a teacher's features of whole files as shards in a new folder; give counts, and what could not be read.
 
-    Args:
-        files: Sounds, or images.
-        names: Of each, below its folder.
-        teacher: Sees sounds in windows of 30 s, images whole.
-        out: A new folder.
-        side: Pixels that the shorter side of an image is brought to before; a multiple of the teacher's patch.
-        device: Where the teacher runs.
-
-    Returns:
-        Counts of what was written, and what could not be read.
-
-    Raises:
-        UserError: The folder can't be written, or the side is no multiple.
+    Sounds are seen in windows of 30 s, images whole: their shorter side is brought to `side` pixels before.
     """
     teacher.to(device)
     if isinstance(teacher, VisionTransformer):
-        if side < teacher.patch or side % teacher.patch:
+        if side is None or side < teacher.patch or side % teacher.patch:
             raise UserError(f"--side {side}: must be a multiple of the teacher's patch, {teacher.patch}")
         see = partial(_extract_images, teacher, side, device)
     else:
@@ -94,7 +72,7 @@ def write_features(
     return {"out": str(out), "files": shards.members, "bytes": shards.bytes, "bad": bad}
 
 
-def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Extracted:
+def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Member:
     """Let a teacher hear a sound."""
     sound = decode_audio(file, sample_rate=teacher.sample_rate, channels=1)
     windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
@@ -102,10 +80,10 @@ def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Extra
     content = io.BytesIO()
     np.save(content, _to_half(torch.cat([one.values[0].T for one in seen])), allow_pickle=False)
     facts = {"step": seen[0].steps[0], "sample_rate": teacher.sample_rate, "channels": teacher.channels}
-    return _Extracted(SOUND, content.getvalue(), facts)
+    return SOUND, content.getvalue(), facts
 
 
-def _extract_images(teacher: VisionTransformer, side: int, device: str, file: File) -> _Extracted:
+def _extract_images(teacher: VisionTransformer, side: int, device: str, file: File) -> _Member:
     """Let a teacher see an image."""
     image = decode_image(file)
     longer = max(image.shape[1:]) / min(image.shape[1:])
@@ -118,7 +96,7 @@ def _extract_images(teacher: VisionTransformer, side: int, device: str, file: Fi
     content = io.BytesIO()
     np.savez(content, **arrays)
     facts = {"side": side // teacher.patch, "channels": teacher.channels, "pooled_channels": teacher.pooled_channels}
-    return _Extracted(IMAGE, content.getvalue(), facts)
+    return IMAGE, content.getvalue(), facts
 
 
 def _to_half(values: Tensor) -> Any:
@@ -129,20 +107,18 @@ def main(words: Sequence[str]) -> None:
     """Run `varitok features`."""
     options = _parser().parse_args(words)
     layer = int(options.layer) if options.layer.isdigit() else options.layer
-    sounds = options.rate is not None
-    teacher = (
-        AudioTransformer(options.teacher, options.rate, layer)
-        if sounds
-        else VisionTransformer(options.teacher, layer=layer)
-    )
-    kind: tuple[Collection[str], str] = (SOUND_SUFFIXES, "sound") if sounds else (IMAGE_SUFFIXES, "image")
+    teacher: AudioTransformer | VisionTransformer
+    kind: tuple[Collection[str], str]
+    if options.rate is None:
+        teacher, kind = VisionTransformer(options.teacher, layer=layer), (IMAGE_SUFFIXES, "image")
+    else:
+        teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (SOUND_SUFFIXES, "sound")
     folder = Path(options.folder)
     folder = folder / "train" if (folder / "train").is_dir() and (folder / "val").is_dir() else folder
     found = {str(file): file for part in ("train", "val") for file in list_files(folder, part, 0.05, *kind)}
     files = [found[name] for name in sorted(found)]
     names = [file.name if isinstance(file, Member) else file.relative_to(folder).as_posix() for file in files]
-    side = {} if options.side is None else {"side": options.side}
-    print(json.dumps(write_features(files, names, teacher, options.out, device=options.device, **side)))
+    print(json.dumps(write_features(files, names, teacher, options.out, side=options.side, device=options.device)))
 
 
 def _parser() -> argparse.ArgumentParser:

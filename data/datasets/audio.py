@@ -20,7 +20,6 @@ from ..decoding.audio import SUFFIXES, AudioFile, resampled_length
 from ..storage.listing import list_files
 from ..storage.members import File, Member
 from .base import FileDataset, download_or_raise, takes
-from .crops import random_box
 from .mixture import mix
 
 __all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
@@ -34,37 +33,31 @@ MOST_MEASURED = 5  # channels that it knows
 class AudioDataset(FileDataset):
     """Stretches of sound files.
 
-    While training: a stretch from anywhere in the file, brought to a loudness, changed in gain and sign by chance.
-    Otherwise: the file's beginning, or all of it, as it is. A file that is shorter is given as it is; a batch fills it
-    up and knows its length.
+    A training stretch is brought to a loudness, then changed in gain and sign by chance. A file that is shorter is
+    given as it is; a batch fills it up and knows its length.
 
     Args:
-        files: The files.
         sample_rate: In Hz.
-        samples: Length of a stretch; None for whole files.
-        channels: 1, or more.
-        train: Which of both.
+        channels: 1 mixes all; more are taken as they are, and mono is copied.
         gain: Lower and upper end of a random gain, dB.
-        flip: Change the sign of every other sound.
         loudness: Of a training stretch, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case, and
             what is silent or shorter than 0.4 s stays as it is.
-        seed: Seed of all chance.
+        files, steps, train, flip, seed: See `FileDataset`.
     """
 
     sample_rate: int
-    samples: int | None
     _: KW_ONLY
     channels: int = 1
-    train: bool = True
     gain: Sequence[float] = (0.0, 0.0)
-    flip: bool = True
     loudness: float | None = None
-    seed: int = 0
 
-    def size(self, file: File) -> int:
-        """Count the samples that a file gives, from its header, or from the index of its shard."""
-        length = self._length(file)
-        return length if self.samples is None else min(length, self.samples)
+    def length(self, file: File) -> int:
+        """Count the samples of a file, at the rate that is wanted; see `FileDataset.length`."""
+        facts = file.facts if isinstance(file, Member) else {}
+        if "samples" in facts:
+            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
+        with AudioFile(file, self.sample_rate, self.channels) as sound:
+            return sound.length
 
     def stretch(self, key: Key) -> tuple[int, int]:
         """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
@@ -72,31 +65,14 @@ class AudioDataset(FileDataset):
         Raises:
             BadSample: The file can't be read.
         """
-        return self._stretch(self._length(self.files[key[1]]), sample_generator(self.seed, key))
+        return self.draw_stretch(self.length(self.files[key[1]]), self.steps, sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `samples`.
-
-        Raises:
-            BadSample: The file can't be read.
-        """
+        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
-            sound = file.read(*self._stretch(file.length, generator))
+            sound = file.read(*self.draw_stretch(file.length, self.steps, generator))
         return self._vary(sound, generator) if self.train else sound
-
-    def _length(self, file: File) -> int:
-        facts = file.facts if isinstance(file, Member) else {}
-        if "samples" in facts:
-            return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
-        with AudioFile(file, self.sample_rate, self.channels) as sound:
-            return sound.length
-
-    def _stretch(self, length: int, generator: torch.Generator) -> tuple[int, int]:
-        start, frames = 0, length if self.samples is None else self.samples
-        if self.train:
-            ((start, frames),) = random_box((length,), (frames,), generator)
-        return start, frames
 
     def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:
         """Bring a sound to its loudness, then change gain and sign by chance."""
@@ -113,6 +89,7 @@ class AudioDataset(FileDataset):
         return sound * (sign * min(10 ** (change / 20), most))
 
 
+@takes(AudioDataset, "train")
 def splits_of(
     name: str,
     train: Sequence[File],
@@ -124,11 +101,9 @@ def splits_of(
     channels: int = 1,
     val_seconds: float | None = 10.0,
     gain: Sequence[float] = (-6.0, 0.0),
-    flip: bool = True,
-    loudness: float | None = None,
-    seed: int = 0,
+    **form: Any,
 ) -> Splits:
-    """Make splits of sound files.
+    """Make both splits of lists of sound files.
 
     Args:
         name: Of the data, for tables.
@@ -138,12 +113,10 @@ def splits_of(
         crop_tokens: Length of a training stretch in tokens: of a fixed time a codec of a low rate would see few, and
             fail (arXiv 2606.16969); None for whole files.
         downsample: Samples of a token.
-        channels: 1 mixes all; more are taken as they are, and mono is copied.
+        channels: See `AudioDataset`.
         val_seconds: What is taken of each file to evaluate on, from its beginning; None for all.
-        gain: Lower and upper end of the random gain of a training stretch, dB.
-        flip: Change the sign of every other training stretch.
-        loudness: Of a training stretch, LUFS; None leaves it.
-        seed: Seed of all chance.
+        gain: See `AudioDataset`.
+        form: See `AudioDataset`.
 
     Raises:
         UserError: A number is out of range.
@@ -153,9 +126,9 @@ def splits_of(
             "data.sample_rate": (sample_rate, LEAST_RATE),
             "data.channels": (channels, 1),
             "data.downsample": (downsample, 1),
+            "data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1),
         }
     )
-    require_min({"data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1)})
     if val_seconds is not None and not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     if len(gain) != 2 or gain[0] > gain[1]:
@@ -165,10 +138,8 @@ def splits_of(
     part = "whole files" if shown is None else f"the first {val_seconds:g} s of each file"
     mixed = "mono" if channels == 1 else f"{channels} channels"
     return Splits(
-        AudioDataset(
-            train, sample_rate, samples, channels=channels, gain=gain, flip=flip, loudness=loudness, seed=seed
-        ),
-        AudioDataset(val, sample_rate, shown, channels=channels, train=False),
+        AudioDataset(train, samples, sample_rate, channels=channels, gain=gain, **form),
+        AudioDataset(val, shown, sample_rate, channels=channels, train=False),
         about={
             "dataset": f"{name}, validation split",
             "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) where it has another rate;"
@@ -179,17 +150,7 @@ def splits_of(
 
 @takes(splits_of)
 def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Make both splits of a folder of sounds.
-
-    Args:
-        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
-            files is held out.
-        val_share: Share of the files that is held out.
-        form: What is made of the files: see `splits_of`.
-
-    Raises:
-        UserError: The folder isn't there, holds no sound, or a number is out of range.
-    """
+    """Make both splits of a folder of sounds, or of shards; see `list_files` and `splits_of`."""
     train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
@@ -198,16 +159,9 @@ def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 def audio_mix(
     roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
-    """Make the splits of several folders of sounds, each with its share of the training whatever its size.
+    """Make the splits of several folders of sounds, each with its share of the training; see `mix`.
 
-    Args:
-        roots: The folders, by name; null leaves one out.
-        weights: Share of each; 1 where it isn't named.
-        seed: Seed of all chance.
-        form: What is made of the files: see `audio_folder`.
-
-    Raises:
-        UserError: A folder isn't there, holds no sound, or a number is out of range.
+    `roots` are the folders by name, null leaves one out; of the other arguments see `audio_folder`.
     """
     splits = {name: audio_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
     return mix(splits, weights, seed)
@@ -224,19 +178,12 @@ def _libri(
     download: bool = True,
     **form: Any,
 ) -> Splits:
-    """Make the splits of a corpus of read English, fetched by torchaudio; see `splits_of`.
+    """Make the splits of a corpus of read English, fetched by torchaudio's class `make`; see `splits_of`.
 
-    Args:
-        name: Of the corpus, and of its folder below `root`.
-        make: Torchaudio's class.
-        root: Where it lies, or is to lie.
-        parts: What is trained on, by the names of the archives: train-clean-100 is 6 GB, 100 h.
-        val_parts: What is evaluated on.
-        download: Fetch what isn't there.
-        form: What is made of the files: see `splits_of`.
+    Parts are named as the archives are (train-clean-100 is 6 GB, 100 h), `name` is that of the folder below `root`.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+        UserError: The files are not in `root` and can't be fetched.
     """
 
     def files(part: str) -> Sequence[File]:
@@ -261,15 +208,10 @@ def libritts(root: str, **form: Any) -> Splits:
 
 @takes(splits_of)
 def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
-    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, fetched by torchaudio.
-
-    Args:
-        root: Where it lies, or is to lie; 2.3 GB are fetched.
-        download: Fetch it where it isn't there.
-        form: What is made of the files: see `splits_of`.
+    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, 2.3 GB, fetched by torchaudio.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched, or a number is out of range.
+        UserError: The files are not in `root` and can't be fetched.
     """
 
     def files(subset: str) -> list[Path]:

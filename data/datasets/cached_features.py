@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torchvision.ops import roi_align
 
 from varitok import UserError
 
-from ..batch import BadSample, Key
+from ..batch import Key, convert_errors
 from ..feature_map import FeatureMap
 from ..storage.members import File, Member
 from ..storage.shard_reader import open_shards
@@ -66,12 +65,10 @@ class FeatureShards(ABC):
             BadSample: The file or its features can't be read.
         """
         member = self.members[key[1]]
-        try:
+        with convert_errors(member):
             found = np.load(io.BytesIO(member.read()), allow_pickle=False)
             arrays = dict(found) if self.kind == IMAGE else {"values": found}
             values = torch.from_numpy(arrays["values"]).float()
-        except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
-            raise BadSample(str(member), " ".join(str(error).split())) from error
         cut = self.cut(values, member, key)
         return cut._replace(pooled=torch.from_numpy(arrays["pooled"]).float()[None]) if "pooled" in arrays else cut
 
@@ -145,36 +142,22 @@ class CachedTeacher(Teacher):
         self.folder = folder
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Refuse to look at what isn't in the shards.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse to look at what isn't in the shards: raises a UserError."""
         raise UserError(
             f"{self.folder}: holds features of the data alone; a reconstruction is for the teacher to see (cached=null)"
         )
 
 
 def audio_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
-    """Make a teacher of sounds, or what stands in its place where its features are read.
+    """Make an `AudioTransformer`, or what stands in its place where its features are read.
 
-    Args:
-        folder: See `AudioTransformer`.
-        sample_rate: Of the sounds, Hz.
-        layer: Whose hidden states.
-        cached: Shards of its features (`varitok features`); None lets it see each batch.
+    `cached` are shards of its features (`varitok features`); None lets it hear each batch.
     """
     return AudioTransformer(folder, sample_rate, layer) if cached is None else CachedTeacher(cached)
 
 
 def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teacher:
-    """Make a teacher of images, or what stands in its place where its features are read.
-
-    Args:
-        folder: See `VisionTransformer`.
-        cached: Shards of its features (`varitok features`); None lets it see each batch.
-        form: See `VisionTransformer`.
-    """
+    """Make a `VisionTransformer`, or what stands in its place where its features are read; see `audio_teacher`."""
     return VisionTransformer(folder, **form) if cached is None else CachedTeacher(cached)
 
 

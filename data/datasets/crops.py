@@ -16,13 +16,8 @@ def center_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int
     return [((whole - length) // 2, length) for whole, length in zip(shape, lengths, strict=True)]
 
 
-def random_box(
-    shape: Sequence[int], size: Sequence[int], generator: torch.Generator | None = None
-) -> list[tuple[int, int]]:
-    """Give (start, length) along each axis of a box of `size`, anywhere in `shape` with equal chance.
-
-    An axis of `shape` that is shorter than the box is taken whole.
-    """
+def random_box(shape: Sequence[int], size: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
+    """Give a box as `center_box` does, but anywhere in `shape` with equal chance."""
     lengths = [min(a, b) for a, b in zip(shape, size, strict=True)]
     return [
         (int(torch.randint(whole - length + 1, (), generator=generator)), length)

@@ -46,7 +46,6 @@ class FeatureClips(SignalDataset):
         self.shapes = self.clips.shapes
 
     def __len__(self) -> int:
-        """Count the clips."""
         return len(self.clips)
 
     def kinds(self) -> Sequence[int]:

@@ -19,7 +19,7 @@ from ..storage.members import File
 from .base import download_or_raise, takes
 from .crops import center_box, random_box
 
-__all__ = ["PROTOCOL", "ImageDataset", "ImageFiles", "ImageFolder", "Square", "cifar10", "image_folder", "imagenette"]
+__all__ = ["PROTOCOL", "ImageDataset", "ImageFiles", "Square", "cifar10", "image_folder", "imagenette"]
 
 PROTOCOL = (
     "EXIF rotation applied, alpha over white, RGB; largest centered square cropped;"
@@ -29,15 +29,7 @@ Split: TypeAlias = Literal["train", "val"]
 
 
 class Square(NamedTuple):
-    """Where in an image a square lies, in shares of its height and width.
-
-    Attributes:
-        top: Share above it.
-        left: Share before it.
-        height: Share of the height that it takes.
-        width: Share of the width.
-        mirrored: Whether left and right are exchanged.
-    """
+    """Where in an image a square lies, in shares of the image's height and width, and whether it is mirrored."""
 
     top: float
     left: float
@@ -75,15 +67,10 @@ class ImageDataset(SignalDataset):
             raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
 
     def __len__(self) -> int:
-        """Count the images."""
         return self.count
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
-
-        Raises:
-            BadSample: The file can't be read.
-        """
+        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         _, index = key
         size = [self.image_size, self.image_size]
         if not self.train:
@@ -147,56 +134,29 @@ class ImageFiles(ImageDataset):
         return Square(top / height, left / width, rows / height, columns / width, self._draw_mirror(generator))
 
 
-class ImageFolder(ImageFiles):
-    """A split of the images below a folder, or in shards; see `list_files`.
-
-    Args:
-        root: The folder, or an address of shards.
-        split: "train" or "val".
-        val_share: Share of the files that is held out.
-        least_side: Shortest side that a file may have, in pixels.
-        form: See `ImageDataset`.
-
-    Raises:
-        UserError: The folder isn't there, or holds no image.
-    """
-
-    def __init__(
-        self, root: str | Path, split: Split, *, val_share: float = 0.05, least_side: int = 8, **form: Any
-    ) -> None:
-        files = list_files(root, split, val_share, SUFFIXES, "image")
-        super().__init__(files, least_side=least_side, **{"train": split == "train", **form})
-
-
-def splits_of(
-    name: str,
-    make: Callable[..., ImageDataset],
-    *,
-    image_size: int = 64,
-    least_scale: float = 0.8,
-    flip: bool = True,
-    seed: int = 0,
-) -> Splits:
+@takes(ImageDataset, "train")
+def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int = 64, **form: Any) -> Splits:
     """Make both splits.
 
     Args:
-        name: What the data set is called above a table.
+        name: Of the data, for tables.
         make: Makes a split by its name, "train" or "val", and `ImageDataset`'s keywords.
-        image_size: Side of the squares, in pixels.
-        least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
-        flip: Mirror every other training image.
-        seed: Seed of all chance.
+        image_size: See `ImageDataset`.
+        form: See `ImageDataset`.
     """
-    form = {"image_size": image_size, "least_scale": least_scale, "flip": flip, "seed": seed}
-    train, val = (make(split, train=split == "train", **form) for split in ("train", "val"))
+    train, val = (make(split, train=split == "train", image_size=image_size, **form) for split in ("train", "val"))
     protocol = f"{PROTOCOL}; {image_size} x {image_size} pixels"
     return Splits(train, val, about={"dataset": f"{name}, validation split", "protocol": protocol})
 
 
 @takes(splits_of)
 def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **form: Any) -> Splits:
-    """Make both splits of a folder of images, or of shards; see `ImageFolder` and `splits_of`."""
-    return splits_of(str(root), partial(ImageFolder, root, val_share=val_share, least_side=least_side), **form)
+    """Make both splits of a folder of images, or of shards; see `list_files`, `ImageFiles` and `splits_of`."""
+
+    def make(split: Split, **form: Any) -> ImageDataset:
+        return ImageFiles(list_files(root, split, val_share, SUFFIXES, "image"), least_side=least_side, **form)
+
+    return splits_of(str(root), make, **form)
 
 
 @takes(splits_of)

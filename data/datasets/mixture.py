@@ -31,15 +31,10 @@ class Mix(SignalDataset):
         self.counts = [len(data) for data in datasets]
 
     def __len__(self) -> int:
-        """Count the samples of an epoch."""
         return sum(self.counts)
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the sample of `(epoch, index)`; the data set that it is drawn from follows from the index.
-
-        Raises:
-            BadSample: The file can't be read.
-        """
+        """Give the sample of `(epoch, index)`; the data set that it is drawn from follows from the index."""
         generator = sample_generator(self.seed, key)
         which = self._source(key[1])
         place = int(torch.randint(self.counts[which], (), generator=generator))

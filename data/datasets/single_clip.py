@@ -28,7 +28,6 @@ class Stretches(SignalDataset):
     frames: int
 
     def __len__(self) -> int:
-        """Count the stretches."""
         return self.clip.shape[1] // self.frames
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -61,18 +60,8 @@ def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_r
 
 
 def single_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
-    """Make a clip of moving dead leaves (`Scenes`).
-
-    Args:
-        frames: How many.
-        image_size: Side, in pixels.
-        frame_rate: Frames a second.
-        seed: Which clip.
-
-    Raises:
-        UserError: A number is out of range.
-    """
-    clip = Scenes(frames, image_size, frame_rate, 1, seed, train=False)[0, 0]
+    """Make a clip of moving dead leaves; see `Scenes`."""
+    clip = Scenes(image_size, frames=frames, frame_rate=frame_rate, length=1, seed=seed, train=False)[0, 0]
     return _splits(clip, f"scene {seed}, synthetic", "made at this size")
 
 

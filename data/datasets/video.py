@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,75 +30,71 @@ PROTOCOL = (
 )
 LEAST_SIDE = 8  # pixels; smaller files count as unreadable
 
+Extent: TypeAlias = tuple[int, int, int]
+"""Frames, height and width."""
+
 
 @dataclass(eq=False, repr=False)
 class VideoDataset(FileDataset):
     """Stretches of files of clips, all of one size.
 
-    While training: a stretch from anywhere in the file, a crop from anywhere in it, mirrored by chance. Otherwise: the
-    file's beginning and the largest centered crop. A file that is shorter is given as it is; a batch fills it up and
-    knows its length. An image is a clip of one frame. Where there are several shapes each file has the one that is most
-    like it (`shape_of`).
+    A training stretch is cropped anywhere, and mirrored by chance; others have the largest centered crop. A file that
+    is shorter is given as it is; a batch fills it up and knows its length. An image is a clip of one frame. Where there
+    are several shapes each file has the one that is most like it (`shape_of`).
 
     Args:
-        files: The files.
-        frames: Of a stretch; None for whole files.
         height: Of the crop, in pixels.
-        width: Likewise.
+        width: Of the crop, in pixels.
         frame_rate: Frames a second; None keeps each file's.
-        train: Which of both.
         least_scale: Smallest random crop, as a share of the largest, in (0, 1].
-        flip: Mirror every other clip.
-        seed: Seed of all chance.
         shapes: Frames, height and width of several; none for one.
+        files, steps, train, flip, seed: See `FileDataset`.
+
+    Raises:
+        UserError: A number is out of range.
     """
 
-    frames: int | None
     height: int
     width: int
     _: KW_ONLY
     frame_rate: float | None = None
-    train: bool = True
     least_scale: float = 0.8
-    flip: bool = True
-    seed: int = 0
-    shapes: Sequence[tuple[int, int, int]] = ()
+    shapes: Sequence[Extent] = ()
 
-    def size(self, file: File) -> int:
-        """Count the frames that a file gives, from its header, or from the index of its shard."""
-        length = self._extent(file).length
-        return length if self.frames is None else min(length, self.frames)
+    def __post_init__(self) -> None:
+        if not 0 < self.least_scale <= 1:
+            raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
+
+    def length(self, file: File) -> int:
+        """Count the frames of a file, at the rate that is wanted; see `FileDataset.length`."""
+        return self._extent(file)[0]
 
     def kinds(self) -> list[int]:
-        """Tell which of the shapes each file has, as `size`; 0 where it can't be read."""
+        """Tell which of the shapes each file has; 0 where it can't be read."""
         return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
-    def _extent(self, file: File) -> "Extent":
+    def _extent(self, file: File) -> Extent:
         facts = file.facts if isinstance(file, Member) else {}
         if "frames" in facts:
             length = frames_in(facts["seconds"], self.frame_rate) if self.frame_rate else facts["frames"]
-            return Extent(length, facts["height"], facts["width"])
+            return length, facts["height"], facts["width"]
         with VideoFile(file, self.frame_rate) as video:
-            return Extent(video.length, video.height, video.width)
+            return video.length, video.height, video.width
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `frames`.
-
-        Raises:
-            BadSample: The file can't be read, or is too small.
-        """
+        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `steps`."""
         generator = sample_generator(self.seed, key)
         path = self.files[key[1]]
         with VideoFile(path, self.frame_rate) as video:
             if min(video.height, video.width) < LEAST_SIDE:
                 raise BadSample(str(path), f"{video.width} x {video.height} pixels are too few")
-            crop, start, frames = (self.height, self.width), 0, video.length if self.frames is None else self.frames
+            steps = self.steps
+            crop: Sequence[int] = (self.height, self.width)
             if self.shapes:
-                frames, *sides = self.shapes[shape_of(self.shapes, video)]
-                crop = sides[0], sides[1]
+                steps, *crop = self.shapes[shape_of(self.shapes, (video.length, video.height, video.width))]
+            start, frames = self.draw_stretch(video.length, steps, generator)
             scale = 1.0
             if self.train:
-                ((start, frames),) = random_box((video.length,), (frames,), generator)
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
             # The frame's size at which the crop is as large as it may be, over its share.
             fit = max(crop[0] / video.height, crop[1] / video.width) / scale
@@ -111,34 +107,20 @@ class VideoDataset(FileDataset):
         return clip.contiguous()
 
 
-class Extent(NamedTuple):
-    """How large a clip is: frames, at the rate that is wanted, and pixels."""
-
-    length: int
-    height: int
-    width: int
-
-
-def shape_of(shapes: Sequence[tuple[int, int, int]], video: VideoFile | Extent) -> int:
-    """Choose the shape most like a file: of its frames' form, and of those the longest that it fills.
-
-    Args:
-        shapes: Frames, height and width of each.
-        video: The file, or its extent.
-
-    Returns:
-        The shape's number.
-    """
+def shape_of(shapes: Sequence[Extent], clip: Extent) -> int:
+    """Return the number of the shape most like a clip: of its frames' form, and of those the longest that it fills."""
+    length, rows, columns = clip
 
     def unlike(number: int) -> tuple[float, bool, int, int]:
         frames, height, width = shapes[number]
-        form = abs(math.log(height / width * video.width / video.height))
-        short = frames > video.length
+        form = abs(math.log(height / width * columns / rows))
+        short = frames > length
         return round(form, 2), short, frames if short else -frames, -height * width
 
     return min(range(len(shapes)), key=unlike)
 
 
+@takes(VideoDataset, "train", "shapes")
 def splits_of(
     name: str,
     train: Sequence[File],
@@ -151,14 +133,12 @@ def splits_of(
     buckets: Sequence[Sequence[int]] | None = None,
     image_size: int | Sequence[int] = 64,
     frame_rate: float | None = None,
-    least_scale: float = 0.8,
-    flip: bool = True,
-    seed: int = 0,
+    **form: Any,
 ) -> Splits:
     """Make both splits of lists of files.
 
     Args:
-        name: What the data set is called above a table.
+        name: Of the data, for tables.
         train: Files to train on.
         val: Files to evaluate on.
         crop_tokens: Length of a training clip in latent frames.
@@ -169,40 +149,34 @@ def splits_of(
         buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
             `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
         image_size: Side, or height and width, in pixels.
-        frame_rate: Frames a second; None keeps each file's.
-        least_scale: Smallest random crop, as a share of the largest, in (0, 1].
-        flip: Mirror every other training clip.
-        seed: Seed of all chance.
+        frame_rate: See `VideoDataset`.
+        form: See `VideoDataset`.
 
     Raises:
         UserError: A number is out of range.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    lengths = [
-        tokens * downsample - causal_pad for tokens in (crop_tokens, crop_tokens if val_tokens is None else val_tokens)
-    ]
+    val_tokens = crop_tokens if val_tokens is None else val_tokens
     require_min({"data.downsample": (downsample, 1), "data.causal_pad": (causal_pad, 0)})
     shortest = causal_pad // downsample + 1  # latent frames of which a frame is left
     require_min({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
-    require_min({"data.val_tokens": (shortest if val_tokens is None else val_tokens, shortest)})
-    if not 0 < least_scale <= 1:
-        raise UserError(f"data.least_scale={least_scale}: must lie in (0, 1]")
+    require_min({"data.val_tokens": (val_tokens, shortest)})
     if frame_rate is not None and not frame_rate > 0:
         raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
     shapes = [_bucket(bucket, downsample, causal_pad) for bucket in buckets or ()]
-    form = {"frame_rate": frame_rate, "least_scale": least_scale, "flip": flip, "seed": seed}
+    cropped, shown = (tokens * downsample - causal_pad for tokens in (crop_tokens, val_tokens))
     rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
     return Splits(
-        VideoDataset(train, lengths[0], height, width, shapes=shapes, **form),  # type: ignore[arg-type]
-        VideoDataset(val, lengths[1], height, width, train=False, **form),  # type: ignore[arg-type]
+        VideoDataset(train, cropped, height, width, frame_rate=frame_rate, shapes=shapes, **form),
+        VideoDataset(val, shown, height, width, frame_rate=frame_rate, train=False, **form),
         about={
             "dataset": f"{name}, validation split",
-            "protocol": f"{PROTOCOL}; {width} x {height} pixels, the first {lengths[1]} frames at {rate}",
+            "protocol": f"{PROTOCOL}; {width} x {height} pixels, the first {shown} frames at {rate}",
         },
     )
 
 
-def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> tuple[int, int, int]:
+def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> Extent:
     """Check a bucket; give its frames, height and width."""
     if len(bucket) != 3 or min(bucket) < 1:
         raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
@@ -211,17 +185,13 @@ def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> tuple[in
 
 @takes(splits_of)
 def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Make both splits of a folder of clips and images, or of a manifest that lists them.
+    """Make both splits of a folder of clips and images, or of shards; see `list_files` and `splits_of`.
 
-    Args:
-        root: The folder, or that of shards; with subfolders `train` and `val` these are the splits, else a share of the
-            files is held out. Or a JSON-lines file of objects with `path`, relative to it, and perhaps `split`,
-            "train" or "val".
-        val_share: Share of the files that is held out.
-        form: What is made of the files: see `splits_of`.
+    Or of a manifest that lists them: a JSON-lines file of objects with `path`, relative to it, and perhaps `split`,
+    "train" or "val".
 
     Raises:
-        UserError: The folder isn't there, holds no clip, or a number is out of range.
+        UserError: The manifest lists no clip to train on, or has a line of another kind.
     """
     train: Sequence[File]
     val: Sequence[File]
@@ -255,19 +225,10 @@ def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
 def clips_and_images(
     clips: str, images: str, *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
-    """Make the splits of a folder of clips and one of images, each with its share of the training.
+    """Make the splits of a folder of clips and one of images, each with its share of the training; see `mix`.
 
-    A batch has both: where `loader.bucket` is set, few of them have both.
-
-    Args:
-        clips: Folder of clips.
-        images: Folder of images, which are clips of one frame.
-        weights: Shares of `clips` and `images` in the training samples, over their sum; 1 where not named.
-        seed: Seed of all chance.
-        form: What is made of the files: see `splits_of`.
-
-    Raises:
-        UserError: A folder isn't there or is empty, or a number is out of range.
+    A batch has both: where `loader.bucket` is set, few of them have both. Images are clips of one frame; of the other
+    arguments see `video_folder`.
     """
     parts = {"clips": video_folder(clips, seed=seed, **form), "images": video_folder(images, seed=seed, **form)}
     return mix(parts, weights, seed)
@@ -277,15 +238,11 @@ def clips_and_images(
 def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
     """Make UCF101's splits (arXiv 1212.0402): 13,320 clips of 101 actions, of which about 3,700 are held out.
 
-    Its archives can't be unpacked without tools of their own: unpack them yourself.
-
-    Args:
-        root: Folder with `UCF-101/` (from UCF101.rar) and `ucfTrainTestlist/` (from the archive of splits).
-        fold: Which of the three splits.
-        form: What is made of the files: see `splits_of`.
+    Its archives can't be unpacked without tools of their own: unpack them yourself, to `UCF-101/` (from UCF101.rar) and
+    `ucfTrainTestlist/` (from the archive of splits). `fold` is one of three; of the other arguments see `splits_of`.
 
     Raises:
-        UserError: A file isn't there, or a number is out of range.
+        UserError: A file isn't there, or there is no such fold.
     """
     if fold not in (1, 2, 3):
         raise UserError(f"data.fold={fold}: UCF101 has folds 1, 2 and 3")
@@ -308,12 +265,10 @@ def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
 def kinetics(root: str, **form: Any) -> Splits:
     """Make the splits of Kinetics (arXiv 1705.06950), 400, 600 or 700 actions, as torchvision lays it out.
 
-    Args:
-        root: Folder with `train/` and `val/`, a folder for each action in each.
-        form: What is made of the files: see `splits_of`.
+    `train/` and `val/` have a folder for each action; of the other arguments see `splits_of`.
 
     Raises:
-        UserError: A folder isn't there or is empty, or a number is out of range.
+        UserError: One of the two isn't there, or is empty.
     """
     for split in ("train", "val"):
         if not (Path(root) / split).is_dir():

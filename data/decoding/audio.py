@@ -1,11 +1,9 @@
 """Sound files of any kind: only the stretch that is wanted is read, at the rate that is wanted."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-from ..batch import BadSample
+from ..batch import BadSample, convert_errors
 from ..storage.members import File, Member, open_file
 
 __all__ = ["MOST_SAMPLES", "SUFFIXES", "AudioFile", "decode_audio", "resampled_length"]
@@ -34,28 +32,6 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpe
 # FFmpeg also opens play lists, which name other files and addresses: only what holds sound itself is allowed.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,ogg,flac,wav,w64,aiff,asf,avi,mpeg,mpegts,ac3,eac3,amr,caf"
 PREROLL = 0.5  # seconds that a lossy decoder gets to find its feet before what is wanted
-
-
-class _Source(Protocol):
-    """An open file.
-
-    Attributes:
-        rate: In Hz.
-        channels: How many.
-        frames: Samples of each channel.
-        exact: Whether `frames` is more than an estimate.
-    """
-
-    rate: int
-    channels: int
-    frames: int
-    exact: bool
-
-    def read(self, start: int, frames: int) -> Floats:
-        """Give `(channels, n)`, n at most `frames`, less where the file ends."""
-
-    def close(self) -> None:
-        """Let go of the file."""
 
 
 class AudioFile:
@@ -80,7 +56,7 @@ class AudioFile:
 
     def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
         self.path: File = path if isinstance(path, Member) else Path(path)
-        with _convert_errors(self.path):
+        with convert_errors(self.path):
             self._source = _open(self.path)
             try:
                 _check(self.path, self._source)
@@ -116,7 +92,7 @@ class AudioFile:
         if start < 0:
             raise ValueError(f"start={start}: must not be negative")
         frames = max(0, self.length - start if frames is None else min(frames, self.length - start))
-        with _convert_errors(self.path):
+        with convert_errors(self.path):
             if self._down == self._up:
                 sound = self._read_channels(start, frames)
             else:
@@ -176,38 +152,12 @@ def decode_audio(
     sample_rate: int | None = None,
     channels: int | None = None,
 ) -> Tensor:
-    """Read a stretch of a sound file; see `AudioFile`.
-
-    Args:
-        path: The file.
-        start: First sample, at `sample_rate`.
-        frames: How many samples; None for all that follow.
-        sample_rate: In Hz; None keeps the file's.
-        channels: None keeps the file's.
-
-    Returns:
-        float32 `(channels, n)` in [-1, 1]; n is `frames`, or less where the file ends before.
-
-    Raises:
-        BadSample: The file can't be read as a sound.
-    """
+    """Read a stretch of a sound file; see `AudioFile` and `AudioFile.read`."""
     with AudioFile(path, sample_rate, channels) as sound:
         return sound.read(start, frames)
 
 
-@contextmanager
-def _convert_errors(path: File) -> Iterator[None]:
-    """Turn whatever a decoder raises into a BadSample of one line."""
-    try:
-        yield
-    except BadSample:
-        raise
-    except Exception as error:  # decoders raise OSError, RuntimeError, ValueError, MemoryError and more on broken files
-        reason = " ".join(str(error).replace(f"'{path}'", "file").replace(str(path), "file").split())
-        raise BadSample(str(path), reason or type(error).__name__) from None
-
-
-def _open(path: File) -> _Source:
+def _open(path: File) -> "_Source":
     """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
     if not _holds_something(path):
         raise BadSample(str(path), "an empty file")
@@ -229,7 +179,7 @@ def _holds_something(path: File) -> bool:
         return bool(file.read(1))
 
 
-def _check(path: File, source: _Source) -> None:
+def _check(path: File, source: "_Source") -> None:
     """Refuse what a header can't mean."""
     if source.frames < 1:
         raise BadSample(str(path), "no samples")
@@ -253,7 +203,14 @@ def _resampler(down: int, up: int) -> Resample:
 
 
 class _Libsndfile:
-    """A file that libsndfile reads."""
+    """A file that libsndfile reads.
+
+    Attributes:
+        rate: In Hz.
+        channels: How many.
+        frames: Samples of each channel.
+        exact: Whether `frames` is more than an estimate.
+    """
 
     def __init__(self, path: File) -> None:
         self._file = soundfile.SoundFile(open_file(path))
@@ -263,7 +220,7 @@ class _Libsndfile:
         self.exact = self._file.format not in ("MP3", "MPEG")  # these have no header of the whole file
 
     def read(self, start: int, frames: int) -> Floats:
-        """Seek and read: `(channels, n)`."""
+        """Seek and read: `(channels, n)`, n at most `frames`, less where the file ends."""
         # An MP3's frames borrow bits from those before: right after a seek its decoder gives silence, without an error.
         before = 0 if self.exact else min(start, round(PREROLL * self.rate))
         if start:
@@ -276,15 +233,13 @@ class _Libsndfile:
 
 
 class _FFmpeg:
-    """A file whose sound FFmpeg reads; the length is what the container says."""
+    """A file whose sound FFmpeg reads; the length is what the container says. Attributes: as `_Libsndfile`."""
 
     exact = False
 
     def __init__(self, path: File) -> None:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        self._container: Any = av.open(
-            open_file(path) if isinstance(path, Member) else str(path.absolute()), options=options
-        )
+        self._container: Any = av.open(open_file(path), options=options)
         try:
             self._stream = self._sound_of(path)
         except BaseException:
@@ -345,10 +300,7 @@ class _FFmpeg:
     def _place(self, decoded: Any, begin: int, counted: int | None) -> int:
         """Tell which sample a frame begins with; Matroska's times are rounded to milliseconds, so counting goes first.
 
-        Args:
-            decoded: FFmpeg's frame.
-            begin: Time of the first frame, in units of the stream.
-            counted: Where the frame before ended; None after a seek.
+        `begin` is the time of the first frame, `counted` the sample where the frame before ended, None after a seek.
         """
         if decoded.pts is None:
             return counted or 0
@@ -363,3 +315,6 @@ class _FFmpeg:
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
+
+
+_Source: TypeAlias = _Libsndfile | _FFmpeg

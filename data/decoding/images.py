@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ..batch import BadSample
+from ..batch import BadSample, convert_errors
 from ..storage.members import File, open_file
 
 __all__ = ["SUFFIXES", "decode_image", "decoded_size", "open_image"]
@@ -37,7 +37,7 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     Raises:
         BadSample: The file can't be read as an image, is too large, or too small.
     """
-    with _open_draft(path, shorter_side, least_side) as image:
+    with open_image(path, least_side, shorter_side) as image:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.array(_rgb(image))
     return torch.from_numpy(pixels).permute(2, 0, 1)  # colors stay the last in memory: cropped and resized faster so
@@ -45,46 +45,28 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
     """Tell the rows and columns that `decode_image` would give, from the header."""
-    with _open_draft(path, shorter_side, least_side) as image:
+    with open_image(path, least_side, shorter_side) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def _open_draft(path: str | File, shorter_side: int | None, least_side: int) -> Iterator[Image.Image]:
-    """Open an image that will be decoded at the size which `decode_image` chooses."""
-    with open_image(path, least_side) as image:
-        if shorter_side and image.format == "JPEG":
-            scale = 2 * shorter_side / min(image.size)
-            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-        yield image
-
-
-@contextmanager
-def open_image(path: str | File, least_side: int = 1) -> Iterator[Image.Image]:
+def open_image(path: str | File, least_side: int = 1, shorter_side: int | None = None) -> Iterator[Image.Image]:
     """Open an image file, of which only the header is read at first; what goes wrong in the block is a `BadSample`.
 
-    Args:
-        path: The file.
-        least_side: Shortest side that is accepted, in pixels.
-
-    Raises:
-        BadSample: The file can't be read as an image, is too large, or too small.
+    The arguments and errors are those of `decode_image`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(open_file(path)) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
-                if min(image.size) < least_side:
-                    raise BadSample(str(path), f"{image.width} x {image.height} pixels are too few")
-                yield image
-    except BadSample:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on broken files
-        reason = str(error).replace(str(path), "file") or type(error).__name__
-        raise BadSample(str(path), reason) from None
+    with convert_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(open_file(path)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadSample(str(path), f"{image.width} x {image.height} pixels are too many")
+            if min(image.size) < least_side:
+                raise BadSample(str(path), f"{image.width} x {image.height} pixels are too few")
+            if shorter_side and image.format == "JPEG":
+                scale = 2 * shorter_side / min(image.size)
+                image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+            yield image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

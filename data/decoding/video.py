@@ -2,10 +2,10 @@
 
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left, bisect_right
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from ..batch import BadSample
+from ..batch import BadSample, convert_errors
 from ..storage.members import File, Member, open_file
 from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import decode_image
 
-__all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in", "is_image"]
+__all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,22 +55,23 @@ class VideoFile:
 
     def __init__(self, path: str | File, frame_rate: float | None = None) -> None:
         self.path: File = path if isinstance(path, Member) else Path(path)
-        self._file: av.container.InputContainer | None = None
+        self._file: Any = None
         self._image: Tensor | None = None
         # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
         self._scaler = VideoReformatter()
-        if is_image(self.path):
+        suffix = self.path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES:  # a GIF is a clip
             self._image = decode_image(self.path)
             self.frame_rate, self.length, self.seconds = frame_rate or 1.0, 1, 0.0
             self.height, self.width = self._image.shape[1:]
             return
-        with self._convert_errors():
+        with convert_errors(self.path):
             if isinstance(self.path, Path) and not stat.S_ISREG(self.path.stat().st_mode):
                 raise BadSample(str(self.path), "not a regular file")
             options = {"format_whitelist": CONTAINERS}
             self._file = av.open(open_file(self.path), options=options, timeout=PATIENCE)
         try:
-            with self._convert_errors():
+            with convert_errors(self.path):
                 self._look(frame_rate)
         except BadSample:
             self.close()
@@ -78,7 +79,6 @@ class VideoFile:
 
     def _look(self, frame_rate: float | None) -> None:
         """Find out what there is, from the header and the first frame."""
-        assert self._file is not None
         streams = [one for one in self._file.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise BadSample(str(self.path), "holds no frames")
@@ -87,7 +87,7 @@ class VideoFile:
         context.thread_count = 1  # threads of many workers' decoders starve, and some hang when they are stopped
         if context.width * context.height > MOST_PIXELS:
             raise BadSample(str(self.path), f"{context.width} x {context.height} pixels are too many")
-        first = next(self._frames(), None)
+        first = next(self._file.decode(stream), None)
         if first is None:
             raise BadSample(str(self.path), "holds no frames")
         rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -102,13 +102,12 @@ class VideoFile:
 
     def _seconds(self, rate: float) -> float:
         """Give how long the file is, from its header, or else from its packets."""
-        assert self._file is not None
         if self._stream.duration:
             return float(self._stream.duration * self._base)
         if self._stream.frames and rate:
-            return self._stream.frames / rate
+            return float(self._stream.frames / rate)
         if self._file.duration:
-            return self._file.duration / av.time_base
+            return float(self._file.duration / av.time_base)
         self._file.seek(0)
         ends = [one.pts + (one.duration or 0) for one in self._file.demux(self._stream) if one.pts is not None]
         return float((max(ends) - self._start) * self._base) if ends else 0.0
@@ -149,7 +148,7 @@ class VideoFile:
         if self._image is not None:
             return _resize(self._image, height, width)[:, None].expand(-1, frames, -1, -1).contiguous()
         clip = np.empty((frames, height, width, 3), np.uint8)
-        with self._convert_errors():
+        with convert_errors(self.path):
             done = self._fill(clip, start)
         if done < frames - LATE or (frames and not done):
             raise BadSample(str(self.path), f"ends after {start + done} of {self.length} frames")
@@ -158,45 +157,38 @@ class VideoFile:
 
     def _fill(self, clip: Pixels, start: int) -> int:
         """Decode what is shown at each frame's moment; give how many there were."""
-        assert self._file is not None
         deadline = time.monotonic() + PATIENCE
         slack = 0.5 / self._native  # a frame's time may be rounded up to half a frame late
         moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
         self._seek(moments[0] if moments else 0.0)
         last: av.VideoFrame | None = None
-        pixels: Pixels | None = None  # of `last`, which few moments may want
         done, at = 0, 0.0
-        for frame in self._frames():
+        for frame in self._file.decode(self._stream):
             if time.monotonic() > deadline:
                 raise BadSample(str(self.path), f"took longer than {PATIENCE:g} s to decode")
             at = 0.0 if frame.pts is None else float((frame.pts - self._start) * self._base)
-            while done < len(clip) and last is not None and moments[done] < at:
-                pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
-                clip[done] = pixels
-                done += 1
+            end = bisect_left(moments, at)
+            if last is not None and end > done:
+                clip[done:end] = self._convert(last, clip.shape[1:3])
+                done = end
             if done == len(clip):
                 return done
             if frame.is_corrupt:
                 raise BadSample(str(self.path), f"damaged at {at:.2f} s")
-            last, pixels = frame, None
-        while done < len(clip) and last is not None and moments[done] <= at + 1.5 / self._native:
-            pixels = self._convert(last, clip.shape[1:3]) if pixels is None else pixels
-            clip[done] = pixels
-            done += 1
+            last = frame
+        end = bisect_right(moments, at + 1.5 / self._native)
+        if last is not None and end > done:
+            clip[done:end] = self._convert(last, clip.shape[1:3])
+            done = end
         return done
 
     def _seek(self, seconds: float) -> None:
         """Go to the last key frame before a moment."""
-        assert self._file is not None
         target = self._start + int(max(0.0, seconds) / self._base)
         try:
             self._file.seek(target, stream=self._stream, backward=True)
         except av.error.FFmpegError:  # what can't be sought is read from its beginning
             self._file.seek(0)
-
-    def _frames(self) -> Iterator[av.VideoFrame]:
-        assert self._file is not None
-        yield from self._file.decode(self._stream)
 
     def _convert(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
         """Give a frame upright, in RGB, resized."""
@@ -204,17 +196,6 @@ class VideoFile:
         height, width = size if turns % 2 == 0 else size[::-1]
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
         return np.rot90(rgb.to_ndarray(), turns)
-
-    @contextmanager
-    def _convert_errors(self) -> Iterator[None]:
-        """Make one kind of error of all that libraries raise, which names the file."""
-        try:
-            yield
-        except BadSample:
-            raise
-        except (av.error.FFmpegError, OSError, ValueError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BadSample(str(self.path), reason.replace(str(self.path), "file")) from None
 
 
 def _turns(frame: av.VideoFrame) -> int:
@@ -225,11 +206,6 @@ def _turns(frame: av.VideoFrame) -> int:
 def frames_in(seconds: float, frame_rate: float) -> int:
     """Count the frames of a time: n at r a second last n / r; half a frame is left to rounding."""
     return max(1, int(seconds * frame_rate + 0.5))
-
-
-def is_image(path: File) -> bool:
-    """Tell whether a file is an image, by its name; a GIF is a clip."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:

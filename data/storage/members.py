@@ -49,8 +49,7 @@ class Member(NamedTuple):
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open it to read and seek; a range of the shard is read, up to 1 MiB now and what follows when it is needed.
 
-        Args:
-            mode: As of a `Path`; there is no other.
+        `mode` is as of a `Path`; there is no other.
 
         Raises:
             OSError: The shard isn't there, or ends within the member; of a larger one at an address, while reading.
@@ -96,11 +95,7 @@ class _Whole(io.BytesIO):
 
     def __init__(self, member: Member, content: bytes) -> None:
         super().__init__(content)
-        self._member = member
-
-    @property
-    def name(self) -> str:
-        return str(self._member)
+        self.name = str(member)
 
     def __repr__(self) -> str:
         return repr(self.name)
@@ -120,22 +115,16 @@ class _Range(io.RawIOBase):
     """A range of bytes as a file; it holds nothing that would have to be closed."""
 
     def __init__(self, member: Member, read: "Reader") -> None:
+        self.name = str(member)
         self._member = member
         self._read = read
         self._at = 0
-
-    @property
-    def name(self) -> str:
-        return str(self._member)
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
@@ -230,7 +219,6 @@ class Members(Sequence[Member]):
         self._ends = np.array(ends, np.int64)
 
     def __len__(self) -> int:
-        """Count them."""
         return len(self._numbers)
 
     @overload

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import captions
 from .members import Member
-from .tar import Entry, scan
+from .tar import scan
 
 __all__ = ["index_shard"]
 
@@ -25,31 +25,28 @@ def index_of(shard: str) -> str:
     return shard.removesuffix(SUFFIX) + INDEX
 
 
-def index_shard(
-    shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}, *, write: bool = True
-) -> list[bytes]:
-    """Make the index of a shard on this machine; give its lines, one for each member.
+def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}) -> list[bytes]:
+    """Make the index of a shard on this machine, beside it; give its lines, one for each member.
+
+    Where it can't be written, it is only given.
 
     Args:
         shard: Path of the tar file.
         facts: Tells what is to be known of a member; of its caption its own facts tell already.
-        write: Lay it beside the shard; where that can't be written, it is only given.
 
     Raises:
         OSError: The shard can't be read.
     """
     length = os.stat(shard).st_size
     with open(shard, "rb") as file:
-        entries = list(scan(file, length))
-    members = _attach_captions([Member(shard, *entry) for entry in entries])
-    lines = [_line(entry, {**member.facts, **facts(member)}) for entry, member in zip(entries, members, strict=True)]
-    if entries and entries[-1].offset + entries[-1].size > length:
-        _log.warning("%s ends within %s: what came behind is lost", shard, Member(shard, *entries[-1]))
-    if write:
-        try:
-            _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
-        except OSError as error:
-            _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
+        members = _attach_captions([Member(shard, *entry) for entry in scan(file, length)])
+    lines = [_line(one.name, one.offset, one.size, {**one.facts, **facts(one)}) for one in members]
+    if members and members[-1].offset + members[-1].size > length:
+        _log.warning("%s ends within %s: what came behind is lost", shard, members[-1])
+    try:
+        _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
+    except OSError as error:
+        _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
     return lines
 
 
@@ -73,8 +70,9 @@ def _key(name: str) -> str:
     return str(place.with_name(place.name.partition(".")[0] or place.name))
 
 
-def _line(entry: Entry, facts: Mapping[str, Any]) -> bytes:
-    return json.dumps({**entry._asdict(), **facts}, separators=(",", ":")).encode() + b"\n"
+def _line(name: str, offset: int, size: int, facts: Mapping[str, Any]) -> bytes:
+    about = {"name": name, "offset": offset, "size": size, **facts}
+    return json.dumps(about, separators=(",", ":")).encode() + b"\n"
 
 
 def _write_index(path: Path, shard: str, length: int, lines: Sequence[bytes], **more: Any) -> None:

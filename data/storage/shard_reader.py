@@ -30,7 +30,7 @@ from varitok import UserError
 
 from .members import Members, clear_handles, is_url, reader_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
-from .tar import BLOCK, entry_at
+from .tar import BLOCK, read_header
 
 __all__ = ["open_shards", "shards_in"]
 
@@ -58,9 +58,7 @@ def shards_in(folder: str) -> list[tuple[str, int]]:
         raise UserError(f"data.root={folder}: can't be read ({reason})") from error
 
 
-def open_shards(
-    folder: str | Path, wanted: Callable[[str], bool] = lambda name: True, *, remake: bool = True
-) -> Members:
+def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> Members:
     """List the members of all shards in a folder, sorted by name.
 
     Where a shard on this machine has no index, or one that isn't its own any more, that is made anew. Of a shard that
@@ -69,7 +67,6 @@ def open_shards(
     Args:
         folder: Path, or an address that fsspec knows: `s3://...`, `https://...`.
         wanted: Tells by their names which members are listed.
-        remake: Write an index that was missing.
 
     Raises:
         UserError: A shard or its index can't be read.
@@ -79,14 +76,14 @@ def open_shards(
     found = [
         (name.split("/"), number, line)
         for number, (shard, length) in enumerate(shards)
-        for name, line in _index(shard, length, remake)
+        for name, line in _index(shard, length)
         if wanted(name)
     ]
     found.sort(key=lambda one: one[:2])
     return Members([shard for shard, _ in shards], ((number, line) for _, number, line in found))
 
 
-def _index(shard: str, length: int, remake: bool) -> list[tuple[str, bytes]]:
+def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
     """Read a shard's index, or make it: the name of each member, and its line."""
     try:
         with fsspec.open(index_of(shard), "rb") as file:
@@ -103,7 +100,7 @@ def _index(shard: str, length: int, remake: bool) -> list[tuple[str, bytes]]:
         raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards lie, and bring it there")
     _log.info("%s %s; it is made", shard, reason)
     try:
-        return [(json.loads(line)["name"], line) for line in index_shard(shard, write=remake)]
+        return [(json.loads(line)["name"], line) for line in index_shard(shard)]
     except OSError as error:
         raise UserError(f"{shard}: can't be read ({error.strerror or error})") from error
 
@@ -126,11 +123,8 @@ def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[byt
         _log.warning("%s was cut off: %d of its %d members are lost", shard, lost, len(lines))
     # One header tells shards of the same size apart. Over a network it would be a request for each shard.
     if lost < len(lines) and not is_url(shard):
-        entry = entry_at(reader_of(shard)(one["offset"] - BLOCK, BLOCK), one["offset"])
-        if entry is None or entry.size != one["size"] or _misnamed(entry.name, one["name"]):
+        header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
+        # A long name stands before its header, or only in part there.
+        misnamed = header is not None and len(name) <= 100 and name.isascii() and header.name != name
+        if header is None or header.size != one["size"] or misnamed:
             raise ValueError
-
-
-def _misnamed(short: str, name: str) -> bool:
-    """Tell whether a header's own name is another; a long one stands before it, or only in part there."""
-    return len(name) <= 100 and name.isascii() and short != name

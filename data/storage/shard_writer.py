@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from varitok import UserError
 
 from .shard_index import CHUNK, SUFFIX, _line, _write_index, index_of
-from .tar import MOST_BYTES, Entry, end_of, header_of, padding_of
+from .tar import MOST_BYTES, end_of, header_of, padding_of
 
 __all__ = ["ShardWriter"]
 
@@ -41,7 +41,7 @@ class ShardWriter:
         self.size = size
         self.members = self.bytes = self.shards = 0
         self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
-        self._file: BinaryIO | None = None
+        self._file: Any = None
         self._lines: list[bytes] = []
         self._place = PurePosixPath()
         self._numbers: dict[PurePosixPath, int] = {}
@@ -94,7 +94,6 @@ class ShardWriter:
         if self._file is None or full or place != self._place:
             self._finish()
             self._begin(place)
-        assert self._file is not None
         self._put(header)
         offset = self._file.tell()
         source.seek(0)
@@ -103,12 +102,11 @@ class ShardWriter:
         if self._file.tell() - offset != size:
             raise ValueError("it changed while it was read")
         self._put(padding_of(size))
-        self._lines.append(_line(Entry(name, offset, size), facts))
+        self._lines.append(_line(name, offset, size, facts))
         self.members += 1
         self.bytes += size
 
     def _put(self, content: bytes) -> None:
-        assert self._file is not None
         self._file.write(content)
         self._hash.update(content)
 

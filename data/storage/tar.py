@@ -6,28 +6,14 @@ allocates what a header says.
 
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
-__all__ = ["BLOCK", "MOST_BYTES", "Entry", "end_of", "entry_at", "header_of", "padding_of", "scan"]
+__all__ = ["BLOCK", "MOST_BYTES", "end_of", "header_of", "padding_of", "read_header", "scan"]
 
 BLOCK = tarfile.BLOCKSIZE
 MOST_BYTES = 1 << 33  # of a member: what a header's octal digits can say; more is nonsense, or an attack
 MOST_ABOUT = 1 << 20  # bytes of what stands before a member about it (a long name); GNU tar itself reads any number
 ABOUT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
-class Entry(NamedTuple):
-    """A member of a tar file.
-
-    Attributes:
-        name: As it stands there, bytes that are not UTF-8 as surrogates.
-        offset: Of its first byte.
-        size: Bytes.
-    """
-
-    name: str
-    offset: int
-    size: int
 
 
 def header_of(name: str, size: int) -> bytes:
@@ -53,31 +39,17 @@ def end_of(size: int) -> bytes:
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
-def entry_at(block: bytes, offset: int) -> Entry | None:
-    """Read a header of one block; None where it is none.
+def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
+    """Go through a tar file from header to header; give each member's name, the offset of its first byte, and its size.
 
-    Args:
-        block: The 512 bytes before the content.
-        offset: Of the content.
-    """
-    info = _info(block)
-    return Entry(info.name, offset, info.size) if info else None
-
-
-def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
-    """Go through a tar file from header to header.
-
-    A member that the end of the file cuts off is given with the size that it should have. Behind a damaged header the
-    next sound one is looked for. Allocation is bounded whatever the headers say.
-
-    Args:
-        stream: The file; it is sought in.
-        length: Bytes of the file.
+    Bytes of a name that are not UTF-8 are surrogates. A member that the end of the file cuts off is given with the
+    size that it should have. Behind a damaged header the next sound one is looked for. Allocation is bounded whatever
+    the headers say.
     """
     at, told = 0, dict[str, str]()
     while at + BLOCK <= length:
         stream.seek(at)
-        info = _info(stream.read(BLOCK))
+        info = read_header(stream.read(BLOCK))
         at += BLOCK
         if info is None:  # the end, or damage: what was told was about a member that is lost
             told = {}
@@ -93,14 +65,14 @@ def scan(stream: BinaryIO, length: int) -> Iterator[Entry]:
             told = {}
             continue
         if info.type in tarfile.REGULAR_TYPES and not info.name.endswith("/"):
-            yield Entry(told.get("path", info.name), at, size)
+            yield told.get("path", info.name), at, size
         has_content = info.type in tarfile.REGULAR_TYPES or info.type not in tarfile.SUPPORTED_TYPES
         at += (size + len(padding_of(size))) if has_content else 0
         told = {}
 
 
-def _info(block: bytes) -> tarfile.TarInfo | None:
-    """Read a block as a header; None where it is none."""
+def read_header(block: bytes) -> tarfile.TarInfo | None:
+    """Read a block, the 512 bytes before a content, as its header; None where it is none."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError, OverflowError):

@@ -1,5 +1,6 @@
 """Sounds made from nothing: speech-like voices, tones and noise, which need no download."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # dB of the root mean square below a squ
 PEAK = 0.95
 
 
+@dataclass(eq=False, repr=False)
 class Voices(SyntheticDataset):
     """Speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
 
@@ -44,38 +46,25 @@ class Voices(SyntheticDataset):
     Args:
         sample_rate: In Hz.
         samples: Samples of each sound.
-        length: Sounds of an epoch.
         channels: 1, or 2: the second channel then hears it a little later, and softer or louder.
-        seed: Seed of all chance.
-        train: Each epoch has new sounds; otherwise all have the same ones, and none of training's.
+        length, seed, train: See `SyntheticDataset`.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    def __init__(
-        self,
-        sample_rate: int = 24_000,
-        samples: int = 24_000,
-        length: int = 10_000,
-        channels: int = 1,
-        seed: int = 0,
-        train: bool = True,
-    ) -> None:
-        require_min({"data.sample_rate": (sample_rate, 4000), "data.crop_tokens": (samples, 1)})
-        super().__init__(length, seed, train)
-        if channels not in (1, 2):
-            raise UserError(f"data.channels={channels}: must be 1 or 2")
-        self.sample_rate = sample_rate
-        self.samples = samples
-        self.channels = channels
+    sample_rate: int = 24_000
+    samples: int = 24_000
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        require_min({"data.sample_rate": (self.sample_rate, 4000), "data.crop_tokens": (self.samples, 1)})
+        super().__post_init__()
+        if self.channels not in (1, 2):
+            raise UserError(f"data.channels={self.channels}: must be 1 or 2")
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the sound of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1].
-
-        Raises:
-            IndexError: There is no such index.
-        """
+        """Make the sound of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1]."""
         return torch.from_numpy(_sound(self.chance(key), self.sample_rate, self.samples, self.channels))
 
 
@@ -89,17 +78,9 @@ def voices(
     channels: int = 1,
     seed: int = 0,
 ) -> Splits:
-    """Make both splits of `Voices`.
+    """Make both splits of `Voices`, of `length` and `val_length` sounds.
 
-    Args:
-        sample_rate: In Hz.
-        crop_tokens: Length of a training sound in tokens.
-        downsample: Samples of a token.
-        val_seconds: Length of the sounds to evaluate on.
-        length: Training sounds of an epoch; each epoch has new ones.
-        val_length: Sounds to evaluate on, the same at all times.
-        channels: 1 or 2.
-        seed: Seed of all chance.
+    Those to train on are `crop_tokens` tokens of `downsample` samples long, those to evaluate on `val_seconds`.
 
     Raises:
         UserError: A number is out of range.
@@ -107,9 +88,10 @@ def voices(
     if not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
     protocol = f"made at {sample_rate} Hz, {val_seconds:g} s each; nothing else"
-    form, val = {"sample_rate": sample_rate, "channels": channels}, {"samples": round(val_seconds * sample_rate)}
+    form = {"sample_rate": sample_rate, "samples": crop_tokens * downsample, "channels": channels}
+    val = {"samples": round(val_seconds * sample_rate)}
     what = "voices, {} synthetic sounds"
-    return Voices.splits(length, val_length, what, protocol, seed, val, samples=crop_tokens * downsample, **form)
+    return Voices.splits(what, protocol, val_length, val, length=length, seed=seed, **form)
 
 
 def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> Floats:
@@ -182,13 +164,7 @@ def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
-    """Draw phonemes until the frames are full, and glide between them.
-
-    Args:
-        rng: Source of all chance.
-        frames: How many.
-        step: Seconds of a frame.
-    """
+    """Draw phonemes until the frames, of `step` seconds each, are full, and glide between them."""
     tract = rng.uniform(0.95, 1.35)  # a shorter throat raises all formants: men, women, children
     pace = rng.uniform(0.7, 1.4)
     # Enough for the shortest phonemes; what is too many is cut off.
@@ -241,7 +217,8 @@ def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
     declination = -1.5 * (knots / 2.5 % 1)  # semitones; a phrase starts afresh every 2.5 s
     tune = rng.normal(0, 2.0, len(knots)) + declination + 3 * np.sin(2 * np.pi * (knots / 1.3 + rng.random()))
     time = np.arange(samples, dtype=np.float32) / rate
-    jitter = np.interp(time, *_wobble(rng, seconds))
+    instants = np.arange(0, seconds + 0.02, 0.01)
+    jitter = np.interp(time, instants, rng.normal(0, 0.005, len(instants)))  # 0.5 %
     pitch = base * 2 ** (np.interp(time, knots, tune) / 12) * (1 + jitter)
     step = np.minimum(pitch / rate, 0.25)
     phase = (rng.random() + np.cumsum(step)) % 1
@@ -253,12 +230,6 @@ def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
     saw[before] += u * (u + 2) + 1
     pulses: Floats = saw.astype(np.float32)
     return pulses
-
-
-def _wobble(rng: np.random.Generator, seconds: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Draw the small fast changes of a pitch: knots every 10 ms, 0.5 % each."""
-    knots = np.arange(0, seconds + 0.02, 0.01)
-    return knots, rng.normal(0, 0.005, len(knots))
 
 
 def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64]:

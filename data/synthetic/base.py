@@ -1,6 +1,7 @@
 """What data sets made from nothing share: an epoch of new signals after another, each a function of its key."""
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..batch import Key, SignalDataset, Splits
 __all__ = ["SyntheticDataset"]
 
 
+@dataclass(eq=False, repr=False)
 class SyntheticDataset(SignalDataset):
     """An endless data set.
 
@@ -25,14 +27,15 @@ class SyntheticDataset(SignalDataset):
         UserError: A number is out of range.
     """
 
-    def __init__(self, length: int, seed: int, train: bool) -> None:
-        require_min({"data.length": (length, 1), "data.seed": (seed, 0)})
-        self.length = length
-        self.seed = seed
-        self.train = train
+    _: KW_ONLY
+    length: int = 10_000
+    seed: int = 0
+    train: bool = True
+
+    def __post_init__(self) -> None:
+        require_min({"data.length": (self.length, 1), "data.seed": (self.seed, 0)})
 
     def __len__(self) -> int:
-        """Count the signals of an epoch."""
         return self.length
 
     def chance(self, key: Key) -> np.random.Generator:
@@ -48,22 +51,15 @@ class SyntheticDataset(SignalDataset):
 
     @classmethod
     def splits(
-        cls,
-        length: int,
-        val_length: int,
-        what: str,
-        protocol: str,
-        seed: int,
-        val: Mapping[str, Any] = MappingProxyType({}),
-        **form: Any,
+        cls, what: str, protocol: str, val_length: int, val: Mapping[str, Any] = MappingProxyType({}), **form: Any
     ) -> Splits:
-        """Make both splits, of so many signals; `val` changes the form of the second.
+        """Make both splits of a form; the second has `val_length` signals, and `val` changes its form.
 
         `what` signals are, with {} for their number, and the protocol stand above a table.
         """
         require_min({"data.val_length": (val_length, 1)})
         return Splits(
-            cls(length=length, seed=seed, train=True, **form),
-            cls(length=val_length, seed=seed, train=False, **{**form, **val}),
-            about={"dataset": what.format(val_length) + f", seed {seed}", "protocol": protocol},
+            cls(train=True, **form),
+            cls(train=False, **{**form, **val, "length": val_length}),
+            about={"dataset": what.format(val_length) + f", seed {form['seed']}", "protocol": protocol},
         )

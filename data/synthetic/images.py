@@ -1,6 +1,7 @@
 """Images made from nothing: dead leaves, which share the statistics of photographs and need no download."""
 
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their texture
 NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
 
 
+@dataclass(eq=False, repr=False)
 class DeadLeaves(SyntheticDataset):
     """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
 
@@ -35,30 +37,23 @@ class DeadLeaves(SyntheticDataset):
 
     Args:
         image_size: Side, in pixels.
-        length: Images of an epoch.
-        seed: Seed of all chance.
-        train: Each epoch has new images; otherwise all have the same ones, and none of training's.
         least_radius: Of the finest leaves, in pixels.
+        length, seed, train: See `SyntheticDataset`.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    def __init__(
-        self, image_size: int = 64, length: int = 10_000, seed: int = 0, train: bool = True, least_radius: float = 2.0
-    ) -> None:
-        require_min({"data.image_size": (image_size, 8), "data.least_radius": (least_radius, 1)})
-        super().__init__(length, seed, train)
-        self.image_size = image_size
-        self.least_radius = least_radius
-        self._fields = noise_fields(np.random.default_rng(seed))
+    image_size: int = 64
+    least_radius: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_min({"data.image_size": (self.image_size, 8), "data.least_radius": (self.least_radius, 1)})
+        super().__post_init__()
+        self._fields = noise_fields(np.random.default_rng(self.seed))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`.
-
-        Raises:
-            IndexError: There is no such index.
-        """
+        """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         canvas = paint(draw_leaves(self.chance(key), self.image_size, self.least_radius), self._fields, self.image_size)
         return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
@@ -66,14 +61,10 @@ class DeadLeaves(SyntheticDataset):
 def dead_leaves(
     image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
 ) -> Splits:
-    """Make both splits of `DeadLeaves`, of `length` and `val_length` images.
-
-    Raises:
-        UserError: A number is out of range.
-    """
+    """Make both splits of `DeadLeaves`, of `length` and `val_length` images."""
     protocol = f"made at {image_size} x {image_size} pixels; nothing else"
-    what = "dead leaves, {} synthetic images"
-    return DeadLeaves.splits(length, val_length, what, protocol, seed, image_size=image_size, least_radius=least_radius)
+    form: dict[str, Any] = {"image_size": image_size, "least_radius": least_radius, "length": length, "seed": seed}
+    return DeadLeaves.splits("dead leaves, {} synthetic images", protocol, val_length, **form)
 
 
 class Leaves(NamedTuple):

@@ -1,5 +1,6 @@
 """Clips made from nothing: dead leaves that move, before a camera that moves too; no download."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,7 @@ from torch import Tensor
 from varitok import UserError, require_min
 
 from ..batch import Key, Splits
-from .base import SyntheticDataset
-from .images import FIELD_SIDE, Floats, Leaves, draw_leaves, noise_fields, paint
+from .images import FIELD_SIDE, DeadLeaves, Floats, Leaves, draw_leaves, paint
 
 __all__ = ["Motion", "Scenes", "scenes"]
 
@@ -63,62 +63,39 @@ class Motion:
         )
 
 
-class Scenes(SyntheticDataset):
+@dataclass(eq=False, repr=False)
+class Scenes(DeadLeaves):
     """Moving dead leaves: an endless stand-in for clips, with pans, zooms, occlusion, turning and swinging things.
 
     Args:
         frames: Of a clip.
-        image_size: Side, in pixels.
         frame_rate: Frames a second.
-        length: Clips of an epoch.
-        seed: Seed of all chance.
-        train: Each epoch has new clips; otherwise all have the same ones, and none of training's.
-        least_radius: Of the finest leaves, in pixels.
         speed: Of the fastest pan, in sides of the frame a second.
+        image_size, least_radius, length, seed, train: See `DeadLeaves`.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    def __init__(
-        self,
-        frames: int = 17,
-        image_size: int = 64,
-        frame_rate: float = 8.0,
-        length: int = 10_000,
-        seed: int = 0,
-        train: bool = True,
-        least_radius: float = 4.0,
-        speed: float = 0.5,
-    ) -> None:
-        require_min({"data.frames": (frames, 1), "data.image_size": (image_size, 8)})
-        require_min({"data.least_radius": (least_radius, 1), "data.speed": (speed, 0)})
-        super().__init__(length, seed, train)
-        if not frame_rate > 0:
-            raise UserError(f"data.frame_rate={frame_rate}: must be above 0")
-        self.frames = frames
-        self.image_size = image_size
-        self.frame_rate = frame_rate
-        self.least_radius = least_radius
-        self.speed = speed
-        self._fields = noise_fields(np.random.default_rng(seed))
+    least_radius: float = 4.0
+    frames: int = 17
+    frame_rate: float = 8.0
+    speed: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_min({"data.frames": (self.frames, 1), "data.speed": (self.speed, 0)})
+        if not self.frame_rate > 0:
+            raise UserError(f"data.frame_rate={self.frame_rate}: must be above 0")
+        super().__post_init__()
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`.
-
-        Raises:
-            IndexError: There is no such index.
-        """
+        """Make the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`."""
         leaves, motion = self.draw(key)
         clip = np.stack([self._frame(leaves, motion, number) for number in range(self.frames)], axis=1)
         return torch.from_numpy(np.rint(clip).astype(np.uint8))
 
     def draw(self, key: Key) -> tuple[Leaves, Motion]:
-        """Draw the leaves of a clip, as they are in its first frame, and how they move.
-
-        Raises:
-            IndexError: There is no such index.
-        """
+        """Draw the leaves of a clip, as they are in its first frame, and how they move."""
         rng = self.chance(key)
         leaves = draw_leaves(rng, self.image_size, self.least_radius)
         # The ground is below the camera wherever it pans to, and of one light.
@@ -148,23 +125,10 @@ def scenes(
 ) -> Splits:
     """Make both splits of `Scenes`, of `length` and `val_length` clips of `crop_tokens` latent frames.
 
-    Args:
-        image_size: See `Scenes`.
-        crop_tokens: Length of a clip in latent frames.
-        downsample: Frames of a latent frame.
-        causal_pad: Copies of the first frame that the codec puts before it.
-        frame_rate: See `Scenes`.
-        length: Training clips of an epoch; each epoch has new ones.
-        val_length: Clips to evaluate on, the same at all times.
-        seed: Seed of all chance.
-        least_radius: See `Scenes`.
-        speed: See `Scenes`.
-
-    Raises:
-        UserError: A number is out of range.
+    A latent frame is `downsample` frames; `causal_pad` copies of the first frame are put before a clip by the codec.
     """
     frames = crop_tokens * downsample - causal_pad
     protocol = f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second"
-    form: dict[str, Any] = {"frames": frames, "image_size": image_size, "frame_rate": frame_rate}
-    form |= {"least_radius": least_radius, "speed": speed}
-    return Scenes.splits(length, val_length, "scenes, {} synthetic clips", protocol, seed, **form)
+    form: dict[str, Any] = {"frames": frames, "frame_rate": frame_rate, "speed": speed, "image_size": image_size}
+    form |= {"least_radius": least_radius, "length": length, "seed": seed}
+    return Scenes.splits("scenes, {} synthetic clips", protocol, val_length, **form)

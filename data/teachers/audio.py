@@ -1,7 +1,6 @@
 """Teachers of sounds."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ class AudioTransformer(Teacher):
         layer: Whose hidden states.
 
     Raises:
-        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
+        UserError: `load_pretrained` fails, or the network isn't a whole transformer of sounds.
     """
 
     def __init__(self, folder: str, sample_rate: int, layer: Layer = "last") -> None:
@@ -67,13 +66,10 @@ class AudioTransformer(Teacher):
         """Give the features of sounds `(b, c, t)`; see `Teacher.forward`."""
         with torch.autocast(signal.device.type, enabled=False):
             sounds = signal.float().mean(1)
+            whole = lengths is None or bool((lengths == sounds.shape[1]).all())
             if lengths is None:
                 lengths = torch.full((len(sounds),), sounds.shape[1], device=sounds.device)
-                whole = True
-            else:
-                whole = bool((lengths == sounds.shape[1]).all())
-                sounds = torch.where(_before(lengths, sounds.shape[1]), sounds, 0.0)
-            sounds = self.resample(sounds)
+            sounds = self.resample(torch.where(_before(lengths, sounds.shape[1]), sounds, 0.0))
             valid = -(-lengths * self.rate // self.sample_rate)
             sounds, samples = self.prepared(sounds, valid)
         steps = (samples - self.window) // self.stride + 1
@@ -110,16 +106,12 @@ class AudioTransformer(Teacher):
 
     def _hear(self, sounds: Tensor, samples: Tensor | None) -> Tensor:
         """Run the network over prepared sounds, of which `samples` count; all where None."""
-        options: dict[str, Any] = {"output_hidden_states": True}
+        given, counts = sounds, samples
         if self.bands:
             given = self.mel(sounds, samples)
-            if samples is not None:
-                options["attention_mask"] = _before((samples - self.window) // self.stride + 1, given.shape[1]).long()
-            output = self.network(input_features=given, **options)
-        else:
-            if samples is not None:
-                options["attention_mask"] = _before(samples, sounds.shape[1]).long()
-            output = self.network(input_values=sounds, **options)
+            counts = None if samples is None else (samples - self.window) // self.stride + 1
+        mask = None if counts is None else _before(counts, given.shape[1]).long()
+        output = self.network(given, attention_mask=mask, output_hidden_states=True)
         return layer_of(output, self.layer).transpose(1, 2).float()
 
     def _apart(self, sounds: Tensor, samples: Tensor, most: int) -> Tensor:

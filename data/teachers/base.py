@@ -5,6 +5,7 @@ A data set may be made of features (`features`), and an objective may hold a cod
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -20,7 +21,6 @@ from ..weights import HOME, weight_folders
 __all__ = ["Layer", "Pretrained", "Teacher", "layer_of", "load_pretrained"]
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
 Layer: TypeAlias = int | Literal["last", "mean"]
 """Whose hidden states: a layer's by its number, 0 before the first, the "last" one's after the last norm, or the "mean"
@@ -51,19 +51,12 @@ class Teacher(nn.Module, ABC):
 
 
 class Pretrained(NamedTuple):
-    """A network of `transformers`, read from a folder.
-
-    Attributes:
-        network: The network.
-        folder: Where it lies.
-        processor: What preprocessor_config.json says, empty where there is none.
-        missing: Weights that the file doesn't have, by name, sorted.
-    """
+    """A network of `transformers`, read from a folder."""
 
     network: Any
     folder: Path
-    processor: dict[str, Any]
-    missing: list[str]
+    processor: dict[str, Any]  # what preprocessor_config.json says, empty where there is none
+    missing: list[str]  # names of weights that the file doesn't have, sorted
 
 
 def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = False) -> Pretrained:
@@ -93,7 +86,7 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
         from transformers import AutoModel  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise UserError("a teacher needs the package transformers; pip install 'varitok[teachers]'") from error
-    renamed = {"key_mapping": {f"^{prefix.replace('.', chr(92) + '.')}": ""}} if prefix else {}
+    renamed = {"key_mapping": {"^" + re.escape(prefix): ""}} if prefix else {}
     try:
         found, told = AutoModel.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **renamed)
         about = path / "preprocessor_config.json"

@@ -26,7 +26,7 @@ class TextTransformer(Teacher):
             `weights.weight_folders`.
 
     Raises:
-        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
+        UserError: `load_pretrained` fails, the tokenizer can't be read, or the network has no whole side that reads.
     """
 
     def __init__(self, folder: str) -> None:
@@ -53,11 +53,7 @@ class TextTransformer(Teacher):
         self.channels = self.pooled_channels = self.read(["a"]).values.shape[1]
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Refuse to look at signals.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse to look at signals: raises a UserError."""
         raise UserError(f"{self.name}: reads captions, and sees no signal; let a term of kind Contrast have it")
 
     @torch.no_grad()
@@ -79,11 +75,7 @@ class TextTransformer(Teacher):
 
 
 def _tokenizer(folder: Path) -> Any:
-    """Read a tokenizer of `transformers`.
-
-    Raises:
-        UserError: It isn't there, or can't be read.
-    """
+    """Read a tokenizer of `transformers`."""
     from transformers import AutoTokenizer  # noqa: PLC0415 (an extra)
 
     # The library would make one that knows no word, and say nothing.

@@ -4,6 +4,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from varitok import UserError, require_min
 
 from ..batch import normalize
 from ..feature_map import FeatureMap
-from .base import RESAMPLING, Layer, Teacher, check_layer, layer_of, load_pretrained
+from .base import Layer, Teacher, check_layer, layer_of, load_pretrained
 
 __all__ = ["RandomTeacher", "VisionTransformer"]
+
+RESAMPLING: dict[Any, str] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 
 
 class FrameTeacher(Teacher):
@@ -24,10 +27,12 @@ class FrameTeacher(Teacher):
     Attributes:
         patch: Rows, and columns, of pixels to a position.
         size: Sides, in pixels, that images are brought to before; None leaves them.
+        mode: How they are interpolated.
     """
 
     patch: int
     size: tuple[int, int] | None = None
+    mode: str = "bilinear"
 
     @abstractmethod
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +40,7 @@ class FrameTeacher(Teacher):
 
     def resized(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """Bring frames to a size."""
-        return functional.interpolate(frames, list(size), mode="bilinear", antialias=True)
+        return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Give the features of images or clips; see `Teacher.forward`.
@@ -123,7 +128,7 @@ class VisionTransformer(FrameTeacher):
         deviation: Their standard deviation, likewise.
 
     Raises:
-        UserError: `transformers` isn't installed, a file isn't there, or they don't fit each other.
+        UserError: `load_pretrained` fails, or the network isn't a whole vision transformer.
     """
 
     mean: Tensor
@@ -170,10 +175,6 @@ class VisionTransformer(FrameTeacher):
         # Some always take frames of any size, others when they are told to.
         known = inspect.signature(network.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
-
-    def resized(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring frames to a size, as they were in its own training."""
-        return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
 
     def pixels(self, frames: Tensor) -> Tensor:
         """Bring frames in [-1, 1] to its own mean and deviation."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from varitok import UserError
 from varitok.data.datamodule import DataModule
-from varitok.data.datasets.images import ImageFolder, image_folder
+from varitok.data.datasets.images import ImageFiles, image_folder
 from varitok.data.storage.shard_writer import ShardWriter
 from varitok.data.workers import ignore_signals
 
@@ -30,7 +30,7 @@ def module(root: Path, **options) -> DataModule:
 
 def test_a_worker_that_crashes_is_told_with_what_it_read(tmp_path) -> None:
     data = module(fill(tmp_path / "photos", 12))
-    files, read, main = data.splits.train.files, ImageFolder._read, os.getpid()
+    files, read, main = data.splits.train.files, ImageFiles._read, os.getpid()
 
     def crash(self, index, side):
         if index == 5 and os.getpid() != main:
@@ -59,7 +59,7 @@ def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None
 
 def test_only_workers_decode(tmp_path) -> None:
     data = module(fill(tmp_path / "photos", 12), updates=3)
-    main, read, here = os.getpid(), ImageFolder._read, []
+    main, read, here = os.getpid(), ImageFiles._read, []
 
     def watched(self, index, side):
         here.append(index)  # of the main process's memory, where a worker's copy doesn't come
@@ -112,8 +112,7 @@ def test_members_are_packed(tmp_path) -> None:
     with ShardWriter(tmp_path / "shards") as shards:
         for number in range(2000):
             shards.write(f"{number:06}.jpg", b"", {"width": 256, "height": 256})
-    data = ImageFolder(tmp_path / "shards", "train", image_size=8)
-    packed = data.files
+    packed = image_folder(tmp_path / "shards").train.files
     assert len(packed) == 1900
     held = sum(part.nbytes for part in vars(packed).values() if isinstance(part, np.ndarray))
     held += sum(len(part) for part in vars(packed).values() if isinstance(part, bytes))
@@ -124,7 +123,7 @@ def test_a_decoded_image_is_bounded_whatever_its_file_says(tmp_path) -> None:
     Image.new("1", (8191, 8192)).save(tmp_path / "a.png")  # 8 kB that become 192 MiB: as large as may be
     assert (tmp_path / "a.png").stat().st_size < 20_000
     Image.new("1", (8192, 8193)).save(tmp_path / "b.png")
-    good, bad = sorted(ImageFolder(tmp_path, name, image_size=8, val_share=0.5).files[0] for name in ("train", "val"))
+    good, bad = sorted(split.files[0] for split in image_folder(tmp_path, val_share=0.5)[:2])
     assert (good.name, bad.name) == ("a.png", "b.png")
 
 

@@ -157,7 +157,7 @@ def test_fvd_reads_its_network_from_this_machine(tmp_path, monkeypatch):
 def test_the_stand_in_hears_noise_and_order_and_no_padding():
     network = fvd.network("fvd_random", CPU)
     lengths = torch.full((24,), 6)
-    real = torch.stack([Scenes(6, 16)[0, i] for i in range(24)])
+    real = torch.stack([Scenes(16, frames=6)[0, i] for i in range(24)])
     noise = torch.randint(-40, 41, real.shape)
 
     def distance(other):

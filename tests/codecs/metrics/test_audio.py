@@ -31,7 +31,7 @@ def installed(request):
 
 def voice(index=0, samples=2 * RATE, rate=RATE):
     """A voice `(1, 1, t)`; those of 0, 1, 2 and 4 have pauses."""
-    return Voices(rate, samples, 8, train=False)[0, index][None]
+    return Voices(rate, samples, length=8, train=False)[0, index][None]
 
 
 def noise(like, seed=0, scale=1.0):

@@ -15,7 +15,7 @@ from varitok.data.cli.features import main
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.audio import AudioDataset, audio_folder
 from varitok.data.datasets.cached_features import CachedTeacher, audio_teacher, image_teacher, open_features
-from varitok.data.datasets.images import ImageFolder, image_folder
+from varitok.data.datasets.images import image_folder
 from varitok.data.feature_map import FeatureMap, resample
 from varitok.data.storage.shard_writer import ShardWriter
 from varitok.data.synthetic.images import dead_leaves
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory):
 
 
 def dataset(sounds, **form):
-    return AudioDataset(sorted(sounds.rglob("*.wav")), RATE, form.pop("samples", CROP), **form)
+    return AudioDataset(sorted(sounds.rglob("*.wav")), form.pop("samples", CROP), RATE, **form)
 
 
 def test_whole_files_are_what_the_teacher_sees(corpus):
@@ -64,7 +64,7 @@ def test_stretches_are_cut_where_the_sounds_are(corpus):
     sounds, teacher, seen = corpus
     data = dataset(sounds, seed=3)
     shards, starts = open_features(str(seen), data), set()
-    plain = AudioDataset(data.files, RATE, None, train=False)
+    plain = AudioDataset(data.files, None, RATE, train=False)
     for epoch in range(6):
         for index in range(len(data)):
             signal, found = data[epoch, index], shards[epoch, index]
@@ -155,7 +155,7 @@ def test_squares_of_images_are_cut_where_the_images_are(tmp_path):
             content = io.BytesIO()
             np.savez(content, values=np.stack([across, down], -1).astype(np.float16))
             shards.write(f"{name}.npz", content.getvalue(), {"side": 8, "teacher": "t", "channels": 2})
-    data = ImageFolder(photos, "train", image_size=64, val_share=0.0, least_scale=0.4)
+    data = image_folder(photos, image_size=64, val_share=0.0, least_scale=0.4).train
     found, mirrored = open_features(str(tmp_path / "seen"), data), set()
     for epoch in range(12):
         for index in range(len(data)):
@@ -181,7 +181,7 @@ def test_images_are_what_the_teacher_sees(tmp_path, capsys):
     assert '"files": 3' in (told := capsys.readouterr().out) and "bad.png" in told
     form = {"image_size": 32, "least_scale": 1.0, "flip": False, "val_share": 0.0}
     (photos / "bad.png").unlink()
-    data = ImageFolder(photos, "train", **form)
+    data = image_folder(photos, **form).train
     teacher, shards = VisionTransformer(str(folder), size=32), open_features(str(tmp_path / "seen"), data)
     for index in range(len(data)):
         with torch.no_grad():
@@ -202,7 +202,7 @@ def test_images_are_what_the_teacher_sees(tmp_path, capsys):
 def test_features_of_another_kind_are_refused(corpus, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="holds features of sounds"):
-        open_features(str(corpus[2]), ImageFolder(tmp_path, "train", image_size=8))
+        open_features(str(corpus[2]), image_folder(tmp_path).train)
 
 
 def test_the_command_tells_a_mistake_in_one_line(tmp_path, capsys):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from varitok import UserError
 from varitok.data.batch import BadSample, normalize, to_uint8
-from varitok.data.datasets.images import ImageDataset, ImageFolder, cifar10, image_folder, imagenette
+from varitok.data.datasets.images import ImageDataset, cifar10, image_folder, imagenette
 from varitok.data.decoding.images import decode_image, decoded_size
 
 
@@ -134,25 +134,23 @@ def test_validation_is_the_centred_square(tmp_path):
 
 
 def test_chance_comes_from_seed_epoch_and_index(folder):
-    one, same, other = (ImageFolder(folder, "train", image_size=16, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (image_folder(folder, image_size=16, seed=seed).train for seed in (1, 1, 2))
     assert torch.equal(one[4, 2], same[4, 2])
     assert not torch.equal(one[4, 2], one[5, 2]) and not torch.equal(one[4, 2], other[4, 2])
 
 
 def test_held_out_share_is_stable_and_apart(folder):
-    splits = [ImageFolder(folder, name, image_size=8, val_share=0.3) for name in ("train", "val")]
-    train, val = ({path.name for path in split.files} for split in splits)
+    train, val = ({path.name for path in split.files} for split in image_folder(folder, val_share=0.3)[:2])
     assert len(val) == 2 and not train & val and len(train | val) == 6
     photo().save(folder / "another.jpg")
-    assert "another.jpg" in {p.name for name in ("train", "val") for p in ImageFolder(folder, name, image_size=8).files}
+    assert "another.jpg" in {path.name for split in image_folder(folder)[:2] for path in split.files}
 
 
 def test_subfolders_are_the_splits(folder):
     for name in ("train", "val"):
         (folder / name / "deeper").mkdir(parents=True)
         photo().save(folder / name / "deeper" / f"{name}.PNG")
-    for name in ("train", "val"):
-        assert [path.name for path in ImageFolder(folder, name, image_size=8).files] == [f"{name}.PNG"]
+    assert [[path.name for path in split.files] for split in image_folder(folder)[:2]] == [["train.PNG"], ["val.PNG"]]
 
 
 def test_folders_that_hold_nothing(tmp_path):

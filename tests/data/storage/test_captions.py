@@ -11,7 +11,7 @@ from varitok import UserError
 from varitok.data.batch import Splits
 from varitok.data.cli.shards import main
 from varitok.data.datamodule import DataModule
-from varitok.data.datasets.images import ImageFolder, image_folder
+from varitok.data.datasets.images import image_folder
 from varitok.data.storage.captions import caption_of, require_captions
 from varitok.data.synthetic.video import Scenes
 from varitok.data.teachers.text import TextTransformer
@@ -29,7 +29,7 @@ def captioned(folder: Path, count: int = 8) -> Path:
 
 
 def told(root: Path) -> dict[str, str]:
-    files = ImageFolder(root, "train", image_size=8, val_share=0.2).files
+    files = image_folder(root, val_share=0.2).train.files
     return {file.name: caption_of(file) for file in files}
 
 
@@ -54,7 +54,7 @@ def test_shards_of_other_makers_have_their_texts_found(tmp_path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             shard.addfile(entry, io.BytesIO(content))
-    files = [file for name in ("train", "val") for file in ImageFolder(tmp_path / "shards", name, image_size=8).files]
+    files = [file for split in image_folder(tmp_path / "shards")[:2] for file in split.files]
     assert {file.name: caption_of(file) for file in files} == {"x/7.png": "ein Boot in blau", "x/8.png": ""}
 
 
@@ -78,7 +78,7 @@ def test_what_has_no_captions_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"none of the first 7 files has a caption; write that of \S+\.png to \S+\.txt"):
         require_captions(splits.train.files)
     with pytest.raises(UserError, match="no folder or shards"):
-        DataModule(Splits(Scenes(5, 16), Scenes(5, 16)), batch_size=1, updates=1, captions=True)
+        DataModule(Splits(Scenes(16), Scenes(16)), batch_size=1, updates=1, captions=True)
 
 
 @pytest.mark.parametrize("kind", TEXTS)

@@ -16,10 +16,10 @@ from varitok.data.synthetic.images import DeadLeaves, dead_leaves
 
 @given(side=st.integers(8, 97), epoch=st.integers(0, 10**6), index=st.integers(0, 9), seed=st.integers(0, 2**32))
 def test_a_key_always_gives_the_same_image(side: int, epoch: int, index: int, seed: int) -> None:
-    image = DeadLeaves(side, 10, seed)[epoch, index]
+    image = DeadLeaves(side, length=10, seed=seed)[epoch, index]
     assert image.shape == (3, side, side)
     assert image.dtype == torch.uint8
-    assert torch.equal(image, DeadLeaves(side, 10, seed)[epoch, index])
+    assert torch.equal(image, DeadLeaves(side, length=10, seed=seed)[epoch, index])
 
 
 def test_training_never_repeats_and_validation_always_does() -> None:
@@ -54,12 +54,12 @@ def spectrum_slope(images: Tensor) -> float:
 def test_power_falls_as_in_photographs() -> None:
     noise = torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8)
     assert abs(spectrum_slope(noise)) < 0.3  # the measure itself: white noise is flat
-    leaves = DeadLeaves(64, 32)
+    leaves = DeadLeaves(64, length=32)
     assert -3.5 < spectrum_slope(torch.stack([leaves[0, index] for index in range(32)])) < -1.5
 
 
 def test_channels_go_together_as_in_photographs() -> None:
-    leaves = DeadLeaves(32, 48)
+    leaves = DeadLeaves(32, length=48)
     pixels = torch.stack([leaves[0, index] for index in range(48)]).transpose(0, 1).flatten(1).double()
     correlation = torch.corrcoef(pixels)
     assert correlation.min() > 0.6
@@ -75,4 +75,4 @@ def test_a_number_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 
 def test_an_index_beyond_the_end_is_refused() -> None:
     with pytest.raises(IndexError, match="index 4 of 4"):
-        DeadLeaves(8, 4)[0, 4]
+        DeadLeaves(8, length=4)[0, 4]

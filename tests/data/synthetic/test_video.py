@@ -26,7 +26,7 @@ def test_frames_are_counted_in_latent_ones() -> None:
 
 
 def test_neighbors_are_alike_and_something_moves() -> None:
-    clips = torch.stack([Scenes(9, 32)[0, i] for i in range(12)]).float()
+    clips = torch.stack([Scenes(32, frames=9)[0, i] for i in range(12)]).float()
     step = (clips[:, :, 1:] - clips[:, :, :-1]).abs().mean((1, 2, 3, 4))
     far = (clips[:, :, 8] - clips[:, :, 0]).abs().mean((1, 2, 3))
     other = (clips - clips.roll(1, 0)).abs().mean((1, 2, 3, 4))
@@ -46,7 +46,7 @@ def test_a_moment_later_leaves_are_where_their_motion_says() -> None:
 
 
 def test_a_slower_clip_is_the_faster_one_seen_more_often() -> None:
-    slow, fast = Scenes(3, 32, frame_rate=4.0), Scenes(9, 32, frame_rate=16.0)
+    slow, fast = Scenes(32, frames=3, frame_rate=4.0), Scenes(32, frames=9, frame_rate=16.0)
     assert torch.equal(slow[0, 0], fast[0, 0][:, ::4])
 
 

@@ -18,7 +18,7 @@ BOTH = [(kind, rate) for kind in RATES for rate in RATES[kind]]
 
 
 def _voice(rate: int, samples: int, index: int = 0) -> torch.Tensor:
-    return written(Voices(rate, samples, 8, train=False)[0, index])
+    return written(Voices(rate, samples, length=8, train=False)[0, index])
 
 
 def _clicks(rate: int, samples: int, places: list[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from varitok.export.compare.video import CODECS
 
 @pytest.fixture(scope="module")
 def clip():
-    return Scenes(5, 33)[0, 1]
+    return Scenes(33, frames=5)[0, 1]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)

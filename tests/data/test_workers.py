@@ -47,7 +47,7 @@ def test_a_worker_that_crashes_is_told_with_what_it_read(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None:
-    batches = iter(module(fill(tmp_path / "photos", 12)).train_dataloader())
+    batches = iter(module(fill(tmp_path / "photos", 60)).train_dataloader())  # more than workers read ahead
     next(batches)
     victim = psutil.Process().children()[-1]
     victim.kill()

@@ -182,7 +182,7 @@ import pytest
 import torch
 import torch.distributed as dist
 sys.path[:0] = {paths!r}
-from tests.codecs.test_guard import QUIET, Poison, compose, state
+from tests.codecs.training.test_guard import QUIET, Poison, compose, state
 from varitok.codecs.training.run import build_run
 
 def main(folder):

@@ -42,7 +42,7 @@ def _of_bundle(folder: str | None, key: str) -> Any:
         for part in key.split("."):
             found = found[int(part) if isinstance(found, list) else part]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"tokenizer={folder}: not a bundle that tells {key!r} of its signals") from error
+        raise UserError(f"tokenizer={folder}: no bundle is there, or its config.json has no {key}") from error
     return found
 
 

@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 Key: TypeAlias = tuple[int, int]
-"""What a dataset is asked for: (epoch, index). The epoch changes what is drawn at random, nothing else."""
+"""Index of a sample in a dataset: (epoch, index). The epoch only changes random draws."""
 
 
 class BadSample(Exception):
@@ -33,7 +33,7 @@ class BadSample(Exception):
         super().__init__(path, reason)  # as they came, or it could not cross from a worker
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return both in one line."""
         return "{}: {}".format(*self.args)
 
 
@@ -75,10 +75,10 @@ class Batch(NamedTuple):
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
-        sample_indices: int64 `(b,)`, which signals of their data set they are.
-        features: What teachers saw in them before, by their names.
-        missed: For each sample that was asked for, whether its own file could not be read, whatever came in its place.
-        captions: What texts say of them, empty where there is none; none at all where captions aren't read.
+        sample_indices: int64 `(b,)`, index of each signal in its dataset.
+        features: Precomputed features of the signals, by teacher.
+        missed: For each requested sample, whether its own file was unreadable, replaced or not.
+        captions: Text beside each signal, empty if it has none; no entries at all if captions aren't read.
     """
 
     signal: Tensor
@@ -95,7 +95,7 @@ class SignalDataset(Dataset[Tensor], ABC):
     """Signals by `Key`; all chance comes from the key and a seed. Lengths, files and shapes are offered where known.
 
     Attributes:
-        files: Of each signal; empty where signals are not of files of their own.
+        files: The signals' files; empty if signals don't have files of their own.
         shapes: Sizes of the grid that signals are brought to; empty where all have one.
     """
 
@@ -178,5 +178,5 @@ def to_uint8(signal: Tensor) -> Tensor:
 
 
 def sample_generator(seed: int, key: tuple[int, ...]) -> torch.Generator:
-    """Give the source of all chance in one sample, or epoch: the same in any worker and process, after any resume."""
+    """Return the random generator of a sample or epoch: the same in any worker and process, and after any resume."""
     return torch.Generator().manual_seed(hash((seed, *key)) & (2**63 - 1))

@@ -38,11 +38,11 @@ class _Readable(Dataset[Sample]):
 
     Args:
         dataset: Indexed by `Key`; raises `BadSample`.
-        policy: What comes in the place of a sample that can't be read.
-        least: Samples that a batch must have, whatever the policy; the first are replaced where it has fewer.
-        kinds: Of each sample, where one can only stand in for another of its kind.
-        features: What teachers saw in each sample, by their names.
-        captions: Whether what texts say of them is read too.
+        policy: Replacement of a sample that can't be read.
+        least: Smallest number of samples in a batch, whatever the policy; missing ones are replaced.
+        kinds: Kind of each sample; a replacement has the same kind.
+        features: Precomputed features of the samples, by teacher.
+        captions: Whether captions are read too.
     """
 
     dataset: SignalDataset
@@ -93,7 +93,7 @@ class _Readable(Dataset[Sample]):
 
 
 class BadSampleCount:
-    """Counts samples that can't be read, names each file once in the log, and ends the run where they are too many.
+    """Counts samples that can't be read, names each file once in the log, and ends the run if they are too many.
 
     A sample counts once, however many files were tried in its place.
 
@@ -136,12 +136,12 @@ class BadSampleCount:
             )
 
     def summary(self) -> str:
-        """Tell how many files were skipped."""
+        """Report how many files were skipped."""
         times = f", {self.total} times" if self.total > len(self.names) else ""
         return f"{len(self.names)} unreadable files were skipped{times}"
 
     def state(self) -> dict[str, Any]:
-        """Give what all processes have counted; every process must call it."""
+        """Return the counts of all processes; every process must call it."""
         mine = {"names": sorted(self.names), "seen": self.seen, "total": self.total, "recent": list(self._recent)}
         states = [mine]
         if dist.is_available() and dist.is_initialized():
@@ -150,7 +150,7 @@ class BadSampleCount:
         return {"processes": states}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Go on from a `state`: each process with what was its own."""
+        """Restore a `state`: each process its own part."""
         for mine in state["processes"][process : process + 1]:
             self.names, self.seen, self.total = set(mine["names"]), mine["seen"], mine["total"]
             self._recent.extend(mine["recent"])
@@ -169,12 +169,12 @@ class DataModule(pl.LightningDataModule):
         bad: What comes in the place of a file that can't be read: "substitute" the next that can, "skip" it, so that
             batches become smaller, or "fail".
         max_bad_share: Share of unreadable files that ends a run.
-        overfit: Give the first batch of the data over and over.
-        bucket: Share by which the lengths in a batch differ by chance, so that little is filled up; 0 doesn't sort.
-        budget: Of each process's batch, so that short samples make large batches: where `bucket` sorts, samples of
-            sound or frames, what is filled up too, and no batch has more than `batch_size`; where the data have shapes
-            (`data.buckets`), pixels. None: all have `batch_size`.
-        features: Shards of what teachers saw in the training data (`varitok features`), by their names.
+        overfit: Repeat the first batch.
+        bucket: Relative noise of the lengths that batches are sorted by, which saves padding; 0 doesn't sort.
+        budget: Size of a process's batch, padding included, so that short samples make large batches. With `bucket` it
+            counts audio samples or frames, and no batch has more than `batch_size` signals; with `data.buckets` it
+            counts pixels. None: all batches have `batch_size`.
+        features: Shards of precomputed features of the training data (`varitok features`), by teacher.
         captions: Read the texts beside the training data's files (`captions`).
 
     Raises:
@@ -221,13 +221,11 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
         self.sizes = _fill_unknown(splits.train.sizes()) if bucket else []
         if bucket and not self.sizes:
-            raise UserError("loader.bucket: these data don't tell their lengths; give loader.bucket=0")
+            raise UserError("loader.bucket: this dataset doesn't know its lengths; give loader.bucket=0")
         self.budget = budget
         self.shapes = splits.train.shapes
         if budget is not None and not self.shapes and not bucket:
-            raise UserError(
-                "loader.budget: give loader.bucket=0.05, or data.buckets where there are any, or loader.budget=null"
-            )
+            raise UserError("loader.budget: give loader.bucket=0.05, or data.buckets (video), or loader.budget=null")
         if self.shapes and bucket:
             raise UserError("loader.bucket: data.buckets sort already; give loader.bucket=0")
         self.bad = BadSampleCount(max_bad_share)
@@ -236,7 +234,7 @@ class DataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Give the batches that the run still needs."""
+        """Return the batches that the run still needs."""
         data = self.splits.train
         kinds = data.kinds() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
         readable = _Readable(data, self.policy, 1, kinds, self.features, self.captions)
@@ -260,7 +258,7 @@ class DataModule(pl.LightningDataModule):
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Give this process's share of the validation set, in order; unreadable files are left out."""
+        """Return this process's share of the validation set, in order; unreadable files are left out."""
         rank, world = self._rank()
         return validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
 
@@ -275,13 +273,13 @@ class DataModule(pl.LightningDataModule):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Tell at the end how many files were skipped."""
+        """Report at the end how many files were skipped."""
         if self.bad.names:
             _log.warning(self.bad.summary())
 
 
 def _fill_unknown(sizes: Sequence[int]) -> list[int]:
-    """Give what can't be read the usual size: that is what comes in its place."""
+    """Replace unknown sizes by the usual one: a replacement has about that size."""
     usual = max(1, int(median([size for size in sizes if size] or [1])))
     return [size or usual for size in sizes]
 

@@ -19,7 +19,7 @@ class FeatureMap(NamedTuple):
         lengths: int64 `(b,)`, valid steps of the first axis; None for all.
         offset: Samples before the signal's first that belong to the first step of the first axis; `(b,)` where signals
             differ.
-        pooled: One vector for each signal, `(b, c)`; None where there is none but the mean.
+        pooled: One vector for each signal, `(b, c)`; None if the network has only the mean.
     """
 
     values: Tensor
@@ -45,8 +45,8 @@ class FeatureMap(NamedTuple):
 def resample(features: FeatureMap, like: FeatureMap) -> Tensor:
     """Bring features onto the grid of others, `(b, c, *grid)`.
 
-    A step takes the mean of the valid features that lie within it, each by its share; behind the last valid one it
-    takes that. Steps are compared by where they lie in the signal, so that padding changes nothing.
+    A step takes the mean of the valid features within it, weighted by overlap; after the last valid one it
+    repeats that. Steps are matched by their position in the signal, so that padding changes nothing.
 
     Raises:
         ValueError: The grids have different numbers of axes.

@@ -56,12 +56,12 @@ class UpdateBatchSampler(RunSampler):
     batch_size: int
 
     def epoch(self, epoch: int) -> list[Key]:
-        """Give the whole order of one epoch, all processes together."""
+        """Return the whole order of one epoch, all processes together."""
         order = torch.randperm(self.length, generator=sample_generator(self.seed, (epoch,)))
         return [(epoch, index) for index in order.tolist()]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Give batches of keys, from `start` on."""
+        """Return batches of keys, from `start` on."""
         first = self.start * self.batch_size * self.world  # cards dealt before
         epochs = (self.epoch(epoch) for epoch in count(first // self.length))
         cards = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
@@ -81,14 +81,14 @@ class AlikeSampler(RunSampler, ABC):
         """Draw the batches of an epoch, all processes together: the indices of each, a multiple of `world`."""
 
     def epoch(self, epoch: int) -> list[list[Key]]:
-        """Give the batches of one epoch, all processes together."""
+        """Return the batches of one epoch, all processes together."""
         generator = sample_generator(self.seed, (epoch,))
         found = self.alike(generator)
         order = torch.randperm(len(found), generator=generator).tolist()
         return [[(epoch, index) for index in found[place].tolist()] for place in order]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Give batches of keys, from `start` on."""
+        """Return batches of keys, from `start` on."""
         each = len(self.epoch(0))
         epochs = (self.epoch(epoch) for epoch in count(self.start // each))
         first = self.start % each
@@ -101,7 +101,7 @@ class BucketSampler(AlikeSampler):
     """Batches of samples of one kind; what a kind's last batch lacks are its first samples once more.
 
     Args:
-        kinds: Of each sample.
+        kinds: Kind of each sample.
         batch_sizes: Samples of each process's batch, of each kind.
     """
 
@@ -131,10 +131,10 @@ class LengthSampler(AlikeSampler):
     twice.
 
     Args:
-        lengths: Of each sample, at least 1.
-        batch_size: Samples of each process's batch, at most where there is a budget.
-        share: Share of a length by which it is changed.
-        budget: Of each process's batch: its samples times the longest of them, so what is filled up counts. A longer
+        lengths: Length of each sample, at least 1.
+        batch_size: Samples of each process's batch; with a budget, the most.
+        share: Relative noise that is added to lengths before sorting.
+        budget: Size of each process's batch, padding included: its number of samples times the longest. A longer
             sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
     """
 
@@ -144,7 +144,7 @@ class LengthSampler(AlikeSampler):
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        # The cuts are the same in every epoch, or the position in a run could not be told.
+        # The cuts are the same in every epoch, so that the position in a run can be computed.
         longest_first = sorted(self.lengths, reverse=True)
         self.parts: list[int] = []
         at = 0

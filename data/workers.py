@@ -1,4 +1,4 @@
-"""The processes that read and decode, and what is told when one dies."""
+"""The processes that read and decode, and the error when one dies."""
 
 import signal
 import threading
@@ -31,7 +31,7 @@ class WorkerProgress:
         self._places = torch.empty(0, dtype=torch.int64)
 
     def prepare(self, workers: int) -> None:
-        """Make room for so many, before they begin."""
+        """Allocate a slot for each worker, before they start."""
         self._places = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def read(self, index: int) -> None:
@@ -41,7 +41,7 @@ class WorkerProgress:
             self._places[worker.id] = index
 
     def __getitem__(self, worker: int) -> int:
-        """Give what a worker was reading; below 0: nothing yet."""
+        """Return the index that a worker was reading; below 0: none yet."""
         return int(self._places[worker])
 
 
@@ -53,12 +53,12 @@ def name_of(files: Sequence[File], index: int) -> str:
 class WorkerLoader(DataLoader[Sample]):
     """A loader whose workers, where one dies, end the run in one line that names what it was reading.
 
-    torch itself raises wherever the main process just is when it hears of a death, in the middle of a save perhaps.
-    Here it is told where the next batch is awaited.
+    torch itself raises wherever the main process is when it hears of a death, in the middle of a save perhaps.
+    Here the error is raised when the next batch is requested.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Give batches.
+        """Return batches.
 
         Raises:
             UserError: A worker was killed, or ended.
@@ -84,7 +84,7 @@ class WorkerLoader(DataLoader[Sample]):
             raise UserError(told) from error
 
     def _explain(self, workers: list[Any]) -> str | None:
-        """Tell which worker died of what, and over which file; None where all live."""
+        """Explain which worker died of what, and over which file; None if all live."""
         for number, worker in enumerate(workers):
             if worker.exitcode:
                 name = _cause(worker.exitcode)

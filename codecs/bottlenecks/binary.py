@@ -72,7 +72,7 @@ class _Binary(Bottleneck):
         return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return SignGrid(self.dim, self.grid.scale)
 
 
@@ -108,7 +108,7 @@ class LookupFreeQuantizer(_EntropyBinary):
         commitment: Weight of the pull of latents towards their corner.
         entropy: Weight of the entropy penalty, confidence - diversity.
         diversity: Weight of the diversity within it.
-        temperature: Of the soft choices whose entropy it is.
+        temperature: Softmax temperature of the entropy penalty.
         entropy_group: Dimensions whose joint distribution is looked at; 0: all, up to 20.
     """
 
@@ -145,7 +145,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
         bits: Dimensions, one bit each.
         entropy: Weight of the entropy penalty, confidence - diversity.
         diversity: Weight of the diversity within it.
-        temperature: Of the soft choices whose entropy it is; 1 / tau of the paper.
+        temperature: Softmax temperature of the entropy penalty; 1 / tau of the paper.
         entropy_group: Dimensions whose joint distribution is looked at; 0: all, up to 20.
     """
 

@@ -42,13 +42,13 @@ class _FrozenBins(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
+        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)
         return values * kept * self.scale + self.shift
 
 
 class _Bins(Bottleneck):
-    """Cuts each dimension, less `shift` and over `scale`, at `edges`; what lies between two stands for a center."""
+    """Quantizes each dimension, less `shift` and over `scale`, at `edges`; each interval has a center."""
 
     edges: Tensor
     centers: Tensor
@@ -92,7 +92,7 @@ class _Bins(Bottleneck):
         return values * self.scale + self.shift
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenBins(self)
 
 
@@ -132,11 +132,11 @@ class DimensionBins(_Bins):
 class UniformBins(_Bins):
     """Rounds each dimension to the nearest of a few even levels (dMel, arXiv 2407.15835, section 2.1).
 
-    A dimension is a codebook; one that is left out lies at the lowest level, as does what is below it.
+    A dimension is a codebook; one that is left out decodes to the lowest level, like values below it.
 
     Args:
         dim: Width of the latents.
-        levels: Of a dimension, 2 or more.
+        levels: Levels of a dimension, 2 or more.
         smallest: The lowest.
         largest: The highest.
 

@@ -31,7 +31,7 @@ class MeasuredParts:
                 total[name] = total[name] + value if name in total else value
 
     def means(self) -> dict[str, Tensor]:
-        """Give the metrics."""
+        """Return the metrics."""
         return {name: value if name == "replaced" else value / self.parts for name, value in self.metrics.items()}
 
 
@@ -61,7 +61,7 @@ class Composite(Bottleneck):
         self.codebook_sizes = tuple(parts[index].codebook_sizes[level] for level, index in order)
         self.places = [[place for place, (_, index) in enumerate(order) if index == p] for p in range(len(parts))]
         counts = [[sum(place < kept for place in places) for places in self.places] for kept in range(len(order) + 1)]
-        # How many codebooks of each part are among the first so many of all.
+        # The number of each part's codebooks among the first codebooks of all.
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
     def run_part(self, index: int, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> tuple[Quantized, Tensor]:
@@ -150,7 +150,7 @@ class FrozenComposite(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks, `(b, codebooks, n)`, of which those in `kept` (codebooks,) count."""
+        """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
         total = self.parts[0].decode_kept(codes, kept)  # type: ignore[operator]
         for part in self.parts[1:]:
             total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
@@ -235,7 +235,7 @@ class AddedCodebooks(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks, `(b, codebooks, n)`, of which those in `kept` (codebooks,) count."""
+        """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
         latents: Tensor = self.project_out(self.add(codes, kept.unsqueeze(0)))
         return latents
 

@@ -76,7 +76,7 @@ class Autoencoder(_Continuous):
         return (torch.tanh(latents) if self.bound == "tanh" else latents).transpose(1, 2)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenLatents(nn.Identity(), self.bound)
 
 
@@ -87,7 +87,7 @@ class KLBottleneck(_Continuous):
 
     Args:
         dim: Width of the latents.
-        weight: Of the divergence, in nats summed over width, averaged over tokens.
+        weight: Weight of the divergence, in nats summed over width, averaged over tokens.
     """
 
     def __init__(self, dim: int, weight: float = 1e-6) -> None:
@@ -119,5 +119,5 @@ class KLBottleneck(_Continuous):
             return means.transpose(1, 2)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenLatents(copy.deepcopy(self.mean), "none")

@@ -61,7 +61,7 @@ class Bottleneck(nn.Module, ABC):
 
     @property
     def bits(self) -> float:
-        """Count the bits of a token: `sum(log2(size) / stride)` over codebooks; 32 a channel where it is continuous."""
+        """Count the bits of a token: `sum(log2(size) / stride)` over codebooks; 32 a channel if it is continuous."""
         codebooks = zip(self.codebook_sizes, self.codebook_strides, strict=True)
         return sum(math.log2(size) / stride for size, stride in codebooks) if self.codebook_sizes else 32.0 * self.dim
 
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module, ABC):
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Turn latents of which the first `lengths`, int64 `(b,)`, are valid into codes.
+        """Encode latents of which only the first `lengths`, int64 `(b,)`, are valid.
 
         Only a bottleneck whose codes are of several steps each needs to know (`MultiRate`).
         """
@@ -100,10 +100,10 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def frozen(self) -> nn.Module:
-        """Give the export form: `encode` and `decode` as tables and integer arithmetic, scriptable, float32."""
+        """Return the export form: `encode` and `decode` as tables and integer arithmetic, scriptable, float32."""
 
     def update(self) -> None:
-        """Follow an update of the parameters: apply what was gathered since the last, on all processes at once.
+        """Apply the statistics gathered since the last optimizer step, on all processes at once.
 
         Training calls it once after each step of the codec's optimizer, on every process. Whatever in a bottleneck
         learns by other means than a gradient (a moving codebook, an annealed temperature) has an `advance`; the
@@ -117,7 +117,7 @@ class Bottleneck(nn.Module, ABC):
             codebook.advance(total)
 
     def discard(self) -> None:
-        """Follow an update that was refused: forget what was gathered since the last."""
+        """Drop the statistics gathered since the last update, because this one was refused."""
         for module in self.modules():
             if isinstance(module, Gathering):
                 module.forget()

@@ -129,7 +129,7 @@ def codebook_entropies(
         latents: `(b, n, d)`.
         codebook: `(K, d)`.
         valid: bool `(b, n)`.
-        temperature: Of the softmax of negative squared distances, in squared units of the latents.
+        temperature: Softmax temperature of negative squared distances, in units of squared latent distance.
         inner: The softmax is of inner products instead.
     """
 

@@ -74,7 +74,7 @@ class _FrozenFactorized(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
+        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         found: list[Tensor] = []
         for codebook in range(self.num_codebooks):
             found.append(functional.embedding(codes[:, codebook], self.table[codebook]) * kept[codebook])
@@ -99,7 +99,7 @@ class FactorizedResidualQuantizer(Bottleneck):
         dim: Width of the latents.
         num_codebooks: Levels.
         codebook_size: Entries of each codebook.
-        width: Of the projections.
+        width: Width of the projections.
         commitment: Weight of the pull of projections towards their entries, which learn by a pull of weight 1;
             both are added up over codebooks.
     """
@@ -194,5 +194,5 @@ class FactorizedResidualQuantizer(Bottleneck):
             return self._expand(found, kept)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenFactorized(self)

@@ -67,7 +67,7 @@ class FiniteScalarQuantizer(Bottleneck):
         levels: Levels of each dimension, at least 3 (with 2 the bound has next to no gradient); their product is
             the number of codes.
         entropy: Weight of the entropy penalty, confidence - diversity, in nats (VidTok, arXiv 2412.13061, section 3.2).
-        temperature: Of the soft choices whose entropy it is, in squared units of a latent in [-1, 1].
+        temperature: Softmax temperature of the entropy penalty, in units of squared distance of latents in [-1, 1].
         entropy_group: Dimensions whose joint distribution is looked at; 0: all.
 
     Raises:
@@ -93,7 +93,7 @@ class FiniteScalarQuantizer(Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             grid = self.grid
             bent = torch.tanh(latents.float() + grid.shift)
-            # Values come straight from what was rounded: to decode the codes would take longer than all of the rest.
+            # Values come straight from rounding: decoding the codes would take longer than everything else.
             with torch.no_grad():
                 rounded = (bent * grid.reach).sub_(grid.offset).round_()
                 codes = grid.code(rounded.to(torch.int64).add_(grid.zero))
@@ -124,7 +124,7 @@ class FiniteScalarQuantizer(Bottleneck):
         return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return RoundingGrid(self.grid.levels.tolist())
 
 
@@ -192,7 +192,7 @@ class _FrozenLevels(nn.Module):
         return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks, of which those with `kept` (codebooks,) count, into latents."""
+        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         total = self.grid.values(self.grid.digits(codes[:, :1])) * self.scales[0] * kept[0]
         for codebook in range(1, self.num_codebooks):
             added = self.grid.values(self.grid.digits(codes[:, codebook : codebook + 1])) * self.scales[codebook]
@@ -203,7 +203,7 @@ class _FrozenLevels(nn.Module):
 class ResidualScalarQuantizer(Bottleneck):
     """Refines a grid by smaller copies of itself (residual FSQ, as in vector-quantize-pytorch).
 
-    Latents are bounded once; each codebook rounds what is left by the codebooks before. With steps of 1 / levels the
+    Latents are bounded once; each codebook rounds the residual of the codebooks before. With steps of 1 / levels the
     sum of two codebooks is again an even grid, of levels squared.
 
     Args:
@@ -258,7 +258,7 @@ class ResidualScalarQuantizer(Bottleneck):
         return self.frozen().decode(codes)  # type: ignore[no-any-return, operator]
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenLevels(self.grid, self.scales, self.reach)
 
 
@@ -310,7 +310,7 @@ class DitheredScalarQuantizer(Bottleneck):
         return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         whole = torch.ones(1, self.dim)
         return _FrozenLevels(self.grid, whole, whole[0])
 

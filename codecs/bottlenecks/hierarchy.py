@@ -16,13 +16,13 @@ __all__ = ["Hierarchy", "hierarchy"]
 
 
 def _means(cells: Tensor, groups: int) -> Tensor:
-    """Average cells `(b, cells, n, d)` over each of so many groups of neighbors: `(b * groups, n, d)`."""
+    """Average cells `(b, cells, n, d)` over each of `groups` groups of neighbors: `(b * groups, n, d)`."""
     b, count, n, d = cells.shape
     return cells.reshape(b * groups, count // groups, n, d).mean(1)
 
 
 def _spread(means: Tensor, groups: int, count: int) -> Tensor:
-    """Give each of `count` cells what stands for its group, `(b * groups, n, d)`: `(b, count, n, d)`."""
+    """Repeat each group's latents `(b * groups, n, d)` over its cells: `(b, count, n, d)`."""
     n, d = means.shape[1], means.shape[2]
     return means.reshape(-1, groups, 1, n, d).expand(-1, -1, count // groups, -1, -1).reshape(-1, count, n, d)
 
@@ -89,7 +89,7 @@ class Hierarchy(Bottleneck):
 
     Args:
         levels: Bottlenecks of one codebook and one width, without maps of their own.
-        groups: Of cells, for each level; each divides the next, and the last is the number of cells.
+        groups: Number of groups of cells at each level; each divides the next, and the last is the number of cells.
 
     Attributes:
         rungs: The numbers of codebooks that are whole layers.
@@ -161,7 +161,7 @@ class Hierarchy(Bottleneck):
         return _tokens(total)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenHierarchy(self)
 
 
@@ -170,6 +170,6 @@ def hierarchy(level: Callable[[], Bottleneck], groups: Sequence[int]) -> Hierarc
 
     Args:
         level: Makes one.
-        groups: Of cells, for each layer; see `Hierarchy`.
+        groups: Number of groups of cells of each layer; see `Hierarchy`.
     """
     return Hierarchy([level() for _ in groups], groups)

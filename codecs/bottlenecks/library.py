@@ -67,7 +67,7 @@ REFUSED = {
     "its noise is on the sum of the levels; directional_reparam has it on each": "diveq",
     "its entries depend on the levels before, so that no table decodes them": "implicit_neural_codebook",
     "give length=quantizer_dropout, which draws for each sample": "quantize_dropout",
-    "codes are what is wanted": "return_indices",
+    "codes are always returned": "return_indices",
 }
 
 
@@ -348,7 +348,7 @@ class LibraryStack(Bottleneck):
             return self._build_added(self._codebooks(live=True)).decode(codes)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return copy.deepcopy(self._build_added(self._codebooks(live=False)))
 
 

@@ -33,7 +33,7 @@ def _averaged(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
 
 
 def _spread(values: Tensor, stride: int, steps: int, dim: int) -> Tensor:
-    """Repeat each group's value over its steps along an axis, of which there are `steps` then."""
+    """Repeat each group's value along an axis, to `steps` steps."""
     return values.index_select(dim, torch.arange(steps, device=values.device) // stride)
 
 
@@ -96,7 +96,7 @@ class MultiRate(Composite):
 
     @property
     def codebook_strides(self) -> tuple[int, ...]:
-        """Say for how many tokens a code of each codebook stands."""
+        """Return the number of tokens per code of each codebook."""
         levels = zip(self.strides, self.parts, strict=True)
         return tuple(stride * own for stride, part in levels for own in part.codebook_strides)  # type: ignore[union-attr]
 
@@ -129,7 +129,7 @@ class MultiRate(Composite):
         return self.encode_valid(latents, torch.full_like(latents[:, 0, 0], latents.shape[1], dtype=torch.int64))
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Find the codes of latents `(b, n, d)` of which the first `lengths`, int64 `(b,)`, are valid."""
+        """Find the codes of latents `(b, n, d)` of which only the first `lengths`, int64 `(b,)`, are valid."""
         with torch.autocast(latents.device.type, enabled=False):
             remaining, codes, steps = latents.float(), [], latents.shape[1]
             valid = prefix_mask(lengths, steps)
@@ -148,7 +148,7 @@ class MultiRate(Composite):
         return total
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenMultiRate(self)
 
 

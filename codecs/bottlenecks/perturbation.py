@@ -29,7 +29,7 @@ BLOCK = 1 << 22  # distances made at a time
 
 
 def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
-    """Give the entries `(K, d)` of a bottleneck that is one codebook of vectors, detached; None where it isn't."""
+    """Return the entries `(K, d)` of a bottleneck that is one codebook of vectors, detached; else None."""
     table = getattr(bottleneck, "table", None)
     if table is None or len(bottleneck.codebook_sizes) != 1:
         return None
@@ -38,13 +38,13 @@ def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
 
 
 def neighbors(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tensor:
-    """Give for each code another one, out of the `delta` nearest to it in the table.
+    """Replace each code by one of the `delta` nearest to it in the table.
 
     Args:
         codes: int64 `(b, 1, n)`.
         table: `(K, d)`.
-        delta: How many are candidates; all others where there are fewer.
-        chance: Uniform in [0, 1), as `codes`; which of the candidates.
+        delta: Number of candidates; all others if there are fewer.
+        chance: Uniform in [0, 1), like `codes`; selects the candidate.
 
     Returns:
         int64, as `codes`; the codes themselves where the table has a single entry.
@@ -71,7 +71,7 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | No
 
     Args:
         latents: `(b, n, d)`.
-        noise: Of unit variance, as `latents`.
+        noise: Noise of unit variance, like `latents`.
         sigma: Noise in root mean squares of each sample's latents.
         lengths: int64 `(b,)`, valid tokens; all where None.
 
@@ -91,10 +91,10 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | No
 class Perturbation(nn.Module, ABC):
     """Replaces tokens by neighbors while training, behind the bottleneck's penalties and before the decoder.
 
-    A share beta of a batch's samples is perturbed, and in these each valid token with probability alpha, which moves in
-    a straight line between two points of the run. RobustTok takes the first tenth of the batch; here as many of
-    the first samples as make beta on average, so that it also holds for small batches. The gradient of what was put
-    in goes to the bottleneck's own latents, straight through, and the codes that are reported are the true ones.
+    A share beta of a batch's samples is perturbed, and in these each valid token with probability alpha, which changes
+    linearly between two points of the run. RobustTok takes the first tenth of the batch; here a random number of
+    first samples, beta on average, so that it also holds for small batches. The gradient of replaced tokens
+    goes to the bottleneck's own latents, straight through, and the reported codes are the true ones.
 
     All chance comes from torch's global generators, which the training keys by run, process and batch.
 
@@ -106,7 +106,7 @@ class Perturbation(nn.Module, ABC):
         end: Progress at which it is there.
 
     Raises:
-        UserError: A share is out of range, or `end` lies before `begin`.
+        UserError: A share is out of range, or `end` is before `begin`.
     """
 
     def __init__(self, beta: float, alpha_start: float, alpha_end: float, begin: float, end: float) -> None:
@@ -131,7 +131,7 @@ class Perturbation(nn.Module, ABC):
 
     @abstractmethod
     def check(self, bottleneck: Bottleneck) -> None:
-        """Tell whether a bottleneck has such neighbors.
+        """Check that a bottleneck has such neighbors.
 
         Raises:
             UserError: It hasn't.
@@ -141,7 +141,7 @@ class Perturbation(nn.Module, ABC):
     def replacement(
         self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Give what would be put in the place of each token, `(b, n, d)` as the decoder gets it, without gradient."""
+        """Return the replacement of each token, `(b, n, d)` as the decoder gets it, without gradient."""
 
     def forward(
         self, bottleneck: Bottleneck, latents: Tensor, quantized: Quantized, lengths: Tensor, n_codebooks: Tensor
@@ -180,7 +180,7 @@ class Nearest(Perturbation):
     The paper: a tenth of the samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
 
     Args:
-        delta: Entries out of which one is drawn, the nearest but for the token's own.
+        delta: Number of nearest entries, without the token's own, from which the replacement is drawn.
         beta: Share of samples, in [0, 1].
         alpha_start: Share of their tokens at first, in [0, 1].
         alpha_end: And at last.
@@ -206,7 +206,7 @@ class Nearest(Perturbation):
         self.delta = delta
 
     def check(self, bottleneck: Bottleneck) -> None:
-        """Tell whether the bottleneck is one codebook with a table; see `Perturbation.check`."""
+        """Check that the bottleneck is one codebook with a table; see `Perturbation.check`."""
         if codebook_table(bottleneck) is None:
             raise UserError(
                 f"codec.perturbation: {type(bottleneck).__name__} is not one codebook of vectors and has no nearest"

@@ -88,7 +88,7 @@ class Product(Composite):
         return torch.cat(pieces, -1)
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenProduct(self)
 
 

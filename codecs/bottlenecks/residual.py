@@ -43,13 +43,13 @@ class _Recall:
         self.at = -1
 
     def pack(self, saved: Tensor) -> Tensor | tuple[int, torch.Size]:
-        """Keep the level's number, where what is to be kept is what it was given."""
+        """Save the level's index instead of a tensor that is the level's input."""
         if not self.codes or saved.data_ptr() != self.given.data_ptr() or saved.numel() != self.given.numel():
             return saved
         return len(self.codes), saved.shape
 
     def unpack(self, kept: Tensor | tuple[int, torch.Size]) -> Tensor:
-        """Give what was to be kept."""
+        """Return the saved tensor."""
         if isinstance(kept, Tensor):
             return kept
         level, shape = kept
@@ -67,7 +67,7 @@ class _Recall:
 
 
 class Residual(Composite):
-    """Levels, each on what is left by those before (SoundStream, arXiv 2107.03312, section III.C).
+    """Levels, each on the residual of those before (SoundStream, arXiv 2107.03312, section III.C).
 
     What a level found is cut from the gradient before it is subtracted, so that every level's penalty reaches the
     latents, and the sum passes the gradient once, straight through: with a straight-through estimator at each level the
@@ -102,7 +102,7 @@ class Residual(Composite):
                 total += kept.detach()
                 del kept
                 # A sample of fewer codebooks goes on too, so that its codes are all those that `encode` gives; a level
-                # of several codebooks, of which its latents may hold only some, is looked up for that.
+                # of several codebooks, whose latents may hold only some of them, is looked up for that.
                 level = self.parts[index]
                 whole = part.latents if len(level.codebook_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
                 remaining = remaining - whole.detach()
@@ -128,7 +128,7 @@ class Residual(Composite):
         return total
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenResidual(self)
 
 
@@ -148,7 +148,7 @@ def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, num
     """Make a residual quantizer whose first codebooks see a share of the channels each (arXiv 2402.12208).
 
     Plain residual quantization puts most of the signal in codebook 1, which a language model then has to guess at once
-    (section 3.2). Here the first `masked` codebooks quantize disjoint channels side by side, the others what is left.
+    (section 3.2). Here the first `masked` codebooks quantize disjoint channels side by side, the others the residual.
     The published code encodes without the masks, so that its codes are not those it was trained with; here is one way.
 
     Args:
@@ -232,5 +232,5 @@ class Split(Composite):
         return total
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenSplit(self)

@@ -100,6 +100,6 @@ class SharedIndexQuantizer(Bottleneck):
         return functional.embedding(codes[:, 0], self._units(self.codebook))
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         codebook = self._units(self.codebook).detach()
         return _FrozenShared(FrozenTable(self._weighted(codebook)), codebook, self.semantic_dim, self.weight)

@@ -16,7 +16,7 @@ def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Ten
     Args:
         block: Takes a block of each tensor.
         rows: In a block.
-        tensors: Of the same length.
+        tensors: Tensors of equal length.
     """
     parts = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
@@ -42,7 +42,7 @@ def scores(rows: Tensor, codebook: Tensor, temperature: Tensor | float, inner: b
 def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
     """Average the entries, weighted by the softmax of their inner products with each latent.
 
-    The gradient goes through the weights, to latents and entries, and not to the entries as what is averaged.
+    The gradient goes through the weights, to latents and entries, and not to the averaged entries.
 
     Args:
         latents: `(b, n, d)`.

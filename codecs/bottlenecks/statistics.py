@@ -70,7 +70,7 @@ def _choose(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
 
 
 def _jitter(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
-    """Move vectors by a hundredth of their size: equal entries tie, and which is taken would hang on rounding."""
+    """Move vectors by a hundredth of their size: between equal entries, rounding would decide."""
     if not len(rows):
         return rows
     moved = rows + torch.randn(rows.shape, generator=random).to(rows.device) * (0.01 * rows.square().mean().sqrt())
@@ -89,7 +89,7 @@ class MovingCodebook(Gathering):
     Args:
         size: Entries, K.
         dim: Width of an entry.
-        decay: Of the averages, for each update; 1: nothing is forgotten, and every token counts the same (mini-batch
+        decay: Decay of the averages, for each update; 1: nothing is forgotten, and every token counts the same (mini-batch
             k-means).
         revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
         kmeans_init: Begin as the k-means of the first batch, over all processes.
@@ -137,7 +137,7 @@ class MovingCodebook(Gathering):
 
     @torch.no_grad()
     def prepare(self, latents: Tensor, valid: Tensor) -> None:
-        """Begin as the k-means of what is valid in latents `(b, n, d)`, on all processes, unless that was done."""
+        """Initialize by k-means of the valid latents `(b, n, d)` of all processes, unless already done."""
         if self.ready:
             return
         if not bool(self.initialised):
@@ -181,7 +181,7 @@ class MovingCodebook(Gathering):
             self._revive()
 
     def forget(self) -> None:
-        """Begin anew without what was gathered, and the candidates among it."""
+        """Drop the gathered statistics and candidates."""
         super().forget()
         self.spare = []
 

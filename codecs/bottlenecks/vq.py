@@ -86,7 +86,7 @@ class _Codebook(Bottleneck):
         return functional.embedding(codes[:, 0], self.table())
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return FrozenTable(self.table(), normalize=self.cosine)
 
 
@@ -103,7 +103,7 @@ class VectorQuantizer(_Codebook):
         cosine: Compare directions only.
         rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
         entropy: Weight of the entropy penalty, confidence - diversity, in nats (Open-MAGVIT2, arXiv 2409.04410).
-        temperature: Of the soft choices whose entropy it is, in squared units of the latents.
+        temperature: Softmax temperature of the entropy penalty, in units of squared latent distance.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class VectorQuantizer(_Codebook):
         )
 
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`."""
+        """Return the entries `(K, d)`."""
         return self._scaled(self.codebook.float())
 
 
@@ -132,7 +132,7 @@ class EMAVectorQuantizer(_Codebook):
     """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
 
     Statistics are those of all processes and of all batches of an update; dead entries are replaced by latents
-    (`MovingCodebook` tells how). EnCodec (arXiv 2210.13438, section 3.2) takes decay 0.99 and k-means.
+    (see `MovingCodebook`). EnCodec (arXiv 2210.13438, section 3.2) uses decay 0.99 and k-means.
 
     Args:
         dim: Width of the latents.
@@ -140,11 +140,11 @@ class EMAVectorQuantizer(_Codebook):
         commitment: Weight of the pull of latents towards their code.
         cosine: Compare directions only.
         rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
-        decay: Of the averages, for each update.
+        decay: Decay of the averages, for each update.
         revival: Share of even use below which an entry is replaced; 0: never.
         kmeans_init: Begin as the k-means of the first batch.
         entropy: Weight of the entropy penalty on the latents.
-        temperature: Of the soft choices whose entropy it is.
+        temperature: Softmax temperature of the entropy penalty.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class EMAVectorQuantizer(_Codebook):
         self.codebook = MovingCodebook(codebook_size, dim, decay, revival, kmeans_init, cosine)
 
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`."""
+        """Return the entries `(K, d)`."""
         return self.codebook.entries
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
@@ -212,7 +212,7 @@ class SimVectorQuantizer(_Codebook):
         self.map = nn.Linear(dim, dim, bias=False)
 
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`."""
+        """Return the entries `(K, d)`."""
         with torch.autocast(self.basis.device.type, enabled=False):
             return functional.linear(self.basis, self.map.weight.float())
 
@@ -230,7 +230,7 @@ class IndexVectorQuantizer(_Codebook):
         codebook: Weight of the pull of entries towards their latents.
         double: Weight of the distance that pulls both through the soft indices.
         entropy: Weight of the entropy penalty.
-        temperature: Of the soft choices whose entropy it is.
+        temperature: Softmax temperature of the entropy penalty.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class IndexVectorQuantizer(_Codebook):
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim) / math.sqrt(dim))
 
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`."""
+        """Return the entries `(K, d)`."""
         return self.codebook.float()
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
@@ -277,7 +277,7 @@ class IndexVectorQuantizer(_Codebook):
         return nearest(latents.float(), self.table(), inner=True)[:, None]
 
     def frozen(self) -> nn.Module:
-        """Give the export form; see `Bottleneck.frozen`."""
+        """Return the export form; see `Bottleneck.frozen`."""
         return FrozenTable(self.table(), inner=True)
 
 
@@ -302,7 +302,7 @@ class MixtureVectorQuantizer(_Codebook):
         self.log_deviation = nn.Parameter(torch.tensor(math.log(deviation)))
 
     def table(self) -> Tensor:
-        """Give the entries `(K, d)`."""
+        """Return the entries `(K, d)`."""
         return self.codebook.float()
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:

@@ -33,7 +33,7 @@ class ClipDiscriminator(nn.Module):
         self.layers = Layers(convolutions, slope=0.2)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge clips `(b, c, t, h, w)` in [-1, 1], of which the first `lengths` frames are valid; None for all."""
+        """Judge clips `(b, c, t, h, w)` in [-1, 1] with `lengths` valid frames; None for all."""
         last, _, features = self.layers(signal, lengths)
         return [DiscriminatorOutput(last.values, last.valid, features)]
 
@@ -42,7 +42,7 @@ class FrameDiscriminator(nn.Module):
     """Judges clips by a discriminator of images, frame by frame.
 
     Args:
-        discriminator: Of images `(n, c, h, w)`.
+        discriminator: A discriminator of images `(n, c, h, w)`.
     """
 
     def __init__(self, discriminator: nn.Module) -> None:
@@ -50,7 +50,7 @@ class FrameDiscriminator(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge clips `(b, c, t, h, w)` in [-1, 1], of which the first `lengths` frames are valid; None for all."""
+        """Judge clips `(b, c, t, h, w)` in [-1, 1] with `lengths` valid frames; None for all."""
         b, _, t = signal.shape[:3]
         valid = None if lengths is None else prefix_mask(lengths, t)
 

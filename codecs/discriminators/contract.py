@@ -72,12 +72,12 @@ class MultiDiscriminator(nn.Module):
             raise UserError("discriminator.parts: there is none")
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge signals `(b, c, *grid)`, of which the first `lengths` steps are valid; None for all."""
+        """Judge signals `(b, c, *grid)` with `lengths` valid steps; None for all."""
         return [judgment for part in self.parts.values() for judgment in part(signal, lengths)]
 
 
 class Layers(nn.Module):
-    """Convolutions with weight norm and leaky ReLU; before each, what lies behind a sample's length is set to zero.
+    """Convolutions with weight norm and leaky ReLU; before each, steps after a sample's length are set to zero.
 
     So padding is what a single sample's own zero padding is, and a sample is judged the same in any batch.
 
@@ -100,7 +100,7 @@ class Layers(nn.Module):
         self.last = last
 
     def forward(self, values: Tensor, steps: Tensor | None) -> tuple[Feature, Tensor | None, list[Feature]]:
-        """Run `(b, c, n, *rest)`, of which the first `steps` `(b,)` are valid, None for all.
+        """Run `(b, c, n, *rest)` with `steps` `(b,)` valid steps, None for all.
 
         Returns:
             What the last convolution gives, its steps, and the features.
@@ -128,12 +128,12 @@ def zero_padding(signal: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def zero_invalid(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Zero what is not valid; it has to be finite."""
+    """Zero invalid values, which must be finite."""
     return values if valid is None else values * valid
 
 
 def valid_means(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Average `(b, ...)` over what is valid of each sample: float32 `(b,)`, 0 where nothing is."""
+    """Average `(b, ...)` over the valid part of each sample: float32 `(b,)`, 0 if it is empty."""
     values = values.float()
     if valid is None:
         return values.flatten(1).mean(1)

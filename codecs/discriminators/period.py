@@ -35,7 +35,7 @@ class PeriodDiscriminator(nn.Module):
             self.nets.append(Layers([*layers, nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, t', p)`."""
+        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, t', p)`."""
         signal = zero_padding(signal, lengths)
         b, c, t = signal.shape
         judgments = []

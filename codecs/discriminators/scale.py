@@ -42,7 +42,7 @@ class ScaleDiscriminator(nn.Module):
             self.nets.append(Layers([*layers, nn.Conv1d(narrow, 1, 3, padding=1)]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, t')`."""
+        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, t')`."""
         signal = zero_padding(signal, lengths)
         judgments = []
         for number, net in enumerate(self.nets):

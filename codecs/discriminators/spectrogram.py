@@ -49,7 +49,7 @@ class SpectrogramDiscriminator(nn.Module):
             self.last.append(Layers([nn.Conv2d(width, 1, 3, padding=1)]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge sounds `(b, c, t)`, of which the first `lengths` samples are valid; logits are `(b, 1, frames, f)`."""
+        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, frames, f)`."""
         judgments = []
         for spectrum, edges, nets, last in zip(self.spectra, self.edges, self.nets, self.last, strict=True):
             transformed, steps = spectrum(signal, lengths)

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep",
         metavar="1,4,16",
-        help="numbers of tokens, or of codebooks where tokens lie on a grid; 1, 2, 4, ... and all by default",
+        help="numbers of tokens, or of codebooks for tokens on a grid; 1, 2, 4, ... and all by default",
     )
     metrics = (f"of {kind.kind}s {', '.join(metric.name for metric in kind.metrics)}" for kind in MODALITIES.values())
     names = "; ".join(metrics)

@@ -137,7 +137,7 @@ class _Tally:
             raise UserError(f"no {self.modality.noun} to evaluate{failed}")
 
     def rows(self) -> list[Row]:
-        """Give a row for each rung."""
+        """Return a row for each rung."""
         count = int(self.seen[0])
         used = rate.CodeCounts(self.codebook_sizes, self.device)
         rows: list[Row] = []
@@ -162,7 +162,7 @@ class _Tally:
         return [{name: row.get(name, float("nan")) for name in columns} for row in rows]
 
     def definitions(self) -> dict[str, str]:
-        """Say what the columns mean, and how many files could not be read."""
+        """Return the definitions of the columns, and the number of unreadable files."""
         side = int(self.seen[2]) // int(self.seen[0])
         meanings = rate.definitions(self.modality.noun, self.ladder.axis, bool(self.counts), self.ladder.runs)
         meanings |= (
@@ -175,7 +175,7 @@ class _Tally:
 
 
 def _use(counts: rate.CodeCounts, kept: int) -> Row:
-    """Give the first codebooks' use: means, and each codebook's own where there are several."""
+    """Return the first codebooks' usage: means, and each codebook's own if there are several."""
     codebooks = list(zip(counts.codebooks(), counts.codebook_sizes, strict=True))[:kept]
     measures = {
         "usage": [rate.usage(codebook, size) for codebook, size in codebooks],
@@ -191,7 +191,7 @@ def _use(counts: rate.CodeCounts, kept: int) -> Row:
 
 
 def versions() -> dict[str, str]:
-    """Name the versions that numbers hang on."""
+    """Return the versions that results depend on."""
     return {
         "versions": f"varitok {varitok.__version__}, torch {torch.__version__}, torchmetrics {torchmetrics.__version__}"
     }

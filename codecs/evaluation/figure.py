@@ -21,9 +21,9 @@ class Curve(NamedTuple):
     """Points of quality over size.
 
     Attributes:
-        name: For the legend.
+        name: Name in the legend.
         sizes: Mean size of a signal at each point, or its rate.
-        values: Of each metric that is drawn, by name.
+        values: Values of each plotted metric, by name.
         labels: A word at each point, or nothing.
     """
 
@@ -65,7 +65,7 @@ def draw_curves(
 
 
 def style_axes(axes: Axes, label: str, sizes: str, logarithmic: bool = True) -> None:
-    """Give a panel its axes, labels and grid."""
+    """Label and style a panel's axes."""
     if logarithmic:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())

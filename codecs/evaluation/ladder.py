@@ -22,7 +22,7 @@ class Evaluable(Protocol):
 
     @property
     def layout(self) -> TokenLayout:
-        """Where tokens lie, and what a shorter code has fewer of."""
+        """The layout of its tokens."""
 
     @property
     def sample_rate(self) -> int | None:
@@ -95,7 +95,7 @@ class Ladder:
         return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
-        """Decode what is kept of a code."""
+        """Decode the kept part of a code."""
         cut = self.layout.cut_axis
         if self.layout.ordered:  # and of the size of training
             return self.codec.decode(code.codes.narrow(cut, 0, keep))

@@ -2,7 +2,7 @@
 
 A share of each image's tokens is replaced by neighbors, and the reconstructions are compared with the originals: by
 the Fréchet distance on any network's features (on Inception's it is pFID), by that on `DERIVATIVES`, a fixed map
-without weights, and by what is lost in PSNR. `codecs/bottlenecks/perturbation.py` tells what a neighbor is.
+without weights, and by the loss in PSNR. `codecs/bottlenecks/perturbation.py` defines neighbors.
 """
 
 import zlib
@@ -88,7 +88,7 @@ DERIVATIVES = FeatureExtractor(
 
 
 def available_features(device: torch.device) -> dict[str, FeatureExtractor]:
-    """Give the feature maps there are on this machine: `derivatives`, and `pfid` where Inception's weights are."""
+    """Return the available feature maps: `derivatives`, and `pfid` if Inception's weights are on this machine."""
     maps = {"derivatives": DERIVATIVES}
     if frechet.available():
         meaning = f"pFID (arXiv 2503.08354): {frechet.RFID.definition}"
@@ -117,9 +117,9 @@ class Replacement(NamedTuple):
     higher rate replaces what a lower one does, and more.
 
     Attributes:
-        delta: Nearest entries out of which one is drawn, where the bottleneck is one codebook of vectors ("nearest").
+        delta: Number of nearest entries from which one is drawn, if the bottleneck is one codebook of vectors ("nearest").
         sigma: Noise on the latents, in their root mean square, before they are quantized again ("noise").
-        seed: Of all chance.
+        seed: Seed of all random draws.
     """
 
     delta: int = 100
@@ -142,9 +142,9 @@ class Replacement(NamedTuple):
 
         Args:
             bottleneck: In evaluation mode.
-            latents: Of images.
+            latents: Latents of images.
             real: The images, uint8 `(b, 3, h, w)`.
-            ways: Of replacing, out of those that the bottleneck has.
+            ways: Ways of replacing, out of those that the bottleneck has.
 
         Returns:
             The codes `(b, codebooks, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and
@@ -161,7 +161,7 @@ class Replacement(NamedTuple):
             others["nearest"] = neighbors(codes, table, self.delta, rank[:, None])
         if "noise" in ways:
             others["noise"] = bottleneck.encode(add_noise(latents, noise, self.sigma))
-        if "random" in ways:  # in float64 below 2^53; of more entries every so many
+        if "random" in ways:  # float64 is exact below 2^53 entries
             sizes = torch.tensor(bottleneck.codebook_sizes, dtype=torch.float64, device=codes.device)[:, None]
             others["random"] = (uniform * sizes).long()
         return codes, order, others
@@ -222,9 +222,9 @@ def robustness(
         codec: Evaluated on its own device, in evaluation mode; its modes are restored.
         batches: Images `(b, 3, h, w)`, of the size that the codec decodes to; empty batches are passed over.
         rates: Shares of tokens, in (0, 1]; any others are sorted.
-        ways: Of replacing: "nearest" entries of the table, codes under "noise", "random" codes; where None all those
+        ways: Ways of replacing: "nearest" entries of the table, codes under "noise", "random" codes; if None all those
             that the bottleneck has.
-        tokens: How many are kept; all where None.
+        tokens: Number of tokens to keep; all if None.
         features: Maps whose Fréchet distance is taken, by column; `derivatives` alone where None.
         replacement: How tokens are replaced.
         header: What goes above the rows, before what the numbers mean.
@@ -314,7 +314,7 @@ class _Sums:
 
 
 def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, FeatureExtractor]) -> dict[str, str]:
-    """Say what the columns mean."""
+    """Return the definitions of the columns."""
     said = {
         "nearest": f"one of the {replacement.delta} nearest entries of the codebook, without the token's own",
         "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",

@@ -22,7 +22,7 @@ Row = dict[str, float]
 
 
 def json_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Give rows as JSON can hold them: it has neither NaN nor infinity, in whose place null stands."""
+    """Replace NaN and infinity in rows by null, for JSON."""
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         for row in rows
@@ -102,7 +102,7 @@ class Table:
 
 
 def wide_console() -> Console:
-    """Give a console that does not cut tables off in files and logs, which have no width."""
+    """Return a console that does not cut tables off in files and logs, which have no width."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 

@@ -69,9 +69,9 @@ class ImplicitCodec(Codec):
     Args:
         decoder: Paints the clip.
         bottleneck: Bits of a weight: residual codebooks of two levels.
-        length: Its `codebooks` say how many bits are kept while training, so that weights learn to be rounded; where
-            it has none, weights are trained as they are and rounded afterwards, as published.
-        frame_rate: Of the clip, frames a second; None where it isn't known.
+        length: Its `codebooks` draw the number of bits kept in training, so that weights learn to be rounded; without
+            it, weights are trained in full precision and rounded afterwards, as published.
+        frame_rate: Frame rate of the clip; None if unknown.
 
     Raises:
         UserError: The bottleneck has codebooks of another kind.
@@ -83,7 +83,7 @@ class ImplicitCodec(Codec):
         "bits": "8 * bytes",
         "bytes": "of the coded weights: ranges of all tensors, chances, entropy-coded bits; they decode to the weights",
     }
-    """What a table's columns mean, where it is not what they mean elsewhere."""
+    """Definitions of table columns that differ from those of other codecs."""
 
     def __init__(
         self,
@@ -109,19 +109,19 @@ class ImplicitCodec(Codec):
 
     @torch.no_grad()
     def ranges(self) -> Tensor:
-        """Give each tensor's smallest and largest weight, float16 `(tensors, 2)`."""
+        """Return each tensor's smallest and largest weight, float16 `(tensors, 2)`."""
         ends = [torch.stack(weight.aminmax()) for weight in self.decoder.parameters()]
         return torch.stack(ends).half()
 
     def _spread(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the middle of each weight's range, and half of its size, `(n,)`."""
+        """Return the middle of each weight's range, and half of its size, `(n,)`."""
         low, high = ranges.to(next(self.parameters()).device).float().T
         counts = torch.tensor([weight.numel() for weight in self.decoder.parameters()], device=low.device)
         half = ((high - low) / 2).clamp(min=1e-8)  # biases that nothing has moved yet
         return ((low + high) / 2).repeat_interleave(counts), half.repeat_interleave(counts)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Give the weights as latents `(b, n, 1)`, the same for each signal.
+        """Return the weights as latents `(b, n, 1)`, the same for each signal.
 
         Raises:
             UserError: A signal is not of the clip's size.
@@ -132,17 +132,17 @@ class ImplicitCodec(Codec):
         return self._flat().expand(len(signal), -1, -1)
 
     def _flat(self) -> Tensor:
-        """Give the weights as latents `(1, n, 1)`."""
+        """Return the weights as latents `(1, n, 1)`."""
         middle, half = self._spread(self.ranges())
         flat = torch.cat([weight.flatten() for weight in self.decoder.parameters()])
-        # Ends that float16 has rounded inwards lie beyond 1, by less than half of a cell.
+        # Ends that float16 has rounded inwards are beyond 1, by less than half of a cell.
         most = 1 + 0.5**self.num_codebooks
         places = ((flat - middle) / half).clamp(-most, most) * self.edge
         # The bottleneck bounds latents by a hyperbolic tangent; weights are bounded already.
         return (2 * torch.atanh(places / 2))[None, :, None]
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Give the weights' bits, int64 `(b, bits, n)`, whatever is in the clip."""
+        """Return the weights' bits, int64 `(b, bits, n)`, whatever is in the clip."""
         return self.bottleneck.encode(self.latents(signal))
 
     def painter(self, codes: Tensor, ranges: Tensor | None = None) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ class ImplicitCodec(Codec):
 
         Args:
             codes: As `encode` gives them; a prefix of the bits is allowed.
-            ranges: Of their tensors; this network's where None.
+            ranges: Ranges of their tensors; this network's if None.
         """
         return self._named(self.bottleneck.decode(codes), self.ranges() if ranges is None else ranges)
 
@@ -180,13 +180,13 @@ class ImplicitCodec(Codec):
         return Reconstruction(self.decode(codes), Quantized(self.bottleneck.decode(codes), codes, {}, {}))
 
     def frames(self, numbers: Tensor, steps: int = 1, n_codebooks: Tensor | None = None) -> Reconstruction:
-        """Paint stretches of frames, which is what is trained.
+        """Render segments of frames, for training.
 
         Args:
-            numbers: int64 `(b,)`, of each stretch's first frame.
-            steps: Frames of a stretch.
-            n_codebooks: int64 `(b,)`, bits that are kept of all weights, of which the first sample's count; the weights
-                are taken as they are where None.
+            numbers: int64 `(b,)`, index of each segment's first frame.
+            steps: Frames of a segment.
+            n_codebooks: int64 `(b,)`, number of bits kept of all weights; only the first sample's counts. None: the
+                weights in full precision.
         """
         every = (numbers[:, None] + torch.arange(steps, device=numbers.device)).flatten()
         if n_codebooks is None:
@@ -204,7 +204,7 @@ class ImplicitCodec(Codec):
         return CodedPlanes(head + packed.data, [len(head) + end for end in packed.ends])
 
     def read(self, data: bytes) -> tuple[Tensor, Tensor]:
-        """Give the bits and ranges that `coded` was given, or their first bits where the bytes were cut.
+        """Return the bits and ranges from the bytes of `coded`; the first bits if these were cut.
 
         Raises:
             UserError: The bytes are not such weights.

@@ -157,7 +157,7 @@ class TruncatedNormal:
     AdapTok's own values, mean 256 and deviation 128 between 32 and 512 of 512 tokens, are the defaults.
 
     Args:
-        mean: Of the distribution before it is cut.
+        mean: Mean of the distribution before truncation.
         deviation: Its standard deviation, above 0.
         low: The least share, in [0, 1]; a length is never below 1.
         high: The most, in [low, 1].

@@ -1,4 +1,4 @@
-"""A head that tells how many tokens a sample needs for a given error.
+"""A head that predicts how many tokens a sample needs for a given error.
 
 KARL (arXiv 2507.07995) in one pass: whatever length k a training sample was cut to, and whatever error e its
 reconstruction then had, "to reach e this sample needs k" is a true example, and it costs nothing beside the codec's own
@@ -66,7 +66,7 @@ class HaltingHead(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def forward(self, latents: Tensor, error: Tensor) -> Tensor:
-        """Give the logits of halting before each token, float32 `(b, n)`.
+        """Compute the logits of halting before each token, float32 `(b, n)`.
 
         Args:
             latents: `(b, n, dim)`, the encoder's; no gradient goes to them.

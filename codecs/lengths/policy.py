@@ -47,7 +47,7 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def fill(self) -> Tensor | None:
-        """Give what stands in the place of a dropped token, `(d,)` or `(1,)`; None where nothing does."""
+        """Return the replacement of a dropped token, `(d,)` or `(1,)`; None if there is none."""
 
     def forward(self, latents: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hide the steps from `lengths` on.
@@ -163,7 +163,7 @@ class SampledLengths(NamedTuple):
 
     Attributes:
         lengths: int64 `(b,)`, steps, in [1, total].
-        n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 where there are none.
+        n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 if there are none.
     """
 
     lengths: Tensor

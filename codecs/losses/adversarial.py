@@ -16,7 +16,7 @@ __all__ = ["Adversarial"]
 
 
 class Adversarial(nn.Module):
-    """A discriminator's loss and what the codec is told by it.
+    """The discriminator's loss, and the codec's adversarial and feature-matching losses.
 
     Training begins at update `start`; for `head_start` updates the discriminator learns alone, then its word to the
     codec grows over `ramp` updates to the full weight. (A discriminator that is heard from its first step on wrecks
@@ -37,9 +37,9 @@ class Adversarial(nn.Module):
         reduction: Whether the codec's losses are the "mean" over judgments and layers (EnCodec) or the "sum" over
             both (DAC, arXiv 2306.06546).
         start: Update at which the discriminator begins to learn.
-        head_start: Updates that it learns before the codec hears it.
-        ramp: Updates over which the codec's weight grows to `weight`.
-        every: The discriminator learns at every so many updates.
+        head_start: Updates that it learns alone.
+        ramp: Updates over which the codec's weight then grows to `weight`.
+        every: Updates between two of the discriminator.
         shared: Judge both sides once for both turns: the codec then hears the discriminator as it was before this
             update's step, which must come after the codec's backward pass. Saves time and takes the memory of both
             turns at once.
@@ -95,11 +95,11 @@ class Adversarial(nn.Module):
         self.register_buffer("fake_average", torch.zeros(()))
 
     def learns(self, update: int) -> bool:
-        """Tell whether the discriminator trains at this update."""
+        """Return whether the discriminator trains at this update."""
         return update >= self.start and (update - self.start) % self.every == 0
 
     def loss_weights(self, update: int) -> dict[str, float]:
-        """Give the weights of the codec's losses at this update, by name; one that is absent need not be computed."""
+        """Return the weights of the codec's losses at this update, by name; absent ones need not be computed."""
         since = update - self.start - self.head_start
         share = min(1.0, max(0.0, (since + 1) / (self.ramp + 1)))
         return {name: share * weight for name, weight in self.weights.items() if share * weight}
@@ -107,7 +107,7 @@ class Adversarial(nn.Module):
     def discriminator_loss(
         self, fake: Tensor, real: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the discriminator's loss on signals `(b, c, *grid)`, detached, and its logits' means to be logged.
+        """Compute the discriminator's loss on signals `(b, c, *grid)`, detached, and its mean logits for the log.
 
         The first `lengths` steps are valid, None for all.
         """
@@ -136,7 +136,7 @@ class Adversarial(nn.Module):
         return loss, means
 
     def codec_losses(self, fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """Give the codec's losses, without their weights, on a reconstruction with gradient.
+        """Compute the codec's losses, unweighted, on a reconstruction with gradient.
 
         Feature matching is among them if it has a weight; both share one pass over the reconstruction.
         """
@@ -159,7 +159,7 @@ class Adversarial(nn.Module):
     def _compute_codec_losses(
         self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
     ) -> dict[str, Tensor]:
-        """Give the codec's losses where the discriminator should have said real."""
+        """Compute the codec's losses: the discriminator should have answered real."""
         hinge = self.kind == "hinge"
         said = [
             -_logits(one.logits, one.valid) if hinge else self._compute_discriminator_loss(one, 1.0) for one in fake
@@ -177,7 +177,7 @@ class Adversarial(nn.Module):
         return judged
 
     def _compute_discriminator_loss(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
-        """Give the discriminator's loss where it should say `side`: 1 for real, -1 for fake."""
+        """Compute the discriminator's loss for the target `side`: 1 for real, -1 for fake."""
         logits, valid, _ = judgment
         if self.kind == "hinge":
             return _logits(functional.relu(1 - side * logits), valid)

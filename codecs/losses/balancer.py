@@ -33,7 +33,7 @@ class Balancer(nn.Module):
         self.decay = decay
 
     def follow(self, names: Iterable[str]) -> None:
-        """Make the buffers of the terms of these names; a term's average begins where it is first heard."""
+        """Create the buffers of the named terms; a term's average begins with its first value."""
         for name in names:
             self.register_buffer(f"norm_{name}", torch.zeros(()))
             self.register_buffer(f"share_{name}", torch.zeros(()))

@@ -60,7 +60,7 @@ class Guidance:
 
     @torch.no_grad()
     def wanted(self, teacher: str) -> FeatureMap:
-        """Give a teacher's features of the signal, or of its caption.
+        """Return a teacher's features of the signal, or of its caption.
 
         Raises:
             UserError: Captions are wanted and weren't read.
@@ -80,9 +80,9 @@ class LossTerm(nn.Module):
     """A term of the objective.
 
     Attributes:
-        teacher: The name in `objective.teachers` of the network that it needs; None: none.
-        at: What of the codec is looked at; None: the reconstruction. Only what is made from the reconstruction goes
-            through the balancer.
+        teacher: Name in `objective.teachers` of the network that it needs; None: none.
+        at: Module of the codec whose output it reads; None: the reconstruction. The balancer handles only terms of
+            the reconstruction.
     """
 
     teacher: str | None = None
@@ -110,5 +110,5 @@ class SignalTerm(LossTerm, ABC):
         Args:
             fake: The reconstruction, `(b, c, *grid)` in [-1, 1].
             real: The signal, of the same shape.
-            lengths: int64 `(b,)`, valid steps of the first axis of the grid; what lies behind them counts for nothing.
+            lengths: int64 `(b,)`, valid steps of the first axis of the grid; the rest must not count.
         """

@@ -25,7 +25,7 @@ class Tap(NamedTuple):
 
     Attributes:
         path: As `encoder`, `project_in`, `bottleneck.parts.0` or `decoder.transformer.blocks.3`.
-        num_codebooks: Of a residual bottleneck, the sum of so many first codebooks; None for what the module gives.
+        num_codebooks: For a residual bottleneck: the sum of that many first codebooks; None for the module's output.
     """
 
     path: str
@@ -36,7 +36,7 @@ def resolve(codec: Codec, tap: Tap) -> list[nn.Module]:
     """Find the modules whose outputs a tap looks at: one, or one for each codebook.
 
     Raises:
-        UserError: The codec has no such module, or its codebooks are no sum of so many.
+        UserError: The codec has no such module, or its codebooks have no such sum.
     """
     module: nn.Module = codec
     passed: list[str] = []
@@ -63,13 +63,13 @@ def num_features(codec: Codec, tap: Tap) -> int:
     """Count the channels at a tap.
 
     Raises:
-        UserError: There is no such module, or it doesn't tell.
+        UserError: There is no such module, or its width is unknown.
     """
     module = resolve(codec, tap)[0]
     for name in ("dim", "width", "out_features"):
         if isinstance(found := getattr(module, name, None), int):
             return found
-    raise UserError(f"objective: at={tap.path}: {type(module).__name__} doesn't tell its channels; give the term dim")
+    raise UserError(f"objective: at={tap.path}: {type(module).__name__} has no known width; give the term dim")
 
 
 @contextmanager
@@ -109,23 +109,23 @@ def capture(
 
 
 def _as_feature_map(codec: Codec, tap: Tap, values: Tensor, signal: Tensor, lengths: Tensor | None) -> FeatureMap:
-    """Lay tokens `(b, n, d)` out on their grid; images' and clips' may lie there already, channels first.
+    """Bring tokens `(b, n, d)` to their grid, channels first; the output may have that shape already.
 
     Raises:
-        UserError: They don't lie on one grid over the signal.
+        UserError: They aren't on one grid over the signal.
     """
     layout, grid = codec.layout, codec.layout.grid(signal.shape[2:])
     if values.ndim == 3 and len(values) == len(signal):
         values, count = values.transpose(1, 2), math.prod(grid)
         within = layout.ordered and "." in tap.path and not tap.path.startswith("bottleneck")
         if within and values.shape[2] > count:
-            values = values[:, :, -count:]  # of a transformer that sees both, what is placed comes last
+            values = values[:, :, -count:]  # a transformer of ordered and placed tokens has the placed ones last
         elif layout.ordered:
             return FeatureMap(values, (1.0,))  # answers to queries have an order, and no place
         if len(grid) > 1 and values.shape[2] == count:
             values = values.reshape(*values.shape[:2], *grid)
     if values.ndim != signal.ndim:
-        raise UserError(f"objective: at={tap.path}: {tuple(values.shape)} doesn't lie on a grid over the signal")
+        raise UserError(f"objective: at={tap.path}: {tuple(values.shape)} isn't on a grid over the signal")
     steps = tuple(
         step * whole / count for step, whole, count in zip(layout.downsample, grid, values.shape[2:], strict=True)
     )

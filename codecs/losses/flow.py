@@ -16,7 +16,7 @@ from .contract import SignalTerm
 
 __all__ = ["NETWORKS", "FlowConsistency", "FlowNetwork"]
 
-STEP = 8  # pixels of which a side has to be a multiple
+STEP = 8  # pixels; sides must be multiples
 SMALLEST = 128  # pixels; RAFT's correlation has nothing left to pool below
 
 
@@ -80,7 +80,7 @@ class FlowConsistency(SignalTerm):
         return masked_mean(error, prefix_mask((lengths - 1).clamp(min=0), t - 1))
 
     def _flows(self, clip: Tensor) -> Tensor:
-        """Give the flows from frame to frame, then those back: `(2 * b * (t - 1), 2, h', w')`, in pixels."""
+        """Compute the flows from frame to frame, then those back: `(2 * b * (t - 1), 2, h', w')`, in pixels."""
         raft = self.aside.networks[self.net]
         b, c, t, h, w = clip.shape
         sides = [max(SMALLEST, round(side * self.scale / STEP) * STEP) for side in (h, w)]

@@ -44,7 +44,7 @@ class PerFrame(SignalTerm):
 
 
 class TemporalDifference(SignalTerm):
-    """Mean absolute difference of the changes from frame to frame; what flickers pays, what is still doesn't.
+    """Mean absolute difference of the changes from frame to frame: penalizes flicker; static regions contribute zero.
 
     A clip of one frame has none, and counts as 0.
     """

@@ -29,8 +29,8 @@ class _Headed(LossTerm):
     Args:
         teacher: Its name in `objective.teachers`.
         at: Path of a module of the codec.
-        num_codebooks: Of a residual bottleneck, so many first codebooks; None for what the module gives.
-        dim: Channels of what is looked at; None where the module knows them.
+        num_codebooks: For a residual bottleneck: that many first codebooks; None for the module's output.
+        dim: Channels of the module's output; None if the module has a known width.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class _Headed(LossTerm):
 
 
 class Distillation(_Headed):
-    """Draws what is at a place in the codec towards a teacher's features (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
+    """Pulls a module's output towards a teacher's features (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
 
     The teacher's features are brought to the place's grid (`resample`), then compared at each valid step, and averaged
     over steps, sample by sample.
 
     Args:
         teacher: Its name in `objective.teachers`.
-        at: Path of a module of the codec, as "encoder", "bottleneck" or "decoder.transformer.blocks.2".
-        num_codebooks: Of a residual bottleneck, the sum of so many first codebooks; None for what the module gives.
-        dim: Channels of what is looked at; None where the module knows them.
+        at: Path of a module of the codec, such as "encoder", "bottleneck" or "decoder.transformer.blocks.2".
+        num_codebooks: For a residual bottleneck: the sum of that many first codebooks; None for the module's output.
+        dim: Channels of the module's output; None if the module has a known width.
         distance: "cosine" is 1 less the cosine of both vectors of a step (Mimi, arXiv 2410.00037, section 3.3.3);
             "squared" the mean squared error (X-Codec, arXiv 2408.17175, section 3); "along" the mean over channels of
             -log(sigmoid(cosine along all steps)) (SpeechTokenizer, arXiv 2308.16692, section 3.2).
@@ -103,8 +103,8 @@ class Distillation(_Headed):
         found, wanted = self.read_features(guidance), guidance.wanted(self.teacher)
         if len(found.steps) != len(wanted.steps):
             raise UserError(
-                f"objective: at={self.at.path}: what is there has {len(found.steps)} axes, {self.teacher}'s features"
-                f" {len(wanted.steps)}; distil into a place on the signal's grid, or contrast whole signals"
+                f"objective: at={self.at.path}: its output has {len(found.steps)} axes, {self.teacher}'s features"
+                f" {len(wanted.steps)}; distill into a module on the signal's grid, or contrast whole signals"
             )
         aim = resample(wanted, found).float().movedim(1, -1)
         mine: Tensor = self.head(found.values.movedim(1, -1)).float()
@@ -123,14 +123,14 @@ class Distillation(_Headed):
 class Contrast(_Headed):
     """Tells each signal's own vector from those of all others in the batch of all processes (UniTok, arXiv 2502.20321).
 
-    The mean of what is at a place, through the linear map, is held against the teacher's vector of the signal, or of
-    its caption; a signal that has none stands aside.
+    The mean of a module's output, through a linear map, is compared with the teacher's vector of the signal, or of
+    its caption; signals without a caption are masked out.
 
     Args:
         teacher: Its name in `objective.teachers`.
         at: Path of a module of the codec.
-        num_codebooks: Of a residual bottleneck, so many first codebooks; None for what the module gives.
-        dim: Channels of what is looked at; None where the module knows them.
+        num_codebooks: For a residual bottleneck: that many first codebooks; None for the module's output.
+        dim: Channels of the module's output; None if the module has a known width.
         kind: "softmax" over both directions (CLIP, arXiv 2103.00020, section 2.3), or "sigmoid" of each pair (SigLIP,
             arXiv 2303.15343, section 3.2). Scale and bias are learnt from their published starts.
     """
@@ -155,7 +155,7 @@ class Contrast(_Headed):
         return teacher.pooled_channels or teacher.channels
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Tell them apart; see `LossTerm.compare`."""
+        """Contrast the signals of the global batch; see `LossTerm.compare`."""
         wanted = guidance.wanted(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):

@@ -102,7 +102,7 @@ class _Network(nn.Module):
         return [self.get_buffer(f"head{index}") for index in range(len(self.taps))]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Give the tapped features."""
+        """Return the tapped features."""
         values = (images - self.shift) / self.scale
         tapped = []
         for index, layer in enumerate(self.features):

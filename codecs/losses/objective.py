@@ -66,7 +66,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(self._terms)
         self.adversarial = adversarial
         self.balancer = balancer
-        # What isn't made from the reconstruction has no gradient there, of which the balancer would make a share.
+        # Other terms have no gradient at the reconstruction, which the balancer divides by.
         self.beside = {name for name, term in self._terms.items() if term.at is not None}
         if balancer:
             balancer.follow(
@@ -110,7 +110,7 @@ class Objective(nn.Module):
         update: int | None = None,
         guidance: Guidance | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare signals `(b, c, *grid)` in [-1, 1], of which the first `lengths` steps are valid.
+        """Compare signals `(b, c, *grid)` in [-1, 1] with `lengths` valid steps.
 
         Args:
             fake: The reconstruction.

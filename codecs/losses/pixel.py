@@ -9,7 +9,7 @@ __all__ = ["L1", "L2"]
 
 
 def _mean(values: Tensor, lengths: Tensor) -> Tensor:
-    """Average `(b, c, *grid)` over what is valid: the first `lengths` steps of the first grid axis."""
+    """Average `(b, c, *grid)` over the valid part: the first `lengths` steps of the first grid axis."""
     steps = values.flatten(3).mean(3).mean(1) if values.ndim > 3 else values.mean(1)
     return masked_mean(steps, prefix_mask(lengths, steps.shape[1]))
 

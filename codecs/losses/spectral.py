@@ -1,8 +1,8 @@
 """Differences of sounds' spectra, and the ratio of signal to distortion.
 
-A spectrogram's frame is centered on its sample, with zeros around the sound. What lies behind a sample's length is set
-to zero first, and a frame counts if its center lies before the length: so padding changes nothing. (The published
-codes reflect the sound at its ends, which would make the last frames rest on the batch.)
+A spectrogram's frame is centered on its sample, with zeros around the signal. Samples after a signal's length are set
+to zero first, and a frame counts if its center is before the length: so padding changes nothing. (The published
+codes reflect the signal at its ends, so that the last frames would depend on the batch.)
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class MultiScaleMel(SignalTerm):
     mean over both and all windows. Vocos' (arXiv 2306.00814, section 3.4) is one window of 1024 and 100 bands.
 
     Args:
-        sample_rate: Of the sound, in Hz.
+        sample_rate: Sample rate, in Hz.
         windows: Lengths of the windows, in samples; a quarter apart.
         bands: Mel bands, for each window or for all.
         low: Lowest frequency, in Hz.
@@ -94,7 +94,7 @@ class MultiScaleMel(SignalTerm):
         return self.scale * total
 
     def spectrogram(self, signal: Tensor, lengths: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Give the mel spectrogram by the window `index`, `(b, c, frames, bands)`, and bool `(b, frames)`, valid."""
+        """Return the mel spectrogram by the window `index`, `(b, c, frames, bands)`, and bool `(b, frames)`, valid."""
         spectrum, frames = self.spectra[index](signal, lengths)
         size = spectrum.abs() if self.power == 1 else _power(spectrum).pow(self.power / 2)
         with torch.autocast(signal.device.type, enabled=False):

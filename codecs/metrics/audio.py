@@ -1,9 +1,9 @@
 """How far a sound is from its original: one value for each sound, on 16-bit values.
 
-Sounds are `(b, c, t)`, of which the first `lengths` samples are valid. Each is cut out of its batch and compared alone,
-so neither padding nor its neighbors change it: the spectral distances take zeros for what lies outside the sound. What
-is undefined, such as the ratio of signal to distortion of silence, is NaN; means, over the sounds that have a value,
-are left to the caller. Channels are compared one by one and averaged.
+Signals are `(b, c, t)` with `lengths` valid samples. Each is cut out of its batch and compared alone,
+so neither padding nor its neighbors change it: the spectral distances have zeros outside the signal. Undefined
+values, such as the signal-to-distortion ratio of silence, are NaN; the caller averages the others.
+Channels are compared one by one and averaged.
 """
 
 import importlib
@@ -39,7 +39,7 @@ PESQ_LEAST = 0.999  # of P.862.2, equation 1; noise comes nearer to it than a ra
 
 
 def written(signal: Tensor) -> Tensor:
-    """Give the samples that a 16-bit file would hold, float32: clamped to [-1, 1), rounded to the nearest 2^-15.
+    """Round samples as a 16-bit file would, float32: clamped to [-1, 1), to the nearest 2^-15.
 
     Raises:
         UserError: A sample isn't finite.
@@ -72,7 +72,7 @@ def _distance(loss: nn.Module, fake: Tensor, real: Tensor) -> float:
 
 
 def _silent(channel: Tensor) -> bool:
-    """Say whether a channel `(t,)` holds nothing but a constant."""
+    """Return whether a channel `(t,)` is constant."""
     return bool((channel - channel.mean()).square().mean() <= SILENCE)
 
 
@@ -96,7 +96,7 @@ def _stoi(pystoi: Any, fake: Tensor, real: Tensor, rate: int, *, extended: bool)
         warnings.simplefilter("error", RuntimeWarning)
         try:
             return float(pystoi.stoi(real.double().numpy(), fake.double().numpy(), rate, extended=extended))
-        except (RuntimeWarning, ValueError):  # too few frames; or less than one, of which nothing can be taken
+        except (RuntimeWarning, ValueError):  # too few frames, or none at all
             return math.nan
         finally:
             np.random.set_state(state)

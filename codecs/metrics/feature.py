@@ -1,7 +1,7 @@
 """How far feature clips are from their originals: one value for each clip, over its own frames.
 
-Feature clips are `(b, c, t, rows, columns)`, floats of any size; where they are standardized, an error of 1 is that of
-a codec that knows nothing but the mean.
+Feature clips are `(b, c, t, rows, columns)`, floats of any range; if they are standardized, an error of 1 is that of
+predicting the mean.
 """
 
 import torch

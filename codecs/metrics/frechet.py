@@ -41,7 +41,7 @@ class Moments:
         self.outer += values.T @ values
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Give `(width,)` and the unbiased `(width, width)`; needs two samples."""
+        """Return `(width,)` and the unbiased `(width, width)`; needs two samples."""
         mean = self.sum / self.count
         return mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
@@ -63,7 +63,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def available() -> bool:
-    """Tell whether the package and the weights are on this machine."""
+    """Return whether the package and the weights are on this machine."""
     return find_spec("torch_fidelity") is not None and any(find_weights(name) for name in FILENAMES)
 
 

@@ -69,7 +69,7 @@ class _Random(nn.Module):
         )
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Give `(b, 128)` of clips `(b, 3, t, h, w)` in [0, 255]."""
+        """Compute `(b, 128)` of clips `(b, 3, t, h, w)` in [0, 255]."""
         x = clip / 127.5 - 1
         for weight in self.weights:
             space = weight.shape[3] // 2

@@ -84,7 +84,7 @@ def ms_ssim(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def _exact(images: Tensor) -> Tensor:
-    """Give floats on which SSIM's differences of squares survive a GPU whose float32 convolutions may be TF32."""
+    """Return floats on which SSIM's differences of squares survive a GPU whose float32 convolutions may be TF32."""
     return images.double() if images.is_cuda else images.float()
 
 

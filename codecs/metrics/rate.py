@@ -1,8 +1,8 @@
 """What codes cost and how evenly they are used.
 
-Two prices of k tokens: the exact payload, `k * sum(log2(codebook size))` bits, which an ideal coder that knows nothing
-of the codes comes to (`Codec.bits`), and the bytes of a plain packing, whole bits for each index. Of a codec with run
-lengths a token that is repeated counts once, and a flag for each place says where it is.
+Two rates of k tokens: the exact payload, `k * sum(log2(codebook size))` bits, reached by an ideal coder of
+unknown codes (`Codec.bits`); and the bytes of plain packing, whole bits for each index. In a codec with run
+lengths a repeated token counts once, plus a flag for each position.
 """
 
 import math
@@ -40,13 +40,13 @@ USED = (Column("usage", "used", "{:.1%}"), Column("entropy", "entropy", "{:.2f}"
 
 
 def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict[str, str]:
-    """Say what the columns mean that a code's price and its use of the codebooks have, in the words above a table.
+    """Return the definitions of the rate and usage columns, for the header of a table.
 
     Args:
-        noun: What one signal is called.
-        axis: "k" where the kept number is of tokens, "codebooks" where it is of codebooks.
+        noun: Noun for one signal.
+        axis: "k" if tokens are kept, "codebooks" if codebooks are.
         counted: Whether there are codebooks.
-        runs: Whether a run of a token in its place counts once.
+        runs: Whether a run of equal tokens at a position counts once.
     """
     whole = f"mean payload of one {noun}"
     if axis == "k":
@@ -64,7 +64,7 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
         }
         codes = f"the codes of all {noun}s"
         if runs:
-            flags = "plus flags of which tokens follow an equal one in their place, which are left out,"
+            flags = "plus flags that mark repeated tokens, which are left out,"
             meanings["bits"] += f", {flags} n H(share)"
             meanings["bytes"] += f", {flags} by a bit each"
     if counted:
@@ -81,15 +81,15 @@ def packed_bytes(codebook_sizes: Sequence[int], tokens: int, strides: Sequence[i
 
     Args:
         codebook_sizes: Entries of each codebook.
-        tokens: How many.
-        strides: Tokens for which an index of each codebook stands; 1 where there is none.
+        tokens: Number of tokens.
+        strides: Tokens per index of each codebook; 1 if None.
     """
     pairs = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
     return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in pairs) // 8)
 
 
 def run_flags(codes: Tensor) -> tuple[int, float, int]:
-    """Count what is sent of a clip's codes where a token that equals the one before, in its place, is left out.
+    """Count the transmitted codes of a clip if tokens equal to the one before, at the same position, are left out.
 
     Args:
         codes: int64 `(codebooks, t, h, w)`.
@@ -163,7 +163,7 @@ class CodeCounts:
         self.counted = _merge(torch.cat(rows))
 
     def rows(self) -> Tensor:
-        """Give int64 rows `(r, 3)` of codebook, entry and count, only those that occur."""
+        """Return int64 rows `(r, 3)` of codebook, entry and count, only those that occur."""
         self._count()
         rows = [self.counted]
         for codebook, start, end in zip(self.small, self.starts, self.starts[1:], strict=False):
@@ -187,7 +187,7 @@ class CodeCounts:
         self.counted = _merge(torch.cat([self.counted, *large]))
 
     def codebooks(self) -> list[Tensor]:
-        """Give each codebook's counts, int64 `(entries that occur,)`."""
+        """Return each codebook's counts, int64 `(entries that occur,)`."""
         rows = self.rows()
         return [rows[rows[:, 0] == codebook, 2] for codebook in range(len(self.codebook_sizes))]
 
@@ -203,7 +203,7 @@ def usage(counts: Tensor, size: int | None = None) -> float:
     """Compute the share of a codebook's entries that occur, in [0, 1].
 
     Args:
-        counts: Of all entries, or of those that occur.
+        counts: Counts of all entries, or of those that occur.
         size: Entries of the codebook; as many as counts where None.
     """
     return int((counts > 0).sum()) / (len(counts) if size is None else size)

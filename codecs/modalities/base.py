@@ -59,17 +59,17 @@ class Modality(ABC):
     """A kind of signal: all that training, evaluation and export know of it. Bundles have a face of their own.
 
     Args:
-        sample_rate: Of the codec's signals, Hz; 0 without one.
-        frame_rate: Of the codec's signals, frames a second; None if unknown.
+        sample_rate: Sample rate of the codec's signals, in Hz; 0 without one.
+        frame_rate: Frame rate of the codec's signals; None if unknown.
 
     Attributes:
         name: In bundles and containers.
         noun: What one signal is called.
-        plural: What several are called; the column of their number.
+        plural: Plural of the noun; the column of their number.
         kind: The same for the headings of pages.
-        file_noun: What a file that holds a signal is called.
-        suffixes: Of those files.
-        grid: The letters of a signal's axes behind the channels, for config.json.
+        file_noun: Noun for a file that holds a signal.
+        suffixes: Suffixes of those files.
+        grid: Letters of a signal's axes after the channels, for config.json.
         graph: Names in ONNX graphs.
         rounding: What is compared, for the header of a table.
         metrics: All that there are.
@@ -201,6 +201,6 @@ class Modality(ABC):
             config: The bundle's config.json, as `describe` wrote it.
             files: With the `suffixes`.
             seconds: Taken from the beginning of each; None for the default.
-            side: Of video frames, in pixels, if the bundle takes any.
+            side: Side of video frames, in pixels, if the bundle takes any.
         """
         raise UserError(f"no files hold {self.plural}")

@@ -107,7 +107,7 @@ def principal_colors(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple
 
 
 def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
-    """Give a picture of a sound: dB of each frequency and frame, 0 for a sine of full scale, not below -80.
+    """Compute a picture of a sound: dB of each frequency and frame, 0 for a sine of full scale, not below -80.
 
     Periodic Hann windows of 32 ms or so, a quarter apart, or further where the sound is long; where even then there
     are too many, their power is averaged in groups: there are never more than 1200 frames or so. Channels' power is

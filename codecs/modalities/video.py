@@ -29,7 +29,7 @@ AXES = ("num_frames", "height", "width"), ("latent_frames", "latent_height", "la
 class Video(Image):
     """Clips `(b, 3, t, h, w)`, compared as 8-bit values.
 
-    Their rate is in bits a pixel: a rate in seconds would depend on a frame rate that not every file tells.
+    Their rate is in bits a pixel: a rate in seconds would depend on a frame rate that not every file has.
     """
 
     name = "video"

@@ -1,6 +1,6 @@
 """Activations of convolutional codecs, by name: ELU, SiLU, GELU, and Snake's two forms.
 
-All are 0 at 0, so that what was masked stays masked.
+All map 0 to 0, so that masked values stay 0.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ TAPS = 12
 class _SnakeFunction(torch.autograd.Function):
     """`x + sin(a x)^2 / b`, keeping for backward nothing of the signal's size but x itself.
 
-    On a CPU both ways go channel block by channel block, so that what is between stays in the cache.
+    On a CPU both ways go channel block by channel block, so that intermediate values stay in the cache.
     """
 
     @staticmethod
@@ -57,7 +57,7 @@ def _blocks(x: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
-    """Give `x + scale * sin(rate * x)^2`; rate and scale are `(1, c, 1, ...)`."""
+    """Compute `x + scale * sin(rate * x)^2`; rate and scale are `(1, c, 1, ...)`."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return torch.addcmul(x, (x * rate).sin().square(), scale)
     return _eager_snake(x, rate, scale)
@@ -154,7 +154,7 @@ class Activation(nn.Module):
 
 
 def _low_pass(taps: int) -> Tensor:
-    """Give a Kaiser-windowed sinc that halves the bandwidth, `(1, 1, taps)`, of sum 1 (cut-off 0.25, width 0.3)."""
+    """Return a Kaiser-windowed sinc that halves the bandwidth, `(1, 1, taps)`, of sum 1 (cut-off 0.25, width 0.3)."""
     half = taps // 2
     # Kaiser's own formulas: the attenuation that this many taps reach over a transition of 0.3, and its beta.
     attenuation = 2.285 * (half - 1) * torch.pi * 4 * 0.3 + 7.95

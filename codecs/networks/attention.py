@@ -39,8 +39,8 @@ class Rotary(nn.Module):
 
     Args:
         width: Width of a head, even.
-        base: Of the wavelengths.
-        axes: Of a place.
+        base: Base of the wavelengths.
+        axes: Coordinates of a position.
     """
 
     rates: Tensor
@@ -67,10 +67,10 @@ class Attention(nn.Module):
     Args:
         width: Width of the tokens.
         heads: Heads; they divide the width.
-        base: Of the rotary wavelengths.
-        axes: Of a token's place.
+        base: Base of the rotary wavelengths.
+        axes: Coordinates of a token's position.
         qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
-        eps: Of these norms.
+        eps: Epsilon of these norms.
     """
 
     def __init__(self, width: int, heads: int, base: float, axes: int, qk_norm: bool, eps: float) -> None:
@@ -97,11 +97,11 @@ class Attention(nn.Module):
 
         Args:
             x: The tokens.
-            positions: Of the keys, `(1 or b, context + n, axes)`.
+            positions: Positions of the keys, `(1 or b, context + n, axes)`.
             allowed: bool, broadcast over `(b, heads, n, context + n)`; where None, `causal` says it.
             causal: No token attends to those behind it.
             context: Tokens before these whose keys and values a memory has.
-            memory: Of the chunks before.
+            memory: State of earlier chunks.
         """
         b, n, width = x.shape
         q, k, v = split_heads(self.qkv(x), self.heads)

@@ -86,7 +86,7 @@ class _BlockQueries(Network):
             placed: `(b, blocks * frame, width)`.
             frame: Tokens of a block that have a place.
             k: How many are asked about.
-            memory: Of the chunks before.
+            memory: State of earlier chunks.
         """
         if self.later_tokens == self.tokens:
             return None
@@ -114,9 +114,9 @@ class _BlockQueries(Network):
             free: `(b * blocks, k, width)`.
             placed: `(b, blocks * rows * columns, width)`.
             kept: bool `(b * blocks, k)`, which of the free ones are there; all where None.
-            rows: Of tubelets.
-            columns: Of tubelets.
-            memory: Of the chunks before.
+            rows: Rows of tubelets.
+            columns: Columns of tubelets.
+            memory: State of earlier chunks.
 
         Returns:
             `(b * blocks, k + rows * columns, width)`.
@@ -149,8 +149,8 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         channels: Channels of the clip.
         shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
             mean of its block's tubelets, and nothing is normalized on the way out.
-        later_tokens: Of each block but a clip's first; as many as that where None. Latents beyond them are 0, and
-            nothing sees them.
+        later_tokens: Tokens of each block but a clip's first; equal to `tokens` if None. Latents beyond them are 0 and
+            masked.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -172,14 +172,14 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
 
 
 class BlockQueryDecoder(_BlockQueries, Decoder):
-    """Makes clips from what is kept of each block's latents; its arguments are the encoder's."""
+    """Makes clips from kept latents of each block; its arguments are the encoder's."""
 
     decodes = True
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the clips of which `(b * blocks, k, width)` are latents, k from 1 to N; with a memory k is N."""
+        """Decode latents `(b * blocks, k, width)`, k from 1 to N, to clips; with a memory k is N."""
         rows, columns = self.rows, self.columns
         if len(grid) > 1:
             rows, columns = grid[1], grid[2]

@@ -1,7 +1,7 @@
-"""A prior over codes: a small causal transformer that tells the chances of the next symbol, exactly.
+"""A prior over codes: a small causal transformer that computes exact probabilities of the next symbol.
 
-What a decoder computes must be what the encoder computed, to the last bit, or all behind the first difference is noise;
-and sums of floats hang on the machine, the library and the number of threads. Integer networks (Balle, Johnston and
+The decoder must compute the encoder's probabilities to the last bit, or everything after the first difference is noise.
+Sums of floats depend on the machine, the library and the number of threads. Integer networks (Balle, Johnston and
 Minnen, "Integer networks for data compression with latent-variable models", ICLR 2019) are exact anywhere. This one is
 trained in floats; its exact form (`Prior.exact`) has the same layers in float64, with weights, activations and logits
 rounded to multiples of powers of two, of so few bits that no sum rounds. What isn't a sum is one operation that IEEE
@@ -31,18 +31,18 @@ FAR = -1024.0  # a score of what can't be seen: its weight is 0
 class Prior(nn.Module):
     """Chances of each symbol of a code's row, from those before it.
 
-    A symbol sees what kind it is (which digit of which codebook), the number of its token where tokens are ordered, the
-    symbol before it, those of its kind one place back along each axis of the grid, and by attention the last `window`
-    places of the row, whose distance counts. Before the row there are zeros.
+    The input of a symbol is its kind (digit and codebook), the number of its token if tokens are ordered, the
+    symbol before it, those of its kind one position back along each axis of the grid, and through attention the last
+    `window` positions of the row, with their distances. Before the row there are zeros.
 
     Args:
         sizes: Symbols of each kind; together they are the vocabulary.
-        places: Numbers of tokens, 1 where they are not ordered.
-        sources: Symbols before it that each sees by name.
-        width: Of a place of the row.
+        places: Numbers of ordered tokens; 1 for placed tokens.
+        sources: Number of earlier symbols that are inputs of each.
+        width: Width of a position.
         depth: Layers.
-        heads: Of attention; a power of four times them should be the width, as scores are scaled by a power of two.
-        window: Places that attention reaches back, its own included.
+        heads: Attention heads; scores are scaled by a power of two, so four times a power of them should be the width.
+        window: Positions that attention reaches back, its own included.
 
     Raises:
         UserError: A number is out of range.
@@ -83,7 +83,7 @@ class Prior(nn.Module):
         return len(self.layers), 2, self.window - 1, self.kind.embedding_dim
 
     def forward(self, contexts: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell the chances at the next places of rows.
+        """Compute the logits of the next symbols of rows.
 
         Args:
             contexts: int64 `(b, n, 2 + sources)`: kind, number of the token, symbols of the vocabulary, 1 added, 0 for
@@ -91,8 +91,8 @@ class Prior(nn.Module):
             state: `(b, *state_shape)`, zeros at the start.
 
         Returns:
-            Logits `(b, n, vocabulary)`, of which only the stretch of a symbol's kind means something; in the exact form
-            whole numbers, 64 to a nat. And the memory behind these places.
+            Logits `(b, n, vocabulary)`, meaningful only for the symbol's kind; in the exact form
+            integers, 64 to a nat. And the memory after these positions.
         """
         x = self.kind(contexts[..., 0]) + self.place(contexts[..., 1])
         for number, table in enumerate(self.sources):
@@ -106,7 +106,7 @@ class Prior(nn.Module):
         return (torch.round(logits * LOGIT_STEPS) if self.rounds else logits), after
 
     def nats(self, contexts: Tensor, row: Tensor) -> Tensor:
-        """Tell what each symbol of rows `(b, n)` costs, in nats `(b, n)`."""
+        """Compute the cost of each symbol of rows `(b, n)`, in nats `(b, n)`."""
         state = self.head.weight.new_zeros(len(row), *self.state_shape)
         kinds = torch.arange(len(self.sizes), device=row.device)
         kind_of = kinds.repeat_interleave(torch.tensor(self.sizes, device=row.device))
@@ -118,7 +118,7 @@ class Prior(nn.Module):
         return torch.cat(found, dim=1)
 
     def exact(self) -> "Prior":
-        """Give the form whose every number is the same on every machine; for evaluation alone, on the CPU."""
+        """Return the form whose every number is the same on every machine; for evaluation only, on the CPU."""
         found = copy.deepcopy(self).cpu().double().eval().requires_grad_(False)
         found.rounds = True
         for module in found.modules():

@@ -1,8 +1,8 @@
 """What every encoder and every decoder keeps; `tests/codecs/networks/test_contract.py` runs it over all presets.
 
-Latents are tokens, `(b, n, width)`. *Placed* ones lie on a grid over the signal, row by row. *Ordered* ones answer the
-encoder's queries, and have no place; of clips each block of frames, a step of the first axis, has its own, and
-`(b * blocks, n, width)` are its latents.
+Latents are tokens, `(b, n, width)`. *Placed* tokens are on a grid over the signal, row by row. *Ordered* tokens answer
+the encoder's queries and have no position. In a clip each block of frames, a step of the first axis, has its own, and
+the latents are `(b * blocks, n, width)`.
 """
 
 from abc import ABC, abstractmethod
@@ -59,7 +59,7 @@ class Encoder(Network):
 
     @property
     def repeats(self) -> bool:
-        """Whether a token that nothing changes is repeated in its place, so that a run of it need be told once only."""
+        """Whether unchanged tokens repeat, so that a run is coded once."""
         return False
 
     @abstractmethod
@@ -68,9 +68,9 @@ class Encoder(Network):
 
         Args:
             signal: `(b, channels, *size)`, each side a multiple of its `downsample`.
-            mask: bool `(b, n)`, True for placed latents that are of a signal: a prefix of the first axis. What comes
-                out of the others is of no meaning. Ordered ones have no mask.
-            memory: Of the chunks before; see `codecs/streaming.py`.
+            mask: bool `(b, n)`, True for valid placed latents: a prefix of the first axis. The others' outputs
+                are undefined. Ordered ones have no mask.
+            memory: State of earlier chunks; see `codecs/streaming.py`.
         """
 
 
@@ -84,8 +84,8 @@ class Decoder(Network):
         """Return the signals `(b, channels, *(grid * downsample))`; what isn't valid is 0.
 
         Args:
-            latents: `(b, n, width)`; of ordered ones any prefix.
-            mask: bool `(b, n)`, False where a latent is not there; None where all are.
-            grid: Steps of each axis. Where latents are ordered, rows and columns may be missing: those of training.
-            memory: Of the chunks before; see `codecs/streaming.py`.
+            latents: `(b, n, width)`; any prefix of ordered ones.
+            mask: bool `(b, n)`, False for missing latents; None if there are none.
+            grid: Steps of each axis. For ordered latents rows and columns may be missing: then those of training.
+            memory: State of earlier chunks; see `codecs/streaming.py`.
         """

@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders over 1, 2 or 3 axes: SEANet's and DAC's, of which every audio codec is a variant.
+"""Convolutional encoders and decoders over 1, 2 or 3 axes: SEANet's and DAC's, common to most audio codecs.
 
 An encoder is a convolution, then for each stride residual units and a strided convolution of twice the stride's taps,
 then a last convolution; a decoder is its mirror. SEANet (EnCodec, arXiv 2210.13438, section 3.1) has one residual unit
@@ -147,7 +147,7 @@ class ConvEncoder(Encoder):
     Args:
         width: Width of the latents.
         base: Channels after the first convolution; each stage has twice as many as the one before.
-        strides: Of the stages, in the order in which they act; for each one number, or one for each axis.
+        strides: Strides of the stages, in the order in which they act; for each one number, or one for each axis.
         channels: Channels of the signal.
         dims: Axes of the signal: 1 for sound, 2 for images, 3 for video.
         multipliers: Channels over `base` of all stages, one more than strides; powers of two where None.

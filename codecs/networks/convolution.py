@@ -4,10 +4,10 @@ All padding is zeros, explicit, and the same for a padded batch as for a single 
 zeroed before any layer that looks ahead. A causal layer looks back only, along the first axis, by `context` steps; a
 suffix that isn't valid can't reach it, so it needs no mask.
 
-A causal layer reads a signal chunk by chunk where it gets a `memory`: a list with a place (`slot`) for every layer that
-looks back. A `Convolution` keeps the last `context` steps of its input there (zeros at the start) and puts them before
-the next chunk instead of padding; a `TransposedConvolution` keeps the last `context` input steps likewise, and drops
-the first `context * stride` steps of what it makes of both. `codecs/streaming.py` makes one flat tensor of all places.
+A causal layer streams if it gets a `memory`: a list with an item (index `slot`) for every layer with past
+inputs. A `Convolution` stores the last `context` steps of its input there (zeros at the start) and puts them before
+the next chunk instead of padding. A `TransposedConvolution` also stores `context` input steps, and drops
+the first `context * stride` steps of its output. `codecs/streaming.py` flattens the memory to one tensor.
 """
 
 import math
@@ -41,7 +41,7 @@ _TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvT
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """Give a number for each axis: one number stands for all of them.
+    """Return a number for each axis: one number stands for all of them.
 
     Raises:
         UserError: There are not as many numbers as axes, or one is below 1.
@@ -59,7 +59,7 @@ def stage_sizes(
 
     Args:
         base: Width before the first stage.
-        strides: Of the stages, for each one number or one for each axis.
+        strides: Strides of the stages, for each one number or one for each axis.
         multipliers: Widths over `base`, one more than strides; powers of two where None.
         dims: Axes.
 

@@ -42,7 +42,7 @@ class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of each position (arXiv 1910.07467).
 
     Args:
-        channels: Of the input.
+        channels: Channels of the input.
         eps: Added to the mean square.
     """
 
@@ -112,7 +112,7 @@ class _Units(nn.Module):
 
 
 def _beside(units: str) -> tuple[int, int]:
-    """Give the rows and columns that a convolution that changes the rate of frames sees: of VidTok, its neighbors."""
+    """Return the rows and columns of the kernels that change the frame rate: VidTok's include neighbors."""
     return (1, 1) if units == "factorized" else (3, 3)
 
 
@@ -186,7 +186,7 @@ class _FrameAttention(nn.Module):
 
 
 class _Middle(nn.Module):
-    """A residual unit, attention within frames and, where it is wanted, along time, and a residual unit."""
+    """A residual unit, attention within frames and optionally along time, and a residual unit."""
 
     def __init__(
         self, channels: int, kind: str, attention: bool, window: int | None, causal: bool, activation: str
@@ -241,7 +241,7 @@ class FactoredEncoder(Encoder):
     Args:
         width: Width of the latents.
         base: Channels of the first stage.
-        strides: Of the stages, in the order in which they act; for each one number, or one for each axis.
+        strides: Strides of the stages, in the order in which they act; for each one number, or one for each axis.
         multipliers: Channels over `base` of all stages, one more than strides: the last is not followed by a stride.
         depth: Residual units of each stage; of "split", pairs of them.
         channels: Channels of the clip.

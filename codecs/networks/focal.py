@@ -1,8 +1,8 @@
 """Focal modulation over sequences, and the compressor of FocalCodec that is made of it.
 
-Where attention lets each step ask all others, focal modulation (FocalNet, arXiv 2203.11926, section 3) gathers contexts
-of growing reach by depthwise convolutions, the last of which is the whole signal's mean, weighs them by gates that each
-step sets for itself, and multiplies the step by what comes out: linear in the length. FocalCodec (arXiv 2502.04465,
+Instead of attention between all steps, focal modulation (FocalNet, arXiv 2203.11926, section 3) gathers contexts
+of growing reach by depthwise convolutions, the last one the mean of the whole signal, weighs them by gates of each
+step, and multiplies the step by the result: linear in the length. FocalCodec (arXiv 2502.04465,
 section 3) compresses features by it, and expands them again for a vocoder.
 """
 
@@ -159,7 +159,7 @@ def _slower(mask: Tensor | None, rate: int) -> Tensor | None:
 
 
 class _FocalCodec(Network):
-    """What encoder and decoder share, which is all but the direction and what lies outside of it."""
+    """The stages of encoder or decoder, without the outer network."""
 
     decodes: bool
     strides: list[int]
@@ -210,13 +210,13 @@ class FocalEncoder(_FocalCodec, Encoder):
 
     Args:
         features: Makes the features.
-        widths: Of the stages; the last is that of the latents.
-        strides: Of the stages.
+        widths: Widths of the stages; the last is that of the latents.
+        strides: Strides of the stages.
         hop_length: Samples of a feature, for the data's sake.
         depth: Blocks of a stage.
         hidden: See `FocalSequence`, as are the other arguments.
         window: Taps of the first level.
-        levels: Of a block.
+        levels: Levels of a block.
         growth: Taps from level to level.
         layer_scale: Start of the scales.
         activation: See `activations.ACTIVATIONS`.

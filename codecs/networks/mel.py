@@ -25,9 +25,9 @@ class MelFeatures(Precise, Encoder):
     """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop_length)` to `(b, n, bands)`.
 
     Args:
-        sample_rate: Of the sound, Hz.
+        sample_rate: Sample rate, in Hz.
         bands: Mel bands (Slaney's, of equal area).
-        window: Of the transform, samples, periodic Hann; even.
+        window: Length of the transform's periodic Hann window, in samples; even.
         hop_length: Samples of a frame.
         low: Lowest frequency, Hz.
         high: Highest, Hz; half of the sample rate where None.
@@ -76,18 +76,18 @@ class MelDecoder(Precise, Decoder):
     """Makes sound from rounded mel bands, by their pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
 
     Phases begin as those of a chirp, the same for all sounds, and are then made those of a sound, step by step. These
-    steps magnify what is rounded by about 10^6, so that they are in float64, and by matrices: float32 gives sounds that
-    differ by 8 % of the peak from one batch size, or export format, to the next, and ONNX Runtime has no convolution of
-    float64. The first arguments are those of `MelFeatures`.
+    steps amplify rounding errors by about 10^6, so they run in float64, and by matrices: in float32 signals
+    differ by 8 % of the peak from one batch size, or export format, to the next, and ONNX Runtime has no float64
+    convolution. The first arguments are those of `MelFeatures`.
 
     Args:
-        sample_rate: Of the sound, Hz.
+        sample_rate: Sample rate, in Hz.
         bands: Mel bands.
-        window: Of the transform, samples.
+        window: Length of the transform's window, in samples.
         hop_length: Samples of a latent.
         low: Lowest frequency, Hz.
         high: Highest, Hz; half of the sample rate where None.
-        iterations: Of Griffin-Lim.
+        iterations: Iterations of Griffin-Lim.
         momentum: How far each goes beyond the last's difference, in [0, 1); 0 is plain Griffin-Lim.
 
     Raises:
@@ -172,7 +172,7 @@ class MelDecoder(Precise, Decoder):
         return signal.float().unsqueeze(1)
 
     def _overlapped(self, frames: Tensor) -> Tensor:
-        """Add up frames `(b, n, window)` where they lie, `(b, n * hop_length)`.
+        """Overlap-add frames `(b, n, window)` to `(b, n * hop_length)`.
 
         Rows of a turn's hops, one longer than they are read again, are each one hop behind the row before.
         """

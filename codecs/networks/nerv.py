@@ -22,14 +22,14 @@ class NeRV(Decoder):
     convolutions, and bilinear interpolation goes around it.
 
     Args:
-        frames: Of the clip.
+        frames: Frames of the clip.
         image_size: Side, or height and width, in pixels.
         strides: Upsampling of each block; their product divides both sides.
         stem: Channels of the coarse grid.
         widths: Channels after each block.
         hidden: Width of the MLP.
         levels: Sines, and cosines, of the positional encoding (l of NeRV).
-        base: Of their frequencies (b of NeRV).
+        base: Base of their frequencies (b of NeRV).
         kernel: Side of the separable convolutions, odd.
 
     Raises:
@@ -63,7 +63,7 @@ class NeRV(Decoder):
         super().__init__(width=1, downsample=(frames, height, width), channels=3, direct=True)
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
-        # A table: the highest frequencies' sines of float32 times would hang on who computes them.
+        # A table: sines of the highest frequencies, computed in float32, would depend on the platform.
         self.register_buffer("places", _encode_positions(frames, levels, base), persistent=False)
         self.stem = nn.Sequential(
             nn.Linear(2 * levels, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.grid)), nn.GELU()

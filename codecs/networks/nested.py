@@ -1,6 +1,6 @@
 """Networks of frames whose tokens each cover a square of cells: what a hierarchy of codebooks is about.
 
-A network's latents lie on a grid. `halvings` times, two rows and two columns of it become one, so that a token holds
+A network's latents are cells of a grid. `halvings` times, two rows and two columns become one, so that a token holds
 `4 ** halvings` cells, in the order in which they nest: the cells of each quarter of its square follow each other, and
 so do those of each quarter of a quarter. The mean over a run of cells is then one over neighbors, which is what the
 layers of `bottlenecks/hierarchy.py` code.
@@ -51,14 +51,14 @@ class NestedEncoder(_Nested, Encoder):
 
     Args:
         network: Reads clips into latents of cells.
-        halvings: Of a grid's rows and columns, from cells to tokens.
+        halvings: Times that a grid's rows and columns are halved, from cells to tokens.
 
     Raises:
         UserError: There is no halving.
     """
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of clips; which frames there are, a mask of tokens tells as well as one of cells."""
+        """Return the latents of clips; a mask of tokens serves as one of cells, since both select frames."""
         cells: Tensor = self.network(signal, mask, memory)
         rows, columns = signal.shape[3] // self.cell[1], signal.shape[4] // self.cell[2]
         x = cells.reshape(cells.shape[0], -1, rows, columns, cells.shape[2])

@@ -18,7 +18,7 @@ __all__ = ["RegisterDecoder", "RegisterEncoder"]
 
 
 def _waves(width: int, side: int) -> Tensor:
-    """Give sines and cosines of both coordinates, `(1, width, side, side)`, a start that already tells places apart."""
+    """Return sines and cosines of both coordinates, `(1, width, side, side)`, as initial positions."""
     quarter = width // 4
     angles = torch.arange(side)[:, None] / 100 ** (torch.arange(quarter) / quarter)
     axis = torch.cat([angles.sin(), angles.cos()], dim=1).T
@@ -39,7 +39,7 @@ class GridTable(nn.Module):
         self.table = nn.Parameter(start)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """Give the vectors of a grid, `(1, height * width, d)`."""
+        """Return the vectors of a grid, `(1, height * width, d)`."""
         table: Tensor = self.table
         if height != self.height or width != self.width:
             table = functional.interpolate(table, [height, width], mode="bicubic", align_corners=False)

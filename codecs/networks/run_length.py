@@ -1,6 +1,6 @@
 """Run-length tokens: tubelets in which nothing changes are left out, and the one before stands for them.
 
-RLT (arXiv 2411.05222, section 3): a transformer reads what is left, and is told how long each stands. Here its latents
+RLT (arXiv 2411.05222, section 3): a transformer reads the remaining tokens with their run lengths. Here its latents
 are then repeated as often, so that codes stay a grid; `codecs/evaluation/ladder.py` counts a run once.
 """
 
@@ -12,7 +12,7 @@ from varitok import UserError
 
 __all__ = ["RunLength", "changed_tokens"]
 
-LONGEST = 16  # longer runs are told as this long
+LONGEST = 16  # longer runs are embedded as this long
 
 
 def changed_tokens(signal: Tensor, patch: tuple[int, int, int], threshold: float) -> Tensor:
@@ -45,8 +45,8 @@ class RunLength(nn.Module):
         threshold: See `changed_tokens`.
 
     Attributes:
-        packs: Whether what is left out costs nothing: tokens are moved together. Else they stay, and none attends to
-            what is left out, which is the same, but for time: graphs with sizes that data decide can't be exported.
+        packs: Whether dropped tokens save time: the others are moved together. Otherwise they stay, masked, with the
+            same result: graphs with data-dependent sizes can't be exported.
 
     Raises:
         UserError: The threshold isn't above 0.
@@ -58,7 +58,7 @@ class RunLength(nn.Module):
             raise UserError(f"codec.encoder.run_length={threshold}: must be above 0")
         self.threshold = threshold
         self.packs = True
-        self.obstacle = "run lengths hang on the frames before"
+        self.obstacle = "run lengths depend on the frames before"
         self.lengths = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
 
     def forward(

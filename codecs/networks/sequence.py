@@ -100,9 +100,9 @@ class SequenceTransformer(nn.Module):
         layer_scale: Start of the scales of each branch (arXiv 2103.17239); 1 for about none.
         qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
         gated: The perceptrons are gated by SiLU, instead of GELU.
-        eps: Of the layer norms; TAAE needs 1e-2, or quiet steps blow up.
-        base: Of the rotary wavelengths.
-        axes: Of a token's place: 1, the step alone, or 3, step, row and column.
+        eps: Epsilon of the layer norms; TAAE needs 1e-2, or quiet steps blow up.
+        base: Base of the rotary wavelengths.
+        axes: Coordinates of a token's position: 1, the step alone, or 3, step, row and column.
 
     Attributes:
         context: Steps that a causal layer looks back to; 0 where that is all of them.
@@ -161,11 +161,11 @@ class SequenceTransformer(nn.Module):
         Args:
             x: The tokens.
             mask: bool `(b, n)`, True where a token is valid.
-            memory: Of the chunks before.
-            rows: Of tokens in a frame.
-            columns: Of tokens in a frame.
+            memory: State of earlier chunks.
+            rows: Rows of tokens in a frame.
+            columns: Columns of tokens in a frame.
             free: Tokens of each step that come before its rows, and are in none.
-            some: int64 `(b, n)`, which of all tokens these are, where some are left out; then `mask` counts for all.
+            some: int64 `(b, n)`, indices of these tokens, if some are left out; `mask` then is of all tokens.
         """
         frame = free + rows * columns
         context = self.context * frame if memory is not None else 0
@@ -313,7 +313,7 @@ class PatchEncoder(_PatchCodec, Encoder):
         width: Width of the latents.
         base: Width of the transformers.
         patch: Samples of a patch.
-        strides: Of the stages.
+        strides: Strides of the stages.
         depths: Blocks of each stage's transformer.
         heads: Heads of each block.
         window: See `SequenceTransformer`, as are the other arguments.
@@ -323,7 +323,7 @@ class PatchEncoder(_PatchCodec, Encoder):
         layer_scale: Start of the scales of each branch.
         qk_norm: Queries and keys are normalized.
         gated: The perceptrons are gated.
-        eps: Of the layer norms.
+        eps: Epsilon of the layer norms.
 
     Raises:
         UserError: Sizes that don't fit each other.

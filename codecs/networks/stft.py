@@ -53,7 +53,7 @@ class Spectrum(nn.Module):
         self.register_buffer("hann", hann, persistent=False)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Transform `(b, c, t)`, of which the first `lengths` samples are valid; None for all.
+        """Transform `(b, c, t)` with `lengths` valid samples; None for all.
 
         Returns:
             complex64 `(b, c, ceil(t / hop_length), fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
@@ -133,8 +133,8 @@ class ISTFT(nn.Module):
     Args:
         window: Length of the window and of the transform, even.
         hop_length: Samples between frames; divides `window`.
-        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop_length` only. What would
-            lie before the first frame counts as silence.
+        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop_length` only. The signal
+            before the first frame is silence.
 
     Raises:
         UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
@@ -192,9 +192,9 @@ def mel_bank(
     """Return the weights of mel bands, `(window / 2 + 1, bands)`.
 
     Args:
-        sample_rate: Of the sound, Hz.
+        sample_rate: Sample rate, in Hz.
         bands: Mel bands.
-        window: Of the transform, samples.
+        window: Length of the transform's window, in samples.
         low: Lowest frequency, Hz.
         high: Highest, Hz; half of the sample rate where None.
         formula: "slaney" has bands of equal area, "htk" of equal height.
@@ -212,7 +212,7 @@ class Precise(Network):
 
     @abstractmethod
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Return what is computed of float32 `x`."""
+        """Compute the layer on float32 `x`."""
 
     def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Call `compute`; `mask` is bool, `memory` of the chunks before."""

@@ -130,7 +130,7 @@ class TubeletEncoder(Encoder):
         window: Latent frames that a token sees, its own counted; None for all, with which it can't go chunk by chunk.
         causal: A token sees none of the frames behind its own.
         channels: Channels of the clip.
-        run_length: Of "block": leave out tubelets that change by less, see `run_length.changed`; None for none.
+        run_length: With "block": drop tubelets that change by less, see `run_length.changed_tokens`; None for none.
 
     Raises:
         UserError: Sizes that don't fit each other.

@@ -81,7 +81,7 @@ class VocosDecoder(Precise, Decoder):
         hidden: Their hidden width; 3 times the base in Vocos and WavTokenizer.
         depth: Blocks.
         hop_length: Samples of a latent.
-        window: Of the transform; WavTokenizer's is 4 hops.
+        window: Length of the transform's window; WavTokenizer's is 4 hops.
         channels: Channels of the signal.
         attention: Put WavTokenizer's two residual blocks, one attention and two residual blocks first; not causal.
         groups: Groups of their norms.

@@ -8,7 +8,7 @@ __all__ = ["Haar", "InverseHaar"]
 
 
 def _kernels() -> Tensor:
-    """Give the eight products of sums and differences along three axes, `(8, 1, 2, 2, 2)`, of length 1 each."""
+    """Return the eight products of sums and differences along three axes, `(8, 1, 2, 2, 2)`, of length 1 each."""
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
     return torch.einsum("ax,by,cz->abcxyz", pair, pair, pair).reshape(8, 1, 2, 2, 2)
 
@@ -35,7 +35,7 @@ class Haar(nn.Module):
         self.register_buffer("kernels", _kernels(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform `(b, c, t, h, w)`, of which all axes are multiples of `rate`."""
+        """Transform `(b, c, t, h, w)`; all axes are multiples of `rate`."""
         for _ in range(self.levels):
             # Each channel is a group of its own, whose eight bands stay together.
             x = functional.conv3d(x, self.kernels.repeat(x.shape[1], 1, 1, 1, 1), stride=2, groups=x.shape[1])

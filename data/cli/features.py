@@ -33,11 +33,11 @@ from ..teachers.vision import VisionTransformer
 __all__ = ["main"]
 
 WINDOW = 30  # seconds that a teacher sees at once
-MOST_LONGER = 4  # times the shorter side; what is longer is squeezed
+MOST_LONGER = 4  # longer side over the shorter one; longer images are squeezed
 
 
 _Member: TypeAlias = tuple[str, bytes, dict[str, Any]]
-"""Of a shard: its suffix, its content, and what the index tells of it."""
+"""A member of a shard: suffix, content, entries of the index."""
 
 
 def write_features(

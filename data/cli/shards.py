@@ -42,14 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok shards",
         description="Pack a folder of images, sounds or clips into tar shards, with an index beside each; data.root="
-        "SHARDS then reads as data.root=FOLDER does. Without --out: index the shards that lie in the folder.",
+        "SHARDS then reads as data.root=FOLDER does. Without --out: index the shards that are in the folder.",
         epilog="for example: varitok shards PHOTOS --out SHARDS --size 256MB",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of files, perhaps in train/ and val/")
     parser.add_argument("--out", type=Path, metavar="SHARDS", help="a new folder")
     parser.add_argument("--size", default="256MB", help="of a shard, about; default: %(default)s")
     parser.add_argument("--drop-bad", action="store_true", help="leave out files whose headers can't be read")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
@@ -93,7 +93,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Sum up what was packed."""
+    """Summarize the packed files."""
     counts = Counter[str]()
     bad: list[str] = []
     for name, facts in found:

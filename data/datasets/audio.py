@@ -25,7 +25,7 @@ from .mixture import mix
 __all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
 
 LEAST_RATE = 4000  # Hz
-BLOCK = 0.4  # seconds of which BS.1770 takes the loudness
+BLOCK = 0.4  # seconds, the block over which BS.1770 measures loudness
 MOST_MEASURED = 5  # channels that it knows
 
 
@@ -40,8 +40,8 @@ class AudioDataset(FileDataset):
         sample_rate: In Hz.
         channels: 1 mixes all; more are taken as they are, and mono is copied.
         gain: Lower and upper end of a random gain, dB.
-        loudness: Of a training stretch, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case, and
-            what is silent or shorter than 0.4 s stays as it is.
+        loudness: Loudness of a training crop, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case;
+            silence and crops shorter than 0.4 s are left as they are.
         files, steps, train, flip, seed: See `FileDataset`.
     """
 
@@ -60,7 +60,7 @@ class AudioDataset(FileDataset):
             return sound.length
 
     def stretch(self, key: Key) -> tuple[int, int]:
-        """Tell at which sample of its file the stretch of `(epoch, index)` begins, and how many it has at most.
+        """Return the first sample and the most samples of the crop of `(epoch, index)` in its file.
 
         Raises:
             BadSample: The file can't be read.
@@ -68,7 +68,7 @@ class AudioDataset(FileDataset):
         return self.draw_stretch(self.length(self.files[key[1]]), self.steps, sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
+        """Return the crop of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
             sound = file.read(*self.draw_stretch(file.length, self.steps, generator))
@@ -106,7 +106,7 @@ def splits_of(
     """Make both splits of lists of sound files.
 
     Args:
-        name: Of the data, for tables.
+        name: Name of the dataset, for tables.
         train: Files to train on.
         val: Files to evaluate on.
         sample_rate: In Hz, whatever rate a file has.
@@ -142,7 +142,7 @@ def splits_of(
         AudioDataset(val, shown, sample_rate, channels=channels, train=False),
         about={
             "dataset": f"{name}, validation split",
-            "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) where it has another rate;"
+            "protocol": f"{part}, {mixed}, resampled to {sample_rate} Hz (windowed sinc) if its rate differs;"
             " nothing else",
         },
     )

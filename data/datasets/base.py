@@ -56,7 +56,7 @@ class FileDataset(SignalDataset):
         return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
 
     def draw_stretch(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
-        """Give the first step of a stretch of a file, and how many it has at most; drawn while training."""
+        """Return the first step of a crop and its largest length; random in training."""
         steps = length if steps is None else steps
         return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)
 
@@ -96,7 +96,7 @@ def download_or_raise(make: Callable[[], Any], root: str, archive: str) -> Any:
 
     Args:
         make: Makes it, below `root`.
-        root: The folder; it is made where it isn't there.
+        root: The folder; it is created if missing.
         archive: Name of the file that it is fetched as.
 
     Raises:

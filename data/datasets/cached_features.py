@@ -1,7 +1,7 @@
 """What a teacher saw in files, kept in shards (`data/cli/features.py`): read in training in the teacher's place.
 
-Training cuts features as it cuts the signals. So a step's features know the whole file, not only what is cut out of it,
-and nothing of a stretch's gain and sign.
+Features are cropped like the signals. So a step's features have seen the whole file, not only the crop,
+and neither its random gain nor its polarity.
 """
 
 import io
@@ -59,7 +59,7 @@ class FeatureShards(ABC):
         self.members = [members[name + self.kind] for name in names]
 
     def __getitem__(self, key: Key) -> FeatureMap:
-        """Give the features of what is cut out at `(epoch, index)`, `(1, c, *grid)`.
+        """Return the features of the crop at `(epoch, index)`, `(1, c, *grid)`.
 
         Raises:
             BadSample: The file or its features can't be read.

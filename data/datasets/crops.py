@@ -8,7 +8,7 @@ __all__ = ["center_box", "random_box"]
 
 
 def center_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
-    """Give (start, length) along each axis of a box of `size` in the middle of `shape`.
+    """Return (start, length) along each axis of a box of `size` in the middle of `shape`.
 
     An axis of `shape` that is shorter than the box is taken whole.
     """
@@ -17,7 +17,7 @@ def center_box(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int
 
 
 def random_box(shape: Sequence[int], size: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
-    """Give a box as `center_box` does, but anywhere in `shape` with equal chance."""
+    """Return a box like `center_box`, but uniformly anywhere in `shape`."""
     lengths = [min(a, b) for a, b in zip(shape, size, strict=True)]
     return [
         (int(torch.randint(whole - length + 1, (), generator=generator)), length)

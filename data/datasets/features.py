@@ -31,8 +31,8 @@ class FeatureClips(SignalDataset):
     Args:
         clips: Gives uint8 `(3, t, h, w)` for a `Key`.
         teacher: Makes features of the frames, one by one.
-        mean: Of each channel, `(c, 1, 1, 1)`.
-        deviation: Standard deviation of each channel, likewise.
+        mean: Mean of each channel, `(c, 1, 1, 1)`.
+        deviation: Standard deviation of each channel, `(c, 1, 1, 1)`.
         device: Where the teacher runs; a loader's workers have the CPU alone.
     """
 
@@ -53,7 +53,7 @@ class FeatureClips(SignalDataset):
         return self.clips.kinds()
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the features of the clip of `(epoch, index)`: float32 `(c, t, rows, columns)`, mean 0 and variance 1.
+        """Return the features of the clip of `(epoch, index)`: float32 `(c, t, rows, columns)`, mean 0 and variance 1.
 
         Raises:
             BadSample: The clip can't be read.
@@ -66,7 +66,7 @@ class FeatureClips(SignalDataset):
 
 @torch.no_grad()
 def _features(teacher: Teacher, clip: Tensor, device: str) -> Tensor:
-    """Give the features of a clip, float32 `(c, t, rows, columns)`, on the CPU."""
+    """Compute the features of a clip, float32 `(c, t, rows, columns)`, on the CPU."""
     try:
         teacher.to(device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
@@ -82,7 +82,7 @@ def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device
     process and at each start, and the same for whatever is evaluated.
 
     Args:
-        clips: Of a data set of clips.
+        clips: Splits of a dataset of clips.
         teacher: Makes the features.
         measured: Clips whose mean and variance are taken.
         device: Where the teacher runs; "cuda" wants `loader.workers=0`.
@@ -111,7 +111,7 @@ def _statistics(clips: SignalDataset, teacher: Teacher, measured: int, device: s
         values = _features(teacher, clip, device).flatten(1).double()
         found.append((values.shape[1], values.sum(1), values.square().sum(1)))
     if not found:
-        raise UserError("data.clips: none of the training clips can be read, of which features are to be measured")
+        raise UserError("data.clips: none of the training clips can be read, so their features can't be measured")
     count = sum(number for number, _, _ in found)
     mean, square = (torch.stack([one[part] for one in found]).sum(0) / count for part in (1, 2))  # type: ignore[misc]
     deviation = (square - mean.square()).clamp(min=0).sqrt()

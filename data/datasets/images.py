@@ -29,7 +29,7 @@ Split: TypeAlias = Literal["train", "val"]
 
 
 class Square(NamedTuple):
-    """Where in an image a square lies, in shares of the image's height and width, and whether it is mirrored."""
+    """A square crop as shares of the image's height and width, and whether it is mirrored."""
 
     top: float
     left: float
@@ -43,7 +43,7 @@ class ImageDataset(SignalDataset):
     """Squares out of images: cropped, resized, and mirrored by chance while training.
 
     Args:
-        read: Gives image number i as uint8 `(3, h, w)`; is told the shorter side that will be wanted, or None.
+        read: Returns image number i as uint8 `(3, h, w)`, given the shorter side that is needed, or None for all.
         count: How many images there are.
         image_size: Side of the squares, in pixels.
         train: Crops at random and mirrors; otherwise the largest centered square is taken (`PROTOCOL`).
@@ -64,13 +64,13 @@ class ImageDataset(SignalDataset):
     def __post_init__(self) -> None:
         require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
         if not 0 < self.least_scale <= 1:
-            raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
+            raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
+        """Return the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         _, index = key
         size = [self.image_size, self.image_size]
         if not self.train:
@@ -96,7 +96,7 @@ class ImageDataset(SignalDataset):
         return self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
 
     def _box(self, shape: Sequence[int], scale: float, generator: torch.Generator) -> list[tuple[int, int]]:
-        """Draw where a crop lies."""
+        """Draw a crop."""
         side = max(1, round(scale * min(shape)))
         return random_box(shape, (side, side), generator)
 
@@ -122,7 +122,7 @@ class ImageFiles(ImageDataset):
         return decode_image(self.files[index], shorter_side, self.least_side)
 
     def square(self, key: Key) -> Square:
-        """Tell where in its image the training square of `(epoch, index)` lies; nothing is decoded.
+        """Return the training square of `(epoch, index)` within its image, without decoding.
 
         Raises:
             BadSample: The file can't be read.
@@ -139,7 +139,7 @@ def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int =
     """Make both splits.
 
     Args:
-        name: Of the data, for tables.
+        name: Name of the dataset, for tables.
         make: Makes a split by its name, "train" or "val", and `ImageDataset`'s keywords.
         image_size: See `ImageDataset`.
         form: See `ImageDataset`.

@@ -20,7 +20,7 @@ class Mix(SignalDataset):
 
     Args:
         datasets: Indexed by `Key`.
-        weights: Of each; above 0.
+        weights: Weight of each, above 0.
         seed: Seed of all chance.
     """
 
@@ -34,7 +34,7 @@ class Mix(SignalDataset):
         return sum(self.counts)
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the sample of `(epoch, index)`; the data set that it is drawn from follows from the index."""
+        """Return the sample of `(epoch, index)`; the index determines its dataset."""
         generator = sample_generator(self.seed, key)
         which = self._source(key[1])
         place = int(torch.randint(self.counts[which], (), generator=generator))
@@ -49,7 +49,7 @@ class Mix(SignalDataset):
         return [largest[self._source(index)] for index in range(len(self))]
 
     def _source(self, index: int) -> int:
-        """Tell which data set a sample is drawn from, in every epoch, so that samples of a kind can share a batch."""
+        """Return the dataset of a sample, the same in every epoch, so that samples of a kind can share a batch."""
         return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
 
 
@@ -68,11 +68,11 @@ class _Joined(SignalDataset):
 
 
 def mix(splits: Mapping[str, Splits], weights: Mapping[str, float], seed: int = 0) -> Splits:
-    """Mix data sets: speech and music, say, of which one is ten times the other's size.
+    """Mix datasets, for example speech with ten times as much music.
 
     Args:
         splits: The data sets, by name.
-        weights: The share of each in the training samples, over the sum of all; 1 where it isn't named.
+        weights: Relative share of each in the training samples; 1 if not named.
         seed: Seed of all chance.
 
     Raises:

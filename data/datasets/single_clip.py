@@ -17,11 +17,11 @@ __all__ = ["Stretches", "single_clip", "single_scene"]
 
 @dataclass(eq=False, repr=False)
 class Stretches(SignalDataset):
-    """A clip in stretches of equal length, one behind the other; what is left over isn't given.
+    """A clip in consecutive segments of equal length; an incomplete last one is dropped.
 
     Args:
         clip: uint8 `(3, t, h, w)`.
-        frames: Of a stretch.
+        frames: Frames of a segment.
     """
 
     clip: Tensor
@@ -31,7 +31,7 @@ class Stretches(SignalDataset):
         return self.clip.shape[1] // self.frames
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: uint8 `(3, frames, h, w)`."""
+        """Return the segment of `(epoch, index)`: uint8 `(3, frames, h, w)`."""
         return self.clip[:, key[1] * self.frames :][:, : self.frames]
 
 

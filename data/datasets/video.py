@@ -43,8 +43,8 @@ class VideoDataset(FileDataset):
     are several shapes each file has the one that is most like it (`shape_of`).
 
     Args:
-        height: Of the crop, in pixels.
-        width: Of the crop, in pixels.
+        height: Height of the crop, in pixels.
+        width: Width of the crop, in pixels.
         frame_rate: Frames a second; None keeps each file's.
         least_scale: Smallest random crop, as a share of the largest, in (0, 1].
         shapes: Frames, height and width of several; none for one.
@@ -63,14 +63,14 @@ class VideoDataset(FileDataset):
 
     def __post_init__(self) -> None:
         if not 0 < self.least_scale <= 1:
-            raise UserError(f"data.least_scale={self.least_scale}: must lie in (0, 1]")
+            raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
     def length(self, file: File) -> int:
         """Count the frames of a file, at the rate that is wanted; see `FileDataset.length`."""
         return self._extent(file)[0]
 
     def kinds(self) -> list[int]:
-        """Tell which of the shapes each file has; 0 where it can't be read."""
+        """Return the index of each file's shape; 0 if it can't be read."""
         return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
     def _extent(self, file: File) -> Extent:
@@ -82,7 +82,7 @@ class VideoDataset(FileDataset):
             return video.length, video.height, video.width
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Give the stretch of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `steps`."""
+        """Return the crop of `(epoch, index)`: uint8 `(3, n, height, width)`, n at most `steps`."""
         generator = sample_generator(self.seed, key)
         path = self.files[key[1]]
         with VideoFile(path, self.frame_rate) as video:
@@ -138,7 +138,7 @@ def splits_of(
     """Make both splits of lists of files.
 
     Args:
-        name: Of the data, for tables.
+        name: Name of the dataset, for tables.
         train: Files to train on.
         val: Files to evaluate on.
         crop_tokens: Length of a training clip in latent frames.
@@ -158,7 +158,7 @@ def splits_of(
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     val_tokens = crop_tokens if val_tokens is None else val_tokens
     require_min({"data.downsample": (downsample, 1), "data.causal_pad": (causal_pad, 0)})
-    shortest = causal_pad // downsample + 1  # latent frames of which a frame is left
+    shortest = causal_pad // downsample + 1  # latent frames, one more than padding alone fills
     require_min({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
     require_min({"data.val_tokens": (val_tokens, shortest)})
     if frame_rate is not None and not frame_rate > 0:
@@ -236,7 +236,7 @@ def clips_and_images(
 
 @takes(splits_of)
 def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
-    """Make UCF101's splits (arXiv 1212.0402): 13,320 clips of 101 actions, of which about 3,700 are held out.
+    """Build UCF101's splits (arXiv 1212.0402): 13,320 clips of 101 actions, about 3,700 of them held out.
 
     Its archives can't be unpacked without tools of their own: unpack them yourself, to `UCF-101/` (from UCF101.rar) and
     `ucfTrainTestlist/` (from the archive of splits). `fold` is one of three; of the other arguments see `splits_of`.

@@ -26,12 +26,12 @@ SUFFIXES = (
 MOST_SAMPLES = 1 << 27  # of one read, all channels together: 512 MiB; a header may promise anything
 MOST_CHANNELS = 32
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header may say 1 Hz, and a second would become a day
-LARGEST = 8.0  # a float file's peak; what is larger was never meant to lie in [-1, 1]
+LARGEST = 8.0  # a float file's peak; a larger one was never meant as [-1, 1]
 FINEST_RATIO = 512  # denominator of a ratio of rates, at most; torchaudio takes 80 s and 11 GB for 44,101 to 16,000
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 # FFmpeg also opens play lists, which name other files and addresses: only what holds sound itself is allowed.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,ogg,flac,wav,w64,aiff,asf,avi,mpeg,mpegts,ac3,eac3,amr,caf"
-PREROLL = 0.5  # seconds that a lossy decoder gets to find its feet before what is wanted
+PREROLL = 0.5  # seconds that a lossy decoder needs to settle before the requested part
 
 
 class AudioFile:
@@ -47,7 +47,7 @@ class AudioFile:
         channels: None keeps the file's.
 
     Attributes:
-        sample_rate: In Hz, of what is read.
+        sample_rate: Sample rate of the output, in Hz.
         length: Samples at that rate; for some lossy files an estimate.
 
     Raises:
@@ -172,7 +172,7 @@ def _open(path: File) -> "_Source":
 
 
 def _holds_something(path: File) -> bool:
-    """Tell whether there is a byte, or what is wrong with a path: libsndfile calls all of it a "System error"."""
+    """Return whether there is a byte; raise for a bad path, which libsndfile would call a "System error"."""
     if isinstance(path, Member):  # over a network, it would be read twice
         return path.size > 0
     with path.open("rb") as file:
@@ -274,7 +274,7 @@ class _FFmpeg:
         """Seek to before the start, decode, and cut: `(channels, n)`."""
         stream = self._stream
         begin = stream.start_time or 0
-        # May lie before the beginning: sought at its very beginning, Matroska loses the frame there.
+        # May be before the beginning: sought at its very beginning, Matroska loses the frame there.
         before = start / self.rate - PREROLL
         if before > 0 and self._tick > 1 and self._first is None:
             self._container.seek(begin - round(PREROLL / stream.time_base), stream=stream)
@@ -298,7 +298,7 @@ class _FFmpeg:
         return np.concatenate(parts, 1) if parts else np.zeros((self.channels, 0), np.float32)
 
     def _place(self, decoded: Any, begin: int, counted: int | None) -> int:
-        """Tell which sample a frame begins with; Matroska's times are rounded to milliseconds, so counting goes first.
+        """Return the index of a frame's first sample; Matroska rounds times to milliseconds, so counting has priority.
 
         `begin` is the time of the first frame, `counted` the sample where the frame before ended, None after a seek.
         """

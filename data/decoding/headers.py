@@ -1,4 +1,4 @@
-"""What a file's header tells of it: what an index of shards holds, so that no header need be read again."""
+"""The contents of a file's header: an index of shards stores them, so that no header need be read again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +19,12 @@ KINDS = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *SOUND_SUFFIXES, *CLIP_SUFFIXES)))
 
 
 def probe(file: File) -> Mapping[str, Any]:
-    """Tell what a file's header says.
+    """Read a file's header.
 
     Returns:
-        Of an image `width` and `height`, in pixels; of a sound `samples` of each channel, `sample_rate` in Hz and
-        `channels`; of a clip `width`, `height`, `frames`, `frame_rate` and `seconds`, and what is said of its sound.
-        Of a file that can't be read `bad`, the reason.
+        Image: `width` and `height`, in pixels. Audio: `samples` of each channel, `sample_rate` in Hz and
+        `channels`. Video: `width`, `height`, `frames`, `frame_rate` and `seconds`, and the keys of its audio.
+        Unreadable file: `bad`, the reason.
     """
     found: dict[str, Any] = {}
     reasons: list[str] = []

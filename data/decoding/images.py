@@ -15,8 +15,8 @@ from ..storage.members import File, open_file
 __all__ = ["SUFFIXES", "decode_image", "decoded_size", "open_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-TURNED = (5, 6, 7, 8)  # EXIF's orientations of which rows are columns; others mean nothing
-MOST_PIXELS = 1 << 26  # 67 megapixels; what is larger is refused before it is decoded
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns; values beyond EXIF's are ignored
+MOST_PIXELS = 1 << 26  # 67 megapixels; larger files are refused before they are decoded
 
 
 def decode_image(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
@@ -44,7 +44,7 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
 
 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
-    """Tell the rows and columns that `decode_image` would give, from the header."""
+    """Return the rows and columns of `decode_image`'s result, from the header."""
     with open_image(path, least_side, shorter_side) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -52,7 +52,7 @@ def decoded_size(path: str | File, shorter_side: int | None = None, least_side: 
 
 @contextmanager
 def open_image(path: str | File, least_side: int = 1, shorter_side: int | None = None) -> Iterator[Image.Image]:
-    """Open an image file, of which only the header is read at first; what goes wrong in the block is a `BadSample`.
+    """Open an image file, reading only its header at first; any failure in the block becomes a `BadSample`.
 
     The arguments and errors are those of `decode_image`.
     """
@@ -72,7 +72,7 @@ def open_image(path: str | File, least_side: int = 1, shorter_side: int | None =
 def _rgb(image: Image.Image) -> Image.Image:
     """Turn any mode into RGB."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip to 255; what is 16 bit is scaled.
+        # Pillow would clip 16-bit values to 255, so scale them.
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

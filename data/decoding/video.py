@@ -43,11 +43,11 @@ class VideoFile:
         frame_rate: Frames a second; None keeps the file's (its mean, where it varies).
 
     Attributes:
-        frame_rate: Of what is read; of an image that which is wanted, or 1.
+        frame_rate: Frame rate of the output; of an image the requested one, or 1.
         length: Frames at that rate.
         seconds: How long it is; an image 0.
-        height: Of the frames as they are shown, in pixels.
-        width: Likewise.
+        height: Height of the displayed frames, in pixels.
+        width: Width of the displayed frames, in pixels.
 
     Raises:
         BadSample: The file can't be read as frames, or holds none.
@@ -101,7 +101,7 @@ class VideoFile:
         self.height, self.width = shown if _turns(first) % 2 == 0 else shown[::-1]
 
     def _seconds(self, rate: float) -> float:
-        """Give how long the file is, from its header, or else from its packets."""
+        """Return the duration of the file, from its header or else from its packets."""
         if self._stream.duration:
             return float(self._stream.duration * self._base)
         if self._stream.frames and rate:
@@ -156,7 +156,7 @@ class VideoFile:
         return torch.from_numpy(clip).permute(3, 0, 1, 2).contiguous()
 
     def _fill(self, clip: Pixels, start: int) -> int:
-        """Decode what is shown at each frame's moment; give how many there were."""
+        """Decode the displayed frame at each output time; return how many there were."""
         deadline = time.monotonic() + PATIENCE
         slack = 0.5 / self._native  # a frame's time may be rounded up to half a frame late
         moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
@@ -191,7 +191,7 @@ class VideoFile:
             self._file.seek(0)
 
     def _convert(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
-        """Give a frame upright, in RGB, resized."""
+        """Return a frame upright, in RGB, resized."""
         turns = _turns(frame)
         height, width = size if turns % 2 == 0 else size[::-1]
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
@@ -199,7 +199,7 @@ class VideoFile:
 
 
 def _turns(frame: av.VideoFrame) -> int:
-    """Give the quarter turns, against the clock, after which a frame stands upright."""
+    """Return the counterclockwise quarter turns that bring a frame upright."""
     return round(frame.rotation / 90) % 4
 
 

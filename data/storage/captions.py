@@ -14,7 +14,7 @@ __all__ = ["SUFFIX", "caption_of", "read_caption", "require_captions"]
 
 SUFFIX = ".txt"
 MOST_BYTES = 1 << 14  # of a text that are read
-LOOKED_AT = 100  # files of which one must have a caption
+LOOKED_AT = 100  # first files that are checked: at least one must have a caption
 
 
 def read_caption(file: File) -> str:
@@ -28,7 +28,7 @@ def read_caption(file: File) -> str:
 
 
 def caption_of(file: File) -> str:
-    """Give a signal's caption; empty where it has none."""
+    """Return a signal's caption; empty if it has none."""
     if isinstance(file, Member):
         return str(file.facts.get("caption", ""))
     beside = Path(file).with_suffix(SUFFIX)
@@ -45,7 +45,7 @@ def require_captions(files: Sequence[File]) -> None:
         UserError: There are no files, or none of the first has a caption.
     """
     if not files:
-        raise UserError("loader.captions: these data are no folder or shards, beside whose files captions lie")
+        raise UserError("loader.captions: this dataset has no files with captions beside them; give a folder or shards")
     if not any(caption_of(file) for file in files[:LOOKED_AT]):
         first = PurePosixPath(files[0].name)
         raise UserError(

@@ -1,4 +1,4 @@
-"""Folders of files, or of shards, as data sets: what is trained on, what is held out, and what is fetched."""
+"""Folders of files or of shards as datasets: training and validation splits, downloads."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -20,10 +20,10 @@ def list_files(root: str | Path, split: str, val_share: float, suffixes: Collect
     are those of the shards that `varitok shards` makes of it.
 
     Args:
-        root: The folder; files may lie at any depth, shards directly in it. Or an address of shards that fsspec knows.
+        root: The folder; files at any depth, shards directly in it. Or an address of shards that fsspec knows.
         split: "train" or "val".
         val_share: Share of the files that is held out.
-        suffixes: Of the files, in lower case, with their dots.
+        suffixes: Suffixes of the files, in lower case, with their dots.
         what: What the files are, in the singular, for the error.
 
     Raises:

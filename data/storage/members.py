@@ -1,4 +1,4 @@
-"""Members of shards: files that lie within other files, and stand where a `Path` stands."""
+"""Members of shards: files within tar files, usable in place of a `Path`."""
 
 import io
 import json
@@ -24,10 +24,10 @@ class Member(NamedTuple):
 
     Attributes:
         shard: Path or address of the tar file.
-        name: Of the file, as it was below its folder.
-        offset: Of its first byte in the shard.
+        name: Path of the file below the folder that was packed.
+        offset: Position of its first byte in the shard.
         size: Bytes.
-        facts: What the index tells of it: `width`, `height`, `samples`, `sample_rate` ...
+        facts: Its entries in the index: `width`, `height`, `samples`, `sample_rate` ...
     """
 
     shard: str
@@ -55,7 +55,7 @@ class Member(NamedTuple):
             OSError: The shard isn't there, or ends within the member; of a larger one at an address, while reading.
         """
         read = reader_of(self.shard)
-        # Told here, for libsndfile prints what is raised while it reads.
+        # Checked here, because libsndfile prints exceptions that are raised while it reads.
         lost = OSError(f"its shard ends before the last of its {self.size} bytes")
         if self.size <= CHUNK:
             content = read(self.offset, self.size) if self.size else b""
@@ -83,7 +83,7 @@ File: TypeAlias = Path | Member
 
 
 def open_file(file: str | File) -> Any:
-    """Give what libraries open: the path of a file, which they open themselves and faster, or a member as a stream."""
+    """Return an argument for libraries: the path of a file, which they open faster themselves, or a member's stream."""
     return file.open() if isinstance(file, Member) else os.path.abspath(file)
 
 
@@ -102,7 +102,7 @@ class _Whole(io.BytesIO):
 
 
 class _Stream(io.BufferedReader):
-    """A member of which a part is in memory; its text is its name."""
+    """A member with a part in memory; `str` gives its name."""
 
     def __init__(self, member: Member, read: "Reader") -> None:
         super().__init__(_Range(member, read), CHUNK)
@@ -146,16 +146,16 @@ class _Range(io.RawIOBase):
 
 
 Reader: TypeAlias = Callable[[int, int], bytes]
-"""Reads bytes: from an offset on, so many, less where there are no more."""
+"""Reads bytes, given an offset and a count; fewer at the end of the file."""
 
 
 def is_url(path: str) -> bool:
-    """Tell whether something is an address that fsspec knows, and not a path."""
+    """Return whether a path is an address that fsspec knows."""
     return "://" in path
 
 
 def reader_of(shard: str) -> Reader:
-    """Give what reads a shard, by its path or address; made anew in each process.
+    """Return the reader of a shard, by its path or address; made anew in each process.
 
     Raises:
         OSError: While reading, if not here: it can't be read.
@@ -184,7 +184,7 @@ def _local(shard: str) -> io.FileIO:
 
 
 def clear_handles() -> None:
-    """Open shards anew from here on: others may lie there by the same names."""
+    """Drop cached file handles: the shards at these paths may have been replaced."""
     _local.cache_clear()
 
 
@@ -203,7 +203,7 @@ class Members(Sequence[Member]):
 
     Args:
         shards: Paths or addresses of the shards.
-        lines: Of each member the number of its shard, and the JSON that an index has of it.
+        lines: Number of each member's shard, and its JSON line in the index.
     """
 
     def __init__(self, shards: Sequence[str], lines: Iterable[tuple[int, bytes]]) -> None:
@@ -228,7 +228,7 @@ class Members(Sequence[Member]):
     def __getitem__(self, index: slice) -> "Members": ...
 
     def __getitem__(self, index: int | slice) -> "Member | Members":
-        """Give a member, or some of them."""
+        """Return a member, or a slice of them."""
         if isinstance(index, slice):
             return self.chosen(range(*index.indices(len(self))))
         at = range(len(self))[index]
@@ -239,5 +239,5 @@ class Members(Sequence[Member]):
         return self._lines[self._ends[at] : self._ends[at + 1]]
 
     def chosen(self, indices: Iterable[int]) -> "Members":
-        """Give those of some indices, in their order."""
+        """Return the members at some indices, in their order."""
         return Members(self.shards, ((int(self._numbers[at]), self._line(at)) for at in indices))

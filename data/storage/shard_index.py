@@ -21,7 +21,7 @@ CHUNK = 1 << 20  # bytes of a file that are held while it is written
 
 
 def index_of(shard: str) -> str:
-    """Tell where a shard's index lies."""
+    """Return the path of a shard's index."""
     return shard.removesuffix(SUFFIX) + INDEX
 
 
@@ -32,7 +32,7 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
 
     Args:
         shard: Path of the tar file.
-        facts: Tells what is to be known of a member; of its caption its own facts tell already.
+        facts: Returns the entries of the index for a member; a caption's own are its text.
 
     Raises:
         OSError: The shard can't be read.
@@ -51,7 +51,7 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
 
 
 def _attach_captions(members: Sequence[Member]) -> list[Member]:
-    """Let each member know what is said by the text that has its key."""
+    """Attach to each member the caption with its key."""
     texts = {_key(member.name): member for member in members if member.suffix == captions.SUFFIX}
     found = []
     for member in members:
@@ -65,7 +65,7 @@ def _attach_captions(members: Sequence[Member]) -> list[Member]:
 
 
 def _key(name: str) -> str:
-    """Give what a sample's members share: all up to the first dot of the name's last part (WebDataset's layout)."""
+    """Return the key of a sample's members: all up to the first dot of the file name (WebDataset's layout)."""
     place = PurePosixPath(name)
     return str(place.with_name(place.name.partition(".")[0] or place.name))
 

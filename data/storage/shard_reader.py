@@ -1,9 +1,9 @@
 """Shards: tar files that hold many small files in a row, in WebDataset's layout, and an index beside each.
 
 Many small files are slow to list, to copy and to open, above all over a network. A shard `000000.tar` is an ordinary
-tar file, whose members have the names that the files had below their folder. Beside it lies `000000.index.jsonl`: a
-line about the shard, then one for each member, with its name, the place and number of its bytes, and what else is known
-of it (pixels, samples, frames). So any member is read at once, in any order: a data set of shards resumes as exactly as
+tar file, whose members have the names that the files had below their folder. Beside it is `000000.index.jsonl`: a
+line about the shard, then one for each member, with its name, offset, size and header
+(pixels, samples, frames). So any member is read at once, in any order: a data set of shards resumes as exactly as
 one of a folder, and nothing is unpacked or executed (WebDataset's reader runs pickles as it decodes).
 
 To write:
@@ -36,7 +36,7 @@ __all__ = ["open_shards", "shards_in"]
 
 
 def shards_in(folder: str) -> list[tuple[str, int]]:
-    """List the shards that lie in a folder: the path or address of each and its bytes, by name.
+    """List the shards in a folder: the path or address of each and its bytes, by name.
 
     Raises:
         UserError: fsspec doesn't know such addresses, or can't reach this one.
@@ -97,7 +97,7 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
     except Exception as error:  # whatever a file system of fsspec's raises
         raise UserError(f"{index_of(shard)}: can't be read ({' '.join(str(error).split())})") from error
     if is_url(shard):
-        raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards lie, and bring it there")
+        raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards are, and copy the index too")
     _log.info("%s %s; it is made", shard, reason)
     try:
         return [(json.loads(line)["name"], line) for line in index_shard(shard)]
@@ -106,7 +106,7 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
 
 
 def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[bytes]) -> None:
-    """Hold an index against its shard.
+    """Compare an index with its shard.
 
     Raises:
         ValueError: It isn't this shard's.
@@ -121,7 +121,7 @@ def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[byt
         lost += 1
     if lost:
         _log.warning("%s was cut off: %d of its %d members are lost", shard, lost, len(lines))
-    # One header tells shards of the same size apart. Over a network it would be a request for each shard.
+    # One header distinguishes shards of the same size. Over a network it would be a request for each shard.
     if lost < len(lines) and not is_url(shard):
         header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
         # A long name stands before its header, or only in part there.

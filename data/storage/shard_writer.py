@@ -22,12 +22,12 @@ class ShardWriter:
     The same members in the same order give the same bytes, on any machine.
 
     Args:
-        folder: Where they are to lie; it must not be there yet, or be empty.
+        folder: Folder of the shards; it must be new or empty.
         size: Bytes of a shard, about; a larger member has one of its own.
 
     Attributes:
         members: Number of those written.
-        bytes: Of their content.
+        bytes: Total size of their content.
         shards: Number of shards.
 
     Raises:
@@ -71,9 +71,9 @@ class ShardWriter:
         """Write a member.
 
         Args:
-            name: Of the member; what follows the first dot of its last part is its kind, in WebDataset's layout.
-            content: Its bytes, or a file, of which little is held in memory.
-            facts: What its index is to tell; JSON's types.
+            name: Name of the member; its kind is all after the first dot of the file name, in WebDataset's layout.
+            content: Its bytes, or a file, which is copied in pieces.
+            facts: Its entries in the index; JSON types.
             part: A subfolder whose shards have it, such as "train"; each part's members must follow one another.
 
         Raises:

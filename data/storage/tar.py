@@ -1,4 +1,4 @@
-"""Tar files: where in them the content of each member lies. Nothing is ever unpacked, and no name becomes a path.
+"""Tar files: the offset of each member's content. Nothing is ever unpacked, and no name becomes a path.
 
 `tarfile` parses each header. Its walk from one to the next is ours: `tarfile` stops at damage behind a long name, and
 allocates what a header says.
@@ -30,12 +30,12 @@ def header_of(name: str, size: int) -> bytes:
 
 
 def padding_of(size: int) -> bytes:
-    """Give the zeros behind content of a size."""
+    """Return the zeros after content of a size."""
     return bytes(-size % BLOCK)
 
 
 def end_of(size: int) -> bytes:
-    """Give the zeros that end a tar file of a size."""
+    """Return the zeros that end a tar file of a size."""
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
@@ -51,7 +51,7 @@ def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
         stream.seek(at)
         info = read_header(stream.read(BLOCK))
         at += BLOCK
-        if info is None:  # the end, or damage: what was told was about a member that is lost
+        if info is None:  # the end, or damage: an extended header before it belongs to a lost member
             told = {}
             continue
         if info.type in ABOUT:
@@ -72,7 +72,7 @@ def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
 
 
 def read_header(block: bytes) -> tarfile.TarInfo | None:
-    """Read a block, the 512 bytes before a content, as its header; None where it is none."""
+    """Parse a 512-byte block as a header; None if it is none."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError, OverflowError):

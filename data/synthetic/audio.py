@@ -167,7 +167,7 @@ def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
     """Draw phonemes until the frames, of `step` seconds each, are full, and glide between them."""
     tract = rng.uniform(0.95, 1.35)  # a shorter throat raises all formants: men, women, children
     pace = rng.uniform(0.7, 1.4)
-    # Enough for the shortest phonemes; what is too many is cut off.
+    # Enough for the shortest phonemes; any surplus is cut off.
     n = 2 + int(frames * step / 0.045 * 1.5)
     kinds = rng.choice(len(KINDS), n, p=CHANCES)
     kind = np.array(KINDS)[kinds]
@@ -179,7 +179,7 @@ def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
     formants = formants * np.float32(tract) * rng.uniform(0.94, 1.06, (n, FORMANTS)).astype(np.float32)
 
     def table(*values: float) -> Floats:
-        """Give each phoneme the value of its kind."""
+        """Map each phoneme to its kind's value."""
         return np.array(values, np.float32)[kinds]
 
     loud = rng.uniform(0.5, 1.0, n).astype(np.float32)
@@ -233,7 +233,7 @@ def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64]:
-    """Give the response of resonators in a row (each a pair of poles, 1 at 0 Hz): `(frames, frequencies)`."""
+    """Compute the response of cascaded resonators (each a pair of poles, 1 at 0 Hz): `(frames, frequencies)`."""
     response = np.ones((len(formants), len(frequency)), np.complex64)
     for center, width in zip(formants.T[..., None], BANDWIDTHS, strict=True):
         square = np.square(center)
@@ -288,7 +288,7 @@ def _bursts(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _frame_size(rate: int) -> int:
-    """Give the samples of a frame: the least power of two that lasts `FRAME`."""
+    """Return the samples of a frame: the least power of two that lasts `FRAME`."""
     return 1 << int(np.ceil(np.log2(FRAME * rate)))
 
 

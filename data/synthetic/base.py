@@ -39,7 +39,7 @@ class SyntheticDataset(SignalDataset):
         return self.length
 
     def chance(self, key: Key) -> np.random.Generator:
-        """Give the source of all chance in the signal of `(epoch, index)`.
+        """Return the random generator of the signal of `(epoch, index)`.
 
         Raises:
             IndexError: There is no such index.

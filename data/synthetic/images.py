@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Array = TypeVar("Array", Floats, Ints)
 
-FINENESS = 2.5  # each image draws its own least radius, up to so many times the least of all
+FINENESS = 2.5  # each image draws its least radius, up to this multiple of `least_radius`
 MOST_RADIUS = 0.45  # of the image's side
 COVER = 3.0  # area of all leaves, as a share of the image's
 FACES = 6  # of a polygon, at most
@@ -37,7 +37,7 @@ class DeadLeaves(SyntheticDataset):
 
     Args:
         image_size: Side, in pixels.
-        least_radius: Of the finest leaves, in pixels.
+        least_radius: Radius of the finest leaves, in pixels.
         length, seed, train: See `SyntheticDataset`.
 
     Raises:
@@ -98,7 +98,7 @@ def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Lea
     stretch = np.exp(rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.7))  # the others are discs or regular
     light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
     slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
-    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # what lies behind is out of focus
+    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # the background is out of focus
     faces, reach = _faces(rng, n)
     polygon = rng.random(n) < 0.5
     polygon[0] = False
@@ -183,7 +183,7 @@ def noise_fields(rng: np.random.Generator) -> Floats:
 def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     """Paint leaves from the back to the front: `(3, side, side)`.
 
-    All pixels of all leaves lie in one flat array, leaf after leaf, so that numpy is called once for all of them.
+    All pixels of all leaves are in one flat array, leaf after leaf, so that numpy is called once for all of them.
     """
     low, high = _boxes(leaves, side)
     height, width = (high - low).T
@@ -191,7 +191,7 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     ends = sizes.cumsum(dtype=np.int32)
 
     def each(values: Array) -> Array:
-        """Give each pixel its leaf's value."""
+        """Expand the leaves' values to their pixels."""
         return np.repeat(values, sizes, axis=-1)
 
     within = np.arange(sizes.sum(), dtype=np.int32) - each(ends - sizes)
@@ -221,7 +221,7 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
 
 
 def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
-    """Give the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
+    """Return the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
     cos, sin = np.cos(leaves.turn), np.sin(leaves.turn)
     down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
     right = np.hypot(leaves.radius[:, 0] * cos, leaves.radius[:, 1] * sin)
@@ -232,7 +232,7 @@ def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
 
 
 def _distance(leaves: Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
-    """Give each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
+    """Compute each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
     scale = 1 / leaves.radius
     scale_u, scale_v = np.repeat(scale.T, sizes, axis=1)
     u, v = along * scale_u, across * scale_v

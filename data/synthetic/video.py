@@ -21,14 +21,14 @@ OWN = 0.35  # share of the leaves that go their own way
 class Motion:
     """How the leaves of a scene move: each has a place, a turn and a size at each moment.
 
-    The camera pans and zooms; what lies in front moves more than what lies behind (parallax). Some leaves also go their
+    The camera pans and zooms; near leaves move more than far ones (parallax). Some leaves also go their
     own way, on a line or swinging, and turn.
 
     Args:
         rng: Source of all chance.
         count: Leaves.
-        side: Of the frames, in pixels.
-        speed: Of the fastest pan, in sides of the frame a second.
+        side: Side of the frames, in pixels.
+        speed: Speed of the fastest pan, in sides of the frame a second.
     """
 
     def __init__(self, rng: np.random.Generator, count: int, side: int, speed: float) -> None:
@@ -46,7 +46,7 @@ class Motion:
         self.light = rng.normal(0, 0.05) * (rng.random() < 0.3)  # change of brightness a second
 
     def at(self, leaves: Leaves, seconds: float) -> Leaves:
-        """Give the leaves as they are at a moment; at 0 they are where they were drawn."""
+        """Return the leaves at a time; at 0 they are as drawn."""
         scale = np.exp(self.zoom * seconds)
         turn = 2 * np.pi * self.rate * seconds
         shift = self.velocity * seconds + self.swing * (np.sin(turn + self.phase) - np.sin(self.phase))
@@ -68,9 +68,9 @@ class Scenes(DeadLeaves):
     """Moving dead leaves: an endless stand-in for clips, with pans, zooms, occlusion, turning and swinging things.
 
     Args:
-        frames: Of a clip.
+        frames: Frames of a clip.
         frame_rate: Frames a second.
-        speed: Of the fastest pan, in sides of the frame a second.
+        speed: Speed of the fastest pan, in sides of the frame a second.
         image_size, least_radius, length, seed, train: See `DeadLeaves`.
 
     Raises:

@@ -22,12 +22,12 @@ class AudioTransformer(Teacher):
     """A transformer of the package `transformers` that hears sounds: HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0.
 
     Sounds are mixed to one channel, brought to its sample rate, and prepared as its own extractor does. Zeros before
-    and behind, half of what its first layers overlap, put the middle of each step where it lies in the sound.
+    and behind, half of what its first layers overlap, center each step on its samples.
 
     Args:
         folder: With config.json, preprocessor_config.json and the weights: a path, or a name below one of
             `weights.weight_folders`.
-        sample_rate: Of the sounds that it is given, Hz.
+        sample_rate: Sample rate of its input, in Hz.
         layer: Whose hidden states.
 
     Raises:
@@ -59,11 +59,11 @@ class AudioTransformer(Teacher):
             self.stride, self.window = math.prod(config.conv_stride), 1
             for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
                 self.window = (self.window - 1) * stride + kernel
-        # A norm over time, in the first layer of some, doesn't know what is valid.
+        # A norm over time, in the first layer of some, ignores the mask.
         self.masks = self.bands or config.feat_extract_norm == "layer"
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Give the features of sounds `(b, c, t)`; see `Teacher.forward`."""
+        """Compute the features of audio `(b, c, t)`; see `Teacher.forward`."""
         with torch.autocast(signal.device.type, enabled=False):
             sounds = signal.float().mean(1)
             whole = lengths is None or bool((lengths == sounds.shape[1]).all())
@@ -99,13 +99,13 @@ class AudioTransformer(Teacher):
         return functional.pad(sounds, (before, total - before - sounds.shape[1])), self._count_covered(valid)
 
     def _count_covered(self, valid: Tensor) -> Tensor:
-        """Count the samples, with zeros around, that the steps of so many see."""
+        """Count the samples, padding included, in the receptive field of that many steps."""
         # A frame of mel bands that is silent would spoil the bands' mean: there the last step must be full.
         steps = valid // self.stride if self.bands else -(-valid // self.stride)
         return (steps.clamp(min=1) - 1) * self.stride + self.window
 
     def _hear(self, sounds: Tensor, samples: Tensor | None) -> Tensor:
-        """Run the network over prepared sounds, of which `samples` count; all where None."""
+        """Run the network over prepared audio with `samples` valid samples; all if None."""
         given, counts = sounds, samples
         if self.bands:
             given = self.mel(sounds, samples)
@@ -124,7 +124,7 @@ class AudioTransformer(Teacher):
         return values
 
     def mel(self, sounds: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Give the mel bands that w2v-BERT is given, `(b, n, 160)`: of each two frames, every band standardized."""
+        """Compute w2v-BERT's input, mel bands `(b, n, 160)` of two frames each, every band standardized."""
         counts = [sounds.shape[1]] * len(sounds) if samples is None else samples.tolist()
         with torch.autocast(sounds.device.type, enabled=False):
             rows = []

@@ -1,7 +1,7 @@
 """Frozen networks, the teachers: what they make of signals, wherever it is used.
 
-A data set may be made of features (`features`), and an objective may hold a codec against them
-(`varitok.codecs.losses.guided`). All weights lie on this machine; nothing is downloaded.
+A dataset may be made of features (`features`), and an objective may compare a codec with them
+(`varitok.codecs.losses.guided`). Weights must be on this machine; nothing is downloaded.
 """
 
 import json
@@ -31,9 +31,9 @@ class Teacher(nn.Module, ABC):
     """A frozen network that turns signals into features.
 
     Attributes:
-        name: What it is called above a table.
-        channels: Of its features.
-        pooled_channels: Of its vector of a whole signal; 0 where it has none but the mean.
+        name: Its name above a table.
+        channels: Width of its features.
+        pooled_channels: Width of its vector of a whole signal; 0 if it has only the mean.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Pretrained(NamedTuple):
 
     network: Any
     folder: Path
-    processor: dict[str, Any]  # what preprocessor_config.json says, empty where there is none
+    processor: dict[str, Any]  # contents of preprocessor_config.json, empty if missing
     missing: list[str]  # names of weights that the file doesn't have, sorted
 
 
@@ -98,7 +98,7 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
 
 
 def check_layer(layer: Layer, network: Any) -> Layer:
-    """Give a layer back.
+    """Check a layer and return it.
 
     Raises:
         UserError: The network doesn't have it.

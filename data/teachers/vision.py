@@ -43,7 +43,7 @@ class FrameTeacher(Teacher):
         return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Give the features of images or clips; see `Teacher.forward`.
+        """Compute the features of images or clips; see `Teacher.forward`.
 
         Raises:
             UserError: The patch doesn't divide the sides.
@@ -101,7 +101,7 @@ class RandomTeacher(FrameTeacher):
         ).requires_grad_(False)
 
     def see(self, frames: Tensor) -> tuple[Tensor, None]:
-        """Give the features of frames; see `FrameTeacher.see`."""
+        """Compute the features of frames; see `FrameTeacher.see`."""
         x = frames
         for level, weight in enumerate(self.weights):
             # Zeros beyond the border would be the strongest feature there is.
@@ -113,8 +113,8 @@ class RandomTeacher(FrameTeacher):
 class VisionTransformer(FrameTeacher):
     """A vision transformer of the package `transformers`: ViT, DeiT, DINOv2, and the vision side of CLIP and SigLIP.
 
-    Its features are hidden states, without class tokens and the like; `pooled` is the vector that it makes of a
-    whole image, in CLIP the one that is held against texts. For Theia, lay its model.safetensors beside the config.json
+    Its features are hidden states, without class tokens and the like; `pooled` is the vector of a
+    whole image, in CLIP the one compared with texts. For Theia, put its model.safetensors beside the config.json
     of its backbone (facebook/deit-base-patch16-224), and give prefix "backbone.model.".
 
     Args:
@@ -123,9 +123,9 @@ class VisionTransformer(FrameTeacher):
         layer: Whose hidden states.
         size: Side, or height and width, in pixels, that images are brought to before; None leaves them, and then the
             patch must divide them.
-        mean: Of the pixels that it was trained on, for each color, in [0, 1]; None takes preprocessor_config.json's,
-            or ImageNet's where there is none.
-        deviation: Their standard deviation, likewise.
+        mean: Mean of the pixels that it was trained on, for each color, in [0, 1]; None takes those of
+            preprocessor_config.json, or ImageNet's if that is missing.
+        deviation: Standard deviation of these pixels.
 
     Raises:
         UserError: `load_pretrained` fails, or the network isn't a whole vision transformer.
@@ -172,7 +172,7 @@ class VisionTransformer(FrameTeacher):
         deviation = deviation or found.processor.get("image_std", (0.229, 0.224, 0.225))
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(3, 1, 1))
         self.register_buffer("deviation", torch.tensor(list(deviation)).reshape(3, 1, 1))
-        # Some always take frames of any size, others when they are told to.
+        # Some always take frames of any size, others only with this argument.
         known = inspect.signature(network.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
 
@@ -181,7 +181,7 @@ class VisionTransformer(FrameTeacher):
         return ((frames + 1) / 2 - self.mean) / self.deviation
 
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give the features of frames; see `FrameTeacher.see`."""
+        """Compute the features of frames; see `FrameTeacher.see`."""
         output = self.network(pixel_values=self.pixels(frames), output_hidden_states=True, **self.options)
         hidden = layer_of(output, self.layer)
         rows, columns = frames.shape[2] // self.patch, frames.shape[3] // self.patch

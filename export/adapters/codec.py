@@ -22,15 +22,15 @@ class BundleCodec:
     """A bundle's graphs behind a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
-        bundle: Of any modality.
+        bundle: A bundle of any modality.
 
     Attributes:
-        layout: Where tokens lie.
-        tokens: The most of a signal, N; 0 where they lie on a grid.
-        downsample: Samples of each axis to a step of the codes' grid.
-        bounded: Whether signals lie in [-1, 1]; features don't.
-        sample_rate: Of sounds, Hz; None where signals are no sounds.
-        frame_rate: Of clips, frames a second; None where it isn't known.
+        layout: The layout of its tokens.
+        tokens: The most tokens of a signal, N; 0 for tokens on a grid.
+        downsample: Samples of each axis per step of the codes' grid.
+        bounded: Whether signals are in [-1, 1]; features aren't.
+        sample_rate: Sample rate of audio, in Hz; None for other modalities.
+        frame_rate: Frame rate of video; None if unknown.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -65,9 +65,9 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
     """Ask for a quality by one of the evaluation's metrics, measured as there.
 
     Args:
-        bundle: Of any modality.
-        name: Of the metric, which must be of a signal by itself.
-        wanted: The value that is enough.
+        bundle: A bundle of any modality.
+        name: Name of the metric, one that compares signals one by one.
+        wanted: The value to reach.
 
     Raises:
         UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
@@ -83,7 +83,7 @@ def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
 
 
 def as_codec(bundle: Opened) -> BundleCodec:
-    """Give a bundle as a codec.
+    """Wrap a bundle as a codec.
 
     Raises:
         UserError: It is of one clip, and has nothing that encodes.

@@ -17,7 +17,7 @@ SIDE = 128  # pixels of a clip's frames, where a bundle takes any
 
 
 def noun_of(bundle: Bundle) -> str:
-    """Tell what one of a bundle's files is called."""
+    """Return the noun for a bundle's files."""
     return MODALITIES[bundle.modality].file_noun
 
 
@@ -25,9 +25,9 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
     """List the files of a bundle's kind, those below folders too, each once.
 
     Args:
-        bundle: Of any modality that files hold.
+        bundle: A bundle of a modality that files hold.
         paths: Files and folders.
-        option: By which they were given, for what is told.
+        option: The option that they were given by, for messages.
 
     Raises:
         UserError: One isn't there, or none is of the kind.
@@ -52,9 +52,9 @@ def dataset_of(
     """Make files what the bundle takes, as an evaluation does, and say how.
 
     Args:
-        bundle: Of any modality that files hold.
-        files: Of its kind.
-        seconds: Of each sound or clip that are taken, from its beginning; None: all of a sound.
-        side: Of clips' frames, in pixels, where the bundle takes any.
+        bundle: A bundle of a modality that files hold.
+        files: Files of its kind.
+        seconds: Duration taken from the beginning of each sound or clip; None: all of a sound.
+        side: Side of video frames, in pixels, if the bundle takes any.
     """
     return MODALITIES[bundle.modality]().dataset(bundle.config, files, seconds, side)

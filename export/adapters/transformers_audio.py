@@ -37,7 +37,7 @@ class VaritokAudioConfig(PretrainedConfig):
 
     Args:
         bundle: The bundle's config.json.
-        kwargs: Of transformers.
+        kwargs: Arguments of transformers' class.
     """
 
     model_type = "varitok_audio"
@@ -111,8 +111,8 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
 
         Args:
             input_values: `(b, channels, samples)` at the configuration's rate, in [-1, 1].
-            padding_mask: `(b, samples)`, 0 where a sound has ended; what lies there is taken as silence.
-            num_quantizers: Keep only so many codebooks; all where None.
+            padding_mask: `(b, samples)`, 0 after the end of a signal, which is replaced by silence.
+            num_quantizers: Number of codebooks to keep; all if None.
         """
         signal = input_values if padding_mask is None else input_values * padding_mask.unsqueeze(-2)
         codes: Tensor = self.codec.encode(signal)

@@ -46,10 +46,10 @@ class Header(NamedTuple):
         modality: One of `MODALITIES`.
         bundle: The bundle's `identity`.
         coding: How codes are written, one of `CODINGS`.
-        prior: Which prior says their chances, where one does.
-        codebooks: Those that are kept.
-        inner: Sizes of the codes' axes behind that of steps: rows and columns of a clip's grid, tokens of its blocks.
-        signal: Of sounds the rate in Hz; of clips height, width and frames in 1,000 s (0: not known).
+        prior: Identity of the prior that its codes are coded by, if any.
+        codebooks: The kept codebooks.
+        inner: Sizes of the codes' axes after that of steps: rows and columns of a clip's grid, tokens of its blocks.
+        signal: Audio: the sample rate in Hz. Video: height, width and frames in 1,000 s (0: unknown).
     """
 
     modality: str
@@ -97,11 +97,11 @@ class Container(NamedTuple):
     """A signal's codes as they are written.
 
     Attributes:
-        path: Of the file.
-        header: What holds for all of them.
+        path: Path of the file.
+        header: The header, common to all chunks.
         chunks: In their order; all but the last are whole.
-        complete: Whether the file goes on to its end.
-        sizes: Bytes of the header, of the payload, and of what is around the payload.
+        complete: Whether the file ends where it should.
+        sizes: Bytes of the header, of the payload, and of the framing around the payload.
     """
 
     path: Path
@@ -202,7 +202,7 @@ class Writer:
 
 
 def identity(folder: Path) -> bytes:
-    """Give 8 bytes that tell a bundle from others: of the SHA-256 of its config's and exact graphs' checksums.
+    """Return 8 bytes that identify a bundle: of the SHA-256 of its config's and exact graphs' checksums.
 
     Raises:
         UserError: The bundle has none.
@@ -225,13 +225,13 @@ def header_of(bundle: Bundle, codes: npt.NDArray[np.integer], signal: Sequence[i
 
 
 def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> None:
-    """Hold a container's header against the bundle that is to decode it.
+    """Check that a bundle can decode a container.
 
     Args:
-        header: The container's.
-        bundle: Decodes.
-        path: The container's, for what is told.
-        force: Take what another bundle wrote, where it has the same kind of codes.
+        header: The container's header.
+        bundle: The bundle to decode with.
+        path: The container's path, for messages.
+        force: Accept a container of another bundle that has the same kind of codes.
 
     Raises:
         UserError: It is another bundle's, or of codes that this bundle doesn't have.
@@ -318,7 +318,7 @@ class _Cut(Exception):
 
 
 class _Reader:
-    """Reads numbers and bytes, and never beyond what is there."""
+    """Reads numbers and bytes, and never beyond the end."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data = data
@@ -430,7 +430,7 @@ def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
 
 
 def _varint(number: int) -> bytes:
-    """Write a number 7 bits at a time, the lowest first; the highest bit of a byte tells that another follows."""
+    """Write a number in groups of 7 bits, the lowest first; the highest bit of a byte is set if another follows."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

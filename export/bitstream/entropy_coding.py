@@ -39,7 +39,7 @@ LEAST_SHARE = 32  # codes for which there is a byte at least, so that a small fi
 
 
 def _weights() -> Numbers:
-    """Give 2 ** 32 e ** (-i / 64) for i = 0, 1, ... until it vanishes, in integers."""
+    """Return 2 ** 32 e ** (-i / 64) for i = 0, 1, ... until it vanishes, in integers."""
     found = [1 << 32]
     while found[-1]:
         found.append(found[-1] * 16517109 >> 24)
@@ -50,7 +50,7 @@ WEIGHTS = _weights()
 
 
 def frequencies(weights: Numbers) -> Numbers:
-    """Share `TOTAL` chances out by weights, 1 to each at least; what is left over goes to the first of the largest."""
+    """Distribute `TOTAL` by weights, at least 1 to each; the remainder goes to the first of the largest."""
     found = 1 + weights * (TOTAL - len(weights)) // int(weights.sum())
     found[weights.argmax()] += TOTAL - int(found.sum())
     return np.asarray(found)
@@ -63,8 +63,8 @@ class Coding(ABC):
         codebooks: Those of the codes that are written.
 
     Attributes:
-        name: What it is called.
-        prior: 8 bytes that tell the prior from others; none where it needs none.
+        name: Its name.
+        prior: 8 bytes that identify the prior; empty if it needs none.
     """
 
     name: ClassVar[str]
@@ -79,7 +79,7 @@ class Coding(ABC):
 
     @abstractmethod
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
-        """Read codes; of bytes that are not the whole of them the steps that they tell, perhaps none.
+        """Read codes; of an incomplete file, the steps that it holds, perhaps none.
 
         Raises:
             Damage: Nothing has written this.
@@ -105,8 +105,8 @@ class _Modelled(Coding):
     """By chances of symbols, with a range coder.
 
     Args:
-        codebooks: Those of the codes that are written.
-        symbols: Of all codebooks of the codec.
+        codebooks: The codebooks that are written.
+        symbols: The symbols of all codebooks of the codec.
     """
 
     def __init__(self, codebooks: Sequence[Codebook], symbols: Symbols) -> None:
@@ -115,10 +115,10 @@ class _Modelled(Coding):
 
     @abstractmethod
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Give the frequencies of each symbol of a row; what it is, in its alphabet, is sent once it is known."""
+        """Yield the frequencies of each symbol of a row; the caller sends the symbol back."""
 
     def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
-        """Give the frequencies of each symbol of a row that is known."""
+        """Return the frequencies of each symbol of a known row."""
         course = self.follow(structure)
         for symbol in (None, *(row - self.symbols.offsets[structure.kinds])[:-1].tolist()):
             yield course.send(symbol)
@@ -166,7 +166,7 @@ class Adaptive(_Modelled):
     name = "adaptive"
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Give the frequencies of each symbol of a row."""
+        """Yield the frequencies of each symbol of a row."""
         seen = [np.ones(size, np.int64) for size in self.symbols.sizes]
         for kind in structure.kinds.tolist():
             symbol = yield seen[kind]
@@ -179,10 +179,10 @@ class Static(_Modelled):
     """By how often each entry of a codebook was there in training: order 0.
 
     Args:
-        codebooks: Those of the codes that are written.
-        symbols: Of all codebooks of the codec.
+        codebooks: The codebooks that are written.
+        symbols: The symbols of all codebooks of the codec.
         table: Frequencies `(vocabulary,)`, `TOTAL` in each alphabet.
-        prior: Which prior they are of.
+        prior: Identity of the prior.
     """
 
     name = "static"
@@ -193,7 +193,7 @@ class Static(_Modelled):
         self.prior = prior
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Give the frequencies of each symbol of a row."""
+        """Yield the frequencies of each symbol of a row."""
         for kind in structure.kinds.tolist():
             yield self.tables[kind]
 
@@ -202,10 +202,10 @@ class Learned(_Modelled):
     """By the prior beside the bundle.
 
     Args:
-        codebooks: Those of the codes that are written.
-        symbols: Of all codebooks of the codec.
+        codebooks: The codebooks that are written.
+        symbols: The symbols of all codebooks of the codec.
         graph: ONNX Runtime's session.
-        prior: Which prior it is.
+        prior: Identity of the prior.
     """
 
     name = "learned"
@@ -216,7 +216,7 @@ class Learned(_Modelled):
         self.prior = prior
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Give the frequencies of each symbol of a row, from those before it."""
+        """Yield the frequencies of each symbol of a row, given those before it."""
         known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
         state = self._start()
         for at, kind in enumerate(structure.kinds.tolist()):
@@ -226,7 +226,7 @@ class Learned(_Modelled):
             known[at] = 1 + self.symbols.offsets[kind] + symbol
 
     def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
-        """Give the frequencies of each symbol of a row that is known: the same ones, many at once."""
+        """Return the frequencies of each symbol of a known row: the same, many at once."""
         contexts, state = self.symbols.contexts(structure, row)[None], self._start()
         for begin in range(0, len(row), BLOCK):
             logits, state = self.graph.run(None, {"contexts": contexts[:, begin : begin + BLOCK], "state": state})
@@ -248,7 +248,7 @@ WITH_PRIOR = ("static", "learned")
 
 
 def fits(name: str, codebooks: Sequence[Codebook], size: int, steps: int, inner: Sequence[int]) -> bool:
-    """Tell whether codes of so many steps, written in a way, can take so many bytes."""
+    """Return whether codes of `steps` steps can take `size` bytes in a coding."""
     if name == "packed":
         return size == Packing(codebooks, inner).size(steps)
     return size >= _least(len(codebooks), steps, inner)
@@ -264,19 +264,19 @@ def codebooks_of(bundle: Bundle) -> list[Codebook]:
 
 
 def ordered_axis(config: Mapping[str, Any]) -> int | None:
-    """Tell which axis of a bundle's codes, behind that of codebooks, numbers its tokens; None where they are placed."""
+    """Return the axis of a bundle's codes, after that of codebooks, that numbers its tokens; None for placed tokens."""
     return {"b q k": 0, "b q t k": 1}.get(config["token_layout"])
 
 
 def prior_identity(folder: Path) -> bytes:
-    """Give 8 bytes that tell a bundle's prior from others; none where it has none."""
+    """Return 8 bytes that identify a bundle's prior; empty if it has none."""
     files = read_json(folder / "export.json").get("files") or {}
     lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files) if name.startswith(f"{PRIOR}/"))
     return hashlib.sha256(lines.encode()).digest()[:8] if lines else b""
 
 
 def coding_of(name: str, codebooks: Sequence[Codebook], bundle: Bundle | None = None) -> Coding:
-    """Give a way of coding by its name.
+    """Return a coding by its name.
 
     Args:
         name: One of `CODINGS`.

@@ -29,12 +29,12 @@ def encode_file(
     """Encode a file into a container; give how large it became.
 
     Args:
-        bundle: Encodes.
-        path: A picture, a sound or a clip, as the bundle takes them; `STREAM` for standard input.
+        bundle: The bundle to encode with.
+        path: An image, sound or clip, as the bundle takes them; `STREAM` for standard input.
         out: The container; `STREAM` for standard output.
-        tokens: Keep only so many, where tokens are ordered; all where None.
-        num_codebooks: Keep only so many; all where None.
-        target: Of those, keep what a size or a quality wants.
+        tokens: Number of ordered tokens to keep; all if None.
+        num_codebooks: Number of codebooks to keep; all if None.
+        target: Keep as much of these as a size or quality requires.
         coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
             can do without.
 

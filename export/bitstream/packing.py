@@ -32,9 +32,9 @@ class Codebook(NamedTuple):
 class Packing:
     """The order and the widths in which codes `(codebooks, steps, *inner)` follow each other.
 
-    Step by step; in a step place by place, the last axis fastest; in a place codebook by codebook. A codebook whose
+    Step by step; within a step by position, the last axis fastest; at a position codebook by codebook. A codebook whose
     codes stand for several steps has them where they begin. Each code has its codebook's width, the highest bit first;
-    what is left of the last byte is 0.
+    unused bits of the last byte are 0.
 
     Args:
         codebooks: In their order.
@@ -48,7 +48,7 @@ class Packing:
         self.widths = np.array([codebook.width for codebook in self.codebooks])
 
     def bits(self, steps: int) -> int:
-        """Count the bits of so many steps."""
+        """Count the bits of `steps` steps."""
         each = (-(-steps // codebook.stride) * codebook.width for codebook in self.codebooks)
         return self.places * sum(each)
 

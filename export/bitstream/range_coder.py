@@ -45,7 +45,7 @@ class RangeEncoder:
             self._range <<= 8
 
     def finish(self) -> bytes:
-        """Give the bytes: no more than tell the last symbol from all others, and no zeros at the end."""
+        """Return the bytes, as few as identify the last symbol, without trailing zeros."""
         for count in range(WINDOW + 1):
             unit = WHOLE >> 8 * count
             number = -(-self._low // unit) * unit
@@ -69,9 +69,9 @@ class RangeDecoder:
     """Reads symbols.
 
     Args:
-        data: What `RangeEncoder.finish` gave, or its beginning.
-        whole: Whether it is all of it: zeros follow then. Else anything may, and symbols are given as long as they
-            don't hang on that.
+        data: The output of `RangeEncoder.finish`, or its beginning.
+        whole: Whether it is complete: zeros follow then. Otherwise symbols are returned as long
+            as they don't depend on the bytes that follow.
     """
 
     def __init__(self, data: bytes, whole: bool = True) -> None:
@@ -88,7 +88,7 @@ class RangeDecoder:
         """Read a symbol.
 
         Args:
-            total: Of all chances.
+            total: Sum of the frequencies.
             symbol: Gives the symbol on which one of the chances, 0 to total - 1, falls, its start and its frequency.
 
         Raises:

@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
         return Written(file.getvalue(), payload, name)
 
     def cut(self, kept: int, ordered: bool) -> "Encoded":
-        """Keep so many tokens of codes that are ordered, or so many codebooks."""
+        """Keep the first `kept` ordered tokens, or codebooks."""
         return self._replace(codes=self.codes[..., :kept] if ordered else self.codes[:, :kept])
 
 
@@ -71,11 +71,11 @@ def encoded(
     """Encode a signal `(1, c, ...)`, as a bundle's `values` gives it.
 
     Args:
-        bundle: Encodes.
+        bundle: The bundle to encode with.
         signal: The signal.
-        tokens: Keep only so many, where tokens are ordered; all where None.
-        num_codebooks: Keep only so many; all where None.
-        frame_rate: Of a clip, frames a second; None where it isn't known.
+        tokens: Number of ordered tokens to keep; all if None.
+        num_codebooks: Number of codebooks to keep; all if None.
+        frame_rate: Frame rate of a clip; None if unknown.
 
     Raises:
         UserError: A number is out of range.
@@ -121,9 +121,9 @@ class Target(NamedTuple):
     """What is asked for; one of them.
 
     Attributes:
-        bytes: Of the whole file, at most.
-        kbps: Kilobits of codes for each second, at most.
-        quality: Of what comes back, at least.
+        bytes: Largest size of the whole file.
+        kbps: Most kilobits of codes per second.
+        quality: Least quality of the decoded signal.
     """
 
     bytes: int | None = None
@@ -135,13 +135,13 @@ def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[E
     """Keep as many tokens, or codebooks where tokens are not ordered, as a target wants.
 
     Args:
-        bundle: Of the codes.
+        bundle: The bundle of the codes.
         encoded: All of them.
-        target: What is asked for.
+        target: The constraint.
         decode: Gives a signal as long as the original back.
 
     Raises:
-        UserError: It can't be met; the nearest that can is told.
+        UserError: It can't be met; the message names the nearest value that can.
     """
     ordered = bool(bundle.tokens)
     cuts = [encoded.cut(kept, ordered) for kept in range(1, encoded.codes.shape[-1 if ordered else 1] + 1)]
@@ -167,7 +167,7 @@ def _codings(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
 
 
 def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: float, option: str, unit: str) -> Encoded:
-    """Give the largest that isn't beyond a bound."""
+    """Return the largest that isn't beyond a bound."""
     found = bisect_right(cuts, most, key=measure)
     if not found:
         raise UserError(
@@ -177,7 +177,7 @@ def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: flo
 
 
 def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Quality) -> Encoded:
-    """Give one that reaches a quality: the least, where quality rises with what is kept."""
+    """Return the smallest that reaches a quality, assuming that quality rises with size."""
     sign = -1 if quality.lower else 1
 
     def worth(one: Encoded) -> float:

@@ -1,4 +1,4 @@
-"""Codes as a row of symbols, and what of those before it each symbol hangs on; numpy alone."""
+"""Codes as a sequence of symbols, and the causal context of each symbol; NumPy only."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,11 +17,11 @@ class Structure(NamedTuple):
     """What is known of m symbols before any of them is.
 
     Attributes:
-        steps: `(m,)`, the step that each belongs to.
-        kinds: `(m,)`, which digit of which codebook it is.
-        places: `(m,)`, the number of its token, where tokens are ordered; else 0.
-        sources: `(m, 2 + axes behind that of steps)`, where in the row stand the symbol before it and those of its own
-            kind one place back along each axis of the grid; -1 where there is none.
+        steps: `(m,)`, step of each symbol.
+        kinds: `(m,)`, kind of each symbol: a digit of a codebook.
+        places: `(m,)`, number of its ordered token; 0 for placed tokens.
+        sources: `(m, 2 + axes after that of steps)`, indices of the symbol before it and of those of its own kind
+            one step back along each axis of the grid; -1 if there is none.
     """
 
     steps: Numbers
@@ -38,8 +38,8 @@ class Symbols:
 
     Args:
         codebooks: In their order.
-        ordered: Which axis behind that of codebooks tells a token's number: 0 of images, 1 of clips that are blocks,
-            None where tokens are placed.
+        ordered: The axis after that of codebooks that numbers tokens: 0 for images, 1 for clips of blocks, None for
+            placed tokens.
         limit: The most symbols of an alphabet.
     """
 
@@ -53,7 +53,7 @@ class Symbols:
         self._strides = np.repeat([codebook.stride for codebook in codebooks], [len(digits) for digits in self.radices])
 
     def structure(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> Structure:
-        """Tell all of codes `(num_codebooks, steps, *inner)` that doesn't hang on the codes themselves."""
+        """Compute the structure of codes `(num_codebooks, steps, *inner)`, which doesn't depend on their values."""
         written = self._mark_written(num_codebooks, steps, inner)
         at = np.argwhere(written)  # (m, axes + 1), in their order
         place = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
@@ -66,13 +66,13 @@ class Symbols:
         return Structure(at[:, 0], at[:, -1], places, np.stack(sources, axis=1))
 
     def contexts(self, structure: Structure, row: Numbers) -> Numbers:
-        """Tell what the prior sees of each symbol: kind, number of the token, sources; `(m, 2 + sources)`.
+        """Return the prior's input for each symbol: kind, number of the token, sources; `(m, 2 + sources)`.
 
         Sources are symbols of the vocabulary, 1 added; 0 stands for none.
 
         Args:
-            structure: Of the row.
-            row: Symbols `(m,)`, or the first of them: what nothing before it tells is 0 then.
+            structure: Structure of the sequence.
+            row: Symbols `(m,)`, or the first of them; unknown sources are 0.
         """
         known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
         known[: len(row)] = row + 1
@@ -85,7 +85,7 @@ class Symbols:
             found = []
             for radix in reversed(radices):
                 found.append(rest % radix)
-                rest = rest // radix  # noqa: PLW2901 (what is left of it)
+                rest = rest // radix  # noqa: PLW2901 (the higher digits)
             digits += reversed(found)
         flat = np.stack(digits, axis=-1) + self.offsets[: len(digits)]
         num_codebooks, steps, *inner = codes.shape

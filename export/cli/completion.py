@@ -12,7 +12,7 @@ from varitok import UserError
 
 __all__ = ["main"]
 
-# zsh understands bash's words once it is told to.
+# zsh understands bash's words after this.
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 SCRIPT = """\
 _varitok() {{

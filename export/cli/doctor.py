@@ -27,9 +27,9 @@ class Finding(NamedTuple):
     """One thing that was looked at.
 
     Attributes:
-        name: What.
-        value: How it is, and what to do where it isn't good.
-        state: "good"; "note" of what a run can do without; "bad" of what stops it.
+        name: What was checked.
+        value: The result, and a remedy if it isn't good.
+        state: "good"; "note" if a run can do without; "bad" if it stops a run.
     """
 
     name: str
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
         description="Tell what this machine has for training, and what would stop a run on it.",
         epilog="for example: varitok doctor --runs /data/runs --json",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are to lie; default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     options = parser.parse_args(words)
     found = list(examine(options.runs))
@@ -62,7 +62,7 @@ def examine(runs: Path) -> Iterator[Finding]:
     """Look at versions, devices, what reads clips, W&B, the disk, and whether processes can meet.
 
     Args:
-        runs: The folder in which runs are to lie; it need not be there.
+        runs: Folder of the runs; it need not exist.
     """
     versions = installed()
     missing = [name for name in PACKAGES if name not in versions and name != "lightning"]
@@ -125,7 +125,7 @@ def _disk(runs: Path) -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     try:
-        import torch  # noqa: PLC0415 (where there is one)
+        import torch  # noqa: PLC0415 (optional)
     except (ImportError, OSError) as error:
         yield Finding("torch", f"can't be loaded ({error})", "bad")
         return

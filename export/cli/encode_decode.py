@@ -51,7 +51,7 @@ encode, decode = partial(_run, encodes=True), partial(_run, encodes=False)
 
 
 def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:
-    """Tell where each file goes, by its place in the folder that was named."""
+    """Return each file's destination, by its path below the named folder."""
     if out == STREAM and len(found) > 1:
         raise UserError(f"--out -: there are {len(found)} files, and standard output takes one; give a folder")
     pairs, taken = [], set[Path]()
@@ -66,7 +66,7 @@ def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: 
 
 
 def _choose_suffix(bundle: Bundle, asked: str | None) -> str:
-    """Choose what is written: a suffix."""
+    """Choose the suffix of the output."""
     known = bundle.written
     if asked is not None and asked not in known:
         raise UserError(f"--to {asked}: of this bundle's signals there can be {', '.join(known)}")
@@ -74,7 +74,7 @@ def _choose_suffix(bundle: Bundle, asked: str | None) -> str:
 
 
 def _quality(bundle: Bundle, options: argparse.Namespace) -> Quality | None:
-    """Give the quality that is asked for; all but PSNR is measured by what evaluates."""
+    """Return the requested quality; all but PSNR is measured by the evaluation's metrics."""
     if options.psnr is not None:
         return psnr(options.psnr)
     if options.metric is None:
@@ -109,10 +109,10 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="beside each file by default; - for standard output, of one file"
     )
-    parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of what was done")
+    parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of the results")
     if encodes:
-        parser.add_argument("--tokens", type=int, metavar="K", help="keep so many tokens, where they are ordered")
-        parser.add_argument("--codebooks", type=int, metavar="Q", help="keep so many codebooks")
+        parser.add_argument("--tokens", type=int, metavar="K", help="keep K tokens, if the codec orders them")
+        parser.add_argument("--codebooks", type=int, metavar="Q", help="keep Q codebooks")
         parser.add_argument(
             "--coding",
             choices=CODINGS,
@@ -121,7 +121,7 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         target = parser.add_mutually_exclusive_group()
         target.add_argument("--bytes", type=int, metavar="N", help="keep what a file of N bytes has room for")
         target.add_argument("--kbps", type=float, metavar="R", help="keep what R kbit/s have room for")
-        target.add_argument("--psnr", type=float, metavar="DB", help="keep no more than so many dB take")
+        target.add_argument("--psnr", type=float, metavar="DB", help="keep as much as a PSNR of DB takes")
         target.add_argument(
             "--metric", metavar="NAME=VALUE", help="the same, by any metric of the evaluation, such as ssim=0.8"
         )
@@ -131,13 +131,13 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         )
         writers = {name: kind.written for name, kind in BUNDLES.items() if kind.written}
         written = "; ".join(f"{', '.join(known)} of {what}" for what, known in writers.items())
-        parser.add_argument("--to", metavar="SUFFIX", help=f"what is written: {written}; the first by default")
+        parser.add_argument("--to", metavar="SUFFIX", help=f"output format: {written}; the first by default")
         parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
     return parser
 
 
 def _find(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
-    """Find files, and where each lies in the folder that was named; named ones are taken whatever they are called."""
+    """Find files and their paths below the named folder; named files are taken whatever their suffix."""
     for path in paths:
         if path == STREAM:
             yield path, Path("stdin")

@@ -65,7 +65,7 @@ def _of_bundle(path: Path) -> dict[str, Any]:
 
 def _of_run(path: Path) -> dict[str, Any]:
     try:
-        from varitok.codecs.build import load_run  # noqa: PLC0415 (a bundle is told of without torch)
+        from varitok.codecs.build import load_run  # noqa: PLC0415 (bundles don't need torch)
         from varitok.codecs.modalities.registry import modality_of  # noqa: PLC0415
         from varitok.codecs.streaming import ChunkedCodec  # noqa: PLC0415
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """The command `varitok`: one subcommand for each thing that is done with a tokenizer.
 
-What a subcommand needs is loaded when it is called: `varitok info` and the like run where there is no torch.
+A subcommand's requirements are loaded when it is called: `varitok info` and others run without torch.
 """
 
 import difflib
@@ -21,7 +21,7 @@ class Subcommand(NamedTuple):
         call: `module:function` of the package; takes the words behind the subcommand's name.
         about: What it does, in a few words.
         example: A command line of it.
-        extra: Of the project's requirements, without which it can't be loaded.
+        extra: The extra of the project that it needs.
     """
 
     call: str
@@ -59,13 +59,13 @@ SUBCOMMANDS = {
     ),
     "encode": Subcommand("export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
     "decode": Subcommand("export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
-    "info": Subcommand("export.cli.info:main", "tell what a bundle, a run, a checkpoint or a .vtk is", "tokenizer"),
+    "info": Subcommand("export.cli.info:main", "describe a bundle, a run, a checkpoint or a .vtk file", "tokenizer"),
     "push": Subcommand(
         "export.runtime.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
     ),
     "pull": Subcommand("export.runtime.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
     "doctor": Subcommand(
-        "export.cli.doctor:main", "tell what this machine has, and what would stop a run", "--runs runs"
+        "export.cli.doctor:main", "check this machine for problems that would stop a run", "--runs runs"
     ),
     "completion": Subcommand("export.cli.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
 }
@@ -122,7 +122,7 @@ def _help() -> str:
         "for example",
         *(f"  varitok {name} {one.example}" for name, one in SUBCOMMANDS.items()),
         "",
-        "`varitok SUBCOMMAND --help` tells more of each, `varitok --version` the version.",
+        "`varitok SUBCOMMAND --help` explains each, `varitok --version` prints the version.",
     ]
     return "\n".join(lines)
 

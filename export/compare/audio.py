@@ -43,7 +43,7 @@ class AudioCodec(ClassicalCodec):
         return self.encoder in av.codecs_available and rate in self.rates and channels == 1
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
-        """Code a sound `(1, t)` at so many kbit/s, and decode it."""
+        """Encode a sound `(1, t)` at `setting` kbit/s, and decode it."""
         file, payload = self.encode(signal, setting, int(rate))
         return Coded(len(file), payload, written(self.decode(file, signal.shape[1])))
 
@@ -114,6 +114,6 @@ CODECS = (
 
 
 def versions() -> str:
-    """Say what does the work."""
+    """Return the versions of the libraries."""
     libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
     return f"PyAV {av.__version__} (libavcodec {libavcodec}), libsndfile {soundfile.__libsndfile_version__}"

@@ -14,8 +14,8 @@ class Coded(NamedTuple):
 
     Attributes:
         file: Bytes of the whole file.
-        payload: Bytes of what is coded signal in it.
-        back: What a file would hold of the decoded signal, as the original: `(c, *grid)`.
+        payload: Bytes of the coded signal in it.
+        back: The decoded signal as a file would hold it, in the original's format: `(c, *grid)`.
     """
 
     file: int

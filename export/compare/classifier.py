@@ -37,7 +37,7 @@ class Classifier(NamedTuple):
 
 
 def classes_of(files: Sequence[Path]) -> list[str]:
-    """Tell each file's class: the folder that it lies in, or where all lie in one, its name's first word."""
+    """Return each file's class: its folder's name, or if all are in one folder, the first word of its own."""
     folders = {file.parent for file in files}
     return [
         file.parent.name if len(folders) > 1 else file.stem.partition("_")[0].rstrip("0123456789") for file in files

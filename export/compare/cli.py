@@ -161,7 +161,7 @@ def _match_name(word: str, names: Sequence[str]) -> str:
 def _items(
     data: Dataset[Tensor], files: Sequence[Path], classifier: Classifier | None, bad: list[str]
 ) -> Iterator[Item]:
-    """Give what can be read."""
+    """Return the items that can be read."""
     labels: list[int | None] = [None] * len(files)
     if classifier and classifier.classes:
         names = classes_of(files)

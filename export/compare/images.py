@@ -80,7 +80,7 @@ CODECS = (
 
 
 def versions() -> str:
-    """Say what does the work."""
+    """Return the versions of the libraries."""
     found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in CODECS)
     return f"Pillow {PIL.__version__}, {found}"
 
@@ -89,7 +89,7 @@ def payload(name: str, data: bytes) -> int:
     """Count the bytes of a file that are coded picture, without its container.
 
     Args:
-        name: Of one of `CODECS`.
+        name: Name of one of `CODECS`.
         data: The file.
     """
     counts = {"JPEG": _jpeg_scans, "WebP": _webp_chunks, "AVIF": _avif_boxes, "JPEG 2000": _tile_parts}
@@ -136,7 +136,7 @@ def _tile_parts(data: bytes) -> Iterator[int]:
         if data[at : at + 2] != b"\xff\x90":  # a header of the codestream
             at += 2 + length
             continue
-        end = int.from_bytes(data[at + 6 : at + 10], "big")  # start of a tile-part, which tells its length
+        end = int.from_bytes(data[at + 6 : at + 10], "big")  # start of a tile-part, which holds its length
         end = at + end if end else len(data) - 2
         start = data.index(b"\xff\x93", at) + 2  # start of data
         yield end - start

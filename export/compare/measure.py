@@ -20,7 +20,7 @@ from .rates import bd_rate
 __all__ = ["OURS", "Item", "Row", "compare", "savings"]
 
 OURS = "varitok"
-ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # what is counted, and its column
+ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # the counted bytes, and their column
 Row = dict[str, float | str]
 
 
@@ -29,7 +29,7 @@ class Item(NamedTuple):
 
     Attributes:
         signal: `(c, *grid)`, as a dataset gives it.
-        label: Number of its class; None where it isn't known.
+        label: Index of its class; None if unknown.
     """
 
     signal: Tensor
@@ -120,7 +120,7 @@ def _all(
 
 
 def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
-    """Tell the Bjontegaard rate of the bundle against each classical codec, by each metric and way of counting.
+    """Compute the Bjontegaard rate of the bundle against each classical codec, by each metric and way of counting.
 
     Returns:
         Rows with `percent`: below 0, the bundle needs fewer bytes for the same quality; NaN where no quality is common.

@@ -14,7 +14,7 @@ SAMPLES = 1000  # of the common qualities
 def bd_rate(
     rates: Sequence[float], quality: Sequence[float], others: Sequence[float], theirs: Sequence[float]
 ) -> float:
-    """Tell the mean difference of rates at equal quality, in percent of the others': below 0, ours are smaller.
+    """Compute the mean difference of rates at equal quality, in percent of the others': below 0, ours are smaller.
 
     G. Bjontegaard, "Calculation of average PSNR differences between RD-curves", VCEG-M33 (2001), with log rates
     interpolated by piecewise cubics that don't overshoot (PCHIP: Fritsch and Carlson, 1980), as is usual since. Only
@@ -40,7 +40,7 @@ def bd_rate(
 
 
 def _curve(rates: Sequence[float], quality: Sequence[float]) -> tuple[Values, Values]:
-    """Give qualities, rising, and log rates, of the points that no cheaper one equals."""
+    """Return qualities, rising, and log rates, of the points that no cheaper one equals."""
     found: list[tuple[float, float]] = []
     for rate, value in sorted(zip(rates, quality, strict=True), key=lambda point: (point[0], -point[1])):
         if rate > 0 and np.isfinite(value) and (not found or value > found[-1][0]):
@@ -70,7 +70,7 @@ def _pchip(x: Values, y: Values, at: Values) -> Values:
 
 
 def _end(step: Values, slope: Values) -> float:
-    """Give the slope at an end, from three points: of the first piece's sign, and no more than thrice as steep."""
+    """Return the slope at an end, from three points: of the first piece's sign, and at most three times as steep."""
     if len(step) == 1:
         return float(slope[0])
     found = ((2 * step[0] + step[1]) * slope[0] - step[0] * slope[1]) / (step[0] + step[1])

@@ -28,7 +28,7 @@ class Packets(NamedTuple):
     """A clip as packets.
 
     Attributes:
-        packets: Of the coder.
+        packets: Bytes of the coder's packets.
         head: Headers that decoding needs: settings, which clips of one size and quality share.
         file: Bytes of an MP4 file of them.
     """
@@ -140,5 +140,5 @@ def _without_notes(packet: bytes) -> bytes:
 
 
 def versions() -> str:
-    """Say what does the work."""
+    """Return the versions of the libraries."""
     return f"PyAV {av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})"

@@ -35,7 +35,7 @@ from .torchscript import export_torchscript, load_torchscript
 __all__ = ["FORMATS", "INT8", "architecture", "export_bundle"]
 
 FORMATS = ("safetensors", "torchscript", "onnx")
-INT8 = "onnx_int8"  # beside onnx, where it is asked for: an option of transformers
+INT8 = "onnx_int8"  # beside onnx, on request: an option of transformers
 
 
 def export_bundle(
@@ -100,7 +100,7 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
 
 
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
-    """Say what a user of the bundle must know."""
+    """Return the entries of config.json for users of the bundle."""
     modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
@@ -126,7 +126,7 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
 
 
 def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
-    """Say what one who codes chunk by chunk must know; nothing where the codec can't."""
+    """Return the entries for streaming; none if the codec can't stream."""
     if not isinstance(frozen, FrozenStream):
         return {}
     encoder, decoder = (_state_terms(sizes) for sizes in zip(*(frozen.state_sizes(*g) for g in GRIDS), strict=True))
@@ -147,7 +147,7 @@ GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # of latents, at which states are meas
 
 
 def _state_terms(sizes: Sequence[int]) -> list[int]:
-    """Give p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
+    """Return p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
     one, taller, wider, both = sizes
     q, s, u = taller - one, wider - one, both - taller - wider + one
     return [one - (q - u) - (s - u) - u, q - u, s - u, u]
@@ -208,7 +208,7 @@ class _Runtime:
 
 
 class _StreamRuntime:
-    """The exported streaming graphs, likewise."""
+    """The exported streaming graphs, as `FrozenStream` has them."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.encoder, self.decoder = bundle.streaming_graphs
@@ -228,7 +228,7 @@ class _StreamRuntime:
 
 
 def _reload(frozen: FrozenCodec, path: Path) -> FrozenCodec:
-    """Give a copy whose every weight comes from the file; what the file lacks would show as NaN."""
+    """Return a copy with all weights from the file; a missing one would show as NaN."""
     copied = copy.deepcopy(frozen)
     for value in copied.state_dict().values():
         value.fill_(math.nan if value.is_floating_point() else -1)

@@ -25,7 +25,7 @@ __all__ = ["add", "describe", "replace_folder", "report", "write_json"]
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to be filled; it takes that one's place when all went well, and goes otherwise."""
+    """Yield a temporary folder beside `folder`; it replaces that one on success, and is removed on failure."""
     folder = folder.resolve()
     if folder.exists() and not (folder / "export.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there and is not a bundle; name another folder")
@@ -96,7 +96,7 @@ def _files(folder: Path, part: Path) -> dict[str, dict[str, Any]]:
 
 
 def _weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Digest names, types, shapes and values of weights, whatever file they lie in."""
+    """Digest names, types, shapes and values of weights, whatever file holds them."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class ExportBundle(pl.Callback):
-    """Exports the codec, its averaged weights where there are, to `bundle/` in the run's folder when the run ends.
+    """Exports the codec, with averaged weights if there are any, to `bundle/` in the run's folder when the run ends.
 
     Args:
         formats: What is written besides the description; ONNX is what `varitok.load` reads.

@@ -14,7 +14,7 @@ __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
 
 
 def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
-    """Give the export form of a codec: a `FrozenStream` where it can code chunk by chunk, and should."""
+    """Return the export form of a codec: a `FrozenStream` if it can stream, and should."""
     return FrozenStream(codec) if streaming and ChunkedCodec(codec).streams else FrozenCodec(codec)
 
 
@@ -138,8 +138,8 @@ class FrozenStream(FrozenCodec):
         """Count the numbers of a sample's state, S, in the encoder and in the decoder.
 
         Args:
-            rows: Of the latents of frames; 1 for sounds.
-            columns: Likewise.
+            rows: Rows of the latents of frames; 1 for audio.
+            columns: Columns of the latents of frames; 1 for audio.
         """
         return (
             state_size(at_grid(self.encoder_layout, [rows, columns])),

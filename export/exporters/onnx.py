@@ -138,7 +138,7 @@ def export_graph(
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silence the exporter, which tells its progress on stdout and its versions in the log."""
+    """Silence the exporter, which prints its progress and logs its versions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -150,7 +150,7 @@ def _quiet():  # type: ignore[no-untyped-def]
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Remove what tells of this machine: the exporter writes stack traces with paths and source lines into nodes."""
+    """Remove traces of this machine: the exporter writes stack traces with paths and source lines into nodes."""
     for holder in (model.graph, *model.functions):
         del holder.metadata_props[:]
         holder.doc_string = ""
@@ -164,7 +164,7 @@ def _clean(model: onnx.ModelProto) -> None:
 
 
 def _name_axes(value: onnx.ValueInfoProto, names: list[str | None]) -> None:
-    """Give the free axes their names."""
+    """Name the free axes."""
     for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
         if name:
             dimension.Clear()

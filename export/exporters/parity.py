@@ -1,4 +1,4 @@
-"""Whether what was exported still is the codec that was trained."""
+"""The check that exported files still are the codec that was trained."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ __all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "c
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first codebook
 SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
-QUIET = 0.1  # least peak that counts: what is left of louder parts that cancel is as wrong as they are
+QUIET = 0.1  # least peak in relative errors: where louder parts cancel, the error is as large as theirs
 ENOUGH = 20_000  # tokens over which a share of equal codes means something
 BATCHES = (1, 3, 5)
 MANY = 64  # signals in a batch where more tokens are needed
@@ -38,7 +38,7 @@ class ChunkCoder(Protocol):
     """Anything that goes chunk by chunk; states are float32 `(b, S)`."""
 
     def state_sizes(self, rows: int = 1, columns: int = 1, /) -> tuple[int, int]:
-        """Count the numbers of a sample's state in both directions, of frames of so many latents."""
+        """Count the numbers of a sample's state in both directions, given the rows and columns of its latents."""
 
     def encode_chunk(self, signal: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor]:
         """Turn a chunk of signals into codes."""
@@ -120,8 +120,8 @@ def check(
         allowed: Largest error of a signal over its peak.
 
     Raises:
-        ParityError: Fewer than 99.99 % of the first codebook's codes are equal, or a signal is off by more than allowed
-            of its peak, or of 0.1 where it is quieter.
+        ParityError: Fewer than 99.99 % of the first codebook's codes are equal, or a signal's error exceeds the bound,
+            relative to its peak, or to 0.1 if the peak is smaller.
     """
     reference = copy.deepcopy(codec).cpu().float().eval()
     with torch.no_grad():
@@ -193,7 +193,7 @@ def draw(batch: int, size: Size, generator: torch.Generator) -> Tensor:
 
 
 def _equal(expected: Tensor, got: Tensor, where: str) -> int:
-    """Count equal codes of the first codebook; continuous ones are equal where they are as close as signals must be."""
+    """Count equal codes of the first codebook; continuous ones are equal within the bound of signals."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         found = f"codes are {got.dtype} {tuple(got.shape)}"
         raise ParityError(f"{where}: {found}, the codec makes {expected.dtype} {tuple(expected.shape)}")

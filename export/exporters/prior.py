@@ -56,7 +56,7 @@ class Tokenizer:
         self.sources = 1 + bundle.axes
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals `(b, c, *grid)`, and keep so many tokens or codebooks; all where None."""
+        """Encode signals `(b, c, *grid)`, and keep `kept` tokens or codebooks; all if None."""
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
         _, num_codebooks, steps, *inner = codes.shape
@@ -81,8 +81,8 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
     """Write a bundle once more with a prior of its codes beside it, read back and compared with the prior first.
 
     Args:
-        prior: Of the bundle's codes.
-        counts: How often each entry was seen, one codebook behind the other, int64 `(entries,)`.
+        prior: The prior over the bundle's codes.
+        counts: Number of occurrences of each entry, codebook after codebook, int64 `(entries,)`.
         tokenizer: The bundle's folder.
         folder: Where to; may be the same.
 
@@ -117,7 +117,7 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
 
 
 class ExportPrior(pl.Callback):
-    """Exports the prior, its averaged weights where there are, and its bundle to `bundle/` when the run ends."""
+    """Exports the prior, with averaged weights if there are any, and its bundle to `bundle/` when the run ends."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export, on one process."""
@@ -136,7 +136,7 @@ def _example(prior: Prior, batch: int, count: int, chance: torch.Generator) -> T
 
 
 def _check(prior: Prior, path: Path, chance: torch.Generator) -> None:
-    """Hold the graph against the prior, one place after the other and many at once, with one thread and with two.
+    """Compare the graph with the prior, symbol by symbol and many at once, with one thread and with two.
 
     Raises:
         ParityError: A bit differs.

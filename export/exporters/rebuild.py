@@ -83,7 +83,7 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses tensors of more than so many numbers before they are made."""
+    """Refuses to create tensors above a number of elements."""
 
     def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tell the shapes of a bundle's weights, once the file is known to be what was exported."""
+    """Return the shapes of a bundle's weights, after verifying the file's checksum."""
     path, files = folder / WEIGHTS, read_json(folder / "export.json").get("files") or {}
     if not path.is_file():
         raise UserError(f"{path}: missing; {REEXPORT_HINT}, with safetensors among its formats")
@@ -113,7 +113,7 @@ def _weights(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tell the shapes of the weights in a file, without reading them.
+    """Return the shapes of the weights in a file, without reading them.
 
     Raises:
         UserError: It can't be read.

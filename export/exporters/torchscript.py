@@ -21,7 +21,7 @@ WHOLE, CHUNKS = ("encode", "decode", "tokens"), ("encode_chunk", "decode_chunk",
 
 
 def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], kept: Sequence[str] = ()) -> None:
-    """Script, freeze and save; the metadata lies in the archive as `extra/codec.json`.
+    """Script, freeze and save; the metadata goes into the archive as `extra/codec.json`.
 
     Args:
         codec: A frozen one.

@@ -34,7 +34,7 @@ class Classics(NamedTuple):
         return next((kind.noun for kind in MODALITIES.values() if kind.plural in columns), guess)
 
     def curves(self, size: str, metric: str) -> list[Curve]:
-        """Give each codec's points of a metric over a column of sizes, upwards; none where a column isn't there."""
+        """Return each codec's points of a metric over a column of sizes, ascending; none if a column is missing."""
         points: dict[str, set[tuple[float, float]]] = {}
         if {size, metric} <= self.rows[0].keys():
             for row in self.rows:
@@ -60,13 +60,13 @@ def read_classics(path: Path) -> Classics:
 
 
 def find_classics(folder: Path) -> list[Classics]:
-    """Find the tables of classical codecs that lie in a folder."""
+    """Find the tables of classical codecs in a folder."""
     tables = (_classics(path) for path in sorted(folder.glob("*.csv")))
     return [table for table in tables if table is not None]
 
 
 def _classics(path: Path) -> Classics | None:
-    """Read a table; None where it is of something else."""
+    """Read a table; None if it is of another kind."""
     header, rows = read_rows(path)
     others = (row for row in rows if row.get("codec") not in (None, "varitok"))
     chosen = [row for row in others if row.get("counted", "payload") == "payload"]

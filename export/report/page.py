@@ -68,7 +68,7 @@ def _fitting(subject: Subject, budget: float) -> list[Sample]:
 
 
 def _contents(subjects: Sequence[Subject]) -> str:
-    """List what is in the page, where there is more than one thing."""
+    """List the page's contents, if there is more than one subject."""
     if len(subjects) == 1:
         return ""
     links = (f'<li><a href="#subject-{number}">{escape(one.name)}</a></li>' for number, one in enumerate(subjects))
@@ -82,7 +82,7 @@ def _document(title: str, body: str, media: Mapping[str, Any]) -> str:
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
-    # No name in the data may end the element that it lies in.
+    # No name in the data may end the element that contains it.
     data = json.dumps(media, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">

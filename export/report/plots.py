@@ -63,7 +63,7 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
     figure, axes = _panel()
     for number, (name, logged) in enumerate(lines.items()):
         values = _thin(logged)
-        # Where there are more lines than colors, dashes tell them apart.
+        # If there are more lines than colors, dashes distinguish them.
         dashes = ("-", "--", ":")[number // len(COLORS) % 3]
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
         marker = "o" if len(values) <= FEW else None
@@ -73,7 +73,7 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
 
 
 def _thin(values: Mapping[int, float]) -> dict[float, float]:
-    """Give means of neighbors, so many that no more points are left than a plot has room for."""
+    """Average neighbors until the points fit into a plot."""
     group = -(-len(values) // POINTS)
     points = list(values.items())
     groups = (points[at : at + group] for at in range(0, len(points), group))
@@ -86,7 +86,7 @@ def _panel() -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, axes: Axes, legend: bool) -> str:
-    """Write a figure of one panel as an SVG element to lie in a page."""
+    """Write a figure of one panel as an SVG element for a page."""
     axes.tick_params(labelsize=9)
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)

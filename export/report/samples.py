@@ -12,7 +12,7 @@ from varitok.data.batch import normalize
 
 from .subject import Subject
 
-__all__ = ["Sample", "Shown", "samples", "tell"]
+__all__ = ["Sample", "Shown", "samples", "summarize"]
 
 
 class Shown(NamedTuple):
@@ -65,7 +65,7 @@ def samples(subject: Subject) -> Iterator[Sample]:
         for keep, fake in zip(ladder.keeps, fakes, strict=True):
             values = {"bytes": float(ladder.price(code, keep)[1])}
             values |= {key: float(compare(fake, real, lengths)) for key, compare in comparisons.items()}
-            told.append(tell(values))
+            told.append(summarize(values))
         exhibits = modality.exhibit([real[0], *(fake[0] for fake in fakes)])
         original, *decoded = (
             Shown(_address("image/webp", shown.picture), _address(shown.kind, shown.recording), words)
@@ -75,12 +75,12 @@ def samples(subject: Subject) -> Iterator[Sample]:
         yield Sample(name, sides, original, decoded)
 
 
-def tell(row: Mapping[str, float], names: Iterable[str] | None = None) -> str:
-    """Say in one line what something costs and how good it is; what isn't finite is left out.
+def summarize(row: Mapping[str, float], names: Iterable[str] | None = None) -> str:
+    """Summarize cost and quality in one line, leaving out values that aren't finite.
 
     Args:
         row: Values by the names of a table's columns.
-        names: Those to tell; all where None.
+        names: The columns to include; all if None.
     """
     words = []
     for name in row if names is None else names:

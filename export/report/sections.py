@@ -17,7 +17,7 @@ from varitok.codecs.modalities.registry import COLUMNS, METRICS, modality_of
 
 from .classics import Classics, find_classics
 from .plots import draw_progress, draw_quality
-from .samples import Sample, Shown, tell
+from .samples import Sample, Shown, summarize
 from .subject import Subject
 
 __all__ = ["comparison", "section", "told_rungs"]
@@ -26,7 +26,7 @@ CODEBOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
 
 def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
-    """Draw those subjects together whose signals are of one kind; nothing where there are no two."""
+    """Draw the subjects of one modality together; empty unless there are two."""
     kinds: dict[str, list[Subject]] = {}
     for subject in subjects:
         kinds.setdefault(modality_of(subject.codec).kind, []).append(subject)
@@ -41,7 +41,7 @@ def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) ->
     for metric in (name for name in own[0] if all(name in names for names in own)):
         curves = [Curve(one.name, one.table.column(rate.name), {metric: one.table.column(metric)}) for one in alike]
         plots.append(_plot(curves, _others(classics, alike[0], rate.name, metric), metric, rate.label))
-    whole = [[escape(one.name), escape(tell(one.table.rows[-1], _list_columns(one)))] for one in alike]
+    whole = [[escape(one.name), escape(summarize(one.table.rows[-1], _list_columns(one)))] for one in alike]
     signals = {one.table.header.get("dataset", "") + one.table.header.get("protocol", "") for one in alike}
     care = "<p>They were measured on different signals: compare them with care.</p>" if len(signals) > 1 else ""
     return f"""<section>
@@ -86,17 +86,17 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 
 
 def told_rungs(subject: Subject) -> list[dict[str, str]]:
-    """Name each rung, and tell what it costs and gives on average."""
+    """Name each rung, with its mean cost and quality."""
     plural = modality_of(subject.codec).plural
     average = f"mean of {subject.table.rows[0].get(plural, 0):.0f} {plural}"
     return [
-        {"name": _rung(subject, keep), "told": f"{tell(row, _list_columns(subject))} ({average})"}
+        {"name": _rung(subject, keep), "told": f"{summarize(row, _list_columns(subject))} ({average})"}
         for keep, row in zip(subject.ladder.keeps, subject.table.rows, strict=True)
     ]
 
 
 def _list_columns(subject: Subject) -> list[str]:
-    """List the columns that are told in one line."""
+    """List the columns of the one-line summary."""
     modality = modality_of(subject.codec)
     return [name for name in ("bytes", modality.rate.name, *modality.shown) if name in subject.table.rows[0]]
 
@@ -111,7 +111,7 @@ def _rung(subject: Subject, keep: int) -> str:
 
 
 def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
-    """Lay out the slider and the samples; the script fills in what is decoded."""
+    """Lay out the slider and the samples; the script fills in the decoded ones."""
     last = len(subject.ladder.keeps) - 1
     ticks = "".join(f"<span>{keep}</span>" for keep in subject.ladder.keeps)
     few = len(shown) < len(subject.signals)
@@ -145,7 +145,7 @@ def _figure(subject: Subject, sample: Sample) -> str:
 
 
 def _metrics(table: Table) -> list[str]:
-    """List the columns that are quality: not what is kept, costs or is used."""
+    """List the quality columns: neither lengths, costs nor usage."""
     names = (name for name in METRICS if name in table.rows[0])
     return [name for name in names if any(math.isfinite(value) for value in table.column(name))]
 
@@ -171,7 +171,7 @@ def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
 
 
 def _others(classics: Sequence[Classics], subject: Subject, size: str, metric: str) -> list[Curve]:
-    """Give the curves of classical codecs of a subject's kind of signals."""
+    """Return the curves of classical codecs for a subject's modality."""
     alike = (one for one in classics if one.noun == modality_of(subject.codec).kind)
     return [curve for one in alike for curve in one.curves(size, metric)]
 
@@ -187,7 +187,7 @@ def _drawn(svg: str, label: str) -> str:
 
 
 def _bits(subject: Subject) -> str:
-    """Tell what each rung costs and gives, and what the columns mean."""
+    """Build the table of each rung's cost and quality, with the columns' meanings."""
     table = subject.table
     printed = {table.axis: COLUMNS[table.axis], "bits": Column("bits", "bits", "{:,.1f}")} | COLUMNS
     columns = [column for name, column in printed.items() if name in table.rows[0]]
@@ -202,7 +202,7 @@ def _bits(subject: Subject) -> str:
 
 
 def _codebooks(subject: Subject) -> str:
-    """Tell what a code of each codebook costs, and how evenly its entries are used when all are kept."""
+    """Build the table of each codebook's cost and usage with all codebooks kept."""
     bottleneck, last = subject.codec.bottleneck, subject.table.rows[-1]
     sizes = list(bottleneck.codebook_sizes)
     if not sizes:
@@ -227,7 +227,7 @@ def _codebooks(subject: Subject) -> str:
 
 
 def _training(subject: Subject) -> str:
-    """Draw what was logged while the run went on; nothing of a bundle."""
+    """Plot the log of a run; empty for a bundle."""
     panels = _panels(subject.progress)
     if not panels:
         return ""
@@ -268,7 +268,7 @@ def _fold(title: str, body: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", *, numbered: bool = False) -> str:
-    """Write a table of cells that are HTML; the first of a row is its heading where there are none above."""
+    """Write a table of HTML cells; without heads, the first cell of a row is its heading."""
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     body = []
     for number, (first, *cells) in enumerate(rows):

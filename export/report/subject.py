@@ -32,10 +32,10 @@ class Source(NamedTuple):
     """Where signals to show come from.
 
     Attributes:
-        data: Folder that a run takes its validation signals from; None for its own.
-        files: Files and folders out of which a bundle takes those of its kind.
-        most: Signals, at most.
-        seconds: Of a sound, or of a clip that a bundle is shown on, at most.
+        data: Folder of validation signals for a run; None for its own.
+        files: Files and folders for a bundle, which takes those of its kind.
+        most: Largest number of signals.
+        seconds: Longest duration of a sound or clip that a bundle is shown on.
     """
 
     data: Path | None = None
@@ -54,10 +54,10 @@ class Subject(NamedTuple):
         ladder: Its rungs, which are the table's.
         signals: To be shown: what each is called, and `(c, *grid)` as a dataset gives it.
         table: Its evaluation.
-        progress: What a run logged: for each name its values, by update.
-        about: Further facts, by what they are.
+        progress: The run's log: for each name its values, by update.
+        about: Further facts, by name.
         config: Plain data.
-        folder: Where it lies; what an evaluation wrote lies in its `evaluation/`.
+        folder: Its path; an evaluation's results are in its `evaluation/`.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _run(path: Path, source: Source) -> Subject:
 
 
 def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
-    """Give the table's rungs.
+    """Return the table's rungs.
 
     Raises:
         UserError: The table isn't this codec's.
@@ -142,7 +142,7 @@ def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
 
 
 def _commit(path: Path) -> str:
-    """Name the commit that a run was made with, where it is known."""
+    """Return the commit that a run was made with, if known."""
     try:
         git = json.loads(path.read_text(encoding="utf-8"))["git"]
         return str(git["commit"]) + (", changed" if git["dirty"] else "")

@@ -22,8 +22,8 @@ class AudioBundle(Bundle):
     """A codec of sounds.
 
     Attributes:
-        sample_rate: Of its sounds, Hz.
-        downsample: Samples to a token.
+        sample_rate: Sample rate of its signals, in Hz.
+        downsample: Samples per token.
     """
 
     modality = "audio"
@@ -48,8 +48,8 @@ class AudioBundle(Bundle):
 
         Args:
             wave: float values in [-1, 1] or int16, `(t,)`, `(c, t)` or `(b, c, t)`.
-            sample_rate: Of the sounds, Hz. Only the codec's own is taken: resample before.
-            num_codebooks: Keep only so many codebooks; all where None.
+            sample_rate: Sample rate of the wave, in Hz. It must be the codec's; resample before.
+            num_codebooks: Number of codebooks to keep; all if None.
 
         Returns:
             int64 `(b, num_codebooks, n)`, a token for every `downsample` samples begun; float32 where codes are
@@ -111,9 +111,9 @@ class AudioBundle(Bundle):
         All its codes together are those that `encode` gives for the whole sound.
 
         Args:
-            sample_rate: Of the sounds, Hz. Only the codec's own is taken.
-            num_codebooks: Keep only so many codebooks; all where None.
-            batch: Sounds that go side by side.
+            sample_rate: Sample rate of the signals, in Hz. It must be the codec's.
+            num_codebooks: Number of codebooks to keep; all if None.
+            batch: Number of parallel signals.
 
         Raises:
             UserError: The codec can't stream, or a rate or number of codebooks that it doesn't have.
@@ -152,5 +152,5 @@ class AudioBundle(Bundle):
         if values.ndim != 3 or values.shape[1] != self.channels or not values.shape[0]:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
         if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
-            raise UserError("wave: values must lie in [-1, 1]; some don't, or aren't numbers")
+            raise UserError("wave: values must be numbers in [-1, 1]; some aren't")
         return values.astype(np.float32)

@@ -69,15 +69,15 @@ class Opened:
     """A bundle's folder, opened by `load`; each graph is read when it is first used.
 
     Args:
-        folder: Where it lies.
+        folder: Its path.
         config: Its config.json.
         providers: ONNX Runtime's execution providers.
         int8: Decode by the graph of whole numbers.
 
     Attributes:
         modality: Its name in config.json and in containers.
-        graphs: The files that it can't do without.
-        suffixes: Of the files that `read_file` takes.
+        graphs: The files that it can't work without.
+        suffixes: Suffixes of the files that `read_file` takes.
         written: Suffixes of the files that `write_file` makes, without the dot; the first is the default.
         config: Its config.json.
     """
@@ -98,7 +98,7 @@ class Opened:
             raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {REEXPORT_HINT}") from error
 
     def _read(self) -> None:
-        """Take what is of use out of the config."""
+        """Read attributes from the config."""
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
         """Return what a user should know, as plain values; `files` are the bundle's, with their bytes."""
@@ -127,14 +127,14 @@ class Bundle(Opened):
         counted: What a container counts of its signals: "samples", say.
         sample_rate: Hz; None without one.
         frame_rate: Frames a second; None if unknown.
-        hops: Samples of each axis to a step of the codes' grid.
+        hops: Samples of each axis per step of the codes' grid.
         causal_pad: Copies of the first frame that go before a signal.
-        tokens: The most tokens of a signal, N; 0 where their number follows from its length.
-        channels: Of a signal.
-        codebook_sizes: Entries of each codebook; none where codes are continuous.
-        codebook_strides: Tokens for which a code of each codebook stands, itself repeated.
-        rows: Rows of a code: codebooks, or the channels of continuous ones.
-        axes: Of the grid that codes lie on, 1 for tokens in a row, 2 for those of blocks.
+        tokens: The most tokens of a signal, N; 0 if their number follows from its length.
+        channels: Channels of a signal.
+        codebook_sizes: Entries of each codebook; none if codes are continuous.
+        codebook_strides: Tokens per code of each codebook, which is repeated for them.
+        rows: Rows of a code: codebooks, or channels of continuous codes.
+        axes: Axes of the codes' grid: 1 for tokens in a row, 2 for tokens of blocks.
         latency_ms: Milliseconds of a signal that a stream waits for before it can give a code; None: it can't stream,
             or no rate is known.
     """
@@ -275,7 +275,7 @@ class Bundle(Opened):
         return found
 
     def _codes(self, codes: Any) -> Array:
-        """Check codes, of which there may be none yet; give them in the graph's type."""
+        """Check codes, possibly none yet; return them in the graph's type."""
         codes = np.asarray(codes)
         kind, least, what = ("iu", 1, "whole numbers") if self.codebook_sizes else ("f", self.rows, "floats")
         if codes.dtype.kind not in kind:
@@ -309,7 +309,7 @@ class Bundle(Opened):
         """Check the number of codebooks that is asked for; give it, all where None.
 
         Raises:
-            UserError: The codec has fewer, or continuous codes, of which all are needed.
+            UserError: The codec has fewer, or continuous codes, which can't be cut.
         """
         kept = self.rows if num_codebooks is None else num_codebooks
         if not 1 <= kept <= self.rows or (not self.codebook_sizes and kept != self.rows):
@@ -331,7 +331,7 @@ def to_pixels(signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def onnx_runtime() -> Any:
-    """Give the module `onnxruntime`.
+    """Return the module `onnxruntime`.
 
     Raises:
         UserError: It isn't installed.

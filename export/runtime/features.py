@@ -29,7 +29,7 @@ class FeatureBundle(VideoBundle):
         return (self.values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
 
     def restored(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Give decoded clips the scale of a transformer's features back."""
+        """Return decoded clips in the scale of a transformer's features."""
         return self.values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
 
     def _of_channels(self, name: str) -> npt.NDArray[np.float32]:

@@ -42,7 +42,7 @@ def push(words: Sequence[str]) -> None:
         epilog="for example: varitok push tokenizer OWNER/NAME --private",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
-    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; made where there is none")
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; created if missing")
     parser.add_argument("--private", action="store_true", help="for those alone whom you let in")
     parser.add_argument("--message", default="Add a tokenizer of varitok", help="of the commit; default: %(default)s")
     options = parser.parse_args(words)
@@ -65,7 +65,7 @@ def pull(words: Sequence[str]) -> None:
     """Run `varitok pull`.
 
     Raises:
-        UserError: There is no such repository, it has no bundle, or what came is not what was exported.
+        UserError: There is no such repository, it has no bundle, or a checksum is wrong.
     """
     parser = argparse.ArgumentParser(
         "varitok pull",
@@ -80,7 +80,7 @@ def pull(words: Sequence[str]) -> None:
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"{folder}: is there already; give another --out")
     download(options.name, folder, options.trust)
-    print(f"{folder}: every file is what was exported; load it by varitok.load")
+    print(f"{folder}: every file matches its checksum; load it by varitok.load")
 
 
 def download(name: str, folder: Path | None = None, trust: bool = False) -> Path:
@@ -95,7 +95,7 @@ def download(name: str, folder: Path | None = None, trust: bool = False) -> Path
         The folder.
 
     Raises:
-        UserError: There is no such repository, it has no bundle, or what came is not what was exported.
+        UserError: There is no such repository, it has no bundle, or a checksum is wrong.
     """
     repository, _, revision = name.partition("@")
     hub = _hub()
@@ -117,7 +117,7 @@ def _hub() -> Any:
 
 
 def _ask(name: str, call: Callable[[], Any]) -> Any:
-    """Ask the hub; its errors are told in one line."""
+    """Call the hub; report its errors in one line."""
     try:
         return call()
     except UserError:
@@ -137,11 +137,11 @@ def _ask(name: str, call: Callable[[], Any]) -> Any:
 
 
 def _verify(folder: Path) -> None:
-    """Hold the files that are there against their checksums."""
+    """Compare the files with their checksums."""
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or "config.json" not in files:
         raise UserError(f"{folder}: not a bundle of varitok")
     for name, told in files.items():
         path, known = folder / name, told.get("sha256") if isinstance(told, dict) else None
         if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != known:
-            raise UserError(f"{path}: is not what was exported; get the bundle anew")
+            raise UserError(f"{path}: differs from its checksum; get the bundle anew")

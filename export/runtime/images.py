@@ -45,7 +45,7 @@ class ImageBundle(Bundle):
         Args:
             image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
                 [-1, 1]. Pillow images and pixels of another size are cropped to their centered square and resized.
-            tokens: Keep only so many tokens, 1 to N; all where None.
+            tokens: Number of tokens to keep, 1 to N; all if None.
 
         Returns:
             int64 `(b, codebooks, tokens)`; float32 `(b, channels, tokens)` where codes are continuous.
@@ -110,7 +110,7 @@ class ImageBundle(Bundle):
         if values.ndim != 4 or values.shape[1:] != (c, side, side) or not values.size:
             raise UserError(f"image: float values (batch, {c}, {side}, {side}) are expected, got {values.shape}")
         if not np.abs(values).max() <= 1 + 1e-3:  # NaN too fails this
-            raise UserError("image: float values must lie in [-1, 1]; some don't, or aren't numbers")
+            raise UserError("image: float values must be numbers in [-1, 1]; some aren't")
         return values.astype(np.float32)
 
 

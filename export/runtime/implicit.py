@@ -19,10 +19,10 @@ class SingleClipBundle(Opened):
     """One clip, as a network that paints its frames.
 
     Attributes:
-        frames: How many it has.
-        height: Of a frame, in pixels.
-        width: Likewise.
-        frame_rate: Frames a second; None where it isn't known.
+        frames: Number of its frames.
+        height: Height of a frame, in pixels.
+        width: Width of a frame, in pixels.
+        frame_rate: Frames a second; None if unknown.
     """
 
     modality = "clip"

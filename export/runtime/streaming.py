@@ -23,10 +23,10 @@ class StreamForm(NamedTuple):
     Attributes:
         whole: Steps of the first axis that a graph takes at once: samples or frames, or those of codes.
         state: Four numbers; of frames of r x c latents a state has state[0] + state[1] r + state[2] c + state[3] r c.
-        downsample: Pixels of each other axis to a latent; none for sounds.
+        downsample: Pixels of each other axis per latent; none for audio.
         causal_pad: Copies of the first frame that go before it, and come back before it.
-        tokens: Of each block of frames; 0 where they lie on a grid.
-        frame: Height and width of frames, where these are of one size.
+        tokens: Tokens of each block of frames; 0 for tokens on a grid.
+        frame: Height and width of frames, if they have one size.
     """
 
     whole: int
@@ -37,7 +37,7 @@ class StreamForm(NamedTuple):
     frame: tuple[int, ...] = ()
 
     def state_size(self, grid: Sequence[int]) -> int:
-        """Count the numbers of a sample's state, of frames of so many rows and columns of latents."""
+        """Count the numbers of a sample's state, given the rows and columns of its latents."""
         rows, columns = (*grid, 1, 1)[:2]
         return self.state[0] + self.state[1] * rows + self.state[2] * columns + self.state[3] * rows * columns
 
@@ -81,7 +81,7 @@ class _Stream:
         self._state: npt.NDArray[np.float32] | None = None
 
     def _grid(self, values: Array) -> tuple[int, ...]:
-        """Give the rows and columns of the latents of what came in."""
+        """Return the rows and columns of the input's latents."""
         return values.shape[3:]
 
     def _pad_start(self, values: Array) -> Array:
@@ -89,7 +89,7 @@ class _Stream:
         return values
 
     def _next(self, given: Any, what: str) -> Array | None:
-        """Take what came in; give what the whole steps that are there make, None where there are none."""
+        """Add an input; return the output of its complete steps, None if there are none."""
         values = self._check(given)
         if values.shape[0] != self._batch:
             raise UserError(f"{what}: this stream is of {self._batch} side by side, got {values.shape[0]}")
@@ -109,7 +109,7 @@ class _Stream:
         return self._run(values[:, :, :ready]) if ready else None
 
     def _rest(self) -> Array | None:
-        """Give what the last, unfilled step makes, and start again."""
+        """Return the output of the last, incomplete step, and reset."""
         waiting = self._waiting
         made = self._run(waiting) if waiting is not None and waiting.shape[2] else None
         self._reset()
@@ -155,12 +155,12 @@ class EncodingStream(_Stream):
         n may be 0.
 
         Raises:
-            UserError: A shape, type or value that the codec doesn't take; what was there before is kept.
+            UserError: A shape, type or value that the codec doesn't take; earlier input is kept.
         """
         return self._keep(self._next(signal, "frames" if self._form.downsample else "wave"))
 
     def flush(self) -> Array:
-        """End the signal: give the codes of what is left, filled up. A new signal may begin then."""
+        """End the signal: return the codes of the padded rest. A new signal may begin then."""
         return self._keep(self._rest())
 
     def _keep(self, codes: Array | None) -> Array:
@@ -180,7 +180,7 @@ class DecodingStream(_Stream):
         check: Checks codes, and brings them to the graph's type.
         form: What it must know of its codec.
         batch: Signals side by side.
-        channels: Of each.
+        channels: Channels of each signal.
     """
 
     def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, channels: int) -> None:
@@ -193,16 +193,16 @@ class DecodingStream(_Stream):
         All of a stream's codes have as many codebooks. t may be 0.
 
         Raises:
-            UserError: A shape, type or code that the codec doesn't have; what was there before is kept.
+            UserError: A shape, type or code that the codec doesn't have; earlier input is kept.
         """
         return self._made(self._next(codes, "codes"))
 
     def flush(self) -> npt.NDArray[np.float32]:
-        """End the codes: give the signal of what is left. A new one may begin then."""
+        """End the codes: return the signal of the rest. A new one may begin then."""
         return self._made(self._rest())
 
     def _made(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
-        """Give what was made; where that is nothing, a signal of no length."""
+        """Return the output; if there is none, a signal of length 0."""
         sides = self._form.frame or (
             count * step for count, step in zip(self._seen, self._form.downsample, strict=True)
         )

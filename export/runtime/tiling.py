@@ -1,7 +1,7 @@
 """Large frames in tiles: as much memory as a tile takes, whatever their size; numpy alone.
 
-Tiles overlap. Of the codes that two tiles have for a place that is kept which lies further inside its tile, so that the
-codes of tiles are one grid; where decoded tiles overlap, one fades into the other.
+Tiles overlap. Where two tiles have codes for the same position, the tile that has it further inside wins, so that the
+codes of tiles are one grid; decoded tiles fade into each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from varitok import UserError
 
 __all__ = ["Window", "decode_tiled", "encode_tiled", "windows"]
 
-OVERLAP = 4  # a tile shares at most one part in so many with each neighbor
+OVERLAP = 4  # a tile shares at most a fourth with each neighbor
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 
 def windows(steps: int, tile: int) -> list[Window]:
-    """Cut an axis into windows of at most `tile` steps, each of which shares some with the next.
+    """Cut an axis into windows of at most `tile` steps, which overlap.
 
     What is kept of them follows one another without gaps, from 0 to `steps`.
     """
@@ -96,7 +96,7 @@ def decode_tiled(
 
     Args:
         decode: Turns the codes of a tile into its clip.
-        codes: Of the whole.
+        codes: Codes of the whole clip.
         downsample: Rows and columns of pixels to a step.
         tile: Most rows and columns of a tile, in pixels.
 
@@ -128,7 +128,7 @@ def _steps(tile: int, step: int) -> int:
 
 
 def _fade(window: Window, among: Sequence[Window], step: int) -> npt.NDArray[np.float32]:
-    """Give a window's weight at each of its pixels; those of all windows sum to 1."""
+    """Return a window's weight at each of its pixels; those of all windows sum to 1."""
     places = np.arange(window.begin * step, window.end * step, dtype=np.float32) + np.float32(0.5)
     share: npt.NDArray[np.float32] = _tent(window, places, step) / sum(_tent(other, places, step) for other in among)
     return share

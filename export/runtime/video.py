@@ -20,7 +20,7 @@ from .tiling import decode_tiled, encode_tiled
 __all__ = ["VideoBundle"]
 
 MOST_FRAMES = 1 << 30  # bytes of a clip's frames
-FRAME_RATE = 8.0  # frames a second, if neither a file nor the codec tells it
+FRAME_RATE = 8.0  # frames a second, if neither a file nor the codec has a rate
 
 
 class VideoBundle(Bundle):
@@ -29,10 +29,10 @@ class VideoBundle(Bundle):
     Where each block of frames has ordered tokens of its own (`tokens` isn't 0), frames have the size of training.
 
     Attributes:
-        downsample: Frames, rows and columns of pixels to a latent.
-        causal_pad: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 where
+        downsample: Frames, rows and columns of pixels per latent.
+        causal_pad: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 if
             the codec isn't causal.
-        frame_rate: That of training, frames a second; None where it isn't known.
+        frame_rate: Frame rate of training; None if unknown.
         frame_size: Height and width of frames; None for any.
         later_tokens: The most tokens of a block behind the first, where blocks have tokens. Codes of such a block
             beyond them say nothing, and none is read.
@@ -61,10 +61,10 @@ class VideoBundle(Bundle):
         """Count the tokens that say something in each block of codes `(b, codebooks, t, k)`: int64 `(t,)`.
 
         Raises:
-            UserError: Tokens lie on a grid, where all do.
+            UserError: The codec has tokens on a grid, which all are valid.
         """
         if not self.tokens:
-            raise UserError("valid: this codec's tokens lie on a grid, and all of them say something")
+            raise UserError("valid: this codec has tokens on a grid, all of them valid")
         most = np.full(codes.shape[2], self.later_tokens)
         most[:1] = self.tokens
         valid: npt.NDArray[np.int64] = np.minimum(most, codes.shape[3]).astype(np.int64)
@@ -93,10 +93,10 @@ class VideoBundle(Bundle):
 
         Args:
             frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
-            tokens: Keep only so many of each block, 1 to N; all where None, or where tokens lie on a grid.
-            num_codebooks: Keep only so many codebooks; all where None.
-            tile: Most pixels of a side that go through the codec at once, so that large frames need little memory; the
-                rest comes in tiles that overlap (`tiling.py`). None: whole frames.
+            tokens: Number of tokens to keep in each block, 1 to N; all if None. None for tokens on a grid.
+            num_codebooks: Number of codebooks to keep; all if None.
+            tile: Longest side, in pixels, that goes through the codec at once, to save memory; larger frames are
+                cut into overlapping tiles (`tiling.py`). None: whole frames.
 
         Returns:
             int64 `(b, num_codebooks, t', h', w')`, see `grid`, or `(b, num_codebooks, t', tokens)`; float32 where codes
@@ -108,7 +108,7 @@ class VideoBundle(Bundle):
         kept = self.kept(num_codebooks)
         if tokens is not None:
             if not self.tokens:
-                raise UserError(f"{tokens} tokens: this codec's lie on a grid; keep fewer codebooks instead")
+                raise UserError(f"{tokens} tokens: this codec has tokens on a grid; keep fewer codebooks instead")
             self._check_tokens(tokens)
         if tile is None:
             codes = self._encode_frames(frames)
@@ -133,7 +133,7 @@ class VideoBundle(Bundle):
         """Turn codes, as `encode` gives them, into clips, float32 `(b, c, t, h, w)` in [-1, 1].
 
         Args:
-            codes: Of any integer type, a prefix of the codebooks; continuous ones are floats, all channels.
+            codes: Any integer type, a prefix of the codebooks; continuous ones are floats, all channels.
             size: Frames, height and width of the clips; None gives whole steps.
             tile: Most pixels of a side that go through the codec at once, as in `encode`; where tiles overlap, one
                 fades into the other.
@@ -205,7 +205,7 @@ class VideoBundle(Bundle):
     def _decode_part(self, part: Part) -> npt.NDArray[np.uint8]:
         """Decode a clip: uint8 `(t, h, w, 3)`."""
         if len(part.facts) != 3:
-            raise UserError("a container of clips tells the height, width and rate of their frames; this one doesn't")
+            raise UserError("a container of clips has the height, width and rate of their frames; this one doesn't")
         height, width, _ = part.facts
         frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
         clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
@@ -251,11 +251,11 @@ class VideoBundle(Bundle):
         All its codes together are those that `encode` gives for the whole clip.
 
         Args:
-            num_codebooks: Keep only so many codebooks; all where None.
-            batch: Clips that go side by side.
+            num_codebooks: Number of codebooks to keep; all if None.
+            batch: Number of parallel clips.
 
         Raises:
-            UserError: The codec can't stream, or doesn't have so many codebooks.
+            UserError: The codec can't stream, or has fewer codebooks.
         """
         graph = self.streaming_graphs[0]
         return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, self.kept(num_codebooks))
@@ -287,12 +287,12 @@ class VideoBundle(Bundle):
             shape = f"(batch, {c}, frames, height, width)"
             raise UserError(f"frames: float values {shape} are expected, got {values.shape}")
         if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
-            raise UserError("frames: float values must lie in [-1, 1]; some don't, or aren't numbers")
+            raise UserError("frames: float values must be numbers in [-1, 1]; some aren't")
         self._check_size(*values.shape[3:])
         return values.astype(np.float32)
 
     def _get_tile_steps(self) -> tuple[int, ...]:
-        """Give the downsampling of tiles' sides."""
+        """Return the downsampling of tiles' sides."""
         if self.tokens:
             raise UserError("tile: this codec's frames have one size, they can't be tiles of others")
         return self.downsample[1:]

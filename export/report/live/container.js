@@ -79,7 +79,7 @@ function writeContainer(rows, length, about) {
   return { bytes: Uint8Array.from(out), payload };
 }
 
-// Give rows of codes and the signal's length; what is wrong is thrown as a sentence.
+// Returns rows of codes and the signal's length; throws an error with a message for the user.
 function readContainer(bytes, about) {
   let at = 0;
   const take = (count) => {

@@ -55,7 +55,7 @@ def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
 
 
 def find_runtime() -> Path:
-    """Give the archive of onnxruntime-web: from the user's cache, or through npm, which then leaves it there.
+    """Return the archive of onnxruntime-web: from the user's cache, or through npm, then cached.
 
     Raises:
         UserError: It is in neither place.
@@ -63,7 +63,7 @@ def find_runtime() -> Path:
     path = cached_runtime()
     if path.is_file():
         return path
-    ask = f"give --onnxruntime-web FILE, the archive that `npm pack onnxruntime-web@{RUNTIME}` makes where there is one"
+    ask = f"give --onnxruntime-web FILE, the archive that `npm pack onnxruntime-web@{RUNTIME}` makes elsewhere"
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"the live page needs ONNX Runtime for browsers, and there is no npm to get it; {ask}")
@@ -76,13 +76,13 @@ def find_runtime() -> Path:
 
 
 def cached_runtime() -> Path:
-    """Tell where the archive of onnxruntime-web is kept, once it is there."""
+    """Return the cached path of onnxruntime-web's archive."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "varitok" / f"onnxruntime-web-{RUNTIME}.tgz"
 
 
 def _runtime(path: Path) -> dict[str, bytes]:
-    """Read what is needed of onnxruntime-web."""
+    """Read the needed files of onnxruntime-web."""
     try:
         if path.is_dir():
             root = path / "dist" if (path / "dist").is_dir() else path
@@ -97,14 +97,14 @@ def _runtime(path: Path) -> dict[str, bytes]:
 
 
 def _about(bundle: Opened) -> dict[str, Any]:
-    """Say what the scripts must know of a bundle."""
+    """Return the scripts' description of a bundle."""
     image = bundle.modality == "image"
     if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
         raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of codebooks")
     if image and bundle.channels != 3:
         raise UserError(f"{bundle.folder}: the live page is of pictures in color")
     if any(size > 1 << 52 for size in bundle.codebook_sizes):
-        raise UserError(f"{bundle.folder}: a browser's numbers are too short for codebooks of so many entries")
+        raise UserError(f"{bundle.folder}: a browser's numbers are too short for codebooks of this size")
     about: dict[str, Any] = {
         "modality": bundle.modality,
         "identity": identity(bundle.folder).hex(),

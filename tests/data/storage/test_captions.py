@@ -77,7 +77,7 @@ def test_what_has_no_captions_is_refused(tmp_path) -> None:
     splits = image_folder(str(fill(tmp_path / "photos", 8)), image_size=8)
     with pytest.raises(UserError, match=r"none of the first 7 files has a caption; write that of \S+\.png to \S+\.txt"):
         require_captions(splits.train.files)
-    with pytest.raises(UserError, match="no folder or shards"):
+    with pytest.raises(UserError, match="no files with captions"):
         DataModule(Splits(Scenes(16), Scenes(16)), batch_size=1, updates=1, captions=True)
 
 

@@ -40,10 +40,11 @@ test: setup ## Run the tests that take seconds
 slow: setup ## Run the tests that train or build
 	@WANDB_MODE=offline $(BIN)/python -m pytest -q -m slow
 
-check: setup ## Lint, look at the format, check the types
+check: setup ## Lint, check the format, the types and the words
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python tests/words.py
 
 clean: ## Remove caches and built packages; runs/ and downloads/ stay
 	@rm -rf dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

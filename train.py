@@ -27,7 +27,7 @@ __all__ = ["main", "train"]
 
 def train(config: DictConfig) -> None:
     """Train as configured; everything that the run makes goes into its folder."""
-    from varitok.codecs.training.run import build_run  # noqa: PLC0415 (so that a typo is told without loading torch)
+    from varitok.codecs.training.run import build_run  # noqa: PLC0415 (a typo is reported without loading torch)
 
     folder = run_folder(config)
     save_resolved(config, folder)
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command line: `train.py`, `varitok train`, `python -m varitok.train`.
 
     Args:
-        words: Of the command line; the process's own where None.
+        words: Words of the command line; the process's own if None.
     """
     if words is not None:  # Hydra reads no others
         sys.argv[:] = ["varitok train", *words]

@@ -79,9 +79,9 @@ class Cell(NamedTuple):
     """A codec that is compared.
 
     Attributes:
-        name: Of the row.
+        name: Name of the row.
         experiment: Our preset.
-        changed: What is changed in it always.
+        changed: Overrides of the preset.
         trained: What is changed in it for the step: a size that takes seconds.
         batch: Crops of a step; the preset says how long they are.
         peers: Makes each peer's codec at the published size, by name; the first is what ratios are to.
@@ -101,13 +101,13 @@ class Row(NamedTuple):
     """A line of the table.
 
     Attributes:
-        cell: What is compared.
+        cell: Name of the comparison.
         what: A step, an encode or a decode.
-        form: Which of ours, or which peer.
-        threads: Of the processor.
-        parameters: Trainable numbers; of a step, with the discriminator's.
-        figure: Of a step, seconds of sound a second; else seconds a second of sound.
-        speedup: Over the first peer.
+        form: One of our forms, or a peer.
+        threads: Threads of the CPU.
+        parameters: Trainable parameters; for a step, with the discriminator's.
+        figure: Seconds of audio per second, trained in a step or processed.
+        speedup: Relative to the first peer.
     """
 
     cell: str
@@ -119,7 +119,7 @@ class Row(NamedTuple):
     speedup: float
 
     def told(self) -> list[str]:
-        """Give all of it as text."""
+        """Return all of it as text."""
         return [*map(str, self[:5]), f"{self.figure:.4g}", f"{self.speedup:.3g}"]
 
 
@@ -208,7 +208,7 @@ def dac_step(config: DictConfig) -> PeerStep:
 
 
 def encodec_step(config: DictConfig) -> PeerStep:
-    """Make EnCodec's training step as its paper tells it."""
+    """Build EnCodec's training step as in its paper."""
     rate = config.data.sample_rate
     model = import_module("encodec").EncodecModel._get_model([6.0], rate).train()
     windows = list(config.objective.adversarial.discriminator.windows)

@@ -5,17 +5,17 @@
 
 A step is forward in training, backward of `latents.sum()` and all penalties, and the codebook's update. An encode is
 from latents to codes, without gradient; theirs is a forward in evaluation, since they have no other. Both get the same
-latents and, where there is a table, the same table: that their codes agree is checked. Ours, theirs and the bare matrix
+latents and, if they have one, the same table: equality of their codes is checked. Ours, theirs and the bare matrix
 product take turns, after a call of each that is not timed, and ratios are of medians: absolute times mean little on
 shared machines.
 
 The bare product is latents times codebook, in tiles that stay in cache, into a kept buffer, with nothing done with it;
 for several codebooks, all of theirs. It is also held against a step, whose backward and update it has nothing of.
 
-Memory is the rise of the process's resident peak (`VmHWM`, set back before) over what was resident before the first
+Memory is the rise of the process's resident peak (`VmHWM`, reset before) over the resident memory before the first
 call, in a process of its own, whose libraries were warmed up on a few tokens. Inputs and models are not in it;
-outputs, gradients and what the first call keeps are. Large blocks are mapped one by one there, so that what is freed
-is given back.
+outputs, gradients and the first call's state are. Large blocks are mapped one by one there, so that freed ones
+are given back.
 """
 
 import argparse
@@ -94,12 +94,12 @@ class Cell(NamedTuple):
     """What is compared.
 
     Attributes:
-        name: Of the row.
-        tokens: Of all samples together; so many that the peer's call takes seconds and less than 6 GiB.
+        name: Name of the row.
+        tokens: Tokens of all samples together, so that the peer's call takes seconds and less than 6 GiB.
         ours: Makes ours.
         peer: Makes theirs, given ours.
-        products: Matrices `(K, d)` that the latents are multiplied by at least; none where nothing is compared.
-        rounds: Of turns.
+        products: Matrices `(K, d)` that the latents are multiplied by at least; none if nothing is compared.
+        rounds: Number of turns.
         agree: Whether both number their codes alike and have one table, so that codes can be compared.
     """
 
@@ -113,7 +113,7 @@ class Cell(NamedTuple):
 
 
 def with_entries(peer: Any, entries: Tensor) -> nn.Module:
-    """Give one of their codebooks, made for one head, our entries."""
+    """Copy our entries to one of their codebooks, made for one head."""
     codebook = peer._codebook
     codebook.embed.data.copy_(entries.detach()[None])
     if hasattr(codebook, "embed_avg"):
@@ -266,7 +266,7 @@ def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
         result = side(latents, lengths, side.depths(latents))
         codes, loss = result.codes, result.latents.sum() + sum(result.penalties.values())
     else:
-        # Quantized latents, codes, and losses where there are any.
+        # Quantized latents, codes, and perhaps losses.
         found = side(latents)
         codes, loss = found[1], found[0].sum() + sum(part.sum() for part in found[2:])
     loss.backward()

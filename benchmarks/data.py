@@ -47,7 +47,7 @@ __all__ = ["main"]
 
 Row: TypeAlias = dict[str, object]
 Make: TypeAlias = Callable[[int], Iterable[Any]]
-"""Makes a loader of so many workers."""
+"""Builds a loader with a number of workers."""
 
 SIDE, LEAST_SCALE = 64, 0.8
 SOUND = {"sample_rate": 16000, "crop_tokens": 50, "hop": 320}  # stretches of 1 s
@@ -127,7 +127,7 @@ def _measure(options: argparse.Namespace, temporary: Path, command: str) -> None
 
 
 def _places(root: Path, temporary: Path, make: Callable[[str], Splits]) -> dict[str, Splits]:
-    """Give the data of a folder, and of shards that are made of it."""
+    """Build the datasets of a folder, and of shards that are made of it."""
     shards = temporary / root.name / "shards"
     with contextlib.redirect_stdout(sys.stderr):
         pack([str(root), "--out", str(shards), "--size", "4MB"])
@@ -203,7 +203,7 @@ def _race(data: str, makes: dict[str, Make], batch_size: int, options: argparse.
 
 
 def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
-    """Tell on what the time of images is spent."""
+    """Measure how the time of images is spent."""
     data: Any = splits.train
     spent = {"opening_and_bytes": 0.0, "decoding": 0.0, "crop_and_resize": 0.0, "collating": 0.0}
     decode, decoding = data.read, [0.0]
@@ -238,7 +238,7 @@ def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
 
 
 def _padding(root: Path) -> list[Row]:
-    """Tell how much of batches of whole sounds is filled up, sorted by length and not."""
+    """Measure the padding of batches of whole recordings, sorted by length and not."""
     splits = audio_folder(str(root), val_share=0, **{**SOUND, "crop_tokens": None})
     data: Any = splits.train
     sizes = data.sizes()

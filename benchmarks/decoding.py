@@ -108,7 +108,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 
 def codec_axis(codec: Any) -> str:
-    """Name what is kept."""
+    """Name the axis that is cut."""
     return str(codec.layout.unit)
 
 
@@ -123,7 +123,7 @@ def _one_thread(bundle: Any) -> None:
 
 
 def _best(call: Callable[[], Any]) -> float:
-    """Give the seconds of the fastest of some calls; the first one isn't counted."""
+    """Return the seconds of the fastest of some calls; the first one isn't counted."""
     call()
     times = []
     for _ in range(REPEATS):

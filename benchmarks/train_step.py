@@ -46,7 +46,7 @@ class Stopwatch(pl.Callback):
 
 
 def resident(size: int) -> Splits:
-    """Make images that lie in memory, so that only the step is timed."""
+    """Build images that are in memory, so that only the step is timed."""
     images = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8)
     return Splits(*(ImageDataset(lambda i, _: images[i], 64, image_size=size, train=False) for _ in range(2)))
 

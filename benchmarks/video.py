@@ -166,7 +166,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """VidTok's decoder, likewise."""
+    """VidTok's decoder in plain PyTorch."""
 
     def __init__(self, ours: factored.FactoredDecoder) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def make(name: str, device: str) -> Codec:
 def _runner(
     task: str, encoder: nn.Module, decoder: nn.Module, clip: Tensor, grid: Sequence[int], bf16: bool
 ) -> Callable[[], None]:
-    """Make what is timed."""
+    """Build the timed call."""
     device = clip.device.type
     cast = torch.autocast(device, torch.bfloat16, enabled=bf16)
     if task == "step":
@@ -255,7 +255,7 @@ def _speed(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _peak(options: argparse.Namespace) -> float:
-    """Give the peak memory of one direction and one length, above that of one step, in MiB; in a process of its own."""
+    """Measure the peak memory of one direction and one length, above that of one step, in MiB; in its own process."""
     codec, (task, way, steps) = make(options.codec, options.device), options.child
     hop = codec.downsample
 

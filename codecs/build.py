@@ -26,7 +26,7 @@ SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 
 def build(config: Any, **extra: Any) -> Any:
-    """Build what a configuration names by `_target_`, and what is named within it.
+    """Build the object that a configuration names by `_target_`, and those nested in it.
 
     Only this package's classes, torch's optimizers and Lightning's callbacks and loggers can be named. Arguments are
     held against the targets' signatures before anything is built; a whole number may be written as `1e3`.
@@ -47,7 +47,7 @@ def build(config: Any, **extra: Any) -> Any:
     try:
         if not isinstance(plain, dict) or "_target_" not in plain:
             return instantiate(plain, _convert_="all")
-        # Hydra would copy the extra arguments, and follow a `_target_` that lies in one of them.
+        # Hydra would copy the extra arguments, and follow any `_target_` in them.
         make = instantiate({**plain, "_partial_": True}, _convert_="all")
         return partial(make, **extra) if plain.get("_partial_") else make(**extra)
     except UserError:
@@ -79,7 +79,7 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
-    """Read a checkpoint: the codec's weights, averaged ones where there are, and the run's configuration.
+    """Read a checkpoint: the codec's weights, averaged ones if there are any, and the run's configuration.
 
     Nothing in the file is executed (`weights_only=True`).
 
@@ -116,7 +116,7 @@ def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
 
 
 def _explain(error: Exception, where: str) -> UserError:
-    """Find what a constructor raised below Hydra's wrapping, and say where; a UserError is told as it is."""
+    """Find a constructor's error below Hydra's wrapping, and add where it happened; a UserError is kept."""
     if isinstance(error, InstantiationException):
         inner = [line.removeprefix("full_key: ") for line in str(error).splitlines() if line.startswith("full_key: ")]
         where = ".".join([where, *inner])
@@ -130,7 +130,7 @@ def _explain(error: Exception, where: str) -> UserError:
 
 
 def _check(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
-    """Hold every target, its arguments' names and their simple types against what is there."""
+    """Check every target, its arguments' names and their simple types."""
     if isinstance(node, Mapping):
         node = {key: _check(value, f"{where}.{key}", {}) for key, value in node.items()}
         return _checked_call(node, where, extra) if "_target_" in node else node

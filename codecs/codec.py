@@ -56,16 +56,16 @@ class Codec(nn.Module):
             that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder
             that knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
             collapse. They can't where the scale is given (ours).
-        perturbation: Replaces tokens by neighbors while training, so that the decoder learns to bear a generator's
-            mistakes; None: never.
-        sample_rate: Of sounds, Hz; None where signals are something else.
-        frame_rate: Of clips, frames a second; None where it isn't known, or signals are something else.
-        bounded: Signals lie in [-1, 1], as pixels and sounds do; otherwise they are standardized features, of any size.
+        perturbation: Replaces tokens by neighbors in training, so that the decoder tolerates a generator's mistakes;
+            None: never.
+        sample_rate: Sample rate of audio, in Hz; None for other modalities.
+        frame_rate: Frame rate of video; None if unknown, or for other modalities.
+        bounded: Signals are in [-1, 1], like pixels and audio; otherwise they are standardized features of any range.
 
     Attributes:
-        feature_mean: Of codecs that aren't bounded: what was taken off each channel before, `(c,)`. The codec itself
-            takes standardized features; who loads it needs this to make them.
-        feature_deviation: What each channel was divided by then.
+        feature_mean: Codecs that aren't bounded: mean of each raw channel, `(c,)`. The codec itself takes standardized
+            features; a user needs both to standardize raw ones.
+        feature_deviation: Standard deviation of each raw channel, `(c,)`.
 
     Raises:
         UserError: The bottleneck doesn't have the perturbation's neighbors, or placed tokens are to be dropped.
@@ -106,17 +106,17 @@ class Codec(nn.Module):
             self.register_buffer("feature_deviation", torch.ones(encoder.channels))
         self.layout = token_layout(encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens)
         if not self.layout.ordered and not isinstance(length.distribution, Full):
-            raise UserError("length: this codec's tokens lie on a grid, none can go; choose full or quantizer_dropout")
+            raise UserError("length: tokens on a grid can't be dropped; choose full or quantizer_dropout")
 
     @property
     def tokens(self) -> int:
         """The most tokens that a signal, or a block of frames, has, N.
 
         Raises:
-            UserError: Tokens lie on a grid.
+            UserError: The codec has tokens on a grid.
         """
         if not self.layout.ordered:
-            raise UserError("this codec's tokens lie on a grid: their number follows from the signal's size")
+            raise UserError("this codec has tokens on a grid: their number follows from the signal's size")
         return self.layout.tokens
 
     @property
@@ -131,7 +131,7 @@ class Codec(nn.Module):
 
     @property
     def runs(self) -> bool:
-        """Whether a token that nothing changes is repeated in its place, so that a run of it need be told once only."""
+        """Whether unchanged tokens repeat, so that a run is coded once."""
         return self.encoder.repeats
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
@@ -179,9 +179,9 @@ class Codec(nn.Module):
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
-            lengths: int64 `(b * blocks,)`, tokens kept where they are ordered, tokens that are valid where they are
-                placed; all where None.
-            n_codebooks: int64 `(b * blocks,)`, codebooks kept; all where None.
+            lengths: int64 `(b * blocks,)`, kept tokens if they are ordered, valid tokens if they are placed; all if
+                None.
+            n_codebooks: int64 `(b * blocks,)`, codebooks kept; all if None.
         """
         size = signal.shape[2:]
         features = self.features(signal, lengths)
@@ -207,7 +207,7 @@ class Codec(nn.Module):
 
         Args:
             signal: `(b, c, *grid)`.
-            lengths: int64 `(b,)`, valid tokens where they are placed; all where None.
+            lengths: int64 `(b,)`, valid placed tokens; all if None.
 
         Returns:
             int64 `(b, codebooks, N)` where tokens are ordered, of clips `(b, codebooks, blocks, N)`: keep a prefix of

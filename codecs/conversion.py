@@ -23,9 +23,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     Pydantic's own conversion takes "3" for a number and 1 for true, and has messages of several lines.
 
     Args:
-        value: Plain, of a configuration; a mapping is what builds an object, and fits all but plain types.
-        hint: The annotation; one that is not known here fits.
-        key: Of the value, for the message.
+        value: Plain value of a configuration; a mapping builds an object, and fits all but plain types.
+        hint: The annotation; an unknown one fits.
+        key: Key of the value, for the message.
 
     Raises:
         UserError: It doesn't fit.

@@ -64,7 +64,7 @@ def differentiable_mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def broadcast_from_rank_zero(values: Tensor) -> Tensor:
-    """Give every process the first one's values."""
+    """Return the first process's values on every process."""
     if world_size() > 1:
         values = values.contiguous()
         dist.broadcast(values, 0)
@@ -114,8 +114,8 @@ class _Gather(torch.autograd.Function):
 def gather_rows_with_gradient(rows: Tensor) -> Tensor:
     """Concatenate rows as `gather_rows` does, with the gradient that is right under DistributedDataParallel.
 
-    Each process computes the same loss of all rows; the gradient of its own rows, times the number of processes, is
-    handed back, of which DDP's mean makes that of the global batch.
+    Each process computes the same loss of all rows. It returns the gradient of its own rows times the number of
+    processes, so that DDP's mean is the gradient of the global batch.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)[0]
 
@@ -126,5 +126,5 @@ def full_tensor(values: Tensor) -> Tensor:
 
 
 def local_tensor(values: Tensor) -> Tensor:
-    """Give this process's share of a tensor, which shares its memory; all of one that isn't sharded."""
+    """Return this process's part of a sharded tensor, sharing its memory; all of any other tensor."""
     return values.to_local() if isinstance(values, DTensor) else values

@@ -1,4 +1,4 @@
-"""Where a codec's tokens lie, and what follows from it: how many there are, on which grid, and what may be cut.
+"""The arrangement of a codec's tokens: their number, their grid, and the axis along which codes are cut.
 
     OrderedLayout  answers to queries about a whole image  codes (b, q, k)      a shorter code has fewer tokens
     BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
@@ -32,16 +32,16 @@ STEPS = {1: "t", 2: "h w", 3: "t h w"}
 
 
 class TokenLayout(nn.Module, ABC):
-    """Where a codec's tokens lie; `token_layout` makes one. What is written here holds for ordered tokens.
+    """Arrangement of a codec's tokens; `token_layout` builds one. The base class is that of ordered tokens.
 
     It has no weights. It is a module so that TorchScript compiles those methods that a frozen codec calls.
 
     Args:
-        downsample: Samples of each axis to a step of the grid.
-        causal_pad: Copies of the first frame that go before it, so that it alone makes the first step. A causal codec
-            of clips has one less than frames to a step: an image is a clip of one frame.
-        tokens: The most tokens of a signal, or of its first block, N; 0 where they lie on a grid.
-        later_tokens: The most tokens of a block behind the first.
+        downsample: Samples of each axis per step of the grid.
+        causal_pad: Copies of the first frame that go before it, so that it alone makes the first step. A causal video
+            codec has one less than frames per step: an image is a clip of one frame.
+        tokens: The most tokens of a signal, or of its first block, N; 0 for tokens on a grid.
+        later_tokens: The most tokens of a block after the first.
 
     Attributes:
         ordered: Whether a prefix of the tokens is a shorter code; a prefix of the codebooks is otherwise.
@@ -50,7 +50,7 @@ class TokenLayout(nn.Module, ABC):
         cut_axis: Axis of codes, flat or not, along which a shorter code is cut.
         code_axis: Axis of codes along which a graph takes fewer: ordered tokens, or steps of the first axis.
         axes: Axes of codes: b batch, q codebooks, k ordered tokens, t h w steps.
-        free_sides: Whether rows and columns may be of any number, so that what is remembered grows with them.
+        free_sides: Whether rows and columns may have any number, so that the memory grows with them.
     """
 
     ordered = True
@@ -85,7 +85,7 @@ class TokenLayout(nn.Module, ABC):
 
     @abstractmethod
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens, int64 `(b * blocks,)`, of signals of which `lengths` steps of the first axis are valid."""
+        """Count the valid tokens, int64 `(b * blocks,)`, of signals with `lengths` valid steps of the first axis."""
 
     def obstacle(self, unit_latents: bool) -> str:
         """Describe in a few words why tokens can't be made chunk by chunk; nothing where they can."""
@@ -105,7 +105,7 @@ class TokenLayout(nn.Module, ABC):
         return grid
 
     def crop(self, signal: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Cut the causal pad off a signal of whole steps, and what lies beyond a size."""
+        """Cut a signal of whole steps to a size, without the causal pad."""
         if size is None:
             return self.cut_lead(signal)
         for axis, side in enumerate(size):
@@ -123,7 +123,7 @@ class TokenLayout(nn.Module, ABC):
     # Latents and codes.
 
     def normalize(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scale latents `(b * blocks, n, d)`, of which `lengths` are valid, to a root mean square of 1; scriptable."""
+        """Scale latents `(b * blocks, n, d)` with `lengths` valid tokens to a root mean square of 1; scriptable."""
         return latents * (self.mean_power(latents.square().mean(2, keepdim=True), lengths) + 1e-6).rsqrt()
 
     def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
@@ -139,7 +139,7 @@ class TokenLayout(nn.Module, ABC):
         return codes
 
     def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Bring codes, of which there may be fewer, to what a bottleneck decodes.
+        """Extend shorter codes to the bottleneck's shape.
 
         Args:
             codes: `(b, q, k)`, `(b, q, blocks, k)` or `(b, q, *grid)`.
@@ -164,12 +164,12 @@ class TokenLayout(nn.Module, ABC):
         return functional.pad(codes, (0, self.tokens - kept)), lengths
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Return the steps of codes, as a decoder is told; none where it knows them; scriptable."""
+        """Return the decoder's grid for codes; empty if it has its own; scriptable."""
         grid: list[int] = []
         return grid
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Return the steps of signals of a size, as a decoder is told; of the codes where None.
+        """Return the decoder's grid for signals of a size; that of the codes if None.
 
         Raises:
             UserError: There are other blocks than the size has.
@@ -177,7 +177,7 @@ class TokenLayout(nn.Module, ABC):
         return self.code_grid(codes) if size is None else self.grid(size)
 
     def rungs(self, num_codebooks: int) -> int:
-        """Count the lengths that a code of so many codebooks can be cut to."""
+        """Count the lengths that a code of `num_codebooks` codebooks can be cut to."""
         return self.tokens
 
     def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
@@ -202,7 +202,7 @@ class OrderedLayout(TokenLayout):
         """Count the patches of an image.
 
         Raises:
-            UserError: The patch doesn't divide its sides: the encoder has no place for what is left.
+            UserError: The patch doesn't divide its sides.
         """
         if any(side % step for side, step in zip(size, self.downsample, strict=True)):
             sides = " x ".join(str(side) for side in reversed(size))
@@ -258,7 +258,7 @@ class BlockLayout(TokenLayout):
         return codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
 
     def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Give each block of a clip the clip's length, where it has none of its own."""
+        """Repeat a clip's length for each of its blocks, if they have none of their own."""
         if lengths is not None:
             blocks = codes.shape[2]
             lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
@@ -319,7 +319,7 @@ class PlacedLayout(TokenLayout):
         return valid.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
-        """Give each axis of the grid one of its own: `(b, q, *grid)`."""
+        """Reshape flat codes to the grid: `(b, q, *grid)`."""
         return codes.reshape([codes.shape[0], codes.shape[1]] + grid) if self.free_sides else codes  # noqa: RUF005
 
     def flatten(self, codes: Tensor) -> Tensor:
@@ -343,7 +343,7 @@ class PlacedLayout(TokenLayout):
         return tokens, keep
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """List one sample or frame, steps begun, and so many of each axis that no size is taken for a constant."""
+        """List a single sample or frame, an incomplete step, and different sizes of each axis, to test graphs with."""
         first, *rest = self.downsample
         return [
             (size[0], 1, *rest),
@@ -358,10 +358,10 @@ def token_layout(
     """Make the layout of a codec's tokens, out of what its encoder, or a bundle's config.json, says.
 
     Args:
-        downsample: Samples of each axis to a step of the grid: one axis of sounds, two of images, three of clips.
+        downsample: Samples of each axis per step of the grid: one axis for audio, two for images, three for video.
         causal_pad: Copies of the first frame that go before it.
-        tokens: The most tokens of a signal, or of its first block; 0 where they lie on a grid.
-        later_tokens: The most tokens of a block behind the first; as many where None.
+        tokens: The most tokens of a signal, or of its first block; 0 for tokens on a grid.
+        later_tokens: The most tokens of a block after the first; equal to `tokens` if None.
     """
     if not tokens:
         return PlacedLayout(downsample, causal_pad)

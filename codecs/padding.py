@@ -1,4 +1,4 @@
-"""Signals brought to whole steps: what lies before their beginning and behind their ends."""
+"""Padding of signals to whole steps, at their beginning and their ends."""
 
 import torch
 from torch import Tensor

@@ -57,7 +57,7 @@ class ChunkedCodec:
         """Count the numbers of a sample's state, of the encoder and of the decoder.
 
         Args:
-            grid: Of frames, the rows and columns of their latents.
+            grid: Rows and columns of the latents of frames.
 
         Raises:
             UserError: It can't code chunk by chunk.
@@ -84,7 +84,7 @@ class ChunkedCodec:
         return self._layouts[side]
 
     def _encode_zeros(self, memory: list[Tensor], *sides: int) -> None:
-        """Send a step of a signal through the encoder, its frames being of so many rows and columns of latents."""
+        """Send a step of zeros through the encoder, with frames of `sides` rows and columns of latents."""
         codec = self.codec
         size = [step * count for step, count in zip(codec.downsample, (1, *sides), strict=False)]
         signal = next(codec.parameters()).new_zeros(1, codec.encoder.channels, *size)
@@ -99,7 +99,7 @@ class ChunkedCodec:
         codec.decoder(latents, None, list(grid), memory)
 
     def _shapes(self, side: str, sides: Sequence[int]) -> list[list[int]]:
-        """Compute the shapes of a memory of frames of so many rows and columns of latents."""
+        """Compute the shapes of the memory, with frames of `sides` rows and columns of latents."""
         return at_grid(self.memory_layout(side), [*sides, 1, 1])
 
     def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class ChunkedCodec:
         Raises:
             UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
         """
-        self.memory_layout("encoder")  # before all else, it says why where there is none
+        self.memory_layout("encoder")  # first, because it raises the clearest error
         layout = self.codec.layout
         causal_pad = layout.causal_pad if state is None else 0
         _check_chunk(signal.shape[2] + causal_pad, self.latency, last, "samples", causal_pad)
@@ -156,7 +156,7 @@ class ChunkedCodec:
         return layout.cut_lead(signal) if state is None else signal, pack(memory, shapes, before)
 
     def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:
-        """Check a state; make that of the start where there is none."""
+        """Check a state; None is the initial one."""
         size = state_size(shapes)
         if state is None:
             return torch.zeros(batch, size, device=next(self.codec.parameters()).device)
@@ -168,9 +168,9 @@ class ChunkedCodec:
 
 
 def obstacle(network: nn.Module) -> str:
-    """Say in a few words why a network can't go chunk by chunk; nothing where it can.
+    """Return why a network can't stream, in a few words; empty if it can.
 
-    Layers tell it themselves, by an attribute `obstacle`; without one they are taken to look at each step by itself.
+    Layers have an attribute `obstacle`; without one they are assumed to process each step independently.
     """
     if "memory" not in inspect.signature(network.forward).parameters:
         return f"{type(network).__name__} has no memory"
@@ -178,7 +178,7 @@ def obstacle(network: nn.Module) -> str:
 
 
 def arrange(network: nn.Module, run: Callable[[list[Tensor]], object]) -> list[list[int]]:
-    """Give each layer of a network that looks back its place in the memory, and find what lies there.
+    """Assign each streaming layer of a network its slot in the memory, and find the shapes there.
 
     Args:
         network: Whose modules with a `slot` get one, in the order in which they were registered.
@@ -203,7 +203,7 @@ def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], o
 
     Args:
         network: As in `arrange`.
-        run: Sends a chunk of frames through the network, of so many rows and columns of latents.
+        run: Sends a chunk of frames through the network, given their rows and columns of latents.
 
     Returns:
         For each place three numbers for each of its axes: the steps of one latent, and whether (1) or not (0) there
@@ -220,7 +220,7 @@ def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], o
 
 
 def at_grid(layout: list[list[int]], sides: list[int]) -> list[list[int]]:
-    """Compute the shapes in a memory of frames of so many rows and columns of latents; scriptable.
+    """Compute the shapes of a memory of frames, given their rows and columns of latents; scriptable.
 
     Args:
         layout: See `arrange_frames`.
@@ -283,9 +283,9 @@ def _check_chunk(steps: int, whole: int, last: bool, what: str, causal_pad: int 
     """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
 
     Args:
-        steps: Of the chunk, those of its causal pad too.
-        whole: Of which it should be made.
-        last: Whether it is the last.
+        steps: Steps of the chunk, causal pad included.
+        whole: The number that they should be a multiple of.
+        last: Whether it is the last chunk.
         what: What steps are called.
         causal_pad: How many of them are copies of the first.
 

@@ -115,7 +115,7 @@ class Browser:
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """Write what is seen to a PNG, or the whole page."""
+        """Write the visible part, or the whole page, to a PNG."""
         got = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(got["data"]))
 
@@ -126,7 +126,7 @@ def chromium() -> Iterator[Browser]:
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         theirs, ours = os.pipe(), os.pipe()
-        # Chromium takes 3 and 4; ours must not lie there when it gets them.
+        # Chromium takes 3 and 4; ours must not be there when it gets them.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs[0], ours[1])]
         for end in (theirs[0], ours[1]):
             os.close(end)

@@ -61,7 +61,7 @@ def below(name: str, *packages: str) -> bool:
 
 
 def allowed(importer: str) -> tuple[str, ...]:
-    """Tell what of ours a module may import."""
+    """Return the modules of ours that a module may import."""
     own = (
         "varitok.UserError",
         "varitok.require_min",

@@ -131,7 +131,7 @@ def test_wheel_holds_what_git_tracks(tmp_path: Path) -> None:
 
 
 def _with_what_they_need(names: list[str]) -> list[Distribution]:
-    """Give installed distributions and those that they require, as an installer would find them; no extras."""
+    """Return installed distributions and those that they require, as an installer would find them; no extras."""
     found: dict[str, Distribution] = {}
     waiting = [Requirement(name) for name in names]
     for requirement in waiting:  # it grows as we go

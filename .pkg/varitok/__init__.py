@@ -21,11 +21,11 @@ Item = TypeVar("Item")
 
 
 class UserError(ValueError):
-    """A user's mistake; its text says in one line what is wrong, where, and what to do."""
+    """A user's mistake; its text is one line: the mistake, where, and the remedy."""
 
 
 def require_min(numbers: Mapping[str, tuple[float, float]]) -> None:
-    """Hold numbers of a configuration against the least that they may be.
+    """Check numbers of a configuration against their minimum.
 
     Args:
         numbers: Each and its least, by its key in the configuration.
@@ -39,7 +39,7 @@ def require_min(numbers: Mapping[str, tuple[float, float]]) -> None:
 
 
 def progress(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
-    """Go through items; on a terminal, tell beside what is printed how many are done and how long the rest will take.
+    """Iterate over items; on a terminal, show their progress and the remaining time.
 
     Commands that run without torch use it, so it does without rich, which comes with training.
 
@@ -65,7 +65,7 @@ def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":
 
     Args:
         path: The bundle's folder, as `export=` wrote it; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the hub.
-        int8: Decode by the decoder of 8-bit weights, where it was exported with one.
+        int8: Use the decoder with 8-bit weights, if the bundle was exported with one.
 
     Raises:
         UserError: A file of the bundle is missing, altered or of an unknown format.

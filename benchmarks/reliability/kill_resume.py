@@ -52,7 +52,7 @@ COMMON = [
     "callbacks.samples=null", "loader.workers=1",
 ]  # fmt: skip
 TWO = ["trainer.devices=2"]
-CLOCKS = ("checkpoint/", "speed/")  # what is logged of time
+CLOCKS = ("checkpoint/", "speed/")  # logged timings
 PATIENCE = 600.0  # seconds without a new line in the log
 
 Row = tuple[int, str, str]
@@ -154,7 +154,7 @@ def _live(command: Sequence[str], folder: Path, moment: int | None = None, delay
 
 
 def _logged(folder: Path) -> list[Row]:
-    """Read what was logged but what a clock said, which is never the same."""
+    """Read the log without timings, which always differ."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []

@@ -6,8 +6,8 @@
 `curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and codebooks drawn for each sample,
 by one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's,
 which is thirty times as large. A line has the largest difference of the logged loss, the first update at which it is
-above 1e-4, and the same of a control: one process on one thread and one process on two, of which nothing but the order
-of sums, and so their rounding, differs. All is trained a second time in double precision, where rounding is 5e8 times
+above 1e-4, and the same of a control: one process on one thread and one process on two, which differ only in the order
+of sums, and so in rounding. All is trained a second time in double precision, where rounding is 5e8 times
 as
 small: what the processes did otherwise would stay as large as it is.
 
@@ -135,7 +135,7 @@ def compare(words: Sequence[str], updates: int, batch: int, double: bool = False
 
 
 def _losses(words: Sequence[str], updates: int, batch: int, double: bool, processes: int, threads: int) -> list[float]:
-    """Give the loss of each update."""
+    """Return the loss of each update."""
     shared = [f"loader.batch_size={batch // processes}", f"trainer.devices={processes}", f"updates={updates}"]
     with tempfile.TemporaryDirectory() as place:
         Path(place, "sitecustomize.py").write_text(DOUBLE if double else "")

@@ -88,7 +88,7 @@ class Bottleneck(nn.Module, ABC):
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Encode latents of which only the first `lengths`, int64 `(b,)`, are valid.
+        """Encode latents with `lengths` valid steps, int64 `(b,)`.
 
         Only a bottleneck whose codes are of several steps each needs to know (`MultiRate`).
         """

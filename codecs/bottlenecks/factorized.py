@@ -84,7 +84,7 @@ class _FrozenFactorized(nn.Module):
 class FactorizedResidualQuantizer(Bottleneck):
     """Residual codebooks, each in a narrow projection, compared by direction (DAC, arXiv 2306.06546, section 3.2).
 
-    Level i maps what is left of the latent to `width` dimensions, `p_i = A_i r_i + a_i`, takes the entry of the nearest
+    Level i maps the residual to `width` dimensions, `p_i = A_i r_i + a_i`, takes the entry of the nearest
     direction, and subtracts its image, `r_(i+1) = r_i - B_i q_i - b_i`. What is left is never made: since the maps are
     linear, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`, so one product takes all levels in, products of
     `width x width` correct them, and one takes them out. Codes and gradients are those of the definition; with eight

@@ -129,7 +129,7 @@ class MultiRate(Composite):
         return self.encode_valid(latents, torch.full_like(latents[:, 0, 0], latents.shape[1], dtype=torch.int64))
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Find the codes of latents `(b, n, d)` of which only the first `lengths`, int64 `(b,)`, are valid."""
+        """Find the codes of latents `(b, n, d)` with `lengths` valid steps, int64 `(b,)`."""
         with torch.autocast(latents.device.type, enabled=False):
             remaining, codes, steps = latents.float(), [], latents.shape[1]
             valid = prefix_mask(lengths, steps)

@@ -89,7 +89,7 @@ class MovingCodebook(Gathering):
     Args:
         size: Entries, K.
         dim: Width of an entry.
-        decay: Decay of the averages, for each update; 1: nothing is forgotten, and every token counts the same (mini-batch
+        decay: Decay of the averages, for each update; 1: nothing is forgotten, and all tokens count equally (mini-batch
             k-means).
         revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
         kmeans_init: Begin as the k-means of the first batch, over all processes.

@@ -117,7 +117,7 @@ class Replacement(NamedTuple):
     higher rate replaces what a lower one does, and more.
 
     Attributes:
-        delta: Number of nearest entries from which one is drawn, if the bottleneck is one codebook of vectors ("nearest").
+        delta: Number of nearest entries to draw from, if the bottleneck is one codebook of vectors ("nearest").
         sigma: Noise on the latents, in their root mean square, before they are quantized again ("noise").
         seed: Seed of all random draws.
     """

@@ -1,7 +1,7 @@
 """Bit planes as bytes: an entropy coder whose bytes, cut after any plane, decode to the planes before the cut.
 
-Asymmetric numeral systems (arXiv 1311.2540, range variant): a bit's probability depends on the higher bits of its number. It
-is a byte for each of these contexts, written before its plane. Many states run in parallel in numpy. The
+Asymmetric numeral systems (arXiv 1311.2540, range variant): a bit's probability depends on the higher bits of its
+number. It is a byte for each of these contexts, written before its plane. Many states run in parallel in numpy. The
 decoder reads a plane after the other, from the first byte on; the coder goes from the last bit to the first.
 
 `export/bitstream/range_coder.py` shares no arithmetic with it: that one takes symbols of any alphabet one by one, as a

@@ -210,9 +210,9 @@ def usage(counts: Tensor, size: int | None = None) -> float:
 
 
 def entropy(counts: Tensor) -> float:
-    """Compute the entropy of the entries' distribution, bits in [0, log2(size)]; 0 where nothing was counted.
+    """Compute the entropy of the entries' distribution, bits in [0, log2(size)]; 0 without counts.
 
-    It is that of the counts, below the true one where there are few codes for the size of the codebook.
+    It is that of the counts, biased low if there are few codes for the size of the codebook.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     return -float(torch.xlogy(share, share).sum()) / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() + 0.0

@@ -2,8 +2,8 @@
 
 A block has the tubelets of a few frames and N queries; a block's tokens attend to each other and to those of the blocks
 before (AdapTok, arXiv 2505.17011, section 3.1; ElasticTok, arXiv 2410.08368, section 3). The queries leave as latents.
-The decoder sees what is kept of each block's latents, and a canvas that becomes its tubelets. Blocks behind the first,
-which know what was there before, may have fewer tokens (LanDiff, arXiv 2503.04606, section 3.1: I-frames and P-frames).
+The decoder sees the kept latents of each block, and a canvas that becomes its tubelets. Blocks after the first,
+which attend to earlier ones, may have fewer tokens (LanDiff, arXiv 2503.04606, section 3.1: I-frames and P-frames).
 """
 
 import math

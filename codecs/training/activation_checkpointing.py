@@ -12,7 +12,7 @@ __all__ = ["ActivationCheckpointing", "blocks"]
 
 
 def blocks(part: nn.Module) -> list[nn.Module]:
-    """List what is repeated in a network and has layers of its own: the blocks of its innermost lists."""
+    """List a network's repeated blocks: the items of its innermost lists that have layers of their own."""
     found = [block for child in part.children() for block in blocks(child)]
     if not found and isinstance(part, nn.ModuleList | nn.Sequential):
         found = [child for child in part if sum(bool(layer._parameters) for layer in child.modules()) > 1]

@@ -34,7 +34,7 @@ class Readable(Protocol):
     """Something that collects numbers between two readings of the log."""
 
     def state(self) -> dict[str, Any]:
-        """Give what it has collected, plain data and tensors; every process must call it."""
+        """Return the collected values, plain data and tensors; every process must call it."""
         ...
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
@@ -146,7 +146,7 @@ class Training(pl.LightningModule):
         return optimizers
 
     def make_optimizers(self) -> list[Optimizer]:
-        """Make them, that of what is trained first."""
+        """Build the optimizers, the trained module's first."""
         return [self.make_optimizer(parameter_groups(self.learning))]
 
     def parts(self) -> list[nn.Module]:
@@ -165,7 +165,7 @@ class Training(pl.LightningModule):
                 logger.rewind(self.update, self.total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is logged at the next reading: a checkpoint may lie between two."""
+        """Add the values since the last log reading: a checkpoint may be between two."""
         checkpoint["unread"] = {name: part.state() for name, part in self.read_parts().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class Training(pl.LightningModule):
         return {"record": self.record, "guard": self.guard, "bad": self.data.bad}
 
     def train(self, mode: bool = True) -> "Training":
-        """Switch to training, but for what is frozen."""
+        """Switch to training, except for frozen parts."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
@@ -194,7 +194,7 @@ class Training(pl.LightningModule):
         self.pace.leave()
 
     def begin_batch(self) -> bool:
-        """Count a batch; tell whether it completes an update."""
+        """Count a batch; return whether it completes an update."""
         self.batch += 1
         self.stepped = self.batch % self.accumulate == 0
         return self.stepped
@@ -207,7 +207,7 @@ class Training(pl.LightningModule):
         self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
 
     def end_update(self, factor: float) -> Tensor:
-        """Step what is trained, unless the guard refuses, and count the update; gives the gradient's norm."""
+        """Step the trained module, unless the guard refuses, and count the update; return the gradient's norm."""
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
         norm = self.clipped(self.learning)
@@ -276,11 +276,11 @@ class Training(pl.LightningModule):
             logger.log_metrics(values, step=self.update)
 
     def reading(self) -> dict[str, float]:
-        """Give what else is due with a reading of the log."""
+        """Return further values for the log."""
         return {}
 
     def _part(self, name: str, option: str) -> nn.Module:
-        """Find a part of what is trained."""
+        """Find a part of the trained module."""
         parts = dict(self.trained.named_children())
         if name not in parts:
             raise UserError(f"training.{option}: the {self.name} has no part {name!r}; it has {', '.join(parts)}")

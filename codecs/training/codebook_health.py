@@ -38,7 +38,7 @@ REMEDIES: dict[str, tuple[str, object]] = {
 
 
 def remedies(bottleneck: Bottleneck) -> list[str]:
-    """Say for each codebook what to change when it collapses: what its own bottleneck's arguments offer."""
+    """List for each codebook the changes against collapse that its bottleneck's arguments offer."""
     if isinstance(bottleneck, Composite):
         found = [""] * len(bottleneck.codebook_sizes)
         for part, places in zip(bottleneck.parts, bottleneck.places, strict=True):
@@ -63,19 +63,19 @@ def _remedy(bottleneck: Bottleneck) -> str:
 
 
 class CodebookHealth:
-    """Collects the codes of training and tells each codebook's use, the same way for all bottlenecks.
+    """Collects the codes of training and computes each codebook's usage, the same way for all bottlenecks.
 
-    Adding is a sum that stays on the device; processes are brought together at a reading only. A reading says for
+    Adding is a sum that stays on the device; processes communicate at a reading only. A reading has for
     each codebook `health/codebookI/used`, the share of entries that occurred out of those that could have (as many as
-    the codebook has, or as many as there were codes); `.../entropy`, in bits, of the codes seen, below the true one
-    where they are few for the size of the codebook; `.../perplexity`, 2 to its power. `health/used` and the others are
-    means over codebooks; `health/bits_per_token` is the sum of the entropies, what a token with all codebooks says at
-    most, and `health/bits_per_position` what the kept codes say of each pixel (times the sample rate: bit/s). Entries
-    that a bottleneck replaces are its own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are what was
-    kept of a signal, or of a block: tokens of the codebook that has most, and bits of all codebooks, packed.
+    the codebook has, or as many as there were codes); `.../entropy`, in bits, of these codes, biased low
+    if they are few for the size of the codebook; `.../perplexity`, 2 to its power. `health/used` and the others are
+    means over codebooks; `health/bits_per_token` is the sum of the entropies, an upper bound on the information of a
+    token, and `health/bits_per_position` that of the kept codes per pixel (times the sample rate: bit/s). Replaced
+    entries are the bottleneck's own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are the kept length
+    of a signal or block: tokens of the codebook that has most, and bits of all codebooks, packed.
 
-    A codebook whose perplexity stays below a share of what is possible, `(perplexity - 1) / (possible - 1)`, for some
-    readings in a row without rising is told to the log, once, with what to change.
+    A codebook whose perplexity stays below a share of the possible one, `(perplexity - 1) / (possible - 1)`, for
+    several readings in a row without rising is reported once, with remedies.
 
     Args:
         bottleneck: Whose codes they are; one without codebooks has no health, and every call does nothing.
@@ -114,7 +114,7 @@ class CodebookHealth:
         self._signals += len(lengths)
 
     def read(self) -> dict[str, float]:
-        """Give the numbers of all processes since the last reading, and start anew; every process must call it."""
+        """Return the values of all processes since the last reading, and reset; every process must call it."""
         if self._counts is None:
             return {}
         counts = self._counts
@@ -143,7 +143,7 @@ class CodebookHealth:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Give what was added since the last reading, of all processes, and what is remembered of earlier ones."""
+        """Return the sums since the last reading, of all processes, and the memory of earlier readings."""
         state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.told)}
         if self._counts is not None:
             rows = self._counts.rows()
@@ -151,7 +151,7 @@ class CodebookHealth:
         return state
 
     def _sizes(self) -> list[int]:
-        """Give the numbers of positions and of signals, over all processes."""
+        """Return the numbers of positions and of signals, over all processes."""
         assert self._counts is not None
         mine = torch.tensor([int(self._positions), self._signals], device=self._counts.dense.device)
         sizes: list[int] = sum_over_ranks([mine])[0].tolist()
@@ -171,13 +171,13 @@ class CodebookHealth:
         return min(self.codebook_sizes[codebook], seen[codebook])
 
     def _warn(self, perplexities: Iterable[float], seen: list[int]) -> None:
-        """Tell of the codebooks that have been low for long enough."""
+        """Warn about codebooks that have been low for several readings."""
         fallen: dict[str, list[str]] = {}
         for codebook, perplexity in enumerate(perplexities):
             possible = self._possible(codebook, seen)
             if possible < 2:  # there is nothing to choose, or nothing was chosen
                 continue
-            # The least perplexity is 1: in a small codebook that is a large share of what is possible.
+            # The least perplexity is 1, in a small codebook a large share of the possible one.
             low = (perplexity - 1) / (possible - 1) < self.floor
             rises = perplexity > RISE * self.last[codebook]
             self.low[codebook] = self.low[codebook] + 1 if low and not rises else 0

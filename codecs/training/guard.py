@@ -15,16 +15,16 @@ from ..distributed import mean_over_ranks
 __all__ = ["Guard"]
 
 WINDOW = 100  # norms of gradients that make the median
-LEAST = 20  # of them before a spike can be told
+LEAST = 20  # norms needed before a spike can be detected
 
 
 class Guard:
     """Refuses updates: parameters, their average, codebooks and optimizers stay as they are, on all processes alike.
 
-    Refused is an update whose latents, loss or gradient are not finite on any process: one step of Adam along a
-    gradient that is NaN, or one such latent in a moving codebook, would be there for good. Where `spike` is given, so
-    is one whose gradient is so many times as long as the median of the last hundred that were taken. A refused update
-    counts as one of the run's: the data and the schedules go on.
+    An update is refused if its latents, loss or gradient are not finite on any process: one step of Adam along a
+    NaN gradient, or one such latent in a moving codebook, could not be undone. With `spike` it is also refused if
+    its gradient's norm exceeds that multiple of the median of the last hundred accepted ones. A refused update
+    counts as one of the run's: the data and the schedules continue.
 
     Args:
         patience: Refused updates in a row at which the run goes back or ends.
@@ -34,7 +34,7 @@ class Guard:
 
     Attributes:
         refused: Updates of the whole run.
-        why: Why the last was, in a few words; empty where it was taken.
+        why: Why the last update was refused; empty if it was accepted.
         mine: Whether this process's own latents and loss were finite in it.
 
     Raises:
@@ -70,7 +70,7 @@ class Guard:
         return torch.where(latents.isfinite(), latents, 0), *rest
 
     def accepts(self, norm: Tensor) -> bool:
-        """Decide on an update by its gradient's norm and what was seen; every process must call it.
+        """Decide on an update by its gradient's norm and finiteness; every process must call it.
 
         The norm is of all processes' gradient already, the rest is each one's own.
         """
@@ -101,18 +101,18 @@ class Guard:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many were refused in a row that the run can't just go on."""
+        """Whether `patience` updates in a row were refused."""
         return self._in_a_row >= self.patience
 
     def goes_back(self) -> bool:
-        """Tell whether the run may go back to its last checkpoint; if so it counts anew."""
+        """Return whether the run may roll back to its last checkpoint; if so, reset the count."""
         if not self.roll_back or self._taken < self.patience:
             return False
         self._in_a_row = self._taken = 0
         return True
 
     def state(self) -> dict[str, Any]:
-        """Give what is remembered, the same on all processes."""
+        """Return the state, the same on all processes."""
         return {"refused": self.refused, "norms": list(self._norms), "counts": [self._in_a_row, self._taken]}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:

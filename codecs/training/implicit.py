@@ -12,7 +12,7 @@ __all__ = ["ClipTraining"]
 
 
 class ClipTraining(CodecTraining):
-    """Trains an `ImplicitCodec`: each sample is a stretch of the clip, of which only the number is seen."""
+    """Trains an `ImplicitCodec`: each sample is a segment of the clip, selected by its index."""
 
     codec: ImplicitCodec
 

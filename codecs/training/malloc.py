@@ -10,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory(*, keep: bool = True) -> bool:
-    """Keep what is freed for the next step instead of giving it back to the system.
+    """Keep freed memory for the next step instead of returning it to the system.
 
     By glibc's rule large tensors go back to the system when they are freed and come again, zeroed page by page, at
     each operation: a tenth to a third of a step on a processor (benchmarks/audio.py). Results don't change.

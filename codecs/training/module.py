@@ -60,7 +60,7 @@ class CodecTraining(Training):
 
     @property
     def evaluated(self) -> Codec:
-        """The codec to evaluate and to export: the averaged one where there is one; of shards, a whole copy.
+        """The codec to evaluate and to export: the averaged one if there is one; of shards, a complete copy.
 
         Every process must ask for it.
         """
@@ -74,7 +74,7 @@ class CodecTraining(Training):
         return nn.ModuleList([self.codec, self.objective.terms])
 
     def make_optimizers(self) -> list[Optimizer]:
-        """Make the codec's, and the discriminator's where there is one."""
+        """Build the codec's optimizer, and the discriminator's if there is one."""
         optimizers = super().make_optimizers()
         if self.objective.adversarial:
             if self.make_discriminator_optimizer is None:
@@ -83,7 +83,7 @@ class CodecTraining(Training):
         return optimizers
 
     def parts(self) -> list[nn.Module]:
-        """Name the codec, and the discriminator where there is one."""
+        """List the codec, and the discriminator if there is one."""
         return [*super().parts(), *([self.objective.adversarial] if self.objective.adversarial else [])]
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
@@ -174,7 +174,7 @@ class CodecTraining(Training):
         self.codec.bottleneck.discard()
 
     def reading(self) -> dict[str, float]:
-        """Give the health of the codes."""
+        """Return the codebooks' health."""
         return self.health.read()
 
     def read_parts(self) -> dict[str, Readable]:

@@ -20,11 +20,11 @@ class Rows(NamedTuple):
     """Codes of a batch of signals as rows of symbols.
 
     Attributes:
-        contexts: int64 `(b, n, 2 + sources)`, what a prior sees.
+        contexts: int64 `(b, n, 2 + sources)`, inputs of the prior.
         row: int64 `(b, n)`, the symbols.
-        valid: bool `(b, n)`, those that stand for something of the signal.
-        entries: int64, the valid codes as entries of what is counted, one alphabet behind the other.
-        bits: Of these, each with whole bits.
+        valid: bool `(b, n)`, symbols of the signal's valid part.
+        entries: int64, the valid codes as entries of the counted alphabets, alphabet after alphabet.
+        bits: Bits of these, whole bits for each.
     """
 
     contexts: Tensor
@@ -38,8 +38,8 @@ class Source(Protocol):
     """A frozen tokenizer (`varitok.export.exporters.prior.Tokenizer`).
 
     Attributes:
-        axis: What may be fewer, "tokens" where they are ordered, else "codebooks".
-        most: Of these.
+        axis: The axis of variable length: "tokens" for ordered tokens, else "codebooks".
+        most: Largest length along it.
         counted: Entries of each alphabet that is counted: each codebook, or each digit of a very large one.
         sizes: Symbols of each kind.
         places: Numbers of tokens.
@@ -54,7 +54,7 @@ class Source(Protocol):
     sources: int
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals, and keep so many tokens or codebooks; all where None."""
+        """Encode signals, and keep `kept` tokens or codebooks; all if None."""
         ...
 
 
@@ -79,7 +79,7 @@ class PriorTraining(Training):
 
     @property
     def evaluated(self) -> Prior:
-        """The prior to evaluate and to export: the averaged one where there is one."""
+        """The prior to evaluate and to export: the averaged one if there is one."""
         found: Prior = self.average.codec if self.average else self.prior  # type: ignore[assignment]
         return found
 

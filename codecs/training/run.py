@@ -52,7 +52,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     """Build everything that a run is made of, in the order in which it fails fastest.
 
     Args:
-        config: The composed configuration (configs/train.yaml tells its keys).
+        config: The composed configuration (see configs/train.yaml).
         folder: The run's folder.
 
     Raises:
@@ -162,7 +162,7 @@ def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
 
 
 def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    """Give what all trainings take."""
+    """Return the arguments common to all trainings."""
     optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
     names = ("accumulate", "ema_decay", "compile", "activation_checkpointing", "guard", "log_every")
     loop = {name: plain["training"][name] for name in names}
@@ -170,12 +170,12 @@ def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quieten() -> None:
-    """Keep Lightning from saying what is meant so, and from advertising."""
+    """Silence Lightning's warnings about intended settings, and its advertising."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.raiseExceptions = False  # a full disk would be told at each line of run.log, by a traceback
+    logging.raiseExceptions = False  # a full disk would print a traceback at each line of run.log
     for message in (
         ".*does not have many workers.*",
-        ".*in eval mode at the start of training.*",  # the moving average, and what is frozen
+        ".*in eval mode at the start of training.*",  # the moving average, and frozen parts
         ".*have no `validation_step`.*",
         ".*manual optimization and every_n_train_steps.*",  # checkpoints follow whole updates
         ".*your dataloader is not resumable.*",  # its sampler is: it starts where the updates end

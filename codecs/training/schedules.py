@@ -6,7 +6,7 @@ __all__ = ["averaging_decay", "warmup_cosine"]
 
 
 def warmup_cosine(update: int, total: int, warmup: int, final: float) -> float:
-    """Give the factor on the learning rate: a linear rise over `warmup` updates, then half a cosine to `final`."""
+    """Return the factor on the learning rate: a linear rise over `warmup` updates, then half a cosine to `final`."""
     if update < warmup:
         return (update + 1) / warmup
     progress = min(1.0, (update - warmup) / max(1, total - warmup))
@@ -14,5 +14,5 @@ def warmup_cosine(update: int, total: int, warmup: int, final: float) -> float:
 
 
 def averaging_decay(update: int, decay: float) -> float:
-    """Give the decay of the moving average of parameters: short at first, so that the start is soon forgotten."""
+    """Return the decay of the parameters' moving average: small at first, so that the start is soon forgotten."""
     return min(decay, (1 + update) / (10 + update))

@@ -1,6 +1,6 @@
 """Library versions beside which nothing works, or which nobody should have installed.
 
-Nothing here loads anything but the standard library: what is wrong is told before it can fail in its own way.
+Nothing here loads anything but the standard library: a bad version is reported before it can fail in its own way.
 """
 
 import re
@@ -26,7 +26,7 @@ def require_good() -> None:
 
 
 def installed(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Give the versions of what is installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for package in packages:
         try:
@@ -37,7 +37,7 @@ def installed(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def mistakes(versions: Mapping[str, str], python: tuple[int, int] = sys.version_info[:2]) -> list[str]:
-    """Say of each version that is known to be bad why it is, and what to do, in a line."""
+    """Explain each known bad version in one line, with the remedy."""
     found = [
         f"{name} {versions[name]} is a malicious upload: remove it, change every secret that this machine has seen,"
         f" then pip install '{name}>=2.6.4'"
@@ -72,6 +72,6 @@ def _torch_mistakes(versions: Mapping[str, str]) -> list[str]:
 
 
 def _parts(version: str) -> tuple[int, int]:
-    """Give a version's first two numbers."""
+    """Return a version's first two numbers."""
     first, second, *_ = [*map(int, re.findall(r"\d+", version)), 0, 0]
     return first, second

@@ -1,4 +1,4 @@
-"""The comparison of audio codecs with their peers: who takes turns, what is timed, and that forms code alike."""
+"""The comparison of audio codecs with their peers: the turns, the timed calls, and that forms code alike."""
 
 import importlib.util
 import sys
@@ -36,7 +36,7 @@ def audio() -> ModuleType:
 
 
 class Clock:
-    """A clock that moves by what is done: a tenth of a second for each look, and what a peer's step adds."""
+    """A clock that advances a tenth of a second for each look, and by what a peer's step adds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,7 +66,7 @@ def test_every_variant_and_the_peer_take_turns(audio: ModuleType) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audio.CodecTraining, "training_step", noted)
         rows = {row.form: row for row in audio.steps(cell, 2, clock, 1)}
-    # Two counted rounds and one before: exact twice, shared, and two updates of which one has the discriminator learn.
+    # Two counted rounds and one before: exact twice, shared, and two updates, one with the discriminator.
     assert Counter(learned) == {(False, True): 9, (True, True): 3, (False, False): 3}
     assert seen == [(2, 1, 8 * 320)] * 6
     assert list(rows) == ["exact", "shared", "every 2", "peer"]

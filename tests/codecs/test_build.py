@@ -1,4 +1,4 @@
-"""One place follows `_target_`; it follows only what it should, and tells a wrong value before anything is built."""
+"""One place follows `_target_`; it follows only what it should, and reports a wrong value before anything is built."""
 
 import pytest
 import torch

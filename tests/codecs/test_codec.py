@@ -20,7 +20,7 @@ def _images(b=3, h=SIZE, w=SIZE):
 
 
 def _awake(codec):
-    """Give every parameter a random value: branches that start at zero would hide mistakes."""
+    """Set every parameter to a random value: branches that start at zero would hide mistakes."""
     random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in codec.parameters():

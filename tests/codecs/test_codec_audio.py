@@ -65,7 +65,7 @@ def test_bits_follow_from_the_codebooks():
 def test_placed_tokens_have_no_most_and_cannot_be_dropped():
     codec = sound_codec()
     assert not codec.layout.ordered
-    with pytest.raises(UserError, match="lie on a grid"):
+    with pytest.raises(UserError, match="has tokens on a grid"):
         _ = codec.tokens
     with pytest.raises(UserError, match="none can go; choose full or quantizer_dropout"):
         Codec(codec.encoder, codec.bottleneck, codec.decoder, LengthPolicy(Uniform(), Truncate()))

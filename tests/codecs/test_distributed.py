@@ -31,12 +31,12 @@ def _rows(rank: int, count: int) -> Tensor:
 
 
 def _square(mean: Tensor) -> Tensor:
-    """Something that is not linear, so that the gradient tells at which value it was taken."""
+    """Something that is not linear, so that the gradient shows at which value it was taken."""
     return (mean**3).sum()
 
 
 def _results(rank: int) -> dict[str, Any]:
-    """Call every collective on tensors that tell the processes apart."""
+    """Call every collective on tensors that differ between processes."""
     mine = torch.tensor([1.0, 2.0]) + 10 * rank
     results: dict[str, Any] = {"processes": world_size()}
     results["mean"] = mean_over_ranks(mine)
@@ -57,7 +57,7 @@ def _results(rank: int) -> dict[str, Any]:
 
 
 def _contrast(kind: str, cut: slice) -> list[Tensor]:
-    """Give the loss of contrast on a share of a batch, and its gradients at what leads there and at its own weights."""
+    """Return the contrastive loss on a share of a batch, and its gradients at its input and its own weights."""
     source = torch.Generator().manual_seed(3)
     values, aim = torch.randn(6, 4, generator=source), torch.randn(6, 3, generator=source)
     below = torch.randn(4, 4, generator=source).requires_grad_()

@@ -1,4 +1,4 @@
-"""Where tokens lie: each of the three layouts keeps its own numbers, shapes and prefixes together."""
+"""Token layouts: numbers, shapes and prefixes of each of the three agree."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_a_length_keeps_a_prefix_of_every_block(layout: TokenLayout, size: tuple
     assert lengths is not None and lengths.tolist() == [n for n in (1, 2, 2) for _ in range(layout.blocks(size))]
     with pytest.raises(UserError, match="lengths from 0 to 2"):
         layout.prefix(codes, torch.tensor([0, 1, 2]))
-    # Of ordered tokens fewer may come; what is missing is told by lengths.
+    # Ordered tokens may be fewer; lengths count them.
     flat, lengths = layout.prefix(codes[..., :1], None)
     if layout.ordered:
         assert flat.shape[2] == 6 and lengths is not None and set(lengths.tolist()) == {1}

@@ -26,7 +26,7 @@ from ..composing import composed
 from .examples import sound_codec, tiny_codec
 
 FOLDER = Path(__file__).parents[2] / "configs" / "codec"
-# Of sounds: what is of clips is tested in test_factored.py.
+# Audio only: video is tested in test_factored.py.
 CLIPS = ("adaptok", "bsq_vit", "cosmos", "hitvideo", "landiff", "magvit2", "omnitokenizer", "vidtok")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(CLIPS))
 CONV = ["encoder.base=4", "encoder.width=16"]
@@ -87,7 +87,7 @@ def _awake(codec: Codec) -> Codec:
 
 
 def _cut(total: int, cuts: list[int], whole: int) -> list[int]:
-    """Cut a length into chunks of so many wholes each; what is left over comes last."""
+    """Cut a length into chunks of multiples of `whole`; the rest comes last."""
     sizes = []
     for cut in cuts:
         if total > cut * whole:
@@ -133,7 +133,7 @@ def test_chunks_are_the_whole(name: str, tokens: int, short: float, cuts: list[i
 
 @pytest.mark.parametrize("name", [*SMALLER, *MADE_CAUSAL])
 def test_what_was_before_matters(name: str) -> None:
-    """A codec whose state did nothing would pass where there is nothing to remember."""
+    """Without this, a codec whose state did nothing would pass."""
     codec = _codec(name)
     chunked = ChunkedCodec(codec)
     sound = torch.rand(1, codec.encoder.channels, 2 * codec.downsample[0]) * 2 - 1

@@ -32,7 +32,7 @@ def link_papers(text: str) -> str:
 
 
 def find_results(name: str) -> str:
-    """Link what was measured of an experiment."""
+    """Link an experiment's results."""
     found = sorted([*RESULTS.glob(f"*/{name}.csv"), *RESULTS.glob(f"{name}/evaluation.csv")])
     return ", ".join(f"[table](../{path.relative_to(ROOT).as_posix()})" for path in found)
 
@@ -55,7 +55,9 @@ def build_tables() -> str:
 
 def test_the_tables_are_those_of_the_files():
     text = README.read_text(encoding="utf-8")
-    assert text.partition(MARKS[0])[2].partition(MARKS[1])[0] == build_tables(), "run python tests/configs/test_readme.py"
+    assert text.partition(MARKS[0])[2].partition(MARKS[1])[0] == build_tables(), (
+        "run python tests/configs/test_readme.py"
+    )
 
 
 def test_every_file_in_the_tables_is_described():

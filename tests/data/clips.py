@@ -8,7 +8,7 @@ import numpy as np
 
 
 def frames(count=20, height=48, width=64):
-    """Make frames that tell their number by their brightness: uint8 `(count, height, width, 3)`."""
+    """Make frames whose brightness is their number: uint8 `(count, height, width, 3)`."""
     made = np.zeros((count, height, width, 3), np.uint8)
     made[:] = (20 + 10 * np.arange(count) % 220)[:, None, None, None]
     made[:, :, : width // 2, 0] = 200  # the left half is red

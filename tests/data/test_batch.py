@@ -1,4 +1,4 @@
-"""Batches: what is in them, and the way from bytes to floats and back."""
+"""Batches: their contents, and the way from bytes to floats and back."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Workers: what they may hold, and what is told when one dies."""
+"""Workers: their memory, and the message when one dies."""
 
 import os
 import signal

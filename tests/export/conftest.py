@@ -19,7 +19,7 @@ from ..codecs.examples import HOP, PATCH, SIZE, TOKENS, WIDTH, sound_codec
 
 
 def awake(codec: Codec) -> Codec:
-    """Give every parameter a random value: branches that start at zero would hide mistakes."""
+    """Set every parameter to a random value: branches that start at zero would hide mistakes."""
     random = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in codec.parameters():
@@ -83,7 +83,7 @@ def once(tmp_path_factory) -> Callable[..., tuple[Path, dict[str, Any]]]:
 
 @pytest.fixture(scope="session", params=KINDS, ids="-".join)
 def exported(request, once):
-    """Give a codec, its bundle's folder and the report."""
+    """Return a codec, its bundle's folder and the report."""
     config = configuration(*request.param)
     codec = awake(build_codec(config))
     return codec, *once("-".join(request.param), codec, architecture=architecture(config))
@@ -91,7 +91,7 @@ def exported(request, once):
 
 @pytest.fixture(scope="session")
 def exported_sounds(once):
-    """Give a codec of sounds, its bundle's folder and the report."""
+    """Return an audio codec, its bundle's folder and the report."""
     codec = sound_codec()
     codec(torch.rand(4, 1, 40 * HOP) * 2 - 1)
     codec.bottleneck.update()

@@ -32,9 +32,9 @@ class WholeFiles(TorchCheckpointIO):
     disk or a kill leaves neither the new checkpoint nor the old one (its issue 21253).
 
     Attributes:
-        failures: Savings in a row that could not be done; the checkpoint that was there is there still.
-        reason: Why the last of them.
-        figures: Of the last one that was done: its seconds and megabytes, by name for the log.
+        failures: Number of saves that failed in a row; the checkpoint before them is kept.
+        reason: Why the last of them failed.
+        figures: Seconds and megabytes of the last successful save, by name for the log.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class WholeFiles(TorchCheckpointIO):
             size = partial.stat().st_size
             partial.replace(place)
             _sync(place.parent)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk by a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             self.failures += 1
             self.reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-            _log.warning("%s: could not be saved (%s); what was there stays", place, self.reason)
+            _log.warning("%s: could not be saved (%s); the last checkpoint is kept", place, self.reason)
             return
         self.failures = 0
         self.figures = {"checkpoint/seconds": time.monotonic() - began, "checkpoint/megabytes": size / 1e6}
@@ -79,7 +79,7 @@ def _sync(folder: Path) -> None:
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/last.ckpt` in the run's folder every so many updates and after the last.
+    """Saves `checkpoints/last.ckpt` in the run's folder every `every` updates and after the last.
 
     A checkpoint holds all that a run is, so that one that goes on from it takes the same steps to the bit. The run's
     resolved configuration travels inside as plain data, so that a checkpoint alone can be evaluated and exported, and
@@ -138,7 +138,7 @@ class Checkpoints(Checkpoint):
         checkpoint["varitok"] = {"config": self.config}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best value so far."""
+        """Return the best value so far."""
         return {"reached": self.reached}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Checkpoints(Checkpoint):
         self.reached = state_dict["reached"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Know what is saved already."""
+        """Find the saved checkpoints."""
         assert isinstance(pl_module, Training)
         self.saved = pl_module.update
 
@@ -204,7 +204,7 @@ class Checkpoints(Checkpoint):
 
 
 def _link(file: Path, name: Path) -> None:
-    """Give a file another name; it is written once where the disk allows it."""
+    """Link a file under another name; copied only if the file system has no links."""
     name.unlink(missing_ok=True)
     try:
         name.hardlink_to(file)

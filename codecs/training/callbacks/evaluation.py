@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Evaluation(Periodic):
-    """Evaluates every so many updates and at the end of the run, with the loop that `varitok evaluate` uses.
+    """Evaluates periodically and at the end of the run, with the loop of `varitok evaluate`.
 
     The last table goes to `evaluation/evaluation.csv` and `.png` in the run's folder and is printed; all of them go to
     the loggers, quality as `val/psnr@k`, k being the kept number.

@@ -1,4 +1,4 @@
-"""What is done every so many updates, and at the end of a run."""
+"""Actions at regular intervals and at the end of a run."""
 
 from abc import abstractmethod
 
@@ -12,7 +12,7 @@ __all__ = ["Periodic"]
 
 
 class Periodic(pl.Callback):
-    """Acts every so many updates, and once more at the end of the run.
+    """Acts every `every` updates, and once more at the end of the run.
 
     Args:
         every: Updates between two; checked under the key `callbacks.NAME.every`.

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class PriorBits(Periodic):
-    """Measures the bits of the validation split's codes every so many updates and at the end of the run.
+    """Measures the bits of the validation split's codes periodically and at the end of the run.
 
     The last table goes to `evaluation/bits.csv` in the run's folder and is printed, with a row for each kept number of
     tokens or codebooks: bits of a signal packed, by an order-0 model of the training's codes, and by the prior. All go
@@ -86,11 +86,11 @@ def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
 
 
 def order_zero(counts: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Tell what each entry costs by how often it was seen, and once more, in nats, float64 `(sum of sizes,)`.
+    """Compute each entry's cost under add-one smoothed counts, in nats, float64 `(sum of sizes,)`.
 
     Args:
-        counts: int64 `(sum of sizes,)`, one alphabet behind the other.
-        sizes: Of the alphabets.
+        counts: int64 `(sum of sizes,)`, alphabet after alphabet.
+        sizes: Sizes of the alphabets.
     """
     parts = torch.split(counts.double() + 1, list(sizes))
     return torch.cat([-(part / part.sum()).log() for part in parts])

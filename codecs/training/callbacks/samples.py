@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @torch.inference_mode()
 def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = None) -> list[Row]:
-    """Give the originals, and below them what each length of their codes gives back.
+    """Return the originals, and below them the reconstructions at each length of their codes.
 
     Args:
         codec: In evaluation mode, on the batch's device.
@@ -81,9 +81,9 @@ def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
 
 
 class Samples(Periodic):
-    """Reconstructs the same validation signals every so many updates, into `samples/` and to the loggers.
+    """Reconstructs the same validation signals periodically, into `samples/` and to the loggers.
 
-    `samples/update_N.png` shows them, and what there is to hear or to play lies in `samples/update_N/`.
+    `samples/update_N.png` shows them; audio and video files are in `samples/update_N/`.
 
     Args:
         every: Updates between two; the end of the run gets one in any case.

@@ -1,4 +1,4 @@
-"""What a run does that can't go on, or is told to stop: it saves itself at the end of the update, and leaves."""
+"""Ending a run on a signal or on the guard's refusal: it saves at the end of the update, and exits."""
 
 import logging
 import os
@@ -67,7 +67,7 @@ class Stopping(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Save and leave, if so it was told, or if its guard says so."""
+        """Save and exit, if a signal came or the guard says so."""
         assert isinstance(pl_module, Training)
         if not pl_module.stepped:
             return
@@ -83,7 +83,7 @@ class Stopping(pl.Callback):
         sys.exit(128 + number)
 
     def _answer_refusal(self, trainer: pl.Trainer, module: Training, batch: Batch) -> None:
-        """Tell of an update that was refused; go back or end the run where there were too many.
+        """Log a refused update; roll back or end the run after too many.
 
         Raises:
             UserError: There were.
@@ -105,7 +105,7 @@ class Stopping(pl.Callback):
         )
 
     def _agree(self, device: torch.device) -> int:
-        """Give the signal that any process has heard, the same on all of them."""
+        """Return the signal that any process has received, the same on all of them."""
         if world_size() == 1:
             return self.heard
         found = 0 if self.agreed is None else int(self.agreed)

@@ -1,8 +1,8 @@
 """From a command line to a composed configuration, and from every mistake to one line.
 
-Hydra tells a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
+Hydra reports a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
 `error: what, where, what to do` (messages.py), and values get the types of those in train.yaml.
-Nothing here loads torch, so that a typo is told at once.
+Nothing here loads torch, so that a typo is reported at once.
 """
 
 import json
@@ -40,7 +40,7 @@ PACKAGES = (
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
 PRIMARY = "train"  # the name of our own configuration; another is that of a run, which it has saved
-NULLABLE = ("checkpoint.keep",)  # numbers of which there may be none
+NULLABLE = ("checkpoint.keep",)  # numbers that may be null
 SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
 
 
@@ -75,7 +75,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
 
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name=PRIMARY)(job)
-    # torch's C++ answers the loss of a process by pages; which it was is told by `Watchdog`.
+    # torch's C++ prints pages when a process is lost; `Watchdog` names it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if {"-m", "--multirun"}.intersection(sys.argv) and not detect_launch().launcher:
@@ -134,7 +134,7 @@ def check(config: DictConfig) -> None:
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:
-    """Refuse what should not be seen in a list of processes, nor lie in a run's folder.
+    """Refuse secrets on the command line: they show in process lists and would be saved in the run's folder.
 
     Raises:
         UserError: One of the keys is of such a thing.
@@ -170,7 +170,7 @@ OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Give the run's folder, `runs/NAME/DATE_TIME`, or what `hydra.run.dir` says."""
+    """Return the run's folder, `runs/NAME/DATE_TIME`, or `hydra.run.dir`."""
     if not HydraConfig.initialized():
         raise UserError(f"{config.get('name', 'run')}: has no folder; start it by train.py or `run_with`")
     return Path(HydraConfig.get().runtime.output_dir)
@@ -185,7 +185,7 @@ def save_resolved(config: DictConfig, folder: Path) -> None:
 
     Args:
         config: The composed configuration.
-        folder: The run's folder; made where it isn't there.
+        folder: The run's folder; created if missing.
     """
     if detect_launch().rank:
         return
@@ -235,7 +235,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _provenance() -> dict[str, Any]:
-    """Tell what a run ran with; a path in the checkout or the home folder is told from there."""
+    """Return the run's command and versions; paths in the checkout or home folder are relative to it."""
     versions = {"python": platform.python_version(), "varitok": __version__}
     for name in PACKAGES:
         try:
@@ -248,7 +248,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any] | None:
-    """Give the checkout's commit, None where the package is installed from a wheel or git isn't there."""
+    """Return the checkout's commit; None if the package is installed from a wheel or git is missing."""
     checkout = HERE.resolve().parent
     if not (checkout / ".git").exists():
         return None

@@ -18,10 +18,10 @@ class Launch(NamedTuple):
     """Where a process stands among those of its run.
 
     Attributes:
-        launcher: What has started all of them; empty where that is left to Lightning (`trainer.devices`).
-        rank: Number of this one.
-        processes: How many there are; 1 where it is left to Lightning.
-        machines: On how many machines, as many on each.
+        launcher: Name of the launcher of all processes; empty if Lightning starts them (`trainer.devices`).
+        rank: Rank of this process.
+        processes: Number of processes; 1 if Lightning starts them.
+        machines: Number of machines, with equally many processes.
     """
 
     launcher: str = ""
@@ -57,8 +57,8 @@ def match_launch(trainer: DictConfig, sweep: str = "") -> None:
     """Let the trainer have the processes that were started.
 
     Args:
-        trainer: Lightning's arguments, which are changed; a launcher's numbers stand for those that are not given.
-        sweep: What starts the jobs of a sweep; empty where there is none.
+        trainer: Lightning's arguments, changed in place; missing ones get the launcher's numbers.
+        sweep: Name of the launcher of a sweep's jobs; empty if there is none.
 
     Raises:
         UserError: Other numbers were asked for than were started, or a sweep's launcher starts one process a job.

@@ -25,7 +25,7 @@ LISTED = 60  # names that a message lists at most
 
 
 def explain(error: Exception) -> str:
-    """Say in one line what Hydra, OmegaConf or varitok found wrong."""
+    """Summarize an error of Hydra, OmegaConf or varitok in one line."""
     if isinstance(error, UserError):
         # A loader's worker hands its error over as text that ends with the message.
         return one_line(error) if "\n" not in str(error) else str(error).strip().splitlines()[-1].split("Error: ")[-1]
@@ -46,7 +46,7 @@ def explain(error: Exception) -> str:
 
 
 def no_such_key(key: str, known: list[str], listed: list[str], what: str = "no such key") -> str:
-    """Say that a key isn't there: what it is called now, or which are near, or which there are.
+    """Return the message for an unknown key: its new name, near matches, or the existing keys.
 
     Args:
         key: The whole key.
@@ -126,7 +126,7 @@ def paths(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    """Give up to three near matches, nearest first, of whole names or of their last parts."""
+    """Return up to three near matches, nearest first, of whole names or of their last parts."""
 
     def likeness(one: str, other: str) -> float:
         last = re.split(r"[./]", one)[-1], re.split(r"[./]", other)[-1]

@@ -68,13 +68,13 @@ class Parallel(DDPStrategy):
             self.reducers[part] = DistributedDataParallel(part, devices, init_sync=False, **self._ddp_kwargs)
 
     def expect(self, part: nn.Module, complete: bool) -> None:
-        """Say whose gradients the next backward pass makes, and whether it completes an update."""
+        """Announce the part that the next backward pass gives gradients to, and whether it completes an update."""
         # A static graph is learnt from the first pass of all; averaged gradients can be added to and averaged again.
         learn = self.static and part not in self.trained
         self.due = part if (complete or learn) and part in self.reducers else None
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Get the reducer of what is expected ready; others leave gradients as they are."""
+        """Prepare the announced part's reducer; other parts keep their gradients local."""
         if self.due is not None:
             prepare_for_backward(self.reducers[self.due], closure_loss)
 
@@ -101,7 +101,7 @@ class Parallel(DDPStrategy):
 class Sharded(Parallel):
     """Keeps of the codec's parameters, their average and the optimizer's state only a share on each process.
 
-    Each block is brought together where it is used (`fully_shard`, arXiv 2304.11277), its gradients are scattered. All
+    Blocks are gathered when they are used (`fully_shard`, arXiv 2304.11277), and their gradients are scattered. All
     else is as on processes with the whole codec: buffers, so moving codebooks too, and a discriminator, are whole on
     each, and a checkpoint is the same file, from which a run goes on with or without shards, on any number of
     processes.
@@ -144,18 +144,18 @@ class Sharded(Parallel):
             super().watch(part)
 
     def assembled(self, sharded: nn.Module) -> nn.Module:
-        """Give a whole copy of the codec, or of its average, in evaluation mode; every process must call it."""
+        """Return a complete copy of the codec, or of its average, in evaluation mode; every process must call it."""
         copied = copy.deepcopy(self.empty)
         copied.load_state_dict(_whole(sharded.state_dict()), assign=True)
         return copied.eval()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint has, whole."""
+        """Return the complete state dict for a checkpoint."""
         state: dict[str, Any] = _whole(super().lightning_module_state_dict())
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Give an optimizer's state, whole."""
+        """Return an optimizer's complete state."""
         state: dict[str, Any] = _whole(super().optimizer_state(optimizer))
         return state
 
@@ -194,7 +194,7 @@ STRATEGIES: dict[str, Callable[..., Parallel]] = {
 
 
 def strategy_of(trainer: dict[str, Any], timeout: float) -> Strategy | str:
-    """Give the strategy of a trainer's arguments; Lightning's own where there is one process.
+    """Return the strategy for a trainer's arguments; Lightning's own for a single process.
 
     Args:
         trainer: Lightning's arguments, as configured.

@@ -45,7 +45,7 @@ class Watchdog(pl.Callback):
         silence: Seconds without a sign of life after which a process counts as gone.
 
     Raises:
-        UserError: The time is too short to tell.
+        UserError: The time is too short.
     """
 
     def __init__(self, silence: float = 120.0) -> None:
@@ -95,7 +95,7 @@ class Watchdog(pl.Callback):
         self.store.set(str(self.rank), f"{word} {self.beats} {os.getpid()} {socket.gethostname()}")
 
     def _beat(self) -> None:
-        """Give signs of life, and take those of the others."""
+        """Send heartbeats, and read those of the others."""
         while not self.leaving.wait(BEAT):
             try:
                 self._tell("alive")
@@ -114,7 +114,7 @@ class Watchdog(pl.Callback):
         while not self.leaving.wait(BEAT):
             gone = self._gone()
             since = (since or time.monotonic()) if gone else None
-            # One that ends may be the first of all, by a signal or a mistake of which each process tells.
+            # The first process to end, by a signal or an error, reports it itself.
             if since is not None and (self.failed.is_set() or time.monotonic() - since > GRACE):
                 self._end(gone)
 
@@ -178,7 +178,7 @@ def _silent(seconds: float) -> str:
 
 
 def _status(exception: BaseException) -> int:
-    """Give the status with which a process ends."""
+    """Return the exit status of a process."""
     if isinstance(exception, SystemExit):
         return exception.code if isinstance(exception.code, int) else 1
     return {UserError: 2, KeyboardInterrupt: 130}.get(type(exception), 1)

@@ -52,7 +52,7 @@ class RunLog(Logger):
     def rewind(self, update: int, total: int) -> None:
         """Make room for what a run of `total` updates does again when it goes on behind one of them."""
 
-    # What a logger doesn't take lies in the run's folder all the same.
+    # Media that a logger doesn't take are in the run's folder all the same.
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Take the run's configuration."""
@@ -78,12 +78,12 @@ class CsvLog(RunLog):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row for each scalar."""
-        # Nine digits tell any two float32 apart.
+        # Nine digits distinguish any two float32.
         self.file.append(_lines([str(step or 0), name, f"{value:.9g}"] for name, value in metrics.items()))
 
     @rank_zero_only
     def rewind(self, update: int, total: int) -> None:
-        """Leave out what is done again, and a row that was torn."""
+        """Remove rows of updates that are repeated, and an incomplete row."""
         if self.file.path.exists():
             with self.file.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(HEAD)][1:]

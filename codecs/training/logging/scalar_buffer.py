@@ -36,7 +36,7 @@ class ScalarBuffer:
                 self._counts[name] = 1
 
     def read(self) -> dict[str, float]:
-        """Give the means over steps and processes since the last reading, and start anew."""
+        """Return the means over steps and processes since the last reading, and reset."""
         if not self._sums:
             return {}
         means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
@@ -45,14 +45,14 @@ class ScalarBuffer:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Give what was added since the last reading, of all processes; every process must call it."""
+        """Return the sums since the last reading, of all processes; every process must call it."""
         if not self._sums:
             return {}
         rows = gather_rows(torch.stack(list(self._sums.values()))[None])
         return {"names": list(self._sums), "counts": list(self._counts.values()), "sums": rows.cpu()}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Go on from a `state`: each process with its own sums, or with the means of all where they were others."""
+        """Restore a `state`: each process its own sums, or the means of all if their number has changed."""
         if not state:
             return
         rows = state["sums"].to(device)

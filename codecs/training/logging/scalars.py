@@ -16,7 +16,7 @@ HEAD = ("update", "name", "value")
 
 
 def stays(at: int, name: str, update: int, total: int) -> bool:
-    """Tell whether what was logged stays when a run of `total` updates goes on behind one of them.
+    """Return whether a logged row stays when a run of `total` updates resumes after one of them.
 
     What came later is done again, and at the end the evaluation is.
 
@@ -61,7 +61,7 @@ class Appended:
             with suppress(OSError):
                 os.truncate(self.path, size)
             if not told:
-                _log.warning("%s: can't be written (%s); what is logged waits for room", self.path, error.strerror)
+                _log.warning("%s: can't be written (%s); rows are kept until there is room", self.path, error.strerror)
 
 
 def read_scalars(path: Path) -> dict[str, dict[int, float]]:

@@ -21,7 +21,7 @@ __all__ = ["TensorboardLog"]
 class TensorboardLog(RunLog):
     """Logs scalars, pictures, sounds, and clips as animated pictures to one event file in the run's `tensorboard/`.
 
-    A resumed run goes on in the same file (TensorBoard's own writer begins another, and leaves what is done again).
+    A resumed run continues in the same file (TensorBoard's own writer starts another, and keeps repeated events).
     `tensorboard --logdir runs` shows it.
 
     Args:
@@ -69,7 +69,7 @@ class TensorboardLog(RunLog):
 
     @unharmed
     def rewind(self, update: int, total: int) -> None:
-        """Leave out what is done again, and an event that was torn."""
+        """Remove events of updates that are repeated, and an incomplete event."""
         if not self.file.path.exists():
             return
         kept = [self.file.head]
@@ -114,7 +114,7 @@ class TensorboardLog(RunLog):
 
 
 def _encode_gif(path: Path) -> bytes:
-    """Give a clip as the animated GIF that TensorBoard shows."""
+    """Encode a clip as the animated GIF that TensorBoard shows."""
     with av.open(str(path)) as clip:
         rate = float(clip.streams.video[0].average_rate or 8)
         first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]

@@ -20,14 +20,14 @@ class Throughput:
     """
 
     def __init__(self) -> None:
-        self._began: float | None = None  # of what is read next
+        self._began: float | None = None  # start of the current interval
         self._left: float | None = None  # when the last batch was done with
         self._waited = 0.0
         self._signals = 0
         self._said = False
 
     def arrive(self, signals: int) -> None:
-        """Take note that a batch of so many signals is there."""
+        """Record that a batch of `signals` samples has arrived."""
         now = time.perf_counter()
         if self._began is None:
             self._began = now
@@ -40,7 +40,7 @@ class Throughput:
         self._left = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Give signals a second, of all processes, and this one's share of waiting, since the last reading.
+        """Return signals a second, of all processes, and this one's share of waiting, since the last reading.
 
         Where much of the time goes into waiting, it is said, once.
         """

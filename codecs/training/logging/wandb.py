@@ -23,7 +23,7 @@ __all__ = ["WandbLog"]
 _log = logging.getLogger(__name__)
 
 START = 5.0  # seconds to wait for the service at a run's start, before it is done without
-FINISH = 10.0  # seconds that the last uploads may take; what is left lies on the disk
+FINISH = 10.0  # seconds that the last uploads may take; the rest stays on the disk
 PREEMPTED = {128 + getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
 
 
@@ -79,7 +79,7 @@ class WandbLog(RunLog):
         return self._run
 
     def _identity(self) -> str:
-        """Give the name under which W&B knows this run, the same in all its lives; a sweep's agent has given one."""
+        """Return the run's ID at W&B, the same after each resume; a sweep's agent provides one."""
         path = self.folder / "wandb" / "run_id"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class WandbLog(RunLog):
 
     @unharmed
     def rewind(self, update: int, total: int) -> None:
-        """Find out what was sent already, which can't be taken back."""
+        """Find the last update that was sent, which can't be taken back."""
         path = self.folder / "wandb" / "sent"
         self.sent = self.begun = int(path.read_text()) if path.is_file() else -1
 
@@ -134,7 +134,7 @@ class WandbLog(RunLog):
     def finalize(self, status: str) -> None:
         """Close W&B's run with the exit status that the process will have.
 
-        A sweep's agent is told of a run that a scheduler has stopped, and queues it again.
+        A sweep's agent learns that a scheduler has stopped the run, and queues it again.
         """
         self._finish(status)
         if self.failed and "wandb" in sys.modules:
@@ -153,7 +153,7 @@ class WandbLog(RunLog):
 
 
 def _mode() -> str:
-    """Tell how W&B is to run: as the environment says, else online where there is a key."""
+    """Return W&B's mode: the environment's, else online if there is a key."""
     if "WANDB_MODE" in os.environ:
         return os.environ["WANDB_MODE"]
     return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"

@@ -41,7 +41,7 @@ def draw_parallel(path: Path, results: Results) -> None:
 
 
 def _column(texts: Sequence[str]) -> tuple[Sequence[float] | Sequence[str], BaseDistribution]:
-    """Read numbers, or words, and where they may lie."""
+    """Read numbers, or words, and their range."""
     try:
         numbers = [float(text) for text in texts]
         low, high = min(numbers), max(numbers)

@@ -28,11 +28,11 @@ class Result(NamedTuple):
     """A run of a sweep.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         state: How it ended, or why it failed.
-        updates: That it has done.
-        value: Of the metric, the last; None where there is none.
-        parameters: What differs from run to run, by key.
+        updates: Number of its updates.
+        value: Last value of the metric; None if it has none.
+        parameters: Parameters that differ between runs, by key.
     """
 
     name: str
@@ -84,9 +84,9 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
 
     Args:
         folder: The sweep's, or one above the runs'.
-        metric: What they are compared by; None: what the sweep was by, or the first metric at the most tokens or
+        metric: Metric to rank by; None: the sweep's, or the first metric at the most tokens or
             codebooks.
-        maximize: Whether a large value is good; None: what the sweep said, or what is known of the metric.
+        maximize: Whether a large value is good; None: the sweep's goal, or the metric's own.
 
     Raises:
         UserError: There are no runs, or none logged the metric.
@@ -153,7 +153,7 @@ def _runs(folder: Path) -> list[tuple[Path, str | int, dict[str, str]]]:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """List what a configuration says, by whole keys; what is chosen before what it holds."""
+    """Flatten a configuration to whole keys, a group's choice before its values."""
     if isinstance(value, dict):
         for name in sorted(value, key=lambda name: name != "_target_"):
             if key or name not in IRRELEVANT:

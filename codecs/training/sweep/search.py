@@ -35,7 +35,7 @@ PROGRAM = ["-m", "varitok.train"]
 PATIENCE = 3  # trials in a row that may fail
 PULSE = 0.5  # seconds between two looks at a trial
 STARTUP = 5  # random trials before a Bayesian search has something to go by
-# With these a run ends that was told to stop, and has saved itself; or the signal found it before it could.
+# Exit statuses of a run that was stopped, having saved itself; or killed by the signal before it could.
 STOPPED = {end for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) for end in (128 + number, -number)}
 
 
@@ -74,7 +74,7 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
 
 
 class Running(NamedTuple):
-    """A trial's process, and whether it was told to end since it fell behind."""
+    """A trial's process, and whether it was stopped for falling behind."""
 
     trial: Trial
     process: subprocess.Popen[bytes]
@@ -119,7 +119,7 @@ class Search:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def run(self, trials: int) -> None:
-        """Run until there are so many trials, earlier ones among them; a grid ends by itself.
+        """Run until there are `trials` trials, earlier ones included; a grid ends by itself.
 
         Raises:
             UserError: Too many trials have failed.
@@ -197,7 +197,7 @@ class Search:
         return [*read_scalars(self.folder / trial_name(trial) / "metrics.csv").get(self.sweep.metric, {}).values()]
 
     def _fell_behind(self, trial: Trial) -> bool:
-        """Report what was evaluated, and ask whether others are ahead."""
+        """Report evaluations to Optuna, and return whether to prune the trial."""
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for step, value in enumerate(self._values(trial), 1):
             if step not in known:
@@ -227,7 +227,7 @@ class Search:
         print(f"{trial_name(trial)}: {said}; {shown}", flush=True)
 
     def _why(self, trial: Trial, status: int) -> str:
-        """Say in one line what a run failed by: the last that it said."""
+        """Return the reason of a run's failure: its last line of output."""
         if status <= 0:
             return signal.Signals(-status).name if status else f"{self.sweep.metric} was not logged, or is not a number"
         output = (self.folder / trial_name(trial) / "output.txt").read_text(encoding="utf-8", errors="replace")
@@ -236,7 +236,7 @@ class Search:
 
 
 def _hold(folder: Path) -> TextIO:
-    """Hold a sweep's folder, as long as this process or a trial of its lives."""
+    """Lock a sweep's folder, as long as this process or a trial of its lives."""
     folder.mkdir(parents=True, exist_ok=True)
     held = (folder / "lock").open("w")
     try:
@@ -247,8 +247,8 @@ def _hold(folder: Path) -> TextIO:
 
 
 def _environment(job: int, jobs: int) -> dict[str, str]:
-    """Give a trial this package, and where several run at a time its share of the devices and cores."""
-    # Of a checkout that isn't installed, the package lies where this process has it from.
+    """Return a trial's environment: this package, and with parallel trials its share of the devices and cores."""
+    # If the checkout isn't installed, the trial imports the package from the same place as this process.
     path = [*(str(Path(place).parent) for place in varitok.__path__), os.environ.get("PYTHONPATH", "")]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     if jobs > 1:  # each would take all cores, and threads that wait for one another take most of the time

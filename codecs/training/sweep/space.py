@@ -1,4 +1,4 @@
-"""A sweep's file, in the format of W&B: what is searched, how, and the words of a trial's command line."""
+"""A sweep's file, in W&B's format: the search space, the method, and a trial's command line."""
 
 import itertools
 import json
@@ -35,9 +35,9 @@ class Sweep(NamedTuple):
 
     Attributes:
         method: "bayes", "random" or "grid".
-        metric: Name of what is best to be large or small, as evaluations log it.
-        maximize: Whether large.
-        space: What varies, by its key in the configuration; choices are words of a command line.
+        metric: Name of the metric, as evaluations log it.
+        maximize: Whether large values are good.
+        space: The search space, by configuration key; choices are words of a command line.
         steps: What numbers are rounded to multiples of, by key (W&B's `q`; Optuna's steps begin at the least value).
         fixed: Words of what doesn't vary.
         trials: The most; None where it doesn't say.
@@ -59,7 +59,7 @@ class Sweep(NamedTuple):
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*choices)]
 
     def words(self, drawn: Mapping[str, Any]) -> dict[str, str]:
-        """Write what was drawn for a trial as words of its command line."""
+        """Write a trial's parameters as words of its command line."""
         found = {}
         for name, value in drawn.items():
             step = self.steps.get(name)

@@ -59,7 +59,7 @@ def _trained_once(name):
 
 
 def _same(one, other):
-    """Tell whether two state dicts are equal, bit for bit."""
+    """Return whether two state dicts are equal, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 

@@ -109,7 +109,7 @@ def test_the_mixtures_penalty_is_the_latents_likelihood():
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_revival_saves_a_collapsed_codebook(cosine):
-    """One entry lies among the latents, and the others on the far side, where nobody chooses them."""
+    """One entry is among the latents, and the others on the far side, where nobody chooses them."""
     middle = 4 * torch.eye(6)[0]
     latents = _draw(4, 128, 6, seed=7) + middle
     shares = {}

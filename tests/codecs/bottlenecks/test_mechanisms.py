@@ -31,13 +31,13 @@ def _quantize(bottleneck, latents, depth=None):
 
 
 def _correlated(seed, dim=12):
-    """Draw Gaussian latents whose energy lies along few directions, as a trained encoder's does."""
+    """Draw Gaussian latents whose energy is along few directions, as a trained encoder's does."""
     turn = torch.linalg.qr(_draw(dim, dim, seed=99))[0]
     return _draw(4, 64, dim, seed=seed) * torch.linspace(2, 0.2, dim) @ turn
 
 
 def _explained(bottleneck, depth):
-    """Give the share of energy that the first so many codebooks hold."""
+    """Return the share of energy in the first `depth` codebooks."""
     latents = _correlated(1000)
     left = latents - _quantize(bottleneck.eval(), latents, depth).latents
     return 1 - float(left.square().sum() / latents.square().sum())
@@ -214,7 +214,7 @@ def test_bins_of_a_gaussian_are_equally_likely():
         assert (counts - even).abs().max() < 6 * math.sqrt(even), "more than six deviations"
         left = (latents - bottleneck.decode(codes)) / torch.tensor([0.5, 3.0])
         errors.append(float(left.square().mean()))
-        # Each bin stands for the mean of what is in it, so that errors add up to nothing.
+        # Each bin decodes to its mean, so that errors add up to nothing.
         assert left.mean().abs() < 0.01
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(1 - 2 / math.pi, abs=0.01)  # a Gaussian's best two bins (Max, 1960)
@@ -278,7 +278,7 @@ def test_rotation_keeps_the_angle_of_the_gradient():
 
 
 def test_the_semantic_codebook_does_not_bend_the_others():
-    """Mimi: acoustic codes don't hang on the semantic side, as they do where it comes first in a residual stack."""
+    """Mimi: acoustic codes don't depend on the semantic side, as they would behind it in a residual stack."""
     torch.manual_seed(0)
     level = partial(VectorQuantizer, 6, 20)
     latents = _draw(2, 9, 6)

@@ -24,7 +24,7 @@ def _quantize(bottleneck, latents, depth=None):
 
 
 def _set_codebook(quantizer, entries):
-    """Give a moving codebook entries, as if each had been chosen once."""
+    """Set a moving codebook's entries, as if each had been chosen once."""
     for name in ("entries", "sums"):
         getattr(quantizer.codebook, name).copy_(entries)
     quantizer.codebook.counts.fill_(1)
@@ -289,7 +289,7 @@ def _plain_factorized(ours, latents, lengths, depth):
 def test_factorized_codebooks_against_their_definition(codebooks):
     torch.manual_seed(0)
     ours = FactorizedResidualQuantizer(24, codebooks, 30, 4, commitment=0.25)
-    torch.nn.init.normal_(ours.out_bias, std=0.3)  # zeros would hide what is made of it
+    torch.nn.init.normal_(ours.out_bias, std=0.3)  # zeros would hide its effect
     exact = FactorizedResidualQuantizer(24, codebooks, 30, 4, commitment=0.25).double()
     exact.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
     latents, weights = _draw(4, 50, 24, seed=1), _draw(4, 50, 24, seed=2)

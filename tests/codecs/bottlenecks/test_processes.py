@@ -92,7 +92,7 @@ CASES: dict[str, Callable[[], Bottleneck]] = {
         library.library, "GroupedResidualVQ", MOVED | {"groups": 2, "num_quantizers": 2, "kmeans_init": True}
     ),
 }
-NOISY = {"bernoulli", "fsq_dithered", "kl"}  # what is drawn differs between processes; only penalties are compared
+NOISY = {"bernoulli", "fsq_dithered", "kl"}  # draws differ between processes; only penalties are compared
 MOVING = [name for name in CASES if name.startswith(("ema", "rvq", "product_rvq", "kmeans")) and "mixture" not in name]
 UPDATED = [*MOVING, "bernoulli"]
 RESUMED = ["ema", "ema_library", "ema_kmeans", "ema_cosine_revival", "kmeans", "rvq_shared", "product_rvq", "bernoulli"]
@@ -144,7 +144,7 @@ class _Batch(NamedTuple):
 
 
 def _batch(step: int, junk: float, nothing: bool = True) -> _Batch:
-    """Make the global batch of a step, the first process's half first, with `junk` where it isn't valid."""
+    """Make the global batch of a step, the first process's half first, with `junk` in the padding."""
     random = torch.Generator().manual_seed(step)
     inputs = torch.randn(BATCH, TOKENS, WIDTH, generator=random)
     # Clusters of unequal size, which some entries never meet.

@@ -1,4 +1,4 @@
-"""How a codebook of moving averages begins, learns, and replaces what is not used."""
+"""How a codebook of moving averages begins, learns, and replaces unused entries."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_an_entry_is_dead_by_its_share_not_by_its_count(uses: int, revival: floa
 
 
 def test_an_entry_is_replaced_with_its_sum_and_count() -> None:
-    """Or the next average would take it back to where it was, and its count would have it replaced again."""
+    """Otherwise the next average would move it back, and its count would have it replaced again."""
     codebook = _placed(revival=0.5)
     updates = 1
     while not _used(codebook, [0, 4, 4, 4]):
@@ -101,7 +101,7 @@ def test_nothing_is_replaced_by_what_an_earlier_update_saw() -> None:
 
 
 def test_a_codebook_that_saw_nothing_stays() -> None:
-    """As where it is frozen: after k-means, and after a replacement, updates without a forward change no bit."""
+    """As if frozen: after k-means, and after a replacement, updates without a forward change no bit."""
     begun, revived = EMAVectorQuantizer(4, 4).train(), _placed(revival=0.5)
     _forward(begun, torch.randn(2, 8, 4))
     begun.codebook.gathered.zero_()

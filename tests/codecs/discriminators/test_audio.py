@@ -224,7 +224,7 @@ def test_no_pass_is_made_that_is_not_needed():
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_shared_pass_gives_both_turns_their_own_gradients(balanced):
-    """The same as apart, as long as no step lies between; and neither turn's gradient reaches the other's side."""
+    """The same as apart, as long as no step is between; and neither turn's gradient reaches the other's side."""
     fake, real, lengths = sounds()
     lengths[1] = 700
     gradients = []
@@ -311,7 +311,7 @@ def objective(name, *overrides):
 
 @pytest.mark.parametrize("name", ["stft_mel", "dac", "encodec", "wavtokenizer"])
 def test_objectives_of_the_configuration_tell_near_from_far(name):
-    """Every term is finite, heard where it has a weight, and pulls the reconstruction to the sound."""
+    """Every term is finite, has a gradient if it has a weight, and pulls the reconstruction to the sound."""
     term = "objective.adversarial.discriminator"
     narrow = {
         "stft_mel": [],

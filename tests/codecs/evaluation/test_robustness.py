@@ -46,7 +46,7 @@ def _codebook(size: int = 64) -> VectorQuantizer:
 def _perturbed(
     perturbation: Perturbation, bottleneck: Bottleneck, latents: Tensor, lengths: Tensor, depth: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Give what the bottleneck made, and what the perturbation made of it."""
+    """Return the bottleneck's output, and the perturbed one."""
     depth = bottleneck.depths(latents) if depth is None else depth
     quantized = bottleneck(latents, lengths, depth)
     return quantized.latents, perturbation(bottleneck, latents, quantized, lengths, depth)
@@ -74,7 +74,7 @@ def test_every_neighbor_is_drawn() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_noise_holds_for_every_bottleneck(name: str) -> None:
-    """Kept tokens of some samples change, what is dropped doesn't, and the gradient goes where it went."""
+    """Kept tokens of some samples change, dropped ones don't, and the gradient is as before."""
     bottleneck = example(name)
     torch.manual_seed(1)  # not the example's: latents would be the entries
     latents = torch.randn(4, 6, bottleneck.dim, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A codec of one clip: weights that are a file, of which a beginning decodes; a run, its bundle, and mistakes."""
+"""A codec of one clip: weights as a file, whose beginning decodes; a run, its bundle, and mistakes."""
 
 import numpy as np
 import pytest

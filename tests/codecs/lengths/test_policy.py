@@ -263,7 +263,7 @@ def test_a_batch_of_lengths_equals_single_signals_and_the_frozen_codec(mechanism
         torch.testing.assert_close(together[i : i + 1], single, atol=1e-5, rtol=0)
         exported = scripted.decode(codes[i : i + 1, :, :k])
         torch.testing.assert_close(exported, single.clamp(-1, 1), atol=1e-5, rtol=0)
-    # What lies in the tail makes no difference.
+    # The tail makes no difference.
     other = codes.clone()
     other[0, :, 2:] = (other[0, :, 2:] + 1) % 37
     assert torch.equal(codec.decode(other, lengths=lengths), together)

@@ -105,7 +105,7 @@ def test_without_it_nothing_changes():
 
 
 def test_the_discriminators_word_is_balanced_from_when_it_is_heard():
-    """Its losses join by name; the shares are of what is heard, and its late average is not dragged by zeros."""
+    """Its losses join by name; the shares are of active terms, and its late average is not dragged by zeros."""
     torch.manual_seed(0)
     adversarial = Adversarial(SpectrogramDiscriminator((64,), width=4), weight=3.0, features=3.0, head_start=2)
     terms = {"l1": {"weight": 1.0, "module": L1()}, "logged": {"weight": 0.0, "module": L2()}}

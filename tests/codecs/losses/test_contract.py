@@ -59,7 +59,7 @@ def test_it_is_least_for_equal_signals_and_rises_with_the_error(name: str) -> No
 
 @pytest.mark.parametrize("name", TERMS)
 def test_padding_is_passed_over(name: str) -> None:
-    """A padded batch is the mean of its samples by themselves, whatever lies in the padding."""
+    """A padded batch is the mean of its samples by themselves, whatever the padding holds."""
     term, fake, real = made(name)
     sound, image = real.ndim == 3, real.ndim == 4
     counts = [4000, 1, 1111] if sound else [32] * 3 if image else [5] * 3  # of clips some terms weigh frames alike
@@ -97,6 +97,6 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     value.backward()
     learns = [weight for part in (codec.project_in, term) for weight in part.parameters()]
     assert all(weight.grad is not None and weight.grad.any() for weight in learns)
-    if not isinstance(term, Contrast):  # of which each signal is held against the others
+    if not isinstance(term, Contrast):  # which compares each signal with the others
         alone = [loss(real[i : i + 1, :, :n], torch.tensor([n])) for i, n in enumerate(lengths.tolist())]
         torch.testing.assert_close(value, torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)

@@ -230,7 +230,7 @@ def test_captions_are_learnt(tmp_path):
         (Distillation("t", "encodr"), r"the codec has no part 'encodr'; it has encoder, project_in"),
         (Distillation("t", num_codebooks=5), r"at=bottleneck: num_codebooks=5 should be from 1 to 4"),
         (Distillation("t", "encoder", num_codebooks=1), r"at=encoder: num_codebooks=1 should be null"),
-        (Distillation("t", "decoder.act"), r"doesn't tell its channels; give the term dim"),
+        (Distillation("t", "decoder.act"), r"has no known width; give the term dim"),
         (Distillation("u"), r"objective\.teachers has no 'u'; it has t"),
         (Distillation("t", "encoder", dim=3), r"at=encoder has 16 channels, not 3; give the term dim=16"),
     ],

@@ -134,4 +134,4 @@ def test_discriminators_learn_to_tell(name):
     assert losses[-1] < 0.7 * losses[0]
     sum(term.codec_losses(fake, real, lengths).values()).backward()
     assert fake.grad[:, :, 0].abs().sum() > 0
-    assert fake.grad[3, :, 1:].abs().sum() == 0  # what is padding hears nothing
+    assert fake.grad[3, :, 1:].abs().sum() == 0  # padding gets no gradient

@@ -168,7 +168,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(name):
         for sides in ((broken, real), (real, broken)):
             with pytest.raises(UserError, match="NaN or infinite"):
                 measure(name, *sides)
-        assert measure(name, broken, real, [50]).isfinite()  # it lies in the padding
+        assert measure(name, broken, real, [50]).isfinite()  # it is in the padding
     with pytest.raises(UserError, match="shapes"):
         measure(name, real[:, :, 1:], real)
     with pytest.raises(UserError, match="shapes"):
@@ -264,7 +264,7 @@ def test_stoi_is_deaf_to_level_and_leaves_chance_alone(name):
     fake = real + noise(real, scale=0.02)
     one = measure(name, fake, real).item()
     assert measure(name, fake / 2, real).item() == pytest.approx(one, abs=2e-3)
-    # It is the published correlation where the reconstruction has half of the sound: none for what is lost.
+    # It is the published correlation on the half that the reconstruction has, and none on the lost half.
     half = fake.clone()
     half[:, :, RATE:] = 0
     values = []

@@ -86,7 +86,7 @@ def test_a_grid_is_drawn_with_a_row_for_each_code_and_a_column_for_each_sound(tm
     bright[:, round(two.shape[1] * 0.85) :] = False  # the scale of dB
     rows = np.flatnonzero(bright.sum(1) > 20)
     assert len(rows) and rows.max() < two.shape[0] / 2
-    # Low frequencies lie at the bottom: the tone of the left panel, 1 kHz, is under that of the right one, 3 kHz.
+    # Low frequencies are at the bottom: the tone of the left panel, 1 kHz, is under that of the right one, 3 kHz.
     half = round(two.shape[1] * 0.45)
     left, right = (np.flatnonzero(side.sum(1) > 20).mean() for side in (bright[:, :half], bright[:, half:]))
     assert left > right + 10

@@ -46,7 +46,7 @@ def check_lengths(pair: Pair, tokens: int, channels: int = 1) -> None:
 
 @torch.no_grad()
 def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int = 1) -> None:
-    """A padded batch is its single items, whatever lies in the padding, and what isn't valid comes out silent."""
+    """A padded batch is its single items, whatever the padding holds, and its padding comes out silent."""
     encoder, decoder = pair
     hop = encoder.downsample[0]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

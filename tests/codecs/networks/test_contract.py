@@ -1,4 +1,4 @@
-"""Every preset's networks keep their contract: what they tell, shapes, lengths, gradients, chunks."""
+"""Every preset's networks keep their contract: attributes, shapes, lengths, gradients, chunks."""
 
 import math
 from functools import cache
@@ -113,7 +113,7 @@ def test_a_padded_batch_is_its_single_items(name: str) -> None:
     encoder, decoder = networks(name)
     signal, grid = signals(encoder), grid_of(encoder)
     latents = encoder(signal)
-    if encoder.tokens:  # a prefix alone is as what is behind it, hidden
+    if encoder.tokens:  # a prefix alone equals the whole with the rest masked
         mask = (torch.arange(encoder.tokens) < 2).expand(len(latents), -1)
         near(decoder(latents, mask, grid), decoder(latents[:, :2], None, grid))
         near(decoder(latents[:, :2], None, grid[:1] if len(grid) == 3 else []), decoder(latents[:, :2], None, grid))

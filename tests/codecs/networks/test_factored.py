@@ -24,7 +24,7 @@ PRESETS = {
 OF_ONE_SIZE = ("adaptok_small", "hitvideo_small", "landiff_small")
 SLOW = pytest.param("landiff_small", marks=pytest.mark.slow)
 SMALL = tuple(f"{name}_small" for name in PRESETS if f"{name}_small" not in ("vidtok_noncausal_small", *OF_ONE_SIZE))
-# Millions of weights of both networks: of VidTok what its released layers come to, of BSQ-ViT what its table 1 tells.
+# Millions of weights of both networks: VidTok's released layers, BSQ-ViT's table 1.
 SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
 
 

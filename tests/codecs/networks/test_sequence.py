@@ -70,7 +70,7 @@ def test_they_export(kind: str) -> None:
 
 
 def reach(network: nn.Module, n: int) -> Tensor:
-    """Tell which steps each step's output depends on, bool `(n, n)`."""
+    """Return which steps each step's output depends on, bool `(n, n)`."""
     x = torch.randn(1, n, 8, requires_grad=True)
     y = network(x)
     rows = [torch.autograd.grad(y[0, step].sum(), x, retain_graph=True)[0][0].abs().sum(1) > 0 for step in range(n)]

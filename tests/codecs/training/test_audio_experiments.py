@@ -97,7 +97,7 @@ def test_padding_changes_nothing(name):
     assert hop == _config(name).data.downsample and codec.sample_rate == _config(name).codec.sample_rate
     sizes = [5 * hop, 3 * hop + 1, hop // 2]
     sounds = [_sound(size, seed=seed) for seed, size in enumerate(sizes)]
-    # What lies behind a sound is zeros in a batch; behind its last token it may be anything.
+    # After a sound a batch has zeros; after its last token anything may follow.
     batch = torch.cat([torch.nn.functional.pad(sound, (0, sizes[0] - sound.shape[2])) for sound in sounds])
     lengths = codec.layout.valid(torch.tensor(sizes), (sizes[0],))
     with torch.no_grad():

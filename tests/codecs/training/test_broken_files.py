@@ -1,4 +1,4 @@
-"""A run over ten thousand files, one in twenty of them broken: it comes to its end, and tells each of them once."""
+"""A run over ten thousand files, one in twenty of them broken: it comes to its end, and reports each of them once."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def good_sound(path: Path, number: int) -> None:
 
 
 def broken_sounds(folder: Path) -> dict[str, bytes]:
-    """Make files: empty, cut, of another kind, of a wrong rate, full of what is no number, or that promise too much."""
+    """Make files: empty, cut, of another kind, of a wrong rate, full of NaN, or with headers that promise too much."""
     made = {}
     for name in BROKEN_SOUNDS.keys() - {"folder.wav", "missing.wav"}:
         BROKEN_SOUNDS[name][0](folder / name)

@@ -139,7 +139,7 @@ def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
 
 
 def _readings(health: CodebookHealth, codebooks: list[Tensor], times: int) -> None:
-    """Give the same codes `(n,)` of each codebook at so many readings."""
+    """Add the same codes `(n,)` of each codebook at `times` readings."""
     for _ in range(times):
         codes = torch.stack(codebooks)[None]
         health.add(codes, torch.tensor([codes.shape[2]]), torch.tensor([len(codebooks)]), 1)
@@ -203,7 +203,7 @@ def test_few_tokens_are_no_collapse_of_a_large_codebook(caplog: pytest.LogCaptur
 
 
 def test_a_small_codebook_can_collapse_and_its_neighbors_are_spared(caplog: pytest.LogCaptureFixture) -> None:
-    """One of 4 entries is a quarter of what is possible, and still the least that there is."""
+    """One of 4 entries is a quarter of the possible use, and still the minimum."""
     health = CodebookHealth(residual(partial(EMAVectorQuantizer, 2, 4), 3))
     with caplog.at_level(logging.WARNING, "varitok"):
         _readings(health, [torch.arange(100) % 4, torch.zeros(100, dtype=torch.int64), torch.arange(100) % 3], 3)

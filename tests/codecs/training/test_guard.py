@@ -1,4 +1,4 @@
-"""Updates that are refused: what is not finite, or jumps, leaves no trace, on all processes alike."""
+"""Refused updates: a value that isn't finite, or a spike, leaves no trace, on all processes alike."""
 
 import copy
 import math
@@ -63,7 +63,7 @@ class Poison(pl.Callback):
 
 
 def state(module):
-    """Give what a refused update must leave alone."""
+    """Return the state that a refused update must not change."""
     kept = {name: value for name, value in module.state_dict().items() if name != "updates"}
     of = module.trainer.optimizers[0].state_dict()["state"]
     return kept | {f"{key}/{name}": value for key, values in of.items() for name, value in values.items()}

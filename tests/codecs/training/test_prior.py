@@ -1,4 +1,4 @@
-"""The prior sees only what is before a symbol, and its exact form has the same numbers however it is asked."""
+"""The prior sees only earlier symbols, and its exact form has the same numbers however it is called."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What kills a run, and what is left of it: checkpoints written whole, runs that go on as if nothing had happened."""
+"""Killed runs: checkpoints are written whole, and runs resume as if nothing had happened."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def logged(folder):
-    """Give all that was logged, in its order, but what a clock said."""
+    """Return the log in its order, without timings."""
     with (folder / "metrics.csv").open() as file:
         return [row for row in csv.reader(file) if not row[1].startswith(("checkpoint/", "speed/"))]
 
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(tmp_path, mo
     monkeypatch.setattr(torch, "save", save)
     fit(tmp_path, *QUIET, "checkpoint.every=1", "updates=5")
     assert saved == [1, 2, 3, 4, 5]
-    assert caplog.text.count("could not be saved (No space left on device); what was there stays") == 2
+    assert caplog.text.count("could not be saved (No space left on device); the last checkpoint is kept") == 2
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]["updates"] == 5
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 

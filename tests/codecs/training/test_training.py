@@ -38,7 +38,7 @@ HEAVY = (
 
 
 def _has_a_twin(experiment: str) -> bool:
-    """Tell whether another experiment is the small one of the same structure."""
+    """Return whether another experiment is the small one of the same structure."""
     small = ("_small", "_64")
     twins = (name.removesuffix(end) for end in small for name in EXPERIMENTS if name.endswith(end))
     return not experiment.endswith(small) and experiment.startswith(tuple(twins))

@@ -1,4 +1,4 @@
-"""Versions that are known to be bad are told in one line, before anything is loaded that may fail."""
+"""Versions that are known to be bad are reported in one line, before anything is loaded that may fail."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Stretches of sound files: where they come from, what is changed in them, what happens to bad ones."""
+"""Crops of audio files: their position, their augmentation, and bad files."""
 
 import math
 from pathlib import Path

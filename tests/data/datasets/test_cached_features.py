@@ -132,7 +132,7 @@ def test_a_teacher_whose_features_are_read_need_not_be_there(corpus):
 
 
 def slope(height: int, width: int, turned: bool = False) -> Image.Image:
-    """Make an image whose red tells the column, and green the row, as shown; stored on its side where it is turned."""
+    """Make an image whose red is the column, and green the row, as shown; `turned` stores it on its side."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = 255 * (np.arange(width) + 0.5) / width
     pixels[..., 1] = (255 * (np.arange(height) + 0.5) / height)[:, None]
@@ -140,7 +140,7 @@ def slope(height: int, width: int, turned: bool = False) -> Image.Image:
 
 
 def test_squares_of_images_are_cut_where_the_images_are(tmp_path):
-    """Of features that tell their place, cuts tell what the pixels beside them do."""
+    """Crops of features that encode their position agree with the pixels."""
     photos = tmp_path / "photos"
     photos.mkdir()
     slope(40, 90).save(photos / "a.png")
@@ -163,7 +163,7 @@ def test_squares_of_images_are_cut_where_the_images_are(tmp_path):
             mirrored.add(data.square((epoch, index)).mirrored)
             assert features.values.shape == (1, 2, 8, 8) and features.steps == (8, 8)
             shown = functional.avg_pool2d(data[epoch, index][:2].float() / 255, 8)
-            # What lies beyond the middle of the outermost position is taken to be as there.
+            # Beyond the center of the outermost position its value is repeated.
             torch.testing.assert_close(features.values[0], shown, atol=0.5 / 8, rtol=0)
             torch.testing.assert_close(features.values[0, :, 2:-2, 2:-2], shown[:, 2:-2, 2:-2], atol=0.012, rtol=0)
     assert mirrored == {False, True}

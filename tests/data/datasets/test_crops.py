@@ -1,4 +1,4 @@
-"""Crops: boxes lie inside, everywhere with equal chance."""
+"""Crops: boxes are inside, uniformly distributed."""
 
 import torch
 from hypothesis import given

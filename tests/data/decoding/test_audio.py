@@ -1,4 +1,4 @@
-"""Sound files of every kind: a stretch is the same as in the whole file, and what is none is named, never a crash."""
+"""Sound files of every kind: a part is the same as in the whole file, and a bad file is named, never a crash."""
 
 import math
 import re
@@ -20,7 +20,7 @@ RATE = 16_000
 
 
 def _tone(frames: int, rate: int = RATE, frequency: float = 300.0, channels: int = 1) -> np.ndarray:
-    """Give `(frames, channels)`; each channel half as loud as the one before."""
+    """Return `(frames, channels)`; each channel half as loud as the one before."""
     sine = 0.5 * np.sin(2 * math.pi * frequency * np.arange(frames) / rate)
     return (sine[:, None] * 0.5 ** np.arange(channels)).astype(np.float32)
 
@@ -172,7 +172,7 @@ def test_many_channels_that_only_ffmpeg_reads(tmp_path):
 
 
 class _Counting(soundfile.SoundFile):
-    """A file that counts what is read of it."""
+    """A file that counts the bytes read."""
 
     frames_read = 0
 
@@ -289,7 +289,7 @@ def test_a_cut_flac_is_named(tmp_path, kinds):
     data = kinds["a.flac"].read_bytes()
     (tmp_path / "a.flac").write_bytes(data[: len(data) // 2])
     _is_named(tmp_path / "a.flac")
-    assert decode_audio(tmp_path / "a.flac", 0, 1000).shape == (1, 1000)  # what is there is there
+    assert decode_audio(tmp_path / "a.flac", 0, 1000).shape == (1, 1000)  # the rest is intact
 
 
 @pytest.mark.parametrize(("frames", "name"), [(1 << 31, "a.wav"), ((1 << 36) - 1, "a.flac")])

@@ -1,4 +1,4 @@
-"""Files of clips: the frames that are shown at their moments, whatever the file; what is broken is told."""
+"""Files of clips: the frames displayed at each time, whatever the file; broken files are reported."""
 
 import os
 import time

@@ -21,7 +21,7 @@ from ..saved import TEXTS, saved
 
 
 def captioned(folder: Path, count: int = 8) -> Path:
-    """Fill a folder with images, of which each third has no caption."""
+    """Fill a folder with images; every third has no caption."""
     for number, path in enumerate(sorted(fill(folder, count).iterdir())):
         if number % 3:
             path.with_suffix(".txt").write_text(f"a {path.stem}\n  on\twhite\n", encoding="utf-8")

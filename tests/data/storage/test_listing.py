@@ -1,4 +1,4 @@
-"""Folders as data sets: which files are trained on, which are held out, and what is said where there are none."""
+"""Folders as data sets: training files, held-out files, and the message if there are none."""
 
 from pathlib import Path
 from urllib.error import URLError

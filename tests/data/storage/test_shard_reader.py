@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def fresh(folder: Path, name: str = "shards") -> Path:
-    """Give a folder that isn't there: hypothesis uses one temporary folder for all its examples."""
+    """Return a new folder: hypothesis uses one temporary folder for all its examples."""
     return folder / f"{name}_{len(list(folder.iterdir()))}"
 
 

@@ -1,4 +1,4 @@
-"""Data sets of shards: the same signals as of the folder that they were made of, from wherever they lie."""
+"""Data sets of shards: the same signals as from the folder that was packed, from any location."""
 
 import json
 import threading
@@ -125,7 +125,7 @@ def test_shards_are_read_over_http_by_ranges(tmp_path: Path, served) -> None:
     assert len(loose.train) == len(far.train)  # type: ignore[arg-type]
     asked.clear()
     assert torch.equal(loose.train[0, 1], far.train[0, 1])
-    assert sum(asked) == loose.train.files[1].stat().st_size, "what is needed, once"  # type: ignore[attr-defined]
+    assert sum(asked) == loose.train.files[1].stat().st_size, "each byte once"  # type: ignore[attr-defined]
     data = DataModule(far, batch_size=2, workers=1, updates=2)
     assert [len(batch.signal) for batch in data.train_dataloader()] == [2, 2]  # type: ignore[attr-defined]
     (tmp_path / "shards" / "000000.index.jsonl").unlink()

@@ -104,7 +104,7 @@ def test_a_padded_sound_is_heard_as_alone(tmp_path, kind):
     teacher = AudioTransformer(str(folder), 24000, layer=1)
     lengths = torch.tensor([2400, 1111, 1777, 2400])
     batch = sounds(4, 2400)
-    batch[1, :, 1111:] = 3.0  # whatever lies behind
+    batch[1, :, 1111:] = 3.0  # any padding
     with torch.no_grad():
         found = teacher(batch, lengths)
         for index, length in enumerate(lengths):

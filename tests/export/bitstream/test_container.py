@@ -1,4 +1,4 @@
-"""Containers: what is written comes back, a cut one gives what arrived, and a damaged one is told in one line."""
+"""Containers: round trips; a cut one decodes to its beginning; a damaged one is reported in one line."""
 
 import io
 import random
@@ -128,7 +128,7 @@ def test_every_flipped_bit_is_noticed(name, tmp_path, small_chunks):
             found = read(path)
         except UserError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-        else:  # without its end, or where a payload seems longer than the file, it is a cut one; what is whole is right
+        else:  # without its end, or with a payload longer than the file, it is a cut one; complete chunks are right
             assert not found.complete
             assert found.steps == 0 or np.array_equal(found.codes(end=found.steps), codes[:, :, : found.steps])
 

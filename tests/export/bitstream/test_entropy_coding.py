@@ -86,7 +86,7 @@ def test_symbols_are_the_codes_and_see_only_what_is_before(name, limit):
         named = structure.sources[:, 1:]
         assert (structure.kinds[named] == structure.kinds[:, None])[named >= 0].all(), "neighbors are of its own kind"
         contexts = symbols.contexts(structure, row)
-        for count in (0, 1, len(row) // 2):  # what a symbol is shown doesn't hang on those behind it
+        for count in (0, 1, len(row) // 2):  # a symbol's context doesn't depend on later ones
             assert np.array_equal(symbols.contexts(structure, row[:count])[: count + 1], contexts[: count + 1])
 
 

@@ -14,7 +14,7 @@ N = 12
 
 
 def row(seed):
-    """Encode a row of bright pixels, a token for each: what is cut off is black."""
+    """Encode a row of bright pixels, a token for each: missing ones are black."""
     original = np.random.default_rng(seed).uniform(0.3, 1, (1, 1, 1, N)).astype(np.float32)
     return Encoded(np.arange(N)[None, None], (), np.ones(N, np.int64), original, None)
 
@@ -26,7 +26,7 @@ def decode(part):
 
 
 def kept(whole, quality, back=decode):
-    """Tell how many tokens are kept for a quality."""
+    """Return how many tokens are kept for a quality."""
     return fitted(SimpleNamespace(tokens=N), whole, Target(quality=quality), back).codes.shape[2]
 
 

@@ -1,4 +1,4 @@
-"""What `varitok doctor` tells of a machine, and of one that can't train."""
+"""The report of `varitok doctor`, also on a machine that can't train."""
 
 import json
 import os

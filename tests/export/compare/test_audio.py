@@ -1,4 +1,4 @@
-"""The classical codecs of sound: places and lengths, and what is counted."""
+"""The classical audio codecs: alignment, lengths, and counted bytes."""
 
 from io import BytesIO
 

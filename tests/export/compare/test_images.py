@@ -1,4 +1,4 @@
-"""The classical codecs of pictures: what comes back, and what is counted."""
+"""The classical image codecs: decoded images, and counted bytes."""
 
 from io import BytesIO
 

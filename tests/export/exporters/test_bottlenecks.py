@@ -64,7 +64,7 @@ def _counts(bottleneck):
 
 
 def _check(bottleneck, encode, decode):
-    """Hold both directions of an exported form against the bottleneck, at several sizes."""
+    """Compare both directions of an exported form with the bottleneck, at several sizes."""
     for b, n in SIZES:
         latents = _latents(bottleneck.dim, b, n)
         codes = bottleneck.encode(latents)

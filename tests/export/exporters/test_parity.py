@@ -1,4 +1,4 @@
-"""Parity passes what is equal and names what is not."""
+"""Parity passes equal files and names differing ones."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The report: one page that holds everything, says what is true, and believes no name."""
+"""The report: one page that holds everything, is correct, and escapes every name."""
 
 import base64
 import io

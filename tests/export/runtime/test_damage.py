@@ -1,4 +1,4 @@
-"""Whatever is wrong with a bundle's files, it is told in one line, or nothing comes of it."""
+"""Any damage to a bundle's files is reported in one line, or harmless."""
 
 import random
 import shutil

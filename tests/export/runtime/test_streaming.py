@@ -35,7 +35,7 @@ RATE = 8000
 
 
 def _seanet() -> Codec:
-    """A recurrent layer, residual codebooks, and a hop of 30 samples, of which no 20 ms are made."""
+    """A recurrent layer, residual codebooks, and a hop of 30 samples, which doesn't divide 20 ms."""
     sizes = {"width": 16, "base": 4, "strides": [2, 3, 5], "causal": True, "activation": "elu"}
     encoder, decoder = ConvEncoder(**sizes, inner=Recurrent(32)), ConvDecoder(**sizes, inner=Recurrent(32))
     return _codec(encoder, residual(partial(VectorQuantizer, 8, 32), 3), decoder)
@@ -81,7 +81,7 @@ def _codec(encoder, bottleneck, decoder) -> Codec:
 
 @pytest.fixture(scope="module", params=PARAMETERS)
 def exported(request, tmp_path_factory):
-    """Give a codec, its bundle's folder and the report."""
+    """Return a codec, its bundle's folder and the report."""
     torch.manual_seed(0)
     codec = KINDS[request.param]()
     folder = tmp_path_factory.mktemp("stream") / "bundle"

@@ -17,7 +17,7 @@ from ...codecs.examples import clip_codec
 NEAR = 1e-4  # of values that are clamped to [-1, 1]; the codec's own reach to 5
 
 
-# Four graphs of which two have states that grow with the frames: one looks back only.
+# Four graphs, two of them with states that grow with the frames' size: the codec is causal.
 @pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow, id="causal"), False])
 def codec(request):
     return clip_codec(causal=request.param)
@@ -125,12 +125,12 @@ def test_what_it_does_not_take_is_one_line(bundle, clip):
     for call, message in [
         (lambda: bundle.encode(clip[..., :1]), r"pixels (frames, height, width, 3) are expected, got (11, 20, 30, 1)"),
         (lambda: bundle.encode(clip.astype(np.int32)), "uint8 pixels or floats in [-1, 1] are expected, got int32"),
-        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), 2.0)), "float values must lie in [-1, 1]"),
-        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), np.nan)), "float values must lie in [-1, 1]"),
+        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), 2.0)), "float values must be numbers in [-1, 1]"),
+        (lambda: bundle.encode(np.full((1, 3, 1, 8, 8), np.nan)), "float values must be numbers in [-1, 1]"),
         (lambda: bundle.encode(np.zeros((3, 1, 8, 8))), "float values (batch, 3, frames, height, width) are expected"),
         (lambda: bundle.encode(clip[:0]), "1 or more are expected"),
         (lambda: bundle.encode(clip, tile=8), "tile=8: tiles must have at least two steps, 16 pixels"),
-        (lambda: bundle.encode(clip, tokens=2), "2 tokens: this codec's lie on a grid"),
+        (lambda: bundle.encode(clip, tokens=2), "2 tokens: this codec has tokens on a grid"),
         (lambda: bundle.encode(clip, num_codebooks=2), "2 codebooks: this codec has 1"),
         (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
         (lambda: bundle.decode(codes + 512), "codebook 0 has codes 0 to 511"),

@@ -223,7 +223,7 @@ def test_counters_count(tmp_path):
 
 
 class Full:
-    """A disk that has room for so many more bytes."""
+    """A disk with `room` more bytes."""
 
     def __init__(self, monkeypatch, room):
         self.room = room
@@ -414,5 +414,5 @@ def test_a_run_ends_well_on_a_disk_that_was_full(tmp_path):
     script = FILLED.format(disk=disk, kept=kept)
     status, _ = train(disk / "run", *words, before=[*before, script], WANDB_MODE="offline")
     said = (kept / "said").read_text()
-    assert status == 0 and "what is logged waits for room" in said and "Traceback" not in said, said
+    assert status == 0 and "rows are kept until there is room" in said and "Traceback" not in said, said
     assert set(read_scalars(kept / "metrics.csv")["loss"]) == set(range(2, 401, 2))

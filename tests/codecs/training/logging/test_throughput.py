@@ -59,7 +59,7 @@ def test_a_run_that_waits_little_is_told_nothing(clock, caplog):
     measured = Throughput()
     batches(clock, measured, 90, wait=1, work=9)
     measured.read()
-    batches(clock, measured, 2, wait=1, work=0.1)  # too short to tell
+    batches(clock, measured, 2, wait=1, work=0.1)  # too short to measure
     measured.read()
     assert not caplog.text
 

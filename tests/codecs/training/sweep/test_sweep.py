@@ -86,7 +86,7 @@ def lives(folder):
 
 
 def as_agent(path, runs=()):
-    """Give the words that W&B's agent would call train.py with, for what W&B would draw."""
+    """Return the words that W&B's agent would call train.py with."""
     config = agent.load_sweep_config(str(path))
     drawn = sweeps.next_run(config, list(runs)).config
     drawn = json.loads(json.dumps(drawn, default=lambda number: number.item()))
@@ -379,7 +379,7 @@ def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_wandbs_agent_runs_a_trial_and_the_same_trial_again(tmp_path):
-    """Its environment, its words: a folder of its own, a run of its name; what was preempted goes on there."""
+    """Its environment, its words: a folder of its own, a run of its name; a preempted one continues there."""
     words = [*as_agent(ROOT / "configs/sweep/image_rate.yaml"), "debug=one_batch", "export=none", "data.val_length=2"]
     names = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "trial7", "WANDB_MODE": "offline"}
     for _ in range(2):

@@ -85,7 +85,7 @@ class Cell(NamedTuple):
         trained: What is changed in it for the step: a size that takes seconds.
         batch: Crops of a step; the preset says how long they are.
         peers: Makes each peer's codec at the published size, by name; the first is what ratios are to.
-        step: Makes the peer's step; None where the package has nothing that trains.
+        step: Makes the peer's step; None if the package has nothing that trains.
     """
 
     name: str

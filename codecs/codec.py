@@ -126,7 +126,7 @@ class Codec(nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """How many codebooks each token has; 0 where the bottleneck is continuous."""
+        """How many codebooks each token has; 0 if the bottleneck is continuous."""
         return len(self.bottleneck.codebook_sizes)
 
     @property
@@ -135,7 +135,7 @@ class Codec(nn.Module):
         return self.encoder.repeats
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
         return self.bottleneck.payload(tokens, num_codebooks)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -143,7 +143,7 @@ class Codec(nn.Module):
 
         Args:
             signal: `(b, c, *grid)`; the last steps of the grid are filled up (`TokenLayout.pad`).
-            lengths: int64 `(b,)`, valid tokens; all where None.
+            lengths: int64 `(b,)`, valid tokens; all if None.
 
         Raises:
             UserError: The patch doesn't divide the image's sides.
@@ -165,7 +165,7 @@ class Codec(nn.Module):
     def paint(
         self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = (), memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Decode quantized latents `(b, n, d)` to a signal of whole steps; `lengths` are kept, all where None."""
+        """Decode quantized latents `(b, n, d)` to a signal of whole steps; `lengths` are kept, all if None."""
         visible, mask = self.project_out(latents), None
         if lengths is not None:
             visible, mask = self.length.mechanism(visible, lengths)
@@ -226,8 +226,8 @@ class Codec(nn.Module):
         Args:
             codes: `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, where tokens are ordered, else
                 `(b, codebooks, *grid)`; a prefix of the codebooks is allowed.
-            size: The signals' size; where None that of training, or of whole steps, without the causal pad.
-            lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all where None.
+            size: The signals' size; if None that of training, or of whole steps, without the causal pad.
+            lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all if None.
 
         Raises:
             UserError: k is 0 or above N, a length is 0 or above k, or there are other blocks than the size has.

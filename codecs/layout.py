@@ -88,13 +88,13 @@ class TokenLayout(nn.Module, ABC):
         """Count the valid tokens, int64 `(b * blocks,)`, of signals with `lengths` valid steps of the first axis."""
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Describe in a few words why tokens can't be made chunk by chunk; nothing where they can."""
+        """Describe in a few words why tokens can't be made chunk by chunk; nothing if they can."""
         return "its tokens are about the whole signal"
 
     # Signals.
 
     def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
-        """Fill up the last steps of a signal `(b, c, *grid)`, behind a causal_pad (`padding.filled`); scriptable."""
+        """Pad the last steps of a signal `(b, c, *grid)` after a causal pad (see `padding.py`); scriptable."""
         return pad_to_grid(signal, self.downsample, causal_pad)
 
     def steps(self, signal: Tensor) -> list[int]:
@@ -143,7 +143,7 @@ class TokenLayout(nn.Module, ABC):
 
         Args:
             codes: `(b, q, k)`, `(b, q, blocks, k)` or `(b, q, *grid)`.
-            lengths: int64 `(b,)`, or of blocks `(b, blocks)`, how many of the tokens are kept; all where None.
+            lengths: int64 `(b,)`, or of blocks `(b, blocks)`, how many of the tokens are kept; all if None.
 
         Returns:
             Codes `(b * blocks, q, n)`, of ordered tokens all N, and how many are kept, `(b * blocks,)`; None for all.

@@ -33,7 +33,7 @@ class ChunkedCodec:
 
     @property
     def obstacle(self) -> str:
-        """Why the codec can't code chunk by chunk, in a few words; empty where it can."""
+        """Why the codec can't code chunk by chunk, in a few words; empty if it can."""
         codec = self.codec
         return codec.layout.obstacle(codec.unit_latents) or obstacle(codec.encoder) or obstacle(codec.decoder)
 
@@ -185,7 +185,7 @@ def arrange(network: nn.Module, run: Callable[[list[Tensor]], object]) -> list[l
         run: Sends a chunk of a batch of one through the network, with the memory that it is given.
 
     Returns:
-        The shape in each place for a batch of one; empty where nothing is kept.
+        The shape in each place for a batch of one; empty if nothing is kept.
     """
     slots = 0
     for module in network.modules():

@@ -53,11 +53,11 @@ class Sample(NamedTuple):
     """One item on its way to a batch.
 
     Attributes:
-        signal: `(c, *grid)`, or None where the file could not be read and nothing stands in for it.
+        signal: `(c, *grid)`, or None if the file could not be read and nothing stands in for it.
         bad: "path: reason" of each file that was tried and could not be read.
         sample_index: Which signal of its data set it is.
         features: What teachers saw in it before, by their names.
-        caption: What a text says of it, empty where none does; None where captions aren't read.
+        caption: What a text says of it, empty if none does; None if captions aren't read.
     """
 
     signal: Tensor | None
@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     """A batch of signals.
 
     Attributes:
-        signal: `(b, c, *grid)`, uint8 or float in [-1, 1]; b is 0 where no file of the batch could be read.
+        signal: `(b, c, *grid)`, uint8 or float in [-1, 1]; b is 0 if no file of the batch could be read.
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
         whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
@@ -96,7 +96,7 @@ class SignalDataset(Dataset[Tensor], ABC):
 
     Attributes:
         files: The signals' files; empty if signals don't have files of their own.
-        shapes: Sizes of the grid that signals are brought to; empty where all have one.
+        shapes: Sizes of the grid that signals are brought to; empty if all have one.
     """
 
     files: Sequence[File] = ()
@@ -115,7 +115,7 @@ class SignalDataset(Dataset[Tensor], ABC):
         """
 
     def sizes(self) -> Sequence[int]:
-        """Return each signal's steps of the first axis, 0 where unreadable; empty where lengths are not known."""
+        """Return each signal's steps of the first axis, 0 if unreadable; empty if lengths are not known."""
         return ()
 
     def kinds(self) -> Sequence[int]:
@@ -140,7 +140,7 @@ class Splits(NamedTuple):
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack what could be read, filled up to the longest first axis; keep the names of what could not.
 
-    Behind a sound come zeros, behind a clip copies of its last frame.
+    Audio is padded with zeros, video with copies of its last frame.
     """
     read = [sample for sample in samples if sample.signal is not None]
     signals = [sample.signal for sample in read if sample.signal is not None]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SELF = Path(__file__).relative_to(ROOT).as_posix()
+SUFFIXES = (".py", ".md", ".yaml", ".js", ".j2", ".toml", ".yml")
 # A phrase, and what to write instead.
 BANNED = {
     r"^\s+`?\w+`?: Of (?!which)": "name the quantity: `width: number of channels`, not `width: Of the channels`",
@@ -23,6 +24,7 @@ BANNED = {
     r"\b(lie|lies|lay)\b": "is, are",
     r"\bhangs? on\b": "depends on",
     r"\blikewise\b": "say what is alike",
+    r"\bwhere None\b|\b(None|0|1|empty|nothing) where\b": "if",
     r"\bwhat (is|are|was|were)\b": "a noun",
 }  # fmt: skip
 PATTERNS = {re.compile(pattern): cure for pattern, cure in BANNED.items()}
@@ -56,12 +58,20 @@ def find_banned(path: Path) -> list[str]:
     ]
 
 
-def main(words: list[str]) -> None:
-    """Read the files that Git tracks, or those below the given paths; print what is found, and its number."""
+def list_files(words: list[str]) -> list[str]:
+    """List the files that Git knows or would add, below the given paths; without Git, all but hidden ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *words]
-    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    kept = [name for name in names if Path(name).suffix in (".py", ".md", ".yaml", ".js", ".j2", ".toml", ".yml")]
-    found = [line for name in kept if name != SELF and (ROOT / name).is_file() for line in find_banned(ROOT / name)]
+    shown = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if shown.returncode == 0:
+        return shown.stdout.split()
+    paths = (path.relative_to(ROOT) for word in words or ["."] for path in (ROOT / word).rglob("*"))
+    return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+
+
+def main(words: list[str]) -> None:
+    """Read the files below the given paths; print the findings and their number."""
+    kept = [name for name in list_files(words) if Path(name).suffix in SUFFIXES and name != SELF]
+    found = [line for name in kept if (ROOT / name).is_file() for line in find_banned(ROOT / name)]
     print("\n".join([*found, f"words: {len(found)} to say otherwise"]))
     sys.exit(bool(found))
 

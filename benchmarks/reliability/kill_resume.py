@@ -59,7 +59,7 @@ Row = tuple[int, str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; the exit status is 1 where a value differs."""
+    """Run the command line; the exit status is 1 if a value differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of each run; default: %(default)s")
     parser.add_argument("--updates", type=int, default=120, help="of each run; default: %(default)s")

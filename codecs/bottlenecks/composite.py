@@ -65,7 +65,7 @@ class Composite(Bottleneck):
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
     def run_part(self, index: int, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> tuple[Quantized, Tensor]:
-        """Send latents through a part; it measures nothing where none of its codebooks is kept.
+        """Send latents through a part; it measures nothing if none of its codebooks is kept.
 
         Returns:
             What the part made, and its latents with zeros where none of its codebooks is kept.
@@ -83,7 +83,7 @@ class Composite(Bottleneck):
         return together if places == sorted(places) else together[:, order]
 
     def decode_part(self, index: int, codes: Tensor) -> Tensor | None:
-        """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None where it holds none of the part's."""
+        """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None if it holds none of the part's."""
         places = [place for place in self.places[index] if place < codes.shape[1]]
         return self.parts[index].decode(codes[:, places]) if places else None  # type: ignore[operator]
 

@@ -66,7 +66,7 @@ class Bottleneck(nn.Module, ABC):
         return sum(math.log2(size) / stride for size, stride in codebooks) if self.codebook_sizes else 32.0 * self.dim
 
     def payload(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all where None."""
+        """Count the bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all if None."""
         if not self.codebook_sizes:
             return tokens * self.bits
         each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]

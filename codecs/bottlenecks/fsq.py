@@ -209,8 +209,8 @@ class ResidualScalarQuantizer(Bottleneck):
     Args:
         levels: Levels of each dimension, at least 2.
         num_codebooks: Refinements, the first grid included.
-        refinement: Size of each grid in that of the one before, for every dimension; 1 / levels where None.
-        bound: Values at which the latents saturate; 1 + 1 / (levels - 1) where None, the whole of the outermost cells.
+        refinement: Size of each grid in that of the one before, for every dimension; 1 / levels if None.
+        bound: Values at which the latents saturate; 1 + 1 / (levels - 1) if None, the whole of the outermost cells.
 
     Raises:
         UserError: A level is below 2, or there are no codebooks.

@@ -195,7 +195,7 @@ class LibraryStack(Bottleneck):
 
     Args:
         group: The package's module.
-        dim: Width of the latents; that of the codebooks where None.
+        dim: Width of the latents; that of the codebooks if None.
         kmeans_init: EMA codebooks start from k-means of the first batch of all processes.
     """
 

@@ -18,7 +18,7 @@ __all__ = ["MultiRate", "multirate"]
 
 
 def _averaged(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
-    """Average each group of `stride` steps of `(b, n, d)` over its valid ones, bool `(b, n)`, all where None.
+    """Average each group of `stride` steps of `(b, n, d)` over its valid ones, bool `(b, n)`, all if None.
 
     The last group may have fewer. A group without a valid step is 0.
     """

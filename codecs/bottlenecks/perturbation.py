@@ -73,7 +73,7 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | No
         latents: `(b, n, d)`.
         noise: Noise of unit variance, like `latents`.
         sigma: Noise in root mean squares of each sample's latents.
-        lengths: int64 `(b,)`, valid tokens; all where None.
+        lengths: int64 `(b,)`, valid tokens; all if None.
 
     Returns:
         float32, as `latents`.
@@ -89,7 +89,7 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | No
 
 
 class Perturbation(nn.Module, ABC):
-    """Replaces tokens by neighbors while training, behind the bottleneck's penalties and before the decoder.
+    """Replaces tokens by neighbors in training, after the bottleneck's penalties and before the decoder.
 
     A share beta of a batch's samples is perturbed, and in these each valid token with probability alpha, which changes
     linearly between two points of the run. RobustTok takes the first tenth of the batch; here a random number of

@@ -195,7 +195,7 @@ class KMeansQuantizer(EMAVectorQuantizer):
 
 
 class SimVectorQuantizer(_Codebook):
-    """A frozen random codebook behind a learned linear map: all entries move at once (arXiv 2411.02038, section 3).
+    """A frozen random codebook and a learned linear map: all entries move at once (arXiv 2411.02038, section 3).
 
     Args:
         dim: Width of the latents.

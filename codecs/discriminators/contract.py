@@ -28,7 +28,7 @@ class Feature(NamedTuple):
 
     Attributes:
         values: `(b, channels, ...)`.
-        valid: bool, broadcastable to `values`, or None where all are.
+        valid: bool, broadcastable to `values`, or None if all are.
     """
 
     values: Tensor
@@ -40,7 +40,7 @@ class DiscriminatorOutput(NamedTuple):
 
     Attributes:
         logits: `(b, ...)`; large means real.
-        valid: bool, broadcastable to `logits`, or None where all are valid.
+        valid: bool, broadcastable to `logits`, or None if all are valid.
         features: Activations of its layers, first to last, without the logits.
     """
 
@@ -121,7 +121,7 @@ class Layers(nn.Module):
 
 
 def zero_padding(signal: Tensor, lengths: Tensor | None) -> Tensor:
-    """Put zeros behind each sample's length, whatever was there, in `(b, c, t)`."""
+    """Zero what follows each sample's length, in `(b, c, t)`."""
     if lengths is None:
         return signal
     return torch.where(prefix_mask(lengths, signal.shape[2])[:, None], signal, 0.0)

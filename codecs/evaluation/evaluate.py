@@ -38,7 +38,7 @@ def evaluate(
         codec: Evaluated on its own device, in evaluation mode; its modes are restored.
         batches: Images `(b, 3, h, w)`, all of the size that the codec decodes to, or sounds `(b, c, t)` with their
             lengths; empty batches are passed over.
-        keeps: The numbers that are kept, 1, 2, 4, ... and all where None; any others are sorted.
+        keeps: The numbers that are kept, 1, 2, 4, ... and all if None; any others are sorted.
         metrics: Names that the codec's modality has; None for the two that it shows.
         header: What goes above the table, before what the numbers mean.
 

@@ -26,14 +26,14 @@ class Evaluable(Protocol):
 
     @property
     def sample_rate(self) -> int | None:
-        """Of sounds, Hz; None where signals are images."""
+        """Of sounds, Hz; None if signals are images."""
 
     @property
     def bottleneck(self) -> Any:
         """Has `codebook_sizes`."""
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens with their first `num_codebooks` codebooks, all where None."""
+        """Count the payload bits of `tokens` tokens with their first `num_codebooks` codebooks, all if None."""
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, codebooks, N)` or `(b, codebooks, *grid)`."""
@@ -63,7 +63,7 @@ class Ladder:
 
     Args:
         codec: What codes.
-        keeps: The numbers that are kept; where None the whole layers of a hierarchy, else 1, 2, 4, ... and all; any
+        keeps: The numbers that are kept; if None the whole layers of a hierarchy, else 1, 2, 4, ... and all; any
             others are sorted.
 
     Attributes:

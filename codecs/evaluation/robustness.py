@@ -225,7 +225,7 @@ def robustness(
         ways: Ways of replacing: "nearest" entries of the table, codes under "noise", "random" codes; if None all those
             that the bottleneck has.
         tokens: Number of tokens to keep; all if None.
-        features: Maps whose Fréchet distance is taken, by column; `derivatives` alone where None.
+        features: Maps whose Fréchet distance is taken, by column; `derivatives` alone if None.
         replacement: How tokens are replaced.
         header: What goes above the rows, before what the numbers mean.
 

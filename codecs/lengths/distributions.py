@@ -129,7 +129,7 @@ class Range:
 
     Args:
         low: The least.
-        high: The most; the total where None.
+        high: The most; the total if None.
         stride: Between two neighbors, counted from `low` (KARL, arXiv 2507.07995: 16).
 
     Raises:

@@ -86,7 +86,7 @@ class HaltingHead(nn.Module):
             latents: `(b, n, dim)`.
             error: `(b,)`, what the reconstruction from `lengths` tokens had.
             lengths: int64 `(b,)`.
-            counted: bool `(b,)`, samples that say something; all where None.
+            counted: bool `(b,)`, samples that say something; all if None.
         """
         logits = self(latents, error)
         halted = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]

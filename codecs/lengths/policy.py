@@ -179,8 +179,8 @@ class LengthPolicy(nn.Module):
         granularity: One draw for each "sample", one for the whole "batch" of a process, or one for each "step", the
             same on all processes.
         full_share: Share of draws replaced by the full length, in [0, 1].
-        codebooks: The same for the codebooks; all are kept where None.
-        halting: Learns beside the codec how many tokens a target error takes; none where None.
+        codebooks: The same for the codebooks; all are kept if None.
+        halting: Learns beside the codec how many tokens a target error takes; none if None.
     """
 
     def __init__(

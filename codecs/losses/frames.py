@@ -16,7 +16,7 @@ class PerFrame(SignalTerm):
 
     Args:
         module: Compares images `(n, c, h, w)` to a scalar.
-        frames: How many frames of the batch are compared, drawn anew each time; all where None.
+        frames: How many frames of the batch are compared, drawn anew each time; all if None.
 
     Raises:
         UserError: The number is below 1.

@@ -117,7 +117,7 @@ class Objective(nn.Module):
             real: The signal.
             lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
             update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
-            guidance: What terms compare with; None where none looks into the codec or reads captions.
+            guidance: What terms compare with; None if none looks into the codec or reads captions.
 
         Returns:
             The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.

@@ -33,7 +33,7 @@ class MultiScaleMel(SignalTerm):
         windows: Lengths of the windows, in samples; a quarter apart.
         bands: Mel bands, for each window or for all.
         low: Lowest frequency, in Hz.
-        high: Highest, in Hz; half the sample rate where None.
+        high: Highest, in Hz; half the sample rate if None.
         formula: "slaney" has bands of equal area, "htk" of equal height.
         power: 1 for magnitudes, 2 for power.
         normalized: Whether spectra are divided by the root of the sum of their window's squares.
@@ -109,14 +109,14 @@ class MultiResolutionSTFT(SignalTerm):
 
     Args:
         ffts: Lengths of the transforms, in samples.
-        hop_lengths: Samples between frames; quarters of `ffts` where None.
-        windows: Lengths of the windows; `ffts` where None.
+        hop_lengths: Samples between frames; quarters of `ffts` if None.
+        windows: Lengths of the windows; `ffts` if None.
         convergence: Weight of the norm of the difference over the norm of the real spectrogram.
         logarithm: Weight of the mean absolute difference of logarithms.
         magnitude: Weight of the mean absolute difference of magnitudes.
         floor: Magnitudes below it count as it, in logarithms.
         quiet: Root mean square of noise; a sound with less energy counts as with as much in `convergence` (ours).
-        scale: Factor on all; the mean over resolutions where None.
+        scale: Factor on all; the mean over resolutions if None.
 
     Raises:
         UserError: There are not as many hops or windows as transforms.

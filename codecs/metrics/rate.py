@@ -96,7 +96,7 @@ def run_flags(codes: Tensor) -> tuple[int, float, int]:
 
     Returns:
         Tokens that are sent, and the bits of the flags that say which: of an ideal coder that knows how many they are,
-        and a bit for each place behind the first step.
+        and a bit for each position after the first step.
     """
     frame = math.prod(codes.shape[2:])
     places = (codes.shape[1] - 1) * frame
@@ -137,7 +137,7 @@ class CodeCounts:
 
         Args:
             codes: int64 `(b, codebooks, n)`.
-            valid: bool, `(b, codebooks, n)`, which of them count; all where None.
+            valid: bool, `(b, codebooks, n)`, which of them count; all if None.
         """
         if self.small:
             chosen = codes[:, self.places] + self.offsets
@@ -204,7 +204,7 @@ def usage(counts: Tensor, size: int | None = None) -> float:
 
     Args:
         counts: Counts of all entries, or of those that occur.
-        size: Entries of the codebook; as many as counts where None.
+        size: Entries of the codebook; as many as counts if None.
     """
     return int((counts > 0).sum()) / (len(counts) if size is None else size)
 

@@ -26,7 +26,7 @@ def flicker(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
 
 
 def seam_error(fake: Tensor, real: Tensor, chunk: int) -> Tensor:
-    """Compute how much more a clip flickers where chunks meet than within them, in 8-bit levels; 0 where none is seen.
+    """Compute how much more a clip flickers where chunks meet than within them, in 8-bit levels; 0 if none is seen.
 
     A codec that looks ahead has to code long clips as chunks of their own; one that goes chunk by chunk has no seams.
 
@@ -69,7 +69,7 @@ FLICKER = Metric(
     "flicker",
     "{:.2f}",
     definition="mean over clips of more than one frame; mean absolute difference of the changes from frame to frame,"
-    " RGB, in 8-bit levels; 0 where motion is right though pixels are not; lower is better",
+    " RGB, in 8-bit levels; 0 if motion is right though pixels are not; lower is better",
     higher_is_better=False,
     build=stateless(flicker),
 )

@@ -30,7 +30,7 @@ class GraphNames(NamedTuple):
         signal: Input of the encoder.
         codes: Output of the encoder and input of the decoder.
         back: Output of the decoder.
-        axes: Free axes of a signal; what comes back has the same with `_out` behind.
+        axes: Free axes of a signal; the decoder's have the suffix `_out`.
         latent_axes: Free axes of its codes, if tokens are on a grid.
     """
 

@@ -75,7 +75,7 @@ class Snake(nn.Module):
 
     Args:
         channels: Channels of the signal.
-        dims: Its axes behind the channels.
+        dims: Its axes after the channels.
     """
 
     def __init__(self, channels: int, dims: int = 1) -> None:
@@ -93,7 +93,7 @@ class SnakeBeta(nn.Module):
 
     Args:
         channels: Channels of the signal.
-        dims: Its axes behind the channels.
+        dims: Its axes after the channels.
     """
 
     def __init__(self, channels: int, dims: int = 1) -> None:
@@ -115,7 +115,7 @@ class Activation(nn.Module):
     Args:
         name: One of `ACTIVATIONS`.
         channels: Channels of the signal.
-        dims: Its axes behind the channels.
+        dims: Its axes after the channels.
         anti_aliased: Whether it is filtered; for one axis only.
 
     Raises:

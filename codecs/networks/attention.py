@@ -18,7 +18,7 @@ def attend(qkv: Tensor, heads: int = 1, allowed: Tensor | None = None) -> Tensor
     Args:
         qkv: Queries, keys and values, `(b, n, 3 * width)`.
         heads: Heads; they divide the width.
-        allowed: bool, broadcast over `(b, heads, n, n)`; None where each attends to all.
+        allowed: bool, broadcast over `(b, heads, n, n)`; None if each attends to all.
     """
     q, k, v = split_heads(qkv, heads)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
@@ -98,8 +98,8 @@ class Attention(nn.Module):
         Args:
             x: The tokens.
             positions: Positions of the keys, `(1 or b, context + n, axes)`.
-            allowed: bool, broadcast over `(b, heads, n, context + n)`; where None, `causal` says it.
-            causal: No token attends to those behind it.
+            allowed: bool, broadcast over `(b, heads, n, context + n)`; if None, `causal` says it.
+            causal: No token attends to those after it.
             context: Tokens before these whose keys and values a memory has.
             memory: State of earlier chunks.
         """
@@ -132,7 +132,7 @@ class _PlainAttention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a layer norm and added to its input."""
+    """Attention and a two-layer perceptron, each after a layer norm, and added to its input."""
 
     def __init__(self, width: int, heads: int, expansion: float) -> None:
         super().__init__()

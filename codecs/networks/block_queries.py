@@ -80,7 +80,7 @@ class _BlockQueries(Network):
         nn.init.zeros_(self.map.bias)
 
     def own(self, placed: Tensor, frame: int, k: int, memory: list[Tensor] | None) -> Tensor | None:
-        """Mark those of the first k tokens that blocks have, bool `(b * blocks, k)`; None where all have all.
+        """Mark those of the first k tokens that blocks have, bool `(b * blocks, k)`; None if all have all.
 
         Args:
             placed: `(b, blocks * frame, width)`.
@@ -108,12 +108,12 @@ class _BlockQueries(Network):
         columns: int,
         memory: list[Tensor] | None,
     ) -> Tensor:
-        """Transform the blocks of a clip, each `free` tokens, and behind them those that have a place.
+        """Transform the blocks of a clip, each `free` tokens, and after them the placed ones.
 
         Args:
             free: `(b * blocks, k, width)`.
             placed: `(b, blocks * rows * columns, width)`.
-            kept: bool `(b * blocks, k)`, which of the free ones are there; all where None.
+            kept: bool `(b * blocks, k)`, which of the free ones are there; all if None.
             rows: Rows of tubelets.
             columns: Columns of tubelets.
             memory: State of earlier chunks.
@@ -143,9 +143,9 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         width: Width of the transformer and of the latents.
         depth: Its blocks.
         heads: Heads of each.
-        hidden: Hidden width of the perceptrons; four times the width where None.
+        hidden: Hidden width of the perceptrons; four times the width if None.
         window: Blocks of frames that a token sees, its own counted; None for all.
-        causal: A token sees none of the blocks behind its own.
+        causal: A token sees none of the blocks after its own.
         channels: Channels of the clip.
         shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
             mean of its block's tubelets, and nothing is normalized on the way out.

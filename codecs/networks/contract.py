@@ -21,10 +21,10 @@ class Network(nn.Module, ABC):
         width: Width of the latents.
         downsample: Samples (pixels, frames) of each axis of the signal to a step of the grid.
         channels: Channels of the signal.
-        causal: Whether a step of the first axis depends on none behind it.
+        causal: Whether a step of the first axis depends on none after it.
         causal_pad: Copies of the first frame that go before a clip, so that it alone makes the first step.
-        tokens: The most ordered tokens of a signal, or of a block of frames; 0 where tokens are placed.
-        later_tokens: The most tokens of a block behind a clip's first; as many as `tokens` where None.
+        tokens: The most ordered tokens of a signal, or of a block of frames; 0 if tokens are placed.
+        later_tokens: The most tokens of a block after a clip's first; equal to `tokens` if None.
         sides: Rows and columns of a block's grid in training, where a memory has no other.
         direct: Whether latents are the bottleneck's own, with no map between.
     """

@@ -150,7 +150,7 @@ class ConvEncoder(Encoder):
         strides: Strides of the stages, in the order in which they act; for each one number, or one for each axis.
         channels: Channels of the signal.
         dims: Axes of the signal: 1 for sound, 2 for images, 3 for video.
-        multipliers: Channels over `base` of all stages, one more than strides; powers of two where None.
+        multipliers: Channels over `base` of all stages, one more than strides; powers of two if None.
         kernel: Taps of the first convolution.
         last_kernel: Taps of the last.
         residual_kernel: Taps of the residual units.
@@ -163,7 +163,7 @@ class ConvEncoder(Encoder):
         causal: Latent i depends on the signal up to the end of its step only, along the first axis.
         inner: A network on `(b, n, d)` before the last convolution, d being the last stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` after the last convolution: Mimi's transformer.
-        resample: Stride of one more convolution behind the middle (Mimi: 2); 1 for none.
+        resample: Stride of one more convolution after the middle (Mimi: 2); 1 for none.
 
     Raises:
         UserError: Sizes that don't fit each other.
@@ -242,7 +242,7 @@ class ConvDecoder(Decoder):
     Args:
         base: Channels before the last convolution; it has to be the encoder's for a mirror only.
         tanh: The signal goes through tanh at the end (DAC).
-        inner: A network on `(b, n, d)` behind the first convolution, d being the widest stage's width: EnCodec's LSTM.
+        inner: A network on `(b, n, d)` after the first convolution, d being the widest stage's width: EnCodec's LSTM.
         middle: A network on `(b, n, width)` before the first convolution: Mimi's transformer.
         resample: The encoder's; undone before the middle, each channel for itself (Mimi).
 

@@ -60,7 +60,7 @@ def stage_sizes(
     Args:
         base: Width before the first stage.
         strides: Strides of the stages, for each one number or one for each axis.
-        multipliers: Widths over `base`, one more than strides; powers of two where None.
+        multipliers: Widths over `base`, one more than strides; powers of two if None.
         dims: Axes.
 
     Raises:

@@ -2,7 +2,7 @@
 
 An encoder is a convolution, then for each stride residual units and a step down, then a middle with attention, a norm
 and a last convolution; a decoder is its mirror. VidTok (arXiv 2412.13061, section 3.1) follows each unit over space by
-one over time, Cosmos (arXiv 2501.03575, section 3.1) has both in each convolution's place, behind a wavelet transform;
+one over time, Cosmos (arXiv 2501.03575, section 3.1) replaces each convolution by both, after a wavelet transform;
 MAGVIT-v2 (arXiv 2310.05737, section 3.2) convolves over all three axes. Norms are of each position's channels alone
 (VidTok), so that a chunk, a padded batch and a single clip agree, and padding is zeros for the same reason, where the
 published ones repeat the first frame at every layer.

@@ -83,16 +83,16 @@ class FocalSequence(nn.Module):
     Args:
         width: Width of the tokens.
         depth: Blocks.
-        hidden: Hidden width of the perceptrons; four times the width where None.
+        hidden: Hidden width of the perceptrons; four times the width if None.
         window: Taps of the first level's convolution.
         levels: Convolutions of a block, each on what the one before it gathered.
         growth: Taps by which each is longer than the one before.
         layer_scale: Start of the scales of each branch; 1 for about none.
-        causal: A token sees none behind it; in the place of the mean there is a convolution over the past.
+        causal: A token sees none after it; the mean is replaced by a convolution over the past.
         span: Its taps (512 in FocalCodec-Stream, arXiv 2509.16195); of no use where not causal.
 
     Attributes:
-        context: Steps that a causal one looks back to; 0 where not causal.
+        context: Steps that a causal one looks back to; 0 if not causal.
 
     Raises:
         UserError: A size is not possible.
@@ -133,7 +133,7 @@ class FocalSequence(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A change of rate and width, and blocks behind it in an encoder, before it in a decoder."""
+    """A change of rate and width, and blocks after it in an encoder, before it in a decoder."""
 
     def __init__(self, blocks: FocalSequence, act: Activation, resample: nn.Module, decodes: bool) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class MelFeatures(Precise, Encoder):
         window: Length of the transform's periodic Hann window, in samples; even.
         hop_length: Samples of a frame.
         low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate where None.
+        high: Highest, Hz; half of the sample rate if None.
         floor: Magnitudes below it count as it.
         causal: A frame ends with its hop, instead of being centered on it.
         direct: As an encoder, its frames are the bottleneck's latents, with no map between (dMel).
@@ -86,7 +86,7 @@ class MelDecoder(Precise, Decoder):
         window: Length of the transform's window, in samples.
         hop_length: Samples of a latent.
         low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate where None.
+        high: Highest, Hz; half of the sample rate if None.
         iterations: Iterations of Griffin-Lim.
         momentum: How far each goes beyond the last's difference, in [0, 1); 0 is plain Griffin-Lim.
 
@@ -174,7 +174,7 @@ class MelDecoder(Precise, Decoder):
     def _overlapped(self, frames: Tensor) -> Tensor:
         """Overlap-add frames `(b, n, window)` to `(b, n * hop_length)`.
 
-        Rows of a turn's hops, one longer than they are read again, are each one hop behind the row before.
+        Rows of a turn's hops, one longer than they are read again, are each one hop after the row before.
         """
         b, n = frames.shape[0], frames.shape[1]
         rows = functional.pad(frames.reshape(b, n, self.turns, self.rate).transpose(1, 2), [0, 0, 0, self.turns])

@@ -69,7 +69,7 @@ class RunLength(nn.Module):
         Args:
             x: `(b, n, width)`.
             moving: bool `(b, n)`, which are kept; of the first step all.
-            valid: bool `(b, n)`, which are of a clip; all where None.
+            valid: bool `(b, n)`, which are of a clip; all if None.
             frame: Tokens of a step.
 
         Returns:

@@ -86,15 +86,15 @@ class _Block(nn.Module):
 class SequenceTransformer(nn.Module):
     """A pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
 
-    A step may be a frame of rows x columns tokens, behind some that have no place in it: then it is block-causal, a
+    A step may be a frame of rows x columns tokens, after some that have no position in it: then it is block-causal, a
     frame's tokens attend to each other and to those of frames before.
 
     Args:
         width: Width of the tokens.
         depth: Blocks.
         heads: Heads of each; `width / heads` is even.
-        hidden: Hidden width of the perceptrons; four times the width where None.
-        causal: A step attends to none behind it.
+        hidden: Hidden width of the perceptrons; four times the width if None.
+        causal: A step attends to none after it.
         window: Steps within which tokens attend to each other, themselves counted: `i - j < window`, and without
             `causal` also `j - i < window`; None for all.
         layer_scale: Start of the scales of each branch (arXiv 2103.17239); 1 for about none.
@@ -105,7 +105,7 @@ class SequenceTransformer(nn.Module):
         axes: Coordinates of a token's position: 1, the step alone, or 3, step, row and column.
 
     Attributes:
-        context: Steps that a causal layer looks back to; 0 where that is all of them.
+        context: Steps that a causal layer looks back to; 0 if that is all of them.
         slot: Its place in a memory, for what of the blocks' memory is of real steps: 1 there, 0 before the start.
 
     Raises:
@@ -238,7 +238,7 @@ class Recurrent(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A transformer and a change of rate, before it in an encoder and behind it in a decoder."""
+    """A transformer and a change of rate, before it in an encoder and after it in a decoder."""
 
     def __init__(self, transformer: SequenceTransformer, resample: nn.Module | None, decodes: bool) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ class _PatchCodec(Network):
 class PatchEncoder(_PatchCodec, Encoder):
     """Reads sound into latents by transformers over patches (TAAE, arXiv 2411.19842, section 3.1).
 
-    Each stage is a strided convolution, where its stride is above 1, and a transformer behind it.
+    Each stage is a strided convolution, if its stride is above 1, and a transformer after it.
 
     Args:
         width: Width of the latents.

@@ -27,8 +27,8 @@ class Spectrum(nn.Module):
 
     Args:
         fft: Length of the transform, in samples.
-        hop_length: Samples between frames; a quarter of `fft` where None.
-        window: Length of the window, centered in the transform; `fft` where None.
+        hop_length: Samples between frames; a quarter of `fft` if None.
+        window: Length of the window, centered in the transform; `fft` if None.
         normalized: Whether a spectrum is divided by the root of the sum of its window's squares.
 
     Raises:
@@ -75,7 +75,7 @@ class Spectrum(nn.Module):
                 pad_mode="constant",
                 return_complex=True,
             )
-        # A frame that is centered behind the end does not count, as behind a length.
+        # A frame that is centered after the end does not count, as after a length.
         spectrum = spectrum[..., : -(-t // self.hop_length)]
         return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames
 
@@ -196,7 +196,7 @@ def mel_bank(
         bands: Mel bands.
         window: Length of the transform's window, in samples.
         low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate where None.
+        high: Highest, Hz; half of the sample rate if None.
         formula: "slaney" has bands of equal area, "htk" of equal height.
     """
     with warnings.catch_warnings():

@@ -125,10 +125,10 @@ class TubeletEncoder(Encoder):
         base: Width of the transformer.
         depth: Its blocks; of "axial", of each kind.
         heads: Heads of each.
-        hidden: Hidden width of the perceptrons; four times the base where None.
+        hidden: Hidden width of the perceptrons; four times the base if None.
         attention: "block" or "axial".
         window: Latent frames that a token sees, its own counted; None for all, with which it can't go chunk by chunk.
-        causal: A token sees none of the frames behind its own.
+        causal: A token sees none of the frames after its own.
         channels: Channels of the clip.
         run_length: With "block": drop tubelets that change by less, see `run_length.changed_tokens`; None for none.
 

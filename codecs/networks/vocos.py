@@ -85,7 +85,7 @@ class VocosDecoder(Precise, Decoder):
         channels: Channels of the signal.
         attention: Put WavTokenizer's two residual blocks, one attention and two residual blocks first; not causal.
         groups: Groups of their norms.
-        middle: A network on `(b, n, base)` behind the first convolution: the transformer of X-Codec 2, with depth 0.
+        middle: A network on `(b, n, base)` after the first convolution: the transformer of X-Codec 2, with depth 0.
         causal: Sample i depends on latents up to `i // hop_length` only.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Haar wavelets in front of a codec of clips, and behind it (Cosmos tokenizer, arXiv 2501.03575, section 3.1)."""
+"""Haar wavelets before and after a video codec (Cosmos tokenizer, arXiv 2501.03575, section 3.1)."""
 
 import torch
 from torch import Tensor, nn

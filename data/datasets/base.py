@@ -51,7 +51,7 @@ class FileDataset(SignalDataset):
         """
 
     def sizes(self) -> list[int]:
-        """Count the samples or frames of each file's stretches; 0 where it can't be read."""
+        """Count the samples or frames of each file's stretches; 0 if it can't be read."""
         lengths = self.of_each(self.length)
         return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
 
@@ -61,7 +61,7 @@ class FileDataset(SignalDataset):
         return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)
 
     def of_each(self, number: Callable[[File], int]) -> list[int]:
-        """Return a number of each file; 0 where it can't be read."""
+        """Return a number of each file; 0 if it can't be read."""
         found = []
         for file in self.files:
             try:

@@ -145,7 +145,7 @@ def splits_of(
         downsample: Frames of a latent frame.
         causal_pad: Copies of the first frame that the codec puts before it: N latent frames are `N * downsample -
             causal_pad` frames.
-        val_tokens: Length of a clip to evaluate on; as in training where None.
+        val_tokens: Length of a clip to evaluate on; as in training if None.
         buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
             `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
         image_size: Side, or height and width, in pixels.

@@ -42,7 +42,7 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
         members = _attach_captions([Member(shard, *entry) for entry in scan(file, length)])
     lines = [_line(one.name, one.offset, one.size, {**one.facts, **facts(one)}) for one in members]
     if members and members[-1].offset + members[-1].size > length:
-        _log.warning("%s ends within %s: what came behind is lost", shard, members[-1])
+        _log.warning("%s ends within %s: the rest is lost", shard, members[-1])
     try:
         _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Tar files: the offset of each member's content. Nothing is ever unpacked, and no name becomes a path.
 
-`tarfile` parses each header. Its walk from one to the next is ours: `tarfile` stops at damage behind a long name, and
+`tarfile` parses each header. Its walk from one to the next is ours: `tarfile` stops at damage after a long name, and
 allocates what a header says.
 """
 

@@ -19,7 +19,7 @@ __all__ = ["BundleCodec", "as_codec", "quality"]
 
 
 class BundleCodec:
-    """A bundle's graphs behind a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
+    """A bundle's graphs with a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
         bundle: A bundle of any modality.
@@ -46,7 +46,7 @@ class BundleCodec:
         self.layout = token_layout(self.downsample, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"))
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
         return self.bundle.bits(tokens, num_codebooks)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -288,7 +288,7 @@ def read(path: Path) -> Container:
 
 
 def read_all(path: Path) -> Iterator[Container]:
-    """Read each signal of a file: files that are laid one behind the other are one file of several.
+    """Read each signal of a file: concatenated files are one file of several signals.
 
     Args:
         path: The file; `STREAM` for standard input.

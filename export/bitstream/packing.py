@@ -38,7 +38,7 @@ class Packing:
 
     Args:
         codebooks: In their order.
-        inner: Sizes of the axes behind that of steps.
+        inner: Sizes of the axes after that of steps.
     """
 
     def __init__(self, codebooks: Sequence[Codebook], inner: Sequence[int]) -> None:
@@ -83,7 +83,7 @@ class Packing:
             values[there] = values[there] << 1 | bits[begins[there] + place]
         flat = np.zeros(chosen.shape, np.int64)
         flat[chosen] = values
-        for number, codebook in enumerate(self.codebooks):  # a code stands for the steps behind it too
+        for number, codebook in enumerate(self.codebooks):  # a code also stands for the steps after it
             flat[:, :, number] = np.repeat(flat[:: codebook.stride, :, number], codebook.stride, axis=0)[:steps]
         return np.moveaxis(flat, 2, 0).reshape(len(self.codebooks), steps, *self.inner)
 

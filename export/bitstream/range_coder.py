@@ -33,7 +33,7 @@ class RangeEncoder:
         self._range = WHOLE
 
     def encode(self, start: int, frequency: int, total: int) -> None:
-        """Write a symbol that has `frequency` of `total` chances, behind `start` of those before it."""
+        """Write a symbol that has `frequency` of `total` chances, after a total of `start` before it."""
         share = self._range // total
         self._low += share * start
         self._range = share * frequency

@@ -18,7 +18,7 @@ class Subcommand(NamedTuple):
     """One of them.
 
     Attributes:
-        call: `module:function` of the package; takes the words behind the subcommand's name.
+        call: `module:function` of the package; takes the words after the subcommand's name.
         about: What it does, in a few words.
         example: A command line of it.
         extra: The extra of the project that it needs.
@@ -74,11 +74,11 @@ SUBCOMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `varitok SUBCOMMAND ...`.
 
-    The exit status is 0; 2 after a user's mistake, which ends in one line; 1 where exported files don't code as the
+    The exit status is 0; 2 after a user's mistake, which ends in one line; 1 if exported files don't code as the
     codec does; 130 after an interrupt.
 
     Args:
-        arguments: The words behind `varitok`; the process's own where None.
+        arguments: The words after `varitok`; the process's own if None.
     """
     name, *words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in ("-h", "--help"):

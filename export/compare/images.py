@@ -73,7 +73,7 @@ CODECS = (
         "JPEG2000",
         (400, 300, 200, 150, 100, 70, 50, 35, 25, 18, 12, 8, 5, 3),
         {"quality_mode": "rates", "irreversible": True, "no_jp2": True},
-        "tile data behind each start-of-data marker; the codestream's headers left out",
+        "tile data after each start-of-data marker; the codestream's headers left out",
         "jpg_2000",
     ),
 )

@@ -50,7 +50,7 @@ def _curve(rates: Sequence[float], quality: Sequence[float]) -> tuple[Values, Va
 
 
 def _pchip(x: Values, y: Values, at: Values) -> Values:
-    """Interpolate by cubics whose slopes are weighted harmonic means of those around, 0 where these change sign."""
+    """Interpolate by cubics whose slopes are weighted harmonic means of those around, 0 if these change sign."""
     if len(x) == 1:
         return np.full_like(at, y[0])
     step, slope = np.diff(x), np.diff(y) / np.diff(x)

@@ -195,7 +195,7 @@ def _write(
 
 
 class _Runtime:
-    """The exported graphs, run as users run them, behind torch's types."""
+    """The exported graphs, run as users run them, with torch's types."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle

@@ -237,7 +237,7 @@ class Bundle(Opened):
         return {"rates": {f"{k} tokens": f"{self.bits(k) / 8:g} bytes for {noun}" for k in [*kept, self.tokens]}}
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all where None."""
+        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
         if not self.codebook_sizes:
             return tokens * 32.0 * self.rows
         each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
@@ -306,7 +306,7 @@ class Bundle(Opened):
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
     def kept(self, num_codebooks: int | None) -> int:
-        """Check the number of codebooks that is asked for; give it, all where None.
+        """Check the number of codebooks that is asked for; give it, all if None.
 
         Raises:
             UserError: The codec has fewer, or continuous codes, which can't be cut.

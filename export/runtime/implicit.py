@@ -44,7 +44,7 @@ class SingleClipBundle(Opened):
         """Paint frames, in any order: uint8 `(t, h, w, 3)`.
 
         Args:
-            frames: Their numbers, from 0 on, or one number; all where None.
+            frames: Their numbers, from 0 on, or one number; all if None.
 
         Raises:
             UserError: It has no such frame.

@@ -35,7 +35,7 @@ def load(
 
     Args:
         path: The bundle's folder; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the Hugging Face hub.
-        providers: ONNX Runtime's execution providers, best first; the CPU where None.
+        providers: ONNX Runtime's execution providers, best first; the CPU if None.
         verify: Compare the files that will be read with their recorded checksums.
         int8: Decode by a decoder of 8-bit weights, which is smaller, faster and not quite the same; what goes chunk by
             chunk stays exact.

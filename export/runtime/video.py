@@ -34,7 +34,7 @@ class VideoBundle(Bundle):
             the codec isn't causal.
         frame_rate: Frame rate of training; None if unknown.
         frame_size: Height and width of frames; None for any.
-        later_tokens: The most tokens of a block behind the first, where blocks have tokens. Codes of such a block
+        later_tokens: The most tokens of a block after the first, if blocks have tokens. Codes of such a block
             beyond them say nothing, and none is read.
     """
 

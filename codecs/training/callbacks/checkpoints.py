@@ -167,7 +167,7 @@ class Checkpoints(Checkpoint):
         self._follow_best(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, module: Training) -> None:
-        """Save the state behind a whole update; every process must call it.
+        """Save the state after a complete update; every process must call it.
 
         Raises:
             UserError: Several savings in a row have failed.

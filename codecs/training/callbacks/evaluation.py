@@ -30,7 +30,7 @@ class Evaluation(Periodic):
         every: Updates between two evaluations.
         metrics: What is measured on the way, None for the two that are drawn; at the end it is all that can be measured
             on this machine.
-        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all if None.
     """
 
     def __init__(self, every: int, metrics: Sequence[str] | None = None, keeps: Sequence[int] | None = None) -> None:

@@ -33,7 +33,7 @@ class PriorBits(Periodic):
 
     Args:
         every: Updates between two measurements.
-        keeps: The numbers that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers that are kept; 1, 2, 4, ... and all if None.
     """
 
     def __init__(self, every: int, keeps: Sequence[int] | None = None) -> None:

@@ -44,7 +44,7 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
     Args:
         codec: In evaluation mode, on the batch's device.
         batch: Signals.
-        keeps: The numbers that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers that are kept; 1, 2, 4, ... and all if None.
 
     Raises:
         UserError: A number is out of range.
@@ -89,7 +89,7 @@ class Samples(Periodic):
         every: Updates between two; the end of the run gets one in any case.
         count: How many signals.
         scale: Each pixel of an image is drawn as a square of this side.
-        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all where None.
+        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all if None.
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:

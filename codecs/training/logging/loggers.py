@@ -50,7 +50,7 @@ class RunLog(Logger):
 
     @abstractmethod
     def rewind(self, update: int, total: int) -> None:
-        """Make room for what a run of `total` updates does again when it goes on behind one of them."""
+        """Remove what a run of `total` updates repeats when it resumes after one of them."""
 
     # Media that a logger doesn't take are in the run's folder all the same.
 

@@ -50,7 +50,7 @@ class Appended:
         self.waiting = b""
 
     def append(self, record: bytes) -> None:
-        """Append a record, behind those that there was no room for."""
+        """Append a record, after those waiting for room."""
         size = self.path.stat().st_size if self.path.exists() else 0
         told, self.waiting = bool(self.waiting), self.waiting + record
         try:
@@ -65,7 +65,7 @@ class Appended:
 
 
 def read_scalars(path: Path) -> dict[str, dict[int, float]]:
-    """Read what a run logged, each name's values by update; nothing where it logged elsewhere. A torn row is none.
+    """Read what a run logged, each name's values by update; nothing if it logged elsewhere. A torn row is none.
 
     Raises:
         UserError: The file is damaged.

@@ -40,7 +40,7 @@ class Sweep(NamedTuple):
         space: The search space, by configuration key; choices are words of a command line.
         steps: What numbers are rounded to multiples of, by key (W&B's `q`; Optuna's steps begin at the least value).
         fixed: Words of what doesn't vary.
-        trials: The most; None where it doesn't say.
+        trials: The most; None if it doesn't say.
         halving: At `first`, `first * factor`, ... evaluations all trials but 1 / `factor` end early; None: none does.
     """
 
@@ -68,7 +68,7 @@ class Sweep(NamedTuple):
         return found
 
     def pruner(self) -> BasePruner:
-        """Make what says which trials have fallen behind."""
+        """Build the pruner of trials that have fallen behind."""
         if self.halving is None:
             return NopPruner()
         return SuccessiveHalvingPruner(min_resource=self.halving[0], reduction_factor=self.halving[1])

@@ -17,7 +17,7 @@ from varitok import UserError
 
 from .codec import Codec
 from .conversion import convert
-from .renamed import modernized, new_key, new_state, new_target
+from .renamed import modernize, new_key, new_state, new_target
 
 __all__ = ["build", "build_codec", "checkpoint_of", "load_run", "read_checkpoint"]
 
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        state, config = saved["state_dict"], OmegaConf.create(modernized(saved["varitok"]["config"]))
+        state, config = saved["state_dict"], OmegaConf.create(modernize(saved["varitok"]["config"]))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise UserError(f"{path}: not a varitok checkpoint, or a damaged one ({type(error).__name__})") from error
     prefix = "average.codec." if any(name.startswith("average.codec.") for name in state) else "codec."
@@ -133,13 +133,13 @@ def _check(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
     """Check every target, its arguments' names and their simple types."""
     if isinstance(node, Mapping):
         node = {key: _check(value, f"{where}.{key}", {}) for key, value in node.items()}
-        return _checked_call(node, where, extra) if "_target_" in node else node
+        return _check_call(node, where, extra) if "_target_" in node else node
     if isinstance(node, list | tuple):
         return [_check(value, f"{where}[{index}]", {}) for index, value in enumerate(node)]
     return node
 
 
-def _checked_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _check_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     found = _find(node["_target_"], where)
     name = str(node["_target_"]).rpartition(".")[2]
     given = {key: value for key, value in node.items() if key not in SWITCHES}

@@ -180,7 +180,7 @@ class TokenLayout(nn.Module, ABC):
         """Count the lengths that a code of `num_codebooks` codebooks can be cut to."""
         return self.tokens
 
-    def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
+    def count_kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
         """Count the tokens and the codebooks, None for all, that are left of `tokens` tokens at a length."""
         return min(keep, tokens), None
 
@@ -338,7 +338,7 @@ class PlacedLayout(TokenLayout):
         """Count the codebooks; a continuous codec has none to leave out."""
         return max(1, num_codebooks)
 
-    def kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
+    def count_kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
         """Keep all tokens, and some of the codebooks."""
         return tokens, keep
 

@@ -23,6 +23,6 @@ def pad_to_grid(signal: Tensor, downsample: list[int], causal_pad: int = 0) -> T
     for axis, step in enumerate(downsample):
         side, before = signal.shape[axis + 2], causal_pad if axis == 0 else 0
         steps = (side + before + step - 1) // step
-        places = torch.arange(steps * step, device=signal.device) - before
-        signal = signal.index_select(axis + 2, places.clamp(0, side - 1))
+        indices = torch.arange(steps * step, device=signal.device) - before
+        signal = signal.index_select(axis + 2, indices.clamp(0, side - 1))
     return signal

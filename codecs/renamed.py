@@ -1,13 +1,13 @@
 """Old names in configurations, and what they are called now.
 
-What a run has saved (a checkpoint, a `config.yaml`) is translated without a word by `modernized`; a user's own YAML and
+What a run has saved (a checkpoint, a `config.yaml`) is translated without a word by `modernize`; a user's own YAML and
 command line are answered with the new name. Nothing here loads torch.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CLASSES", "KEYS", "OPTIONS", "modernized", "new_key", "new_keys", "new_state", "new_target"]
+__all__ = ["CLASSES", "KEYS", "OPTIONS", "modernize", "new_key", "new_keys", "new_state", "new_target"]
 
 ANYWHERE = "*"
 
@@ -120,17 +120,17 @@ def new_keys(old: str) -> set[str]:
     return {table[old] for table in KEYS.values() if old in table}
 
 
-def new_key(old: str, *places: str) -> str | None:
+def new_key(old: str, *sections: str) -> str | None:
     """Return what a key is called now, None if it has not changed.
 
     Args:
         old: The key alone, without what it stands below.
-        places: The `_target_` that it stands below, its path.
+        sections: The `_target_` that it stands below, its path.
     """
-    return next((KEYS[place][old] for place in (*places, ANYWHERE) if old in KEYS.get(place, ())), None)
+    return next((KEYS[section][old] for section in (*sections, ANYWHERE) if old in KEYS.get(section, ())), None)
 
 
-def modernized(saved: Any, path: str = "") -> Any:
+def modernize(saved: Any, path: str = "") -> Any:
     """Return a saved configuration with the targets and keys of today.
 
     Args:
@@ -138,12 +138,12 @@ def modernized(saved: Any, path: str = "") -> Any:
         path: Where it stood in the whole configuration.
     """
     if isinstance(saved, list):
-        return [modernized(item, path) for item in saved]
+        return [modernize(item, path) for item in saved]
     if not isinstance(saved, Mapping):
         return saved
     target = new_target(str(saved.get("_target_", "")))
     found = {}
     for key, value in saved.items():
         now = new_key(key, target, path) or key
-        found[now] = target if key == "_target_" else modernized(value, f"{path}.{now}" if path else now)
+        found[now] = target if key == "_target_" else modernize(value, f"{path}.{now}" if path else now)
     return found

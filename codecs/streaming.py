@@ -6,7 +6,6 @@ memory is one flat float32 tensor `(b, S)`, the state, whose zeros are the start
 the next.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,7 +23,7 @@ class ChunkedCodec:
     """A codec that goes chunk by chunk: all chunks together give what the whole gives.
 
     Args:
-        codec: What codes; its networks' layers that look back get their places in the memory.
+        codec: What codes; its networks' streaming layers get their slots in the memory.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -172,8 +171,6 @@ def obstacle(network: nn.Module) -> str:
 
     Layers have an attribute `obstacle`; without one they are assumed to process each step independently.
     """
-    if "memory" not in inspect.signature(network.forward).parameters:
-        return f"{type(network).__name__} has no memory"
     return next((found for module in network.modules() if (found := getattr(module, "obstacle", ""))), "")
 
 
@@ -214,8 +211,8 @@ def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], o
         for size in ((1, 1), (2, 1), (1, 2))
     )
     return [
-        [n for a, b, c in zip(*places, strict=True) for n in (a, int(b > a), int(c > a))]
-        for places in zip(one, taller, wider, strict=True)
+        [n for a, b, c in zip(*axes, strict=True) for n in (a, int(b > a), int(c > a))]
+        for axes in zip(one, taller, wider, strict=True)
     ]
 
 
@@ -227,13 +224,13 @@ def at_grid(layout: list[list[int]], sides: list[int]) -> list[list[int]]:
         sides: The rows and columns; of use only where the layout grows with them.
     """
     shapes: list[list[int]] = []
-    for places in layout:
+    for axes in layout:
         shape: list[int] = []
-        for axis in range(len(places) // 3):
-            steps = places[3 * axis]
-            if places[3 * axis + 1] == 1:
+        for axis in range(len(axes) // 3):
+            steps = axes[3 * axis]
+            if axes[3 * axis + 1] == 1:
                 steps = steps * sides[0]
-            if places[3 * axis + 2] == 1:
+            if axes[3 * axis + 2] == 1:
                 steps = steps * sides[1]
             shape.append(steps)
         shapes.append(shape)
@@ -280,18 +277,7 @@ def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor
 
 
 def _check_chunk(steps: int, whole: int, last: bool, what: str, causal_pad: int = 0) -> None:
-    """Refuse a chunk of no steps, and one that isn't the last and isn't made of wholes.
-
-    Args:
-        steps: Steps of the chunk, causal pad included.
-        whole: The number that they should be a multiple of.
-        last: Whether it is the last chunk.
-        what: What steps are called.
-        causal_pad: How many of them are copies of the first.
-
-    Raises:
-        UserError: So it is.
-    """
+    """Check a chunk's length: not empty without its causal pad, and a multiple of `whole` unless it is the last."""
     if steps == causal_pad or (steps % whole and not last):
         less = f", less {causal_pad} in the first" if causal_pad else ""
         raise UserError(

@@ -153,10 +153,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     whole = int(lengths.min()) == longest
     if not whole:
         signals = [_pad(signal, longest) for signal in signals]
-    places = torch.tensor([sample.sample_index for sample in read])
+    indices = torch.tensor([sample.sample_index for sample in read])
     features = {name: stack_features([sample.features[name] for sample in read]) for name in read[0].features}
     captions = tuple(sample.caption for sample in read if sample.caption is not None)
-    return Batch(torch.stack(signals), lengths, bad, whole, places, features, missed, captions)
+    return Batch(torch.stack(signals), lengths, bad, whole, indices, features, missed, captions)
 
 
 def _pad(signal: Tensor, steps: int) -> Tensor:

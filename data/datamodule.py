@@ -61,11 +61,11 @@ class _Readable(Dataset[Sample]):
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Read a batch."""
         samples = [self._read(key, self.policy == "substitute") for key in keys]
-        for place, key in enumerate(keys):
+        for index, key in enumerate(keys):
             if sum(sample.signal is not None for sample in samples) >= self.least:
                 break
-            if samples[place].signal is None:
-                samples[place] = self._read(key, True)
+            if samples[index].signal is None:
+                samples[index] = self._read(key, True)
         return samples
 
     def _read(self, key: Key, substitute: bool) -> Sample:
@@ -264,8 +264,8 @@ class DataModule(pl.LightningDataModule):
 
     def names(self, batch: Batch) -> list[str]:
         """Name a training batch's signals: their files, or their places in data of another kind."""
-        places = [] if batch.sample_indices is None else batch.sample_indices.tolist()
-        return [name_of(self.splits.train.files, place) for place in places]
+        indices = [] if batch.sample_indices is None else batch.sample_indices.tolist()
+        return [name_of(self.splits.train.files, index) for index in indices]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the bad samples of a training batch."""

@@ -85,7 +85,7 @@ class AlikeSampler(RunSampler, ABC):
         generator = sample_generator(self.seed, (epoch,))
         found = self.alike(generator)
         order = torch.randperm(len(found), generator=generator).tolist()
-        return [[(epoch, index) for index in found[place].tolist()] for place in order]
+        return [[(epoch, index) for index in found[number].tolist()] for number in order]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Return batches of keys, from `start` on."""

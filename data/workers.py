@@ -28,21 +28,21 @@ class WorkerProgress:
     """What each worker is reading, in memory that it shares with the main process."""
 
     def __init__(self) -> None:
-        self._places = torch.empty(0, dtype=torch.int64)
+        self._indices = torch.empty(0, dtype=torch.int64)
 
     def prepare(self, workers: int) -> None:
         """Allocate a slot for each worker, before they start."""
-        self._places = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
+        self._indices = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def read(self, index: int) -> None:
         """Note what this worker reads now; the main process needs no note."""
         worker = get_worker_info()
         if worker is not None:
-            self._places[worker.id] = index
+            self._indices[worker.id] = index
 
     def __getitem__(self, worker: int) -> int:
         """Return the index that a worker was reading; below 0: none yet."""
-        return int(self._places[worker])
+        return int(self._indices[worker])
 
 
 def name_of(files: Sequence[File], index: int) -> str:
@@ -89,8 +89,8 @@ class WorkerLoader(DataLoader[Sample]):
             if worker.exitcode:
                 name = _cause(worker.exitcode)
                 data: Any = self.dataset
-                place = data.workplaces[number]
-                reading = f" while it read {name_of(data.dataset.files, place)}" if place >= 0 else ""
+                index = data.workplaces[number]
+                reading = f" while it read {name_of(data.dataset.files, index)}" if index >= 0 else ""
                 return f"a worker (process {worker.pid}) ended by {name}{reading}; {CAUSES.get(name, CRASH)}"
         return None
 

@@ -18,7 +18,7 @@ __all__ = ["DimensionBins", "UniformBins"]
 class _FrozenBins(nn.Module):
     """The export form: as many codebooks as dimensions."""
 
-    places: Tensor
+    positions: Tensor
     edges: Tensor
     centers: Tensor
     shift: Tensor
@@ -29,7 +29,7 @@ class _FrozenBins(nn.Module):
         self.continuous = copy.deepcopy(bins.continuous).frozen()
         for name in ("edges", "centers", "shift", "scale"):
             self.register_buffer(name, getattr(bins, name).clone())
-        self.register_buffer("places", torch.arange(bins.dim), persistent=False)
+        self.register_buffer("positions", torch.arange(bins.dim), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, d, n)`."""
@@ -39,7 +39,7 @@ class _FrozenBins(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks, n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""

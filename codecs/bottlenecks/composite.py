@@ -59,8 +59,13 @@ class Composite(Bottleneck):
         codebooks = [(level, index) for index, part in enumerate(parts) for level in range(len(part.codebook_sizes))]
         order = sorted(codebooks) if interleave else codebooks
         self.codebook_sizes = tuple(parts[index].codebook_sizes[level] for level, index in order)
-        self.places = [[place for place, (_, index) in enumerate(order) if index == p] for p in range(len(parts))]
-        counts = [[sum(place < kept for place in places) for places in self.places] for kept in range(len(order) + 1)]
+        self.positions = [
+            [position for position, (_, index) in enumerate(order) if index == p] for p in range(len(parts))
+        ]
+        counts = [
+            [sum(position < kept for position in positions) for positions in self.positions]
+            for kept in range(len(order) + 1)
+        ]
         # The number of each part's codebooks among the first codebooks of all.
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
@@ -78,25 +83,25 @@ class Composite(Bottleneck):
     def arrange(self, codes: Sequence[Tensor]) -> Tensor:
         """Bring the parts' codes into the order of the codebooks: `(b, codebooks, n)`."""
         together = torch.cat(list(codes), 1)
-        places = [place for places in self.places for place in places]
-        order = sorted(range(len(places)), key=places.__getitem__)
-        return together if places == sorted(places) else together[:, order]
+        positions = [position for positions in self.positions for position in positions]
+        order = sorted(range(len(positions)), key=positions.__getitem__)
+        return together if positions == sorted(positions) else together[:, order]
 
     def decode_part(self, index: int, codes: Tensor) -> Tensor | None:
         """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None if it holds none of the part's."""
-        places = [place for place in self.places[index] if place < codes.shape[1]]
-        return self.parts[index].decode(codes[:, places]) if places else None  # type: ignore[operator]
+        positions = [position for position in self.positions[index] if position < codes.shape[1]]
+        return self.parts[index].decode(codes[:, positions]) if positions else None  # type: ignore[operator]
 
 
 class _FrozenLeaf(nn.Module):
     """A part with a single codebook."""
 
-    places: Tensor
+    positions: Tensor
 
-    def __init__(self, module: nn.Module, places: list[int]) -> None:
+    def __init__(self, module: nn.Module, positions: list[int]) -> None:
         super().__init__()
         self.module = module
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("positions", torch.tensor(positions), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         codes: Tensor = self.module.encode(latents)  # type: ignore[operator]
@@ -108,8 +113,8 @@ class _FrozenLeaf(nn.Module):
 
     @torch.jit.export  # or TorchScript may have made the type, for another part of it, before it knows the method
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        latents: Tensor = self.module.decode(codes[:, self.places])  # type: ignore[operator]
-        return latents * kept[self.places][0]
+        latents: Tensor = self.module.decode(codes[:, self.positions])  # type: ignore[operator]
+        return latents * kept[self.positions][0]
 
 
 class _FrozenBranch(_FrozenLeaf):
@@ -117,7 +122,7 @@ class _FrozenBranch(_FrozenLeaf):
 
     @torch.jit.export
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        latents: Tensor = self.module.decode_kept(codes[:, self.places], kept[self.places])  # type: ignore[operator]
+        latents: Tensor = self.module.decode_kept(codes[:, self.positions], kept[self.positions])  # type: ignore[operator]
         return latents
 
 
@@ -128,26 +133,26 @@ class FrozenComposite(nn.Module):
     mask: no branch, no loop over a length that a graph would freeze.
     """
 
-    places: Tensor
+    positions: Tensor
     order: Tensor
 
     def __init__(self, composite: Composite) -> None:
         super().__init__()
-        pairs = zip(composite.parts, composite.places, strict=True)
+        pairs = zip(composite.parts, composite.positions, strict=True)
         self.parts = nn.ModuleList(
-            (_FrozenLeaf if len(places) == 1 else _FrozenBranch)(part.frozen(), places)  # type: ignore[operator]
-            for part, places in pairs
+            (_FrozenLeaf if len(positions) == 1 else _FrozenBranch)(part.frozen(), positions)  # type: ignore[operator]
+            for part, positions in pairs
         )
-        places = [place for places in composite.places for place in places]
-        order = sorted(range(len(places)), key=places.__getitem__)
-        self.register_buffer("places", torch.arange(len(places)), persistent=False)
+        positions = [position for positions in composite.positions for position in positions]
+        order = sorted(range(len(positions)), key=positions.__getitem__)
+        self.register_buffer("positions", torch.arange(len(positions)), persistent=False)
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        kept = self.places < count
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
+        kept = self.positions < count
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
@@ -170,11 +175,11 @@ class AddedCodebooks(nn.Module):
         project_in: Map from latents to the codebooks' channels.
         project_out: Map back to latents.
         reach: Bound of the codebooks' channels, by tanh; empty: none.
-        places: Indices of the codebooks, on the device of the others.
+        positions: Indices of the codebooks, on the device of the others.
     """
 
     reach: Tensor
-    places: Tensor
+    positions: Tensor
 
     def __init__(
         self,
@@ -184,7 +189,7 @@ class AddedCodebooks(nn.Module):
         project_in: nn.Module,
         project_out: nn.Module,
         reach: Tensor,
-        places: Tensor,
+        positions: Tensor,
     ) -> None:
         super().__init__()
         self.codebooks = nn.ModuleList(codebooks)
@@ -192,14 +197,14 @@ class AddedCodebooks(nn.Module):
         self.project_in, self.project_out = project_in, project_out
         self.bounded = reach.numel() > 0
         self.register_buffer("reach", reach)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
 
     def inner(self, latents: Tensor) -> Tensor:
         """Project latents `(b, n, d)` to the codebooks' channels, within their bound."""
         inner: Tensor = self.project_in(latents)
         return torch.tanh(inner / self.reach) * self.reach if self.bounded else inner
 
-    def place(self, codebook: int, latents: Tensor) -> Tensor:
+    def embed(self, codebook: int, latents: Tensor) -> Tensor:
         """Pad a codebook's vectors `(b, n, width)` to all channels, with zeros."""
         return functional.pad(latents, [self.starts[codebook], self.total - self.starts[codebook] - self.width])
 
@@ -209,7 +214,7 @@ class AddedCodebooks(nn.Module):
         for index, codebook in enumerate(self.codebooks):
             start = self.starts[index]
             found = codebook.encode(inner[..., start : start + self.width])  # type: ignore[operator]
-            inner = inner - self.place(index, codebook.decode(found))  # type: ignore[operator]
+            inner = inner - self.embed(index, codebook.decode(found))  # type: ignore[operator]
             codes.append(found)
         return torch.cat(codes, 1)
 
@@ -218,7 +223,7 @@ class AddedCodebooks(nn.Module):
         added: list[Tensor] = []
         for index, codebook in enumerate(self.codebooks):
             found = codebook.decode(codes[:, index : index + 1])  # type: ignore[operator]
-            added.append(self.place(index, found * kept[:, index, None, None]))
+            added.append(self.embed(index, found * kept[:, index, None, None]))
         total = added[0]
         for each in added[1:]:
             total = total + each
@@ -231,8 +236,8 @@ class AddedCodebooks(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        kept = self.places < count
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
+        kept = self.positions < count
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""

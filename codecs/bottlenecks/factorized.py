@@ -20,7 +20,7 @@ __all__ = ["FactorizedResidualQuantizer"]
 class _FrozenFactorized(nn.Module):
     """The export form: one product in, small corrections, one product out."""
 
-    places: Tensor
+    positions: Tensor
     into: Tensor
     into_bias: Tensor
     out: Tensor
@@ -51,7 +51,7 @@ class _FrozenFactorized(nn.Module):
             "correction_bias": correction_bias,
         }.items():
             self.register_buffer(name, value.detach().float().clone())
-        self.register_buffer("places", torch.arange(quantizer.num_codebooks), persistent=False)
+        self.register_buffer("positions", torch.arange(quantizer.num_codebooks), persistent=False)
         self.num_codebooks, self.width = quantizer.num_codebooks, quantizer.width
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _FrozenFactorized(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""

@@ -110,9 +110,9 @@ class FiniteScalarQuantizer(Bottleneck):
     def _choices(self, bounded: Tensor, valid: Tensor) -> list[Tensor]:
         bounded = torch.where(valid[..., None], bounded, 0.0)
         choices = []
-        for place, (count, zero) in enumerate(zip(self.grid.levels.tolist(), self.grid.zero.tolist(), strict=True)):
+        for axis, (count, zero) in enumerate(zip(self.grid.levels.tolist(), self.grid.zero.tolist(), strict=True)):
             values = (torch.arange(count, device=bounded.device) - zero) / zero
-            choices.append(((bounded[..., place, None] - values).square() / -self.temperature).log_softmax(-1))
+            choices.append(((bounded[..., axis, None] - values).square() / -self.temperature).log_softmax(-1))
         return choices
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ class EvenGrid(Grid):
 
     def nearest(self, bounded: Tensor) -> Tensor:
         """Round values in [-1, 1] to digits `(b, n, d)`."""
-        places = torch.floor((bounded.clamp(-1.0, 1.0) + 1) / 2 * self.steps + 0.5)
-        return places.to(torch.int64)
+        positions = torch.floor((bounded.clamp(-1.0, 1.0) + 1) / 2 * self.steps + 0.5)
+        return positions.to(torch.int64)
 
     def values(self, digits: Tensor) -> Tensor:
         """Turn digits into values in [-1, 1]."""
@@ -164,7 +164,7 @@ class EvenGrid(Grid):
 class _FrozenLevels(nn.Module):
     """The export form of one or several even grids, each a refinement of the one before."""
 
-    places: Tensor
+    positions: Tensor
     scales: Tensor
     reach: Tensor
 
@@ -174,7 +174,7 @@ class _FrozenLevels(nn.Module):
         self.num_codebooks = len(scales)
         self.register_buffer("scales", scales.clone())
         self.register_buffer("reach", reach.clone())
-        self.register_buffer("places", torch.arange(len(scales)), persistent=False)
+        self.register_buffer("positions", torch.arange(len(scales)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
@@ -189,7 +189,7 @@ class _FrozenLevels(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
-        return self.decode_kept(codes[:, self.places.clamp(max=count - 1)], self.places < count)
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""

@@ -40,13 +40,13 @@ def _tokens(cells: Tensor) -> Tensor:
 class _FrozenHierarchy(nn.Module):
     """The export form; codebooks beyond a prefix are looked up as code 0, and left out by a mask."""
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, made: "Hierarchy") -> None:
         super().__init__()
         self.levels = nn.ModuleList(level.frozen() for level in made.levels)  # type: ignore[operator]
         self.groups = list(made.groups)
-        self.register_buffer("places", torch.arange(len(made.codebook_sizes)), persistent=False)
+        self.register_buffer("positions", torch.arange(len(made.codebook_sizes)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
@@ -63,8 +63,8 @@ class _FrozenHierarchy(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         given, steps, count = codes.shape[1], codes.shape[2], self.groups[-1]
-        kept = (self.places < given).unsqueeze(-1)
-        whole = codes[:, self.places.clamp(max=given - 1)] * kept
+        kept = (self.positions < given).unsqueeze(-1)
+        whole = codes[:, self.positions.clamp(max=given - 1)] * kept
         total = torch.zeros(1)
         begin = 0
         for index, level in enumerate(self.levels):
@@ -110,7 +110,7 @@ class Hierarchy(Bottleneck):
         self.dim = levels[0].dim * groups[-1]
         pairs = list(zip(levels, groups, strict=True))
         self.codebook_sizes = tuple(level.codebook_sizes[0] for level, count in pairs for _ in range(count))
-        self.rungs = [sum(groups[: place + 1]) for place in range(len(groups))]
+        self.rungs = [sum(groups[: level + 1]) for level in range(len(groups))]
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""

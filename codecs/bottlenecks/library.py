@@ -199,7 +199,7 @@ class LibraryStack(Bottleneck):
         kmeans_init: EMA codebooks start from k-means of the first batch of all processes.
     """
 
-    places: Tensor
+    positions: Tensor
     reach: Tensor
     scales: Tensor
 
@@ -226,7 +226,7 @@ class LibraryStack(Bottleneck):
         reach = None if layers[0] is group else getattr(group, "soft_clamp_input_value", None)
         self.register_buffer("reach", none if reach is None else reach, persistent=False)
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
-        self.register_buffer("places", torch.arange(len(self.codebook_sizes)), persistent=False)
+        self.register_buffer("positions", torch.arange(len(self.codebook_sizes)), persistent=False)
         self.passed = float(getattr(group, "quant_grad_frac", 0.0))
         self.codebooks = nn.ModuleList()  # one for each codebook, or none
         self._find_codebooks(kmeans_init)
@@ -245,12 +245,14 @@ class LibraryStack(Bottleneck):
     def _build_added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
         """Place codebooks between the stack's linear maps."""
         starts = [head * self.width for _ in self.layers for head in range(self.heads)]
-        return AddedCodebooks(codebooks, starts, self.width, self.project_in, self.project_out, self.reach, self.places)
+        return AddedCodebooks(
+            codebooks, starts, self.width, self.project_in, self.project_out, self.reach, self.positions
+        )
 
     def _codebooks(self, live: bool) -> list[nn.Module]:
         """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""
-        places = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
-        return [self._codebook(self.layers[level], level, head, live) for level, head in places]
+        positions = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
+        return [self._codebook(self.layers[level], level, head, live) for level, head in positions]
 
     @torch.no_grad()
     def _codebook(self, layer: Any, level: int, head: int, live: bool) -> nn.Module:
@@ -269,7 +271,7 @@ class LibraryStack(Bottleneck):
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`. In training, what isn't kept has code 0."""
-        kept = self.places < n_codebooks[:, None]
+        kept = self.positions < n_codebooks[:, None]
         with torch.autocast(latents.device.type, enabled=False):
             learns = self.training and self.learns and torch.is_grad_enabled()
             added = self._build_added([] if learns else self._codebooks(live=True))

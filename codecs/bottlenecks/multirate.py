@@ -17,7 +17,7 @@ from .residual import Split
 __all__ = ["MultiRate", "multirate"]
 
 
-def _averaged(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
+def _average_groups(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
     """Average each group of `stride` steps of `(b, n, d)` over its valid ones, bool `(b, n)`, all if None.
 
     The last group may have fewer. A group without a valid step is 0.
@@ -48,7 +48,7 @@ class _FrozenMultiRate(FrozenComposite):
         codes: list[Tensor] = []
         for index, part in enumerate(self.parts):
             stride, steps = self.strides[index], latents.shape[1]
-            found = part.encode(_averaged(remaining, stride, None))  # type: ignore[operator]
+            found = part.encode(_average_groups(remaining, stride, None))  # type: ignore[operator]
             remaining = remaining - _spread(part.decode(found), stride, steps, 1)  # type: ignore[operator]
             codes.append(_spread(found, stride, steps, 2))
         return torch.cat(codes, 1)
@@ -108,7 +108,7 @@ class MultiRate(Composite):
             total = torch.zeros_like(remaining)
             codes, measured = [], MeasuredParts()
             for index, stride in enumerate(self.strides):
-                coarse = remaining if stride == 1 else _averaged(remaining, stride, valid)
+                coarse = remaining if stride == 1 else _average_groups(remaining, stride, valid)
                 part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, n_codebooks)
                 codes.append(_spread(part.codes, stride, steps, 2))
                 # A sample of fewer codebooks goes on too; see `Residual.forward`.
@@ -134,7 +134,7 @@ class MultiRate(Composite):
             remaining, codes, steps = latents.float(), [], latents.shape[1]
             valid = prefix_mask(lengths, steps)
             for part, stride in zip(self.parts, self.strides, strict=True):
-                found = part.encode(_averaged(remaining, stride, valid))  # type: ignore[operator]
+                found = part.encode(_average_groups(remaining, stride, valid))  # type: ignore[operator]
                 remaining = remaining - _spread(part.decode(found), stride, steps, 1)  # type: ignore[operator]
                 codes.append(_spread(found, stride, steps, 2))
             return self.arrange(codes)

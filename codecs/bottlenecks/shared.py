@@ -71,14 +71,14 @@ class SharedIndexQuantizer(Bottleneck):
         halves = vectors.float().tensor_split([self.semantic_dim], -1)
         return torch.cat([functional.normalize(half, dim=-1) for half in halves], -1)
 
-    def _weighted(self, units: Tensor) -> Tensor:
+    def _weigh(self, units: Tensor) -> Tensor:
         return torch.cat([units[..., : self.semantic_dim], units[..., self.semantic_dim :] * self.weight], -1)
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             units, codebook = self._units(latents), self._units(self.codebook)
-            codes = nearest(self._weighted(units), self._weighted(codebook))
+            codes = nearest(self._weigh(units), self._weigh(codebook))
             found = functional.embedding(codes, codebook)
             valid = prefix_mask(lengths, latents.shape[1])
             pull = masked_mean((units.detach() - found).square().mean(-1), valid)
@@ -93,7 +93,7 @@ class SharedIndexQuantizer(Bottleneck):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find each latent's code; see `Bottleneck.encode`."""
-        return nearest(self._weighted(self._units(latents)), self._weighted(self._units(self.codebook)))[:, None]
+        return nearest(self._weigh(self._units(latents)), self._weigh(self._units(self.codebook)))[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Look codes up; see `Bottleneck.decode`."""
@@ -102,4 +102,4 @@ class SharedIndexQuantizer(Bottleneck):
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""
         codebook = self._units(self.codebook).detach()
-        return _FrozenShared(FrozenTable(self._weighted(codebook)), codebook, self.semantic_dim, self.weight)
+        return _FrozenShared(FrozenTable(self._weigh(codebook)), codebook, self.semantic_dim, self.weight)

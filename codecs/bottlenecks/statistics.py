@@ -13,7 +13,7 @@ __all__ = ["Annealed", "Gathering", "MovingCodebook", "kmeans"]
 
 SPARE = 16  # tokens of each sample that are kept as candidates for dead entries
 PER_ENTRY = 32  # tokens for each entry that k-means looks at
-GOLDEN = 0.6180339887498949  # shifts the candidates' places from one update to the next, evenly
+GOLDEN = 0.6180339887498949  # shifts the candidates' indices from one update to the next, evenly
 
 
 class Gathering(nn.Module, ABC):
@@ -225,10 +225,10 @@ def _spread(latents: Tensor, valid: Tensor, count: int, age: Tensor) -> Tensor:
     lengths = valid.sum(1, keepdim=True)
     shift = (age.double() * GOLDEN).frac()
     steps = torch.arange(min(count, latents.shape[1]), device=latents.device)
-    places = ((steps + shift) / len(steps) * lengths).long().clamp(max=latents.shape[1] - 1)
-    rows = latents.gather(1, places[..., None].expand(-1, -1, latents.shape[2]))
+    indices = ((steps + shift) / len(steps) * lengths).long().clamp(max=latents.shape[1] - 1)
+    rows = latents.gather(1, indices[..., None].expand(-1, -1, latents.shape[2]))
     # A sample shorter than `count` gives each of its tokens once.
-    first = torch.cat([torch.ones_like(places[:, :1], dtype=torch.bool), places.diff(dim=1) > 0], 1)
+    first = torch.cat([torch.ones_like(indices[:, :1], dtype=torch.bool), indices.diff(dim=1) > 0], 1)
     return rows[first & (lengths > 0)]
 
 

@@ -55,13 +55,13 @@ class _Codebook(Bottleneck):
     def table(self) -> Tensor:
         """Return the entries `(K, d)`, float32, unit vectors if cosine; with gradient if they learn by one."""
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
+    def _scale_latents(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self._quantize(self._scaled(latents.float()), prefix_mask(lengths, latents.shape[1]))
+            return self._quantize(self._scale_latents(latents.float()), prefix_mask(lengths, latents.shape[1]))
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         codebook, weights = self.table(), self.weights
@@ -79,7 +79,7 @@ class _Codebook(Bottleneck):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Find each latent's code; see `Bottleneck.encode`."""
-        return nearest(self._scaled(latents.float()), self.table())[:, None]
+        return nearest(self._scale_latents(latents.float()), self.table())[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Look codes up; see `Bottleneck.decode`."""
@@ -125,7 +125,7 @@ class VectorQuantizer(_Codebook):
 
     def table(self) -> Tensor:
         """Return the entries `(K, d)`."""
-        return self._scaled(self.codebook.float())
+        return self._scale_latents(self.codebook.float())
 
 
 class EMAVectorQuantizer(_Codebook):

@@ -103,7 +103,7 @@ class _Tally:
         for rung, (start, keep) in enumerate(pairwise([0, *self.ladder.keeps])):
             self.prices[rung] += torch.tensor(self.ladder.price(code, keep), dtype=torch.float64)
             if self.counts:
-                self.counts[rung].add(self.ladder.flat(code), self.ladder.kept(code, start, keep))
+                self.counts[rung].add(self.ladder.flat(code), self.ladder.cut(code, start, keep))
             fake = self.modality.as_written(self.ladder.decode(code, keep))
             if fake.shape != real.shape:
                 there, back = (" x ".join(map(str, reversed(side.shape[2:]))) for side in (real, fake))

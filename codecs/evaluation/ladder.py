@@ -91,7 +91,7 @@ class Ladder:
         size = signal.shape[2:]
         tokens = self.layout.valid(samples, size)
         codes = self.codec.encode(signal, tokens)
-        ends = self.codec.coded(codes).ends if isinstance(self.codec, ImplicitCodec) else ()
+        ends = self.codec.compress(codes).ends if isinstance(self.codec, ImplicitCodec) else ()
         return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
@@ -106,7 +106,7 @@ class Ladder:
         """Return codes with one axis for the grid, `(b, codebooks, n)`; blocks follow each other as signals do."""
         return self.layout.flatten(code.codes)
 
-    def kept(self, code: Code, start: int, end: int) -> Tensor:
+    def cut(self, code: Code, start: int, end: int) -> Tensor:
         """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""
         flat = self.flat(code)
         valid = prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
@@ -118,7 +118,7 @@ class Ladder:
     def codebooks(self, keep: int) -> tuple[int, ...]:
         """List the sizes of the codebooks that a rung has."""
         sizes: tuple[int, ...] = self.codec.bottleneck.codebook_sizes
-        return sizes[: self.layout.kept(0, keep)[1]]
+        return sizes[: self.layout.count_kept(0, keep)[1]]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
         """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
@@ -127,7 +127,7 @@ class Ladder:
         bits, packed = 0.0, 0
         strides = getattr(self.codec.bottleneck, "codebook_strides", ())
         for number, tokens in enumerate(code.tokens.tolist()):
-            count, num_codebooks = self.layout.kept(tokens, keep)
+            count, num_codebooks = self.layout.count_kept(tokens, keep)
             ideal, flags = 0.0, 0
             if self.runs:
                 steps = tokens // math.prod(code.codes.shape[3:])

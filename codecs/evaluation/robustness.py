@@ -135,7 +135,7 @@ class Replacement(NamedTuple):
         }
         return [way for way in get_args(Way) if had[way]]
 
-    def replaced(
+    def propose(
         self, bottleneck: Bottleneck, latents: Tensor, real: Tensor, ways: Sequence[Way]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Encode latents `(b, n, d)`, and return what would replace each token.
@@ -276,7 +276,7 @@ class _Sums:
         self.images += len(real)
         for name, mapped in self.maps.items():
             self.moments[name][0].add(mapped.features(real))
-        codes, order, others = replacement.replaced(codec.bottleneck, codec.latents(signal), real, self.ways)
+        codes, order, others = replacement.propose(codec.bottleneck, codec.latents(signal), real, self.ways)
         given = codes[..., :kept]
         for case, (way, rate) in enumerate(self.cases):
             chosen = (order < rate)[:, None, :kept]

@@ -68,12 +68,12 @@ def unpack(data: bytes, n: int) -> Planes:
     """
     lanes = _lanes(n)
     state = np.frombuffer(data, "<u4", lanes).astype(np.uint64)
-    planes, place = np.zeros((0, n), np.uint8), 4 * lanes
-    while place < len(data):
+    planes, offset = np.zeros((0, n), np.uint8), 4 * lanes
+    while offset < len(data):
         contexts, count = _contexts(planes, n)
-        one, zero = _shares(np.frombuffer(data, np.uint8, count, place), contexts)
-        place += count
-        words = np.frombuffer(data, "<u2", (len(data) - place) // 2, place).astype(np.uint64)
+        one, zero = _shares(np.frombuffer(data, np.uint8, count, offset), contexts)
+        offset += count
+        words = np.frombuffer(data, "<u2", (len(data) - offset) // 2, offset).astype(np.uint64)
         used, plane = 0, np.empty(n, np.uint8)
         for at in range(0, n, lanes):
             first, second = zero[at : at + lanes], one[at : at + lanes]
@@ -88,7 +88,7 @@ def unpack(data: bytes, n: int) -> Planes:
             now[empty] = now[empty] << np.uint64(16) | words[used : used + more]
             used += more
             state[: len(first)], plane[at : at + lanes] = now, bit
-        place += 2 * used
+        offset += 2 * used
         planes = np.concatenate([planes, plane[None]])
     return planes
 

@@ -64,7 +64,7 @@ class ImplicitCodec(Codec):
     """A network that paints one clip, as a codec of that clip.
 
     Each tensor of weights is spread evenly between its smallest and its largest (both float16), and cut in halves again
-    and again: with k bits there are 2^k levels. What is counted are the bytes of `coded`.
+    and again: with k bits there are 2^k levels. What is counted are the bytes of `compress`.
 
     Args:
         decoder: Paints the clip.
@@ -137,9 +137,9 @@ class ImplicitCodec(Codec):
         flat = torch.cat([weight.flatten() for weight in self.decoder.parameters()])
         # Ends that float16 has rounded inwards are beyond 1, by less than half of a cell.
         most = 1 + 0.5**self.num_codebooks
-        places = ((flat - middle) / half).clamp(-most, most) * self.edge
+        levels = ((flat - middle) / half).clamp(-most, most) * self.edge
         # The bottleneck bounds latents by a hyperbolic tangent; weights are bounded already.
-        return (2 * torch.atanh(places / 2))[None, :, None]
+        return (2 * torch.atanh(levels / 2))[None, :, None]
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the weights' bits, int64 `(b, bits, n)`, whatever is in the clip."""
@@ -152,9 +152,9 @@ class ImplicitCodec(Codec):
             codes: As `encode` gives them; a prefix of the bits is allowed.
             ranges: Ranges of their tensors; this network's if None.
         """
-        return self._named(self.bottleneck.decode(codes), self.ranges() if ranges is None else ranges)
+        return self._to_weights(self.bottleneck.decode(codes), self.ranges() if ranges is None else ranges)
 
-    def _named(self, latents: Tensor, ranges: Tensor) -> dict[str, Tensor]:
+    def _to_weights(self, latents: Tensor, ranges: Tensor) -> dict[str, Tensor]:
         """Turn what the bottleneck gives, `(1, n, 1)`, into the network's weights by name."""
         middle, half = self._spread(ranges)
         flat = middle + latents[0, :, 0] / self.edge * half
@@ -165,9 +165,9 @@ class ImplicitCodec(Codec):
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
         """Paint the clip from the first bits of all weights: `(b, 3, frames, height, width)`."""
         numbers = torch.arange(self.downsample[0], device=codes.device)
-        return torch.stack([self.painted(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
+        return torch.stack([self.render(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
 
-    def painted(self, codes: Tensor, numbers: Tensor) -> Tensor:
+    def render(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Paint the frames of these numbers, int64 `(n,)`, from bits `(1, bits, n)`: `(n, 3, height, width)`."""
         weights = self.painter(codes)
         return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
@@ -194,17 +194,17 @@ class ImplicitCodec(Codec):
             quantized = Quantized(painted[:0], numbers[:0], {}, {})  # nothing is
         else:
             quantized = self.bottleneck(self._flat(), n_codebooks.new_full((1,), self.weights), n_codebooks[:1])
-            painted = functional_call(self.decoder, self._named(quantized.latents, self.ranges()), (every,))
+            painted = functional_call(self.decoder, self._to_weights(quantized.latents, self.ranges()), (every,))
         return Reconstruction(painted.unflatten(0, (len(numbers), steps)).transpose(1, 2), quantized)
 
-    def coded(self, codes: Tensor) -> CodedPlanes:
+    def compress(self, codes: Tensor) -> CodedPlanes:
         """Code the bits of all weights, int64 `(1, bits, n)`: a file's bytes, which may be cut at its `ends`."""
         head = self.ranges().cpu().numpy().astype("<f2").tobytes()
         packed = pack(codes[0].cpu().numpy().astype(np.uint8))
         return CodedPlanes(head + packed.data, [len(head) + end for end in packed.ends])
 
     def read(self, data: bytes) -> tuple[Tensor, Tensor]:
-        """Return the bits and ranges from the bytes of `coded`; the first bits if these were cut.
+        """Return the bits and ranges from the bytes of `compress`; the first bits if these were cut.
 
         Raises:
             UserError: The bytes are not such weights.

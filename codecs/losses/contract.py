@@ -59,7 +59,7 @@ class Guidance:
         return torch.full((len(self.real),), self.real.shape[2], device=self.real.device)
 
     @torch.no_grad()
-    def wanted(self, teacher: str) -> FeatureMap:
+    def target(self, teacher: str) -> FeatureMap:
         """Return a teacher's features of the signal, or of its caption.
 
         Raises:

@@ -47,10 +47,10 @@ class _Headed(LossTerm):
         Raises:
             UserError: The codec has no such place, or doesn't know its channels.
         """
-        self.head = nn.Linear(self.dim or num_features(codec, self.at), self.wanted_channels(teachers[self.teacher]))
+        self.head = nn.Linear(self.dim or num_features(codec, self.at), self.target_channels(teachers[self.teacher]))
 
     @staticmethod
-    def wanted_channels(teacher: Teacher) -> int:
+    def target_channels(teacher: Teacher) -> int:
         """Count what the map gives."""
         return teacher.channels
 
@@ -100,7 +100,7 @@ class Distillation(_Headed):
         Raises:
             UserError: The place's tokens have no grid as the teacher's features have.
         """
-        found, wanted = self.read_features(guidance), guidance.wanted(self.teacher)
+        found, wanted = self.read_features(guidance), guidance.target(self.teacher)
         if len(found.steps) != len(wanted.steps):
             raise UserError(
                 f"objective: at={self.at.path}: its output has {len(found.steps)} axes, {self.teacher}'s features"
@@ -150,13 +150,13 @@ class Contrast(_Headed):
             self.bias = nn.Parameter(torch.tensor(-10.0))
 
     @staticmethod
-    def wanted_channels(teacher: Teacher) -> int:
+    def target_channels(teacher: Teacher) -> int:
         """Count the channels of the teacher's vector."""
         return teacher.pooled_channels or teacher.channels
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
         """Contrast the signals of the global batch; see `LossTerm.compare`."""
-        wanted = guidance.wanted(self.teacher)
+        wanted = guidance.target(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):
             mine = functional.normalize(self.head(self.read_features(guidance).mean().float()), dim=1)
@@ -189,7 +189,7 @@ class TeacherDistance(LossTerm):
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
         """Compare; see `LossTerm.compare`."""
-        wanted = guidance.wanted(self.teacher)
+        wanted = guidance.target(self.teacher)
         found: FeatureMap = guidance.teachers[self.teacher](fake, guidance.lengths)
         if self.distance == "cosine":
             error = 1 - functional.cosine_similarity(found.values, wanted.values, dim=1)

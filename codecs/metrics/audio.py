@@ -25,7 +25,7 @@ from varitok import UserError
 from ..losses.spectral import SISDR, MultiResolutionSTFT, MultiScaleMel
 from .metric import Comparison, Metric
 
-__all__ = ["METRICS", "written"]
+__all__ = ["METRICS", "round_to_16_bits"]
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], float]
 """(decoded, original), both float32 `(c, t)` and whole, to a value."""
@@ -38,7 +38,7 @@ PESQ_SECONDS = 20.0  # see `_pesq`
 PESQ_LEAST = 0.999  # of P.862.2, equation 1; noise comes nearer to it than a raw score of -0.5 does
 
 
-def written(signal: Tensor) -> Tensor:
+def round_to_16_bits(signal: Tensor) -> Tensor:
     """Round samples as a 16-bit file would, float32: clamped to [-1, 1), to the nearest 2^-15.
 
     Raises:
@@ -62,7 +62,7 @@ def _each(measure: Measure, fake: Tensor, real: Tensor, lengths: Tensor) -> Tens
     for decoded, original, length in zip(fake, real, lengths.tolist(), strict=True):
         if not 1 <= length <= fake.shape[2]:
             raise UserError(f"a sound of {length} samples to compare: it should have from 1 to {fake.shape[2]}")
-        values.append(measure(written(decoded[:, :length]), written(original[:, :length])))
+        values.append(measure(round_to_16_bits(decoded[:, :length]), round_to_16_bits(original[:, :length])))
     return torch.tensor(values)
 
 

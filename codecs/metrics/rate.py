@@ -99,11 +99,11 @@ def run_flags(codes: Tensor) -> tuple[int, float, int]:
         and a bit for each position after the first step.
     """
     frame = math.prod(codes.shape[2:])
-    places = (codes.shape[1] - 1) * frame
+    positions = (codes.shape[1] - 1) * frame
     changed = int((codes[:, 1:] != codes[:, :-1]).any(0).sum())
-    share = changed / max(1, places)
-    ideal = -sum(places * p * math.log2(p) for p in (share, 1 - share) if p > 0)
-    return frame + changed, ideal, places
+    share = changed / max(1, positions)
+    ideal = -sum(positions * p * math.log2(p) for p in (share, 1 - share) if p > 0)
+    return frame + changed, ideal, positions
 
 
 class CodeCounts:
@@ -125,7 +125,7 @@ class CodeCounts:
             self.starts.append(self.starts[-1] + self.codebook_sizes[codebook])
         # One more, for what isn't valid.
         self.dense = torch.zeros(self.starts[-1] + 1, dtype=torch.int64, device=device)
-        self.places = torch.tensor(self.small, dtype=torch.int64, device=device)
+        self.positions = torch.tensor(self.small, dtype=torch.int64, device=device)
         self.offsets = torch.tensor(self.starts[:-1], dtype=torch.int64, device=device)[:, None]
         large = [codebook for codebook in range(len(self.codebook_sizes)) if codebook not in self.small]
         self.pending: dict[int, list[Tensor]] = {codebook: [] for codebook in large}
@@ -140,9 +140,9 @@ class CodeCounts:
             valid: bool, `(b, codebooks, n)`, which of them count; all if None.
         """
         if self.small:
-            chosen = codes[:, self.places] + self.offsets
+            chosen = codes[:, self.positions] + self.offsets
             if valid is not None:
-                chosen = torch.where(valid[:, self.places], chosen, self.starts[-1])
+                chosen = torch.where(valid[:, self.positions], chosen, self.starts[-1])
             self.dense.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten())
         for codebook, parts in self.pending.items():
             own = codes[:, codebook]

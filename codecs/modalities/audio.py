@@ -42,7 +42,7 @@ class Audio(Modality):
 
     def as_written(self, signal: Tensor) -> Tensor:
         """Return 16-bit values, as floats in [-1, 1)."""
-        return audio.written(signal)
+        return audio.round_to_16_bits(signal)
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
         """Return thousands of seconds."""

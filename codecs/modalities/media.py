@@ -19,7 +19,7 @@ from torch import Tensor
 
 from varitok import UserError
 
-from ..metrics.audio import written
+from ..metrics.audio import round_to_16_bits
 from ..networks.stft import Spectrum
 
 __all__ = [
@@ -122,7 +122,7 @@ def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
     """
     fft = 2 ** max(4, round(np.log2(WINDOW * sample_rate)))
     hop = min(fft, max(fft // 4, sound.shape[1] // COLUMNS))
-    spectrum, _ = Spectrum(fft, hop)(written(sound).cpu()[None])
+    spectrum, _ = Spectrum(fft, hop)(round_to_16_bits(sound).cpu()[None])
     power = spectrum[0].abs().div(fft / 4).square().mean(0)  # the window's sum is fft / 2; half a sine's is one line
     group = max(1, len(power) // COLUMNS)
     power = torch.stack([frames.mean(0) for frames in power.split(group)])
@@ -192,7 +192,7 @@ def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
     Raises:
         UserError: A sample isn't finite, or the file can't be written.
     """
-    samples = written(sound).mul(32768).to(torch.int16).T.cpu().contiguous().numpy()
+    samples = round_to_16_bits(sound).mul(32768).to(torch.int16).T.cpu().contiguous().numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Opened here: where it can't be, `wave` leaves an object behind that fails once more as it goes.

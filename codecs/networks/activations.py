@@ -163,8 +163,8 @@ def _low_pass(taps: int) -> Tensor:
     else:
         beta = 0.5842 * max(attenuation - 21, 0.0) ** 0.4 + 0.07886 * max(attenuation - 21, 0.0)
     window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
-    places = torch.arange(-half, half, dtype=torch.float64) + 0.5
-    sinc = torch.sinc(0.5 * places) * window
+    offsets = torch.arange(-half, half, dtype=torch.float64) + 0.5
+    sinc = torch.sinc(0.5 * offsets) * window
     return (sinc / sinc.sum()).float()[None, None]
 
 

@@ -69,8 +69,8 @@ class _BlockQueries(Network):
         self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02) if self.decodes else None
         # At the start a mean, or a sum, is as large as one of what it is of.
         size = tokens**-0.5 if self.decodes else math.sqrt(self.rows * self.columns)
-        places = torch.randn(1, tokens, self.rows, self.columns)
-        self.shortcut = GridTable(places * size) if shortcut else None
+        start = torch.randn(1, tokens, self.rows, self.columns)
+        self.shortcut = GridTable(start * size) if shortcut else None
         scale = 0.1 if shortcut else 1.0
         self.transformer = SequenceTransformer(
             width, depth, heads, hidden, causal, window, layer_scale=scale, qk_norm=True, axes=3
@@ -96,8 +96,8 @@ class _BlockQueries(Network):
         else:
             before = prepend_context(ones, memory, self.slot, 1, 1)
         first = before[:, :-1].reshape(-1, 1) == 0
-        places = torch.arange(k, device=placed.device)
-        return (places < self.later_tokens) | (first & (places < self.tokens))
+        numbers = torch.arange(k, device=placed.device)
+        return (numbers < self.later_tokens) | (first & (numbers < self.tokens))
 
     def transform(
         self,

@@ -154,7 +154,7 @@ class _Layer(nn.Module):
         seen = torch.cat([memory, torch.stack([keys, values], dim=1)], dim=2)
         x = x + _linear(self._attend(queries, seen[:, 0], seen[:, 1], rounds), self.back, rounds)
         hidden = functional.relu(_linear(_norm(x, rounds), self.widen, rounds)).square()
-        x = _fixed(x + _linear(_fixed(hidden, rounds), self.narrow, rounds), rounds)
+        x = _round_to_grid(x + _linear(_round_to_grid(hidden, rounds), self.narrow, rounds), rounds)
         return x, seen[:, :, seen.shape[2] - self.window + 1 :]
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, rounds: bool) -> Tensor:
@@ -172,21 +172,21 @@ class _Layer(nn.Module):
         weights = _grid(weights.square().square().square().square(), ATTENTION_BITS, 1.0) if rounds else weights**16
         shares = weights / weights.sum(dim=-1, keepdim=True)
         shares = _grid(shares, ATTENTION_BITS, 1.0) if rounds else shares
-        return _fixed((shares @ v).transpose(1, 2).reshape(b, n, width), rounds)
+        return _round_to_grid((shares @ v).transpose(1, 2).reshape(b, n, width), rounds)
 
 
 def _norm(x: Tensor, rounds: bool) -> Tensor:
     """Scale to a mean square of 1."""
     size = x.square().sum(dim=-1, keepdim=True) / x.shape[-1] + 2.0**-10
-    return _fixed(x / size.sqrt(), rounds)
+    return _round_to_grid(x / size.sqrt(), rounds)
 
 
 def _linear(x: Tensor, layer: nn.Linear, rounds: bool) -> Tensor:
     found = x @ layer.weight.T
-    return _fixed(found if layer.bias is None else found + layer.bias, rounds)
+    return _round_to_grid(found if layer.bias is None else found + layer.bias, rounds)
 
 
-def _fixed(x: Tensor, rounds: bool) -> Tensor:
+def _round_to_grid(x: Tensor, rounds: bool) -> Tensor:
     """Round activations, in the exact form."""
     return _grid(x, ACTIVATION_BITS, ACTIVATION_BOUND) if rounds else x
 

@@ -148,7 +148,7 @@ class StepNorm(nn.Module):
         return zero_invalid(flat * self.weight.unsqueeze(1) + self.bias.unsqueeze(1), valid).reshape(x.shape)
 
 
-def _begun(layer: Any, norm: str) -> nn.Module:
+def _initialize(layer: Any, norm: str) -> nn.Module:
     """Start the biases at 0 (DAC): speech is quiet, torch's own would drown it, and all latents would be alike."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -232,7 +232,7 @@ class Convolution(_Layer):
         self.chunk_pads = self.pads[:-2] if any(self.pads[:-2]) else []
         padding = tuple(left) if even else 0
         layer = _PLAIN[dims - 1](inputs, outputs, self.kernel, self.stride, padding, spread, groups, bias)
-        self.layer = _begun(layer, norm)
+        self.layer = _initialize(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
@@ -298,7 +298,7 @@ class TransposedConvolution(_Layer):
         self.context = math.ceil(totals[0] / self.stride[0])
         self.mixes = self.kernel[0] > self.stride[0]
         layer = _TRANSPOSED[dims - 1](inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias)
-        self.layer = _begun(layer, norm)
+        self.layer = _initialize(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""

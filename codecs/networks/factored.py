@@ -63,8 +63,8 @@ class _Chain(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[Kernel], causal: bool) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            Convolution(outputs if place else inputs, outputs, kernel, dims=3, causal=causal)
-            for place, kernel in enumerate(kernels)
+            Convolution(outputs if number else inputs, outputs, kernel, dims=3, causal=causal)
+            for number, kernel in enumerate(kernels)
         )
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
@@ -100,9 +100,9 @@ class _Units(nn.Module):
     def __init__(self, inputs: int, outputs: int, depth: int, kind: str, causal: bool, activation: str) -> None:
         super().__init__()
         self.units = nn.ModuleList(
-            _Unit(inputs if not (level or place) else outputs, outputs, kernels, causal, activation)
+            _Unit(inputs if not (level or number) else outputs, outputs, kernels, causal, activation)
             for level in range(depth)
-            for place, kernels in enumerate(UNITS[kind])
+            for number, kernels in enumerate(UNITS[kind])
         )
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:

@@ -133,8 +133,8 @@ class MelDecoder(Precise, Decoder):
         self.turns = window // hop_length
         self.register_buffer("taps", torch.arange(window), persistent=False)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)
-        places = torch.arange(self.turns, dtype=torch.float64)[:, None]
-        angles = 2 * math.pi * (bins * places / self.turns) + math.pi * bins.square() / len(bins)
+        turns = torch.arange(self.turns, dtype=torch.float64)[:, None]
+        angles = 2 * math.pi * (bins * turns / self.turns) + math.pi * bins.square() / len(bins)
         self.register_buffer("start", torch.cat([angles.cos(), angles.sin()], 1).float(), persistent=False)
 
     def forward(
@@ -155,23 +155,23 @@ class MelDecoder(Precise, Decoder):
         back = basis * self.back.double().unsqueeze(1)
         # What isn't valid of a frame's sound is cut, or it would come back in the next round's frames.
         weight = there.expand(-1, -1, self.rate).flatten(1)
-        weight = weight / self._overlapped(there * self.square.double()).clamp(min=1e-6)
+        weight = weight / self._overlap_add(there * self.square.double()).clamp(min=1e-6)
         samples = torch.arange(n, device=x.device).unsqueeze(1) * self.rate + self.taps
-        places = torch.arange(n, device=x.device) % self.turns
-        phase = self.start.index_select(0, places).double().reshape(1, n, 2, -1)
+        turns = torch.arange(n, device=x.device) % self.turns
+        phase = self.start.index_select(0, turns).double().reshape(1, n, 2, -1)
         before = torch.zeros_like(magnitude)
         for _ in range(self.iterations):
-            signal = self._overlapped(torch.matmul((magnitude * phase).flatten(2), back)) * weight
+            signal = self._overlap_add(torch.matmul((magnitude * phase).flatten(2), back)) * weight
             padded = functional.pad(signal, [self.stft.left, self.stft.right])
             frames = padded.index_select(1, samples.flatten()).reshape(b, n, -1)
             found = torch.matmul(frames, basis.T).reshape(b, n, 2, -1)
             ahead = found - self.momentum / (1 + self.momentum) * before
             before = found
             phase = ahead / (ahead.square().sum(2, keepdim=True) + 1e-24).sqrt()
-        signal = self._overlapped(torch.matmul((magnitude * phase).flatten(2), back)) * weight
+        signal = self._overlap_add(torch.matmul((magnitude * phase).flatten(2), back)) * weight
         return signal.float().unsqueeze(1)
 
-    def _overlapped(self, frames: Tensor) -> Tensor:
+    def _overlap_add(self, frames: Tensor) -> Tensor:
         """Overlap-add frames `(b, n, window)` to `(b, n * hop_length)`.
 
         Rows of a turn's hops, one longer than they are read again, are each one hop after the row before.

@@ -36,7 +36,7 @@ class NeRV(Decoder):
         UserError: A number is out of range, or the strides don't divide a side.
     """
 
-    places: Tensor
+    encodings: Tensor
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class NeRV(Decoder):
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
         # A table: sines of the highest frequencies, computed in float32, would depend on the platform.
-        self.register_buffer("places", _encode_positions(frames, levels, base), persistent=False)
+        self.register_buffer("encodings", _encode_positions(frames, levels, base), persistent=False)
         self.stem = nn.Sequential(
             nn.Linear(2 * levels, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.grid)), nn.GELU()
         )
@@ -80,7 +80,7 @@ class NeRV(Decoder):
         memory: list[Tensor] | None = None,
     ) -> Tensor:
         """Return frames `(b, 3, h, w)` in [-1, 1]; its latents are their numbers, int64 `(b,)`, from 0 on."""
-        coarse = self.stem(self.places[latents]).unflatten(1, self.grid)
+        coarse = self.stem(self.encodings[latents]).unflatten(1, self.grid)
         painted: Tensor = self.head(self.blocks(coarse))
         return painted.tanh()
 

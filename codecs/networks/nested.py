@@ -15,15 +15,15 @@ from .contract import Decoder, Encoder, Network
 __all__ = ["NestedDecoder", "NestedEncoder"]
 
 
-def _folded(x: Tensor) -> Tensor:
+def _fold(x: Tensor) -> Tensor:
     """Put each two rows and two columns of `(b, t, rows, columns, d)` into one: `(b, t, rows/2, columns/2, 4 * d)`."""
     b, t, rows, columns, d = x.shape
     x = x.reshape(b, t, rows // 2, 2, columns // 2, 2, d).permute(0, 1, 2, 4, 3, 5, 6)
     return x.reshape(b, t, rows // 2, columns // 2, 4 * d)
 
 
-def _unfolded(x: Tensor) -> Tensor:
-    """Undo `_folded`."""
+def _unfold(x: Tensor) -> Tensor:
+    """Undo `_fold`."""
     b, t, rows, columns, d = x.shape
     x = x.reshape(b, t, rows, columns, 2, 2, d // 4).permute(0, 1, 2, 4, 3, 5, 6)
     return x.reshape(b, t, rows * 2, columns * 2, d // 4)
@@ -63,7 +63,7 @@ class NestedEncoder(_Nested, Encoder):
         rows, columns = signal.shape[3] // self.cell[1], signal.shape[4] // self.cell[2]
         x = cells.reshape(cells.shape[0], -1, rows, columns, cells.shape[2])
         for _ in range(self.halvings):
-            x = _folded(x)
+            x = _fold(x)
         return x.flatten(1, 3)
 
 
@@ -84,6 +84,6 @@ class NestedDecoder(_Nested, Decoder):
         """Return the clips that latents of a grid of tokens stand for."""
         x = latents.reshape([latents.shape[0]] + grid + [latents.shape[2]])  # noqa: RUF005 (TorchScript)
         for _ in range(self.halvings):
-            x = _unfolded(x)
+            x = _unfold(x)
         clips: Tensor = self.network(x.flatten(1, 3), mask, [grid[0], x.shape[2], x.shape[3]], memory)
         return clips

@@ -38,7 +38,7 @@ def changed_tokens(signal: Tensor, patch: tuple[int, int, int], threshold: float
 
 
 class RunLength(nn.Module):
-    """Takes the tokens in which something changes to a transformer, and what it made of them back to all places.
+    """Takes the tokens in which something changes to a transformer, and what it made of them back to all positions.
 
     Args:
         width: Width of the tokens.
@@ -74,24 +74,24 @@ class RunLength(nn.Module):
 
         Returns:
             The tokens that are kept, told how long they stand, `(b, m, width)`; which of all they are, `(b, m)`; which
-            of them are there, bool `(b, m)`; and for each of all places which of them stands there, `(b, n)`.
+            of them are there, bool `(b, m)`; and for each of all positions which of them stands there, `(b, n)`.
         """
         b, n = moving.shape
         kept = moving if valid is None else moving & valid
-        places = torch.arange(n, device=x.device)
-        steps = (places // frame).reshape(-1, frame)
+        positions = torch.arange(n, device=x.device)
+        steps = (positions // frame).reshape(-1, frame)
         # The last step of each place, up to this one, in which something changed: a running maximum, for which ONNX's
         # exporter has nothing, by numbering the changes.
         change = kept.reshape(b, -1, frame).to(torch.int64)
         number = change.cumsum(1) - 1
         since = torch.zeros_like(change).scatter_add(1, number, change * steps).gather(1, number)
-        source = since.flatten(1) * frame + places - steps.flatten() * frame
+        source = since.flatten(1) * frame + positions - steps.flatten() * frame
         runs = torch.zeros_like(source).scatter_add(
             1, source, torch.ones_like(source) if valid is None else valid.to(source.dtype)
         )
         told = x + self.lengths[(runs - 1).clamp(0, self.lengths.shape[0] - 1)]
         if not self.packs:
-            return told, places.expand(b, -1), kept, source
+            return told, positions.expand(b, -1), kept, source
         order = kept.to(torch.int64).argsort(dim=1, descending=True, stable=True)
         most = int(kept.sum(1).max())
         order = order[:, :most]

@@ -4,8 +4,8 @@ They are the middles of convolutional codecs (Mimi's transformer, EnCodec's LSTM
 whole of TAAE (arXiv 2411.19842).
 
 Chunk by chunk, a causal layer keeps in its memory (see `convolution.py`) the keys and values of the last `context`
-steps, the keys before their rotation, and rotates by places counted from the first that it keeps; only differences of
-places matter, so that the result is the same.
+steps, the keys before their rotation, and rotates by positions counted from the first one kept; only differences of
+positions matter, so that the result is the same.
 """
 
 import math
@@ -171,12 +171,12 @@ class SequenceTransformer(nn.Module):
         context = self.context * frame if memory is not None else 0
         index = torch.arange(context + x.shape[1], device=x.device)[None] if some is None else some
         step = index // frame
-        places = index[:, :, None]
+        positions = index[:, :, None]
         if self.axes == 3:
             # Not by `%`, which ONNX's exporter takes with a constant only.
             inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
-            places = torch.stack([step, row, inside - row * columns], dim=2)
+            positions = torch.stack([step, row, inside - row * columns], dim=2)
         allowed: Tensor | None = None
         # To a causal one what isn't valid can't come, being a suffix; but for free tokens, of any step, and for some.
         masks = mask is not None and (free > 0 or some is not None or not self.causal)
@@ -196,7 +196,7 @@ class SequenceTransformer(nn.Module):
                 allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
         causal = self.causal and allowed is None
         for block in self.blocks:
-            x = block(x, places, allowed, causal, context, memory)
+            x = block(x, positions, allowed, causal, context, memory)
         return x
 
 
@@ -228,9 +228,9 @@ class Recurrent(nn.Module):
                 y = layer(y, memory)
             return x + y
         # Each sample is turned around by itself, so that the way back begins at its own end.
-        places = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
-        lengths = places[:, :1] + x.shape[1] if mask is None else mask.sum(1, keepdim=True)
-        turned = torch.where(places < lengths, lengths - 1 - places, places).unsqueeze(2)
+        positions = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
+        lengths = positions[:, :1] + x.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        turned = torch.where(positions < lengths, lengths - 1 - positions, positions).unsqueeze(2)
         for layer, back in zip(self.onward, self.returning):  # noqa: B905 (TorchScript knows no strict)
             reverse = back(y.gather(1, turned.expand(-1, -1, y.shape[2])))
             y = torch.cat([layer(y), reverse.gather(1, turned.expand(-1, -1, reverse.shape[2]))], dim=2)

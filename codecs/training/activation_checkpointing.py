@@ -32,7 +32,7 @@ class ActivationCheckpointing:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         found = [block for part in parts for block in blocks(part) or [part]]
         # Made once: torch.compile would take each new one for another network, and give up after a few.
-        self.forgetful = {block: partial(_checkpointed, block.forward) for block in found}
+        self.forgetful = {block: partial(_checkpoint_block, block.forward) for block in found}
 
     def __enter__(self) -> None:
         """Let blocks forget."""
@@ -45,7 +45,7 @@ class ActivationCheckpointing:
             del block.forward
 
 
-def _checkpointed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+def _checkpoint_block(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*given, **named)
     return checkpoint(forward, *given, use_reentrant=False, **named)

@@ -210,7 +210,7 @@ class Training(pl.LightningModule):
         """Step the trained module, unless the guard refuses, and count the update; return the gradient's norm."""
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
-        norm = self.clipped(self.learning)
+        norm = self.clip_norm(self.learning)
         taken = self.guard.accepts(norm)
         self.step(first, factor, taken)
         self.update += 1
@@ -229,7 +229,7 @@ class Training(pl.LightningModule):
     def after_refusal(self) -> None:
         """Forget what belongs to an update that was refused."""
 
-    def clipped(self, module: nn.Module) -> Tensor:
+    def clip_norm(self, module: nn.Module) -> Tensor:
         """Clip the module's gradient; gives the norm before."""
         return full_tensor(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 

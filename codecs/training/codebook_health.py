@@ -41,10 +41,10 @@ def remedies(bottleneck: Bottleneck) -> list[str]:
     """List for each codebook the changes against collapse that its bottleneck's arguments offer."""
     if isinstance(bottleneck, Composite):
         found = [""] * len(bottleneck.codebook_sizes)
-        for part, places in zip(bottleneck.parts, bottleneck.places, strict=True):
+        for part, positions in zip(bottleneck.parts, bottleneck.positions, strict=True):
             assert isinstance(part, Bottleneck)
-            for place, words in zip(places, remedies(part), strict=True):
-                found[place] = words
+            for index, words in zip(positions, remedies(part), strict=True):
+                found[index] = words
         return found
     return [_remedy(bottleneck)] * len(bottleneck.codebook_sizes)
 
@@ -126,12 +126,12 @@ class CodebookHealth:
         values: dict[str, float] = {}
         entropies, seen = [entropy(codebook) for codebook in codebooks], [int(codebook.sum()) for codebook in codebooks]
         measures = {
-            "used": [len(codebook) / max(1, self._possible(place, seen)) for place, codebook in enumerate(codebooks)],
+            "used": [len(codebook) / max(1, self._possible(index, seen)) for index, codebook in enumerate(codebooks)],
             "entropy": entropies,
             "perplexity": [2**bits for bits in entropies],
         }
         for name, numbers in measures.items():
-            values |= {f"health/codebook{place}/{name}": number for place, number in enumerate(numbers)}
+            values |= {f"health/codebook{index}/{name}": number for index, number in enumerate(numbers)}
             values[f"health/{name}"] = sum(numbers) / len(numbers)
         values["health/bits_per_token"] = sum(entropies)
         said = sum(bits * count for bits, count in zip(entropies, seen, strict=True))

@@ -66,7 +66,7 @@ class CodecTraining(Training):
         """
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
         strategy = self._trainer and self._trainer.strategy
-        return strategy.assembled(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
+        return strategy.assemble(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
 
     @cached_property  # one object: it is what a reducer is for, and isn't registered a second time
     def learning(self) -> nn.Module:
@@ -144,7 +144,7 @@ class CodecTraining(Training):
     def step_discriminator(self, factor: float) -> Tensor:
         """Step the raw optimizer: stepping Lightning's wrapper would count a second global step."""
         assert self.objective.adversarial is not None
-        norm = self.clipped(self.objective.adversarial)
+        norm = self.clip_norm(self.objective.adversarial)
         self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
         return norm
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 
-__all__ = ["installed", "mistakes", "require_good"]
+__all__ = ["installed_versions", "mistakes", "require_good"]
 
 # Compiled parts of these must match: of a torch 2.N, torchvision 0.(N + 15), and torchaudio 2.11, the last there is.
 TORCH = (2, 11), (2, 14)
@@ -20,12 +20,12 @@ PACKAGES = ("pytorch-lightning", "lightning", "hydra-core", "omegaconf", "torch"
 
 def require_good() -> None:
     """End the program with one line and status 2 where a version is known to be bad."""
-    if found := mistakes(installed()):
+    if found := mistakes(installed_versions()):
         print(f"error: {found[0]}", file=sys.stderr)
         sys.exit(2)
 
 
-def installed(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Return the versions of the installed packages."""
     found = {}
     for package in packages:

@@ -124,14 +124,14 @@ def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:
     """
     taken = set[tuple[str, str]]()
     for part, path in files:
-        place = PurePosixPath(path.relative_to(folder / part).as_posix())
-        stem, number = place.stem.replace(".", "_"), 1
+        inside = PurePosixPath(path.relative_to(folder / part).as_posix())
+        stem, number = inside.stem.replace(".", "_"), 1
         key = stem
-        while (part, str(place.with_name(key))) in taken:
+        while (part, str(inside.with_name(key))) in taken:
             number += 1
             key = f"{stem}_{number}"
-        taken.add((part, str(place.with_name(key))))
-        yield str(place.with_name(key + place.suffix))
+        taken.add((part, str(inside.with_name(key))))
+        yield str(inside.with_name(key + inside.suffix))
 
 
 def _bytes(text: str) -> int:

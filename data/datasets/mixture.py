@@ -57,13 +57,13 @@ class _Joined(SignalDataset):
     """Data sets one after another."""
 
     def __init__(self, datasets: Sequence[SignalDataset]) -> None:
-        self.places = [(data, at) for data in datasets for at in range(len(data))]
+        self.pairs = [(data, at) for data in datasets for at in range(len(data))]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Tensor:
-        data, at = self.places[key[1]]
+        data, at = self.pairs[key[1]]
         return data[key[0], at]
 
 

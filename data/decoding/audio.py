@@ -283,13 +283,13 @@ class _FFmpeg:
         # Interleaved: of more than 8 planes, PyAV 18 reads those beyond the eighth from memory that isn't theirs.
         interleaved = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         parts: list[Floats] = []
-        have, place = 0, None
+        have, at = 0, None
         for decoded in self._container.decode(stream):
-            place = self._place(decoded, begin, place)
+            at = self._locate(decoded, begin, at)
             for frame in interleaved.resample(decoded):
                 part = np.asarray(frame.to_ndarray(), np.float32).reshape(-1, self.channels).T
-                wanted = part[:, max(0, start + have - place) :][:, : frames - have]
-                place += part.shape[1]
+                wanted = part[:, max(0, start + have - at) :][:, : frames - have]
+                at += part.shape[1]
                 if wanted.shape[1]:
                     parts.append(wanted)
                     have += wanted.shape[1]
@@ -297,7 +297,7 @@ class _FFmpeg:
                 break
         return np.concatenate(parts, 1) if parts else np.zeros((self.channels, 0), np.float32)
 
-    def _place(self, decoded: Any, begin: int, counted: int | None) -> int:
+    def _locate(self, decoded: Any, begin: int, counted: int | None) -> int:
         """Return the index of a frame's first sample; Matroska rounds times to milliseconds, so counting has priority.
 
         `begin` is the time of the first frame, `counted` the sample where the frame before ended, None after a seek.

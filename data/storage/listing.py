@@ -51,7 +51,7 @@ def list_files(root: str | Path, split: str, val_share: float, suffixes: Collect
 
     held = set(sorted(range(len(files)), key=rank)[: min(len(files) - 1, max(1, round(val_share * len(files))))])
     chosen = [at for at in range(len(files)) if (at in held) == (split == "val")]
-    return files.chosen(chosen) if isinstance(files, Members) else [files[at] for at in chosen]
+    return files.select(chosen) if isinstance(files, Members) else [files[at] for at in chosen]
 
 
 def _files(folder: str | Path, suffixes: Collection[str]) -> Sequence[File]:

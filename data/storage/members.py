@@ -230,7 +230,7 @@ class Members(Sequence[Member]):
     def __getitem__(self, index: int | slice) -> "Member | Members":
         """Return a member, or a slice of them."""
         if isinstance(index, slice):
-            return self.chosen(range(*index.indices(len(self))))
+            return self.select(range(*index.indices(len(self))))
         at = range(len(self))[index]
         facts = json.loads(self._line(at))
         return Member(self.shards[self._numbers[at]], facts.pop("name"), facts.pop("offset"), facts.pop("size"), facts)
@@ -238,6 +238,6 @@ class Members(Sequence[Member]):
     def _line(self, at: int) -> bytes:
         return self._lines[self._ends[at] : self._ends[at + 1]]
 
-    def chosen(self, indices: Iterable[int]) -> "Members":
+    def select(self, indices: Iterable[int]) -> "Members":
         """Return the members at some indices, in their order."""
         return Members(self.shards, ((int(self._numbers[at]), self._line(at)) for at in indices))

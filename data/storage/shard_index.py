@@ -66,8 +66,8 @@ def _attach_captions(members: Sequence[Member]) -> list[Member]:
 
 def _key(name: str) -> str:
     """Return the key of a sample's members: all up to the first dot of the file name (WebDataset's layout)."""
-    place = PurePosixPath(name)
-    return str(place.with_name(place.name.partition(".")[0] or place.name))
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0] or path.name))
 
 
 def _line(name: str, offset: int, size: int, facts: Mapping[str, Any]) -> bytes:

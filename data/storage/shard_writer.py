@@ -43,7 +43,7 @@ class ShardWriter:
         self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
         self._file: Any = None
         self._lines: list[bytes] = []
-        self._place = PurePosixPath()
+        self._part = PurePosixPath()
         self._numbers: dict[PurePosixPath, int] = {}
 
     def __enter__(self) -> "ShardWriter":
@@ -86,14 +86,14 @@ class ShardWriter:
         except (OSError, ValueError) as error:
             raise UserError(f"{name}: can't be written as a member of a shard ({error})") from error
 
-    def _add(self, name: str, source: BinaryIO, size: int, facts: Mapping[str, Any], place: PurePosixPath) -> None:
+    def _add(self, name: str, source: BinaryIO, size: int, facts: Mapping[str, Any], part: PurePosixPath) -> None:
         header = header_of(name, size)
         if size > MOST_BYTES:
             raise ValueError(f"{size} bytes are more than {MOST_BYTES}")
         full = self._file is not None and self._file.tell() + len(header) + size > self.size
-        if self._file is None or full or place != self._place:
+        if self._file is None or full or part != self._part:
             self._finish()
-            self._begin(place)
+            self._begin(part)
         self._put(header)
         offset = self._file.tell()
         source.seek(0)
@@ -110,14 +110,14 @@ class ShardWriter:
         self._file.write(content)
         self._hash.update(content)
 
-    def _begin(self, place: PurePosixPath) -> None:
+    def _begin(self, part: PurePosixPath) -> None:
         """Begin a shard."""
-        number = self._numbers.get(place, 0)
-        self._numbers[place] = number + 1
-        self._place = place
+        number = self._numbers.get(part, 0)
+        self._numbers[part] = number + 1
+        self._part = part
         self._lines = []
         self._hash = hashlib.sha256()
-        folder = self._partial / place
+        folder = self._partial / part
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"{number:06}{SUFFIX}").open("wb")
 

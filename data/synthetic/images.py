@@ -204,8 +204,8 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     alpha = (0.5 - _distance(leaves, sizes, along, across) / each(leaves.soft)).clip(0, 1)
 
     number, top, left = leaves.field.T
-    place = (y + each(top)) % FIELD_SIDE * FIELD_SIDE + (x + each(left)) % FIELD_SIDE
-    grain = each(leaves.grain) * fields.ravel().take(place + each(number * FIELD_SIDE**2))
+    texel = (y + each(top)) % FIELD_SIDE * FIELD_SIDE + (x + each(left)) % FIELD_SIDE
+    grain = each(leaves.grain) * fields.ravel().take(texel + each(number * FIELD_SIDE**2))
     amplitude, cycles, phase = leaves.wave.T
     wave = each(amplitude) * np.sin(each(2 * np.pi * cycles) * along + each(phase))
     tilt = each(leaves.gradient[:, 0]) * dy + each(leaves.gradient[:, 1]) * dx

@@ -71,7 +71,7 @@ class AudioTransformer(Teacher):
                 lengths = torch.full((len(sounds),), sounds.shape[1], device=sounds.device)
             sounds = self.resample(torch.where(_before(lengths, sounds.shape[1]), sounds, 0.0))
             valid = -(-lengths * self.rate // self.sample_rate)
-            sounds, samples = self.prepared(sounds, valid)
+            sounds, samples = self.prepare(sounds, valid)
         steps = (samples - self.window) // self.stride + 1
         if whole or self.masks:
             values = self._hear(sounds, None if whole else samples)
@@ -80,7 +80,7 @@ class AudioTransformer(Teacher):
         step = self.stride * self.sample_rate / self.rate
         return FeatureMap(values, (step,), None if whole else steps)
 
-    def prepared(self, sounds: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, sounds: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Bring sounds `(b, n)` of its rate to its scale, and put zeros around them.
 
         Returns:

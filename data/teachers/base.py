@@ -71,12 +71,12 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
     Raises:
         UserError: A file isn't there, `transformers` isn't installed, or can't read it.
     """
-    places = [Path(folder).expanduser(), *(root / folder for root in weight_folders())]
+    folders = [Path(folder).expanduser(), *(root / folder for root in weight_folders())]
     needed = ["config.json", *(["preprocessor_config.json"] if processor else [])]
     whole = (
-        place
-        for place in places
-        if all((place / name).is_file() for name in needed) and any((place / name).is_file() for name in WEIGHTS)
+        one
+        for one in folders
+        if all((one / name).is_file() for name in needed) and any((one / name).is_file() for name in WEIGHTS)
     )
     path = next(whole, None)
     if path is None:

@@ -38,7 +38,7 @@ class FrameTeacher(Teacher):
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
         """Turn frames, float `(n, 3, h, w)` in [-1, 1], into features `(n, c, h / patch, w / patch)`, and `(n, c)`."""
 
-    def resized(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
+    def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """Bring frames to a size."""
         return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
 
@@ -54,7 +54,7 @@ class FrameTeacher(Teacher):
             frames = frames.transpose(1, 2).flatten(0, 1)
         sides = frames.shape[2], frames.shape[3]
         if self.size is not None and sides != self.size:
-            frames = self.resized(frames, self.size)
+            frames = self.resize(frames, self.size)
         rows, columns = frames.shape[2], frames.shape[3]
         if rows % self.patch or columns % self.patch:
             raise UserError(

@@ -117,7 +117,7 @@ class _Modelled(Coding):
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
         """Yield the frequencies of each symbol of a row; the caller sends the symbol back."""
 
-    def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
+    def known_frequencies(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
         """Return the frequencies of each symbol of a known row."""
         course = self.follow(structure)
         for symbol in (None, *(row - self.symbols.offsets[structure.kinds])[:-1].tolist()):
@@ -129,7 +129,7 @@ class _Modelled(Coding):
         structure, row = self.symbols.structure(num_codebooks, steps, inner), self.symbols.row(codes)
         encoder = RangeEncoder()
         symbols = (row - self.symbols.offsets[structure.kinds]).tolist()
-        for chances, symbol in zip(self.known(structure, row), symbols, strict=True):
+        for chances, symbol in zip(self.known_frequencies(structure, row), symbols, strict=True):
             encoder.encode(int(chances[:symbol].sum()), int(chances[symbol]), int(chances.sum()))
         return encoder.finish().ljust(_least(num_codebooks, steps, inner), b"\0")
 
@@ -220,12 +220,12 @@ class Learned(_Modelled):
         known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
         state = self._start()
         for at, kind in enumerate(structure.kinds.tolist()):
-            context = np.concatenate([[kind, structure.places[at]], known[structure.sources[at]]])
+            context = np.concatenate([[kind, structure.tokens[at]], known[structure.sources[at]]])
             logits, state = self.graph.run(None, {"contexts": context[None, None], "state": state})
             symbol = yield self._frequencies(logits[0, 0], kind)
             known[at] = 1 + self.symbols.offsets[kind] + symbol
 
-    def known(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
+    def known_frequencies(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
         """Return the frequencies of each symbol of a known row: the same, many at once."""
         contexts, state = self.symbols.contexts(structure, row)[None], self._start()
         for begin in range(0, len(row), BLOCK):

@@ -11,7 +11,7 @@ from varitok import UserError
 from ..runtime.bundle import Bundle
 from ..runtime.files import Part, write_output
 from . import container
-from .rate_control import Encoded, Target, encoded, fitted
+from .rate_control import Encoded, Target, encode_signal, fit_to_target
 
 __all__ = ["decode_file", "encode_file"]
 
@@ -42,7 +42,9 @@ def encode_file(
         UserError: The file can't be read, or isn't the bundle's; a number is out of range, a target can't be met.
     """
     signal, rate = bundle.read_file(path)
-    whole = encoded(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(coding=coding)
+    whole = encode_signal(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(
+        coding=coding
+    )
     shape = whole.original.shape
 
     def decoded(part: Encoded) -> npt.NDArray[np.float32]:
@@ -50,8 +52,8 @@ def encode_file(
         return back[tuple(slice(side) for side in shape)]
 
     try:
-        chosen = fitted(bundle, whole, target, decoded)
-        written = chosen.written(bundle)
+        chosen = fit_to_target(bundle, whole, target, decoded)
+        written = chosen.serialize(bundle)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     write_output(out, written.data)

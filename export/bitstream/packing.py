@@ -44,13 +44,13 @@ class Packing:
     def __init__(self, codebooks: Sequence[Codebook], inner: Sequence[int]) -> None:
         self.codebooks = tuple(codebooks)
         self.inner = tuple(inner)
-        self.places = int(np.prod(self.inner, dtype=np.int64))
+        self.positions = int(np.prod(self.inner, dtype=np.int64))
         self.widths = np.array([codebook.width for codebook in self.codebooks])
 
     def bits(self, steps: int) -> int:
         """Count the bits of `steps` steps."""
         each = (-(-steps // codebook.stride) * codebook.width for codebook in self.codebooks)
-        return self.places * sum(each)
+        return self.positions * sum(each)
 
     def size(self, steps: int) -> int:
         """Count their bytes."""
@@ -62,7 +62,9 @@ class Packing:
 
     def pack(self, codes: Codes) -> bytes:
         """Pack codes `(codebooks, steps, *inner)`; `steps` begin where all codebooks have a code."""
-        flat = np.moveaxis(codes.reshape(len(self.codebooks), -1, self.places), 0, 2)  # (steps, places, codebooks)
+        flat = np.moveaxis(
+            codes.reshape(len(self.codebooks), -1, self.positions), 0, 2
+        )  # (steps, positions, codebooks)
         chosen, widths, begins = self._layout(flat.shape[0])
         values, bits = flat[chosen], np.zeros(self.bits(flat.shape[0]), np.uint8)
         for place in range(widths.max(initial=0)):
@@ -88,8 +90,8 @@ class Packing:
         return np.moveaxis(flat, 2, 0).reshape(len(self.codebooks), steps, *self.inner)
 
     def _layout(self, steps: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return which codes are written, `(steps, places, codebooks)`, and their widths and first bits."""
+        """Return which codes are written, `(steps, positions, codebooks)`, and their widths and first bits."""
         present = np.arange(steps)[:, None] % [codebook.stride for codebook in self.codebooks] == 0
-        chosen = np.repeat(present[:, None], self.places, axis=1)
+        chosen = np.repeat(present[:, None], self.positions, axis=1)
         widths = np.broadcast_to(self.widths, chosen.shape)[chosen]
         return chosen, widths, widths.cumsum() - widths

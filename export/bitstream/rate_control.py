@@ -18,7 +18,7 @@ from ..runtime.bundle import Array, Bundle
 from . import container
 from .entropy_coding import codebooks_of, coding_of, prior_identity
 
-__all__ = ["Encoded", "Quality", "Target", "Written", "encoded", "fitted", "psnr"]
+__all__ = ["Encoded", "Quality", "Target", "Written", "encode_signal", "fit_to_target", "psnr"]
 
 Signal: TypeAlias = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
     seconds: float | None
     coding: str | None = None
 
-    def written(self, bundle: Bundle) -> "Written":
+    def serialize(self, bundle: Bundle) -> "Written":
         """Write the container."""
         found = [self._write(bundle, name) for name in _codings(bundle, self.coding)]
         return min(found, key=lambda one: len(one.data))
@@ -60,7 +60,7 @@ class Encoded(NamedTuple):
         return self._replace(codes=self.codes[..., :kept] if ordered else self.codes[:, :kept])
 
 
-def encoded(
+def encode_signal(
     bundle: Bundle,
     signal: Signal,
     *,
@@ -131,7 +131,7 @@ class Target(NamedTuple):
     quality: Quality | None = None
 
 
-def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
+def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
     """Keep as many tokens, or codebooks where tokens are not ordered, as a target wants.
 
     Args:
@@ -146,12 +146,12 @@ def fitted(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[E
     ordered = bool(bundle.tokens)
     cuts = [encoded.cut(kept, ordered) for kept in range(1, encoded.codes.shape[-1 if ordered else 1] + 1)]
     if target.bytes is not None:
-        return _largest(cuts, lambda one: len(one.written(bundle).data), target.bytes, "--bytes", "bytes")
+        return _largest(cuts, lambda one: len(one.serialize(bundle).data), target.bytes, "--bytes", "bytes")
     if target.kbps is not None:
         if encoded.seconds is None:
             raise UserError(f"--kbps {target.kbps:g}: this signal has no duration; give --bytes")
         seconds = encoded.seconds
-        rate = lambda one: one.written(bundle).payload * 8 / 1000 / seconds  # noqa: E731
+        rate = lambda one: one.serialize(bundle).payload * 8 / 1000 / seconds  # noqa: E731
         return _largest(cuts, rate, target.kbps, "--kbps", "kbit/s")
     if target.quality is not None:
         return _least(cuts, decode, target.quality)

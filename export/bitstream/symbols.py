@@ -19,14 +19,14 @@ class Structure(NamedTuple):
     Attributes:
         steps: `(m,)`, step of each symbol.
         kinds: `(m,)`, kind of each symbol: a digit of a codebook.
-        places: `(m,)`, number of its ordered token; 0 for placed tokens.
+        tokens: `(m,)`, number of its ordered token; 0 for placed tokens.
         sources: `(m, 2 + axes after that of steps)`, indices of the symbol before it and of those of its own kind
             one step back along each axis of the grid; -1 if there is none.
     """
 
     steps: Numbers
     kinds: Numbers
-    places: Numbers
+    tokens: Numbers
     sources: Numbers
 
 
@@ -56,14 +56,14 @@ class Symbols:
         """Compute the structure of codes `(num_codebooks, steps, *inner)`, which doesn't depend on their values."""
         written = self._mark_written(num_codebooks, steps, inner)
         at = np.argwhere(written)  # (m, axes + 1), in their order
-        place = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
+        index = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
         sources = [np.arange(len(at)) - 1]
         for axis in range(written.ndim - 1):
             back = at.copy()
             back[:, axis] -= 1 if axis else self._strides[at[:, -1]]
-            sources.append(np.where(back[:, axis] >= 0, place[tuple(np.maximum(back, 0).T)], -1))
-        places = np.zeros(len(at), np.int64) if self.ordered is None else at[:, self.ordered]
-        return Structure(at[:, 0], at[:, -1], places, np.stack(sources, axis=1))
+            sources.append(np.where(back[:, axis] >= 0, index[tuple(np.maximum(back, 0).T)], -1))
+        tokens = np.zeros(len(at), np.int64) if self.ordered is None else at[:, self.ordered]
+        return Structure(at[:, 0], at[:, -1], tokens, np.stack(sources, axis=1))
 
     def contexts(self, structure: Structure, row: Numbers) -> Numbers:
         """Return the prior's input for each symbol: kind, number of the token, sources; `(m, 2 + sources)`.
@@ -76,7 +76,7 @@ class Symbols:
         """
         known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
         known[: len(row)] = row + 1
-        return np.concatenate([structure.kinds[:, None], structure.places[:, None], known[structure.sources]], axis=1)
+        return np.concatenate([structure.kinds[:, None], structure.tokens[:, None], known[structure.sources]], axis=1)
 
     def row(self, codes: Codes) -> Numbers:
         """Write codes `(codebooks, steps, *inner)` as symbols of the vocabulary, `(m,)`."""

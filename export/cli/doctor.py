@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from varitok import __version__
-from varitok.codecs.training.versions import PACKAGES, installed, mistakes
+from varitok.codecs.training.versions import PACKAGES, installed_versions, mistakes
 
 __all__ = ["Finding", "examine", "main"]
 
@@ -64,7 +64,7 @@ def examine(runs: Path) -> Iterator[Finding]:
     Args:
         runs: Folder of the runs; it need not exist.
     """
-    versions = installed()
+    versions = installed_versions()
     missing = [name for name in PACKAGES if name not in versions and name != "lightning"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield Finding("versions", f"varitok {__version__}, Python {sys.version.split()[0]}, {listed}")
@@ -102,24 +102,24 @@ def _tracking() -> Finding:
 
 def _disk(runs: Path) -> Iterator[Finding]:
     """Measure the disk of a folder, or of that in which it would be made."""
-    place = runs.absolute()
-    while not place.exists():
-        place = place.parent
+    folder = runs.absolute()
+    while not folder.exists():
+        folder = folder.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=place) as file:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
             began = time.monotonic()
             file.write(os.urandom(1 << 20) * (PIECE >> 20))
             file.flush()
             os.fsync(file.fileno())
             speed = PIECE / 1e6 / (time.monotonic() - began)
     except OSError as error:
-        yield Finding("runs", f"{place}: can't be written ({error.strerror}); give hydra.run.dir=FOLDER", "bad")
+        yield Finding("runs", f"{folder}: can't be written ({error.strerror}); give hydra.run.dir=FOLDER", "bad")
         return
-    free = shutil.disk_usage(place).free
-    room = f"{place}: {free / 1e9:.1f} GB free, written at {speed:.0f} MB/s"
+    free = shutil.disk_usage(folder).free
+    room = f"{folder}: {free / 1e9:.1f} GB free, written at {speed:.0f} MB/s"
     yield Finding("runs", room if free >= ROOM else f"{room}; make room", "good" if free >= ROOM else "bad")
     temporary = Path(tempfile.gettempdir())
-    if temporary.stat().st_dev != place.stat().st_dev:
+    if temporary.stat().st_dev != folder.stat().st_dev:
         yield Finding("temporary", f"{temporary}: another disk than runs; checkpoints don't go by way of it", "note")
 
 
@@ -130,7 +130,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding("torch", f"can't be loaded ({error})", "bad")
         return
     count = torch.cuda.device_count()
-    each = [torch.cuda.get_device_properties(place) for place in range(count)]
+    each = [torch.cuda.get_device_properties(index) for index in range(count)]
     told = ", ".join(f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in each)
     yield Finding("gpus", told or f"none; {os.cpu_count()} processors", "good" if told else "note")
     if not torch.distributed.is_available():

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from varitok.codecs.metrics.audio import written
+from varitok.codecs.metrics.audio import round_to_16_bits
 
 from .classic import ClassicalCodec, Coded
 
@@ -45,7 +45,7 @@ class AudioCodec(ClassicalCodec):
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
         """Encode a sound `(1, t)` at `setting` kbit/s, and decode it."""
         file, payload = self.encode(signal, setting, int(rate))
-        return Coded(len(file), payload, written(self.decode(file, signal.shape[1])))
+        return Coded(len(file), payload, round_to_16_bits(self.decode(file, signal.shape[1])))
 
     def encode(self, sound: Tensor, kbps: int, sample_rate: int, **options: str) -> tuple[bytes, int]:
         """Code a sound `(1, t)`, of values that 16 bits hold.
@@ -59,7 +59,7 @@ class AudioCodec(ClassicalCodec):
         Returns:
             The file, and the bytes of the coder's packets in it.
         """
-        samples = written(sound).mul(32768).to(torch.int16).numpy()
+        samples = round_to_16_bits(sound).mul(32768).to(torch.int16).numpy()
         frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
         frame.sample_rate, frame.pts = sample_rate, 0
         buffer, payload = BytesIO(), 0

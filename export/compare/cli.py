@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     codec, noun = as_codec(bundle), noun_of(bundle)
     files = files_of(bundle, options.data, "--data")
     if options.limit and options.limit < len(files):
-        files = [files[len(files) * place // options.limit] for place in range(options.limit)]
+        files = [files[len(files) * index // options.limit] for index in range(options.limit)]
     classifier = _classifier(bundle, options)
     modality = modality_of(codec)
     metrics = _metrics(modality, options.metrics)

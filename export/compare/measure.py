@@ -13,7 +13,7 @@ from varitok.codecs.modalities.registry import lower_is_better
 from varitok.data.batch import normalize
 
 from ..adapters.codec import BundleCodec
-from ..bitstream.rate_control import encoded
+from ..bitstream.rate_control import encode_signal
 from .classic import ClassicalCodec, Coded
 from .rates import bd_rate
 
@@ -94,7 +94,7 @@ def compare(
         rates = {f"{prefixes[account]}{modality.rate.name}": 8 * size / amount for account, size in found.bytes.items()}
         means = {metric: float(np.nanmean(values)) for metric, values in found.values.items()}
         rows.append({"codec": name, "setting": setting, **sizes, **rates, **means, modality.plural: count})
-    order = {name: place for place, name in enumerate([OURS, *(one.name for one in classics)])}
+    order = {name: index for index, name in enumerate([OURS, *(one.name for one in classics)])}
     return sorted(rows, key=lambda row: (order[str(row["codec"])], float(row["bytes"])))
 
 
@@ -108,10 +108,10 @@ def _all(
 ) -> Iterable[tuple[str, int, Coded]]:
     """Code one signal in every way."""
     bundle = codec.bundle
-    whole = encoded(bundle, bundle.values(normal.numpy()), frame_rate=codec.frame_rate)._replace(coding=coding)
+    whole = encode_signal(bundle, bundle.values(normal.numpy()), frame_rate=codec.frame_rate)._replace(coding=coding)
     for kept in Ladder(codec).keeps:
         part = whole.cut(kept, codec.layout.ordered)
-        written = part.written(bundle)
+        written = part.serialize(bundle)
         back = codec.decode(torch.from_numpy(part.codes), normal.shape[2:])
         yield OURS, kept, Coded(len(written.data), written.payload, modality.as_written(back)[0])
     for classic in classics:

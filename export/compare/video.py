@@ -74,8 +74,8 @@ class VideoCodec(ClassicalCodec):
             frame_rate: Frames a second.
         """
         sides = [max(side + side % 2, self.least) for side in clip.shape[2:]]
-        places = [torch.arange(side).clamp(max=had - 1) for side, had in zip(sides, clip.shape[2:], strict=True)]
-        frames = clip[:, :, places[0]][:, :, :, places[1]].permute(1, 2, 3, 0).contiguous().numpy()
+        indices = [torch.arange(side).clamp(max=had - 1) for side, had in zip(sides, clip.shape[2:], strict=True)]
+        frames = clip[:, :, indices[0]][:, :, :, indices[1]].permute(1, 2, 3, 0).contiguous().numpy()
         buffer, rate = BytesIO(), Fraction(frame_rate).limit_denominator(1000)
         packets: list[bytes] = []
         with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:

@@ -29,7 +29,7 @@ class FrozenCodec(nn.Module):
     """
 
     mask_token: Tensor
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class FrozenCodec(nn.Module):
         fill = codec.length.mechanism.fill()
         self.masks = fill is not None
         self.register_buffer("mask_token", torch.zeros(0) if fill is None else fill.detach().clone())
-        self.register_buffer("places", torch.arange(self.tokens), persistent=False)
+        self.register_buffer("positions", torch.arange(self.tokens), persistent=False)
         self.eval()
 
     @torch.jit.unused
@@ -84,7 +84,7 @@ class FrozenCodec(nn.Module):
         """
         grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
-            # All N places are looked up and the tail replaced: a pad of N - k can't be exported.
+            # All N positions are looked up and the tail replaced: a pad of N - k can't be exported.
             k = codes.shape[2]
             latents = self._filled(self._repeated(codes), k)
         else:
@@ -93,14 +93,14 @@ class FrozenCodec(nn.Module):
         return self._limited(self.layout.cut_lead(signal))
 
     def _repeated(self, codes: Tensor) -> Tensor:
-        """Look all N places up, the last of k codes standing for those that aren't kept."""
-        repeated = codes[:, :, self.places.clamp(max=codes.shape[2] - 1)]
+        """Look all N positions up, the last of k codes standing for those that aren't kept."""
+        repeated = codes[:, :, self.positions.clamp(max=codes.shape[2] - 1)]
         latents: Tensor = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
         return latents
 
     def _filled(self, latents: Tensor, k: int) -> Tensor:
-        """Put the mask token in all places from the k-th on."""
-        return torch.where((self.places < k).unsqueeze(-1), latents, self.mask_token)
+        """Put the mask token in all positions from the k-th on."""
+        return torch.where((self.positions < k).unsqueeze(-1), latents, self.mask_token)
 
     def _limited(self, signal: Tensor) -> Tensor:
         """Clamp what has bounds."""
@@ -164,13 +164,13 @@ class FrozenStream(FrozenCodec):
         codes = self.layout.flatten(codes)
         mask: Tensor | None = None
         if self.layout.tokens > 0:
-            # What is remembered has all N places: those that aren't kept are hidden, or replaced.
+            # What is remembered has all N positions: those that aren't kept are hidden, or replaced.
             k = codes.shape[2]
             latents = self._repeated(codes)
             if self.masks:
                 latents = self._filled(latents, k)
             else:
-                mask = (self.places < k).expand(latents.shape[0], -1)
+                mask = (self.positions < k).expand(latents.shape[0], -1)
         else:
             latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
         signal = self.decoder(latents, mask, grid, memory)

@@ -69,7 +69,7 @@ def export_single_clip(
     codec = copy.deepcopy(codec).cpu().float().eval()
     with torch.inference_mode(), replace_folder(Path(folder)) as partial:
         codes = codec.encode(torch.zeros(()).expand(1, 3, *codec.downsample))
-        coded = codec.coded(codes)
+        coded = codec.compress(codes)
         (partial / WEIGHTS).write_bytes(coded.data)
         read, ranges = codec.read((partial / WEIGHTS).read_bytes())
         if not (torch.equal(read, codes) and torch.equal(ranges, codec.ranges())):
@@ -90,7 +90,7 @@ def export_single_clip(
         } | ({"architecture": dict(architecture)} if architecture else {})
         numbers = torch.linspace(0, frames - 1, min(frames, COMPARED)).round().long()
         frozen = FrozenSingleClip(codec, coded.data)
-        parity = _graphs(frozen, config, partial, formats, numbers, codec.painted(codes, numbers))
+        parity = _graphs(frozen, config, partial, formats, numbers, codec.render(codes, numbers))
         (partial / "README.md").write_text(_card(config, formats), encoding="utf-8")
         return report(partial, parity)
 

@@ -60,7 +60,7 @@ class Tokenizer:
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
         _, num_codebooks, steps, *inner = codes.shape
-        found, begun = codes.cpu().numpy(), self._begun(lengths.cpu(), steps)
+        found, begun = codes.cpu().numpy(), self._count_begun_steps(lengths.cpu(), steps)
         structure = self.symbols.structure(num_codebooks, steps, inner)
         rows = [self.symbols.row(each) for each in found]
         contexts = [self.symbols.contexts(structure, row) for row in rows]
@@ -72,7 +72,7 @@ class Tokenizer:
         device = signal.device
         return Rows(seen.to(device), row.to(device), valid.to(device), counted.to(device), bits)
 
-    def _begun(self, lengths: Tensor, steps: int) -> Tensor:
+    def _count_begun_steps(self, lengths: Tensor, steps: int) -> Tensor:
         """Count the steps of codes that signals of these lengths have."""
         return torch.from_numpy(self.bundle.steps_of(lengths.numpy(), steps))
 

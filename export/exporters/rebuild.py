@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varitok import UserError
 from varitok.codecs.build import build_codec
-from varitok.codecs.renamed import CLASSES, modernized, new_state
+from varitok.codecs.renamed import CLASSES, modernize, new_state
 
 from ..runtime.bundle import REEXPORT_HINT, read_config, read_json, sha256
 from .frozen import FrozenCodec, freeze
@@ -69,7 +69,7 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
     try:
         with _Bounded(2 * count + SPARE):
             frozen = freeze(
-                build_codec(OmegaConf.create(_targets(modernized(config["architecture"])))), "streaming" in config
+                build_codec(OmegaConf.create(_targets(modernize(config["architecture"])))), "streaming" in config
             )
     except UserError as error:
         raise UserError(f"config.json: {error}") from error

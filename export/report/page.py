@@ -12,7 +12,7 @@ from varitok import UserError, __version__
 
 from .classics import Classics
 from .samples import Sample, samples
-from .sections import comparison, section, told_rungs
+from .sections import comparison, describe_rungs, section
 from .subject import Subject
 
 __all__ = ["MOST_BYTES", "TITLE", "write_page"]
@@ -43,7 +43,7 @@ def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Class
         name = f"subject-{number}"
         parts.append(section(name, subject, shown, classics))
         decoded = [[list(one) for one in sample.decoded] for sample in shown]
-        media[name] = {"rungs": told_rungs(subject), "samples": decoded}
+        media[name] = {"rungs": describe_rungs(subject), "samples": decoded}
     text = _document(title, _contents(subjects) + "".join(parts), media)
     if len(text.encode()) > MOST_BYTES:
         raise UserError(f"{path}: would be of {len(text) / 1e6:.0f} MB, above {MOST_BYTES / 1e6:.0f}; name fewer runs")

@@ -20,7 +20,7 @@ from .plots import draw_progress, draw_quality
 from .samples import Sample, Shown, summarize
 from .subject import Subject
 
-__all__ = ["comparison", "section", "told_rungs"]
+__all__ = ["comparison", "describe_rungs", "section"]
 
 CODEBOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
@@ -85,7 +85,7 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 """
 
 
-def told_rungs(subject: Subject) -> list[dict[str, str]]:
+def describe_rungs(subject: Subject) -> list[dict[str, str]]:
     """Name each rung, with its mean cost and quality."""
     plural = modality_of(subject.codec).plural
     average = f"mean of {subject.table.rows[0].get(plural, 0):.0f} {plural}"

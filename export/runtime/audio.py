@@ -59,7 +59,7 @@ class AudioBundle(Bundle):
             UserError: A shape, type, value or rate that the codec doesn't take.
         """
         self._check_rate(sample_rate)
-        kept = self.kept(num_codebooks)
+        kept = self.count_kept(num_codebooks)
         values = self.values(wave)
         if not values.size:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
@@ -119,7 +119,7 @@ class AudioBundle(Bundle):
             UserError: The codec can't stream, or a rate or number of codebooks that it doesn't have.
         """
         self._check_rate(sample_rate)
-        kept = self.kept(num_codebooks)
+        kept = self.count_kept(num_codebooks)
         graph = self.streaming_graphs[0]
         return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
 

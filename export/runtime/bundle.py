@@ -173,7 +173,7 @@ class Bundle(Opened):
         Raises:
             UserError: A number is out of range, or tokens are not ordered.
         """
-        codes = self.run_encoder(values)[:, : self.kept(num_codebooks)]
+        codes = self.run_encoder(values)[:, : self.count_kept(num_codebooks)]
         if tokens is None:
             return codes
         if not self.tokens:
@@ -305,7 +305,7 @@ class Bundle(Opened):
             raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
-    def kept(self, num_codebooks: int | None) -> int:
+    def count_kept(self, num_codebooks: int | None) -> int:
         """Check the number of codebooks that is asked for; give it, all if None.
 
         Raises:

@@ -15,20 +15,19 @@ __all__ = ["FeatureBundle"]
 class FeatureBundle(VideoBundle):
     """A codec of the features that a vision transformer sees in clips: floats of any size, standardized.
 
-    Codes, blocks and streams are those of a `VideoBundle`; what comes back is not clamped, and has no `pixels`:
-    `codec.restored(codec.decode(codec.encode(codec.standardized(features))))` are the features as the transformer gives
-    them.
+    Codes, blocks and streams are those of a `VideoBundle`; the output is not clamped, and has no `pixels`. The round
+    trip in the transformer's scale is `codec.restore_scale(codec.decode(codec.encode(codec.standardize(features))))`.
     """
 
     modality = "features"
     suffixes = written = ()  # no file holds features
     unit = "positions"
 
-    def standardized(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def standardize(self, features: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Bring each channel of a transformer's features `(b, c, t, rows, columns)` to mean 0 and variance 1."""
         return (self.values(features) - self._of_channels("feature_mean")) / self._of_channels("feature_deviation")
 
-    def restored(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def restore_scale(self, clips: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return decoded clips in the scale of a transformer's features."""
         return self.values(clips) * self._of_channels("feature_deviation") + self._of_channels("feature_mean")
 

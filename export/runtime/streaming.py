@@ -195,13 +195,13 @@ class DecodingStream(_Stream):
         Raises:
             UserError: A shape, type or code that the codec doesn't have; earlier input is kept.
         """
-        return self._made(self._next(codes, "codes"))
+        return self._finish(self._next(codes, "codes"))
 
     def flush(self) -> npt.NDArray[np.float32]:
         """End the codes: return the signal of the rest. A new one may begin then."""
-        return self._made(self._rest())
+        return self._finish(self._rest())
 
-    def _made(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+    def _finish(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
         """Return the output; if there is none, a signal of length 0."""
         sides = self._form.frame or (
             count * step for count, step in zip(self._seen, self._form.downsample, strict=True)

@@ -129,13 +129,15 @@ def _steps(tile: int, step: int) -> int:
 
 def _fade(window: Window, among: Sequence[Window], step: int) -> npt.NDArray[np.float32]:
     """Return a window's weight at each of its pixels; those of all windows sum to 1."""
-    places = np.arange(window.begin * step, window.end * step, dtype=np.float32) + np.float32(0.5)
-    share: npt.NDArray[np.float32] = _tent(window, places, step) / sum(_tent(other, places, step) for other in among)
+    positions = np.arange(window.begin * step, window.end * step, dtype=np.float32) + np.float32(0.5)
+    share: npt.NDArray[np.float32] = _tent(window, positions, step) / sum(
+        _tent(other, positions, step) for other in among
+    )
     return share
 
 
-def _tent(window: Window, places: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float32]:
+def _tent(window: Window, positions: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float32]:
     """Rise from both ends of a window as far as windows may overlap; 0 outside."""
     rise = np.float32(max(1, (window.end - window.begin) // OVERLAP) * step)
-    inside = np.minimum(places - window.begin * step, window.end * step - places)
+    inside = np.minimum(positions - window.begin * step, window.end * step - positions)
     return np.clip(inside / rise, 0, 1)

@@ -105,7 +105,7 @@ class VideoBundle(Bundle):
         Raises:
             UserError: A shape, type or value that the codec doesn't take.
         """
-        kept = self.kept(num_codebooks)
+        kept = self.count_kept(num_codebooks)
         if tokens is not None:
             if not self.tokens:
                 raise UserError(f"{tokens} tokens: this codec has tokens on a grid; keep fewer codebooks instead")
@@ -258,7 +258,9 @@ class VideoBundle(Bundle):
             UserError: The codec can't stream, or has fewer codebooks.
         """
         graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, self.kept(num_codebooks))
+        return EncodingStream(
+            graph, self.values, stream_form(self.config, "encoder"), batch, self.count_kept(num_codebooks)
+        )
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.

@@ -67,7 +67,7 @@ def test_placed_tokens_have_no_most_and_cannot_be_dropped():
     assert not codec.layout.ordered
     with pytest.raises(UserError, match="has tokens on a grid"):
         _ = codec.tokens
-    with pytest.raises(UserError, match="none can go; choose full or quantizer_dropout"):
+    with pytest.raises(UserError, match="can't be dropped; choose full or quantizer_dropout"):
         Codec(codec.encoder, codec.bottleneck, codec.decoder, LengthPolicy(Uniform(), Truncate()))
 
 

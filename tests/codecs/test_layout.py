@@ -106,9 +106,9 @@ def layout_power(latents: Tensor) -> Tensor:
 @EACH
 def test_a_length_says_what_is_paid_for(layout: TokenLayout, size: tuple[int, ...], shape: list[int]) -> None:
     if layout.ordered:
-        assert layout.rungs(2) == 6 and layout.kept(4, 6) == (4, None) and layout.kept(4, 3) == (3, None)
+        assert layout.rungs(2) == 6 and layout.count_kept(4, 6) == (4, None) and layout.count_kept(4, 3) == (3, None)
     else:
-        assert layout.rungs(2) == 2 and layout.rungs(0) == 1 and layout.kept(4, 1) == (4, 1)
+        assert layout.rungs(2) == 2 and layout.rungs(0) == 1 and layout.count_kept(4, 1) == (4, 1)
     assert torch.zeros(shape).shape[layout.cut_axis] == layout.rungs(2)
 
 

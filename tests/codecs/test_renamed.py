@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from varitok import UserError
 from varitok.codecs.build import build, build_codec, load_run
-from varitok.codecs.renamed import KEYS, MODULES, NAMES, modernized, new_target
+from varitok.codecs.renamed import KEYS, MODULES, NAMES, modernize, new_target
 from varitok.codecs.training.config.compose import check
 
 FSQ = "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer"
@@ -68,7 +68,7 @@ def test_a_users_old_names_are_answered(renamed_keys: None) -> None:
 def test_a_saved_configuration_is_translated(renamed_keys: None) -> None:
     saved = {"steps": 3, "training": {"averaging": 0.9}, "parts": [{"_target_": FSQ, "sizes": [8], "dim": None}]}
     now = {"updates": 3, "training": {"ema_decay": 0.9}, "parts": [{"_target_": FSQ, "levels": [8], "dim": None}]}
-    assert modernized(saved) == now == modernized(now)
+    assert modernize(saved) == now == modernize(now)
 
 
 def test_a_checkpoint_of_before_loads(renamed_keys: None, tmp_path: Path) -> None:

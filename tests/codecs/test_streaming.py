@@ -20,7 +20,7 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.convolution import Convolution, TransposedConvolution
-from varitok.codecs.streaming import ChunkedCodec, arrange, obstacle, pack, state_size, unpack
+from varitok.codecs.streaming import ChunkedCodec, arrange, pack, state_size, unpack
 
 from ..composing import composed
 from .examples import sound_codec, tiny_codec
@@ -261,10 +261,6 @@ def test_why_a_codec_does_not_stream_is_told(make, told: str) -> None:
         chunked.encode_chunk(torch.zeros(1, 1, 320))
     with pytest.raises(UserError, match=told):
         chunked.decode_chunk(torch.zeros(1, 3, 1, dtype=torch.int64))
-
-
-def test_a_network_without_a_memory_is_told() -> None:
-    assert obstacle(nn.Linear(2, 3)) == "Linear has no memory"
 
 
 def test_mistakes_are_told() -> None:

@@ -26,7 +26,7 @@ PATIENCE = 3  # savings in a row that may fail
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, reads it back, and puts it there in one step.
+    """Writes a checkpoint beside its target, reads it back, and puts it there in one step.
 
     Lightning's own goes through the folder for temporary files: where that is another disk, as on clusters, a full
     disk or a kill leaves neither the new checkpoint nor the old one (its issue 21253).
@@ -45,10 +45,10 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; a failure is counted and told, and raises nothing: other processes wait for this one."""
-        began, place = time.monotonic(), Path(path)
-        partial = place.with_name(f"{place.name}.partial")
+        began, target = time.monotonic(), Path(path)
+        partial = target.with_name(f"{target.name}.partial")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -56,14 +56,14 @@ class WholeFiles(TorchCheckpointIO):
             # What a resume could not read must not take the place of what it can.
             torch.load(partial, weights_only=True, mmap=True, map_location="meta")
             size = partial.stat().st_size
-            partial.replace(place)
-            _sync(place.parent)
+            partial.replace(target)
+            _sync(target.parent)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             self.failures += 1
             self.reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-            _log.warning("%s: could not be saved (%s); the last checkpoint is kept", place, self.reason)
+            _log.warning("%s: could not be saved (%s); the last checkpoint is kept", target, self.reason)
             return
         self.failures = 0
         self.figures = {"checkpoint/seconds": time.monotonic() - began, "checkpoint/megabytes": size / 1e6}

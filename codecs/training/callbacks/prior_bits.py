@@ -49,8 +49,8 @@ class PriorBits(Periodic):
         keeps = sorted(self.keeps or {*(1 << power for power in range(most.bit_length())), most})
         sums = torch.zeros(len(keeps), 4, dtype=torch.float64, device=module.device)
         for batch in data.val_dataloader():
-            for place, kept in enumerate(keeps):
-                sums[place] += _bits(module, batch, kept)
+            for index, kept in enumerate(keeps):
+                sums[index] += _bits(module, batch, kept)
         (sums,) = sum_over_ranks([sums])
         rows = []
         for kept, (signals, packed, order, learned) in zip(keeps, sums.tolist(), strict=True):

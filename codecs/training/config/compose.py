@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from varitok import UserError, __version__
 
 from ...conversion import convert
-from ...renamed import modernized
+from ...renamed import modernize
 from .launch import detect_launch, match_launch
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
 
@@ -62,7 +62,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if not told_in_full:
             os.environ.pop(FULL_ERROR, None)
         if HydraConfig.get().job.config_name != PRIMARY:
-            config = OmegaConf.create(modernized(OmegaConf.to_container(config)))
+            config = OmegaConf.create(modernize(OmegaConf.to_container(config)))
             OmegaConf.set_struct(config, True)
         try:
             check(config)

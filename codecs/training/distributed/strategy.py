@@ -143,7 +143,7 @@ class Sharded(Parallel):
         if part is not self.lightning_module.learning:  # type: ignore[union-attr]
             super().watch(part)
 
-    def assembled(self, sharded: nn.Module) -> nn.Module:
+    def assemble(self, sharded: nn.Module) -> nn.Module:
         """Return a complete copy of the codec, or of its average, in evaluation mode; every process must call it."""
         copied = copy.deepcopy(self.empty)
         copied.load_state_dict(_whole(sharded.state_dict()), assign=True)
@@ -163,7 +163,7 @@ class Sharded(Parallel):
         """Take each process's share of the optimizers' states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            shares = {place: _share(parameters[place], state) for place, state in saved["state"].items()}
+            shares = {index: _share(parameters[index], state) for index, state in saved["state"].items()}
             optimizer.load_state_dict(saved | {"state": shares})
 
 

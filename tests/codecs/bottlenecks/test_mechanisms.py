@@ -301,7 +301,7 @@ def test_features_of_two_levels_keep_to_their_own_codebooks():
     other = latents.clone()
     half = bottleneck.widths[0]
     other[..., :half] = torch.randn(2, 9, half)
-    high, low = (bottleneck.places[side] for side in (0, 1))
+    high, low = (bottleneck.positions[side] for side in (0, 1))
     one, two = bottleneck.encode(latents), bottleneck.encode(other)
     assert torch.equal(one[:, low], two[:, low]) and not torch.equal(one[:, high], two[:, high])
     latents.requires_grad_()

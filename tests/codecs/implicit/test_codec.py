@@ -83,7 +83,7 @@ def test_the_coder_comes_near_the_entropy():
 @pytest.mark.parametrize("end", [3, 40, -1])
 def test_bytes_that_end_elsewhere_are_told(end):
     codec = make()
-    data = codec.coded(codec.encode(clip(codec))).data
+    data = codec.compress(codec.encode(clip(codec))).data
     with pytest.raises(UserError, match=r"coded weights: .* damaged"):
         codec.read(data[:end])
 
@@ -102,7 +102,7 @@ def test_coded_weights_come_back_exactly():
     codec = make()
     codes = codec.encode(clip(codec))
     assert codes.shape == (1, 8, codec.weights) and set(codes.unique().tolist()) == {0, 1}
-    coded = codec.coded(codes)
+    coded = codec.compress(codes)
     assert coded.ends[-1] == len(coded.data)
     other = make(hidden=8)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_a_run_fits_its_clip(finished):
     assert psnr[-1] > psnr[0] and psnr[-1] > 14
     codec = run.module.evaluated
     data = (folder / "bundle/weights.bin").read_bytes()
-    assert table.column("bytes") == codec.coded(codec.encode(clip(codec))).ends[3:]
+    assert table.column("bytes") == codec.compress(codec.encode(clip(codec))).ends[3:]
     assert table.column("bytes")[-1] == len(data)
     assert table.column("bpp")[-1] == pytest.approx(8 * len(data) / (6 * 16 * 16), rel=1e-5)
     assert "entropy-coded" in table.header["column bytes"]

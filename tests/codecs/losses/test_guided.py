@@ -175,7 +175,7 @@ def test_images_and_clips_are_distilled_on_their_grids():
     assert inside[made.taps[0]].values.shape == (2, 16, 2, 2) and inside[made.taps[0]].steps == (8, 8)
     contrast = objective(RandomTeacher(6, 4), images, one=Contrast("t", kind="sigmoid"))
     assert run(images, contrast, real)[0].isfinite()
-    with pytest.raises(UserError, match="distil into a place on the signal's grid"):
+    with pytest.raises(UserError, match="distill into a module on the signal's grid"):
         run(images, objective(RandomTeacher(6, 4), images, one=Distillation("t")), real)
 
 

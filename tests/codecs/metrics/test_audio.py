@@ -10,7 +10,7 @@ import torch
 from torchaudio.functional import melscale_fbanks, resample
 
 from varitok import UserError
-from varitok.codecs.metrics.audio import METRICS, written
+from varitok.codecs.metrics.audio import METRICS, round_to_16_bits
 from varitok.codecs.modalities.audio import Audio
 from varitok.data.synthetic.audio import Voices
 
@@ -155,8 +155,8 @@ def test_both_sides_are_compared_as_16_bits(name):
 
 def test_what_is_written_is_on_the_grid_of_16_bits():
     signal = torch.tensor([[-2.0, -1.0, -0.6 / 32768, 0.0, 0.4 / 32768, 0.6 / 32768, 1.0]])
-    assert torch.equal(written(signal) * 32768, torch.tensor([[-32768.0, -32768.0, -1, 0, 0, 1, 32767]]))
-    assert written(signal.half()).dtype == torch.float32
+    assert torch.equal(round_to_16_bits(signal) * 32768, torch.tensor([[-32768.0, -32768.0, -1, 0, 0, 1, 32767]]))
+    assert round_to_16_bits(signal.half()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", BASIC)
@@ -228,7 +228,9 @@ def test_pesq_gets_no_more_than_it_has_room_for(seconds, parts, monkeypatch):
     assert measure("pesq", fake, real).item() == pytest.approx(seconds / parts, rel=1e-4)
     assert len(package.parts) == parts and all(len(original) <= 20 * RATE for original, _ in package.parts)
     for index, side in enumerate((real, fake)):  # nothing is lost, and sides are not mixed up
-        assert np.array_equal(np.concatenate([pair[index] for pair in package.parts]), written(side)[0, 0].numpy())
+        assert np.array_equal(
+            np.concatenate([pair[index] for pair in package.parts]), round_to_16_bits(side)[0, 0].numpy()
+        )
 
 
 def test_pesq_of_lost_speech_is_the_worst_and_pauses_of_the_original_have_none(monkeypatch):
@@ -254,7 +256,7 @@ def test_pesq_hears_at_16_khz():
     pesq = pytest.importorskip("pesq")
     real = voice(rate=24_000, samples=48_000)
     fake = real + noise(real, scale=0.005)
-    sides = [resample(written(side)[0, 0], 24_000, 16_000).numpy() for side in (real, fake)]
+    sides = [resample(round_to_16_bits(side)[0, 0], 24_000, 16_000).numpy() for side in (real, fake)]
     assert measure("pesq", fake, real, rate=24_000).item() == pytest.approx(pesq.pesq(16_000, *sides, "wb"))
 
 
@@ -281,7 +283,7 @@ def test_stoi_and_its_extension_are_the_package_s_own():
     pystoi = pytest.importorskip("pystoi")
     real = voice(rate=24_000, samples=48_000)
     fake = real + noise(real, scale=0.05)
-    sides = [written(side)[0, 0].double().numpy() for side in (real, fake)]
+    sides = [round_to_16_bits(side)[0, 0].double().numpy() for side in (real, fake)]
     values = [measure(name, fake, real, rate=24_000).item() for name in ("stoi", "estoi")]
     expected = [pystoi.stoi(*sides, 24_000, extended=extended) for extended in (False, True)]
     assert values == pytest.approx(expected, rel=1e-5) and values[1] < values[0] - 0.02

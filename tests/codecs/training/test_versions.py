@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from varitok.codecs.training.versions import installed, mistakes
+from varitok.codecs.training.versions import installed_versions, mistakes
 
 ROOT = Path(__file__).parents[3]
 GOOD = {
@@ -19,7 +19,7 @@ GOOD = {
 
 
 def test_what_is_installed_here_is_good():
-    assert "torch" in installed() and mistakes(installed()) == []
+    assert "torch" in installed_versions() and mistakes(installed_versions()) == []
 
 
 @pytest.mark.parametrize("minor", [11, 12, 13, 14])

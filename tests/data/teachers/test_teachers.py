@@ -33,7 +33,7 @@ def test_teachers_of_images_prepare_as_the_librarys_processor(tmp_path):
     torch.testing.assert_close(teacher.pixels(frames), wanted, atol=1e-5, rtol=1e-5)
     smaller = t.ViTImageProcessor(**form, size={"height": 16, "width": 16}, resample=3)
     wanted = smaller(image, return_tensors="pt")["pixel_values"]
-    found = teacher.pixels(teacher.resized(frames, (16, 16)))
+    found = teacher.pixels(teacher.resize(frames, (16, 16)))
     # The library rounds to whole pixels, and clips, in between.
     assert (found - wanted).abs().mean() < 0.5 / 255 / 0.2
 
@@ -84,13 +84,13 @@ def test_sounds_are_prepared_as_by_the_librarys_extractor(tmp_path, kind):
     if kind == "w2v_bert":
         around = np.pad(sound[0, 0].numpy(), 120)
         wanted = t.SeamlessM4TFeatureExtractor()(around, sampling_rate=16000, return_tensors="pt")["input_features"]
-        prepared = teacher.mel(teacher.prepared(sound[:, 0], torch.tensor([samples]))[0])
+        prepared = teacher.mel(teacher.prepare(sound[:, 0], torch.tensor([samples]))[0])
         torch.testing.assert_close(prepared, wanted, atol=1e-3, rtol=1e-3)
         output = network(input_features=wanted)
     else:
         extract = t.Wav2Vec2FeatureExtractor(do_normalize=True)
         wanted = extract(sound[0, 0].numpy(), sampling_rate=16000, return_tensors="pt")["input_values"]
-        prepared, _ = teacher.prepared(sound[:, 0], torch.tensor([samples]))
+        prepared, _ = teacher.prepare(sound[:, 0], torch.tensor([samples]))
         torch.testing.assert_close(prepared[:, 5:-5], wanted, atol=1e-4, rtol=1e-4)
         output = network(input_values=prepared)
     steps = samples // teacher.stride

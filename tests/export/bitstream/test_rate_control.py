@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varitok import UserError
-from varitok.export.bitstream.rate_control import Encoded, Quality, Target, fitted, psnr
+from varitok.export.bitstream.rate_control import Encoded, Quality, Target, fit_to_target, psnr
 
 N = 12
 
@@ -27,7 +27,7 @@ def decode(part):
 
 def kept(whole, quality, back=decode):
     """Return how many tokens are kept for a quality."""
-    return fitted(SimpleNamespace(tokens=N), whole, Target(quality=quality), back).codes.shape[2]
+    return fit_to_target(SimpleNamespace(tokens=N), whole, Target(quality=quality), back).codes.shape[2]
 
 
 def l1(back, original):

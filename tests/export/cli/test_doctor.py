@@ -86,7 +86,7 @@ def test_processes_that_do_not_meet_are_told(monkeypatch):
 
 def test_without_torch_it_tells_what_to_install(tmp_path):
     program = (
-        "import sys; from varitok.export.cli import doctor; doctor.installed = lambda: {};"
+        "import sys; from varitok.export.cli import doctor; doctor.installed_versions = lambda: {};"
         f"doctor.main(['--runs', {str(tmp_path)!r}])"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

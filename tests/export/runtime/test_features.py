@@ -73,9 +73,9 @@ def test_blocks_have_their_own_numbers_of_tokens(bundle):
 
 def test_features_are_standardised_by_what_was_measured_in_training(bundle):
     features = 4 * clip(2).numpy() + np.arange(CHANNELS).reshape(-1, 1, 1, 1)
-    standardized = bundle.standardized(features.astype(np.float32))
+    standardized = bundle.standardize(features.astype(np.float32))
     np.testing.assert_allclose(standardized, clip(2).numpy(), atol=1e-6)
-    np.testing.assert_allclose(bundle.restored(standardized), features, atol=1e-5)
+    np.testing.assert_allclose(bundle.restore_scale(standardized), features, atol=1e-5)
 
 
 def test_what_it_does_not_take_is_one_line(bundle):

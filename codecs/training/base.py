@@ -96,7 +96,7 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         self.add_module(name, trained)
         self.name = name
-        self.make_optimizer = optimizer
+        self.make_optimizers = [optimizer]
         self.factor = partial(warmup_cosine, total=updates, warmup=warmup, final=final)
         self.total = updates
         self.clip = clip
@@ -140,17 +140,14 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
-        optimizers = self.make_optimizers()
+        made = zip(self.make_optimizers, self.parts(), strict=True)
+        optimizers = [make(parameter_groups(part)) for make, part in made]
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["initial_lr"] = group["lr"]
         return optimizers
 
-    def make_optimizers(self) -> list[Optimizer]:
-        """Build the optimizers, the trained module's first."""
-        return [self.make_optimizer(parameter_groups(self.learning))]
-
     def parts(self) -> list[nn.Module]:
-        """Name what has an optimizer of its own, in their order."""
+        """Name what has an optimizer of its own, in the order of `make_optimizers`."""
         return [self.learning]
 
     def on_fit_start(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from varitok import UserError
 from varitok.data.batch import Batch, normalize
@@ -19,7 +18,7 @@ from ..losses.contract import Guidance
 from ..losses.feature_hooks import capture
 from ..losses.objective import Objective
 from ..result import Reconstruction
-from .base import MakeOptimizer, Readable, Training, parameter_groups
+from .base import MakeOptimizer, Readable, Training
 from .codebook_health import CodebookHealth
 from .distributed.strategy import Sharded
 
@@ -38,7 +37,7 @@ class CodecTraining(Training):
             2406.07550, section 3.3); the seed is of kept lengths, and of noise in the bottleneck.
 
     Raises:
-        UserError: A part is named that the codec doesn't have, or float16 is asked for.
+        UserError: A part is named that the codec doesn't have, or the discriminator's optimizer is missing.
     """
 
     codec: Codec
@@ -54,7 +53,10 @@ class CodecTraining(Training):
         super().__init__("codec", codec, optimizer, **options)
         self.objective = objective
         objective.attend(codec)
-        self.make_discriminator_optimizer = discriminator_optimizer
+        if objective.adversarial:
+            if discriminator_optimizer is None:
+                raise UserError("optim.discriminator is missing: the objective has an adversarial term")
+            self.make_optimizers.append(discriminator_optimizer)
         self.health = CodebookHealth(codec.bottleneck)
         codec.bottleneck.register_forward_pre_hook(self.guard.clean)
 
@@ -72,15 +74,6 @@ class CodecTraining(Training):
     def learning(self) -> nn.Module:
         """The codec, and what of the terms learns with it."""
         return nn.ModuleList([self.codec, self.objective.terms])
-
-    def make_optimizers(self) -> list[Optimizer]:
-        """Build the codec's optimizer, and the discriminator's if there is one."""
-        optimizers = super().make_optimizers()
-        if self.objective.adversarial:
-            if self.make_discriminator_optimizer is None:
-                raise UserError("optim.discriminator is missing: the objective has an adversarial term")
-            optimizers.append(self.make_discriminator_optimizer(parameter_groups(self.objective.adversarial)))
-        return optimizers
 
     def parts(self) -> list[nn.Module]:
         """List the codec, and the discriminator if there is one."""

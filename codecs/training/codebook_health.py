@@ -3,7 +3,6 @@
 import inspect
 import logging
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -74,20 +73,16 @@ class CodebookHealth:
     entries are the bottleneck's own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are the kept length
     of a signal or block: tokens of the codebook that has most, and bits of all codebooks, packed.
 
-    A codebook whose perplexity stays below a share of the possible one, `(perplexity - 1) / (possible - 1)`, for
-    several readings in a row without rising is reported once, with remedies.
+    A codebook whose share of the possible perplexity, `(perplexity - 1) / (possible - 1)`, stays below `FLOOR` for
+    `PATIENCE` readings in a row without rising is reported once, with remedies.
 
     Args:
         bottleneck: Whose codes they are; one without codebooks has no health, and every call does nothing.
-        floor: The share.
-        patience: The readings.
     """
 
-    def __init__(self, bottleneck: Bottleneck, floor: float = FLOOR, patience: int = PATIENCE) -> None:
+    def __init__(self, bottleneck: Bottleneck) -> None:
         self.codebook_sizes = tuple(bottleneck.codebook_sizes)
         self.remedies = remedies(bottleneck) if self.codebook_sizes else []
-        self.floor = floor
-        self.patience = patience
         self.low = [0] * len(self.codebook_sizes)  # readings in a row
         self.last = [math.inf] * len(self.codebook_sizes)  # perplexities of the last reading
         self.told: set[int] = set()
@@ -125,8 +120,10 @@ class CodebookHealth:
         codebooks = counts.codebooks()
         values: dict[str, float] = {}
         entropies, seen = [entropy(codebook) for codebook in codebooks], [int(codebook.sum()) for codebook in codebooks]
+        # The entries that could have occurred.
+        possible = [min(size, count) for size, count in zip(self.codebook_sizes, seen, strict=True)]
         measures = {
-            "used": [len(codebook) / max(1, self._possible(index, seen)) for index, codebook in enumerate(codebooks)],
+            "used": [len(codebook) / max(1, most) for codebook, most in zip(codebooks, possible, strict=True)],
             "entropy": entropies,
             "perplexity": [2**bits for bits in entropies],
         }
@@ -139,7 +136,7 @@ class CodebookHealth:
         bits = sum(math.log2(size) * count for size, count in zip(self.codebook_sizes, seen, strict=True))
         values["rate/tokens"] = max(seen) / signals
         values["rate/bits"] = bits / signals
-        self._warn(measures["perplexity"], seen)
+        self._warn(measures["perplexity"], possible)
         return values
 
     def state(self) -> dict[str, Any]:
@@ -166,23 +163,18 @@ class CodebookHealth:
                 self._counts.include(state["counts"].to(device))
                 self._positions, self._signals = state["sizes"]
 
-    def _possible(self, codebook: int, seen: list[int]) -> int:
-        """Count the entries that could have occurred."""
-        return min(self.codebook_sizes[codebook], seen[codebook])
-
-    def _warn(self, perplexities: Iterable[float], seen: list[int]) -> None:
+    def _warn(self, perplexities: list[float], entries: list[int]) -> None:
         """Warn about codebooks that have been low for several readings."""
         fallen: dict[str, list[str]] = {}
-        for codebook, perplexity in enumerate(perplexities):
-            possible = self._possible(codebook, seen)
+        for codebook, (perplexity, possible) in enumerate(zip(perplexities, entries, strict=True)):
             if possible < 2:  # there is nothing to choose, or nothing was chosen
                 continue
             # The least perplexity is 1, in a small codebook a large share of the possible one.
-            low = (perplexity - 1) / (possible - 1) < self.floor
+            low = (perplexity - 1) / (possible - 1) < FLOOR
             rises = perplexity > RISE * self.last[codebook]
             self.low[codebook] = self.low[codebook] + 1 if low and not rises else 0
             self.last[codebook] = perplexity
-            if self.low[codebook] >= self.patience and codebook not in self.told:
+            if self.low[codebook] >= PATIENCE and codebook not in self.told:
                 self.told.add(codebook)
                 bits = math.log2(perplexity)
                 worth = f"codebook {codebook} is worth {perplexity:.1f} of {possible} entries ({bits:.2f} bits)"
@@ -190,4 +182,4 @@ class CodebookHealth:
         if dist.is_available() and dist.is_initialized() and dist.get_rank():
             return
         for words, codebooks in fallen.items():
-            _log.warning("codes collapse: %s, %d readings in a row; try %s", ", ".join(codebooks), self.patience, words)
+            _log.warning("codes collapse: %s, %d readings in a row; try %s", ", ".join(codebooks), PATIENCE, words)

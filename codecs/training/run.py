@@ -91,11 +91,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
 
 
 def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
-    """Make Lightning's trainer.
-
-    Raises:
-        UserError: Its arguments are wrong, or are not for this machine.
-    """
+    """Make Lightning's trainer; refuse arguments that are wrong, or not for this machine."""
     arguments = plain["trainer"]
     if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
@@ -122,11 +118,7 @@ def _features(plain: dict[str, Any]) -> dict[str, str]:
 
 
 def _find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Find the checkpoint to go on from.
-
-    Raises:
-        UserError: It isn't there, or the run is to begin anew where one is.
-    """
+    """Find the checkpoint to go on from; refuse to begin anew where one is."""
     own = folder / "checkpoints" / "last.ckpt"
     if resume == "auto":
         return own if own.is_file() else None

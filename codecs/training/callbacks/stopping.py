@@ -83,11 +83,7 @@ class Stopping(pl.Callback):
         sys.exit(128 + number)
 
     def _answer_refusal(self, trainer: pl.Trainer, module: Training, batch: Batch) -> None:
-        """Log a refused update; roll back or end the run after too many.
-
-        Raises:
-            UserError: There were.
-        """
+        """Log a refused update; roll back or end the run after too many."""
         guard, last = module.guard, self.checkpoints.folder / "last.ckpt"
         if trainer.is_global_zero or not guard.mine:
             names = ", ".join(module.data.names(batch))

@@ -134,11 +134,7 @@ def check(config: DictConfig) -> None:
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:
-    """Refuse secrets on the command line: they show in process lists and would be saved in the run's folder.
-
-    Raises:
-        UserError: One of the keys is of such a thing.
-    """
+    """Refuse secrets on the command line: they show in process lists and would be saved in the run's folder."""
     if found := [key for key in keys if SECRET.search(key)]:
         raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
 

@@ -151,13 +151,11 @@ class Sharded(Parallel):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the complete state dict for a checkpoint."""
-        state: dict[str, Any] = _whole(super().lightning_module_state_dict())
-        return state
+        return _whole(super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return an optimizer's complete state."""
-        state: dict[str, Any] = _whole(super().optimizer_state(optimizer))
-        return state
+        return _whole(super().optimizer_state(optimizer))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take each process's share of the optimizers' states."""
@@ -180,9 +178,10 @@ def _share(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _whole(state: Any) -> Any:
+def _whole(state: Any) -> dict[str, Any]:
     """Bring together all shards in nested containers; every process must call it."""
-    return apply_to_collection(state, Tensor, full_tensor)
+    whole: dict[str, Any] = apply_to_collection(state, Tensor, full_tensor)
+    return whole
 
 
 STRATEGIES: dict[str, Callable[..., Parallel]] = {

@@ -24,10 +24,6 @@ class TensorboardLog(RunLog):
     A resumed run continues in the same file (TensorBoard's own writer starts another, and keeps repeated events).
     `tensorboard --logdir runs` shows it.
 
-    Args:
-        folder: The run's folder.
-        name: The run's name.
-
     Raises:
         UserError: The package isn't there.
     """

@@ -35,8 +35,7 @@ class WandbLog(RunLog):
     life has sent isn't sent again.
 
     Args:
-        folder: The run's folder; W&B's own files go into its `wandb/`.
-        name: The run's name.
+        folder, name: As of `RunLog`; W&B's own files go into the folder's `wandb/`.
         project: W&B's project.
     """
 

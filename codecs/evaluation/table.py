@@ -87,8 +87,10 @@ class Table:
         """Print the table."""
         columns = [column for name, column in COLUMNS.items() if name in self.rows[0]]
         noun = "tokens" if self.axis == "k" else "codebooks"
+        decibels = ", ".join(column.title for column in columns if column.label.endswith("(dB)"))
+        units = [f"{decibels} in dB"] * bool(decibels) + ["entropy in bits"] * ("entropy" in self.rows[0])
         shown = RichTable(
-            title=f"Quality per kept {noun} (PSNR, SI-SDR in dB, entropy in bits)",
+            title=f"Quality per kept {noun}" + f" ({', '.join(units)})" * bool(units),
             box=rich.box.SIMPLE_HEAD,
             title_justify="left",
             collapse_padding=True,

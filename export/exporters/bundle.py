@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from varitok import UserError
@@ -168,7 +168,7 @@ def _write(
     artifacts: dict[str, Coder] = {}
     if "safetensors" in formats:
         name = "model.safetensors"
-        save_file({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
+        _save({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
         artifacts[name] = _reload(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
@@ -244,4 +244,9 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
         total = codes.shape[axis]
         kept = {k: codes.narrow(axis, 0, k) for k in sorted({1, max(1, total // 2), total})}
         back = {f"{names.back}.{k}": frozen.decode(some).contiguous() for k, some in kept.items()}
-    save_file({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
+    _save({names.signal: signal, names.codes: codes.contiguous(), **back}, path, metadata)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write safetensors with the modes of other new files; the library's own `save_file` makes files of mode 0600."""
+    path.write_bytes(save(tensors, metadata))

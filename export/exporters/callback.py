@@ -38,5 +38,6 @@ class ExportBundle(pl.Callback):
         resolved = folder / "config.yaml"
         about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
         export_bundle(codec, folder / "bundle", architecture=about, formats=self.formats, streaming=self.streaming)
-        _log.info("pictures: %s", folder / "samples")
-        _log.info("bundle: %s", folder / "bundle")
+        _log.info("samples: %s", max((folder / "samples").glob("*.png"), default=folder / "samples"))
+        _log.info("report: varitok report %s --out report.html", folder)
+        _log.info('bundle: varitok.load("%s")', folder / "bundle")

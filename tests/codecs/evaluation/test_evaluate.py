@@ -160,6 +160,7 @@ def test_the_table_is_drawn_and_printed(tmp_path: Path) -> None:
     table.print(console)
     text = console.export_text()
     assert "28.00" in text and "50.0%" in text and "LPIPS" not in text
+    assert "(PSNR in dB)" in text
 
 
 def _worker(rank: int, store: str, folder: str) -> None:

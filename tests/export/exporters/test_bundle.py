@@ -61,6 +61,12 @@ def test_files_and_their_checksums(exported):
         assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
+def test_every_file_has_the_mode_of_a_new_one(exported, tmp_path):
+    new = tmp_path / "new"
+    new.touch()
+    assert {path.stat().st_mode for path in exported[1].rglob("*") if path.is_file()} == {new.stat().st_mode}
+
+
 def test_parity_is_reported(exported):
     _, _, report = exported
     assert set(report["parity"]) == {"model.safetensors", "codec.ts", "onnx"}

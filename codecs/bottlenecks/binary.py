@@ -56,7 +56,6 @@ class _Binary(Bottleneck):
         self.grid = SignGrid(bits, scale)
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._quantize(latents.float(), prefix_mask(lengths, latents.shape[1]))
 
@@ -64,15 +63,12 @@ class _Binary(Bottleneck):
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized: ...
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Take the signs; see `Bottleneck.encode`."""
         return self.grid.encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into corners of the cube; see `Bottleneck.decode`."""
         return self.grid.decode(codes)
 
     def frozen(self) -> nn.Module:
-        """Return the export form; see `Bottleneck.frozen`."""
         return SignGrid(self.dim, self.grid.scale)
 
 
@@ -141,12 +137,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
     On the sphere the distance to a corner is bounded, so there is no commitment. With `entropy_group=1`, the paper's
     equation 8, the entropy of the mean choice is that of independent bits, whatever their number.
 
-    Args:
-        bits: Dimensions, one bit each.
-        entropy: Weight of the entropy penalty, confidence - diversity.
-        diversity: Weight of the diversity within it.
-        temperature: Softmax temperature of the entropy penalty; 1 / tau of the paper.
-        entropy_group: Dimensions whose joint distribution is looked at; 0: all, up to 20.
+    Args: as `LookupFreeQuantizer`; `temperature` is 1 / tau of the paper.
     """
 
     def __init__(

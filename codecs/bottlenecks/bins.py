@@ -32,17 +32,14 @@ class _FrozenBins(nn.Module):
         self.register_buffer("positions", torch.arange(bins.dim), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, d, n)`."""
         means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks, n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)
         return values * kept * self.scale + self.shift
 
@@ -66,7 +63,6 @@ class _Bins(Bottleneck):
         self.register_buffer("scale", torch.ones(self.dim))
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`."""
         means = self.continuous.encode(latents)
         codes = self._bin(means)
         kept = torch.arange(self.dim, device=n_codebooks.device) < n_codebooks[:, None]
@@ -83,16 +79,13 @@ class _Bins(Bottleneck):
         return self.centers[codes].transpose(1, 2)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find each dimension's bin; see `Bottleneck.encode`."""
         return self._bin(self.continuous.encode(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Take the bins' means; see `Bottleneck.decode`."""
         values = nn.functional.pad(self._values(codes), (0, self.dim - codes.shape[1]))
         return values * self.scale + self.shift
 
     def frozen(self) -> nn.Module:
-        """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenBins(self)
 
 

@@ -42,7 +42,6 @@ class _Continuous(Bottleneck):
         self.codebook_sizes = ()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn `(b, d, n)` back into latents; see `Bottleneck.decode`."""
         return codes.transpose(1, 2)
 
     def depths(self, latents: Tensor) -> Tensor:

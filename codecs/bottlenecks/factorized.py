@@ -55,7 +55,6 @@ class _FrozenFactorized(nn.Module):
         self.num_codebooks, self.width = quantizer.num_codebooks, quantizer.width
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         every = functional.linear(latents, self.into, self.into_bias)
         codes: list[Tensor] = []
         for codebook in range(self.num_codebooks):
@@ -69,12 +68,10 @@ class _FrozenFactorized(nn.Module):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         found: list[Tensor] = []
         for codebook in range(self.num_codebooks):
             found.append(functional.embedding(codes[:, codebook], self.table[codebook]) * kept[codebook])

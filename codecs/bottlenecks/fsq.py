@@ -177,7 +177,6 @@ class _FrozenLevels(nn.Module):
         self.register_buffer("positions", torch.arange(len(scales)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         residual = torch.tanh(latents / self.reach) * self.reach
         codes: list[Tensor] = []
         for codebook in range(self.num_codebooks):
@@ -187,12 +186,10 @@ class _FrozenLevels(nn.Module):
         return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         count = codes.shape[1]
         return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks; only those in `kept`, bool `(codebooks,)`, count."""
         total = self.grid.values(self.grid.digits(codes[:, :1])) * self.scales[0] * kept[0]
         for codebook in range(1, self.num_codebooks):
             added = self.grid.values(self.grid.digits(codes[:, codebook : codebook + 1])) * self.scales[codebook]

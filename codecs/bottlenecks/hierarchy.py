@@ -49,7 +49,6 @@ class _FrozenHierarchy(nn.Module):
         self.register_buffer("positions", torch.arange(len(made.codebook_sizes)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         count = self.groups[-1]
         remaining = _cells(latents, count)
         codes: list[Tensor] = []
@@ -61,7 +60,6 @@ class _FrozenHierarchy(nn.Module):
         return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
         given, steps, count = codes.shape[1], codes.shape[2], self.groups[-1]
         kept = (self.positions < given).unsqueeze(-1)
         whole = codes[:, self.positions.clamp(max=given - 1)] * kept

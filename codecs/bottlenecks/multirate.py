@@ -43,7 +43,6 @@ class _FrozenMultiRate(FrozenComposite):
         self.strides = list(multirate.strides)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         remaining = latents
         codes: list[Tensor] = []
         for index, part in enumerate(self.parts):
@@ -54,7 +53,6 @@ class _FrozenMultiRate(FrozenComposite):
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         total = torch.zeros(1)
         for index, part in enumerate(self.parts):
             stride = self.strides[index]

@@ -194,13 +194,7 @@ class FrozenTable(nn.Module):
 
 
 class LiveTable(FrozenTable):
-    """A `FrozenTable` that searches in blocks, for use without export.
-
-    Args:
-        codebook: `(K, d)`.
-        normalize: Latents are scaled to unit length before the search (cosine codebooks).
-        inner: The search is by inner product.
-    """
+    """A `FrozenTable` that searches in blocks, for use without export; its arguments are that one's."""
 
     def __init__(self, codebook: Tensor, normalize: bool = False, inner: bool = False) -> None:
         super().__init__(codebook, normalize, inner)

@@ -181,11 +181,7 @@ class Nearest(Perturbation):
 
     Args:
         delta: Number of nearest entries, without the token's own, from which the replacement is drawn.
-        beta: Share of samples, in [0, 1].
-        alpha_start: Share of their tokens at first, in [0, 1].
-        alpha_end: And at last.
-        begin: Progress of the run, in [0, 1], at which alpha starts to move.
-        end: Progress at which it is there.
+        beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
         UserError: A share is out of range, or delta is below 1.
@@ -231,11 +227,7 @@ class Noise(Perturbation):
 
     Args:
         sigma: Noise in root mean squares of each sample's latents, above 0.
-        beta: Share of samples, in [0, 1].
-        alpha_start: Share of their tokens at first, in [0, 1].
-        alpha_end: And at last.
-        begin: Progress of the run, in [0, 1], at which alpha starts to move.
-        end: Progress at which it is there.
+        beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
         UserError: A share is out of range, or sigma is not above 0.

@@ -20,7 +20,6 @@ class _FrozenProduct(FrozenComposite):
         self.widths = list(product.widths)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         pieces = torch.split(latents, self.widths, dim=-1)
         codes: list[Tensor] = []
         for index, part in enumerate(self.parts):
@@ -28,7 +27,6 @@ class _FrozenProduct(FrozenComposite):
         return torch.cat(codes, 1)[:, self.order]
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         pieces: list[Tensor] = []
         for part in self.parts:
             pieces.append(part.decode_kept(codes, kept))  # type: ignore[operator]

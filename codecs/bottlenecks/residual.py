@@ -19,7 +19,6 @@ __all__ = ["Residual", "Split", "masked_channels", "residual"]
 
 class _FrozenResidual(FrozenComposite):
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         remaining = latents
         codes: list[Tensor] = []
         for part in self.parts:
@@ -173,14 +172,12 @@ class _FrozenSplit(FrozenComposite):
         self.project_out = copy.deepcopy(split.project_out)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         codes: list[Tensor] = []
         for part, project in zip(self.parts, self.project_in):  # noqa: B905 (TorchScript's zip is never strict)
             codes.append(part.encode(project(latents)))  # type: ignore[operator]
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Turn codes of all codebooks into latents; see `FrozenComposite.decode_kept`."""
         total = torch.zeros(1)
         for part, project in zip(self.parts, self.project_out):  # noqa: B905
             total = total + project(part.decode_kept(codes, kept))  # type: ignore[operator]

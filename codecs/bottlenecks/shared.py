@@ -25,14 +25,12 @@ class _FrozenShared(nn.Module):
         self.weight = weight
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
         semantic = functional.normalize(latents[..., : self.semantic], dim=-1)
         pixel = functional.normalize(latents[..., self.semantic :], dim=-1)
         codes: Tensor = self.search.encode(torch.cat([semantic, pixel * self.weight], -1))
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
         latents: Tensor = self.search.decode(codes)
         return latents
 

@@ -59,7 +59,6 @@ class _Codebook(Bottleneck):
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._quantize(self._scale_latents(latents.float()), prefix_mask(lengths, latents.shape[1]))
 
@@ -78,15 +77,12 @@ class _Codebook(Bottleneck):
         return Quantized(found.latents, found.codes[:, None], penalties, metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find each latent's code; see `Bottleneck.encode`."""
         return nearest(self._scale_latents(latents.float()), self.table())[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Look codes up; see `Bottleneck.decode`."""
         return functional.embedding(codes[:, 0], self.table())
 
     def frozen(self) -> nn.Module:
-        """Return the export form; see `Bottleneck.frozen`."""
         return FrozenTable(self.table(), normalize=self.cosine)
 
 
@@ -134,17 +130,10 @@ class EMAVectorQuantizer(_Codebook):
     Statistics are those of all processes and of all batches of an update; dead entries are replaced by latents
     (see `MovingCodebook`). EnCodec (arXiv 2210.13438, section 3.2) uses decay 0.99 and k-means.
 
-    Args:
-        dim: Width of the latents.
-        codebook_size: Entries of the codebook.
-        commitment: Weight of the pull of latents towards their code.
-        cosine: Compare directions only.
-        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+    Args: as `VectorQuantizer`, and:
         decay: Decay of the averages, for each update.
         revival: Share of even use below which an entry is replaced; 0: never.
         kmeans_init: Begin as the k-means of the first batch.
-        entropy: Weight of the entropy penalty on the latents.
-        temperature: Softmax temperature of the entropy penalty.
     """
 
     def __init__(
@@ -197,11 +186,7 @@ class KMeansQuantizer(EMAVectorQuantizer):
 class SimVectorQuantizer(_Codebook):
     """A frozen random codebook and a learned linear map: all entries move at once (arXiv 2411.02038, section 3).
 
-    Args:
-        dim: Width of the latents.
-        codebook_size: Entries of the codebook.
-        commitment: Weight of the pull of latents towards their code.
-        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+    Args: as `VectorQuantizer`.
     """
 
     basis: Tensor
@@ -223,14 +208,9 @@ class IndexVectorQuantizer(_Codebook):
     The choice is by inner product. Forward takes the chosen entry; backward goes through the softmax over all of them,
     which is made again in blocks rather than kept.
 
-    Args:
-        dim: Width of the latents.
-        codebook_size: Entries of the codebook.
-        commitment: Weight of the pull of latents towards their code.
+    Args: as `VectorQuantizer`, and:
         codebook: Weight of the pull of entries towards their latents.
         double: Weight of the distance that pulls both through the soft indices.
-        entropy: Weight of the entropy penalty.
-        temperature: Softmax temperature of the entropy penalty.
     """
 
     def __init__(

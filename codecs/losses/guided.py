@@ -127,10 +127,7 @@ class Contrast(_Headed):
     its caption; signals without a caption are masked out.
 
     Args:
-        teacher: Its name in `objective.teachers`.
-        at: Path of a module of the codec.
-        num_codebooks: For a residual bottleneck: that many first codebooks; None for the module's output.
-        dim: Channels of the module's output; None if the module has a known width.
+        teacher, at, num_codebooks, dim: See `Distillation`.
         kind: "softmax" over both directions (CLIP, arXiv 2103.00020, section 2.3), or "sigmoid" of each pair (SigLIP,
             arXiv 2303.15343, section 3.2). Scale and bias are learnt from their published starts.
     """

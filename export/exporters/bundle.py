@@ -149,8 +149,9 @@ GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # of latents, at which states are meas
 def _state_terms(sizes: Sequence[int]) -> list[int]:
     """Return p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
     one, taller, wider, both = sizes
-    q, s, u = taller - one, wider - one, both - taller - wider + one
-    return [one - (q - u) - (s - u) - u, q - u, s - u, u]
+    u = both - taller - wider + one
+    q, s = taller - one - u, wider - one - u
+    return [one - q - s - u, q, s, u]
 
 
 def _write(
@@ -177,18 +178,14 @@ def _write(
             artifacts["codec.ts, streaming"] = Chunked(scripted, ChunkedCodec(codec))
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
-        bundle = load(folder, verify=False)
-        assert isinstance(bundle, Bundle)
-        artifacts["onnx"] = _Runtime(bundle)
+        artifacts["onnx"] = runtime = _Runtime(folder)
         if isinstance(frozen, FrozenStream):
-            artifacts["onnx, streaming"] = Chunked(_StreamRuntime(bundle), ChunkedCodec(codec))
+            artifacts["onnx, streaming"] = Chunked(runtime, ChunkedCodec(codec))
     parity = check(codec, artifacts, sizes)
     if INT8 in formats:
         quantize_decoder(folder)
-        whole = load(folder, verify=False, int8=True)
-        assert isinstance(whole, Bundle)
         # Told, not judged: how far rounding leads is the network's.
-        parity |= check(codec, {INT8: _Runtime(whole)}, sizes, allowed=math.inf)
+        parity |= check(codec, {INT8: _Runtime(folder, int8=True)}, sizes, allowed=math.inf)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
     return report(folder, parity)
@@ -197,7 +194,9 @@ def _write(
 class _Runtime:
     """The exported graphs, run as users run them, with torch's types."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, int8: bool = False) -> None:
+        bundle = load(folder, verify=False, int8=int8)
+        assert isinstance(bundle, Bundle)
         self.bundle = bundle
 
     def encode(self, signal: Tensor) -> Tensor:
@@ -206,24 +205,16 @@ class _Runtime:
     def decode(self, codes: Tensor) -> Tensor:
         return torch.from_numpy(self.bundle.run_decoder(codes.numpy()))
 
-
-class _StreamRuntime:
-    """The exported streaming graphs, as `FrozenStream` has them."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.encoder, self.decoder = bundle.streaming_graphs
-        self.forms = [stream_form(bundle.config, side) for side in ("encoder", "decoder")]
-
     def state_sizes(self, *grid: int) -> tuple[int, int]:
-        encoder, decoder = (form.state_size(grid) for form in self.forms)
+        encoder, decoder = (stream_form(self.bundle.config, side).state_size(grid) for side in ("encoder", "decoder"))
         return encoder, decoder
 
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        codes, after = run_stream(self.encoder, signal.numpy(), state.numpy())
+        codes, after = run_stream(self.bundle.streaming_graphs[0], signal.numpy(), state.numpy())
         return torch.from_numpy(codes), torch.from_numpy(after)
 
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        signal, after = run_stream(self.decoder, codes.numpy(), state.numpy())
+        signal, after = run_stream(self.bundle.streaming_graphs[1], codes.numpy(), state.numpy())
         return torch.from_numpy(signal), torch.from_numpy(after)
 
 

@@ -91,7 +91,8 @@ def export_single_clip(
         numbers = torch.linspace(0, frames - 1, min(frames, COMPARED)).round().long()
         frozen = FrozenSingleClip(codec, coded.data)
         parity = _graphs(frozen, config, partial, formats, numbers, codec.render(codes, numbers))
-        (partial / "README.md").write_text(_card(config, formats), encoding="utf-8")
+        about = render(config, formats, file=WEIGHTS, pixels=frames * height * width)
+        (partial / "README.md").write_text(about, encoding="utf-8")
         return report(partial, parity)
 
 
@@ -126,8 +127,3 @@ def _graphs(
         assert isinstance(bundle, SingleClipBundle)
         compare("onnx", lambda numbers: torch.from_numpy(bundle.run_decoder(numbers.numpy())))
     return found
-
-
-def _card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
-    """Write the bundle's README.md."""
-    return render(config, formats, file=WEIGHTS, pixels=config["frames"] * config["height"] * config["width"])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,13 @@ from varitok.codecs.modalities.registry import MODALITIES
 
 __all__ = ["card", "render"]
 
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "cards"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 ORDER = {
     True: "It was trained to do with fewer: keep the first k, and what comes back gets\nsimpler, not broken.",
     False: "It was trained with all of them kept: the first k\ndecode too, but poorly.",
@@ -51,19 +57,8 @@ def render(config: Mapping[str, Any], formats: Sequence[str], **more: Any) -> st
         formats: What was exported.
         more: What else the template sees.
     """
-    template = _environment().select_template([f"{config['modality']}.md.j2", "base.md.j2"])
+    template = ENVIRONMENT.select_template([f"{config['modality']}.md.j2", "base.md.j2"])
     return template.render({**config, **more}, formats=formats, version=__version__)
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "cards"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
 
 
 def _prices(config: Mapping[str, Any]) -> dict[int, float]:

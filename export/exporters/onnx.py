@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,34 +20,17 @@ __all__ = ["Port", "export_graph", "export_onnx"]
 OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
 
 
-class _Side(nn.Module):
-    def __init__(self, codec: FrozenCodec) -> None:
+class _Method(nn.Module):
+    """One method of a frozen codec, as the exporter takes it: a module of its own."""
+
+    def __init__(self, codec: FrozenCodec, name: str) -> None:
         super().__init__()
         self.codec = codec
+        self.name = name
 
-
-class _Encoder(_Side):
-    def forward(self, signal: Tensor) -> Tensor:
-        return self.codec.encode(signal)
-
-
-class _Decoder(_Side):
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.codec.decode(codes)
-
-
-class _StreamingEncoder(_Side):
-    codec: FrozenStream
-
-    def forward(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.codec.encode_chunk(signal, state)
-
-
-class _StreamingDecoder(_Side):
-    codec: FrozenStream
-
-    def forward(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.codec.decode_chunk(codes, state)
+    def forward(self, given: Tensor, state: Tensor | None = None) -> Any:
+        method = getattr(self.codec, self.name)
+        return method(given) if state is None else method(given, state)
 
 
 Axes = list[str | None]  # names of a value's axes; None for one of a fixed size
@@ -86,8 +70,8 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     read: Port = (names.codes, ["batch", rows, *given])
     painted: Port = (names.back, ["batch", None, *back])
     encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
-    export_graph(_Encoder(codec), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
-    export_graph(_Decoder(codec), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
+    export_graph(_Method(codec, "encode"), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
+    export_graph(_Method(codec, "decode"), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
         size = "state_size" if codec.layout.free_sides else None  # as large as frames are
         before: Port = ("state", ["batch", size])
@@ -95,10 +79,10 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
         sizes = codec.state_sizes(*codes.shape[3:])
         state = torch.zeros(len(example), sizes[0])
         path = folder / "encoder_model_streaming.onnx"
-        export_graph(_StreamingEncoder(codec), [example, state], path, [signal, before], [found, after], encoder)
+        export_graph(_Method(codec, "encode_chunk"), [example, state], path, [signal, before], [found, after], encoder)
         state = torch.zeros(len(kept), sizes[1])
         path = folder / "decoder_model_streaming.onnx"
-        export_graph(_StreamingDecoder(codec), [kept, state], path, [read, before], [painted, after], decoder)
+        export_graph(_Method(codec, "decode_chunk"), [kept, state], path, [read, before], [painted, after], decoder)
 
 
 Port = tuple[str, Axes]

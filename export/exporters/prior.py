@@ -60,7 +60,8 @@ class Tokenizer:
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
         _, num_codebooks, steps, *inner = codes.shape
-        found, begun = codes.cpu().numpy(), self._count_begun_steps(lengths.cpu(), steps)
+        found = codes.cpu().numpy()
+        begun = torch.from_numpy(self.bundle.steps_of(lengths.cpu().numpy(), steps))
         structure = self.symbols.structure(num_codebooks, steps, inner)
         rows = [self.symbols.row(each) for each in found]
         contexts = [self.symbols.contexts(structure, row) for row in rows]
@@ -71,10 +72,6 @@ class Tokenizer:
         bits = sum(packing.bits(whole) for whole in begun.tolist())
         device = signal.device
         return Rows(seen.to(device), row.to(device), valid.to(device), counted.to(device), bits)
-
-    def _count_begun_steps(self, lengths: Tensor, steps: int) -> Tensor:
-        """Count the steps of codes that signals of these lengths have."""
-        return torch.from_numpy(self.bundle.steps_of(lengths.numpy(), steps))
 
 
 def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:

@@ -33,8 +33,7 @@ def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], k
         kept = WHOLE + (CHUNKS if isinstance(codec, FrozenStream) else ())
     with warnings.catch_warnings():
         # TorchScript is deprecated; it is what C++ and mobile users can load.
-        warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
         scripted = torch.jit.freeze(torch.jit.script(codec), preserved_attrs=list(kept))
         torch.jit.save(scripted, path, _extra_files={"codec.json": json.dumps(metadata, sort_keys=True)})
 
@@ -43,7 +42,6 @@ def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, str]
     """Load what `export_torchscript` wrote, and its metadata. TorchScript is code: load only what you trust."""
     extra = {"codec.json": ""}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.*", FutureWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
         module = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     return module, json.loads(extra["codec.json"])

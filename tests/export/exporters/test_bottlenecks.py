@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from varitok.export.exporters.onnx import _Decoder, _Encoder, export_graph
+from varitok.export.exporters.onnx import _Method, export_graph
 from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
 from ...codecs.examples import CONFIGURED, EXAMPLES, example
@@ -112,7 +112,7 @@ def test_onnx(name, tmp_path):
     latents = _latents(bottleneck.dim, 3, 7)
     codebooks = "codebooks" if len(bottleneck.codebook_sizes) > 1 else None
     export_graph(
-        _Encoder(frozen),
+        _Method(frozen, "encode"),
         [latents],
         tmp_path / "encoder.onnx",
         [("latents", ["batch", "tokens", None])],
@@ -120,7 +120,7 @@ def test_onnx(name, tmp_path):
         {},
     )
     export_graph(
-        _Decoder(frozen),
+        _Method(frozen, "decode"),
         [bottleneck.encode(latents)],
         tmp_path / "decoder.onnx",
         [("codes", ["batch", codebooks, "tokens"])],

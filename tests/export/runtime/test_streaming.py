@@ -195,7 +195,7 @@ def test_mistakes_are_told(exported, bundle):
         bundle.decoding(batch=0)
     coding = bundle.encoding(RATE)
     whole = coding(np.zeros((channels, 2 * hop), np.float32))
-    with pytest.raises(UserError, match="aren't numbers"):
+    with pytest.raises(UserError, match="must be numbers"):
         coding(np.full((channels, 3), np.nan, np.float32))
     with pytest.raises(UserError, match="1 side by side, got 2"):
         coding(np.zeros((2, channels, 3), np.float32))

@@ -1,4 +1,4 @@
-"""What a data set is, what it gives, and what a batch is."""
+"""The dataset interface, samples and batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,24 +22,24 @@ Key: TypeAlias = tuple[int, int]
 
 
 class BadSample(Exception):
-    """A file that can't be read.
+    """Raised for a file that can't be read or decoded.
 
     Args:
         path: The file.
-        reason: What is wrong with it, in a few words.
+        reason: Why it can't be read, in a few words.
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # as they came, or it could not cross from a worker
+        super().__init__(path, reason)  # both arguments unchanged, so that workers can pickle it
 
     def __str__(self) -> str:
-        """Return both in one line."""
+        """Return "path: reason"."""
         return "{}: {}".format(*self.args)
 
 
 @contextmanager
 def convert_errors(path: str | File) -> Iterator[None]:
-    """Turn whatever a decoder raises over a file into a `BadSample` of one line."""
+    """Convert any exception that a decoder raises into a `BadSample` with a one-line reason."""
     try:
         yield
     except BadSample:
@@ -50,14 +50,14 @@ def convert_errors(path: str | File) -> Iterator[None]:
 
 
 class Sample(NamedTuple):
-    """One item on its way to a batch.
+    """A sample of a dataset, before collation.
 
     Attributes:
-        signal: `(c, *grid)`, or None if the file could not be read and nothing stands in for it.
+        signal: `(c, *grid)`; None if its file is unreadable and not replaced.
         bad: "path: reason" of each file that was tried and could not be read.
-        sample_index: Which signal of its data set it is.
-        features: What teachers saw in it before, by their names.
-        caption: What a text says of it, empty if none does; None if captions aren't read.
+        sample_index: Index of the signal in its dataset.
+        features: Precomputed features of the signal, by teacher.
+        caption: Caption of the signal, empty if it has none; None if captions aren't read.
     """
 
     signal: Tensor | None
@@ -74,11 +74,11 @@ class Batch(NamedTuple):
         signal: `(b, c, *grid)`, uint8 or float in [-1, 1]; b is 0 if no file of the batch could be read.
         lengths: int64 `(b,)`, valid steps of the first grid axis.
         bad: "path: reason" of each file that could not be read.
-        whole: Whether all signals are as long as the batch, told without looking into `lengths` on its device.
+        whole: True if no signal is padded; known on the CPU, without reading `lengths` from its device.
         sample_indices: int64 `(b,)`, index of each signal in its dataset.
         features: Precomputed features of the signals, by teacher.
         missed: For each requested sample, whether its own file was unreadable, replaced or not.
-        captions: Text beside each signal, empty if it has none; no entries at all if captions aren't read.
+        captions: Caption of each signal, empty if it has none; an empty tuple if captions aren't read.
     """
 
     signal: Tensor
@@ -92,11 +92,11 @@ class Batch(NamedTuple):
 
 
 class SignalDataset(Dataset[Tensor], ABC):
-    """Signals by `Key`; all chance comes from the key and a seed. Lengths, files and shapes are offered where known.
+    """A dataset of signals, indexed by `Key`. Its randomness depends on the key and a seed alone.
 
     Attributes:
-        files: The signals' files; empty if signals don't have files of their own.
-        shapes: Sizes of the grid that signals are brought to; empty if all have one.
+        files: File of each signal; empty if signals aren't read from files of their own.
+        shapes: Grid sizes that signals are cropped to; empty if all have the same.
     """
 
     files: Sequence[File] = ()
@@ -104,32 +104,32 @@ class SignalDataset(Dataset[Tensor], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Count the signals of an epoch."""
+        """Return the number of signals in an epoch."""
 
     @abstractmethod
     def __getitem__(self, key: Key) -> Tensor:
         """Return the signal of `(epoch, index)`: `(c, *grid)`, uint8 or float in [-1, 1].
 
         Raises:
-            BadSample: Its file can't be read.
+            BadSample: The signal's file can't be read.
         """
 
     def sizes(self) -> Sequence[int]:
-        """Return each signal's steps of the first axis, 0 if unreadable; empty if lengths are not known."""
+        """Return each signal's length along the first grid axis, 0 if unreadable; empty if lengths are unknown."""
         return ()
 
     def kinds(self) -> Sequence[int]:
-        """Return the number of each signal's shape, out of `shapes`."""
+        """Return the index into `shapes` of each signal."""
         return [0] * len(self)
 
 
 class Splits(NamedTuple):
-    """What `data=` builds.
+    """Training and validation split, as the configuration group `data` builds them.
 
     Attributes:
-        train: To train on.
-        val: To evaluate on.
-        about: What stands above an evaluation's table: the data set, how its signals were made.
+        train: Training split.
+        val: Validation split.
+        about: Header of evaluation tables: the dataset, and the protocol by which its signals are prepared.
     """
 
     train: SignalDataset
@@ -138,7 +138,7 @@ class Splits(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack what could be read, filled up to the longest first axis; keep the names of what could not.
+    """Stack the readable samples, padded to the longest first axis; list the unreadable files in `bad`.
 
     Audio is padded with zeros, video with copies of its last frame.
     """
@@ -160,7 +160,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _pad(signal: Tensor, steps: int) -> Tensor:
-    """Fill up the first axis."""
+    """Pad the first grid axis to `steps`."""
     missing = steps - signal.shape[1]
     if signal.ndim > 2:
         return torch.cat([signal, signal[:, -1:].expand(-1, missing, *signal.shape[2:])], dim=1)
@@ -168,15 +168,15 @@ def _pad(signal: Tensor, steps: int) -> Tensor:
 
 
 def normalize(signal: Tensor) -> Tensor:
-    """Turn uint8 [0, 255] into float32 [-1, 1]; floats pass."""
+    """Map uint8 [0, 255] to float32 [-1, 1], x / 127.5 - 1; return other types unchanged."""
     return signal.float().div_(127.5).sub_(1) if signal.dtype == torch.uint8 else signal
 
 
 def to_uint8(signal: Tensor) -> Tensor:
-    """Turn [-1, 1] into uint8: clamped, then rounded to the nearest (most evaluations truncate, and lose by it)."""
+    """Map [-1, 1] to uint8, round(127.5 (x + 1)), clamped. Truncating, as most evaluations do, lowers their scores."""
     return signal.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def sample_generator(seed: int, key: tuple[int, ...]) -> torch.Generator:
-    """Return the random generator of a sample or epoch: the same in any worker and process, and after any resume."""
+    """Return the random generator of a sample or epoch: the same in every worker and rank, and after resuming."""
     return torch.Generator().manual_seed(hash((seed, *key)) & (2**63 - 1))

@@ -1,4 +1,4 @@
-"""From datasets to batches."""
+"""The Lightning data module: loaders, replacement of unreadable files, batch order."""
 
 import logging
 import math
@@ -29,18 +29,18 @@ _log = logging.getLogger(__name__)
 
 Policy: TypeAlias = Literal["substitute", "skip", "fail"]
 
-WINDOW = 1000  # samples over which the share of bad ones is taken
+WINDOW = 1000  # latest samples, over which the share of bad ones is computed
 
 
 @dataclass(eq=False, repr=False)
 class _Readable(Dataset[Sample]):
-    """A dataset that survives unreadable files.
+    """A dataset wrapper that replaces, skips or reports unreadable files.
 
     Args:
-        dataset: Indexed by `Key`; raises `BadSample`.
-        policy: Replacement of a sample that can't be read.
-        least: Smallest number of samples in a batch, whatever the policy; missing ones are replaced.
-        kinds: Kind of each sample; a replacement has the same kind.
+        dataset: Dataset whose items may raise `BadSample`.
+        policy: How a sample that can't be read is handled.
+        least: Minimum number of samples in a batch, whatever the policy; missing ones are replaced.
+        kinds: Bucket of each sample; a replacement is from the same bucket.
         features: Precomputed features of the samples, by teacher.
         captions: Whether captions are read too.
     """
@@ -59,7 +59,7 @@ class _Readable(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """Read a batch."""
+        """Read the samples of a batch."""
         samples = [self._read(key, self.policy == "substitute") for key in keys]
         for index, key in enumerate(keys):
             if sum(sample.signal is not None for sample in samples) >= self.least:
@@ -69,10 +69,10 @@ class _Readable(Dataset[Sample]):
         return samples
 
     def _read(self, key: Key, substitute: bool) -> Sample:
-        """Read a sample, or the next one that can be read.
+        """Read a sample; if `substitute`, the next readable one of its bucket instead of an unreadable one.
 
         Raises:
-            UserError: It can't be read, and the policy is to fail.
+            UserError: The sample can't be read, and the policy is "fail".
         """
         epoch, index = key
         bad: list[str] = []
@@ -87,22 +87,22 @@ class _Readable(Dataset[Sample]):
                 return Sample(signal, tuple(bad), at, features, caption)
             except BadSample as error:
                 if self.policy == "fail":
-                    raise UserError(f"{error} (loader.bad=substitute passes over such files)") from None
+                    raise UserError(f"{error} (loader.bad=substitute replaces such files)") from None
                 bad.append(str(error))
         return Sample(None, tuple(bad))
 
 
 class BadSampleCount:
-    """Counts samples that can't be read, names each file once in the log, and ends the run if they are too many.
+    """Counter of unreadable samples: logs each file once and ends the run if there are too many.
 
-    A sample counts once, however many files were tried in its place.
+    A sample counts once, however many replacements were tried.
 
     Args:
-        max_share: Largest share of bad ones among the last 1000 samples.
+        max_share: Largest share of unreadable samples among the last 1000.
 
     Attributes:
-        seen: Samples that this process has asked for.
-        total: Those of them whose own files it could not read.
+        seen: Samples that this process has requested.
+        total: Requested samples whose own files were unreadable.
     """
 
     def __init__(self, max_share: float) -> None:
@@ -113,7 +113,7 @@ class BadSampleCount:
         self._recent: deque[bool] = deque(maxlen=WINDOW)
 
     def see(self, batch: Batch) -> None:
-        """Count a batch.
+        """Update the counts with a batch.
 
         Raises:
             UserError: Too large a share of the files can't be read.
@@ -129,19 +129,21 @@ class BadSampleCount:
         share = bad / max(1, len(self._recent))
         if not len(batch.signal) and share == 1:
             raise UserError(f"none of the {self.seen} files tried could be read; the first: {batch.bad[0]}")
-        if bad > self.max_share * WINDOW:  # of a window that isn't full yet too: one among the first few is no reason
+        if (
+            bad > self.max_share * WINDOW
+        ):  # relative to a full window, so that one bad file among the first few isn't too many
             raise UserError(
                 f"{share:.1%} of the last {len(self._recent)} files could not be read, more than"
                 f" loader.max_bad_share={self.max_share:g}; the last: {batch.bad[-1] if batch.bad else 'see the log'}"
             )
 
     def summary(self) -> str:
-        """Report how many files were skipped."""
+        """Return a line that says how many files were skipped."""
         times = f", {self.total} times" if self.total > len(self.names) else ""
         return f"{len(self.names)} unreadable files were skipped{times}"
 
     def state(self) -> dict[str, Any]:
-        """Return the counts of all processes; every process must call it."""
+        """Gather the counts of all ranks; a collective, which every rank must call."""
         mine = {"names": sorted(self.names), "seen": self.seen, "total": self.total, "recent": list(self._recent)}
         states = [mine]
         if dist.is_available() and dist.is_initialized():
@@ -150,36 +152,36 @@ class BadSampleCount:
         return {"processes": states}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Restore a `state`: each process its own part."""
+        """Restore the counts of rank `process` from a `state`."""
         for mine in state["processes"][process : process + 1]:
             self.names, self.seen, self.total = set(mine["names"]), mine["seen"], mine["total"]
             self._recent.extend(mine["recent"])
 
 
 class DataModule(pl.LightningDataModule):
-    """Batches for a run of a fixed number of updates, all in one of Lightning's epochs.
+    """A data module for a run of a fixed number of updates, all within one Lightning epoch.
 
     Args:
-        splits: Datasets to train and to evaluate on.
-        batch_size: Samples of each process's batch.
-        workers: Processes that read and decode; 0 reads in the main one.
-        updates: Updates of the whole run.
-        accumulate: Batches to an update.
+        splits: Training and validation datasets.
+        batch_size: Samples per batch and process.
+        workers: Number of worker processes that read and decode; 0 reads in the main process.
+        updates: Number of updates of the whole run.
+        accumulate: Batches per update (gradient accumulation).
         seed: Seed of the order.
-        bad: What comes in the place of a file that can't be read: "substitute" the next that can, "skip" it, so that
-            batches become smaller, or "fail".
-        max_bad_share: Share of unreadable files that ends a run.
+        bad: Handling of an unreadable file: "substitute" the next readable one, "skip" it, which makes the batch
+            smaller, or "fail".
+        max_bad_share: Share of unreadable files above which the run ends.
         overfit: Repeat the first batch.
-        bucket: Relative noise of the lengths that batches are sorted by, which saves padding; 0 doesn't sort.
-        budget: Size of a process's batch, padding included, so that short samples make large batches. With `bucket` it
-            counts audio samples or frames, and no batch has more than `batch_size` signals; with `data.buckets` it
-            counts pixels. None: all batches have `batch_size`.
+        bucket: Length bucketing, which saves padding: relative noise on the lengths before sorting; 0 doesn't sort.
+        budget: Size limit of a process's batch, padding included, so that batches of short samples are larger. With
+            `bucket` it counts audio samples or frames, and a batch has at most `batch_size` signals; with
+            `data.buckets` it counts the pixels of all frames. None: all batches have `batch_size`.
         features: Shards of precomputed features of the training data (`varitok features`), by teacher.
-        captions: Read the texts beside the training data's files (`captions`).
+        captions: Read the captions beside the training files (`captions`).
 
     Raises:
-        UserError: A number is out of range, features are not these data's, or the data have no lengths to sort by, no
-            shapes, or no captions.
+        UserError: A number is out of range, features belong to another dataset, or the dataset lacks the lengths,
+            shapes or captions that are required.
     """
 
     def __init__(
@@ -221,20 +223,20 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
         self.sizes = _fill_unknown(splits.train.sizes()) if bucket else []
         if bucket and not self.sizes:
-            raise UserError("loader.bucket: this dataset doesn't know its lengths; give loader.bucket=0")
+            raise UserError("loader.bucket: the lengths of this dataset are unknown; set loader.bucket=0")
         self.budget = budget
         self.shapes = splits.train.shapes
         if budget is not None and not self.shapes and not bucket:
             raise UserError("loader.budget: give loader.bucket=0.05, or data.buckets (video), or loader.budget=null")
         if self.shapes and bucket:
-            raise UserError("loader.bucket: data.buckets sort already; give loader.bucket=0")
+            raise UserError("loader.bucket: data.buckets already groups clips; set loader.bucket=0")
         self.bad = BadSampleCount(max_bad_share)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return the batches that the run still needs."""
+        """Return a loader of the remaining batches of the run."""
         data = self.splits.train
         kinds = data.kinds() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
         readable = _Readable(data, self.policy, 1, kinds, self.features, self.captions)
@@ -258,39 +260,39 @@ class DataModule(pl.LightningDataModule):
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return this process's share of the validation set, in order; unreadable files are left out."""
+        """Return a loader of this rank's part of the validation split, in order; unreadable files are skipped."""
         rank, world = self._rank()
         return validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
 
     def names(self, batch: Batch) -> list[str]:
-        """Name a training batch's signals: their files, or their places in data of another kind."""
+        """Return the names of a training batch's signals: their files, or their indices if the dataset has no files."""
         indices = [] if batch.sample_indices is None else batch.sample_indices.tolist()
         return [name_of(self.splits.train.files, index) for index in indices]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the bad samples of a training batch."""
+        """Count the unreadable samples of a batch."""
         self.bad.see(batch)
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Report at the end how many files were skipped."""
+        """Log how many files were skipped."""
         if self.bad.names:
             _log.warning(self.bad.summary())
 
 
 def _fill_unknown(sizes: Sequence[int]) -> list[int]:
-    """Replace unknown sizes by the usual one: a replacement has about that size."""
+    """Replace unknown lengths (0) by the median, the expected length of a replacement."""
     usual = max(1, int(median([size for size in sizes if size] or [1])))
     return [size or usual for size in sizes]
 
 
 def _kind(size: int, share: float) -> int:
-    """Number sizes so that those of a number differ by a share at most: one may come in the place of another."""
+    """Return the bucket of a length, floor(log(size) / log(1 + share)): within it lengths differ by at most `share`."""
     return int(math.log(size) / math.log1p(share))
 
 
 def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
-    """Make a loader of given batches of keys; it draws nothing from the global generator."""
+    """Build a loader of given batches of keys; it doesn't advance the global random generator."""
     dataset.workplaces.prepare(workers)
     return WorkerLoader(
         dataset,
@@ -307,7 +309,7 @@ def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
 def validation_loader(
     dataset: SignalDataset, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
 ) -> DataLoader[Sample]:
-    """Make a loader of a dataset in order, once; a file that can't be read is left out of its batch."""
+    """Build a loader of one pass over a dataset, in order; an unreadable file is left out of its batch."""
     keys = [(0, index) for index in range(rank, len(dataset), world)]
     batches = [keys[at : at + batch_size] for at in range(0, len(keys), batch_size)]
     return loader(_Readable(dataset, "skip"), batches, workers)

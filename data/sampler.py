@@ -1,4 +1,4 @@
-"""The order of samples: a function of the seed, so that a run can go on anywhere."""
+"""Batch samplers whose order is a function of the seed, so that a run can resume at any batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ __all__ = ["BucketSampler", "LengthSampler", "UpdateBatchSampler"]
 
 @dataclass(eq=False, repr=False)
 class RunSampler(Sampler[list[Key]]):
-    """Gives a run's batches of keys; all order follows from the seed and the epoch.
+    """A batch sampler of `Key`s for a whole run; the order depends on the seed and the epoch alone.
 
     Args:
-        batches: Batches of the whole run.
+        batches: Number of batches of the whole run.
         seed: Seed of the order.
-        rank: This process.
-        world: Number of processes.
-        start: Batches that an earlier part of the run has used.
+        rank: Rank of this process.
+        world: Number of processes (world size).
+        start: Batches used before the run was resumed.
     """
 
     _: KW_ONLY
@@ -34,35 +34,35 @@ class RunSampler(Sampler[list[Key]]):
     start: int = 0
 
     def __len__(self) -> int:
-        """Count the batches of the whole run, those before `start` too: Lightning counts on from its batch index."""
+        """Return the batches of the whole run, including those before `start`: Lightning resumes its batch index."""
         return self.batches
 
 
 @dataclass(eq=False, repr=False)
 class UpdateBatchSampler(RunSampler):
-    """Gives a fixed number of batches, crossing from one epoch of the data to the next where it must.
+    """A sampler of a fixed number of batches of equal size; a batch may span two epochs of the dataset.
 
-    Each epoch is a permutation drawn from (seed, epoch), dealt to the processes like cards. So which samples an update
-    has follows from the batch of all processes alone: with as many samples in it, any number of processes, and of
-    workers, goes on exactly where others stopped. With another number, each epoch's order stays, and the position is
-    counted as if all batches before had been of this size.
+    Each epoch is a permutation drawn from (seed, epoch), dealt to the ranks in turn. So the samples of an update
+    depend on the global batch size alone: if that is kept, a run resumes exactly with any number of processes or
+    workers. If it changes, the order within each epoch stays, and the position is computed as if all earlier batches
+    had the new size.
 
     Args:
-        length: Samples of the dataset.
-        batch_size: Samples of each process's batch.
+        length: Number of samples of the dataset.
+        batch_size: Samples per batch and process.
     """
 
     length: int
     batch_size: int
 
     def epoch(self, epoch: int) -> list[Key]:
-        """Return the whole order of one epoch, all processes together."""
+        """Return the keys of one epoch in order, of all processes."""
         order = torch.randperm(self.length, generator=sample_generator(self.seed, (epoch,)))
         return [(epoch, index) for index in order.tolist()]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Return batches of keys, from `start` on."""
-        first = self.start * self.batch_size * self.world  # cards dealt before
+        first = self.start * self.batch_size * self.world  # samples dealt before `start`
         epochs = (self.epoch(epoch) for epoch in count(first // self.length))
         cards = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
         for _ in range(self.start, self.batches):
@@ -70,18 +70,18 @@ class UpdateBatchSampler(RunSampler):
 
 
 class AlikeSampler(RunSampler, ABC):
-    """Gives a fixed number of batches, each of samples that are alike, on all processes at the same time.
+    """A sampler whose global batches group similar samples, so that all ranks have batches of equal cost.
 
-    So no process waits for another whose batch is larger. Each epoch is drawn from (seed, epoch) and has as many
-    batches as any other. A run goes on exactly with any number of workers, and with the same number of processes.
+    So no rank waits for another whose batch is larger. Each epoch is drawn from (seed, epoch); all have the same
+    number of batches. A run resumes exactly with any number of workers, but only with the same number of processes.
     """
 
     @abstractmethod
     def alike(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw the batches of an epoch, all processes together: the indices of each, a multiple of `world`."""
+        """Draw the global batches of an epoch, as sample indices; each batch's size is a multiple of `world`."""
 
     def epoch(self, epoch: int) -> list[list[Key]]:
-        """Return the batches of one epoch, all processes together."""
+        """Return the global batches of one epoch, shuffled."""
         generator = sample_generator(self.seed, (epoch,))
         found = self.alike(generator)
         order = torch.randperm(len(found), generator=generator).tolist()
@@ -98,11 +98,11 @@ class AlikeSampler(RunSampler, ABC):
 
 @dataclass(eq=False, repr=False)
 class BucketSampler(AlikeSampler):
-    """Batches of samples of one kind; what a kind's last batch lacks are its first samples once more.
+    """A sampler of batches within buckets; the last batch of a bucket is filled by repeating its first samples.
 
     Args:
-        kinds: Kind of each sample.
-        batch_sizes: Samples of each process's batch, of each kind.
+        kinds: Bucket index of each sample.
+        batch_sizes: Samples per batch and process, for each bucket.
     """
 
     kinds: Sequence[int]
@@ -114,7 +114,7 @@ class BucketSampler(AlikeSampler):
         self.dealt = [size * self.world for size in self.batch_sizes]
 
     def alike(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw batches of each kind."""
+        """Draw the batches of each bucket; see `AlikeSampler.alike`."""
         found: list[Tensor] = []
         for group, dealt in zip(self.groups, self.dealt, strict=True):
             order = group[torch.randperm(len(group), generator=generator)]
@@ -124,18 +124,17 @@ class BucketSampler(AlikeSampler):
 
 @dataclass(eq=False, repr=False)
 class LengthSampler(AlikeSampler):
-    """Batches of samples of about one length, so that little is filled up, and as many as a budget allows.
+    """A sampler of batches of similar lengths, which need little padding, of a fixed size or a size budget.
 
-    The samples are sorted by their lengths, each changed a little by chance, so that others share a batch in each
-    epoch, and cut into batches. Where the number of processes doesn't divide the last one, some of its samples come
-    twice.
+    Samples are sorted by length and cut into batches. Noise on the lengths varies the batches between epochs.
+    If the number of processes doesn't divide the last global batch, its first samples are repeated.
 
     Args:
         lengths: Length of each sample, at least 1.
-        batch_size: Samples of each process's batch; with a budget, the most.
-        share: Relative noise that is added to lengths before sorting.
-        budget: Size of each process's batch, padding included: its number of samples times the longest. A longer
-            sample is a batch of its own. It may be exceeded by `share`. None: all batches have `batch_size`.
+        batch_size: Samples per batch and process; the maximum if there is a budget.
+        share: Upper end of the uniform noise, relative to the length, that is added before sorting.
+        budget: Size limit of each process's batch, padding included: number of samples times the longest length. The
+            noise may exceed it by `share`. A longer sample is a batch of its own. None: all batches have `batch_size`.
     """
 
     lengths: Sequence[int]
@@ -144,7 +143,7 @@ class LengthSampler(AlikeSampler):
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        # The cuts are the same in every epoch, so that the position in a run can be computed.
+        # Batch sizes are the same in every epoch, so that the position of a resumed run can be computed.
         longest_first = sorted(self.lengths, reverse=True)
         self.parts: list[int] = []
         at = 0
@@ -156,7 +155,7 @@ class LengthSampler(AlikeSampler):
             at += self.parts[-1]
 
     def alike(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw batches, from the longest samples to the shortest."""
+        """Draw batches, from the longest samples to the shortest; see `AlikeSampler.alike`."""
         lengths = torch.tensor(self.lengths, dtype=torch.float64)
         change = torch.rand(len(lengths), generator=generator, dtype=torch.float64)
         order = (lengths * (1 + self.share * change)).argsort(descending=True)
@@ -164,6 +163,6 @@ class LengthSampler(AlikeSampler):
 
 
 def _repeat(order: Tensor, multiple: int) -> Tensor:
-    """Fill up to a multiple by what comes first, once more."""
+    """Repeat the first indices until the length is a multiple of `multiple`."""
     whole = -(-len(order) // multiple) * multiple
     return order.repeat(-(-whole // max(1, len(order))))[:whole]

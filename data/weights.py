@@ -1,4 +1,4 @@
-"""Where files of trained weights are looked for on this machine; nothing is ever downloaded."""
+"""Find files of pretrained weights on this machine; nothing is ever downloaded."""
 
 import os
 from pathlib import Path
@@ -13,26 +13,26 @@ HOME = Path("~/.cache/varitok/weights")
 
 
 def weight_folders() -> list[Path]:
-    """List the folders in which weights are looked for: $VARITOK_WEIGHTS, the user's cache, torch hub's."""
+    """Return the folders that are searched: $VARITOK_WEIGHTS, the user's cache, torch hub's checkpoints."""
     named = os.environ.get("VARITOK_WEIGHTS")
     return [*([Path(named)] if named else []), HOME.expanduser(), Path(torch.hub.get_dir()) / "checkpoints"]
 
 
 def find_weights(filename: str) -> Path | None:
-    """Find a file of weights by its name, or give None."""
+    """Return the path of a weight file, or None if it isn't found."""
     return next((path for folder in weight_folders() if (path := folder / filename).is_file()), None)
 
 
 def require_weights(filename: str, purpose: str, source_hint: str) -> Path:
-    """Find a file of weights.
+    """Return the path of a weight file.
 
     Args:
-        filename: The name under which its makers publish it.
-        purpose: What needs it, the first words of the error.
-        source_hint: Whose file it is.
+        filename: Name under which its authors publish the file.
+        purpose: Component that needs the file; begins the error message.
+        source_hint: Origin of the file, for the error message.
 
     Raises:
-        UserError: It isn't there; the message says which file to place where.
+        UserError: The file isn't found; the message says which file to place where.
     """
     path = find_weights(filename)
     if path is None:

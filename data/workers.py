@@ -1,4 +1,4 @@
-"""The processes that read and decode, and the error when one dies."""
+"""Data loader workers, and the error when one dies."""
 
 import signal
 import threading
@@ -18,42 +18,42 @@ __all__ = ["WorkerLoader", "WorkerProgress", "ignore_signals", "name_of"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
-    "SIGKILL": "was memory short? give fewer loader.workers, or a smaller loader.batch_size",
-    "SIGBUS": "is /dev/shm full? give fewer loader.workers, or a smaller loader.batch_size",
+    "SIGKILL": "out of memory? set fewer loader.workers, or a smaller loader.batch_size",
+    "SIGBUS": "is /dev/shm full? set fewer loader.workers, or a smaller loader.batch_size",
 }
-CRASH = "take that file away: what decodes it crashed"
+CRASH = "remove that file: its decoder crashed"
 
 
 class WorkerProgress:
-    """What each worker is reading, in memory that it shares with the main process."""
+    """Index of the sample that each worker reads, in memory shared with the main process."""
 
     def __init__(self) -> None:
         self._indices = torch.empty(0, dtype=torch.int64)
 
     def prepare(self, workers: int) -> None:
-        """Allocate a slot for each worker, before they start."""
+        """Allocate one entry per worker, before they start."""
         self._indices = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def read(self, index: int) -> None:
-        """Note what this worker reads now; the main process needs no note."""
+        """Record the sample that this worker reads; do nothing in the main process."""
         worker = get_worker_info()
         if worker is not None:
             self._indices[worker.id] = index
 
     def __getitem__(self, worker: int) -> int:
-        """Return the index that a worker was reading; below 0: none yet."""
+        """Return the index of the sample that a worker reads; -1 before its first."""
         return int(self._indices[worker])
 
 
 def name_of(files: Sequence[File], index: int) -> str:
-    """Name a signal by its file, or by its number if the data have no files."""
+    """Return the name of a signal: its file, or its index if the dataset has no files."""
     return str(files[index]) if files else f"signal {index}"
 
 
 class WorkerLoader(DataLoader[Sample]):
-    """A loader whose workers, where one dies, end the run in one line that names what it was reading.
+    """A `DataLoader` that raises a one-line error if a worker dies, with the file that it was reading.
 
-    torch itself raises wherever the main process is when it hears of a death, in the middle of a save perhaps.
+    torch raises from its SIGCHLD handler, wherever the main process is, perhaps while it saves a checkpoint.
     Here the error is raised when the next batch is requested.
     """
 
@@ -61,7 +61,7 @@ class WorkerLoader(DataLoader[Sample]):
         """Return batches.
 
         Raises:
-            UserError: A worker was killed, or ended.
+            UserError: A worker was killed or exited.
         """
         main = threading.current_thread() is threading.main_thread()
         child = getattr(signal, "SIGCHLD", None) if main else None
@@ -70,7 +70,7 @@ class WorkerLoader(DataLoader[Sample]):
         if child and before is not None:
             signal.signal(child, before)
         workers = list(getattr(batches, "_workers", []))
-        if workers:  # ended with the batches, or before Python waits for its children
+        if workers:  # kills them once `batches` is freed, or before Python joins its children at exit
             Finalize(batches, _end, (workers,), exitpriority=0)
         return self._watch(batches, workers) if workers else batches
 
@@ -84,7 +84,7 @@ class WorkerLoader(DataLoader[Sample]):
             raise UserError(told) from error
 
     def _explain(self, workers: list[Any]) -> str | None:
-        """Explain which worker died of what, and over which file; None if all live."""
+        """Return the message for a dead worker: its signal, its file, and a remedy; None if all are alive."""
         for number, worker in enumerate(workers):
             if worker.exitcode:
                 name = _cause(worker.exitcode)
@@ -103,9 +103,9 @@ def _cause(status: int) -> str:
 
 
 def ignore_signals(worker: int) -> None:
-    """Leave it to the main process to answer a signal that comes to all of a run's processes.
+    """Ignore signals that are sent to all processes of a run; only the main process handles them.
 
-    Ignored rather than blocked: a thread that a library began before this one would still take a blocked signal.
+    They are ignored rather than blocked: a thread that a library started earlier would still receive a blocked signal.
     """
     for name in SIGNALS:
         if hasattr(signal, name):
@@ -113,7 +113,7 @@ def ignore_signals(worker: int) -> None:
 
 
 def _end(workers: list[Any]) -> None:
-    """End those that nobody has told that no more batches are wanted; Python asks by SIGTERM, which they ignore."""
+    """Kill the workers that still run; they ignore SIGTERM, by which Python would end them."""
     for worker in workers:
         if worker.is_alive():
             worker.kill()

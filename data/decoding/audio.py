@@ -1,4 +1,4 @@
-"""Sound files of any kind: only the stretch that is wanted is read, at the rate that is wanted."""
+"""Decode segments of audio files, at a given sample rate."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -23,35 +23,35 @@ SUFFIXES = (
     ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".w64", ".webm",
     ".mp4", ".mkv", ".mov",
 )  # fmt: skip
-MOST_SAMPLES = 1 << 27  # of one read, all channels together: 512 MiB; a header may promise anything
+MOST_SAMPLES = 1 << 27  # of one read, over all channels: 512 MiB; headers can't be trusted
 MOST_CHANNELS = 32
-LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header may say 1 Hz, and a second would become a day
-LARGEST = 8.0  # a float file's peak; a larger one was never meant as [-1, 1]
-FINEST_RATIO = 512  # denominator of a ratio of rates, at most; torchaudio takes 80 s and 11 GB for 44,101 to 16,000
+LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header of 1 Hz would turn each sample into a second
+LARGEST = 8.0  # largest peak of a float file; beyond it, the values can't be meant as [-1, 1]
+FINEST_RATIO = 512  # largest denominator of a resampling ratio; torchaudio takes 80 s and 11 GB for 44,101 to 16,000 Hz
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
-# FFmpeg also opens play lists, which name other files and addresses: only what holds sound itself is allowed.
+# FFmpeg also opens playlists, which name other files and URLs: only containers of audio are allowed.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,ogg,flac,wav,w64,aiff,asf,avi,mpeg,mpegts,ac3,eac3,amr,caf"
-PREROLL = 0.5  # seconds that a lossy decoder needs to settle before the requested part
+PREROLL = 0.5  # seconds decoded before the requested segment, until a lossy decoder's state has settled
 
 
 class AudioFile:
-    """A sound file, open, at the sample rate and with the channels that are wanted; a context manager.
+    """An open audio file, resampled and mixed to a given sample rate and number of channels; a context manager.
 
-    WAV, FLAC, OGG, MP3 and what else libsndfile knows is sought in; the rest (AAC, WMA, the sound of videos) is read by
-    FFmpeg. To mono, all channels are averaged; of mono, all channels are copies; of more channels than are wanted, the
-    first are taken. Values above 1 (lossy decoders and resampling overshoot) are clipped.
+    libsndfile reads WAV, FLAC, OGG, MP3 and more; FFmpeg reads the rest (AAC, WMA, audio of videos). For mono output,
+    all channels are averaged. A mono file is copied to all output channels. Otherwise surplus channels are dropped.
+    Values above 1 (lossy decoders and resampling overshoot) are clipped.
 
     Args:
         path: The file.
-        sample_rate: In Hz; None keeps the file's.
-        channels: None keeps the file's.
+        sample_rate: Output sample rate in Hz; None keeps the file's.
+        channels: Number of output channels; None keeps the file's.
 
     Attributes:
         sample_rate: Sample rate of the output, in Hz.
-        length: Samples at that rate; for some lossy files an estimate.
+        length: Number of samples at that rate; for some lossy files an estimate.
 
     Raises:
-        BadSample: The file can't be read as a sound, or is empty.
+        BadSample: The file can't be read as audio, or is empty.
     """
 
     def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
@@ -76,17 +76,17 @@ class AudioFile:
         self._source.close()
 
     def read(self, start: int = 0, frames: int | None = None) -> Tensor:
-        """Read a stretch: the same samples that reading the whole file would give there.
+        """Read a segment; its samples equal those of the whole file at that place.
 
         Args:
-            start: First sample, at the sample rate that is wanted.
-            frames: How many samples; None for all that follow. Where the file ends before, there are fewer.
+            start: First sample, at the output sample rate.
+            frames: Number of samples, fewer if the file ends before; None for all that follow.
 
         Returns:
             float32 `(channels, n)` in [-1, 1].
 
         Raises:
-            BadSample: What is there can't be decoded, isn't finite, or is too long.
+            BadSample: The segment can't be decoded, isn't finite, or is too long.
             ValueError: `start` is negative.
         """
         if start < 0:
@@ -97,8 +97,8 @@ class AudioFile:
                 sound = self._read_channels(start, frames)
             else:
                 resampler = _resampler(self._down, self._up)
-                # Whole periods of the two rates, so that the phases are those of the whole file; more by the kernel's
-                # reach on either side.
+                # Read whole periods of the two rates, so that resampling phases equal those of the whole file, plus
+                # the kernel's half-width on either side.
                 reach = -(-resampler.width // self._down)
                 first = max(0, start // self._up - reach)
                 last = (start + frames) // self._up + 1 + reach
@@ -109,7 +109,7 @@ class AudioFile:
         return sound.clamp(-1, 1)
 
     def _read_channels(self, start: int, frames: int) -> Tensor:
-        """Read at the file's rate, with the channels that are wanted."""
+        """Read a segment at the file's own rate, mixed to the output channels."""
         source = self._source
         frames = min(frames, source.frames - start)
         if frames * source.channels > MOST_SAMPLES:
@@ -119,11 +119,11 @@ class AudioFile:
             raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {source.frames} samples")
         if not raw.shape[1]:
             raise BadSample(str(self.path), "no samples")
-        peak = float(np.abs(raw).max(initial=0))  # NaN where one is
+        peak = float(np.abs(raw).max(initial=0))  # NaN if any value is
         if not np.isfinite(peak):
-            raise BadSample(str(self.path), "holds values that are not finite")
+            raise BadSample(str(self.path), "contains values that are not finite")
         if peak > LARGEST:
-            raise BadSample(str(self.path), f"holds values up to {peak:.3g}, not in [-1, 1]")
+            raise BadSample(str(self.path), f"contains values up to {peak:.3g}, not in [-1, 1]")
         if self.channels == 1 and len(raw) > 1:
             raw = raw.mean(0, keepdims=True)
         elif self.channels < len(raw):
@@ -136,7 +136,7 @@ class AudioFile:
 
 
 def resampled_length(samples: int, rate: int, wanted: int) -> int:
-    """Count what samples at one rate become at another."""
+    """Return the length of `samples` samples at `rate` after resampling to `wanted`, ceil(samples * wanted / rate)."""
     ratio = _ratio(rate, wanted)
     return -(-samples * ratio.numerator // ratio.denominator)
 
@@ -152,13 +152,13 @@ def decode_audio(
     sample_rate: int | None = None,
     channels: int | None = None,
 ) -> Tensor:
-    """Read a stretch of a sound file; see `AudioFile` and `AudioFile.read`."""
+    """Read a segment of an audio file; see `AudioFile` and `AudioFile.read`."""
     with AudioFile(path, sample_rate, channels) as sound:
         return sound.read(start, frames)
 
 
 def _open(path: File) -> "_Source":
-    """Open a file with libsndfile, or with FFmpeg where that doesn't know it."""
+    """Open a file with libsndfile, or with FFmpeg if libsndfile doesn't support it."""
     if not _holds_something(path):
         raise BadSample(str(path), "an empty file")
     try:
@@ -172,15 +172,15 @@ def _open(path: File) -> "_Source":
 
 
 def _holds_something(path: File) -> bool:
-    """Return whether there is a byte; raise for a bad path, which libsndfile would call a "System error"."""
-    if isinstance(path, Member):  # over a network, it would be read twice
+    """Return whether a file isn't empty; raise for a bad path, which libsndfile would report as "System error"."""
+    if isinstance(path, Member):  # not opened: over a network, it would be read twice
         return path.size > 0
     with path.open("rb") as file:
         return bool(file.read(1))
 
 
 def _check(path: File, source: "_Source") -> None:
-    """Refuse what a header can't mean."""
+    """Raise `BadSample` if the header has implausible values."""
     if source.frames < 1:
         raise BadSample(str(path), "no samples")
     if not 1 <= source.channels <= MOST_CHANNELS:
@@ -191,7 +191,7 @@ def _check(path: File, source: "_Source") -> None:
 
 @lru_cache(maxsize=8)
 def _resampler(down: int, up: int) -> Resample:
-    """Keep the kernel of a ratio; its parameters are torchaudio's for "kaiser_best"."""
+    """Return a cached resampler; its parameters are torchaudio's for "kaiser_best"."""
     return Resample(
         down,
         up,
@@ -203,13 +203,13 @@ def _resampler(down: int, up: int) -> Resample:
 
 
 class _Libsndfile:
-    """A file that libsndfile reads.
+    """An audio file opened by libsndfile.
 
     Attributes:
-        rate: In Hz.
-        channels: How many.
-        frames: Samples of each channel.
-        exact: Whether `frames` is more than an estimate.
+        rate: Sample rate in Hz.
+        channels: Number of channels.
+        frames: Samples per channel.
+        exact: Whether `frames` is exact rather than an estimate.
     """
 
     def __init__(self, path: File) -> None:
@@ -217,23 +217,23 @@ class _Libsndfile:
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.frames: int = self._file.frames
-        self.exact = self._file.format not in ("MP3", "MPEG")  # these have no header of the whole file
+        self.exact = self._file.format not in ("MP3", "MPEG")  # these have no header with the length
 
     def read(self, start: int, frames: int) -> Floats:
-        """Seek and read: `(channels, n)`, n at most `frames`, less where the file ends."""
-        # An MP3's frames borrow bits from those before: right after a seek its decoder gives silence, without an error.
+        """Read a segment: `(channels, n)`, n < `frames` if the file ends before."""
+        # MP3 frames use bits of earlier ones (bit reservoir): right after a seek the decoder silently outputs zeros.
         before = 0 if self.exact else min(start, round(PREROLL * self.rate))
         if start:
             self._file.seek(start - before)
         return np.asarray(self._file.read(before + frames, "float32", always_2d=True), np.float32).T[:, before:]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 class _FFmpeg:
-    """A file whose sound FFmpeg reads; the length is what the container says. Attributes: as `_Libsndfile`."""
+    """A file whose audio FFmpeg decodes; its length is the container's. Attributes: see `_Libsndfile`."""
 
     exact = False
 
@@ -257,30 +257,30 @@ class _FFmpeg:
         self._first: int | None = None
 
     def _sound_of(self, path: File) -> Any:
-        """Find the stream of sound; a video that goes by a sound's name was put there by mistake."""
+        """Return the audio stream; reject a video with an audio suffix, which is a mistake in the dataset."""
         streams = self._container.streams
         cover = av.stream.Disposition.attached_pic
         if path.suffix.lower() not in VIDEO_SUFFIXES and any(not s.disposition & cover for s in streams.video):
-            raise BadSample(str(path), "a video by a sound's name")
+            raise BadSample(str(path), "a video with the suffix of an audio file")
         if not streams.audio:
-            raise BadSample(str(path), "has no sound")
+            raise BadSample(str(path), "has no audio stream")
         if streams.audio[0].codec_context is None:
-            raise BadSample(str(path), "its sound is of a kind that FFmpeg doesn't know")
-        # Threads of FFmpeg's deadlock in some releases where the reading stops early; workers are the parallel ones.
+            raise BadSample(str(path), "its audio codec isn't supported by FFmpeg")
+        # In some releases FFmpeg's threads deadlock if reading stops early; loader workers run in parallel instead.
         streams.audio[0].codec_context.thread_count = 1
         return streams.audio[0]
 
     def read(self, start: int, frames: int) -> Floats:
-        """Seek to before the start, decode, and cut: `(channels, n)`."""
+        """Read a segment `(channels, n)`: seek to before its start, decode, and trim."""
         stream = self._stream
         begin = stream.start_time or 0
-        # May be before the beginning: sought at its very beginning, Matroska loses the frame there.
+        # May be negative: after a seek to exactly the beginning, Matroska loses the first frame.
         before = start / self.rate - PREROLL
         if before > 0 and self._tick > 1 and self._first is None:
             self._container.seek(begin - round(PREROLL / stream.time_base), stream=stream)
             self._first = next((frame.samples for frame in self._container.decode(stream)), None)
         self._container.seek(begin + round(before / stream.time_base), stream=stream)
-        # Interleaved: of more than 8 planes, PyAV 18 reads those beyond the eighth from memory that isn't theirs.
+        # Interleaved: with more than 8 planes, PyAV 18 reads those beyond the eighth out of bounds.
         interleaved = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         parts: list[Floats] = []
         have, at = 0, None
@@ -300,20 +300,20 @@ class _FFmpeg:
     def _locate(self, decoded: Any, begin: int, counted: int | None) -> int:
         """Return the index of a frame's first sample; Matroska rounds times to milliseconds, so counting has priority.
 
-        `begin` is the time of the first frame, `counted` the sample where the frame before ended, None after a seek.
+        `begin` is the time of the first frame, `counted` the end of the previous one in samples, None after a seek.
         """
         if decoded.pts is None:
             return counted or 0
         told = round(float((decoded.pts - begin) * self._stream.time_base) * self.rate)
         if counted is not None:
             return counted if abs(told - counted) <= 2 * self._tick else told
-        if told and self._first is not None:  # frames are of one size, but for the first, which may be cut
+        if told and self._first is not None:  # all frames have one size, except the first, which may be shorter
             whole = self._first + round((told - self._first) / decoded.samples) * decoded.samples
             return whole if abs(whole - told) <= self._tick else told
         return told
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._container.close()
 
 

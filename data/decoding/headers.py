@@ -1,4 +1,4 @@
-"""The contents of a file's header: an index of shards stores them, so that no header need be read again."""
+"""Read metadata from file headers; the index of a shard stores them, so that they are read once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +15,15 @@ from .video import VideoFile
 __all__ = ["KINDS", "probe"]
 
 KINDS = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *SOUND_SUFFIXES, *CLIP_SUFFIXES)))
-"""Suffixes of all files that data sets are made of."""
+"""Suffixes of all supported files: images, audio, video."""
 
 
 def probe(file: File) -> Mapping[str, Any]:
-    """Read a file's header.
+    """Read the metadata of a file from its header.
 
     Returns:
-        Image: `width` and `height`, in pixels. Audio: `samples` of each channel, `sample_rate` in Hz and
-        `channels`. Video: `width`, `height`, `frames`, `frame_rate` and `seconds`, and the keys of its audio.
+        Image: `width` and `height`, in pixels. Audio: `samples` per channel, `sample_rate` in Hz, `channels`.
+        Video: `width`, `height`, `frames`, `frame_rate` (frames per second), `seconds`, and the keys of its audio.
         Unreadable file: `bad`, the reason.
     """
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Image files of any kind to uint8 RGB."""
+"""Decode image files to uint8 RGB."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,20 +16,19 @@ __all__ = ["SUFFIXES", "decode_image", "decoded_size", "open_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns; values beyond EXIF's are ignored
-MOST_PIXELS = 1 << 26  # 67 megapixels; larger files are refused before they are decoded
+MOST_PIXELS = 1 << 26  # 67 megapixels; larger files are rejected before decoding
 
 
 def decode_image(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> Tensor:
-    """Read an image file of any mode as RGB.
+    """Decode an image file to RGB.
 
-    Grey, palette, CMYK, 16-bit and alpha (laid over white) are understood, and the EXIF rotation is applied.
+    Gray, palette, CMYK, 16-bit and alpha (composited over white) are supported. The EXIF rotation is applied.
 
     Args:
         path: The file.
-        shorter_side: The shorter side that the caller will resize to, in pixels. A JPEG is then decoded at a
-            half, a quarter or an eighth of its size where that is still twice as large: enough for a good resize, at a
-            fraction of the time.
-        least_side: Shortest side that is accepted, in pixels.
+        shorter_side: The shorter side that the caller will resize to, in pixels. A JPEG is then decoded at 1/2, 1/4
+            or 1/8 of its size if that is still at least twice as large: enough for resizing, and much faster.
+        least_side: Minimum length of the shorter side, in pixels.
 
     Returns:
         uint8 `(3, h, w)`.
@@ -40,11 +39,12 @@ def decode_image(path: str | File, shorter_side: int | None = None, least_side: 
     with open_image(path, least_side, shorter_side) as image:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.array(_rgb(image))
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # colors stay the last in memory: cropped and resized faster so
+    # (h, w, 3) -> (3, h, w), as a view: channels-last memory is cropped and resized faster.
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def decoded_size(path: str | File, shorter_side: int | None = None, least_side: int = 1) -> tuple[int, int]:
-    """Return the rows and columns of `decode_image`'s result, from the header."""
+    """Return height and width of `decode_image`'s result, from the header."""
     with open_image(path, least_side, shorter_side) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -52,7 +52,7 @@ def decoded_size(path: str | File, shorter_side: int | None = None, least_side: 
 
 @contextmanager
 def open_image(path: str | File, least_side: int = 1, shorter_side: int | None = None) -> Iterator[Image.Image]:
-    """Open an image file, reading only its header at first; any failure in the block becomes a `BadSample`.
+    """Open an image file, reading only its header; any error within the `with` block becomes a `BadSample`.
 
     The arguments and errors are those of `decode_image`.
     """
@@ -70,7 +70,7 @@ def open_image(path: str | File, least_side: int = 1, shorter_side: int | None =
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB."""
+    """Convert an image of any mode to RGB."""
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow would clip 16-bit values to 255, so scale them.
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -78,4 +78,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image

@@ -1,4 +1,4 @@
-"""Files of clips of any kind: only the stretch that is wanted is decoded, at the rate and size that are wanted."""
+"""Decode segments of video files, at a given frame rate and size."""
 
 import stat
 import time
@@ -24,40 +24,40 @@ __all__ = ["MOST_PIXELS", "SUFFIXES", "VideoFile", "frames_in"]
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".gif")
-# FFmpeg also opens play lists, which name other files and addresses: only what holds frames itself is allowed.
+# FFmpeg also opens playlists, which name other files and URLs: only containers of video are allowed.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,ogg,gif,flv,asf"
-MOST_PIXELS = 1 << 25  # of a frame, 33 megapixels: 8K
-MOST_BYTES = 1 << 30  # of a stretch, as it is given
-PATIENCE = 60.0  # seconds that a stretch may take; a damaged file can keep a decoder busy without end
-LATE = 2  # frames that a file may lack at its end, since headers round: the last one stands in for them
+MOST_PIXELS = 1 << 25  # per frame, 33 megapixels: 8K
+MOST_BYTES = 1 << 30  # of one read, decoded
+PATIENCE = 60.0  # seconds that a read may take; a damaged file can keep a decoder busy forever
+LATE = 2  # frames that may be missing at the end, as headers round durations: copies of the last frame replace them
 
 
 class VideoFile:
-    """A file of frames, open, at the frame rate that is wanted; a context manager.
+    """An open video file, resampled to a given frame rate; a context manager.
 
-    A frame is the one that is shown at its moment, so that files of variable frame rate are understood. Phones'
-    rotation is applied. An image file is a clip of one frame.
+    An output frame is the one displayed at its time, so files of variable frame rate are supported. The rotation in
+    the metadata is applied. An image file is a clip of one frame.
 
     Args:
         path: The file.
-        frame_rate: Frames a second; None keeps the file's (its mean, where it varies).
+        frame_rate: Output frames per second; None keeps the file's (the mean if it varies).
 
     Attributes:
-        frame_rate: Frame rate of the output; of an image the requested one, or 1.
-        length: Frames at that rate.
-        seconds: How long it is; an image 0.
+        frame_rate: Frames per second of the output; for an image the requested one, or 1.
+        length: Number of frames at that rate.
+        seconds: Duration in seconds; 0 for an image.
         height: Height of the displayed frames, in pixels.
         width: Width of the displayed frames, in pixels.
 
     Raises:
-        BadSample: The file can't be read as frames, or holds none.
+        BadSample: The file can't be read as video, or has no frames.
     """
 
     def __init__(self, path: str | File, frame_rate: float | None = None) -> None:
         self.path: File = path if isinstance(path, Member) else Path(path)
         self._file: Any = None
         self._image: Tensor | None = None
-        # Kept, for its tables take as long to make as a small frame to decode; PyAV's own of a frame is new each time.
+        # Reused: building its tables takes as long as decoding a small frame; `frame.reformat` builds a new one per call.
         self._scaler = VideoReformatter()
         suffix = self.path.suffix.lower()
         if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES:  # a GIF is a clip
@@ -78,18 +78,18 @@ class VideoFile:
             raise
 
     def _look(self, frame_rate: float | None) -> None:
-        """Find out what there is, from the header and the first frame."""
+        """Set the attributes from the header and the first frame."""
         streams = [one for one in self._file.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
         if not streams:
-            raise BadSample(str(self.path), "holds no frames")
+            raise BadSample(str(self.path), "has no video frames")
         self._stream = stream = streams[0]
         context = stream.codec_context
-        context.thread_count = 1  # threads of many workers' decoders starve, and some hang when they are stopped
+        context.thread_count = 1  # with many workers, decoder threads starve, and some hang when they are stopped
         if context.width * context.height > MOST_PIXELS:
             raise BadSample(str(self.path), f"{context.width} x {context.height} pixels are too many")
         first = next(self._file.decode(stream), None)
         if first is None:
-            raise BadSample(str(self.path), "holds no frames")
+            raise BadSample(str(self.path), "has no video frames")
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self._base = Fraction(stream.time_base or Fraction(1, 1000))
         self._start = first.pts if first.pts is not None else 0
@@ -119,24 +119,24 @@ class VideoFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
     def read(self, start: int = 0, frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Read a stretch.
+        """Read a segment.
 
         Args:
-            start: First frame, at the frame rate that is wanted.
-            frames: How many; None for all that follow. Where the file ends before, there are fewer.
-            size: Height and width that each frame is resized to as it is decoded (bicubic), so that a stretch of large
-                frames needs little memory; None keeps them.
+            start: First frame, at the output frame rate.
+            frames: Number of frames, fewer if the file ends before; None for all that follow.
+            size: Height and width to which each frame is resized on decoding (bicubic), which saves memory;
+                None keeps the file's.
 
         Returns:
             uint8 `(3, n, h, w)`.
 
         Raises:
-            BadSample: What is there can't be decoded, is damaged, too long, or takes too long.
+            BadSample: The segment can't be decoded, is damaged or too long, or decoding takes too long.
             ValueError: `start` is negative.
         """
         if start < 0:
@@ -153,12 +153,12 @@ class VideoFile:
         if done < frames - LATE or (frames and not done):
             raise BadSample(str(self.path), f"ends after {start + done} of {self.length} frames")
         clip[done:] = clip[done - 1 : done]
-        return torch.from_numpy(clip).permute(3, 0, 1, 2).contiguous()
+        return torch.from_numpy(clip).permute(3, 0, 1, 2).contiguous()  # (n, h, w, 3) -> (3, n, h, w)
 
     def _fill(self, clip: Pixels, start: int) -> int:
-        """Decode the displayed frame at each output time; return how many there were."""
+        """Decode the frame displayed at each output time into `clip` `(n, h, w, 3)`; return the number decoded."""
         deadline = time.monotonic() + PATIENCE
-        slack = 0.5 / self._native  # a frame's time may be rounded up to half a frame late
+        slack = 0.5 / self._native  # half a frame, as timestamps may be rounded up
         moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
         self._seek(moments[0] if moments else 0.0)
         last: av.VideoFrame | None = None
@@ -183,15 +183,15 @@ class VideoFile:
         return done
 
     def _seek(self, seconds: float) -> None:
-        """Go to the last key frame before a moment."""
+        """Seek to the last keyframe before a time."""
         target = self._start + int(max(0.0, seconds) / self._base)
         try:
             self._file.seek(target, stream=self._stream, backward=True)
-        except av.error.FFmpegError:  # what can't be sought is read from its beginning
+        except av.error.FFmpegError:  # not seekable: decode from the beginning
             self._file.seek(0)
 
     def _convert(self, frame: av.VideoFrame, size: tuple[int, ...]) -> Pixels:
-        """Return a frame upright, in RGB, resized."""
+        """Convert a frame to RGB, rotate it upright, and resize it: `(h, w, 3)`."""
         turns = _turns(frame)
         height, width = size if turns % 2 == 0 else size[::-1]
         rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1)
@@ -199,12 +199,12 @@ class VideoFile:
 
 
 def _turns(frame: av.VideoFrame) -> int:
-    """Return the counterclockwise quarter turns that bring a frame upright."""
+    """Return the number of counterclockwise 90-degree rotations that bring a frame upright."""
     return round(frame.rotation / 90) % 4
 
 
 def frames_in(seconds: float, frame_rate: float) -> int:
-    """Count the frames of a time: n at r a second last n / r; half a frame is left to rounding."""
+    """Return the number of frames in a duration, max(1, floor(seconds * frame_rate + 1/2))."""
     return max(1, int(seconds * frame_rate + 0.5))
 
 
@@ -213,4 +213,4 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
         return image
     frame = av.VideoFrame.from_ndarray(image.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
     pixels = frame.reformat(width=width, height=height, interpolation="BICUBIC").to_ndarray()
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)

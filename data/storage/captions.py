@@ -1,6 +1,6 @@
-"""Captions: what a text says of a signal, from a file beside the signal's own.
+"""Captions of signals, read from text files beside the signals' files.
 
-Of `photo.jpg` it is `photo.txt`, in UTF-8, in a folder as in a shard (WebDataset's layout), whose index holds it.
+The caption of `photo.jpg` is `photo.txt` (UTF-8), in a folder or a shard (WebDataset's layout). Indices store captions.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from .members import File, Member
 __all__ = ["SUFFIX", "caption_of", "read_caption", "require_captions"]
 
 SUFFIX = ".txt"
-MOST_BYTES = 1 << 14  # of a text that are read
-LOOKED_AT = 100  # first files that are checked: at least one must have a caption
+MOST_BYTES = 1 << 14  # bytes of a caption file that are read
+LOOKED_AT = 100  # number of first files that are checked: at least one must have a caption
 
 
 def read_caption(file: File) -> str:
-    """Read a caption's own file, as one line; of a long one the beginning.
+    """Read a caption file as one line, truncated to 16 KiB.
 
     Raises:
-        OSError: It isn't there, or can't be read.
+        OSError: The file is missing or can't be read.
     """
     with file.open("rb") as source:
         return " ".join(source.read(MOST_BYTES).decode("utf-8", errors="ignore").split())
 
 
 def caption_of(file: File) -> str:
-    """Return a signal's caption; empty if it has none."""
+    """Return the caption of a signal's file; empty if it has none."""
     if isinstance(file, Member):
         return str(file.facts.get("caption", ""))
     beside = Path(file).with_suffix(SUFFIX)
@@ -39,10 +39,10 @@ def caption_of(file: File) -> str:
 
 
 def require_captions(files: Sequence[File]) -> None:
-    """Check that signals have captions.
+    """Check that files have captions.
 
     Raises:
-        UserError: There are no files, or none of the first has a caption.
+        UserError: The list is empty, or none of the first 100 files has a caption.
     """
     if not files:
         raise UserError("loader.captions: this dataset has no files with captions beside them; give a folder or shards")

@@ -1,4 +1,4 @@
-"""Folders of files or of shards as datasets: training and validation splits, downloads."""
+"""List the files of a folder or of its shards, and split them into training and validation."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -13,21 +13,21 @@ __all__ = ["list_files"]
 
 
 def list_files(root: str | Path, split: str, val_share: float, suffixes: Collection[str], what: str) -> Sequence[File]:
-    """List a split's files, sorted: those below a folder, or the members of the shards in it (`shards`).
+    """List the files of a split, sorted: files below a folder, or members of the shards in it.
 
-    Where the folder has subfolders `train` and `val`, these are the splits; otherwise a share of the files is held out,
-    chosen by the hash of each path below the folder. One file alone is both. So the splits and the order of a folder
-    are those of the shards that `varitok shards` makes of it.
+    If the folder has subfolders `train` and `val`, these are the splits. Otherwise a share of the files is held out,
+    chosen by the hash of each path relative to the folder. A single file is in both splits. So a folder and the
+    shards that `varitok shards` packs from it have the same splits, in the same order.
 
     Args:
-        root: The folder; files at any depth, shards directly in it. Or an address of shards that fsspec knows.
+        root: The folder, with files at any depth or shards directly in it; or an fsspec URL of shards.
         split: "train" or "val".
         val_share: Share of the files that is held out.
         suffixes: Suffixes of the files, in lower case, with their dots.
-        what: What the files are, in the singular, for the error.
+        what: Noun for the files, in the singular, for the error message.
 
     Raises:
-        UserError: The folder isn't there, or holds no such file.
+        UserError: The folder doesn't exist, or contains no such file.
     """
     if is_url(str(root)):
         parted = all(shards_in(f"{root}/{name}") for name in ("train", "val"))
@@ -55,7 +55,7 @@ def list_files(root: str | Path, split: str, val_share: float, suffixes: Collect
 
 
 def _files(folder: str | Path, suffixes: Collection[str]) -> Sequence[File]:
-    """List the files below a folder, or else the members of its shards."""
+    """List the files below a folder; if there are none, the members of its shards."""
     loose = [] if isinstance(folder, str) else list(folder.rglob("*"))
     files = sorted(path for path in loose if path.suffix.lower() in suffixes and path.is_file())
     return files or open_shards(folder, lambda name: PurePosixPath(name).suffix.lower() in suffixes)

@@ -1,4 +1,4 @@
-"""Members of shards: files within tar files, usable in place of a `Path`."""
+"""Members of shards: files within tar files, with the part of the `Path` interface that decoders use."""
 
 import io
 import json
@@ -14,20 +14,20 @@ from fsspec.core import url_to_fs
 
 __all__ = ["File", "Member", "Members", "Reader", "clear_handles", "is_url", "open_file", "reader_of"]
 
-MOST_READ = 1 << 30  # bytes of a member that is read as a whole
-CHUNK = 1 << 20  # bytes of an open member that are read at once, and so held
-WAITS = (0.5, 2.0)  # seconds between the tries of a request
+MOST_READ = 1 << 30  # bytes; larger members can't be read at once
+CHUNK = 1 << 20  # bytes; read-ahead buffer of an open member
+WAITS = (0.5, 2.0)  # seconds between the attempts of a request
 
 
 class Member(NamedTuple):
-    """A file in a shard. It stands where a `Path` stands: both have `suffix`, `open()` and a text that names them.
+    """A file in a shard, usable in place of a `Path`: both have `suffix`, `open()` and `str()`.
 
     Attributes:
-        shard: Path or address of the tar file.
-        name: Path of the file below the folder that was packed.
-        offset: Position of its first byte in the shard.
-        size: Bytes.
-        facts: Its entries in the index: `width`, `height`, `samples`, `sample_rate` ...
+        shard: Path or URL of the tar file.
+        name: Path of the file relative to the folder that was packed.
+        offset: Offset of its first byte in the shard.
+        size: Size in bytes.
+        facts: Its metadata in the index: `width`, `height`, `samples`, `sample_rate` ...
     """
 
     shard: str
@@ -37,22 +37,22 @@ class Member(NamedTuple):
     facts: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
-        """Name it in one line, whatever its name is made of."""
+        """Return "shard/name"; unprintable characters are escaped."""
         name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.name)
         return f"{self.shard}/{name}"
 
     @property
     def suffix(self) -> str:
-        """What follows the last dot of its name, with the dot."""
+        """Suffix of the name, with its dot."""
         return PurePosixPath(self.name).suffix
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open it to read and seek; a range of the shard is read, up to 1 MiB now and what follows when it is needed.
+        """Open the member as a seekable binary file; members above 1 MiB are read in parts, on demand.
 
-        `mode` is as of a `Path`; there is no other.
+        `mode` exists for compatibility with `Path` and is ignored.
 
         Raises:
-            OSError: The shard isn't there, or ends within the member; of a larger one at an address, while reading.
+            OSError: The shard is missing or ends within the member. At a URL, a large member raises it while reading.
         """
         read = reader_of(self.shard)
         # Checked here, because libsndfile prints exceptions that are raised while it reads.
@@ -67,10 +67,10 @@ class Member(NamedTuple):
         return _Stream(self, read)
 
     def read(self) -> bytes:
-        """Read all of it.
+        """Return the whole content.
 
         Raises:
-            OSError: It can't be read, or is larger than 1 GiB.
+            OSError: The member can't be read, or is larger than 1 GiB.
         """
         if self.size > MOST_READ:
             raise OSError(f"{self.size} bytes are too many to be read at once")
@@ -79,18 +79,18 @@ class Member(NamedTuple):
 
 
 File: TypeAlias = Path | Member
-"""What a data set is made of."""
+"""A file of a dataset."""
 
 
 def open_file(file: str | File) -> Any:
-    """Return an argument for libraries: the path of a file, which they open faster themselves, or a member's stream."""
+    """Return what decoding libraries accept: the path of a file, which they open faster themselves, or a stream."""
     return file.open() if isinstance(file, Member) else os.path.abspath(file)
 
 
 class _Whole(io.BytesIO):
-    """A member in memory: to learn a file's size, libraries go to its end, where a buffer would forget what it has.
+    """A small member, entirely in memory: libraries seek to the end to find the size, which would discard a buffer.
 
-    Its text is its name, as libraries put it into their errors.
+    `repr` returns its name, because libraries print it in their errors.
     """
 
     def __init__(self, member: Member, content: bytes) -> None:
@@ -102,7 +102,7 @@ class _Whole(io.BytesIO):
 
 
 class _Stream(io.BufferedReader):
-    """A member with a part in memory; `str` gives its name."""
+    """A large member, buffered; `repr` returns its name."""
 
     def __init__(self, member: Member, read: "Reader") -> None:
         super().__init__(_Range(member, read), CHUNK)
@@ -112,7 +112,7 @@ class _Stream(io.BufferedReader):
 
 
 class _Range(io.RawIOBase):
-    """A range of bytes as a file; it holds nothing that would have to be closed."""
+    """The byte range of a member in its shard, as a raw file; owns no resource that must be closed."""
 
     def __init__(self, member: Member, read: "Reader") -> None:
         self.name = str(member)
@@ -146,19 +146,19 @@ class _Range(io.RawIOBase):
 
 
 Reader: TypeAlias = Callable[[int, int], bytes]
-"""Reads bytes, given an offset and a count; fewer at the end of the file."""
+"""Function (offset, count) -> bytes; fewer than `count` at the end of the file."""
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is an address that fsspec knows."""
+    """Return whether a path is a URL, to be opened by fsspec."""
     return "://" in path
 
 
 def reader_of(shard: str) -> Reader:
-    """Return the reader of a shard, by its path or address; made anew in each process.
+    """Return the reader of a shard, by its path or URL; create one per process.
 
     Raises:
-        OSError: While reading, if not here: it can't be read.
+        OSError: The shard can't be read; raised here, or by the reader.
     """
     if is_url(shard):
         return partial(_fetch, *url_to_fs(shard))  # fsspec keeps one connection for each process
@@ -166,7 +166,7 @@ def reader_of(shard: str) -> Reader:
 
 
 def _fetch(files: Any, path: str, offset: int, count: int) -> bytes:
-    """Ask for a range, and again where the network had a bad moment."""
+    """Read a byte range from a remote file; retry after errors other than a missing file."""
     for wait in (*WAITS, None):
         try:
             return bytes(files.cat_file(path, start=offset, end=offset + count))
@@ -179,8 +179,8 @@ def _fetch(files: Any, path: str, offset: int, count: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _local(shard: str) -> io.FileIO:
-    """Keep shards open: over a network, opening takes longer than reading."""
-    return io.FileIO(shard)  # which closes when nobody has it any more
+    """Return a cached open file of a local shard: on network drives, opening takes longer than reading."""
+    return io.FileIO(shard)  # closed by the garbage collector
 
 
 def clear_handles() -> None:
@@ -189,21 +189,21 @@ def clear_handles() -> None:
 
 
 def _pread(file: io.FileIO, offset: int, count: int) -> bytes:
-    if hasattr(os, "pread"):  # which leaves the file's position, common to forked processes, alone
+    if hasattr(os, "pread"):  # doesn't move the file position, which forked processes share
         return os.pread(file.fileno(), count, offset)
     file.seek(offset)
     return file.read(count) or b""
 
 
 class Members(Sequence[Member]):
-    """The members of shards, packed: what each is is read when it is asked for.
+    """A sequence of the members of shards, stored as packed JSON lines that are parsed on access.
 
-    A million of them take about 150 MB, which processes share after a fork; as objects they would take some times as
-    much, and be copied by each worker as it counts references.
+    A million members take about 150 MB, which forked workers share. As Python objects they would take several times
+    as much, and reference counting would copy them into each worker.
 
     Args:
-        shards: Paths or addresses of the shards.
-        lines: Number of each member's shard, and its JSON line in the index.
+        shards: Paths or URLs of the shards.
+        lines: For each member, the number of its shard and its JSON line in the index.
     """
 
     def __init__(self, shards: Sequence[str], lines: Iterable[tuple[int, bytes]]) -> None:
@@ -239,5 +239,5 @@ class Members(Sequence[Member]):
         return self._lines[self._ends[at] : self._ends[at + 1]]
 
     def select(self, indices: Iterable[int]) -> "Members":
-        """Return the members at some indices, in their order."""
+        """Return the members at `indices`, in that order."""
         return Members(self.shards, ((int(self._numbers[at]), self._line(at)) for at in indices))

@@ -1,4 +1,4 @@
-"""The index beside a shard: where each member is, and what its header says."""
+"""The index file of a shard: offset, size and header metadata of each member."""
 
 import json
 import logging
@@ -17,22 +17,22 @@ __all__ = ["index_shard"]
 _log = logging.getLogger(__name__)
 SUFFIX, INDEX = ".tar", ".index.jsonl"
 FORMAT = 1
-CHUNK = 1 << 20  # bytes of a file that are held while it is written
+CHUNK = 1 << 20  # bytes that are copied at once when a file is written
 
 
 def index_of(shard: str) -> str:
-    """Return the path of a shard's index."""
+    """Return the path or URL of a shard's index."""
     return shard.removesuffix(SUFFIX) + INDEX
 
 
 def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}) -> list[bytes]:
-    """Make the index of a shard on this machine, beside it; give its lines, one for each member.
+    """Build the index of a local shard, write it beside the shard, and return its lines, one per member.
 
-    Where it can't be written, it is only given.
+    If it can't be written, a warning is logged.
 
     Args:
         shard: Path of the tar file.
-        facts: Returns the entries of the index for a member; a caption's own are its text.
+        facts: Function that returns a member's metadata for the index; its caption is added in any case.
 
     Raises:
         OSError: The shard can't be read.
@@ -42,30 +42,32 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
         members = _attach_captions([Member(shard, *entry) for entry in scan(file, length)])
     lines = [_line(one.name, one.offset, one.size, {**one.facts, **facts(one)}) for one in members]
     if members and members[-1].offset + members[-1].size > length:
-        _log.warning("%s ends within %s: the rest is lost", shard, members[-1])
+        _log.warning("%s is truncated within %s: the rest is lost", shard, members[-1])
     try:
         _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
     except OSError as error:
-        _log.warning("%s can't be written (%s): it is made at each start", index_of(shard), error.strerror)
+        _log.warning(
+            "%s can't be written (%s): the index will be rebuilt at each start", index_of(shard), error.strerror
+        )
     return lines
 
 
 def _attach_captions(members: Sequence[Member]) -> list[Member]:
-    """Attach to each member the caption with its key."""
+    """Add the caption with the same key to each member's metadata."""
     texts = {_key(member.name): member for member in members if member.suffix == captions.SUFFIX}
     found = []
     for member in members:
         text = texts.get(_key(member.name))
         about = {}
         if text is not None and text is not member:
-            with suppress(OSError):  # of a shard that was cut off
+            with suppress(OSError):  # the shard may be truncated
                 about = {"caption": captions.read_caption(text)}
         found.append(member._replace(facts=about))
     return found
 
 
 def _key(name: str) -> str:
-    """Return the key of a sample's members: all up to the first dot of the file name (WebDataset's layout)."""
+    """Return the sample key of a member: its path up to the first dot of the file name (WebDataset's layout)."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0] or path.name))
 
@@ -76,7 +78,7 @@ def _line(name: str, offset: int, size: int, facts: Mapping[str, Any]) -> bytes:
 
 
 def _write_index(path: Path, shard: str, length: int, lines: Sequence[bytes], **more: Any) -> None:
-    """Write an index whole, or not at all."""
+    """Write an index atomically."""
     head = {"format": FORMAT, "shard": shard, "bytes": length, "members": len(lines), **more}
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,21 +1,21 @@
-"""Shards: tar files that hold many small files in a row, in WebDataset's layout, and an index beside each.
+"""Read shards: tar files of many small files, in WebDataset's layout, with an index beside each.
 
-Many small files are slow to list, to copy and to open, above all over a network. A shard `000000.tar` is an ordinary
-tar file, whose members have the names that the files had below their folder. Beside it is `000000.index.jsonl`: a
-line about the shard, then one for each member, with its name, offset, size and header
-(pixels, samples, frames). So any member is read at once, in any order: a data set of shards resumes as exactly as
-one of a folder, and nothing is unpacked or executed (WebDataset's reader runs pickles as it decodes).
+Many small files are slow to list, copy and open, especially over a network. A shard `000000.tar` is an ordinary tar
+file, whose members are named by their paths relative to the packed folder. Its index `000000.index.jsonl` has a line
+about the shard, then one per member, with its name, offset, size and header (pixels, samples, frames).
+So members are read at random: a dataset of shards resumes as exactly as one of a folder. Nothing is unpacked or
+executed (WebDataset's reader runs pickles as it decodes).
 
 To write:
 
     with ShardWriter(Path("shards")) as shards:
         shards.write("a/1.npy", content, {"frames": 25})  # bytes, or the path of a file
 
-To read, from a folder or whatever fsspec has an address for:
+To read, from a folder or an fsspec URL:
 
-    members = open_shards("shards")  # a sequence of `Member`s, sorted by name
+    members = open_shards("shards")  # a sequence of `Member`, sorted by name
     members[0].name, members[0].facts["frames"], members[0].read()
-    with members[0].open() as file: ...  # sought and read like a file
+    with members[0].open() as file: ...  # a seekable file
 """
 
 import json
@@ -36,10 +36,10 @@ __all__ = ["open_shards", "shards_in"]
 
 
 def shards_in(folder: str) -> list[tuple[str, int]]:
-    """List the shards in a folder: the path or address of each and its bytes, by name.
+    """List the shards in a folder, sorted: path or URL of each, and its size in bytes.
 
     Raises:
-        UserError: fsspec doesn't know such addresses, or can't reach this one.
+        UserError: fsspec doesn't support the URL, or can't reach it.
     """
     if not is_url(folder):
         paths = sorted(path for path in Path(folder).glob("*" + SUFFIX) if path.is_file())
@@ -53,7 +53,7 @@ def shards_in(folder: str) -> list[tuple[str, int]]:
             (files.unstrip_protocol(name), int(files.size(name) if size is None else size))
             for name, size in sorted(found.items())
         ]
-    except Exception as error:  # ValueError, ImportError, OSError and what each of its file systems raises
+    except Exception as error:  # ValueError, ImportError, OSError and errors of fsspec's file systems
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"data.root={folder}: can't be read ({reason})") from error
 
@@ -61,12 +61,12 @@ def shards_in(folder: str) -> list[tuple[str, int]]:
 def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> Members:
     """List the members of all shards in a folder, sorted by name.
 
-    Where a shard on this machine has no index, or one that isn't its own any more, that is made anew. Of a shard that
-    was cut off later on, all members are listed: those that are lost can't be read, and are named as such.
+    If a local shard has no index, or an outdated one, it is rebuilt. If a shard was truncated after it was indexed,
+    all its members are listed; reading a lost one raises an error that names it.
 
     Args:
-        folder: Path, or an address that fsspec knows: `s3://...`, `https://...`.
-        wanted: Tells by their names which members are listed.
+        folder: Path, or an fsspec URL: `s3://...`, `https://...`.
+        wanted: Predicate on names; selects the members that are listed.
 
     Raises:
         UserError: A shard or its index can't be read.
@@ -84,7 +84,7 @@ def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name:
 
 
 def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
-    """Read a shard's index, or make it: the name of each member, and its line."""
+    """Read a shard's index, or build it: name and index line of each member."""
     try:
         with fsspec.open(index_of(shard), "rb") as file:
             head, *lines = file.read().splitlines(keepends=True)
@@ -92,13 +92,13 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
         return [(str(json.loads(line)["name"]), line) for line in lines]
     except FileNotFoundError:
         reason = "has no index"
-    except (ValueError, KeyError, TypeError):  # JSON's, or ours
-        reason = "has an index that isn't its own"
-    except Exception as error:  # whatever a file system of fsspec's raises
+    except (ValueError, KeyError, TypeError):  # from parsing JSON, or from `_check`
+        reason = "has an index that doesn't match it"
+    except Exception as error:  # errors of fsspec's file systems
         raise UserError(f"{index_of(shard)}: can't be read ({' '.join(str(error).split())})") from error
     if is_url(shard):
         raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards are, and copy the index too")
-    _log.info("%s %s; it is made", shard, reason)
+    _log.info("%s %s; building the index", shard, reason)
     try:
         return [(json.loads(line)["name"], line) for line in index_shard(shard)]
     except OSError as error:
@@ -106,10 +106,10 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
 
 
 def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[bytes]) -> None:
-    """Compare an index with its shard.
+    """Check that an index belongs to a shard; warn if the shard was truncated.
 
     Raises:
-        ValueError: It isn't this shard's.
+        ValueError: The index belongs to another shard, or has another format.
     """
     if head["format"] != FORMAT or head["members"] != len(lines) or length > head["bytes"]:
         raise ValueError
@@ -120,11 +120,11 @@ def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[byt
             break
         lost += 1
     if lost:
-        _log.warning("%s was cut off: %d of its %d members are lost", shard, lost, len(lines))
-    # One header distinguishes shards of the same size. Over a network it would be a request for each shard.
+        _log.warning("%s is truncated: %d of its %d members are lost", shard, lost, len(lines))
+    # A member's header distinguishes shards of the same size. At URLs it would cost a request per shard.
     if lost < len(lines) and not is_url(shard):
         header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
-        # A long name stands before its header, or only in part there.
+        # A long name is stored before the header, which contains only part of it.
         misnamed = header is not None and len(name) <= 100 and name.isascii() and header.name != name
         if header is None or header.size != one["size"] or misnamed:
             raise ValueError

@@ -1,4 +1,4 @@
-"""Write shards: tar files in WebDataset's layout, and an index beside each."""
+"""Write shards: tar files in WebDataset's layout, with an index beside each."""
 
 import hashlib
 import io
@@ -17,21 +17,21 @@ __all__ = ["ShardWriter"]
 
 
 class ShardWriter:
-    """Writes shards and their indices into a new folder, which is there as a whole or not at all; a context manager.
+    """A context manager that writes shards and their indices into a new folder, atomically.
 
-    The same members in the same order give the same bytes, on any machine.
+    The same members in the same order produce the same bytes on any machine.
 
     Args:
-        folder: Folder of the shards; it must be new or empty.
-        size: Bytes of a shard, about; a larger member has one of its own.
+        folder: Output folder; it must be new or empty.
+        size: Approximate bytes per shard; a larger member has a shard of its own.
 
     Attributes:
-        members: Number of those written.
-        bytes: Total size of their content.
+        members: Number of members written.
+        bytes: Total bytes of their content.
         shards: Number of shards.
 
     Raises:
-        UserError: The folder has something in it, or can't be written.
+        UserError: The folder isn't empty, or can't be written.
     """
 
     def __init__(self, folder: Path, size: int = 256 << 20) -> None:
@@ -59,7 +59,7 @@ class ShardWriter:
             self._finish()
             if kind is None:
                 if self.folder.exists():
-                    self.folder.rmdir()  # empty, or this fails
+                    self.folder.rmdir()  # fails unless it is empty
                 self._partial.rename(self.folder)
         except OSError as failure:
             if kind is None:
@@ -71,13 +71,13 @@ class ShardWriter:
         """Write a member.
 
         Args:
-            name: Name of the member; its kind is all after the first dot of the file name, in WebDataset's layout.
-            content: Its bytes, or a file, which is copied in pieces.
-            facts: Its entries in the index; JSON types.
-            part: A subfolder whose shards have it, such as "train"; each part's members must follow one another.
+            name: Name of the member; in WebDataset's layout its type is all after the first dot of the file name.
+            content: Its bytes, or the path of a file, which is copied in chunks.
+            facts: Its metadata for the index; JSON types.
+            part: Subfolder of its shard, such as "train"; the members of a part must be written consecutively.
 
         Raises:
-            UserError: It can't be read or written.
+            UserError: The content can't be read, or the member can't be written.
         """
         try:
             source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
@@ -100,7 +100,7 @@ class ShardWriter:
         while chunk := source.read(CHUNK):
             self._put(chunk)
         if self._file.tell() - offset != size:
-            raise ValueError("it changed while it was read")
+            raise ValueError("the file changed while it was read")
         self._put(padding_of(size))
         self._lines.append(_line(name, offset, size, facts))
         self.members += 1
@@ -111,7 +111,7 @@ class ShardWriter:
         self._hash.update(content)
 
     def _begin(self, part: PurePosixPath) -> None:
-        """Begin a shard."""
+        """Open a new shard."""
         number = self._numbers.get(part, 0)
         self._numbers[part] = number + 1
         self._part = part
@@ -122,7 +122,7 @@ class ShardWriter:
         self._file = (folder / f"{number:06}{SUFFIX}").open("wb")
 
     def _finish(self) -> None:
-        """End a shard and write its index."""
+        """Close the open shard, if any, and write its index."""
         if self._file is None:
             return
         self._put(end_of(self._file.tell()))

@@ -1,7 +1,7 @@
-"""Tar files: the offset of each member's content. Nothing is ever unpacked, and no name becomes a path.
+"""Find the offset of each member's content in a tar file. Nothing is unpacked, and no name becomes a path.
 
-`tarfile` parses each header. Its walk from one to the next is ours: `tarfile` stops at damage after a long name, and
-allocates what a header says.
+`tarfile` parses single headers only. Its iteration isn't used: it stops at a damaged header after a long name, and
+allocates as many bytes as a header claims.
 """
 
 import tarfile
@@ -11,47 +11,47 @@ from typing import BinaryIO
 __all__ = ["BLOCK", "MOST_BYTES", "end_of", "header_of", "padding_of", "read_header", "scan"]
 
 BLOCK = tarfile.BLOCKSIZE
-MOST_BYTES = 1 << 33  # of a member: what a header's octal digits can say; more is nonsense, or an attack
-MOST_ABOUT = 1 << 20  # bytes of what stands before a member about it (a long name); GNU tar itself reads any number
+MOST_BYTES = 1 << 33  # bytes of a member: the limit of a header's octal digits; larger sizes are damage or an attack
+MOST_ABOUT = 1 << 20  # bytes of an extended header (a long name); GNU tar itself has no limit
 ABOUT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 def header_of(name: str, size: int) -> bytes:
-    """Make what stands before a member: the same for the same name and size, on any machine and at any time.
+    """Return the header of a member; it depends on name and size alone, not on machine or time.
 
     Raises:
-        ValueError: The name can't stand in a tar file.
+        ValueError: The name can't be stored in a tar file.
     """
     if not name or "\0" in name:
-        raise ValueError(f"{name!r}: not a name")
+        raise ValueError(f"{name!r}: not a valid member name")
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def padding_of(size: int) -> bytes:
-    """Return the zeros after content of a size."""
+    """Return the zeros that pad content of `size` bytes to whole blocks."""
     return bytes(-size % BLOCK)
 
 
 def end_of(size: int) -> bytes:
-    """Return the zeros that end a tar file of a size."""
+    """Return the zeros that end a tar file after `size` bytes."""
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
-    """Go through a tar file from header to header; give each member's name, the offset of its first byte, and its size.
+    """Yield the name of each member of a tar file, the offset of its first byte, and its size in bytes.
 
-    Bytes of a name that are not UTF-8 are surrogates. A member that the end of the file cuts off is given with the
-    size that it should have. Behind a damaged header the next sound one is looked for. Allocation is bounded whatever
-    the headers say.
+    Bytes of a name that aren't UTF-8 become surrogates. A member that is truncated by the end of the file is yielded
+    with the size in its header. After a damaged header, the scan goes on at the next valid one. Memory is bounded
+    whatever the headers claim.
     """
     at, told = 0, dict[str, str]()
     while at + BLOCK <= length:
         stream.seek(at)
         info = read_header(stream.read(BLOCK))
         at += BLOCK
-        if info is None:  # the end, or damage: an extended header before it belongs to a lost member
+        if info is None:  # the end, or damage: drop the extended header of the lost member
             told = {}
             continue
         if info.type in ABOUT:
@@ -72,7 +72,7 @@ def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
 
 
 def read_header(block: bytes) -> tarfile.TarInfo | None:
-    """Parse a 512-byte block as a header; None if it is none."""
+    """Parse a 512-byte block as a header; return None if it isn't a valid one."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError, OverflowError):
@@ -81,7 +81,7 @@ def read_header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _read_about(kind: bytes, content: bytes) -> dict[str, str]:
-    """Read what stands before a member about it: its name, or records "LENGTH KEY=VALUE" of pax."""
+    """Parse the content of an extended header: a long name (GNU), or pax records "LENGTH KEY=VALUE"."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}

@@ -82,7 +82,7 @@ def test_a_policy_says_what_comes_in_the_place_of_a_bad_sample():
     assert all(1 <= len(batch) <= 2 for batch, _ in found) and any(len(batch) == 1 for batch, _ in found)
     assert {name for _, bad in found for name in bad} == {f"file{index}: broken" for index in (2, 3, 4, 5)}
     assert all(len(batch) == 2 for batch, _ in batches(bad="substitute"))
-    with pytest.raises(UserError, match=r"^file[2-5]: broken \(loader\.bad=substitute passes over such files\)$"):
+    with pytest.raises(UserError, match=r"^file[2-5]: broken \(loader\.bad=substitute replaces such files\)$"):
         batches(bad="fail")
     with pytest.raises(UserError, match=r"loader\.bad=ignore: must be substitute, skip, fail"):
         batches(bad="ignore")

@@ -39,7 +39,7 @@ def test_a_worker_that_crashes_is_told_with_what_it_read(tmp_path) -> None:
         return read(self, index, side)
 
     data.splits.train.read = crash.__get__(data.splits.train)
-    told = r"^a worker \(process \d+\) ended by SIGSEGV while it read \S+good_\S+; take that file away: .* crashed$"
+    told = r"^a worker \(process \d+\) ended by SIGSEGV while it read \S+good_\S+; remove that file: .* crashed$"
     with pytest.raises(UserError, match=told) as caught:
         list(data.train_dataloader())
     assert f"read {files[5]};" in str(caught.value)
@@ -52,7 +52,7 @@ def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None
     victim = psutil.Process().children()[-1]
     victim.kill()
     threading.Event().wait(0.3)  # torch itself raises here, wherever the main process just is
-    told = rf"^a worker \(process {victim.pid}\) ended by SIGKILL.*; was memory short\? give fewer loader\.workers"
+    told = rf"^a worker \(process {victim.pid}\) ended by SIGKILL.*; out of memory\? set fewer loader\.workers"
     with pytest.raises(UserError, match=told):
         list(batches)
 

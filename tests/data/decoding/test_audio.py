@@ -270,7 +270,7 @@ def test_what_is_no_sound_is_named(tmp_path, name):
 
 def test_a_video_by_a_sounds_name_is_named(tmp_path, kinds):
     (tmp_path / "a.wav").write_bytes(kinds["a.mp4"].read_bytes())
-    _is_named(tmp_path / "a.wav", "a video by a sound's name")
+    _is_named(tmp_path / "a.wav", "a video with the suffix of an audio file")
 
 
 @pytest.mark.parametrize("rate", [None, 16_000])

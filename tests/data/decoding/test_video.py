@@ -151,7 +151,7 @@ def test_a_file_that_ends_early_is_told(folder):
 
 
 def test_what_holds_no_frames_is_told(folder, tmp_path):
-    with pytest.raises(BadSample, match="holds no frames"):
+    with pytest.raises(BadSample, match="has no video frames"):
         VideoFile(write_sound(folder / "sound.mp4"))
     with pytest.raises(BadSample, match=r"gone\.mp4: No such file"):
         VideoFile(tmp_path / "gone.mp4")

@@ -257,7 +257,7 @@ BROKEN = {
     "head.wav": (lambda path: path.write_bytes(b"RIFF"), "."),
     "folder.wav": (lambda path: path.mkdir(), "(?i)directory"),
     "missing.wav": (lambda path: None, "No such file"),
-    "silent.mp4": (lambda path: _encode(path, _tone(0), RATE, "", picture=True), "no sound"),
+    "silent.mp4": (lambda path: _encode(path, _tone(0), RATE, "", picture=True), "has no audio stream"),
 }
 
 

@@ -129,9 +129,7 @@ class BadSampleCount:
         share = bad / max(1, len(self._recent))
         if not len(batch.signal) and share == 1:
             raise UserError(f"none of the {self.seen} files tried could be read; the first: {batch.bad[0]}")
-        if (
-            bad > self.max_share * WINDOW
-        ):  # relative to a full window, so that one bad file among the first few isn't too many
+        if bad > self.max_share * WINDOW:  # relative to a full window: one bad file among the first few is tolerated
             raise UserError(
                 f"{share:.1%} of the last {len(self._recent)} files could not be read, more than"
                 f" loader.max_bad_share={self.max_share:g}; the last: {batch.bad[-1] if batch.bad else 'see the log'}"
@@ -173,9 +171,9 @@ class DataModule(pl.LightningDataModule):
         max_bad_share: Share of unreadable files above which the run ends.
         overfit: Repeat the first batch.
         bucket: Length bucketing, which saves padding: relative noise on the lengths before sorting; 0 doesn't sort.
-        budget: Size limit of a process's batch, padding included, so that batches of short samples are larger. With
-            `bucket` it counts audio samples or frames, and a batch has at most `batch_size` signals; with
-            `data.buckets` it counts the pixels of all frames. None: all batches have `batch_size`.
+        budget: Size limit of a process's batch, padding included, so that batches of short samples are larger: in audio
+            samples or frames with `bucket` (and at most `batch_size` signals), in pixels of all frames with
+            `data.buckets`. None: all batches have `batch_size`.
         features: Shards of precomputed features of the training data (`varitok features`), by teacher.
         captions: Read the captions beside the training files (`captions`).
 

@@ -1,7 +1,7 @@
-"""The subcommand `features`: what a teacher sees in each file of a folder, once, written as shards.
+"""The subcommand `features`: precompute a teacher's features of the files of a folder, and write them as shards.
 
-Of a sound it is `NAME.npy`, float16 `(n, c)`, with the time of a step in the index; of an image `NAME.npz`, float16
-`values` `(rows, columns, c)` and, where the teacher makes a vector of the whole, `pooled` `(d,)`.
+Those of audio are `NAME.npy`, float16 `(n, c)`, with the stride in the index. Those of an image are `NAME.npz`, float16
+`values` `(rows, columns, c)` and, if the teacher has a pooled output, `pooled` `(d,)`.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from ..teachers.vision import VisionTransformer
 
 __all__ = ["main"]
 
-WINDOW = 30  # seconds that a teacher sees at once
-MOST_LONGER = 4  # longer side over the shorter one; longer images are squeezed
+WINDOW = 30  # seconds of audio per forward pass
+MOST_LONGER = 4  # maximum aspect ratio; longer images are squeezed to it
 
 
 _Member: TypeAlias = tuple[str, bytes, dict[str, Any]]
@@ -49,9 +49,9 @@ def write_features(
     side: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write a teacher's features of whole files as shards in a new folder; give counts, and what could not be read.
+    """Write a teacher's features of whole files as shards in a new folder; return counts, and the unreadable files.
 
-    Sounds are seen in windows of 30 s, images whole: their shorter side is brought to `side` pixels before.
+    Audio is processed in windows of 30 s. Images are processed whole, resized to a shorter side of `side` pixels.
     """
     teacher.to(device)
     if isinstance(teacher, VisionTransformer):
@@ -73,7 +73,7 @@ def write_features(
 
 
 def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Member:
-    """Let a teacher hear a sound."""
+    """Compute the features of an audio file, `(n, c)`."""
     sound = decode_audio(file, sample_rate=teacher.sample_rate, channels=1)
     windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
     seen = [teacher(window) for window in windows]
@@ -84,13 +84,13 @@ def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Membe
 
 
 def _extract_images(teacher: VisionTransformer, side: int, device: str, file: File) -> _Member:
-    """Let a teacher see an image."""
+    """Compute the features of an image file, `(rows, columns, c)`."""
     image = decode_image(file)
     longer = max(image.shape[1:]) / min(image.shape[1:])
     long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
     size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
     values, pooled = teacher.see(teacher.resize(normalize(image)[None].to(device), size))
-    arrays = {"values": _to_half(values[0].permute(1, 2, 0))}
+    arrays = {"values": _to_half(values[0].permute(1, 2, 0))}  # (c, rows, columns) -> (rows, columns, c)
     if pooled is not None:
         arrays["pooled"] = _to_half(pooled[0])
     content = io.BytesIO()
@@ -112,7 +112,7 @@ def main(words: Sequence[str]) -> None:
     if options.rate is None:
         teacher, kind = VisionTransformer(options.teacher, layer=layer), (IMAGE_SUFFIXES, "image")
     else:
-        teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (SOUND_SUFFIXES, "sound")
+        teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (SOUND_SUFFIXES, "audio file")
     folder = Path(options.folder)
     folder = folder / "train" if (folder / "train").is_dir() and (folder / "val").is_dir() else folder
     found = {str(file): file for part in ("train", "val") for file in list_files(folder, part, 0.05, *kind)}
@@ -124,15 +124,15 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok features",
-        description="Write what a teacher sees in sounds or images as shards, which training reads in its place.",
-        epilog="for example: varitok features SOUNDS --teacher microsoft/wavlm-large --rate 24000 --out FEATURES",
+        description="Write a teacher's features of audio files or images as shards, which training reads instead.",
+        epilog="for example: varitok features AUDIO --teacher microsoft/wavlm-large --rate 24000 --out FEATURES",
     )
-    parser.add_argument("folder", help="of sounds or images, or of their shards, as data.root")
-    parser.add_argument("--teacher", required=True, metavar="FOLDER", help="of its weights and .json files")
+    parser.add_argument("folder", help="folder of audio files or images, or of their shards, like data.root")
+    parser.add_argument("--teacher", required=True, metavar="FOLDER", help="folder of its weights and .json files")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--rate", type=int, metavar="HZ", help="of sounds: the codec's sample rate")
-    kind.add_argument("--side", type=int, metavar="PIXELS", help="of images: the shorter side that the teacher sees")
-    parser.add_argument("--layer", default="last", help="last, mean, or a number; default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="where the teacher runs; default: %(default)s")
-    parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="a new folder")
+    kind.add_argument("--rate", type=int, metavar="HZ", help="for audio: the codec's sample rate")
+    kind.add_argument("--side", type=int, metavar="PIXELS", help="for images: shorter side of the teacher's input")
+    parser.add_argument("--layer", default="last", help="last, mean, or a layer's number; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="device of the teacher; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="output folder, new or empty")
     return parser

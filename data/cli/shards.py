@@ -1,4 +1,4 @@
-"""The subcommand `shards`: folders of files packed into shards."""
+"""The subcommand `shards`: pack the files of a folder into shards, or index existing shards."""
 
 import argparse
 import json
@@ -41,25 +41,25 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok shards",
-        description="Pack a folder of images, sounds or clips into tar shards, with an index beside each; data.root="
-        "SHARDS then reads as data.root=FOLDER does. Without --out: index the shards that are in the folder.",
+        description="Pack a folder of images, audio or video files into tar shards, each with an index; data.root="
+        "SHARDS is then equivalent to data.root=FOLDER. Without --out: index the shards that are in the folder.",
         epilog="for example: varitok shards PHOTOS --out SHARDS --size 256MB",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of files, perhaps in train/ and val/")
-    parser.add_argument("--out", type=Path, metavar="SHARDS", help="a new folder")
-    parser.add_argument("--size", default="256MB", help="of a shard, about; default: %(default)s")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of files, optionally in train/ and val/")
+    parser.add_argument("--out", type=Path, metavar="SHARDS", help="output folder, new or empty")
+    parser.add_argument("--size", default="256MB", help="approximate size of a shard; default: %(default)s")
     parser.add_argument("--drop-bad", action="store_true", help="leave out files whose headers can't be read")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
 def _pack(options: argparse.Namespace) -> dict[str, Any]:
-    """Pack a folder."""
+    """Pack the files of a folder into shards, and return a summary."""
     size, folder = _bytes(options.size), options.folder
     parts = [part for part in ("train", "val") if (folder / part).is_dir()]
     files = [(part, path) for part in (parts if len(parts) == 2 else [""]) for path in _files(folder / part)]
     if not files:
-        raise UserError(f"{folder}: no image, sound or clip in this folder")
+        raise UserError(f"{folder}: no image, audio or video file in this folder")
     found = []
     with ShardWriter(options.out, size) as shards:
         for (part, path), name in progress(zip(files, _names(files, folder), strict=True), len(files), "files"):
@@ -75,7 +75,7 @@ def _pack(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """Index the shards that are there, in the folder and in its parts."""
+    """Index the shards in a folder and in its `train` and `val`, and return a summary."""
     shards = [shard for part in ("", "train", "val") for shard in shards_in(str(folder / part))]
     if not shards:
         raise UserError(f"{folder}: no shards (*.tar) in this folder; give --out SHARDS to pack its files")
@@ -93,7 +93,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Summarize the packed files."""
+    """Summarize the packed or indexed files: counts, durations in seconds, unreadable files."""
     counts = Counter[str]()
     bad: list[str] = []
     for name, facts in found:
@@ -117,10 +117,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:
-    """Name members by their places, each by a key of its own.
+    """Return the names of members: their paths relative to the folder, each with a unique key.
 
-    In WebDataset's layout all up to the first dot of a name is a sample's key, and what has the same key is one sample.
-    So other dots become underscores, and of two files `a.jpg` and `a.png` the second is `a_2.png`.
+    In WebDataset's layout, a sample's key is the name up to its first dot, and members of the same key are one sample.
+    So other dots become underscores, and of two files `a.jpg` and `a.png` the second is named `a_2.png`.
     """
     taken = set[tuple[str, str]]()
     for part, path in files:
@@ -135,7 +135,7 @@ def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:
 
 
 def _bytes(text: str) -> int:
-    """Read a number of bytes, such as 256MB."""
+    """Parse a number of bytes, such as 256MB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
     size = round(float(found[1]) * UNITS[found[2]]) if found else 0
     if size < 1:

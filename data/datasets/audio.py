@@ -1,4 +1,4 @@
-"""Sounds: from files of any kind to stretches of one sample rate."""
+"""Audio datasets: crops of audio files, resampled to one sample rate."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,23 +25,23 @@ from .mixture import mix
 __all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
 
 LEAST_RATE = 4000  # Hz
-BLOCK = 0.4  # seconds, the block over which BS.1770 measures loudness
-MOST_MEASURED = 5  # channels that it knows
+BLOCK = 0.4  # seconds, the gating block over which BS.1770 measures loudness
+MOST_MEASURED = 5  # channels that BS.1770 defines
 
 
 @dataclass(eq=False, repr=False)
 class AudioDataset(FileDataset):
-    """Stretches of sound files.
+    """A dataset of crops of audio files.
 
-    A training stretch is brought to a loudness, then changed in gain and sign by chance. A file that is shorter is
-    given as it is; a batch fills it up and knows its length.
+    A training crop is normalized in loudness, then its gain and sign are randomized. A shorter file is returned whole;
+    a batch pads it and stores its length.
 
     Args:
-        sample_rate: In Hz.
-        channels: 1 mixes all; more are taken as they are, and mono is copied.
-        gain: Lower and upper end of a random gain, dB.
-        loudness: Loudness of a training crop, LUFS (ITU-R BS.1770-4); None leaves it. Peaks stay below 1 in any case;
-            silence and crops shorter than 0.4 s are left as they are.
+        sample_rate: Output sample rate in Hz.
+        channels: Number of output channels; 1 averages all. A mono file is copied to each.
+        gain: Lower and upper end of the random gain, in dB.
+        loudness: Loudness of training crops, in LUFS (ITU-R BS.1770-4); None keeps it. Gains are limited so that
+            nothing clips. Silence and crops shorter than 0.4 s aren't normalized.
         files, steps, train, flip, seed: See `FileDataset`.
     """
 
@@ -52,7 +52,7 @@ class AudioDataset(FileDataset):
     loudness: float | None = None
 
     def length(self, file: File) -> int:
-        """Count the samples of a file, at the rate that is wanted; see `FileDataset.length`."""
+        """Return the number of samples of a file, at the output rate; see `FileDataset.length`."""
         facts = file.facts if isinstance(file, Member) else {}
         if "samples" in facts:
             return resampled_length(facts["samples"], facts["sample_rate"], self.sample_rate)
@@ -60,7 +60,7 @@ class AudioDataset(FileDataset):
             return sound.length
 
     def stretch(self, key: Key) -> tuple[int, int]:
-        """Return the first sample and the most samples of the crop of `(epoch, index)` in its file.
+        """Return the first sample and the maximum length of the crop of `(epoch, index)` in its file.
 
         Raises:
             BadSample: The file can't be read.
@@ -75,16 +75,16 @@ class AudioDataset(FileDataset):
         return self._vary(sound, generator) if self.train else sound
 
     def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:
-        """Bring a sound to its loudness, then change gain and sign by chance."""
+        """Normalize the loudness of a crop `(channels, n)`, then randomize gain and sign."""
         change = 0.0
         if self.loudness is not None and sound.shape[1] >= BLOCK * self.sample_rate:
-            # Its filters clip at 1, which a quarter of the sound does not reach.
+            # The filters in `measured_loudness` clip at 1, which a quarter of the amplitude doesn't reach.
             found = float(measured_loudness(sound[:MOST_MEASURED] / 4, self.sample_rate)) + 20 * math.log10(4)
             change = self.loudness - found if math.isfinite(found) else 0.0
         low, high = self.gain
         change += low + (high - low) * float(torch.rand((), generator=generator))
         sign = -1.0 if self.flip and torch.rand((), generator=generator) < 0.5 else 1.0
-        # What is already clipped is not made louder, and nothing is clipped that was not.
+        # Limit the gain so that no sample clips; a crop with a peak of 1 isn't amplified.
         most = 1.0 / max(float(sound.abs().max()), 1e-6)
         return sound * (sign * min(10 ** (change / 20), most))
 
@@ -103,18 +103,18 @@ def splits_of(
     gain: Sequence[float] = (-6.0, 0.0),
     **form: Any,
 ) -> Splits:
-    """Make both splits of lists of sound files.
+    """Build both splits from lists of audio files.
 
     Args:
         name: Name of the dataset, for tables.
-        train: Files to train on.
-        val: Files to evaluate on.
-        sample_rate: In Hz, whatever rate a file has.
-        crop_tokens: Length of a training stretch in tokens: of a fixed time a codec of a low rate would see few, and
-            fail (arXiv 2606.16969); None for whole files.
-        downsample: Samples of a token.
+        train: Training files.
+        val: Validation files.
+        sample_rate: Sample rate in Hz, to which all files are resampled.
+        crop_tokens: Length of a training crop in tokens; None for whole files. With crops of a fixed duration, a codec
+            of a low token rate would see too few tokens, and fail (arXiv 2606.16969).
+        downsample: Samples per token (hop length).
         channels: See `AudioDataset`.
-        val_seconds: What is taken of each file to evaluate on, from its beginning; None for all.
+        val_seconds: Seconds of each validation file that are used, from its beginning; None for all.
         gain: See `AudioDataset`.
         form: See `AudioDataset`.
 
@@ -150,8 +150,8 @@ def splits_of(
 
 @takes(splits_of)
 def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Make both splits of a folder of sounds, or of shards; see `list_files` and `splits_of`."""
-    train, val = (list_files(root, split, val_share, SUFFIXES, "sound") for split in ("train", "val"))
+    """Build both splits of a folder of audio files or shards; see `list_files` and `splits_of`."""
+    train, val = (list_files(root, split, val_share, SUFFIXES, "audio file") for split in ("train", "val"))
     return splits_of(str(root), train, val, **form)
 
 
@@ -159,9 +159,9 @@ def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 def audio_mix(
     roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
-    """Make the splits of several folders of sounds, each with its share of the training; see `mix`.
+    """Build the splits of several folders of audio files, mixed in training by weight; see `mix`.
 
-    `roots` are the folders by name, null leaves one out; of the other arguments see `audio_folder`.
+    `roots` maps names to folders; null leaves one out. For the other arguments see `audio_folder`.
     """
     splits = {name: audio_folder(root, seed=seed, **form) for name, root in roots.items() if root is not None}
     return mix(splits, weights, seed)
@@ -178,17 +178,17 @@ def _libri(
     download: bool = True,
     **form: Any,
 ) -> Splits:
-    """Make the splits of a corpus of read English, fetched by torchaudio's class `make`; see `splits_of`.
+    """Build the splits of a corpus of read English, downloaded by torchaudio's class `make`; see `splits_of`.
 
-    Parts are named as the archives are (train-clean-100 is 6 GB, 100 h), `name` is that of the folder below `root`.
+    Parts have the names of their archives (train-clean-100: 6 GB, 100 h). `name` is the corpus' folder below `root`.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched.
+        UserError: The files are not in `root` and can't be downloaded.
     """
 
     def files(part: str) -> Sequence[File]:
         download_or_raise(partial(make, root, part, download=download), root, f"{part}.tar.gz")
-        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "sound")
+        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "audio file")
 
     train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
     return splits_of(name, train, val, **form)
@@ -196,22 +196,22 @@ def _libri(
 
 @takes(_libri)
 def librispeech(root: str, **form: Any) -> Splits:
-    """Make LibriSpeech's splits: read English at 16 kHz; see `_libri`."""
+    """Build the splits of LibriSpeech: read English at 16 kHz; see `_libri`."""
     return _libri("LibriSpeech", LIBRISPEECH, root, **form)
 
 
 @takes(_libri)
 def libritts(root: str, **form: Any) -> Splits:
-    """Make LibriTTS' splits: read English at 24 kHz, cut into sentences; see `_libri`."""
+    """Build the splits of LibriTTS: read English at 24 kHz, segmented into sentences; see `_libri`."""
     return _libri("LibriTTS", LIBRITTS, root, **form)
 
 
 @takes(splits_of)
 def speech_commands(root: str, *, download: bool = True, **form: Any) -> Splits:
-    """Make the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, 2.3 GB, fetched by torchaudio.
+    """Build the splits of Speech Commands 0.02: single words of 1 s at 16 kHz, 2.3 GB, downloaded by torchaudio.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched.
+        UserError: The files are not in `root` and can't be downloaded.
     """
 
     def files(subset: str) -> list[Path]:

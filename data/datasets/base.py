@@ -1,4 +1,4 @@
-"""A data set of files, and how published ones are downloaded."""
+"""Base class of datasets of files, and downloads of published datasets."""
 
 import inspect
 from abc import abstractmethod
@@ -22,14 +22,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(eq=False, repr=False)
 class FileDataset(SignalDataset):
-    """A data set of files, each a signal that has a length.
+    """A dataset of audio or video files, each cropped along its first axis.
 
     Args:
-        files: Paths, or members of shards, which stay packed.
-        steps: Samples or frames of a stretch, less where a file is shorter; None for whole files.
-        train: Stretches come from anywhere in a file, varied by chance; otherwise they are its beginning.
-        flip: Mirror, or change the sign of, every other training signal.
-        seed: Seed of all chance.
+        files: Paths, or members of shards, whose metadata stays packed.
+        steps: Samples or frames of a crop, fewer if a file is shorter; None for whole files.
+        train: Crop at random and augment; otherwise take the beginning of each file.
+        flip: In training, mirror (video) or negate (audio) with probability 1/2.
+        seed: Seed of all randomness.
     """
 
     files: Sequence[File] = field()
@@ -44,24 +44,24 @@ class FileDataset(SignalDataset):
 
     @abstractmethod
     def length(self, file: File) -> int:
-        """Count the samples or frames of a file, from its header, or from the index of its shard.
+        """Return the samples or frames of a file, from its header or from the index of its shard.
 
         Raises:
-            BadSample: It can't be read.
+            BadSample: The file can't be read.
         """
 
     def sizes(self) -> list[int]:
-        """Count the samples or frames of each file's stretches; 0 if it can't be read."""
+        """Return the samples or frames of a crop of each file; 0 if it can't be read."""
         lengths = self.of_each(self.length)
         return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
 
     def draw_stretch(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
-        """Return the first step of a crop and its largest length; random in training."""
+        """Return the first step of a crop, random in training, and its maximum length."""
         steps = length if steps is None else steps
         return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)
 
     def of_each(self, number: Callable[[File], int]) -> list[int]:
-        """Return a number of each file; 0 if it can't be read."""
+        """Apply `number` to each file; 0 if it can't be read."""
         found = []
         for file in self.files:
             try:
@@ -72,10 +72,10 @@ class FileDataset(SignalDataset):
 
 
 def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function]:
-    """Return a decorator: a function's `**form` becomes the keywords of another, to which it hands them.
+    """Return a decorator that replaces `**form` in a signature by the keyword arguments of `other`, to which they go.
 
-    So a configuration's names and types are checked before any file is looked for. `but` names the keywords that the
-    function chooses itself.
+    So the names and types in a configuration are checked before any file is read. `but` lists keyword arguments that
+    the function sets itself.
     """
 
     def decorate(function: Function) -> Function:
@@ -92,15 +92,15 @@ def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function
 
 
 def download_or_raise(make: Callable[[], Any], root: str, archive: str) -> Any:
-    """Make one of torchvision's or torchaudio's datasets; say in one line what to do where it can't be had.
+    """Build a dataset of torchvision or torchaudio; if its download fails, raise a one-line error with the remedy.
 
     Args:
-        make: Makes it, below `root`.
+        make: Function that builds the dataset below `root`.
         root: The folder; it is created if missing.
-        archive: Name of the file that it is fetched as.
+        archive: File name of the downloaded archive.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched.
+        UserError: The files are not in `root` and can't be downloaded.
     """
     try:
         Path(root).mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a teacher saw in files, kept in shards (`data/cli/features.py`): read in training in the teacher's place.
+"""Precomputed features of a teacher, in shards (`data/cli/features.py`), which training reads instead of running it.
 
-Features are cropped like the signals. So a step's features have seen the whole file, not only the crop,
-and neither its random gain nor its polarity.
+Features are cropped like the signals. So their receptive field is the whole file, not only the crop,
+and they don't reflect its random gain or sign.
 """
 
 import io
@@ -30,18 +30,18 @@ from .images import ImageFiles
 
 __all__ = ["IMAGE", "SOUND", "CachedTeacher", "FeatureShards", "audio_teacher", "image_teacher", "open_features"]
 
-SOUND, IMAGE = ".npy", ".npz"  # the second has a vector of the whole too
+SOUND, IMAGE = ".npy", ".npz"  # IMAGE files may also contain a pooled vector
 
 
 class FeatureShards(ABC):
-    """What a teacher saw in the signals of a data set of files.
+    """Precomputed features of the files of a dataset.
 
     Args:
-        folder: The shards.
-        dataset: The files, or members of shards, under the names with which they were seen.
+        folder: Folder of the feature shards.
+        dataset: The dataset; its files must have the names that they had when the features were computed.
 
     Raises:
-        UserError: There are no such shards, or they lack a file.
+        UserError: The folder has no feature shards, or they lack a file.
     """
 
     kind: str
@@ -51,15 +51,15 @@ class FeatureShards(ABC):
         members = {member.name: member for member in _members(folder)}
         suffixes = {member.suffix for member in members.values()}
         if suffixes != {self.kind}:
-            raise UserError(f"{folder}: holds features of {'images' if self.kind == SOUND else 'sounds'}")
+            raise UserError(f"{folder}: contains features of {'images' if self.kind == SOUND else 'audio'}")
         names = _names(dataset.files, {name.removesuffix(self.kind) for name in members})
         missing = next((name for name in names if name + self.kind not in members), None)
         if missing is not None:
-            raise UserError(f"{folder}: has no features of {missing}; write them anew by `varitok features`")
+            raise UserError(f"{folder}: has no features of {missing}; run `varitok features` again")
         self.members = [members[name + self.kind] for name in names]
 
     def __getitem__(self, key: Key) -> FeatureMap:
-        """Return the features of the crop at `(epoch, index)`, `(1, c, *grid)`.
+        """Return the features of the crop of `(epoch, index)`, `(1, c, *grid)`.
 
         Raises:
             BadSample: The file or its features can't be read.
@@ -74,11 +74,11 @@ class FeatureShards(ABC):
 
     @abstractmethod
     def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
-        """Cut a file's features `(*grid, c)`."""
+        """Crop a file's features `(*grid, c)` like the signal of `key`."""
 
 
 class _OfAudio(FeatureShards):
-    """Those of stretches of sounds; a stretch's ends have whole steps."""
+    """Features of audio crops; the ends of a crop are rounded outwards to whole steps."""
 
     kind = SOUND
     dataset: AudioDataset
@@ -88,11 +88,11 @@ class _OfAudio(FeatureShards):
         step = member.facts["step"] * self.dataset.sample_rate / member.facts["sample_rate"]
         first = min(int(begin // step), len(values) - 1)
         found = values[first : max(first + 1, -int(-(begin + count) // step))]
-        return FeatureMap(found.T[None], (step,), offset=begin - first * step)
+        return FeatureMap(found.T[None], (step,), offset=begin - first * step)  # (n, c) -> (1, c, n)
 
 
 class _OfImages(FeatureShards):
-    """Those of squares of images, on as many steps a side as the teacher saw along the shorter side."""
+    """Features of image crops, resampled to as many steps per side as the shorter side of the whole image has."""
 
     kind = IMAGE
     dataset: ImageFiles
@@ -102,35 +102,35 @@ class _OfImages(FeatureShards):
         left, top = square.left * columns, square.top * rows
         box = torch.tensor([[0, left, top, left + square.width * columns, top + square.height * rows]])
         side = int(member.facts["side"])
-        found = roi_align(values.permute(2, 0, 1)[None], box, (side, side), aligned=True)
+        found = roi_align(values.permute(2, 0, 1)[None], box, (side, side), aligned=True)  # (1, c, side, side)
         step = self.dataset.image_size / side
         return FeatureMap(found.flip(-1) if square.mirrored else found, (step, step))
 
 
 def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:
-    """Open what a teacher saw in a data set.
+    """Open the precomputed features of a dataset.
 
     Raises:
-        UserError: There are no such shards, they lack a file, or are not of such data.
+        UserError: The folder has no feature shards, they lack a file, or are of another modality than the dataset.
     """
     if isinstance(dataset, AudioDataset):
         return _OfAudio(folder, dataset)
     if isinstance(dataset, ImageFiles):
         return _OfImages(folder, dataset)
     raise UserError(
-        f"{folder}: features can be read of folders of sounds or images alone; these data are clips, mixed, or drawn:"
-        " let the teacher see them (cached=null)"
+        f"{folder}: cached features need a folder of audio files or images; this dataset is of clips, mixed, or"
+        " synthetic: run the teacher in training (cached=null)"
     )
 
 
 class CachedTeacher(Teacher):
-    """A teacher whose features are read, so that it need not be there.
+    """A stand-in for a teacher whose features are precomputed; its weights aren't needed.
 
     Args:
-        folder: Shards of its features.
+        folder: Folder of the feature shards.
 
     Raises:
-        UserError: There are no such shards.
+        UserError: The folder has no feature shards.
     """
 
     def __init__(self, folder: str) -> None:
@@ -142,34 +142,34 @@ class CachedTeacher(Teacher):
         self.folder = folder
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Refuse to look at what isn't in the shards: raises a UserError."""
+        """Raise a `UserError`: features of other signals can't be computed without the teacher."""
         raise UserError(
-            f"{self.folder}: holds features of the data alone; a reconstruction is for the teacher to see (cached=null)"
+            f"{self.folder}: contains features of the dataset only; a reconstruction needs the teacher (cached=null)"
         )
 
 
 def audio_teacher(folder: str, sample_rate: int, layer: Layer = "last", cached: str | None = None) -> Teacher:
-    """Make an `AudioTransformer`, or what stands in its place where its features are read.
+    """Build an `AudioTransformer`, or a `CachedTeacher` if its features are precomputed.
 
-    `cached` are shards of its features (`varitok features`); None lets it hear each batch.
+    `cached` is the folder of its feature shards (`varitok features`); None runs the network on each batch.
     """
     return AudioTransformer(folder, sample_rate, layer) if cached is None else CachedTeacher(cached)
 
 
 def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teacher:
-    """Make a `VisionTransformer`, or what stands in its place where its features are read; see `audio_teacher`."""
+    """Build a `VisionTransformer`, or a `CachedTeacher` if its features are precomputed; see `audio_teacher`."""
     return VisionTransformer(folder, **form) if cached is None else CachedTeacher(cached)
 
 
 def _members(folder: str) -> Sequence[Member]:
     found = open_shards(folder, lambda name: name.endswith((SOUND, IMAGE)))
     if not found or "teacher" not in found[0].facts:
-        raise UserError(f"{folder}: no shards of features in this folder; `varitok features` writes them")
+        raise UserError(f"{folder}: no feature shards in this folder; `varitok features` writes them")
     return found
 
 
 def _names(files: Sequence[File], known: Iterable[str]) -> list[str]:
-    """Name files as they are called below the folder in which they were seen."""
+    """Return the names of files relative to the folder for which features were computed."""
     if not files or isinstance(files[0], Member):
         return [str(getattr(file, "name", file)) for file in files]
     paths, seen = [Path(str(file)) for file in files], set(known)

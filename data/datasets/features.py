@@ -1,7 +1,7 @@
-"""Feature clips: what a frozen network, the teacher, sees in the frames of another data set's clips.
+"""Feature clips: features that a frozen network, the teacher, computes from the frames of another dataset's clips.
 
-LanDiff (arXiv 2503.04606, section 3.1) makes tokens of Theia's features (arXiv 2407.20179), 768 of them for every 16 x
-16 pixels. The teacher belongs to the data: a codec knows features only.
+LanDiff (arXiv 2503.04606, section 3.1) tokenizes Theia's features (arXiv 2407.20179), 768 channels per 16 x 16 pixels.
+The teacher is part of the dataset; the codec's input and output are features.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from ..teachers.base import Teacher
 
 __all__ = ["FeatureClips", "teacher_features"]
 
-AT_ONCE = 16  # frames that go through a teacher together
+AT_ONCE = 16  # frames per batch of the teacher
 
 
 @dataclass(eq=False, repr=False)
 class FeatureClips(SignalDataset):
-    """The standardized features of another data set's clips.
+    """A dataset of standardized features of another dataset's clips.
 
     Args:
-        clips: Gives uint8 `(3, t, h, w)` for a `Key`.
-        teacher: Makes features of the frames, one by one.
+        clips: Dataset of clips, uint8 `(3, t, h, w)`.
+        teacher: Network that computes features of single frames.
         mean: Mean of each channel, `(c, 1, 1, 1)`.
         deviation: Standard deviation of each channel, `(c, 1, 1, 1)`.
-        device: Where the teacher runs; a loader's workers have the CPU alone.
+        device: Device of the teacher; loader workers can only use the CPU.
     """
 
     clips: SignalDataset
@@ -49,7 +49,7 @@ class FeatureClips(SignalDataset):
         return len(self.clips)
 
     def kinds(self) -> Sequence[int]:
-        """Return the number of each clip's shape."""
+        """Return the index into `shapes` of each clip."""
         return self.clips.kinds()
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -57,35 +57,35 @@ class FeatureClips(SignalDataset):
 
         Raises:
             BadSample: The clip can't be read.
-            UserError: The teacher's patch doesn't divide the frames, or a worker was to use a device.
+            UserError: The teacher's patch doesn't divide the frames, or a worker would use a device other than the CPU.
         """
         if self.device != "cpu" and get_worker_info() is not None:
-            raise UserError(f"data.device={self.device}: a loader's workers have the CPU alone; give loader.workers=0")
+            raise UserError(f"data.device={self.device}: loader workers can only use the CPU; set loader.workers=0")
         return (_features(self.teacher, self.clips[key], self.device) - self.mean) / self.deviation
 
 
 @torch.no_grad()
 def _features(teacher: Teacher, clip: Tensor, device: str) -> Tensor:
-    """Compute the features of a clip, float32 `(c, t, rows, columns)`, on the CPU."""
+    """Compute the features of a clip `(3, t, h, w)`: float32 `(c, t, rows, columns)`, on the CPU."""
     try:
         teacher.to(device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
-        raise UserError(f"data.device={device}: this device is not there; cpu is") from error
-    blocks = torch.split(clip.transpose(0, 1), AT_ONCE)
+        raise UserError(f"data.device={device}: this device is not available; use cpu") from error
+    blocks = torch.split(clip.transpose(0, 1), AT_ONCE)  # (3, t, h, w) -> (t, 3, h, w)
     return torch.cat([teacher(block.to(device)).values.cpu() for block in blocks]).transpose(0, 1)
 
 
 def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device: str = "cpu") -> Splits:
-    """Make the splits of the features of clips, each channel of mean 0 and variance 1.
+    """Build the splits of a teacher's features of clips, each channel standardized to mean 0 and variance 1.
 
-    Mean and variance are those of the first readable clips of the training split, in its epoch 0: the same in each
-    process and at each start, and the same for whatever is evaluated.
+    Mean and variance are computed on the first readable clips of the training split, in epoch 0. They are the same in
+    each process, after resuming, and in evaluation.
 
     Args:
         clips: Splits of a dataset of clips.
-        teacher: Makes the features.
-        measured: Clips whose mean and variance are taken.
-        device: Where the teacher runs; "cuda" wants `loader.workers=0`.
+        teacher: Network that computes the features.
+        measured: Number of clips from which mean and variance are computed.
+        device: Device of the teacher; "cuda" requires `loader.workers=0`.
 
     Raises:
         UserError: A number is out of range, no clip can be read, or the teacher's patch doesn't divide the frames.
@@ -99,7 +99,7 @@ def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device
 
 
 def _statistics(clips: SignalDataset, teacher: Teacher, measured: int, device: str) -> tuple[Tensor, Tensor]:
-    """Measure the mean and the standard deviation of each channel, float32 `(c, 1, 1, 1)`."""
+    """Compute the mean and standard deviation of each channel, float32 `(c, 1, 1, 1)`."""
     found: list[tuple[int, Tensor, Tensor]] = []
 
     def read() -> Any:
@@ -108,13 +108,13 @@ def _statistics(clips: SignalDataset, teacher: Teacher, measured: int, device: s
                 yield clips[0, index]
 
     for clip in islice(read(), measured):
-        values = _features(teacher, clip, device).flatten(1).double()
+        values = _features(teacher, clip, device).flatten(1).double()  # (c, t, rows, columns) -> (c, n)
         found.append((values.shape[1], values.sum(1), values.square().sum(1)))
     if not found:
-        raise UserError("data.clips: none of the training clips can be read, so their features can't be measured")
+        raise UserError("data.clips: none of the training clips can be read, so their features can't be standardized")
     count = sum(number for number, _, _ in found)
     mean, square = (torch.stack([one[part] for one in found]).sum(0) / count for part in (1, 2))  # type: ignore[misc]
     deviation = (square - mean.square()).clamp(min=0).sqrt()
-    # A channel that is all but constant stays so: noise in it isn't blown up.
+    # A floor on the deviation: noise in an almost constant channel isn't amplified.
     deviation = deviation.clamp(min=max(1e-3 * float(deviation.max()), 1e-12))
     return mean.float()[:, None, None, None], deviation.float()[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Images: from files of any kind to uint8 squares."""
+"""Image datasets: square uint8 crops of image files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -29,7 +29,7 @@ Split: TypeAlias = Literal["train", "val"]
 
 
 class Square(NamedTuple):
-    """A square crop as shares of the image's height and width, and whether it is mirrored."""
+    """A square crop: position and size as fractions of the image's height and width, and whether it is mirrored."""
 
     top: float
     left: float
@@ -40,16 +40,16 @@ class Square(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class ImageDataset(SignalDataset):
-    """Squares out of images: cropped, resized, and mirrored by chance while training.
+    """A dataset of square crops of images, resized; in training at random positions, and mirrored.
 
     Args:
-        read: Returns image number i as uint8 `(3, h, w)`, given the shorter side that is needed, or None for all.
-        count: How many images there are.
-        image_size: Side of the squares, in pixels.
-        train: Crops at random and mirrors; otherwise the largest centered square is taken (`PROTOCOL`).
-        least_scale: Smallest side of a random crop, as a share of the shorter side, in (0, 1].
-        flip: Mirror every other image.
-        seed: Seed of all chance.
+        read: Function (index, shorter side needed, or None for full size) -> uint8 `(3, h, w)`.
+        count: Number of images.
+        image_size: Side of the output, in pixels.
+        train: Crop at random and mirror; otherwise take the largest centered square (`PROTOCOL`).
+        least_scale: Minimum side of a random crop, as a share of the shorter side, in (0, 1].
+        flip: In training, mirror with probability 1/2.
+        seed: Seed of all randomness.
     """
 
     read: Callable[[int, int | None], Tensor]
@@ -62,7 +62,7 @@ class ImageDataset(SignalDataset):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize bytes to one pixel
+        require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize uint8 to one pixel
         if not 0 < self.least_scale <= 1:
             raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
@@ -70,7 +70,7 @@ class ImageDataset(SignalDataset):
         return self.count
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Return the square of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
+        """Return the crop of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         _, index = key
         size = [self.image_size, self.image_size]
         if not self.train:
@@ -82,7 +82,7 @@ class ImageDataset(SignalDataset):
             scale = self._scale(generator)
             image = self.read(index, round(self.image_size / scale))
             box = self._box(image.shape[1:], scale, generator)
-        # Cropped first, so that a strip 30,000 pixels wide costs no more than its crop.
+        # Crop before resizing, so that a panorama 30,000 pixels wide costs no more than its crop.
         (top, height), (left, width) = box
         square = image[:, top : top + height, left : left + width]
         square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
@@ -92,11 +92,10 @@ class ImageDataset(SignalDataset):
         return result
 
     def _scale(self, generator: torch.Generator) -> float:
-        """Draw the side of a crop, as a share of the shorter side."""
+        """Draw the side of a crop, uniform in [least_scale, 1], as a share of the shorter side."""
         return self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
 
     def _box(self, shape: Sequence[int], scale: float, generator: torch.Generator) -> list[tuple[int, int]]:
-        """Draw a crop."""
         side = max(1, round(scale * min(shape)))
         return random_box(shape, (side, side), generator)
 
@@ -105,11 +104,11 @@ class ImageDataset(SignalDataset):
 
 
 class ImageFiles(ImageDataset):
-    """Squares out of image files.
+    """A dataset of square crops of image files.
 
     Args:
         files: Paths, or members of shards.
-        least_side: Shortest side that a file may have, in pixels.
+        least_side: Minimum shorter side of a file, in pixels.
         form: See `ImageDataset`.
     """
 
@@ -122,7 +121,7 @@ class ImageFiles(ImageDataset):
         return decode_image(self.files[index], shorter_side, self.least_side)
 
     def square(self, key: Key) -> Square:
-        """Return the training square of `(epoch, index)` within its image, without decoding.
+        """Return the training crop of `(epoch, index)` within its image, without decoding.
 
         Raises:
             BadSample: The file can't be read.
@@ -136,11 +135,11 @@ class ImageFiles(ImageDataset):
 
 @takes(ImageDataset, "train")
 def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int = 64, **form: Any) -> Splits:
-    """Make both splits.
+    """Build both splits.
 
     Args:
         name: Name of the dataset, for tables.
-        make: Makes a split by its name, "train" or "val", and `ImageDataset`'s keywords.
+        make: Function that builds a split from its name, "train" or "val", and `ImageDataset`'s keyword arguments.
         image_size: See `ImageDataset`.
         form: See `ImageDataset`.
     """
@@ -151,7 +150,7 @@ def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int =
 
 @takes(splits_of)
 def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **form: Any) -> Splits:
-    """Make both splits of a folder of images, or of shards; see `list_files`, `ImageFiles` and `splits_of`."""
+    """Build both splits of a folder of images or shards; see `list_files`, `ImageFiles` and `splits_of`."""
 
     def make(split: Split, **form: Any) -> ImageDataset:
         return ImageFiles(list_files(root, split, val_share, SUFFIXES, "image"), least_side=least_side, **form)
@@ -161,15 +160,16 @@ def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **f
 
 @takes(splits_of)
 def cifar10(root: str, *, image_size: int = 32, download: bool = True, least_scale: float = 1.0, **form: Any) -> Splits:
-    """Make CIFAR-10's splits: 50,000 and 10,000 images of 32 x 32 pixels, fetched by torchvision; see `splits_of`.
+    """Build the splits of CIFAR-10: 50,000 and 10,000 images of 32 x 32 pixels, downloaded by torchvision.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched.
+        UserError: The files are not in `root` and can't be downloaded.
     """
     from torchvision.datasets import CIFAR10  # noqa: PLC0415
 
     def make(split: Split, **form: Any) -> ImageDataset:
         load = partial(CIFAR10, root, train=split == "train", download=download)
+        # (n, h, w, 3) -> (n, 3, h, w)
         pixels = torch.from_numpy(download_or_raise(load, root, "cifar-10-python.tar.gz").data).permute(0, 3, 1, 2)
         return ImageDataset(lambda i, _: pixels[i], len(pixels), **form)
 
@@ -180,10 +180,10 @@ def cifar10(root: str, *, image_size: int = 32, download: bool = True, least_sca
 def imagenette(
     root: str, *, version: Literal["full", "320px", "160px"] = "160px", download: bool = True, **form: Any
 ) -> Splits:
-    """Make Imagenette's splits: 9,469 and 3,925 photos of ten classes of ImageNet, fetched by torchvision.
+    """Build the splits of Imagenette: 9,469 and 3,925 photos of ten ImageNet classes, downloaded by torchvision.
 
     Raises:
-        UserError: The files are not in `root` and can't be fetched.
+        UserError: The files are not in `root` and can't be downloaded.
     """
     from torchvision.datasets import Imagenette  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Several data sets as one, each with its share whatever its size."""
+"""Mixtures of datasets, sampled by weight rather than by size."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,15 +13,15 @@ __all__ = ["Mix", "mix"]
 
 
 class Mix(SignalDataset):
-    """Draws each training sample from one of several data sets, by weight, whatever their sizes.
+    """A dataset that draws each training sample from one of several datasets, with probability by weight.
 
-    An epoch has as many samples as all of them together; in it a small data set's samples occur again and again, each
-    time in another variation.
+    An epoch has as many samples as all datasets together. Samples of a small dataset recur within it, each time with
+    another random crop and augmentation.
 
     Args:
-        datasets: Indexed by `Key`.
-        weights: Weight of each, above 0.
-        seed: Seed of all chance.
+        datasets: The datasets.
+        weights: Weight of each dataset, above 0.
+        seed: Seed of all randomness.
     """
 
     def __init__(self, datasets: Sequence[SignalDataset], weights: list[float], seed: int = 0) -> None:
@@ -38,23 +38,23 @@ class Mix(SignalDataset):
         generator = sample_generator(self.seed, key)
         which = self._source(key[1])
         place = int(torch.randint(self.counts[which], (), generator=generator))
-        # The index stands in for the epoch: two draws of one file are two variations of it.
+        # A unique value in the place of the epoch, so that each draw of a file is augmented differently.
         return self.datasets[which][key[0] * len(self) + key[1], place]
 
     def sizes(self) -> list[int]:
-        """Return about how long each sample is: as the longest of the data set that it is drawn from."""
+        """Return an upper bound of each sample's length: the longest of its dataset, as its file varies by epoch."""
         largest = [max(data.sizes(), default=0) for data in self.datasets]
         if not all(largest):
             return []
         return [largest[self._source(index)] for index in range(len(self))]
 
     def _source(self, index: int) -> int:
-        """Return the dataset of a sample, the same in every epoch, so that samples of a kind can share a batch."""
+        """Return the index of a sample's dataset; it is the same in every epoch, so that `sizes` can be known."""
         return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
 
 
 class _Joined(SignalDataset):
-    """Data sets one after another."""
+    """A concatenation of datasets."""
 
     def __init__(self, datasets: Sequence[SignalDataset]) -> None:
         self.pairs = [(data, at) for data in datasets for at in range(len(data))]
@@ -71,15 +71,15 @@ def mix(splits: Mapping[str, Splits], weights: Mapping[str, float], seed: int = 
     """Mix datasets, for example speech with ten times as much music.
 
     Args:
-        splits: The data sets, by name.
-        weights: Relative share of each in the training samples; 1 if not named.
-        seed: Seed of all chance.
+        splits: Splits of each dataset, by name.
+        weights: Relative frequency of each dataset in training; 1 if not given.
+        seed: Seed of all randomness.
 
     Raises:
-        UserError: There is no data set, a weight isn't above 0, or is that of none.
+        UserError: There is no dataset, or a weight isn't above 0 or has an unknown name.
     """
     if not splits:
-        raise UserError("data: give at least one data set to mix")
+        raise UserError("data: give at least one dataset to mix")
     for name, weight in weights.items():
         if name not in splits or not weight > 0:
             raise UserError(f"data.weights.{name}={weight}: give a number above 0 for one of {', '.join(splits)}")

@@ -1,4 +1,4 @@
-"""One clip, to fit a codec to: trained on frame by frame, evaluated on as a whole."""
+"""Datasets of a single clip, to which a codec is fitted: trained on single frames, evaluated on the whole clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ __all__ = ["Stretches", "single_clip", "single_scene"]
 
 @dataclass(eq=False, repr=False)
 class Stretches(SignalDataset):
-    """A clip in consecutive segments of equal length; an incomplete last one is dropped.
+    """A dataset of consecutive segments of a clip, of equal length; an incomplete last one is dropped.
 
     Args:
         clip: uint8 `(3, t, h, w)`.
-        frames: Frames of a segment.
+        frames: Frames per segment.
     """
 
     clip: Tensor
@@ -36,13 +36,13 @@ class Stretches(SignalDataset):
 
 
 def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate: float | None = None) -> Splits:
-    """Read the beginning of a file, resized and cropped to its center, into memory.
+    """Build the splits of the beginning of a video file, resized, center-cropped, and kept in memory.
 
     Args:
         root: The file.
-        frames: How many; the file must have them.
+        frames: Number of frames; the file must have at least as many.
         image_size: Side, or height and width, in pixels.
-        frame_rate: Frames a second; None keeps the file's.
+        frame_rate: Frames per second; None keeps the file's.
 
     Raises:
         UserError: The file can't be read or is too short, or a number is out of range.
@@ -60,7 +60,7 @@ def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_r
 
 
 def single_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
-    """Make a clip of moving dead leaves; see `Scenes`."""
+    """Build the splits of a synthetic clip of moving dead leaves; see `Scenes`."""
     clip = Scenes(image_size, frames=frames, frame_rate=frame_rate, length=1, seed=seed, train=False)[0, 0]
     return _splits(clip, f"scene {seed}, synthetic", "made at this size")
 

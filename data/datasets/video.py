@@ -1,4 +1,4 @@
-"""Clips: from files of any kind to stretches of one frame rate and size."""
+"""Video datasets: crops of video files, at one frame rate and size."""
 
 import json
 import math
@@ -28,7 +28,7 @@ PROTOCOL = (
     "the frame shown at each moment, rotation applied, RGB; resized by bicubic interpolation as decoded so that the"
     " crop fits in; centered crop; nothing else"
 )
-LEAST_SIDE = 8  # pixels; smaller files count as unreadable
+LEAST_SIDE = 8  # pixels; files with a shorter side count as unreadable
 
 Extent: TypeAlias = tuple[int, int, int]
 """Frames, height and width."""
@@ -36,18 +36,18 @@ Extent: TypeAlias = tuple[int, int, int]
 
 @dataclass(eq=False, repr=False)
 class VideoDataset(FileDataset):
-    """Stretches of files of clips, all of one size.
+    """A dataset of crops of video files, of one size or of several shapes.
 
-    A training stretch is cropped anywhere, and mirrored by chance; others have the largest centered crop. A file that
-    is shorter is given as it is; a batch fills it up and knows its length. An image is a clip of one frame. Where there
-    are several shapes each file has the one that is most like it (`shape_of`).
+    Training crops are at random times and positions, and mirrored at random; others are the largest centered crops. A
+    shorter file is returned whole; a batch pads it and stores its length. An image is a clip of one frame. If there
+    are several shapes, each file gets the closest one (`shape_of`).
 
     Args:
-        height: Height of the crop, in pixels.
-        width: Width of the crop, in pixels.
-        frame_rate: Frames a second; None keeps each file's.
-        least_scale: Smallest random crop, as a share of the largest, in (0, 1].
-        shapes: Frames, height and width of several; none for one.
+        height: Height of the output, in pixels.
+        width: Width of the output, in pixels.
+        frame_rate: Frames per second; None keeps each file's.
+        least_scale: Minimum side of a random crop, as a share of the largest crop's, in (0, 1].
+        shapes: Frames, height and width of each shape; empty for `steps`, `height` and `width`.
         files, steps, train, flip, seed: See `FileDataset`.
 
     Raises:
@@ -66,11 +66,11 @@ class VideoDataset(FileDataset):
             raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
     def length(self, file: File) -> int:
-        """Count the frames of a file, at the rate that is wanted; see `FileDataset.length`."""
+        """Return the number of frames of a file, at the output rate; see `FileDataset.length`."""
         return self._extent(file)[0]
 
     def kinds(self) -> list[int]:
-        """Return the index of each file's shape; 0 if it can't be read."""
+        """Return the index into `shapes` of each file; 0 if it can't be read."""
         return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
     def _extent(self, file: File) -> Extent:
@@ -96,7 +96,7 @@ class VideoDataset(FileDataset):
             scale = 1.0
             if self.train:
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
-            # The frame's size at which the crop is as large as it may be, over its share.
+            # Resize factor at which the crop has `scale` of the sides of the largest crop.
             fit = max(crop[0] / video.height, crop[1] / video.width) / scale
             whole = max(crop[0], round(video.height * fit)), max(crop[1], round(video.width * fit))
             clip = video.read(start, frames, whole)
@@ -108,7 +108,7 @@ class VideoDataset(FileDataset):
 
 
 def shape_of(shapes: Sequence[Extent], clip: Extent) -> int:
-    """Return the number of the shape most like a clip: of its frames' form, and of those the longest that it fills."""
+    """Return the index of the shape closest to a clip in aspect ratio; among equals the longest that the clip fills."""
     length, rows, columns = clip
 
     def unlike(number: int) -> tuple[float, bool, int, int]:
@@ -135,19 +135,19 @@ def splits_of(
     frame_rate: float | None = None,
     **form: Any,
 ) -> Splits:
-    """Make both splits of lists of files.
+    """Build both splits from lists of files.
 
     Args:
         name: Name of the dataset, for tables.
-        train: Files to train on.
-        val: Files to evaluate on.
+        train: Training files.
+        val: Validation files.
         crop_tokens: Length of a training clip in latent frames.
-        downsample: Frames of a latent frame.
-        causal_pad: Copies of the first frame that the codec puts before it: N latent frames are `N * downsample -
-            causal_pad` frames.
-        val_tokens: Length of a clip to evaluate on; as in training if None.
-        buckets: Latent frames, height and width of the shapes that training clips have; None for the one of
-            `crop_tokens` and `image_size`. Clips to evaluate on have that one in any case.
+        downsample: Frames per latent frame (temporal stride).
+        causal_pad: Copies of the first frame that the codec prepends: n latent frames are
+            n * downsample - causal_pad frames.
+        val_tokens: Length of a validation clip in latent frames; None for `crop_tokens`.
+        buckets: Shapes of training clips: latent frames, height and width of each; None for the single shape of
+            `crop_tokens` and `image_size`. Validation clips always have one shape.
         image_size: Side, or height and width, in pixels.
         frame_rate: See `VideoDataset`.
         form: See `VideoDataset`.
@@ -177,7 +177,7 @@ def splits_of(
 
 
 def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> Extent:
-    """Check a bucket; give its frames, height and width."""
+    """Check a bucket and return its frames, height and width."""
     if len(bucket) != 3 or min(bucket) < 1:
         raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
     return bucket[0] * downsample - causal_pad, bucket[1], bucket[2]
@@ -185,13 +185,13 @@ def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> Extent:
 
 @takes(splits_of)
 def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Make both splits of a folder of clips and images, or of shards; see `list_files` and `splits_of`.
+    """Build both splits of a folder of video files and images, or of shards; see `list_files` and `splits_of`.
 
-    Or of a manifest that lists them: a JSON-lines file of objects with `path`, relative to it, and perhaps `split`,
-    "train" or "val".
+    `root` may also be a manifest, a JSON Lines file of objects with `path`, relative to the manifest, and optionally
+    `split`, "train" or "val".
 
     Raises:
-        UserError: The manifest lists no clip to train on, or has a line of another kind.
+        UserError: The manifest lists no training clip, or has an invalid line.
     """
     train: Sequence[File]
     val: Sequence[File]
@@ -204,7 +204,7 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 
 
 def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
-    """Read a manifest."""
+    """Read the training and validation files of a manifest; without a validation file, the training files are both."""
     splits: dict[str, list[Path]] = {"train": [], "val": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -225,10 +225,10 @@ def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
 def clips_and_images(
     clips: str, images: str, *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
 ) -> Splits:
-    """Make the splits of a folder of clips and one of images, each with its share of the training; see `mix`.
+    """Build the splits of a folder of clips and a folder of images, mixed in training by weight; see `mix`.
 
-    A batch has both: where `loader.bucket` is set, few of them have both. Images are clips of one frame; of the other
-    arguments see `video_folder`.
+    Images are clips of one frame. Batches contain both; with `loader.bucket`, few do. For the other arguments see
+    `video_folder`.
     """
     parts = {"clips": video_folder(clips, seed=seed, **form), "images": video_folder(images, seed=seed, **form)}
     return mix(parts, weights, seed)
@@ -236,13 +236,13 @@ def clips_and_images(
 
 @takes(splits_of)
 def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
-    """Build UCF101's splits (arXiv 1212.0402): 13,320 clips of 101 actions, about 3,700 of them held out.
+    """Build the splits of UCF101 (arXiv 1212.0402): 13,320 clips of 101 actions, about 3,700 of them held out.
 
-    Its archives can't be unpacked without tools of their own: unpack them yourself, to `UCF-101/` (from UCF101.rar) and
-    `ucfTrainTestlist/` (from the archive of splits). `fold` is one of three; of the other arguments see `splits_of`.
+    Its RAR archive must be unpacked by hand: UCF101.rar to `UCF-101/`, the archive of splits to `ucfTrainTestlist/`.
+    `fold` is 1, 2 or 3. For the other arguments see `splits_of`.
 
     Raises:
-        UserError: A file isn't there, or there is no such fold.
+        UserError: A file is missing, or there is no such fold.
     """
     if fold not in (1, 2, 3):
         raise UserError(f"data.fold={fold}: UCF101 has folds 1, 2 and 3")
@@ -263,12 +263,12 @@ def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
 
 @takes(splits_of)
 def kinetics(root: str, **form: Any) -> Splits:
-    """Make the splits of Kinetics (arXiv 1705.06950), 400, 600 or 700 actions, as torchvision lays it out.
+    """Build the splits of Kinetics (arXiv 1705.06950) with 400, 600 or 700 actions, in torchvision's layout.
 
-    `train/` and `val/` have a folder for each action; of the other arguments see `splits_of`.
+    `train/` and `val/` have a folder for each action. For the other arguments see `splits_of`.
 
     Raises:
-        UserError: One of the two isn't there, or is empty.
+        UserError: `train/` or `val/` is missing or empty.
     """
     for split in ("train", "val"):
         if not (Path(root) / split).is_dir():

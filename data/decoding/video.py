@@ -57,7 +57,7 @@ class VideoFile:
         self.path: File = path if isinstance(path, Member) else Path(path)
         self._file: Any = None
         self._image: Tensor | None = None
-        # Reused: building its tables takes as long as decoding a small frame; `frame.reformat` builds new ones per call.
+        # Reused: building its tables takes as long as decoding a small frame; `frame.reformat` builds them every time.
         self._scaler = VideoReformatter()
         suffix = self.path.suffix.lower()
         if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES:  # a GIF is a clip

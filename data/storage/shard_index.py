@@ -46,9 +46,7 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
     try:
         _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
     except OSError as error:
-        _log.warning(
-            "%s can't be written (%s): the index will be rebuilt at each start", index_of(shard), error.strerror
-        )
+        _log.warning("%s can't be written (%s): it will be rebuilt at each start", index_of(shard), error.strerror)
     return lines
 
 

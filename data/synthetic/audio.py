@@ -1,4 +1,4 @@
-"""Sounds made from nothing: speech-like voices, tones and noise, which need no download."""
+"""Synthetic audio: speech-like voices, tones and noise; needs no download."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,10 +17,10 @@ __all__ = ["Voices", "voices"]
 
 Floats = npt.NDArray[np.float32]
 
-FRAME = 0.04  # seconds of a frame of the time-varying filters, at least
+FRAME = 0.04  # minimum length in seconds of a frame of the time-varying filters
 FORMANTS = 5
-# First three formants of vowels in Hz, means of men (Peterson and Barney, 1952, "Control methods used in a study of
-# the vowels", table II); a murmur of the nose comes last.
+# First three formants of vowels in Hz, means over men (Peterson and Barney, 1952, "Control methods used in a study of
+# the vowels", table II); the last row is a nasal murmur.
 VOWELS = np.array([
     [270, 2290, 3010], [390, 1990, 2550], [530, 1840, 2480], [660, 1720, 2410], [730, 1090, 2440],
     [570, 840, 2410], [440, 1020, 2240], [300, 870, 2240], [640, 1190, 2390], [490, 1350, 1690],
@@ -30,23 +30,23 @@ NASAL = len(VOWELS) - 1
 BANDWIDTHS = np.array([70, 90, 130, 200, 280], np.float32)  # Hz
 KINDS = ("vowel", "nasal", "fricative", "voiced fricative", "stop", "pause")
 CHANCES = (0.45, 0.13, 0.14, 0.07, 0.13, 0.08)
-LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # dB of the root mean square below a square wave of 1
+LEAST_LEVEL, MOST_LEVEL = -32.0, -14.0  # RMS in dB, relative to 1
 PEAK = 0.95
 
 
 @dataclass(eq=False, repr=False)
 class Voices(SyntheticDataset):
-    """Speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
+    """A dataset of speech-like voices, tones and bursts of noise: an endless stand-in for recordings.
 
-    A voice is a train of glottal pulses with a moving pitch, and noise, through formants that glide from one phoneme
-    to the next (the source-filter model; Fant, 1960, "Acoustic theory of speech production"; formants of vowels from
-    Peterson and Barney, 1952). Three in five sounds are voices, the others tones with decaying partials, bursts of
-    colored noise, or a voice over one of these.
+    A voice is a train of glottal pulses of varying pitch, plus noise, filtered by formants that glide between phonemes
+    (source-filter model; Fant, 1960, "Acoustic theory of speech production"; formants of vowels from Peterson and
+    Barney, 1952). Of the waveforms, 60 % are voices, 15 % tones with decaying partials, 10 % bursts of colored noise,
+    and 15 % a voice plus tones or bursts.
 
     Args:
-        sample_rate: In Hz.
-        samples: Samples of each sound.
-        channels: 1, or 2: the second channel then hears it a little later, and softer or louder.
+        sample_rate: Sample rate in Hz.
+        samples: Samples of each waveform.
+        channels: 1 or 2; with 2, one channel is the other with a short delay and another gain.
         length, seed, train: See `SyntheticDataset`.
 
     Raises:
@@ -64,7 +64,7 @@ class Voices(SyntheticDataset):
             raise UserError(f"data.channels={self.channels}: must be 1 or 2")
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the sound of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1]."""
+        """Generate the waveform of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1]."""
         return torch.from_numpy(_sound(self.chance(key), self.sample_rate, self.samples, self.channels))
 
 
@@ -78,9 +78,9 @@ def voices(
     channels: int = 1,
     seed: int = 0,
 ) -> Splits:
-    """Make both splits of `Voices`, of `length` and `val_length` sounds.
+    """Build both splits of `Voices`, of `length` and `val_length` waveforms.
 
-    Those to train on are `crop_tokens` tokens of `downsample` samples long, those to evaluate on `val_seconds`.
+    Training waveforms have `crop_tokens * downsample` samples, validation waveforms `val_seconds` seconds.
 
     Raises:
         UserError: A number is out of range.
@@ -95,7 +95,7 @@ def voices(
 
 
 def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> Floats:
-    """Make one sound: `(channels, samples)`."""
+    """Generate one waveform: `(channels, samples)`."""
     kind = rng.choice(4, p=(0.6, 0.15, 0.1, 0.15))
     if kind == 1:
         mono = _tones(rng, rate, samples)
@@ -106,7 +106,7 @@ def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> 
         if kind == 3:
             other = (_tones if rng.random() < 0.5 else _bursts)(rng, rate, samples)
             mono = _normalize_level(mono) + _normalize_level(other) * np.float32(10 ** (rng.uniform(-25, -5) / 20))
-    # A recording is never silent between words: a room has its noise.
+    # Recordings aren't silent between words: add room noise.
     mono = _normalize_level(mono) + _room(rng, samples) * np.float32(10 ** (rng.uniform(-60, -35) / 20))
     sound = mono[None]
     if channels == 2:
@@ -120,38 +120,38 @@ def _sound(rng: np.random.Generator, rate: int, samples: int, channels: int) -> 
 
 
 def _room(rng: np.random.Generator, samples: int) -> Floats:
-    """Make steady noise, red to a degree: `(samples,)`, with a root mean square of 1."""
+    """Generate stationary low-pass noise: `(samples,)`, with an RMS of 1."""
     white = rng.standard_normal(samples, np.float32)
-    # A moving sum of a few samples is red enough at a fraction of a recursive filter's time.
+    # A short FIR low-pass suffices, and is much faster than a recursive filter.
     width = min(samples, int(rng.integers(1, 9)))
     return _normalize_level(np.convolve(white, np.hanning(width + 2)[1:-1].astype(np.float32), "same"))
 
 
 def _normalize_level(sound: Floats) -> Floats:
-    """Scale to a root mean square of 1; silence stays."""
+    """Scale to an RMS of 1; silence is unchanged."""
     level = float(np.sqrt(np.mean(np.square(sound))))
     return sound / np.float32(max(level, 1e-6))
 
 
 class _Score(NamedTuple):
-    """What a voice says, frame by frame; n frames."""
+    """Synthesis parameters of a voice, for each of n frames."""
 
     formants: Floats  # (n, FORMANTS), Hz
     voiced: Floats  # (n,), amplitude of the pulses
     breath: Floats  # (n,), amplitude of the noise
-    hiss: Floats  # (n, 2), center and width of the noise, Hz
-    through: Floats  # (n,), share of the noise that goes through the formants, in [0, 1]
+    hiss: Floats  # (n, 2), center and bandwidth of the noise, Hz
+    through: Floats  # (n,), share of the noise that is filtered by the formants, in [0, 1]
 
 
 def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
-    """Make a voice: pulses and noise through moving filters."""
+    """Generate a voice `(samples,)`: pulses and noise through time-varying filters in the STFT domain."""
     size = _frame_size(rate)
     hop = size // 4
     frames = samples // hop + 1
     score = _score(rng, frames, hop / rate)
     pulses = torch.from_numpy(_pulses(rng, rate, samples))
     window = torch.hann_window(size)
-    # Padded on the left with what sounded before: nothing; `center` puts frame i around sample i * hop.
+    # Zeros are padded, as the signal begins with silence; `center` puts frame i around sample i * hop.
     spectrum = torch.stft(pulses, 2 * size, hop, size, window, pad_mode="constant", return_complex=True).numpy().T
     frequency = np.fft.rfftfreq(2 * size, 1 / rate).astype(np.float32)
     throat = _resonances(frequency, score.formants)
@@ -164,10 +164,10 @@ def _voice(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
-    """Draw phonemes until the frames, of `step` seconds each, are full, and glide between them."""
-    tract = rng.uniform(0.95, 1.35)  # a shorter throat raises all formants: men, women, children
+    """Draw phonemes for `frames` frames of `step` seconds, and smooth the transitions."""
+    tract = rng.uniform(0.95, 1.35)  # a shorter vocal tract raises all formants: men, women, children
     pace = rng.uniform(0.7, 1.4)
-    # Enough for the shortest phonemes; any surplus is cut off.
+    # Enough if all phonemes are short; the surplus is dropped.
     n = 2 + int(frames * step / 0.045 * 1.5)
     kinds = rng.choice(len(KINDS), n, p=CHANCES)
     kind = np.array(KINDS)[kinds]
@@ -179,7 +179,7 @@ def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
     formants = formants * np.float32(tract) * rng.uniform(0.94, 1.06, (n, FORMANTS)).astype(np.float32)
 
     def table(*values: float) -> Floats:
-        """Map each phoneme to its kind's value."""
+        """Return the value of each phoneme's kind, `(n,)`."""
         return np.array(values, np.float32)[kinds]
 
     loud = rng.uniform(0.5, 1.0, n).astype(np.float32)
@@ -187,7 +187,7 @@ def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
     breath = table(0.04, 0.02, 0.7, 0.45, 0.0, 0.0) * loud
     hiss = np.stack([rng.uniform(1500, 7500, n), rng.uniform(700, 3500, n)], 1).astype(np.float32)
     through = table(1.0, 1.0, 0.1, 0.1, 0.4, 1.0)
-    # A stop is silent, then bursts in its last 15 ms.
+    # A stop is a silence, with a burst in its last 15 ms.
     burst = (kind[which] == "stop") & (ends[which] - np.arange(frames) * step < 0.015)
     quick, slow = max(1, round(0.02 / step)), max(1, round(0.07 / step))
     return _Score(
@@ -200,21 +200,21 @@ def _score(rng: np.random.Generator, frames: int, step: float) -> _Score:
 
 
 def _smooth(track: Floats, width: int) -> Floats:
-    """Glide along the first axis: a moving average over `width` frames, the ends held."""
+    """Smooth along the first axis by a moving average over `width` frames, with edge padding."""
     pad = [(width // 2 + 1, width - width // 2 - 1)] + [(0, 0)] * (track.ndim - 1)
     total = np.cumsum(np.pad(track, pad, mode="edge"), 0, dtype=np.float64)
     return ((total[width:] - total[:-width]) / width).astype(np.float32)
 
 
 def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
-    """Make a train of glottal pulses with a moving pitch: `(samples,)`, falling by 6 dB an octave.
+    """Generate a train of glottal pulses of varying pitch: `(samples,)`, with a spectral slope of -6 dB per octave.
 
-    It is the flow's derivative, a saw tooth; its steps are rounded over two samples against aliasing (PolyBLEP).
+    The derivative of the glottal flow, a sawtooth, with steps smoothed over two samples against aliasing (PolyBLEP).
     """
     seconds = samples / rate
     knots = np.arange(0, seconds + 0.6, 0.15)
     base = 85 * 2 ** rng.uniform(0, 1.6)  # 85 to 258 Hz
-    declination = -1.5 * (knots / 2.5 % 1)  # semitones; a phrase starts afresh every 2.5 s
+    declination = -1.5 * (knots / 2.5 % 1)  # semitones; reset at each phrase of 2.5 s
     tune = rng.normal(0, 2.0, len(knots)) + declination + 3 * np.sin(2 * np.pi * (knots / 1.3 + rng.random()))
     time = np.arange(samples, dtype=np.float32) / rate
     instants = np.arange(0, seconds + 0.02, 0.01)
@@ -225,7 +225,7 @@ def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
     saw = 1 - 2 * phase
     after, before = phase < step, phase > 1 - step
     u = phase[after] / step[after]
-    saw[after] += u * (2 - u) - 1  # the steep edge, rounded
+    saw[after] += u * (2 - u) - 1  # PolyBLEP at the steep edge
     u = (phase[before] - 1) / step[before]
     saw[before] += u * (u + 2) + 1
     pulses: Floats = saw.astype(np.float32)
@@ -233,7 +233,7 @@ def _pulses(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64]:
-    """Compute the response of cascaded resonators (each a pair of poles, 1 at 0 Hz): `(frames, frequencies)`."""
+    """Return the response of resonators, prod_k 1 / (1 - (f/F_k)^2 + i f B_k/F_k^2): `(frames, frequencies)`."""
     response = np.ones((len(formants), len(frequency)), np.complex64)
     for center, width in zip(formants.T[..., None], BANDWIDTHS, strict=True):
         square = np.square(center)
@@ -245,7 +245,7 @@ def _resonances(frequency: Floats, formants: Floats) -> npt.NDArray[np.complex64
 
 
 def _tones(rng: np.random.Generator, rate: int, samples: int) -> Floats:
-    """Make one to three lines of notes, each of them partials that decay the faster the higher they are."""
+    """Generate one to three voices of notes `(samples,)`; higher partials of a note decay faster."""
     time = np.arange(samples, dtype=np.float32) / rate
     sound = np.zeros(samples, np.float32)
     for _ in range(int(rng.integers(1, 4))):
@@ -257,7 +257,7 @@ def _tones(rng: np.random.Generator, rate: int, samples: int) -> Floats:
         vibrato = 1 + 0.006 * np.sin(2 * np.pi * rng.uniform(4, 7) * time) * (rng.random() < 0.5)
         turn = np.exp(2j * np.pi * (np.cumsum(pitches[note] * vibrato / rate) % 1)).astype(np.complex64)
         attack, decay, tilt = rng.uniform(0.003, 0.06), rng.uniform(0.1, 1.0), rng.uniform(0.6, 2.0)
-        # Both ends of a note are soft, so that none clicks.
+        # Fade both ends of a note, to avoid clicks.
         edges = np.minimum(1, np.minimum(age / attack, (period - age) / 0.01)).clip(0)
         partial = np.ones_like(turn)
         fall = np.exp(-age / np.float32(decay)).astype(np.float32)
@@ -271,7 +271,7 @@ def _tones(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _bursts(rng: np.random.Generator, rate: int, samples: int) -> Floats:
-    """Make bursts of colored noise that start at once and die away, over a softer ground."""
+    """Generate bursts of colored noise `(samples,)`, with abrupt onset and exponential decay, over soft noise."""
     size = _frame_size(rate)
     hop = size // 4
     shape = (samples // hop + 1, size + 1)
@@ -288,19 +288,19 @@ def _bursts(rng: np.random.Generator, rate: int, samples: int) -> Floats:
 
 
 def _frame_size(rate: int) -> int:
-    """Return the samples of a frame: the least power of two that lasts `FRAME`."""
+    """Return the samples of a frame: the smallest power of two that lasts at least `FRAME`."""
     return 1 << int(np.ceil(np.log2(FRAME * rate)))
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.complex64]:
-    """Draw the spectra of white noise: complex, with a variance of 2."""
+    """Draw spectra of white noise: complex Gaussian, with a variance of 2."""
     return rng.standard_normal((*shape, 2), np.float32).view(np.complex64)[..., 0]
 
 
 def _inverse(spectrum: npt.NDArray[np.complex64], downsample: int, samples: int, window: Tensor) -> Floats:
-    """Turn `(frames, frequencies)` back into a sound: `(samples,)`."""
+    """Return the inverse STFT `(samples,)` of a spectrum `(frames, frequencies)`."""
     size = len(window)
     short = torch.from_numpy(np.ascontiguousarray(spectrum.T, np.complex64))
-    # Long enough for the last frame, then cut: torch wants every sample covered by a window.
+    # `length` drops the end of the last frame: `torch.istft` rejects samples that no window covers.
     sound: Floats = torch.istft(short, 2 * size, downsample, size, window, length=samples).numpy()
     return sound

@@ -1,4 +1,4 @@
-"""What data sets made from nothing share: an epoch of new signals after another, each a function of its key."""
+"""Base class of synthetic datasets: each signal is a function of its key, and each epoch has new ones."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -16,12 +16,12 @@ __all__ = ["SyntheticDataset"]
 
 @dataclass(eq=False, repr=False)
 class SyntheticDataset(SignalDataset):
-    """An endless data set.
+    """A dataset of generated signals, without limit.
 
     Args:
-        length: Signals of an epoch.
-        seed: Seed of all chance.
-        train: Each epoch has new signals; otherwise all have the same ones, and none of training's.
+        length: Signals per epoch.
+        seed: Seed of all randomness.
+        train: Generate new signals in each epoch; otherwise the same in each, disjoint from the training signals.
 
     Raises:
         UserError: A number is out of range.
@@ -42,7 +42,7 @@ class SyntheticDataset(SignalDataset):
         """Return the random generator of the signal of `(epoch, index)`.
 
         Raises:
-            IndexError: There is no such index.
+            IndexError: The index is out of range.
         """
         epoch, index = key
         if not 0 <= index < self.length:
@@ -53,9 +53,9 @@ class SyntheticDataset(SignalDataset):
     def splits(
         cls, what: str, protocol: str, val_length: int, val: Mapping[str, Any] = MappingProxyType({}), **form: Any
     ) -> Splits:
-        """Make both splits of a form; the second has `val_length` signals, and `val` changes its form.
+        """Build both splits with arguments `form`, which `val_length` and `val` override in the validation split.
 
-        `what` signals are, with {} for their number, and the protocol stand above a table.
+        `what` describes the signals, with {} for their number; tables print it and `protocol` in their header.
         """
         require_min({"data.val_length": (val_length, 1)})
         return Splits(

@@ -1,4 +1,4 @@
-"""Images made from nothing: dead leaves, which share the statistics of photographs and need no download."""
+"""Synthetic images: dead leaves, which have the statistics of natural images and need no download."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -19,25 +19,25 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Array = TypeVar("Array", Floats, Ints)
 
-FINENESS = 2.5  # each image draws its least radius, up to this multiple of `least_radius`
-MOST_RADIUS = 0.45  # of the image's side
+FINENESS = 2.5  # each image draws its minimum radius, up to this multiple of `least_radius`
+MOST_RADIUS = 0.45  # as a share of the image's side
 COVER = 3.0  # area of all leaves, as a share of the image's
-FACES = 6  # of a polygon, at most
-FIELDS, FIELD_SIDE = 4, 256  # fields of 1/f noise that leaves cut their textures from
+FACES = 6  # maximum number of sides of a polygon
+FIELDS, FIELD_SIDE = 4, 256  # number and side of the fields of 1/f noise from which textures are cropped
 NATURAL_HUES = np.radians([55.0, 75.0, 95.0, 130.0, 235.0, 255.0])  # Oklab: skin, earth, straw, foliage, water, sky
 
 
 @dataclass(eq=False, repr=False)
 class DeadLeaves(SyntheticDataset):
-    """Occluding discs, ellipses and polygons with textures: an endless stand-in for photographs.
+    """A dataset of occluding, textured discs, ellipses and polygons: an endless stand-in for photographs.
 
-    Radii follow r^-3, which makes the image look alike at every scale as nature does (Lee, Mumford and Huang, 2001,
-    "Occlusion models for natural images"); textures and correlated colors follow the variants of Baradad et al.
+    Radii have the density p(r) ~ r^-3, so images are scale-invariant like natural ones (Lee, Mumford and Huang, 2001,
+    "Occlusion models for natural images"). Textures and correlated colors follow the variants of Baradad et al.
     (2021, "Learning to see by looking at noise"). The power spectrum falls like that of photographs.
 
     Args:
         image_size: Side, in pixels.
-        least_radius: Radius of the finest leaves, in pixels.
+        least_radius: Radius of the smallest leaves, in pixels.
         length, seed, train: See `SyntheticDataset`.
 
     Raises:
@@ -53,7 +53,7 @@ class DeadLeaves(SyntheticDataset):
         self._fields = noise_fields(np.random.default_rng(self.seed))
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
+        """Generate the image of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
         canvas = paint(draw_leaves(self.chance(key), self.image_size, self.least_radius), self._fields, self.image_size)
         return torch.from_numpy(np.rint(255 * canvas.clip(0, 1)).astype(np.uint8))
 
@@ -61,44 +61,44 @@ class DeadLeaves(SyntheticDataset):
 def dead_leaves(
     image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
 ) -> Splits:
-    """Make both splits of `DeadLeaves`, of `length` and `val_length` images."""
+    """Build both splits of `DeadLeaves`, of `length` and `val_length` images."""
     protocol = f"made at {image_size} x {image_size} pixels; nothing else"
     form: dict[str, Any] = {"image_size": image_size, "least_radius": least_radius, "length": length, "seed": seed}
     return DeadLeaves.splits("dead leaves, {} synthetic images", protocol, val_length, **form)
 
 
 class Leaves(NamedTuple):
-    """Leaves from the back to the front, n of them; lengths in pixels, angles in radians."""
+    """Parameters of n leaves, from back to front; lengths in pixels, angles in radians."""
 
     center: Floats  # (n, 2), y and x
     radius: Floats  # (n, 2), half axes
-    turn: Floats  # (n,)
-    faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each face; rounds have none of them
-    reach: Floats  # (n,), farthest corner, as a multiple of the half axes
+    turn: Floats  # (n,), rotation
+    faces: Floats  # (n, FACES, 3), unit normal (along, across) and distance of each side; unused by discs and ellipses
+    reach: Floats  # (n,), distance of the farthest corner, as a multiple of the half axes
     polygon: npt.NDArray[np.bool_]  # (n,)
     soft: Floats  # (n,), width of the edge
-    colors: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture runs from one to the other
-    gradient: Floats  # (n, 2), change of the texture per pixel down and right
+    colors: Floats  # (n, 2, 3), sRGB in [0, 1]; the texture interpolates between both
+    gradient: Floats  # (n, 2), change of the texture per pixel along y and x
     wave: Floats  # (n, 3), amplitude, cycles per pixel, phase
     grain: Floats  # (n,), amplitude of the noise
-    field: Ints  # (n, 3), which noise and where in it
+    field: Ints  # (n, 3), index of the noise field, and offset in it, y and x
 
 
 def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Leaves:
-    """Draw the leaves of one image; the first is the ground, larger than the image."""
+    """Draw the leaves of one image; the first is the background, larger than the image."""
     largest = MOST_RADIUS * side
     least = min(least_radius * FINENESS ** rng.random(), largest / 2)
     mean_area = 2 * np.pi * least**2 * np.log(largest / least)
     n = 1 + max(3, round(COVER * side**2 / mean_area))
-    # Inverse of the distribution function of r^-3 between the two bounds.
+    # Inverse CDF of p(r) ~ r^-3 between the two bounds.
     radius = (least**-2 - rng.random(n) * (least**-2 - largest**-2)) ** -0.5
     radius[0] = 2 * side
     center = rng.uniform(-0.1 * side, 1.1 * side, (n, 2))
     center[0] = side / 2
     stretch = np.exp(rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.7))  # the others are discs or regular
-    light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # one light falls on all of them
+    light = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.5, n)  # direction of a common light
     slope = rng.exponential(0.25, n) / radius.clip(max=0.5 * side)
-    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # the background is out of focus
+    far = np.linspace(1, 0, n) * rng.exponential(0.8)  # leaves at the back are out of focus
     faces, reach = _faces(rng, n)
     polygon = rng.random(n) < 0.5
     polygon[0] = False
@@ -126,9 +126,9 @@ def draw_leaves(rng: np.random.Generator, side: int, least_radius: float) -> Lea
 
 
 def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Draw convex polygons about the origin: three to six faces `(n, FACES, 3)`, the farthest corner may be `(n,)`."""
+    """Draw convex polygons around the origin: sides `(n, FACES, 3)`, and a bound on the farthest corner `(n,)`."""
     count = rng.integers(3, FACES + 1, n)
-    number = np.arange(FACES) % count[:, None]  # what a polygon lacks repeats its first faces
+    number = np.arange(FACES) % count[:, None]  # a polygon of fewer sides repeats its first ones
     wobble = 0.15 * (rng.random(n) < 0.5)  # the others are regular
     turns = wobble[:, None] * rng.uniform(-1, 1, (n, FACES))
     angle = 2 * np.pi * number / count[:, None] + np.take_along_axis(turns, number, 1)
@@ -137,10 +137,10 @@ def _faces(rng: np.random.Generator, n: int) -> tuple[npt.NDArray[np.float64], n
 
 
 def _colors(rng: np.random.Generator, n: int) -> Floats:
-    """Draw two related colors for each leaf out of one palette: `(n, 2, 3)`, sRGB in [0, 1].
+    """Draw two related colors per leaf from a common palette: `(n, 2, 3)`, sRGB in [0, 1].
 
-    Drawn in Oklab (Ottosson, 2020), where equal steps look equal: lightness varies most, hue and chroma little and
-    together, as they do in photographs.
+    They are drawn in Oklab (Ottosson, 2020), a perceptually uniform space. Lightness varies most; hue and chroma vary
+    little and together, as in photographs.
     """
     anchors = 4
     hue = rng.choice(NATURAL_HUES, anchors) + rng.normal(0, 0.25, anchors)
@@ -149,7 +149,7 @@ def _colors(rng: np.random.Generator, n: int) -> Floats:
     light = rng.uniform(0.4, 0.75) + rng.uniform(0.12, 0.25) * rng.normal(0, 1, (n, 1))
     light = light + rng.normal(0, 0.12, (n, 1)) * (-1, 1)
     hues = hue[kind, None] + rng.normal(0, 0.15, (n, 2))
-    # Neither black nor white has room for color.
+    # Chroma must vanish at black and white.
     chromas = (chroma[kind, None] * rng.uniform(0.6, 1.3, (n, 2))) * (1 - (2 * light.clip(0, 1) - 1) ** 2) ** 0.5
     lab = np.stack([light.clip(0.05, 0.98), chromas * np.cos(hues), chromas * np.sin(hues)], 2)
     linear = ((lab @ OKLAB_TO_LMS) ** 3 @ LMS_TO_RGB).clip(0, 1)
@@ -170,10 +170,10 @@ LMS_TO_RGB = np.array([
 
 
 def noise_fields(rng: np.random.Generator) -> Floats:
-    """Make periodic fields of 1/f noise with a variance of 1: `(FIELDS, FIELD_SIDE, FIELD_SIDE)`."""
+    """Generate periodic fields of 1/f noise with a variance of 1: `(FIELDS, FIELD_SIDE, FIELD_SIDE)`."""
     white = np.fft.rfft2(rng.normal(size=(FIELDS, FIELD_SIDE, FIELD_SIDE)))
     down, right = np.fft.fftfreq(FIELD_SIDE)[:, None], np.fft.rfftfreq(FIELD_SIDE)
-    # The slowest waves are held back: they would tint a leaf rather than give it a surface.
+    # The lowest frequencies are attenuated: they would tint a leaf rather than texture it.
     pink = np.fft.irfft2(white / np.hypot(np.hypot(down, right), 4 / FIELD_SIDE), s=(FIELD_SIDE, FIELD_SIDE))
     pink -= pink.mean((1, 2), keepdims=True)
     fields: Floats = (pink / pink.std((1, 2), keepdims=True)).astype(np.float32)
@@ -181,9 +181,9 @@ def noise_fields(rng: np.random.Generator) -> Floats:
 
 
 def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
-    """Paint leaves from the back to the front: `(3, side, side)`.
+    """Render leaves from back to front: `(3, side, side)`.
 
-    All pixels of all leaves are in one flat array, leaf after leaf, so that numpy is called once for all of them.
+    The pixels of all leaves are concatenated in one flat array, so that each NumPy function is called once.
     """
     low, high = _boxes(leaves, side)
     height, width = (high - low).T
@@ -191,7 +191,7 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
     ends = sizes.cumsum(dtype=np.int32)
 
     def each(values: Array) -> Array:
-        """Expand the leaves' values to their pixels."""
+        """Repeat the leaves' values for each of their pixels: `(..., n)` -> `(..., pixels)`."""
         return np.repeat(values, sizes, axis=-1)
 
     within = np.arange(sizes.sum(), dtype=np.int32) - each(ends - sizes)
@@ -221,7 +221,7 @@ def paint(leaves: Leaves, fields: Floats, side: int) -> Floats:
 
 
 def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
-    """Return the first pixel of each leaf's box and the one past its last, y and x: two `(n, 2)`."""
+    """Return the bounding box of each leaf, first pixel and end (exclusive), y and x: two arrays `(n, 2)`."""
     cos, sin = np.cos(leaves.turn), np.sin(leaves.turn)
     down = np.hypot(leaves.radius[:, 0] * sin, leaves.radius[:, 1] * cos)
     right = np.hypot(leaves.radius[:, 0] * cos, leaves.radius[:, 1] * sin)
@@ -232,12 +232,12 @@ def _boxes(leaves: Leaves, side: int) -> tuple[Ints, Ints]:
 
 
 def _distance(leaves: Leaves, sizes: Ints, along: Floats, across: Floats) -> Floats:
-    """Compute each pixel's distance to its leaf's edge in pixels, negative inside; exact near the edge."""
+    """Compute the signed distance of each pixel to its leaf's edge in pixels, negative inside; exact near the edge."""
     scale = 1 / leaves.radius
     scale_u, scale_v = np.repeat(scale.T, sizes, axis=1)
     u, v = along * scale_u, across * scale_v
     level = np.sqrt(u * u + v * v) + 1e-6
-    # A level set's distance, to first order, is its value over its slope.
+    # To first order, the distance to a level set is the function's value over its gradient's norm.
     steepness = np.sqrt((u * scale_u) ** 2 + (v * scale_v) ** 2)
     distance: Floats = level * (level - 1) / (steepness + 1e-6)
     angular = np.repeat(leaves.polygon, sizes)

@@ -1,4 +1,4 @@
-"""Clips made from nothing: dead leaves that move, before a camera that moves too; no download."""
+"""Synthetic clips: moving dead leaves and a moving camera; needs no download."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +14,21 @@ from .images import FIELD_SIDE, DeadLeaves, Floats, Leaves, draw_leaves, paint
 
 __all__ = ["Motion", "Scenes", "scenes"]
 
-STILL = 0.15  # share of the clips whose camera stands still
-OWN = 0.35  # share of the leaves that go their own way
+STILL = 0.15  # share of clips with a static camera
+OWN = 0.35  # share of leaves with their own motion
 
 
 class Motion:
-    """How the leaves of a scene move: each has a place, a turn and a size at each moment.
+    """The motion of the leaves of a scene: position, rotation and scale as functions of time.
 
-    The camera pans and zooms; near leaves move more than far ones (parallax). Some leaves also go their
-    own way, on a line or swinging, and turn.
+    The camera pans and zooms; near leaves move more than far ones (parallax). Some leaves also move by themselves:
+    they translate, oscillate and rotate.
 
     Args:
-        rng: Source of all chance.
-        count: Leaves.
+        rng: Random generator.
+        count: Number of leaves.
         side: Side of the frames, in pixels.
-        speed: Speed of the fastest pan, in sides of the frame a second.
+        speed: Maximum speed of the pan, in frame sides per second.
     """
 
     def __init__(self, rng: np.random.Generator, count: int, side: int, speed: float) -> None:
@@ -36,24 +36,24 @@ class Motion:
         angle = rng.uniform(0, 2 * np.pi)
         pan = (0 if still else side * speed * rng.random()) * np.array([np.sin(angle), np.cos(angle)])
         near = np.linspace(rng.uniform(0.4, 1), 1, count)[:, None]
-        goes = (rng.random((count, 1)) < OWN) & (np.arange(count)[:, None] > 0)  # the ground stays
+        goes = (rng.random((count, 1)) < OWN) & (np.arange(count)[:, None] > 0)  # not the background
         self.side = side
         self.velocity = near * pan + goes * rng.normal(0, 0.25 * speed * side, (count, 2))
         self.swing = goes * (rng.random((count, 1)) < 0.3) * rng.normal(0, 0.08 * side, (count, 2))
         self.rate, self.phase = rng.uniform(0.3, 1.5), rng.uniform(0, 2 * np.pi, (count, 1))
         self.spin = goes[:, 0] * rng.normal(0, 0.8, count)
-        self.zoom = 0.0 if still else rng.normal(0, 0.15)  # in e-folds a second
-        self.light = rng.normal(0, 0.05) * (rng.random() < 0.3)  # change of brightness a second
+        self.zoom = 0.0 if still else rng.normal(0, 0.15)  # rate in e-folds per second
+        self.light = rng.normal(0, 0.05) * (rng.random() < 0.3)  # change of brightness per second
 
     def at(self, leaves: Leaves, seconds: float) -> Leaves:
-        """Return the leaves at a time; at 0 they are as drawn."""
+        """Return the leaves after `seconds` seconds; at 0 they are unchanged."""
         scale = np.exp(self.zoom * seconds)
         turn = 2 * np.pi * self.rate * seconds
         shift = self.velocity * seconds + self.swing * (np.sin(turn + self.phase) - np.sin(self.phase))
         middle = self.side / 2
         center = middle + scale * (leaves.center + shift - middle)
         field = leaves.field.copy()
-        field[:, 1:] -= np.rint(center - leaves.center).astype(np.int32)  # a surface goes with its leaf
+        field[:, 1:] -= np.rint(center - leaves.center).astype(np.int32)  # a texture moves with its leaf
         field[:, 1:] %= FIELD_SIDE
         return leaves._replace(
             center=center.astype(np.float32),
@@ -65,12 +65,12 @@ class Motion:
 
 @dataclass(eq=False, repr=False)
 class Scenes(DeadLeaves):
-    """Moving dead leaves: an endless stand-in for clips, with pans, zooms, occlusion, turning and swinging things.
+    """A dataset of moving dead leaves, with pans, zooms, occlusion, rotation and oscillation: a stand-in for clips.
 
     Args:
-        frames: Frames of a clip.
-        frame_rate: Frames a second.
-        speed: Speed of the fastest pan, in sides of the frame a second.
+        frames: Frames per clip.
+        frame_rate: Frames per second.
+        speed: Maximum speed of the pan, in frame sides per second.
         image_size, least_radius, length, seed, train: See `DeadLeaves`.
 
     Raises:
@@ -89,22 +89,22 @@ class Scenes(DeadLeaves):
         super().__post_init__()
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Make the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`."""
+        """Generate the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`."""
         leaves, motion = self.draw(key)
         clip = np.stack([self._frame(leaves, motion, number) for number in range(self.frames)], axis=1)
         return torch.from_numpy(np.rint(clip).astype(np.uint8))
 
     def draw(self, key: Key) -> tuple[Leaves, Motion]:
-        """Draw the leaves of a clip, as they are in its first frame, and how they move."""
+        """Draw the leaves of a clip in its first frame, and their motion."""
         rng = self.chance(key)
         leaves = draw_leaves(rng, self.image_size, self.least_radius)
-        # The ground is below the camera wherever it pans to, and of one light.
+        # The background covers the whole range of the pan, with almost uniform lighting.
         leaves.radius[0] *= 4
         leaves.gradient[0] /= 8
         return leaves, Motion(rng, len(leaves.turn), self.image_size, self.speed)
 
     def _frame(self, leaves: Leaves, motion: Motion, number: int) -> Floats:
-        """Paint a frame, in [0, 255]."""
+        """Render a frame: `(3, image_size, image_size)` in [0, 255]."""
         seconds = number / self.frame_rate
         canvas = paint(motion.at(leaves, seconds), self._fields, self.image_size)
         bright: Floats = 255 * (canvas + np.float32(motion.light * seconds)).clip(0, 1)
@@ -123,9 +123,9 @@ def scenes(
     least_radius: float = 4.0,
     speed: float = 0.5,
 ) -> Splits:
-    """Make both splits of `Scenes`, of `length` and `val_length` clips of `crop_tokens` latent frames.
+    """Build both splits of `Scenes`, of `length` and `val_length` clips of `crop_tokens` latent frames.
 
-    A latent frame is `downsample` frames; `causal_pad` copies of the first frame are put before a clip by the codec.
+    A clip has crop_tokens * downsample - causal_pad frames; the codec prepends `causal_pad` copies of the first one.
     """
     frames = crop_tokens * downsample - causal_pad
     protocol = f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second"

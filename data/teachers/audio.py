@@ -1,4 +1,4 @@
-"""Teachers of sounds."""
+"""Audio teachers."""
 
 import math
 
@@ -15,36 +15,36 @@ from .base import Layer, Teacher, check_layer, layer_of, load_pretrained
 
 __all__ = ["AudioTransformer"]
 
-BAND_WINDOW, BAND_STEP = 400, 160  # samples of a frame of mel bands, and between two
+BAND_WINDOW, BAND_STEP = 400, 160  # window and hop length of mel features, in samples
 
 
 class AudioTransformer(Teacher):
-    """A transformer of the package `transformers` that hears sounds: HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0.
+    """An audio transformer of the package `transformers`: HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0.
 
-    Sounds are mixed to one channel, brought to its sample rate, and prepared as its own extractor does. Zeros before
-    and behind, half of what its first layers overlap, center each step on its samples.
+    Audio is mixed to mono, resampled to the network's rate, and normalized as by its own feature extractor. Zeros at
+    both ends, (window - stride) / 2 samples, center the receptive field of each step on its samples.
 
     Args:
-        folder: With config.json, preprocessor_config.json and the weights: a path, or a name below one of
+        folder: Folder of config.json, preprocessor_config.json and the weights: a path, or a name below one of
             `weights.weight_folders`.
-        sample_rate: Sample rate of its input, in Hz.
-        layer: Whose hidden states.
+        sample_rate: Sample rate of the input signals, in Hz.
+        layer: Layer whose hidden states are the features.
 
     Raises:
-        UserError: `load_pretrained` fails, or the network isn't a whole transformer of sounds.
+        UserError: `load_pretrained` fails, or the network isn't a complete audio transformer.
     """
 
     def __init__(self, folder: str, sample_rate: int, layer: Layer = "last") -> None:
         super().__init__()
-        what = "a transformer of sounds, such as microsoft/wavlm-large or facebook/hubert-base-ls960"
+        what = "an audio transformer, such as microsoft/wavlm-large or facebook/hubert-base-ls960"
         found = load_pretrained(folder, what, processor=True)
         config = found.network.config
-        # A vector that only training needs.
+        # The mask embedding is used in pretraining only.
         missing = [name for name in found.missing if "masked_spec_embed" not in name]
-        self.bands = config.model_type == "wav2vec2-bert"  # mel bands are what it is given
+        self.bands = config.model_type == "wav2vec2-bert"  # its input is mel features, not a waveform
         if missing or not (self.bands or hasattr(config, "conv_stride")):
             reason = f"{len(missing)} weights are missing, {missing[0]} first" if missing else f"a {config.model_type}"
-            raise UserError(f"{found.folder}: not a whole transformer of sounds ({reason})")
+            raise UserError(f"{found.folder}: not a complete audio transformer ({reason})")
         self.network: nn.Module = found.network.eval().requires_grad_(False)
         self.name = found.folder.name
         self.channels = int(config.hidden_size)
@@ -59,13 +59,13 @@ class AudioTransformer(Teacher):
             self.stride, self.window = math.prod(config.conv_stride), 1
             for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
                 self.window = (self.window - 1) * stride + kernel
-        # A norm over time, in the first layer of some, ignores the mask.
+        # False if the first layer normalizes over time, regardless of the mask.
         self.masks = self.bands or config.feat_extract_norm == "layer"
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Compute the features of audio `(b, c, t)`; see `Teacher.forward`."""
+        """Compute the features of waveforms `(b, c, t)`; see `Teacher.forward`."""
         with torch.autocast(signal.device.type, enabled=False):
-            sounds = signal.float().mean(1)
+            sounds = signal.float().mean(1)  # (b, c, t) -> (b, t)
             whole = lengths is None or bool((lengths == sounds.shape[1]).all())
             if lengths is None:
                 lengths = torch.full((len(sounds),), sounds.shape[1], device=sounds.device)
@@ -81,10 +81,10 @@ class AudioTransformer(Teacher):
         return FeatureMap(values, (step,), None if whole else steps)
 
     def prepare(self, sounds: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring sounds `(b, n)` of its rate to its scale, and put zeros around them.
+        """Normalize waveforms `(b, n)` at the network's rate to mean 0 and variance 1 if it requires it, and pad them.
 
         Returns:
-            Sounds `(b, m)`, and how many samples of each make whole steps.
+            Waveforms `(b, m)`, and the number of samples of each that its steps cover, padding included, `(b,)`.
         """
         mask = _before(valid, sounds.shape[1])
         if self.normalizes and not self.bands:
@@ -99,23 +99,23 @@ class AudioTransformer(Teacher):
         return functional.pad(sounds, (before, total - before - sounds.shape[1])), self._count_covered(valid)
 
     def _count_covered(self, valid: Tensor) -> Tensor:
-        """Count the samples, padding included, in the receptive field of that many steps."""
-        # A frame of mel bands that is silent would spoil the bands' mean: there the last step must be full.
+        """Return the number of samples, padding included, in the receptive field of the steps of `valid` samples."""
+        # A mel frame of padding alone would bias the mean of each band, so there the last step must be complete.
         steps = valid // self.stride if self.bands else -(-valid // self.stride)
         return (steps.clamp(min=1) - 1) * self.stride + self.window
 
     def _hear(self, sounds: Tensor, samples: Tensor | None) -> Tensor:
-        """Run the network over prepared audio with `samples` valid samples; all if None."""
+        """Run the network on waveforms `(b, m)` with `samples` valid samples, None for all: features `(b, c, n)`."""
         given, counts = sounds, samples
         if self.bands:
             given = self.mel(sounds, samples)
             counts = None if samples is None else (samples - self.window) // self.stride + 1
         mask = None if counts is None else _before(counts, given.shape[1]).long()
         output = self.network(given, attention_mask=mask, output_hidden_states=True)
-        return layer_of(output, self.layer).transpose(1, 2).float()
+        return layer_of(output, self.layer).transpose(1, 2).float()  # (b, n, c) -> (b, c, n)
 
     def _apart(self, sounds: Tensor, samples: Tensor, most: int) -> Tensor:
-        """Run the network over those of each length alone."""
+        """Run the network on the waveforms of each length separately, without padding: features `(b, c, most)`."""
         values = sounds.new_zeros(len(sounds), self.channels, most)
         for count in sorted(set(samples.tolist())):
             alike = (samples == count).nonzero()[:, 0]
@@ -124,17 +124,17 @@ class AudioTransformer(Teacher):
         return values
 
     def mel(self, sounds: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Compute w2v-BERT's input, mel bands `(b, n, 160)` of two frames each, every band standardized."""
+        """Compute the input of w2v-BERT `(b, n, 160)`: pairs of frames of 80 log mel bands, standardized over time."""
         counts = [sounds.shape[1]] * len(sounds) if samples is None else samples.tolist()
         with torch.autocast(sounds.device.type, enabled=False):
             rows = []
             for sound, count in zip(sounds, counts, strict=True):
                 bands = fbank(sound[None, :count] * 2**15, num_mel_bins=80, window_type="povey")
                 bands = (bands - bands.mean(0)) * (bands.var(0) + 1e-7).rsqrt()
-                rows.append(bands[: len(bands) // 2 * 2].reshape(-1, 160))
+                rows.append(bands[: len(bands) // 2 * 2].reshape(-1, 160))  # (2n, 80) -> (n, 160)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _before(lengths: Tensor, total: int) -> Tensor:
-    """Mark each length's steps, bool `(b, total)`."""
+    """Return the mask of the first `lengths` steps, bool `(b, total)`."""
     return torch.arange(total, device=lengths.device) < lengths[:, None]

@@ -1,6 +1,6 @@
-"""Frozen networks, the teachers: what they make of signals, wherever it is used.
+"""Teachers: frozen pretrained networks that compute features of signals.
 
-A dataset may be made of features (`features`), and an objective may compare a codec with them
+The features are the signals of a dataset (`datasets.features`), or targets of loss terms
 (`varitok.codecs.losses.guided`). Weights must be on this machine; nothing is downloaded.
 """
 
@@ -23,17 +23,17 @@ __all__ = ["Layer", "Pretrained", "Teacher", "layer_of", "load_pretrained"]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 Layer: TypeAlias = int | Literal["last", "mean"]
-"""Whose hidden states: a layer's by its number, 0 before the first, the "last" one's after the last norm, or the "mean"
-of all."""
+"""Layer whose hidden states are returned: a number (0 is the first layer's input), "last" (after the final norm), or
+"mean" over all."""
 
 
 class Teacher(nn.Module, ABC):
     """A frozen network that turns signals into features.
 
     Attributes:
-        name: Its name above a table.
-        channels: Width of its features.
-        pooled_channels: Width of its vector of a whole signal; 0 if it has only the mean.
+        name: Name of the network, for the header of tables.
+        channels: Number of feature channels.
+        pooled_channels: Size of its pooled vector of a signal; 0 if it has no pooled output.
     """
 
     name: str
@@ -42,34 +42,34 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
-        """Turn signals into features, with a gradient at signals that want one.
+        """Compute features of signals; gradients flow back to signals that require them.
 
         Args:
             signal: `(b, c, *grid)`, uint8 or float in [-1, 1].
-            lengths: int64 `(b,)`, valid steps of the first grid axis of sounds and clips; None for all.
+            lengths: int64 `(b,)`, valid steps of the first grid axis of audio and clips; None for all.
         """
 
 
 class Pretrained(NamedTuple):
-    """A network of `transformers`, read from a folder."""
+    """A pretrained network of `transformers`, loaded from a folder."""
 
     network: Any
     folder: Path
-    processor: dict[str, Any]  # contents of preprocessor_config.json, empty if missing
-    missing: list[str]  # names of weights that the file doesn't have, sorted
+    processor: dict[str, Any]  # content of preprocessor_config.json, empty if missing
+    missing: list[str]  # names of parameters that are missing in the file, sorted
 
 
 def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = False) -> Pretrained:
-    """Read a network of `transformers` from this machine.
+    """Load a pretrained network of `transformers` from this machine.
 
     Args:
-        folder: A path, or a name below a folder of weights.
-        what: What should be there, for the error.
-        prefix: Before the names of the weights in the file.
-        processor: Whether preprocessor_config.json must be there.
+        folder: A path, or a name below one of `weight_folders`.
+        what: Description of the expected network, for the error message.
+        prefix: Prefix of the parameter names in the file, which is removed.
+        processor: Whether preprocessor_config.json is required.
 
     Raises:
-        UserError: A file isn't there, `transformers` isn't installed, or can't read it.
+        UserError: A file is missing, `transformers` isn't installed, or can't read it.
     """
     folders = [Path(folder).expanduser(), *(root / folder for root in weight_folders())]
     needed = ["config.json", *(["preprocessor_config.json"] if processor else [])]
@@ -91,17 +91,17 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
         found, told = AutoModel.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **renamed)
         about = path / "preprocessor_config.json"
         read = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    except Exception as error:  # OSError, ValueError and what safetensors raises
+    except Exception as error:  # OSError, ValueError and errors of safetensors
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: transformers can't read it ({first})") from error
     return Pretrained(found, path, read, sorted(told["missing_keys"]))
 
 
 def check_layer(layer: Layer, network: Any) -> Layer:
-    """Check a layer and return it.
+    """Check that a network has a layer, and return the layer.
 
     Raises:
-        UserError: The network doesn't have it.
+        UserError: The network doesn't have the layer.
     """
     most = int(network.config.num_hidden_layers)
     if layer in ("last", "mean") or (isinstance(layer, int) and 0 <= layer <= most):
@@ -110,7 +110,7 @@ def check_layer(layer: Layer, network: Any) -> Layer:
 
 
 def layer_of(output: Any, layer: Layer) -> Tensor:
-    """Take hidden states `(b, n, c)` from what a transformer gives."""
+    """Return the hidden states `(b, n, c)` of a layer from the output of a transformer."""
     states: Tensor = output.last_hidden_state
     if layer == "mean":
         states = torch.stack(output.hidden_states).mean(0)

@@ -1,4 +1,4 @@
-"""Teachers of images, and of the frames of clips."""
+"""Vision teachers: of images, and of clips frame by frame."""
 
 import inspect
 from abc import abstractmethod
@@ -18,16 +18,16 @@ from .base import Layer, Teacher, check_layer, layer_of, load_pretrained
 
 __all__ = ["RandomTeacher", "VisionTransformer"]
 
-RESAMPLING: dict[Any, str] = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+RESAMPLING: dict[Any, str] = {2: "bilinear", 3: "bicubic"}  # by Pillow's constants
 
 
 class FrameTeacher(Teacher):
-    """One that sees images, and clips frame by frame.
+    """A teacher of images, applied to clips frame by frame.
 
     Attributes:
-        patch: Rows, and columns, of pixels to a position.
-        size: Sides, in pixels, that images are brought to before; None leaves them.
-        mode: How they are interpolated.
+        patch: Patch size in pixels, the stride of the feature map.
+        size: Height and width in pixels to which images are resized first; None keeps theirs.
+        mode: Interpolation mode of the resizing.
     """
 
     patch: int
@@ -36,36 +36,36 @@ class FrameTeacher(Teacher):
 
     @abstractmethod
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn frames, float `(n, 3, h, w)` in [-1, 1], into features `(n, c, h / patch, w / patch)`, and `(n, c)`."""
+        """Compute features `(n, c, h / patch, w / patch)` and pooled `(n, d)` of frames `(n, 3, h, w)` in [-1, 1]."""
 
     def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring frames to a size."""
+        """Resize frames `(n, 3, h, w)` to `size`, antialiased."""
         return functional.interpolate(frames, list(size), mode=self.mode, antialias=True)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> FeatureMap:
         """Compute the features of images or clips; see `Teacher.forward`.
 
         Raises:
-            UserError: The patch doesn't divide the sides.
+            UserError: The patch size doesn't divide height and width.
         """
         frames = normalize(signal)
         clips = frames.ndim == 5
         if clips:
-            frames = frames.transpose(1, 2).flatten(0, 1)
+            frames = frames.transpose(1, 2).flatten(0, 1)  # (b, 3, t, h, w) -> (b t, 3, h, w)
         sides = frames.shape[2], frames.shape[3]
         if self.size is not None and sides != self.size:
             frames = self.resize(frames, self.size)
         rows, columns = frames.shape[2], frames.shape[3]
         if rows % self.patch or columns % self.patch:
             raise UserError(
-                f"{columns} x {rows} pixels are no multiples of the teacher's patch, {self.patch}; give the data"
+                f"{columns} x {rows} pixels aren't multiples of the teacher's patch, {self.patch}; give the data"
                 " another image_size, or the teacher a size"
             )
         values, pooled = self.see(frames)
         steps = tuple(side / count for side, count in zip(sides, values.shape[2:], strict=True))
         if not clips:
             return FeatureMap(values, steps, pooled=pooled)
-        values = values.reshape(len(signal), -1, *values.shape[1:]).transpose(1, 2)
+        values = values.reshape(len(signal), -1, *values.shape[1:]).transpose(1, 2)  # (b t, c, ...) -> (b, c, t, ...)
         found = FeatureMap(values, (1.0, *steps), lengths)
         if pooled is None:
             return found
@@ -74,11 +74,11 @@ class FrameTeacher(Teacher):
 
 
 class RandomTeacher(FrameTeacher):
-    """Convolutions whose weights are drawn once and for all: a stand-in where no weights are, it knows no meaning.
+    """A convolutional network of fixed random weights: a stand-in without pretrained weights, hence without semantics.
 
     Args:
-        channels: Features of a position.
-        patch: Rows, and columns, of pixels to a position; a power of two.
+        channels: Number of feature channels.
+        patch: Patch size in pixels, the stride of the feature map; a power of two.
 
     Raises:
         UserError: A number is out of range.
@@ -104,31 +104,30 @@ class RandomTeacher(FrameTeacher):
         """Compute the features of frames; see `FrameTeacher.see`."""
         x = frames
         for level, weight in enumerate(self.weights):
-            # Zeros beyond the border would be the strongest feature there is.
+            # With zero padding, the border would be the strongest feature.
             x = functional.pad(functional.relu(x) if level else x, (1, 1, 1, 1), mode="replicate")
             x = functional.conv2d(x, weight, stride=2)
         return x, None
 
 
 class VisionTransformer(FrameTeacher):
-    """A vision transformer of the package `transformers`: ViT, DeiT, DINOv2, and the vision side of CLIP and SigLIP.
+    """A vision transformer of the package `transformers`: ViT, DeiT, DINOv2, the vision encoders of CLIP and SigLIP.
 
-    Its features are hidden states, without class tokens and the like; `pooled` is the vector of a
+    Its features are the hidden states of the patches, without class or register tokens. `pooled` is the vector of the
     whole image, in CLIP the one compared with texts. For Theia, put its model.safetensors beside the config.json
-    of its backbone (facebook/deit-base-patch16-224), and give prefix "backbone.model.".
+    of its backbone (facebook/deit-base-patch16-224), and set prefix "backbone.model.".
 
     Args:
-        folder: With config.json and the weights: a path, or a name below one of `weights.weight_folders`.
-        prefix: Before the names of the weights, where the file holds more than the transformer.
-        layer: Whose hidden states.
-        size: Side, or height and width, in pixels, that images are brought to before; None leaves them, and then the
-            patch must divide them.
-        mean: Mean of the pixels that it was trained on, for each color, in [0, 1]; None takes those of
-            preprocessor_config.json, or ImageNet's if that is missing.
-        deviation: Standard deviation of these pixels.
+        folder: Folder of config.json and the weights: a path, or a name below one of `weights.weight_folders`.
+        prefix: Prefix of the parameter names, if the file contains more than the transformer.
+        layer: Layer whose hidden states are the features.
+        size: Side, or height and width, in pixels to which images are resized first; None keeps theirs, which the
+            patch must divide.
+        mean: Mean of each color in its training data, in [0, 1]; None for preprocessor_config.json's, or ImageNet's.
+        deviation: Standard deviation of each color; None as for `mean`.
 
     Raises:
-        UserError: `load_pretrained` fails, or the network isn't a whole vision transformer.
+        UserError: `load_pretrained` fails, or the network isn't a complete vision transformer.
     """
 
     mean: Tensor
@@ -148,13 +147,13 @@ class VisionTransformer(FrameTeacher):
             folder, "a vision transformer, such as facebook/dinov2-base or google/siglip-base-patch16-224", prefix
         )
         whole = found.network
-        network = getattr(whole, "vision_model", whole)  # of CLIP's and SigLIP's two sides one
-        # What isn't in the file would be random, without a word; not all have a pooler.
+        network = getattr(whole, "vision_model", whole)  # the vision encoder of CLIP or SigLIP
+        # Parameters missing in the file are silently random; only those of a pooler may be missing.
         missing = [name for name in found.missing if "pooler" not in name]
         patch = getattr(network.config, "patch_size", None)
         if missing or not isinstance(patch, int):
             reason = f"{len(missing)} weights are missing, {missing[0]} first" if missing else "it has no patch_size"
-            raise UserError(f"{found.folder}: not a whole vision transformer, {reason}; see the teacher's prefix")
+            raise UserError(f"{found.folder}: not a complete vision transformer, {reason}; see the teacher's prefix")
         self.network: nn.Module = network.eval().requires_grad_(False)
         self.pools = not found.missing
         self.project = whole.visual_projection.requires_grad_(False) if hasattr(whole, "visual_projection") else None
@@ -172,12 +171,12 @@ class VisionTransformer(FrameTeacher):
         deviation = deviation or found.processor.get("image_std", (0.229, 0.224, 0.225))
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(3, 1, 1))
         self.register_buffer("deviation", torch.tensor(list(deviation)).reshape(3, 1, 1))
-        # Some always take frames of any size, others only with this argument.
+        # Some accept frames of any size, others only with this argument.
         known = inspect.signature(network.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Bring frames in [-1, 1] to its own mean and deviation."""
+        """Normalize frames in [-1, 1] with the mean and standard deviation of the training pixels."""
         return ((frames + 1) / 2 - self.mean) / self.deviation
 
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -185,6 +184,7 @@ class VisionTransformer(FrameTeacher):
         output = self.network(pixel_values=self.pixels(frames), output_hidden_states=True, **self.options)
         hidden = layer_of(output, self.layer)
         rows, columns = frames.shape[2] // self.patch, frames.shape[3] // self.patch
+        # (n, rows columns, c) -> (n, c, rows, columns)
         values = hidden[:, -rows * columns :].transpose(1, 2).reshape(len(frames), -1, rows, columns).float()
         pooled = output.pooler_output if self.pools else None
         if pooled is not None:

@@ -103,16 +103,16 @@ def test_batches_bring_the_features_of_their_sounds(corpus):
 def test_what_cannot_be_cut_is_refused_in_one_line(corpus, tmp_path):
     seen = corpus[2]
     leaves = dead_leaves(image_size=16, length=4, val_length=2).train
-    with pytest.raises(UserError, match=r"of folders of sounds or images alone; .*cached=null"):
+    with pytest.raises(UserError, match=r"need a folder of audio files or images; .*cached=null"):
         open_features(str(seen), leaves)
     more = tmp_path / "more"
     more.mkdir()
     soundfile.write(more / "other.wav", np.zeros(500), RATE)
-    with pytest.raises(UserError, match=r"has no features of .*other\.wav; write them anew"):
+    with pytest.raises(UserError, match=r"has no features of .*other\.wav; run `varitok features` again"):
         open_features(str(seen), dataset(more))
     with pytest.raises(UserError, match="no shards of features in this folder"):
         CachedTeacher(str(more))
-    with pytest.raises(UserError, match=r"a reconstruction is for the teacher to see"):
+    with pytest.raises(UserError, match=r"a reconstruction needs the teacher"):
         CachedTeacher(str(seen))(torch.zeros(1, 1, 400))
 
 
@@ -201,7 +201,7 @@ def test_images_are_what_the_teacher_sees(tmp_path, capsys):
 
 def test_features_of_another_kind_are_refused(corpus, tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="holds features of sounds"):
+    with pytest.raises(UserError, match="contains features of audio"):
         open_features(str(corpus[2]), image_folder(tmp_path).train)
 
 

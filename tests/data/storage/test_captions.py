@@ -97,13 +97,13 @@ def test_texts_are_read_as_the_library_reads_them(tmp_path, kind) -> None:
     assert not any(part.requires_grad for part in teacher.parameters())
     sizes = [sum(part.numel() for part in network.parameters()) for network in (teacher.network, network)]
     assert sizes[0] < 0.8 * sizes[1], "the other side isn't held"
-    with pytest.raises(UserError, match="reads captions, and sees no signal"):
+    with pytest.raises(UserError, match="encodes captions, not signals"):
         teacher(torch.rand(1, 3, 16, 16))
 
 
 def test_folders_that_hold_no_reader_are_told(tmp_path) -> None:
     _, folder = saved(tmp_path, "vit")
-    with pytest.raises(UserError, match="a vit has no side that reads texts"):
+    with pytest.raises(UserError, match="a vit has no text encoder"):
         TextTransformer(str(folder))
     _, folder = saved(tmp_path, "clip")
     (folder / "tokenizer.json").write_text("{")
@@ -111,5 +111,5 @@ def test_folders_that_hold_no_reader_are_told(tmp_path) -> None:
         TextTransformer(str(folder))
     assert "\n" not in str(error.value)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"place the tokenizer's files there, above all tokenizer\.json"):
+    with pytest.raises(UserError, match=r"place the tokenizer's files there, usually tokenizer\.json"):
         TextTransformer(str(folder))

@@ -187,7 +187,7 @@ def test_members_have_keys_of_their_own(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["nowhere", "--out", "x"], "nowhere: no such folder"),
-        (["empty", "--out", "x"], "empty: no image, sound or clip in this folder"),
+        (["empty", "--out", "x"], "empty: no image, audio or video file in this folder"),
         (["empty"], r"empty: no shards \(\*\.tar\) in this folder; give --out SHARDS to pack its files"),
         (["full", "--out", "x", "--size", "many"], "--size many: give a number of bytes, such as 256MB"),
         (["full", "--out", "full"], "full: is not empty; name a new folder for the shards"),

@@ -213,11 +213,11 @@ def test_a_broken_teacher_is_told_in_one_line(tmp_path, spoil, message):
 
 def test_a_teacher_of_the_wrong_class_or_layer_is_told_in_one_line(tmp_path):
     folders = {kind: str(saved(tmp_path, kind)[1]) for kind in ("wavlm", "dinov2")}
-    with pytest.raises(UserError, match=r"wavlm: not a whole vision transformer, it has no patch_size"):
+    with pytest.raises(UserError, match=r"wavlm: not a complete vision transformer, it has no patch_size"):
         VisionTransformer(folders["wavlm"])
-    with pytest.raises(UserError, match=r"dinov2: not a whole transformer of sounds \(a dinov2\)"):
+    with pytest.raises(UserError, match=r"dinov2: not a complete audio transformer \(a dinov2\)"):
         AudioTransformer(folders["dinov2"], 16000)
     with pytest.raises(UserError, match=r"layer=3: must be last, mean, or from 0 to 2"):
         AudioTransformer(folders["wavlm"], 16000, layer=3)
-    with pytest.raises(UserError, match=r"20 x 16 pixels are no multiples of the teacher's patch, 8"):
+    with pytest.raises(UserError, match=r"20 x 16 pixels aren't multiples of the teacher's patch, 8"):
         VisionTransformer(folders["dinov2"])(torch.zeros(1, 3, 16, 20))

@@ -72,10 +72,10 @@ class FileDataset(SignalDataset):
 
 
 def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function]:
-    """Return a decorator that replaces `**form` in a signature by the keyword arguments of `other`, to which they go.
+    """Return a decorator that replaces `**form` in a function's signature by the keyword-only arguments of `other`.
 
-    So the names and types in a configuration are checked before any file is read. `but` lists keyword arguments that
-    the function sets itself.
+    The function passes `form` to `other`. So the names and types in a configuration are checked before any file is
+    read. `but` lists arguments that the function sets itself.
     """
 
     def decorate(function: Function) -> Function:

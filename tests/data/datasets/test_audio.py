@@ -172,7 +172,7 @@ def test_a_bucket_is_a_share(folder, bucket):
 def test_buckets_need_lengths():
     from varitok.data.synthetic.audio import voices
 
-    with pytest.raises(UserError, match=r"loader\.bucket: this dataset doesn't know"):
+    with pytest.raises(UserError, match=r"loader\.bucket: the lengths of this dataset are unknown"):
         DataModule(voices(), batch_size=4, updates=1, bucket=0.1)
 
 

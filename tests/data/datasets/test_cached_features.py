@@ -110,7 +110,7 @@ def test_what_cannot_be_cut_is_refused_in_one_line(corpus, tmp_path):
     soundfile.write(more / "other.wav", np.zeros(500), RATE)
     with pytest.raises(UserError, match=r"has no features of .*other\.wav; run `varitok features` again"):
         open_features(str(seen), dataset(more))
-    with pytest.raises(UserError, match="no shards of features in this folder"):
+    with pytest.raises(UserError, match="no feature shards in this folder"):
         CachedTeacher(str(more))
     with pytest.raises(UserError, match=r"a reconstruction needs the teacher"):
         CachedTeacher(str(seen))(torch.zeros(1, 1, 400))

@@ -70,10 +70,10 @@ class UpdateBatchSampler(RunSampler):
 
 
 class AlikeSampler(RunSampler, ABC):
-    """A sampler whose global batches group similar samples, so that all ranks have batches of equal cost.
+    """A sampler whose global batches consist of similar samples, so that no rank waits for another's larger batch.
 
-    So no rank waits for another whose batch is larger. Each epoch is drawn from (seed, epoch); all have the same
-    number of batches. A run resumes exactly with any number of workers, but only with the same number of processes.
+    Each epoch is drawn from (seed, epoch); all have the same number of batches. A run resumes exactly with any number
+    of workers, but only with the same number of processes.
     """
 
     @abstractmethod
@@ -98,7 +98,7 @@ class AlikeSampler(RunSampler, ABC):
 
 @dataclass(eq=False, repr=False)
 class BucketSampler(AlikeSampler):
-    """A sampler of batches within buckets; the last batch of a bucket is filled by repeating its first samples.
+    """A sampler of batches within buckets; the last batch of a bucket is completed with the bucket's first samples.
 
     Args:
         kinds: Bucket index of each sample.
@@ -124,7 +124,7 @@ class BucketSampler(AlikeSampler):
 
 @dataclass(eq=False, repr=False)
 class LengthSampler(AlikeSampler):
-    """A sampler of batches of similar lengths, which need little padding, of a fixed size or a size budget.
+    """A sampler of batches of similar lengths, to save padding, with a fixed number of samples or a size budget.
 
     Samples are sorted by length and cut into batches. Noise on the lengths varies the batches between epochs.
     If the number of processes doesn't divide the last global batch, its first samples are repeated.
@@ -133,8 +133,8 @@ class LengthSampler(AlikeSampler):
         lengths: Length of each sample, at least 1.
         batch_size: Samples per batch and process; the maximum if there is a budget.
         share: Upper end of the uniform noise, relative to the length, that is added before sorting.
-        budget: Size limit of each process's batch, padding included: number of samples times the longest length. The
-            noise may exceed it by `share`. A longer sample is a batch of its own. None: all batches have `batch_size`.
+        budget: Size limit of each process's batch, padding included: number of samples times the longest length. Noise
+            can exceed it by `share`. A longer sample is a batch of its own. None: all batches have `batch_size`.
     """
 
     lengths: Sequence[int]

@@ -110,8 +110,8 @@ def splits_of(
         train: Training files.
         val: Validation files.
         sample_rate: Sample rate in Hz, to which all files are resampled.
-        crop_tokens: Length of a training crop in tokens; None for whole files. In crops of a fixed duration, a low token
-            rate leaves few tokens, and training fails (arXiv 2606.16969).
+        crop_tokens: Length of a training crop in tokens; None for whole files. In crops of a fixed duration, a low
+            token rate leaves few tokens, and training fails (arXiv 2606.16969).
         downsample: Samples per token (hop length).
         channels: See `AudioDataset`.
         val_seconds: Seconds of each validation file that are used, from its beginning; None for all.

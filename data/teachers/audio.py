@@ -22,7 +22,7 @@ class AudioTransformer(Teacher):
     """An audio transformer of the package `transformers`: HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0.
 
     Audio is mixed to mono, resampled to the network's rate, and normalized as by its own feature extractor. Zeros at
-    both ends, (window - stride) / 2 samples, center the receptive field of each step on its samples.
+    both ends, about (window - stride) / 2 samples, center the receptive field of each step on its samples.
 
     Args:
         folder: Folder of config.json, preprocessor_config.json and the weights: a path, or a name below one of
@@ -81,7 +81,7 @@ class AudioTransformer(Teacher):
         return FeatureMap(values, (step,), None if whole else steps)
 
     def prepare(self, sounds: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalize waveforms `(b, n)` at the network's rate to mean 0 and variance 1 if it requires it, and pad them.
+        """Normalize waveforms `(b, n)` at the network's rate to mean 0 and variance 1 if it expects that, and pad.
 
         Returns:
             Waveforms `(b, m)`, and the number of samples of each that its steps cover, padding included, `(b,)`.
@@ -100,7 +100,7 @@ class AudioTransformer(Teacher):
 
     def _count_covered(self, valid: Tensor) -> Tensor:
         """Return the number of samples, padding included, in the receptive field of the steps of `valid` samples."""
-        # A mel frame of padding alone would bias the mean of each band, so there the last step must be complete.
+        # A mel frame in the padding would bias the mean of each band, so there the last step must be complete.
         steps = valid // self.stride if self.bands else -(-valid // self.stride)
         return (steps.clamp(min=1) - 1) * self.stride + self.window
 

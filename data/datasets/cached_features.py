@@ -1,7 +1,7 @@
 """Precomputed features of a teacher, in shards (`data/cli/features.py`), which training reads instead of running it.
 
-Features are cropped like the signals. So their receptive field is the whole file, not only the crop,
-and they don't reflect its random gain or sign.
+Features are cropped like the signals. So their receptive field extends beyond the crop (audio: windows of 30 s;
+images: the whole image), and they don't reflect the crop's random gain or sign.
 """
 
 import io

@@ -204,7 +204,7 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 
 
 def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
-    """Read the training and validation files of a manifest; without a validation file, the training files are both."""
+    """Read the training and validation files of a manifest; the training files serve as both if it has no others."""
     splits: dict[str, list[Path]] = {"train": [], "val": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

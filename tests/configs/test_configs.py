@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.codecs.training.config import compose
 
 from ..composing import composed
@@ -316,6 +317,20 @@ def _check(*words: str) -> None:
     for key in OmegaConf.missing_keys(config):
         OmegaConf.update(config, key, "FOLDER")
     compose.check(config)
+
+
+@pytest.mark.parametrize(
+    ("modality", "option", "folder"),
+    [("image", "image_folder", "photos"), ("audio", "audio_folder", "speech"), ("video", "video_folder", "clips")],
+)
+def test_a_demo_takes_a_folder_of_files(modality: str, option: str, folder: str) -> None:
+    """Nothing in the experiment may be an argument of its synthetic dataset alone."""
+    config = composed(
+        f"experiment={modality}/demo", f"data={option}", f"data.root={ROOT / 'data' / 'embedded' / folder}"
+    )
+    splits = build(config.data)
+    assert len(splits.train) > len(splits.val) >= 1
+    assert splits.val[0, 0].shape[0] == (1 if modality == "audio" else 3)
 
 
 def test_check_names_every_missing_value() -> None:

@@ -1,4 +1,4 @@
-"""The one codec shape: an encoder makes latents, a bottleneck makes codes, a decoder makes the signal back.
+"""The codec: an encoder maps a signal to latents, a bottleneck quantizes them, a decoder maps them back to a signal.
 
               +---------+ (b, n, width)                +-------------+ (b, n, d) +------------+
     signal -->| encoder |----------------------------->| project_in  |---------->|            |--> codes
@@ -7,9 +7,17 @@
     signal <--| decoder |<--------------| length |<----| project_out |<----------|            |<-- codes
               +---------+               +--------+     +-------------+           +------------+
 
-Shapes: b signals, or blocks of clips, each a signal of its own; c channels; q codebooks; n tokens, N the most of them,
-k those that are kept; d the bottleneck's width; t, h, w steps in time, rows and columns; grid all axes of a signal, or
-of its codes. Codes are `(b, q, *grid)`, ordered ones `(b, q, k)` or `(b, q, t, k)`; see `layout.py`.
+Shape legend, for the whole package:
+
+    b     signals of a batch; of clips with ordered tokens, blocks of all signals
+    c     channels
+    grid  axes of a signal: (h, w) of an image, (t,) of audio, (t, h, w) of video; of codes, the same after downsampling
+    n     tokens of a signal or block; N at most, k kept
+    d     width of the bottleneck's latents; `width` is that of the encoder's or the decoder's
+    q     codebooks
+
+Codes are `(b, q, *grid)` if tokens are on a grid, `(b, q, k)` or, for clips, `(b, q, blocks, k)` if they are ordered
+(`layout.py`).
 """
 
 import math
@@ -33,7 +41,7 @@ __all__ = ["Codec"]
 
 
 def _fit(encoder: Encoder, inputs: int, outputs: int) -> nn.Module:
-    """Make the map between a network and the bottleneck."""
+    """Return the linear map between a network and the bottleneck, or none for a direct encoder."""
     if not encoder.direct:
         return nn.Linear(inputs, outputs)
     if inputs != outputs:
@@ -44,31 +52,40 @@ def _fit(encoder: Encoder, inputs: int, outputs: int) -> nn.Module:
 class Codec(nn.Module):
     """A variable-length tokenizer.
 
-    Two linear maps fit the bottleneck between networks of any width.
+    Linear maps fit the bottleneck's width to those of the networks.
+
+    >>> image = torch.rand(2, 3, 32, 32) * 2 - 1
+    >>> codes = codec.encode(image)  # int64
+    >>> codes.shape  # (b, q, N)
+    torch.Size([2, 1, 16])
+    >>> codec.decode(codes[..., :4]).shape  # of the first 4 tokens
+    torch.Size([2, 3, 32, 32])
+    >>> codec.bits(4)  # of each image
+    48.0
 
     Args:
-        encoder: Signals to latents; see `networks/contract.py`.
-        bottleneck: Latents `(b, n, bottleneck.dim)` to codes and back.
-        decoder: Latents to signals.
-        length: How many tokens and codebooks are kept while training, and how the rest is hidden; its halting head, if
-            it has one, learns in the codec's own training step.
-        unit_latents: Scale each sample's latents, or each block's, to a root mean square of 1 over width and the tokens
-            that all have; on the grid of a clip each token's alone, so that chunks are scaled as the whole. A decoder
-            that knows nothing yet hears latents as noise, and its first wish is that they be small: the codes
-            collapse. They can't where the scale is given (ours).
-        perturbation: Replaces tokens by neighbors in training, so that the decoder tolerates a generator's mistakes;
+        encoder: Maps signals to latents (`networks/contract.py`).
+        bottleneck: Quantizes latents `(b, n, bottleneck.dim)` and looks codes up.
+        decoder: Maps latents to signals.
+        length: Distribution of the numbers of tokens and codebooks kept in training, and how the decoder is shown that
+            the others are missing. Its halting head, if any, is trained in `forward`.
+        unit_latents: Normalize latents to a root mean square of 1: over all tokens and channels of a sample or block
+            if tokens are ordered, else over the channels of each token, so that chunks equal the whole. An untrained
+            decoder treats latents as noise and shrinks them towards zero, which collapses the codebook; normalizing
+            them prevents it (ours).
+        perturbation: Replaces tokens by near ones in training, so that the decoder tolerates a generator's errors;
             None: never.
         sample_rate: Sample rate of audio, in Hz; None for other modalities.
-        frame_rate: Frame rate of video; None if unknown, or for other modalities.
-        bounded: Signals are in [-1, 1], like pixels and audio; otherwise they are standardized features of any range.
+        frame_rate: Frame rate of video, in Hz; None if unknown, or for other modalities.
+        bounded: Whether signals are in [-1, 1], as pixels and audio are; otherwise they are standardized features.
 
     Attributes:
-        feature_mean: Codecs that aren't bounded: mean of each raw channel, `(c,)`. The codec itself takes standardized
-            features; a user needs both to standardize raw ones.
-        feature_deviation: Standard deviation of each raw channel, `(c,)`.
+        feature_mean: Mean of each raw channel, `(c,)`; only if not `bounded`. `(raw - mean) / deviation` is what the
+            codec takes.
+        feature_deviation: Standard deviation of each raw channel, `(c,)`; only if not `bounded`.
 
     Raises:
-        UserError: The bottleneck doesn't have the perturbation's neighbors, or placed tokens are to be dropped.
+        UserError: The perturbation doesn't support this bottleneck, or `length` drops tokens that are on a grid.
     """
 
     def __init__(
@@ -90,8 +107,8 @@ class Codec(nn.Module):
         self.encoder = encoder
         self.project_in = _fit(encoder, encoder.width, bottleneck.dim)
         if isinstance(self.project_in, nn.Linear):
-            nn.init.zeros_(self.project_in.bias)  # or quiet signals' latents would be alike
-            # Features of unit size give latents of unit size; torch's own start would bring all near one code.
+            nn.init.zeros_(self.project_in.bias)  # a bias would make the latents of quiet signals equal
+            # Keeps unit variance; torch's default shrinks the latents, so that all fall to one code.
             nn.init.kaiming_normal_(self.project_in.weight, nonlinearity="linear")
         self.bottleneck = bottleneck
         self.project_out = _fit(encoder, bottleneck.dim, decoder.width)
@@ -110,7 +127,7 @@ class Codec(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """The most tokens that a signal, or a block of frames, has, N.
+        """Maximum number of tokens of a signal, or of a block of frames, N.
 
         Raises:
             UserError: The codec has tokens on a grid.
@@ -121,29 +138,32 @@ class Codec(nn.Module):
 
     @property
     def downsample(self) -> tuple[int, ...]:
-        """Samples (pixels, frames) of each axis to a step of the grid."""
+        """Downsampling factor of each axis: pixels, frames or samples to a step of the grid."""
         return tuple(self.layout.downsample)
 
     @property
     def num_codebooks(self) -> int:
-        """How many codebooks each token has; 0 if the bottleneck is continuous."""
+        """Number of codebooks, q; 0 if the bottleneck is continuous."""
         return len(self.bottleneck.codebook_sizes)
 
     @property
     def runs(self) -> bool:
-        """Whether unchanged tokens repeat, so that a run is coded once."""
+        """Whether unchanged tokens repeat, so that a run of them is coded once."""
         return self.encoder.repeats
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
+        """Return the bits of `tokens` tokens at fixed length, for the first `num_codebooks`, all if None."""
         return self.bottleneck.payload(tokens, num_codebooks)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Run the encoder alone: `(b, n, encoder.width)`, what the halting head reads.
+        """Run the encoder alone; the halting head reads its output.
 
         Args:
-            signal: `(b, c, *grid)`; the last steps of the grid are filled up (`TokenLayout.pad`).
-            lengths: int64 `(b,)`, valid tokens; all if None.
+            signal: `(b, c, *grid)`; the end of each free axis is padded to whole steps (`TokenLayout.pad`).
+            lengths: int64 `(b,)`, number of valid tokens on the grid; all if None.
+
+        Returns:
+            `(b, n, encoder.width)`.
 
         Raises:
             UserError: The patch doesn't divide the image's sides.
@@ -154,18 +174,25 @@ class Codec(nn.Module):
         return features
 
     def latents(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Encode to continuous latents `(b, n, d)`; see `features`."""
+        """Encode to the latents `(b, n, d)` that the bottleneck quantizes; arguments as `features`."""
         return self.to_bottleneck(self.features(signal, lengths), lengths)
 
     def to_bottleneck(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Bring the encoder's latents to the bottleneck's width and scale."""
+        """Project the encoder's output `(b, n, width)` to latents `(b, n, d)`; normalize them if `unit_latents`."""
         latents: Tensor = self.project_in(features)
         return self.layout.normalize(latents, lengths) if self.unit_latents else latents
 
     def paint(
         self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = (), memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Decode quantized latents `(b, n, d)` to a signal of whole steps; `lengths` are kept, all if None."""
+        """Decode quantized latents `(b, n, d)` to signals `(b, c, *grid)` of whole steps.
+
+        Args:
+            latents: Quantized latents.
+            lengths: int64 `(b,)`, number of tokens kept; all if None.
+            grid: Grid of the tokens; empty if they are ordered.
+            memory: States of causal layers, updated in place; None: no streaming.
+        """
         visible, mask = self.project_out(latents), None
         if lengths is not None:
             visible, mask = self.length.mechanism(visible, lengths)
@@ -175,18 +202,18 @@ class Codec(nn.Module):
     def forward(
         self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
     ) -> Reconstruction:
-        """Send signals through the codec.
+        """Encode, quantize and decode signals, with gradients.
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
-            lengths: int64 `(b * blocks,)`, kept tokens if they are ordered, valid tokens if they are placed; all if
-                None.
-            n_codebooks: int64 `(b * blocks,)`, codebooks kept; all if None.
+            lengths: int64 `(b * blocks,)`, number of tokens kept if they are ordered, valid if they are on a grid; all
+                if None.
+            n_codebooks: int64 `(b * blocks,)`, number of codebooks kept; all if None.
         """
         size = signal.shape[2:]
         features = self.features(signal, lengths)
         latents = self.to_bottleneck(features, lengths)
-        shown = lengths  # a mask that hides nothing costs a convolutional decoder 6 % of its time
+        shown = lengths  # None stays None: an all-true mask costs a convolutional decoder 6 % of its time
         if lengths is None:
             lengths = self.layout.valid(torch.full((len(signal),), size[0], device=signal.device), size)
         n_codebooks = n_codebooks if n_codebooks is not None else self.bottleneck.depths(latents)
@@ -196,22 +223,22 @@ class Codec(nn.Module):
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)
         painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size)), size)
         if self.training and self.length.halting is not None:
-            # Only with all of its codebooks does a sample say what a number of tokens comes to.
+            # Samples with fewer codebooks don't show the error at a number of tokens.
             error = self.layout.signal_means((painted.detach().float() - signal).abs())
             loss = self.length.halting.loss(features, error, lengths, n_codebooks >= self.num_codebooks)
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
         return Reconstruction(painted, quantized)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Turn signals into codes.
+        """Encode signals to codes.
 
         Args:
             signal: `(b, c, *grid)`.
-            lengths: int64 `(b,)`, valid placed tokens; all if None.
+            lengths: int64 `(b,)`, number of valid tokens on a grid; all if None.
 
         Returns:
-            int64 `(b, codebooks, N)` where tokens are ordered, of clips `(b, codebooks, blocks, N)`: keep a prefix of
-            the last axis for a shorter code. Else `(b, codebooks, *grid)`: keep a prefix of the codebooks.
+            int64 `(b, q, N)`, for clips `(b, q, blocks, N)`, if tokens are ordered: a prefix of the last axis is a
+            shorter code. Else `(b, q, *grid)`: a prefix of the codebooks is one.
         """
         latents = self.latents(signal, lengths)
         if lengths is None or self.layout.ordered:
@@ -221,16 +248,16 @@ class Codec(nn.Module):
         return self.layout.to_grid(codes, len(signal), self.layout.grid(signal.shape[2:]))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Turn codes into signals.
+        """Decode codes to signals `(b, c, *size)`.
 
         Args:
-            codes: `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, where tokens are ordered, else
-                `(b, codebooks, *grid)`; a prefix of the codebooks is allowed.
-            size: The signals' size; if None that of training, or of whole steps, without the causal pad.
-            lengths: int64 `(b,)`, or of clips `(b, blocks)`, how many of the tokens each sample keeps; all if None.
+            codes: `(b, q, k)` or, for clips, `(b, q, blocks, k)`, with 1 <= k <= N, if tokens are ordered, else
+                `(b, q, *grid)`. Fewer codebooks, the first ones, are allowed.
+            size: Size of the signals; if None, that of training or of whole steps, without the causal pad.
+            lengths: int64 `(b,)`, for clips `(b, blocks)`, number of tokens kept of each sample; all if None.
 
         Raises:
-            UserError: k is 0 or above N, a length is 0 or above k, or there are other blocks than the size has.
+            UserError: k is 0 or above N, a length is 0 or above k, or the number of blocks doesn't fit the size.
         """
         grid = self.layout.decoder_grid(codes, size)
         codes, lengths = self.layout.prefix(codes, lengths)

@@ -1,4 +1,4 @@
-"""Less memory for more time: activations that are made again on the way back."""
+"""Activation checkpointing: activations are recomputed in the backward pass, to save memory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ __all__ = ["ActivationCheckpointing", "blocks"]
 
 
 def blocks(part: nn.Module) -> list[nn.Module]:
-    """List a network's repeated blocks: the items of its innermost lists that have layers of their own."""
+    """List a network's repeated blocks: items of its innermost module lists with more than one parametrized layer."""
     found = [block for child in part.children() for block in blocks(child)]
     if not found and isinstance(part, nn.ModuleList | nn.Sequential):
         found = [child for child in part if sum(bool(layer._parameters) for layer in child.modules()) > 1]
@@ -20,27 +20,27 @@ def blocks(part: nn.Module) -> list[nn.Module]:
 
 
 class ActivationCheckpointing:
-    """Keeps, while it is entered, only what goes into each block of some networks (arXiv 1604.06174).
+    """A context manager that stores only each block's input for the backward pass (arXiv 1604.06174).
 
-    The rest is computed once more in the backward pass, with the same random numbers: losses and gradients are the
-    same to the bit. Outside of it, in evaluation and export, networks are as they were built.
+    All other activations are recomputed there with the same random numbers, so losses and gradients are identical to
+    the bit. Outside the context, in evaluation and export, networks run unchanged.
 
     Args:
-        parts: The networks; one without blocks is a block.
+        parts: Networks to checkpoint; one without repeated blocks counts as one block.
     """
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         found = [block for part in parts for block in blocks(part) or [part]]
-        # Made once: torch.compile would take each new one for another network, and give up after a few.
+        # Built once: torch.compile would recompile for each new function, and fall back to eager at its limit.
         self.forgetful = {block: partial(_checkpoint_block, block.forward) for block in found}
 
     def __enter__(self) -> None:
-        """Let blocks forget."""
+        """Replace each block's `forward` by its checkpointed version."""
         for block, forward in self.forgetful.items():
             block.forward = forward
 
     def __exit__(self, *_: object) -> None:
-        """Leave them as they were."""
+        """Restore each block's `forward`."""
         for block in self.forgetful:
             del block.forward
 

@@ -1,4 +1,4 @@
-"""What every training has: optimizers and their schedule, whole updates, the moving average, the log."""
+"""The base training module: optimizers, learning-rate schedule, gradient accumulation, EMA and logging."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -31,44 +31,43 @@ MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class Readable(Protocol):
-    """Something that collects numbers between two readings of the log."""
+    """A collector of values between two log readings, whose state checkpoints save."""
 
     def state(self) -> dict[str, Any]:
-        """Return the collected values, plain data and tensors; every process must call it."""
+        """Return the collected values as plain data and tensors; every process must call it."""
         ...
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Go on from there."""
+        """Restore a `state`."""
         ...
 
 
 class Training(pl.LightningModule):
-    """Trains a module by manual optimization.
+    """A Lightning module that trains a codec or a prior by manual optimization.
 
-    Of several optimizers only the first, the module's own, is stepped through Lightning, so that its `global_step`
-    counts updates (with two it counts double: Lightning issue 17958); schedules read the buffer `updates`, which
-    survives a resume.
+    Only the first optimizer, the trained module's own, is stepped through Lightning. So `global_step` counts updates;
+    stepping two would count double (Lightning issue 17958). Schedules read the buffer `updates`, which is restored on
+    resume.
 
     Args:
-        name: What the module is called in checkpoints.
-        trained: The module.
-        optimizer: Makes its optimizer from parameter groups.
+        name: Name of the trained module in state dicts.
+        trained: Module to train.
+        optimizer: Builds its optimizer from parameter groups.
         updates: Updates in the whole run.
-        warmup: Updates over which the learning rates rise.
-        final: Share of the learning rates left at the end of the cosine.
-        clip: Largest norm of each optimizer's gradient.
-        accumulate: Batches to an update.
-        ema_decay: Decay of the moving average of parameters; 0 keeps none.
-        freeze: Parts of the module that don't train, by name.
-        compile: Parts of it to be run through `torch.compile`, by name.
-        activation_checkpointing: Parts of it, by name, whose activations are made again in the backward pass; see
-            `ActivationCheckpointing`.
-        log_every: Updates between two readings of the log.
-        guard: What refuses updates, arguments of `Guard`.
-        seed: Seed of what a step draws.
+        warmup: Updates of the learning rate's linear warmup.
+        final: Learning rate at the end of the cosine, as a share of its maximum.
+        clip: Maximum gradient norm for each optimizer.
+        accumulate: Batches per update.
+        ema_decay: Decay of the parameters' EMA; 0 disables it.
+        freeze: Names of submodules that are not trained.
+        compile: Names of submodules to run through `torch.compile`.
+        activation_checkpointing: Names of submodules whose activations are recomputed in the backward pass.
+        log_every: Updates between two log readings.
+        guard: Arguments of `Guard`, which refuses bad updates.
+        seed: Seed of the random draws of training steps.
 
     Raises:
-        UserError: A part is named that the module doesn't have, or a bottleneck is to be recomputed.
+        UserError: The module has no submodule of a given name, or `activation_checkpointing` names a bottleneck.
     """
 
     updates: Tensor
@@ -105,8 +104,8 @@ class Training(pl.LightningModule):
         self.record = ScalarBuffer(log_every * accumulate)
         self.guard = Guard(**(guard or {}))
         self.pace = Throughput()
-        self.latest: dict[str, float] = {}  # the log's last reading
-        self.evaluation: dict[str, float] = {}  # what the last evaluation logged, and its `update`
+        self.latest: dict[str, float] = {}  # values of the last log reading
+        self.evaluation: dict[str, float] = {}  # values that the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.frozen = [self._part(part, "freeze") for part in freeze]
@@ -118,28 +117,29 @@ class Training(pl.LightningModule):
         recomputed = [self._part(part, "activation_checkpointing") for part in activation_checkpointing]
         if any(isinstance(part, Bottleneck) for part in recomputed):
             raise UserError(
-                "training.activation_checkpointing: a bottleneck learns in its forward; take encoder, decoder"
+                "training.activation_checkpointing: a bottleneck updates codebooks in its forward pass;"
+                " choose encoder, decoder"
             )
         self.recompute = ActivationCheckpointing(recomputed)
 
     @property
     def trained(self) -> nn.Module:
-        """What is trained."""
+        """The trained module."""
         return self.get_submodule(self.name)
 
     @property
     def learning(self) -> nn.Module:
-        """What the first optimizer steps."""
+        """The module whose parameters the first optimizer updates."""
         return self.trained
 
     @property
     def data(self) -> DataModule:
-        """The run's batches."""
+        """The run's data module."""
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """Make the optimizers; weights of linear maps and convolutions decay, nothing else does."""
+        """Build the optimizers; weight decay applies to weights of linear layers and convolutions only."""
         made = zip(self.make_optimizers, self.parts(), strict=True)
         optimizers = [make(parameter_groups(part)) for make, part in made]
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
@@ -147,47 +147,47 @@ class Training(pl.LightningModule):
         return optimizers
 
     def parts(self) -> list[nn.Module]:
-        """Name what has an optimizer of its own, in the order of `make_optimizers`."""
+        """List the modules with an optimizer of their own, in the order of `make_optimizers`."""
         return [self.learning]
 
     def on_fit_start(self) -> None:
-        """Read the counter once; from here on it is kept beside the buffer, so that no step waits for the device.
+        """Copy the update counter to the host, so that no step waits for the device, and rewind the logs.
 
-        What a killed run has logged beyond its last checkpoint is forgotten: it is done again.
+        Values that a killed run logged after its last checkpoint are removed, since those updates are repeated.
         """
         self.update = int(self.updates)
-        self.batch = self.update * self.accumulate  # of the whole run, whatever Lightning's index says after a resume
+        self.batch = self.update * self.accumulate  # of the whole run; Lightning's index may differ after a resume
         for logger in self.loggers:
             if isinstance(logger, RunLog):
                 logger.rewind(self.update, self.total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the values since the last log reading: a checkpoint may be between two."""
+        """Save the values collected since the last log reading: a checkpoint may fall between two."""
         checkpoint["unread"] = {name: part.state() for name, part in self.read_parts().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it; whether there are more batches is for this run's own loader to say."""
+        """Restore the collected values, and clear `is_last_batch`: this run's loader decides when batches end."""
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         for name, part in self.read_parts().items():
             part.restore(checkpoint["unread"][name], self.global_rank, self.device)
 
     def read_parts(self) -> dict[str, Readable]:
-        """Name what collects numbers between two readings of the log."""
+        """Map names to the collectors whose state a checkpoint saves."""
         return {"record": self.record, "guard": self.guard, "bad": self.data.bad}
 
     def train(self, mode: bool = True) -> "Training":
-        """Switch to training, except for frozen parts."""
+        """Switch to training mode, except for frozen submodules."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
         return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Note that a batch has come."""
+        """Record that a batch has arrived."""
         self.pace.arrive(len(batch.signal))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Note that the next one is wanted: callbacks have done their part."""
+        """Record, after all callbacks, that the loop waits for the next batch."""
         self.pace.leave()
 
     def begin_batch(self) -> bool:
@@ -197,14 +197,14 @@ class Training(pl.LightningModule):
         return self.stepped
 
     def learn(self, part: nn.Module, loss: Tensor, *, retain_graph: bool = False) -> None:
-        """Go back through a part's loss of this batch; the last of an update brings all processes' gradients in."""
+        """Backpropagate a part's loss; on the last batch of an update, average gradients over processes."""
         strategy = self.trainer.strategy
         if isinstance(strategy, Parallel):
             strategy.expect(part, self.stepped)
         self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
 
     def end_update(self, factor: float) -> Tensor:
-        """Step the trained module, unless the guard refuses, and count the update; return the gradient's norm."""
+        """Step the first optimizer unless the guard refuses, and count the update; return the gradient norm."""
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
         norm = self.clip_norm(self.learning)
@@ -221,17 +221,17 @@ class Training(pl.LightningModule):
         return norm
 
     def after_step(self) -> None:
-        """Do what else belongs to an update, before the average follows."""
+        """Run after an accepted step, before the EMA update; does nothing by default."""
 
     def after_refusal(self) -> None:
-        """Forget what belongs to an update that was refused."""
+        """Run after a refused step; does nothing by default."""
 
     def clip_norm(self, module: nn.Module) -> Tensor:
-        """Clip the module's gradient; gives the norm before."""
+        """Clip the module's gradient norm; return the norm before clipping."""
         return full_tensor(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 
     def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
-        """Step along the gradient, or only clear it."""
+        """Set the learning rate, step the optimizer if `taken`, and clear the gradients."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if taken:
@@ -239,7 +239,7 @@ class Training(pl.LightningModule):
         optimizer.zero_grad()
 
     def go_back(self, path: Path) -> None:
-        """Take the weights of a checkpoint and the states of the optimizers, and go on with the next data."""
+        """Restore a checkpoint's weights and optimizer states, but keep the update counter and data position."""
         saved = torch.load(path, weights_only=True, map_location=self.device)
         self.load_state_dict(saved["state_dict"])
         self.updates.fill_(self.update)
@@ -247,7 +247,7 @@ class Training(pl.LightningModule):
             optimizer.load_state_dict(state)
 
     def log_values(self, values: dict[str, Tensor], factor: float) -> None:
-        """Collect the step's values, unless it was refused; hand their means to the loggers when a reading is due."""
+        """Collect the step's values, unless it was refused; log their means when a reading is due."""
         if not (self.stepped and self.guard.why):
             self.record.add(values)
         if self.batch % self.record.every:
@@ -264,7 +264,7 @@ class Training(pl.LightningModule):
         self._send(self.latest)
 
     def log_evaluation(self, values: dict[str, float]) -> None:
-        """Hand what an evaluation found to the loggers, and keep it for whoever follows it."""
+        """Log an evaluation's values, and keep them for the checkpoint callback."""
         self.evaluation = values | {"update": self.update}
         self._send(values)
 
@@ -273,11 +273,11 @@ class Training(pl.LightningModule):
             logger.log_metrics(values, step=self.update)
 
     def reading(self) -> dict[str, float]:
-        """Return further values for the log."""
+        """Return additional values to log; none by default."""
         return {}
 
     def _part(self, name: str, option: str) -> nn.Module:
-        """Find a part of the trained module."""
+        """Return a submodule of the trained module by name."""
         parts = dict(self.trained.named_children())
         if name not in parts:
             raise UserError(f"training.{option}: the {self.name} has no part {name!r}; it has {', '.join(parts)}")
@@ -285,7 +285,7 @@ class Training(pl.LightningModule):
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Split trainable parameters into those that decay and those that don't."""
+    """Split trainable parameters into a group with weight decay and one without."""
     decayed = {
         id(child.weight)
         for child in module.modules()

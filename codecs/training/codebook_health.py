@@ -1,4 +1,4 @@
-"""The health of the codes: how much of each codebook is in use while training, and a warning when one collapses."""
+"""Codebook health: usage, entropy and perplexity of each codebook in training, and a warning on collapse."""
 
 import inspect
 import logging
@@ -20,11 +20,10 @@ __all__ = ["CodebookHealth", "remedies"]
 _log = logging.getLogger(__name__)
 
 FLOOR = 0.05  # share of the possible perplexity below which a codebook counts as collapsed
-PATIENCE = 3  # readings in a row
-RISE = 1.1  # from one reading to the next: a codebook that grows so is waking up, as many do at the start of a run
+PATIENCE = 3  # readings in a row below `FLOOR` before the warning
+RISE = 1.1  # ratio of perplexities of two readings above which a codebook recovers, as many do at the start of a run
 
-# What a bottleneck's argument can do for a collapsed codebook; the value that it may have already, in which case it
-# can't.
+# Remedies for a collapsed codebook by argument of its bottleneck, each with the value that makes it inapplicable.
 REMEDIES: dict[str, tuple[str, object]] = {
     "kmeans_init": ("kmeans_init=true (k-means of the first batch)", None),
     "revival": ("a larger revival", None),
@@ -37,7 +36,7 @@ REMEDIES: dict[str, tuple[str, object]] = {
 
 
 def remedies(bottleneck: Bottleneck) -> list[str]:
-    """List for each codebook the changes against collapse that its bottleneck's arguments offer."""
+    """List for each codebook the remedies against collapse that its bottleneck's arguments offer."""
     if isinstance(bottleneck, Composite):
         found = [""] * len(bottleneck.codebook_sizes)
         for part, positions in zip(bottleneck.parts, bottleneck.positions, strict=True):
@@ -62,22 +61,23 @@ def _remedy(bottleneck: Bottleneck) -> str:
 
 
 class CodebookHealth:
-    """Collects the codes of training and computes each codebook's usage, the same way for all bottlenecks.
+    """Code counts of training batches, and each codebook's usage, computed alike for all bottlenecks.
 
-    Adding is a sum that stays on the device; processes communicate at a reading only. A reading has for
-    each codebook `health/codebookI/used`, the share of entries that occurred out of those that could have (as many as
-    the codebook has, or as many as there were codes); `.../entropy`, in bits, of these codes, biased low
-    if they are few for the size of the codebook; `.../perplexity`, 2 to its power. `health/used` and the others are
-    means over codebooks; `health/bits_per_token` is the sum of the entropies, an upper bound on the information of a
-    token, and `health/bits_per_position` that of the kept codes per pixel (times the sample rate: bit/s). Replaced
-    entries are the bottleneck's own metric, `bottleneck/replaced`. `rate/tokens` and `rate/bits` are the kept length
-    of a signal or block: tokens of the codebook that has most, and bits of all codebooks, packed.
+    Counts are summed on the device; processes communicate at a reading only. A reading has these values:
 
-    A codebook whose share of the possible perplexity, `(perplexity - 1) / (possible - 1)`, stays below `FLOOR` for
-    `PATIENCE` readings in a row without rising is reported once, with remedies.
+        health/codebookI/used         distinct codes / possible; possible = min(codebook size, number of codes)
+        health/codebookI/entropy      H = -sum p log2 p, in bits; biased low if there are few codes
+        health/codebookI/perplexity   2^H
+        health/used, entropy, ...     means over codebooks
+        health/bits_per_token         sum of entropies, an upper bound on a token's information
+        health/bits_per_position      entropy of the kept codes per pixel or audio sample (x sample rate: bit/s)
+        rate/tokens, rate/bits        kept tokens (of the codebook with most) and packed bits, per signal or block
+
+    A codebook is reported once, with remedies, if `(perplexity - 1) / (possible - 1)` stays below `FLOOR` for
+    `PATIENCE` readings in a row without rising. Replaced entries are the bottleneck's metric, `bottleneck/replaced`.
 
     Args:
-        bottleneck: Whose codes they are; one without codebooks has no health, and every call does nothing.
+        bottleneck: Bottleneck whose codes are counted; if it has no codebooks, every call does nothing.
     """
 
     def __init__(self, bottleneck: Bottleneck) -> None:
@@ -91,13 +91,13 @@ class CodebookHealth:
         self._signals = 0
 
     def add(self, codes: Tensor, lengths: Tensor, n_codebooks: Tensor, positions: Tensor | int) -> None:
-        """Take in a training batch.
+        """Count the codes of a training batch.
 
         Args:
             codes: int64 `(b, codebooks, n)`.
             lengths: int64 `(b,)`, tokens kept.
             n_codebooks: int64 `(b,)`, codebooks kept.
-            positions: Pixels or samples of all its signals together, without padding.
+            positions: Pixels or audio samples of the whole batch, without padding.
         """
         if not self.codebook_sizes:
             return
@@ -109,7 +109,7 @@ class CodebookHealth:
         self._signals += len(lengths)
 
     def read(self) -> dict[str, float]:
-        """Return the values of all processes since the last reading, and reset; every process must call it."""
+        """Return the values since the last reading, over all processes, and reset; every process must call it."""
         if self._counts is None:
             return {}
         counts = self._counts
@@ -120,7 +120,7 @@ class CodebookHealth:
         codebooks = counts.codebooks()
         values: dict[str, float] = {}
         entropies, seen = [entropy(codebook) for codebook in codebooks], [int(codebook.sum()) for codebook in codebooks]
-        # The entries that could have occurred.
+        # Number of entries that could have occurred.
         possible = [min(size, count) for size, count in zip(self.codebook_sizes, seen, strict=True)]
         measures = {
             "used": [len(codebook) / max(1, most) for codebook, most in zip(codebooks, possible, strict=True)],
@@ -140,7 +140,7 @@ class CodebookHealth:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Return the sums since the last reading, of all processes, and the memory of earlier readings."""
+        """Return the sums since the last reading, over all processes, and the history for the warning."""
         state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.told)}
         if self._counts is not None:
             rows = self._counts.rows()
@@ -155,7 +155,7 @@ class CodebookHealth:
         return sizes
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Go on from a `state`: the first process with all that was counted, as a reading sums them."""
+        """Restore a `state`; rank 0 gets all counts, since a reading sums over processes."""
         self.low, self.last, self.told = list(state["low"]), list(state["last"]), set(state["told"])
         if "counts" in state:
             self._counts, self._positions, self._signals = CodeCounts(self.codebook_sizes, device), 0, 0
@@ -164,12 +164,12 @@ class CodebookHealth:
                 self._positions, self._signals = state["sizes"]
 
     def _warn(self, perplexities: list[float], entries: list[int]) -> None:
-        """Warn about codebooks that have been low for several readings."""
+        """Warn about codebooks whose perplexity has been low for several readings."""
         fallen: dict[str, list[str]] = {}
         for codebook, (perplexity, possible) in enumerate(zip(perplexities, entries, strict=True)):
-            if possible < 2:  # there is nothing to choose, or nothing was chosen
+            if possible < 2:  # a codebook of one entry, or at most one code
                 continue
-            # The least perplexity is 1, in a small codebook a large share of the possible one.
+            # The minimum perplexity is 1, which is a large share of the possible one in a small codebook.
             low = (perplexity - 1) / (possible - 1) < FLOOR
             rises = perplexity > RISE * self.last[codebook]
             self.low[codebook] = self.low[codebook] + 1 if low and not rises else 0

@@ -1,4 +1,4 @@
-"""The moving average of parameters."""
+"""Exponential moving average (EMA) of parameters."""
 
 import copy
 
@@ -12,13 +12,15 @@ __all__ = ["EMA"]
 
 
 class EMA(nn.Module):
-    """A codec, or a prior, that follows another by an exponential moving average.
+    """A copy of a codec or prior whose parameters are an exponential moving average of the original's.
 
-    Parameters are averaged; buffers (codebook statistics, counters) are copied, since the average of a counter or of
-    a replaced code means nothing. Being a module, it is saved and loaded with the run.
+    Buffers (codebook statistics, counters) are copied: the average of a counter or of a replaced entry means nothing.
+    As a submodule it is part of the checkpoint's state dict.
+
+        averaged <- decay averaged + (1 - decay) current
 
     Args:
-        codec: What to follow.
+        codec: Module to average.
         decay: Long-run decay of the average, in [0, 1).
     """
 
@@ -29,7 +31,7 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, codec: nn.Module, update: int) -> None:
-        """Move towards `codec` after its update number `update`."""
+        """Average in the parameters of `codec` after update number `update`."""
         weight = 1 - averaging_decay(update, self.decay)
         averaged, current = ([local_tensor(p.detach()) for p in each.parameters()] for each in (self.codec, codec))
         torch._foreach_lerp_(averaged, current, weight)

@@ -1,4 +1,4 @@
-"""What keeps a bad batch from spoiling a run: updates that are refused."""
+"""Refusal of updates whose loss, latents or gradient are not finite, or whose gradient norm spikes."""
 
 import math
 from collections import deque
@@ -14,28 +14,29 @@ from ..distributed import mean_over_ranks
 
 __all__ = ["Guard"]
 
-WINDOW = 100  # norms of gradients that make the median
-LEAST = 20  # norms needed before a spike can be detected
+WINDOW = 100  # gradient norms in the running median
+LEAST = 20  # gradient norms needed before a spike can be detected
 
 
 class Guard:
-    """Refuses updates: parameters, their average, codebooks and optimizers stay as they are, on all processes alike.
+    """The decision whether an update is applied, the same on all processes.
 
-    An update is refused if its latents, loss or gradient are not finite on any process: one step of Adam along a
-    NaN gradient, or one such latent in a moving codebook, could not be undone. With `spike` it is also refused if
-    its gradient's norm exceeds that multiple of the median of the last hundred accepted ones. A refused update
-    counts as one of the run's: the data and the schedules continue.
+    A refused update leaves parameters, EMA, codebooks and optimizer states unchanged. It still counts: data and
+    schedules continue. An update is refused if latents, loss or gradient are not finite on any process. One Adam step
+    along a NaN gradient, or one NaN latent in an EMA codebook, could not be undone. With `spike` it is also refused if
+
+        ||gradient|| > spike median(||gradient|| of the last 100 accepted updates)
 
     Args:
-        patience: Refused updates in a row at which the run goes back or ends.
-        spike: Times the median of the gradients' norms; null: only what isn't finite is refused.
-        roll_back: Go back to the weights of the last checkpoint then, and on with new data; the run ends where that
-            happens again before as many updates as `patience` were taken.
+        patience: Refused updates in a row after which the run rolls back or ends.
+        spike: Largest gradient norm, as a multiple of the median; null: refuse non-finite updates only.
+        roll_back: Restore the last checkpoint's weights after `patience` refusals, and continue with new data. The run
+            ends if that recurs within `patience` accepted updates.
 
     Attributes:
-        refused: Updates of the whole run.
-        why: Why the last update was refused; empty if it was accepted.
-        mine: Whether this process's own latents and loss were finite in it.
+        refused: Number of refused updates in the whole run.
+        why: Reason why the last update was refused; empty if it was accepted.
+        mine: Whether this process's own latents and loss were finite in the last update.
 
     Raises:
         UserError: A number is too small.
@@ -53,16 +54,16 @@ class Guard:
         self.mine = True
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._in_a_row = 0
-        self._taken = patience  # updates since it went back
+        self._taken = patience  # accepted updates since the last rollback
         self._sound: Tensor | None = None
 
     def see(self, values: Tensor) -> None:
-        """Look at latents or losses of this update."""
+        """Check whether latents or losses of this update are finite."""
         finite = values.detach().isfinite().all()
         self._sound = finite if self._sound is None else self._sound & finite
 
     def clean(self, bottleneck: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Watch latents on their way to a bottleneck in training, and keep those that are not finite from it."""
+        """Check a bottleneck's input in training (a forward pre-hook), and replace non-finite latents by 0."""
         latents, *rest = given
         if not (bottleneck.training and torch.is_grad_enabled()):
             return given
@@ -70,9 +71,9 @@ class Guard:
         return torch.where(latents.isfinite(), latents, 0), *rest
 
     def accepts(self, norm: Tensor) -> bool:
-        """Decide on an update by its gradient's norm and finiteness; every process must call it.
+        """Return whether to apply the update; every process must call it.
 
-        The norm is of all processes' gradient already, the rest is each one's own.
+        The norm is that of the averaged gradient; finiteness of latents and losses is this process's own.
         """
         seen = torch.ones_like(norm) if self._sound is None else self._sound.to(norm)
         self._sound = None
@@ -112,11 +113,11 @@ class Guard:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return the state, the same on all processes."""
+        """Return the counters and gradient norms, the same on all processes."""
         return {"refused": self.refused, "norms": list(self._norms), "counts": [self._in_a_row, self._taken]}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Go on from a `state`."""
+        """Restore a `state`."""
         self.refused = state["refused"]
         self._norms.extend(state["norms"])
         self._in_a_row, self._taken = state["counts"]

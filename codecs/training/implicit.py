@@ -1,4 +1,4 @@
-"""Fitting a codec of one clip to it."""
+"""Training of an implicit codec, which is fitted to one clip."""
 
 from torch import Tensor
 
@@ -12,12 +12,12 @@ __all__ = ["ClipTraining"]
 
 
 class ClipTraining(CodecTraining):
-    """Trains an `ImplicitCodec`: each sample is a segment of the clip, selected by its index."""
+    """The training of an `ImplicitCodec`; each sample is a segment of the clip, selected by its index."""
 
     codec: ImplicitCodec
 
     def reconstruct(self, batch: Batch, real: Tensor) -> Reconstruction:
-        """Paint the batch's frames."""
+        """Decode the batch's frames from their indices."""
         assert batch.sample_indices is not None
         n_codebooks = self.draw(batch).n_codebooks if self.codec.length.codebooks else None
         return self.codec.frames(batch.sample_indices * real.shape[2], real.shape[2], n_codebooks)

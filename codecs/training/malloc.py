@@ -1,25 +1,25 @@
-"""What the C library does with memory that a step frees."""
+"""Settings of glibc's malloc for memory that a training step frees."""
 
 import ctypes
 import platform
 
 __all__ = ["keep_freed_memory"]
 
-# <malloc.h>: how much free memory at the end of the heap goes back, and from which size on a block is mapped by itself.
+# <malloc.h>: free bytes at the heap's top that are returned to the system, and the block size from which mmap is used.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory(*, keep: bool = True) -> bool:
     """Keep freed memory for the next step instead of returning it to the system.
 
-    By glibc's rule large tensors go back to the system when they are freed and come again, zeroed page by page, at
-    each operation: a tenth to a third of a step on a processor (benchmarks/audio.py). Results don't change.
+    By default glibc returns large freed blocks, and each operation maps and zeroes them again. That costs a tenth to a
+    third of a training step on a CPU (benchmarks/audio.py). Results don't change.
 
     Args:
-        keep: False for glibc's own rule, as far as its own adjusting goes.
+        keep: False restores glibc's default, at the limits of its dynamic thresholds.
 
     Returns:
-        Whether the C library took it: glibc does, others have no such rule.
+        True if the C library accepted the settings; only glibc has them.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""The training module: one codec forward, the discriminator's turn, the codec's turn, the log."""
+"""The training module of a codec: forward pass, discriminator step, codec step, logging."""
 
 import math
 from functools import cached_property
@@ -26,18 +26,20 @@ __all__ = ["CodecTraining"]
 
 
 class CodecTraining(Training):
-    """Trains a codec, with or without a discriminator.
+    """The training of a codec, with or without a discriminator.
+
+        loss = sum_i weight_i term_i + bottleneck penalties + adversarial terms
 
     Args:
-        codec: What is trained.
-        objective: What it is trained for.
-        optimizer: Makes the codec's optimizer from parameter groups.
-        discriminator_optimizer: Makes the discriminator's; needed where the objective has one.
-        options: See `Training`. The second of two stages freezes "encoder", "project_in" and "bottleneck" (TiTok, arXiv
-            2406.07550, section 3.3); the seed is of kept lengths, and of noise in the bottleneck.
+        codec: Codec to train.
+        objective: Weighted sum of losses, with the discriminator if there is one.
+        optimizer: Builds the codec's optimizer from parameter groups.
+        discriminator_optimizer: Builds the discriminator's; required if the objective has a discriminator.
+        options: See `Training`. Two-stage training freezes "encoder", "project_in" and "bottleneck" in the second stage
+            (TiTok, arXiv 2406.07550, section 3.3). The seed determines kept lengths and noise in the bottleneck.
 
     Raises:
-        UserError: A part is named that the codec doesn't have, or the discriminator's optimizer is missing.
+        UserError: The codec has no submodule of a given name, or the discriminator's optimizer is missing.
     """
 
     codec: Codec
@@ -62,17 +64,17 @@ class CodecTraining(Training):
 
     @property
     def evaluated(self) -> Codec:
-        """The codec to evaluate and to export: the averaged one if there is one; of shards, a complete copy.
+        """The codec to evaluate and to export: its EMA if there is one; if sharded, a complete copy.
 
-        Every process must ask for it.
+        Every process must read it.
         """
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
         strategy = self._trainer and self._trainer.strategy
         return strategy.assemble(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
 
-    @cached_property  # one object: it is what a reducer is for, and isn't registered a second time
+    @cached_property  # one object, the key of its reducer; not registered as a submodule a second time
     def learning(self) -> nn.Module:
-        """The codec, and what of the terms learns with it."""
+        """The codec, and the loss terms, since some have trainable parameters."""
         return nn.ModuleList([self.codec, self.objective.terms])
 
     def parts(self) -> list[nn.Module]:
@@ -82,7 +84,7 @@ class CodecTraining(Training):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Train on one batch."""
         real = normalize(batch.signal)
-        # A mask that hides nothing costs convolutions a tenth of their time.
+        # No mask if all steps are valid: masking would make convolutions a tenth slower.
         lengths = None if batch.whole else batch.lengths
         with self.recompute, capture(self.codec, self.objective.taps, real, lengths) as inside:
             result = self.reconstruct(batch, real)
@@ -102,10 +104,10 @@ class CodecTraining(Training):
         loss, terms = self.codec_loss(result, real, lengths, guidance)
         self.guard.see(loss)
         values |= terms
-        if loss.requires_grad:  # a codec in which nothing learns (dMel) is measured only
+        if loss.requires_grad:  # false for a codec without trainable parameters (dMel), which is only measured
             self.learn(self.learning, loss)
         if judged and due and shared:
-            # The codec has heard it as it was: a step in between would change what the gradient goes back through.
+            # Only now: stepping before the codec's backward pass would modify weights that its graph needs.
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         if due:
             values["grad_norm"] = self.end_update(factor)
@@ -113,11 +115,11 @@ class CodecTraining(Training):
         return None
 
     def reconstruct(self, batch: Batch, real: Tensor) -> Reconstruction:
-        """Send a batch through the codec, with as much of its codes as is drawn, whose health is taken."""
+        """Run the codec at the sampled lengths, and count the codes for `CodebookHealth`."""
         kept = self.draw(batch)
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
-        unmasked = batch.whole and not self.codec.layout.ordered  # placed tokens are all there
+        unmasked = batch.whole and not self.codec.layout.ordered  # placed tokens are all valid
         result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.n_codebooks)
         positions = batch.lengths.sum() * math.prod(real.shape[3:])
         self.health.add(result.quantized.codes, kept.lengths, kept.n_codebooks, positions)
@@ -126,7 +128,7 @@ class CodecTraining(Training):
     def codec_loss(
         self, result: Reconstruction, real: Tensor, lengths: Tensor | None, guidance: Guidance
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the objective's terms, the bottleneck's penalties and the discriminator's word; name each for the log."""
+        """Return the sum of the objective's terms and the bottleneck's penalties, and each one by its log name."""
         quantized = result.quantized
         loss, terms = self.objective(result.signal, real, lengths, self.update, guidance)
         loss = loss + sum(quantized.penalties.values())
@@ -135,18 +137,18 @@ class CodecTraining(Training):
         return loss, values | {"loss": loss}
 
     def step_discriminator(self, factor: float) -> Tensor:
-        """Step the raw optimizer: stepping Lightning's wrapper would count a second global step."""
+        """Step the discriminator's raw optimizer: stepping Lightning's wrapper would increment `global_step` again."""
         assert self.objective.adversarial is not None
         norm = self.clip_norm(self.objective.adversarial)
         self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
         return norm
 
     def draw(self, batch: Batch) -> SampledLengths:
-        """Draw what a batch keeps; all chance of a batch is the same for the same run, process and batch."""
+        """Sample the batch's kept lengths, and seed the global generator by run, process and batch."""
         size = batch.signal.shape[2:]
         layout = self.codec.layout
         blocks = layout.blocks(size)
-        torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # of noise in bottlenecks
+        torch.manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))  # for noise in bottlenecks
         kept = self.codec.length.sample(
             len(batch.signal) * blocks,
             layout.count(size),
@@ -159,17 +161,17 @@ class CodecTraining(Training):
         return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), n_codebooks)
 
     def after_step(self) -> None:
-        """Let the bottleneck learn what it doesn't learn by gradient."""
+        """Update the bottleneck's gradient-free state, such as EMA codebooks."""
         self.codec.bottleneck.update()
 
     def after_refusal(self) -> None:
-        """Let the bottleneck forget what it gathered."""
+        """Discard the statistics that the bottleneck accumulated for its update."""
         self.codec.bottleneck.discard()
 
     def reading(self) -> dict[str, float]:
-        """Return the codebooks' health."""
+        """Return the codebook health."""
         return self.health.read()
 
     def read_parts(self) -> dict[str, Readable]:
-        """Name what collects numbers between two readings of the log."""
+        """Map names to the collectors whose state a checkpoint saves."""
         return super().read_parts() | {"health": self.health}

@@ -1,4 +1,4 @@
-"""Training a prior on the codes of a frozen tokenizer."""
+"""Training of a prior on the codes of a frozen tokenizer."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -17,14 +17,14 @@ __all__ = ["PriorTraining", "Rows", "Source"]
 
 
 class Rows(NamedTuple):
-    """Codes of a batch of signals as rows of symbols.
+    """The codes of a batch, serialized into one symbol sequence per signal.
 
     Attributes:
-        contexts: int64 `(b, n, 2 + sources)`, inputs of the prior.
-        row: int64 `(b, n)`, the symbols.
-        valid: bool `(b, n)`, symbols of the signal's valid part.
-        entries: int64, the valid codes as entries of the counted alphabets, alphabet after alphabet.
-        bits: Bits of these, whole bits for each.
+        contexts: int64 `(b, n, 2 + sources)`, the prior's input: kind, token number and source symbols.
+        row: int64 `(b, n)`, symbols, the prior's targets.
+        valid: bool `(b, n)`, True for symbols of the signal's valid part.
+        entries: int64 `(m,)`, valid codes as indices into the concatenated counted alphabets.
+        bits: Packed size of the valid codes, in bits.
     """
 
     contexts: Tensor
@@ -38,12 +38,12 @@ class Source(Protocol):
     """A frozen tokenizer (`varitok.export.exporters.prior.Tokenizer`).
 
     Attributes:
-        axis: The axis of variable length: "tokens" for ordered tokens, else "codebooks".
-        most: Largest length along it.
-        counted: Entries of each alphabet that is counted: each codebook, or each digit of a very large one.
-        sizes: Symbols of each kind.
-        places: Numbers of tokens.
-        sources: Symbols that each sees by name.
+        axis: Axis of variable length: "tokens" for ordered tokens, else "codebooks".
+        most: Maximum length along it.
+        counted: Size of each alphabet whose symbols are counted: a codebook, or a digit of a very large one.
+        sizes: Number of symbols of each kind.
+        places: Number of ordered tokens; 1 for placed tokens.
+        sources: Number of earlier symbols that are inputs of each symbol.
     """
 
     axis: str
@@ -54,17 +54,19 @@ class Source(Protocol):
     sources: int
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals, and keep `kept` tokens or codebooks; all if None."""
+        """Encode signals `(b, c, *grid)`, and keep `kept` tokens or codebooks; all if None."""
         ...
 
 
 class PriorTraining(Training):
-    """Trains a `Prior`; every other batch has fewer tokens, or codebooks, a number drawn anew for each.
+    """The training of a `Prior`; every other batch is cut to a random number of tokens or codebooks.
+
+        loss = mean over valid symbols of -log p(symbol | context)
 
     Args:
-        prior: What is trained.
-        source: Makes the codes.
-        optimizer: Makes the prior's optimizer from parameter groups.
+        prior: Prior to train.
+        source: Frozen tokenizer that encodes the batches.
+        optimizer: Builds the prior's optimizer from parameter groups.
         options: See `Training`.
     """
 
@@ -74,12 +76,12 @@ class PriorTraining(Training):
     def __init__(self, prior: Prior, source: Source, optimizer: MakeOptimizer, **options: object) -> None:
         super().__init__("prior", prior, optimizer, **options)  # type: ignore[arg-type]
         self.source = source
-        # How often each entry was seen: what a model needs that knows nothing else.
+        # Number of occurrences of each entry, the parameters of an order-0 model.
         self.register_buffer("counts", torch.zeros(sum(source.counted), dtype=torch.int64))
 
     @property
     def evaluated(self) -> Prior:
-        """The prior to evaluate and to export: the averaged one if there is one."""
+        """The prior to evaluate and to export: its EMA if there is one."""
         found: Prior = self.average.codec if self.average else self.prior  # type: ignore[assignment]
         return found
 

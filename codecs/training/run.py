@@ -1,4 +1,4 @@
-"""From a configuration to what a run is made of."""
+"""Builds trainer, training module and data of a run from its configuration."""
 
 import logging
 import warnings
@@ -28,18 +28,18 @@ from .prior import PriorTraining
 
 __all__ = ["Run", "build_run"]
 
-# Codes are computed in float32, and with float16 not every step would be scaled.
+# Not float16: codes are computed in float32, and gradient scaling would not cover every optimizer step.
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Run(NamedTuple):
-    """What `train.py` needs to fit.
+    """The arguments of `trainer.fit`.
 
     Attributes:
         trainer: Lightning's trainer, with callbacks and loggers.
-        module: The codec's training, or the prior's.
-        data: The batches.
-        resume: Checkpoint to go on from, or None.
+        module: Training module of the codec or prior.
+        data: Data module.
+        resume: Checkpoint to resume, or None.
     """
 
     trainer: pl.Trainer
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 
 def build_run(config: DictConfig, folder: Path) -> Run:
-    """Build everything that a run is made of, in the order in which it fails fastest.
+    """Build a run's trainer, module and data, in the order in which mistakes are found fastest.
 
     Args:
         config: The composed configuration (see configs/train.yaml).
@@ -91,7 +91,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
 
 
 def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
-    """Make Lightning's trainer; refuse arguments that are wrong, or not for this machine."""
+    """Build Lightning's trainer; refuse arguments that are wrong, or impossible on this machine."""
     arguments = plain["trainer"]
     if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
@@ -100,7 +100,7 @@ def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
         return pl.Trainer(
             **arguments | {"strategy": strategy},
             **parts,
-            max_epochs=1,  # all of the loader's batches, whatever the data's own epochs
+            max_epochs=1,  # one pass over the loader, which repeats the dataset as needed
             limit_val_batches=0,  # the evaluation callback has its own loop
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -112,13 +112,13 @@ def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
 
 
 def _features(plain: dict[str, Any]) -> dict[str, str]:
-    """Name the shards of what the objective's teachers saw before."""
+    """Return the shards of cached teacher features by teacher name."""
     teachers = ((plain.get("objective") or {}).get("teachers") or {}).items()
     return {name: teacher["cached"] for name, teacher in teachers if teacher and teacher.get("cached")}
 
 
 def _find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Find the checkpoint to go on from; refuse to begin anew where one is."""
+    """Return the checkpoint to resume, or None; refuse to start anew in a folder that has one."""
     own = folder / "checkpoints" / "last.ckpt"
     if resume == "auto":
         return own if own.is_file() else None
@@ -170,9 +170,9 @@ def _quieten() -> None:
         ".*in eval mode at the start of training.*",  # the moving average, and frozen parts
         ".*have no `validation_step`.*",
         ".*manual optimization and every_n_train_steps.*",  # checkpoints follow whole updates
-        ".*your dataloader is not resumable.*",  # its sampler is: it starts where the updates end
+        ".*your dataloader is not resumable.*",  # its sampler is: it starts at the resumed update
         ".*The dirpath has changed.*",
         ".*LeafSpec.*",
-        ".*returned a view tensor.*",  # of shards; nothing writes into a reconstruction
+        ".*returned a view tensor.*",  # from a sharded codec; no reconstruction is modified in place
     ):
         warnings.filterwarnings("ignore", message)

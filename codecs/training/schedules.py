@@ -1,4 +1,4 @@
-"""What changes with the number of updates: pure functions, so that a resume has nothing to restore."""
+"""Schedules over updates, as pure functions: a resumed run has no schedule state to restore."""
 
 import math
 
@@ -6,7 +6,7 @@ __all__ = ["averaging_decay", "warmup_cosine"]
 
 
 def warmup_cosine(update: int, total: int, warmup: int, final: float) -> float:
-    """Return the factor on the learning rate: a linear rise over `warmup` updates, then half a cosine to `final`."""
+    """Return the learning-rate factor: linear warmup over `warmup` updates, then cosine decay from 1 to `final`."""
     if update < warmup:
         return (update + 1) / warmup
     progress = min(1.0, (update - warmup) / max(1, total - warmup))
@@ -14,5 +14,5 @@ def warmup_cosine(update: int, total: int, warmup: int, final: float) -> float:
 
 
 def averaging_decay(update: int, decay: float) -> float:
-    """Return the decay of the parameters' moving average: small at first, so that the start is soon forgotten."""
+    """Return the EMA decay, `min(decay, (1 + update) / (10 + update))`: low at first, to forget initial weights."""
     return min(decay, (1 + update) / (10 + update))

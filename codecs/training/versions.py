@@ -1,6 +1,6 @@
-"""Library versions beside which nothing works, or which nobody should have installed.
+"""Checks for incompatible and for malicious versions of libraries.
 
-Nothing here loads anything but the standard library: a bad version is reported before it can fail in its own way.
+This module imports the standard library only, so that a bad version is reported before its import fails.
 """
 
 import re
@@ -10,7 +10,7 @@ from importlib import metadata
 
 __all__ = ["installed_versions", "mistakes", "require_good"]
 
-# Compiled parts of these must match: of a torch 2.N, torchvision 0.(N + 15), and torchaudio 2.11, the last there is.
+# Compiled extensions must match: torch 2.N needs torchvision 0.(N + 15), and torchaudio 2.11, its last release.
 TORCH = (2, 11), (2, 14)
 AHEAD = 15
 AUDIO = (2, 11)
@@ -19,7 +19,7 @@ PACKAGES = ("pytorch-lightning", "lightning", "hydra-core", "omegaconf", "torch"
 
 
 def require_good() -> None:
-    """End the program with one line and status 2 where a version is known to be bad."""
+    """Exit with one line and status 2 if an installed version is known to be bad."""
     if found := mistakes(installed_versions()):
         print(f"error: {found[0]}", file=sys.stderr)
         sys.exit(2)
@@ -37,7 +37,7 @@ def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def mistakes(versions: Mapping[str, str], python: tuple[int, int] = sys.version_info[:2]) -> list[str]:
-    """Explain each known bad version in one line, with the remedy."""
+    """List a message with the remedy for each version that is known to be bad."""
     found = [
         f"{name} {versions[name]} is a malicious upload: remove it, change every secret that this machine has seen,"
         f" then pip install '{name}>=2.6.4'"
@@ -65,7 +65,7 @@ def _torch_mistakes(versions: Mapping[str, str]) -> list[str]:
         if there is not None and _parts(there) != wanted:
             text = ".".join(map(str, wanted))
             found.append(f"{name} {there} is not made for torch {torch}; pip install '{name}=={text}.*'")
-        # Wheels of torch's own index name what they were built for.
+        # Wheels of torch's own index name their build, such as +cpu, in the version.
         elif there is not None and torch.endswith("+cpu") and not there.endswith("+cpu"):
             found.append(f"{name} {there} does not load beside torch {torch}; install both from the same index")
     return found

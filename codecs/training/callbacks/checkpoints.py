@@ -1,4 +1,4 @@
-"""Checkpoints in the run's folder: written whole or not at all, and as many of them kept as are wanted."""
+"""Checkpoints in the run's folder: atomic writes, an archive of older ones, and the best by a metric."""
 
 import contextlib
 import logging
@@ -22,19 +22,19 @@ __all__ = ["Checkpoints", "WholeFiles"]
 
 _log = logging.getLogger(__name__)
 
-PATIENCE = 3  # savings in a row that may fail
+PATIENCE = 3  # failed saves in a row that end the run
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, reads it back, and puts it there in one step.
+    """Checkpoint I/O that writes to a file beside the target, reads it back, and renames it.
 
-    Lightning's own goes through the folder for temporary files: where that is another disk, as on clusters, a full
-    disk or a kill leaves neither the new checkpoint nor the old one (its issue 21253).
+    Lightning's own writes through the system's temporary folder. If that is on another disk, as on clusters, a full
+    disk or a kill leaves neither the new checkpoint nor the old one (Lightning issue 21253).
 
     Attributes:
-        failures: Number of saves that failed in a row; the checkpoint before them is kept.
-        reason: Why the last of them failed.
-        figures: Seconds and megabytes of the last successful save, by name for the log.
+        failures: Number of failed saves in a row; the checkpoint before them is kept.
+        reason: Reason of the last failure.
+        figures: Seconds and megabytes of the last successful save, by their names in the log.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class WholeFiles(TorchCheckpointIO):
         self.figures: dict[str, float] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; a failure is counted and told, and raises nothing: other processes wait for this one."""
+        """Write a checkpoint; a failure is counted and logged, not raised, since other processes wait for this one."""
         began, target = time.monotonic(), Path(path)
         partial = target.with_name(f"{target.name}.partial")
         try:
@@ -53,7 +53,7 @@ class WholeFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # What a resume could not read must not take the place of what it can.
+            # A file that a resume could not read must not replace a good one.
             torch.load(partial, weights_only=True, mmap=True, map_location="meta")
             size = partial.stat().st_size
             partial.replace(target)
@@ -70,7 +70,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name in a folder last."""
+    """Flush a folder's entries to disk, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -79,19 +79,19 @@ def _sync(folder: Path) -> None:
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/last.ckpt` in the run's folder every `every` updates and after the last.
+    """The callback that saves `checkpoints/last.ckpt` in the run's folder, periodically and after the last update.
 
-    A checkpoint holds all that a run is, so that one that goes on from it takes the same steps to the bit. The run's
-    resolved configuration travels inside as plain data, so that a checkpoint alone can be evaluated and exported, and
-    everything in it loads with `weights_only=True`.
+    A checkpoint has the complete state of a run: a resumed run takes the same steps to the bit. It includes the
+    resolved configuration as plain data, so a checkpoint alone can be evaluated and exported, and loads with
+    `weights_only=True`.
 
     Args:
-        config: The run's resolved configuration, plain containers.
-        files: What the trainer writes checkpoints with.
-        every: Updates between two.
-        archive: Updates between two that stay beside the last, as `update_0001000.ckpt`; null: none.
-        keep: How many of those stay, the newest; null: all.
-        best: What is logged by an evaluation, as `val/psnr@64`: `best.ckpt` is of its best value; null: none.
+        config: Resolved configuration of the run, plain containers.
+        files: The trainer's checkpoint I/O.
+        every: Updates between two checkpoints.
+        archive: Updates between two archived checkpoints, such as `update_0001000.ckpt`; null: none.
+        keep: Number of archived checkpoints to keep, the newest; null: all.
+        best: Logged metric of an evaluation, such as `val/psnr@64`, whose best value `best.ckpt` has; null: none.
 
     Raises:
         UserError: A number is too small, or `archive` is no multiple of `every`.
@@ -121,11 +121,11 @@ class Checkpoints(Checkpoint):
         self.best = best
         self.lower = best is not None and lower_is_better(best.partition("/")[2].partition("@")[0])
         self.reached: float | None = None
-        self.saved = -1  # the update of the last saving
+        self.saved = -1  # update of the last save
         self.folder = Path()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Learn where the run's folder is, and clear it of what a kill has left half written."""
+        """Set the folder, and remove partial files that a killed run left."""
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
         if trainer.is_global_zero:
             for partial in self.folder.glob("*.partial"):
@@ -134,35 +134,35 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the configuration inside."""
+        """Add the configuration to a checkpoint."""
         checkpoint["varitok"] = {"config": self.config}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far."""
+        """Return the best value of the metric so far."""
         return {"reached": self.reached}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it."""
+        """Restore the best value."""
         self.reached = state_dict["reached"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the saved checkpoints."""
+        """Count the update that the run starts from as saved."""
         assert isinstance(pl_module, Training)
         self.saved = pl_module.update
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Save when it is due."""
+        """Save if a checkpoint is due."""
         assert isinstance(pl_module, Training)
         if not pl_module.stepped or pl_module.update == self.saved:
             return
         self._follow_best(trainer, pl_module)
-        # What the guard refuses may be what the run goes back from: a checkpoint before it stays.
+        # A refused update may be rolled back to the last checkpoint, which must be older.
         due = pl_module.update % self.every == 0 and not pl_module.guard.why
         if due or pl_module.update == pl_module.total:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the evaluation at the end."""
+        """Save the best checkpoint if the final evaluation found it."""
         assert isinstance(pl_module, Training)
         self._follow_best(trainer, pl_module)
 
@@ -170,7 +170,7 @@ class Checkpoints(Checkpoint):
         """Save the state after a complete update; every process must call it.
 
         Raises:
-            UserError: Several savings in a row have failed.
+            UserError: `PATIENCE` saves in a row have failed.
         """
         last = self.folder / "last.ckpt"
         trainer.save_checkpoint(last)
@@ -178,7 +178,7 @@ class Checkpoints(Checkpoint):
         failures, reason = trainer.strategy.broadcast((self.files.failures, self.files.reason))
         if failures >= PATIENCE:
             raise UserError(
-                f"{last}: {failures} times in a row it could not be saved ({reason}); make room, then resume"
+                f"{last}: could not be saved {failures} times in a row ({reason}); free disk space, then resume"
             )
         if failures or not trainer.is_global_zero:
             return
@@ -191,7 +191,7 @@ class Checkpoints(Checkpoint):
                 old.unlink(missing_ok=True)
 
     def _follow_best(self, trainer: pl.Trainer, module: Training) -> None:
-        """Save the best, where an evaluation has just found it."""
+        """Save `best.ckpt` if this update's evaluation improved on the best value."""
         if self.best is None or module.evaluation.get("update") != module.update:
             return
         if self.best not in module.evaluation:
@@ -204,7 +204,7 @@ class Checkpoints(Checkpoint):
 
 
 def _link(file: Path, name: Path) -> None:
-    """Link a file under another name; copied only if the file system has no links."""
+    """Hard-link a file under another name; copy it if the file system has no links."""
     name.unlink(missing_ok=True)
     try:
         name.hardlink_to(file)

@@ -1,4 +1,4 @@
-"""The quality at each length of a code, measured while a run goes on and at its end."""
+"""Evaluation of a codec at each kept length, during training and at the end of a run."""
 
 import logging
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 
 
 class Evaluation(Periodic):
-    """Evaluates periodically and at the end of the run, with the loop of `varitok evaluate`.
+    """The callback that evaluates periodically and at the end of the run, with the loop of `varitok evaluate`.
 
-    The last table goes to `evaluation/evaluation.csv` and `.png` in the run's folder and is printed; all of them go to
-    the loggers, quality as `val/psnr@k`, k being the kept number.
+    All evaluations are logged, quality as `val/psnr@k` with k the kept number. The last one is also printed, and
+    written to `evaluation/evaluation.csv` and `.png` in the run's folder.
 
     Args:
         every: Updates between two evaluations.
-        metrics: What is measured on the way, None for the two that are drawn; at the end it is all that can be measured
-            on this machine.
-        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all if None.
+        metrics: Metrics during training; None: the modality's two plotted ones. The final evaluation measures all that
+            are available on this machine.
+        keeps: Numbers of tokens or codebooks to keep; None: 1, 2, 4, ... and all.
     """
 
     def __init__(self, every: int, metrics: Sequence[str] | None = None, keeps: Sequence[int] | None = None) -> None:
@@ -39,7 +39,7 @@ class Evaluation(Periodic):
         self.keeps = keeps
 
     def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
-        """Evaluate; at the end print the table, write it, draw it."""
+        """Evaluate; at the end print, write and plot the table."""
         assert isinstance(module, CodecTraining)
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         modality = modality_of(module.codec)

@@ -1,4 +1,4 @@
-"""Actions at regular intervals and at the end of a run."""
+"""The base of callbacks that act periodically and at the end of a run."""
 
 from abc import abstractmethod
 
@@ -12,11 +12,11 @@ __all__ = ["Periodic"]
 
 
 class Periodic(pl.Callback):
-    """Acts every `every` updates, and once more at the end of the run.
+    """A callback that acts every `every` updates, and once at the end of the run.
 
     Args:
-        every: Updates between two; checked under the key `callbacks.NAME.every`.
-        name: What the callback is called in the configuration.
+        every: Updates between two actions.
+        name: Name of the callback in the configuration, for error messages.
     """
 
     def __init__(self, every: int, name: str) -> None:
@@ -25,15 +25,15 @@ class Periodic(pl.Callback):
 
     @abstractmethod
     def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
-        """Act; every process calls it. `last` says that the run ends."""
+        """Act; every process calls it. `last` is True at the end of the run."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        """Act when it is due."""
+        """Act if an action is due."""
         assert isinstance(pl_module, Training)
         if pl_module.stepped and pl_module.update % self.every == 0 and pl_module.update < pl_module.total:
             self.act(trainer, pl_module, last=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Act for the last time."""
+        """Act at the end of the run."""
         assert isinstance(pl_module, Training)
         self.act(trainer, pl_module, last=True)

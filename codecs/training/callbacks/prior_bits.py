@@ -1,4 +1,4 @@
-"""What codes cost by a prior, measured while it learns and at the end."""
+"""Bits of the validation codes under a prior, measured during its training and at the end."""
 
 import logging
 import math
@@ -25,15 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 class PriorBits(Periodic):
-    """Measures the bits of the validation split's codes periodically and at the end of the run.
+    """The callback that measures the validation codes' bits periodically and at the end of the run.
 
-    The last table goes to `evaluation/bits.csv` in the run's folder and is printed, with a row for each kept number of
-    tokens or codebooks: bits of a signal packed, by an order-0 model of the training's codes, and by the prior. All go
-    to the loggers, as `val/bits@k`.
+    The last table is printed and written to `evaluation/bits.csv` in the run's folder. It has a row for each kept
+    number of tokens or codebooks: mean bits per signal packed, under an order-0 model of the training codes, and under
+    the prior. All measurements are logged as `val/bits@k`.
 
     Args:
         every: Updates between two measurements.
-        keeps: The numbers that are kept; 1, 2, 4, ... and all if None.
+        keeps: Numbers of tokens or codebooks to keep; None: 1, 2, 4, ... and all.
     """
 
     def __init__(self, every: int, keeps: Sequence[int] | None = None) -> None:
@@ -42,7 +42,7 @@ class PriorBits(Periodic):
 
     @torch.inference_mode()
     def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
-        """Measure; at the end print the table and write it."""
+        """Measure; at the end print and write the table."""
         assert isinstance(module, PriorTraining)
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         most = module.source.most
@@ -74,7 +74,7 @@ class PriorBits(Periodic):
 
 
 def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
-    """Count signals, and the bits of their codes in the three ways."""
+    """Return float64 `(4,)`: number of signals, and their codes' bits packed, by order 0 and by the prior."""
     if not len(batch.signal):
         return torch.zeros(4)
     signal = normalize(batch.signal.to(module.device))
@@ -88,8 +88,10 @@ def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
 def order_zero(counts: Tensor, sizes: Sequence[int]) -> Tensor:
     """Compute each entry's cost under add-one smoothed counts, in nats, float64 `(sum of sizes,)`.
 
+        cost_i = -log((count_i + 1) / sum_j (count_j + 1)), j over the alphabet of i
+
     Args:
-        counts: int64 `(sum of sizes,)`, alphabet after alphabet.
+        counts: int64 `(sum of sizes,)`, the alphabets' counts concatenated.
         sizes: Sizes of the alphabets.
     """
     parts = torch.split(counts.double() + 1, list(sizes))

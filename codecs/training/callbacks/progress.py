@@ -1,4 +1,4 @@
-"""What a run says while it goes on."""
+"""Progress of a run: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(RichProgressBar):
-    """A bar with rate and remaining time on a terminal, a line at each reading of the log elsewhere."""
+    """A progress bar with rate and remaining time on a terminal; elsewhere a line at each log reading."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5)
@@ -25,20 +25,20 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Show the last reading: the loss and its terms."""
+        """Return the loss and its terms from the last log reading."""
         assert isinstance(pl_module, Training)
         return {name: value for name, value in pl_module.latest.items() if name.startswith("loss")}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the bar, or the clock for the lines."""
+        """Start the bar, and the clock for the lines."""
         assert isinstance(pl_module, Training)
         self._began = (time.monotonic(), pl_module.update)
         super().on_train_start(trainer, pl_module)
-        if self._console is not None and not self._console.is_terminal:  # None on processes but the first
+        if self._console is not None and not self._console.is_terminal:  # None on all ranks but 0
             self.disable()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Move the bar, or say a line where a reading has been made."""
+        """Advance the bar, or log a line after a log reading."""
         super().on_train_batch_end(trainer, pl_module, *args)
         assert isinstance(pl_module, Training)
         update = pl_module.update

@@ -1,4 +1,4 @@
-"""Reconstructions to look at and to hear: the originals over what each length of their codes gives back."""
+"""Sample reconstructions of validation signals: the originals, and a row of reconstructions for each kept length."""
 
 import logging
 from contextlib import suppress
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One row of a picture.
+    """One row of a samples picture.
 
     Attributes:
-        label: What is kept.
-        signals: `(c, *grid)` each, as a file would hold them, of their own lengths.
+        label: Kept length, as "k = 4".
+        signals: Signals `(c, *grid)` in a file's value range, cut to their own lengths.
     """
 
     label: str
@@ -39,12 +39,12 @@ class Row(NamedTuple):
 
 @torch.inference_mode()
 def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = None) -> list[Row]:
-    """Return the originals, and below them the reconstructions at each length of their codes.
+    """Return a row of the originals, and a row of reconstructions at each kept length.
 
     Args:
-        codec: In evaluation mode, on the batch's device.
-        batch: Signals.
-        keeps: The numbers that are kept; 1, 2, 4, ... and all if None.
+        codec: Codec in evaluation mode, on the batch's device.
+        batch: Signals to reconstruct.
+        keeps: Numbers of tokens or codebooks to keep; None: 1, 2, 4, ... and all.
 
     Raises:
         UserError: A number is out of range.
@@ -65,7 +65,7 @@ def reconstructions(codec: Evaluable, batch: Batch, keeps: list[int] | None = No
 
 
 def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
-    """Take signals spread evenly over a validation set, by their numbers; those that can't be read are passed over.
+    """Select `count` signals evenly spaced in a validation set, by index; unreadable ones are skipped.
 
     Raises:
         UserError: None could be read.
@@ -76,20 +76,20 @@ def spread(val: Dataset[Tensor], count: int) -> dict[int, Tensor]:
         with suppress(BadSample):
             signals[index] = val[0, index]
     if not signals:
-        raise UserError("none of the validation signals that were to be shown could be read")
+        raise UserError("none of the validation signals selected as samples could be read")
     return signals
 
 
 class Samples(Periodic):
-    """Reconstructs the same validation signals periodically, into `samples/` and to the loggers.
+    """The callback that reconstructs the same validation signals periodically, for `samples/` and the loggers.
 
-    `samples/update_N.png` shows them; audio and video files are in `samples/update_N/`.
+    `samples/update_N.png` is the picture of all rows; audio and video files are in `samples/update_N/`.
 
     Args:
-        every: Updates between two; the end of the run gets one in any case.
-        count: How many signals.
-        scale: Each pixel of an image is drawn as a square of this side.
-        keeps: The numbers of tokens or codebooks that are kept; 1, 2, 4, ... and all if None.
+        every: Updates between two; the last update always has samples.
+        count: Number of signals.
+        scale: Side of the square that each image pixel is drawn as.
+        keeps: Numbers of tokens or codebooks to keep; None: 1, 2, 4, ... and all.
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:
@@ -100,7 +100,7 @@ class Samples(Periodic):
         self.chosen: Batch | None = None
 
     def act(self, trainer: pl.Trainer, module: Training, last: bool) -> None:
-        """Reconstruct."""
+        """Reconstruct, write and log the samples."""
         assert isinstance(module, CodecTraining)
         codec = module.evaluated.eval()
         if not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Ending a run on a signal or on the guard's refusal: it saves at the end of the update, and exits."""
+"""Graceful stopping of a run by a system signal, and the response to updates that the guard refuses."""
 
 import logging
 import os
@@ -25,22 +25,22 @@ __all__ = ["Stopping"]
 
 _log = logging.getLogger(__name__)
 
-# Ctrl-C; what schedulers and container engines send; and what SLURM sends ahead of a time limit (`--signal=USR1@120`).
+# Ctrl-C; the signal of schedulers and container engines; SLURM's ahead of a time limit (`--signal=USR1@120`).
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopping(pl.Callback):
-    """Saves the run at the end of the update in which a signal came to any of its processes, and ends all of them.
+    """The callback that saves the run and ends all processes after the update in which one received a system signal.
 
-    The exit status is 128 and the signal's number, as of a process that the signal itself ended, so that schedulers
-    don't take the run for finished; after SLURM's SIGUSR1 the job is queued again. A second Ctrl-C ends it at once.
+    The exit status is 128 + the signal's number, as if the signal had killed the process: schedulers then don't take
+    the run for finished. After SLURM's SIGUSR1 the job is requeued. A second Ctrl-C ends the run at once.
 
-    Lightning's own handler starts a collective wherever the signal finds a process, which hangs all of them (its issue
-    20806), and ends with status 0. Here the processes agree once an update on what came to any of them, and look at the
-    answer an update later: none waits for it.
+    Lightning's handler starts a collective at the point where the signal interrupts a process, which hangs all of them
+    (Lightning issue 20806), and exits with status 0. Here one all-reduce per update shares the signal's number. Its
+    result is read one update later, so that no process waits for it.
 
     Args:
-        checkpoints: What saves.
+        checkpoints: Callback that saves the run.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -50,7 +50,7 @@ class Stopping(pl.Callback):
         self.agreed: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen."""
+        """Install the signal handlers; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
         self.listening = SIGNALS
@@ -67,7 +67,7 @@ class Stopping(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Save and exit, if a signal came or the guard says so."""
+        """Respond to a refused update, and save and exit after a signal."""
         assert isinstance(pl_module, Training)
         if not pl_module.stepped:
             return
@@ -83,7 +83,7 @@ class Stopping(pl.Callback):
         sys.exit(128 + number)
 
     def _answer_refusal(self, trainer: pl.Trainer, module: Training, batch: Batch) -> None:
-        """Log a refused update; roll back or end the run after too many."""
+        """Log a refused update; after `guard.patience` in a row roll back or end the run."""
         guard, last = module.guard, self.checkpoints.folder / "last.ckpt"
         if trainer.is_global_zero or not guard.mine:
             names = ", ".join(module.data.names(batch))
@@ -101,7 +101,7 @@ class Stopping(pl.Callback):
         )
 
     def _agree(self, device: torch.device) -> int:
-        """Return the signal that any process has received, the same on all of them."""
+        """Return the signal that any process has received, the same on all; 0 if none."""
         if world_size() == 1:
             return self.heard
         found = 0 if self.agreed is None else int(self.agreed)
@@ -110,24 +110,24 @@ class Stopping(pl.Callback):
         return found
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen no longer: all updates are done and saved."""
+        """Restore the signal handlers, and raise a signal that arrived after the last update's check."""
         self._restore()
         if self.heard:
             signal.raise_signal(self.heard)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Listen no longer."""
+        """Restore the signal handlers."""
         self._restore()
 
     def _restore(self) -> None:
-        """Let signals end the process, as they do outside of a run; Lightning's handler would hang."""
+        """Restore Python's default handlers, not Lightning's, which would hang."""
         for number in self.listening:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self.listening = []
 
 
 def _queue_again() -> None:
-    """Ask SLURM to start this job again, if it is one."""
+    """Requeue this job if it runs under SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or shutil.which("scontrol") is None:
         return

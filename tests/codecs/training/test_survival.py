@@ -120,7 +120,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_there_was(tmp_path, monke
         real(what, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(UserError, match=r"3 times in a row it could not be saved \(Pytorch.*make room, then resume"):
+    with pytest.raises(UserError, match=r"could not be saved 3 times in a row \(Pytorch.*free disk space, then resume"):
         fit(tmp_path, *QUIET, "checkpoint.every=1", "updates=9")
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]["updates"] == 1
 

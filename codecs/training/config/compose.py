@@ -1,8 +1,8 @@
-"""From a command line to a composed configuration, and from every mistake to one line.
+"""Composes and checks the configuration of a command line; every mistake ends in one line.
 
-Hydra reports a wrong name in up to a dozen lines and a wrong type not at all. Here its errors become
-`error: what, where, what to do` (messages.py), and values get the types of those in train.yaml.
-Nothing here loads torch, so that a typo is reported at once.
+Hydra reports a wrong name in up to a dozen lines, and a wrong type not at all. Here its errors become
+`error: what, where, what to do` (messages.py), and values are converted to the types of those in train.yaml.
+This module doesn't import torch, so that a typo is reported at once.
 """
 
 import json
@@ -39,16 +39,16 @@ PACKAGES = (
     "torch torchvision torchaudio pytorch-lightning hydra-core omegaconf "
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
-PRIMARY = "train"  # the name of our own configuration; another is that of a run, which it has saved
+PRIMARY = "train"  # name of varitok's own configuration; any other is the saved one of a run
 NULLABLE = ("checkpoint.keep",)  # numbers that may be null
 SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
 
 
 def run_with(task: Callable[[DictConfig], Any]) -> None:
-    """Compose the configuration from the command line and hand it to `task`.
+    """Compose the configuration of the command line, and call `task` with it.
 
-    A user's mistake ends in one line and exit status 2, an interrupt in 130; any other error keeps its traceback.
-    With the environment variable HYDRA_FULL_ERROR=1 every error keeps it.
+    A user's mistake ends in one line and exit status 2, an interrupt in status 130; any other error keeps its
+    traceback. With the environment variable HYDRA_FULL_ERROR=1 every error does.
 
     Args:
         task: Called with the composed, checked configuration, once for each job of a sweep (`--multirun`).
@@ -70,23 +70,23 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         except (UserError, OmegaConfBaseException) as error:
             if told_in_full:
                 raise
-            # An Exception would make Hydra print lines of its own; it lets a SystemExit pass.
+            # Hydra would print lines of its own for an Exception; `_fail` raises SystemExit, which it propagates.
             _fail(error)
 
     job.__module__ = "varitok.train"  # Hydra names jobs after it
     program = hydra.main(version_base="1.3", config_path="pkg://varitok.configs", config_name=PRIMARY)(job)
-    # torch's C++ prints pages when a process is lost; `Watchdog` names it.
+    # torch's C++ would print pages of log for a lost process, which `Watchdog` reports in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if {"-m", "--multirun"}.intersection(sys.argv) and not detect_launch().launcher:
-            os.environ[RUN_ID] = _run_id()  # a sweep's jobs, wherever they are started, belong to one folder
+            os.environ[RUN_ID] = _run_id()  # all jobs of a sweep, on any machine, share one folder
         os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
         _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
         program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:
-        # Lightning answers an interrupt with status 1, after it has put its things in order.
+        # Lightning exits with status 1 after an interrupt, when it has cleaned up.
         if isinstance(leaving.__context__, KeyboardInterrupt):
             sys.exit(130)
         raise
@@ -94,27 +94,27 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if told_in_full:
             raise
         _fail(error)
-    except ValueError:  # of Hydra: an option that is neither text nor a list
+    except ValueError:  # from Hydra: a group's option is neither a string nor a list
         if told_in_full or started:
             raise
         words, folders = command_line()
         chosen = [word for word in words if word.lstrip("+").partition("=")[0] in groups(folders)]
         _fail(UserError(f"{' '.join(chosen)}: the option of a group must be a name, or a list of names"))
     except OSError as error:
-        # Before the job, Hydra has nothing to write but the run's folder.
+        # Before the job, Hydra writes to the run's folder only.
         if told_in_full or started:
             raise
         _fail(UserError(f"{error.filename}: can't write the run there ({error.strerror}); give hydra.run.dir=FOLDER"))
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a composed configuration that can't be a run; whole numbers written as `1e3` become whole.
+    """Check a composed configuration, and convert values to their types in place, such as `1e3` to an int.
 
-    The trainer gets the processes that were started (`launch.follow`).
+    The trainer's numbers of devices and nodes are set to those of the launcher (`match_launch`).
 
     Raises:
-        UserError: A required value is missing, a reference leads nowhere, a key is unknown, a value has a wrong type,
-            it holds a password, or the processes don't fit the trainer's.
+        UserError: A required value is missing, an interpolation fails, a key is unknown, a value has a wrong type, a
+            key is that of a secret, or the launched processes don't match the trainer's.
     """
     _refuse_secrets(paths(config))
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -134,18 +134,18 @@ def check(config: DictConfig) -> None:
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:
-    """Refuse secrets on the command line: they show in process lists and would be saved in the run's folder."""
+    """Refuse secrets on the command line: they are visible in process lists and would be saved with the run."""
     if found := [key for key in keys if SECRET.search(key)]:
         raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
 
 
 def _run_id() -> str:
-    """Name a run: by its job or sweep, whose name is the same on all machines and when it starts again; or by the time.
+    """Return the run's ID: that of its job or sweep, the same on all machines and after a restart; else the time.
 
-    What starts the jobs of a sweep elsewhere names them all (`RUN_ID`).
+    The process that launches a sweep's jobs sets it for all of them (`RUN_ID`).
 
     Raises:
-        UserError: Processes were started side by side that share no name.
+        UserError: Several processes were started, but the launcher provides no common ID.
     """
     if given := os.environ.get(RUN_ID):
         return given
@@ -154,30 +154,29 @@ def _run_id() -> str:
         return f"slurm_{job}"
     if os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none":
         return os.environ["TORCHELASTIC_RUN_ID"]
-    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a trial that is queued again goes on
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:  # a requeued trial resumes in its folder
         return os.path.join(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"])
     if here.processes > 1 or "NODE_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("hydra.run.dir: several processes must share a folder; give hydra.run.dir=FOLDER")
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-# Here, and not where a program begins: a job that another process has made knows it too.
+# Registered on import: a job that another process launches needs the resolver too.
 OmegaConf.register_new_resolver("run_id", _run_id, replace=True, use_cache=True)
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Return the run's folder, `runs/NAME/DATE_TIME`, or `hydra.run.dir`."""
+    """Return the run's folder: `runs/NAME/DATE_TIME`, or `hydra.run.dir`."""
     if not HydraConfig.initialized():
-        raise UserError(f"{config.get('name', 'run')}: has no folder; start it by train.py or `run_with`")
+        raise UserError(f"{config.get('name', 'run')}: the run has no folder; start it by train.py or `run_with`")
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def save_resolved(config: DictConfig, folder: Path) -> None:
-    """Save a run's configuration, such that it can be repeated, and what it ran with.
+    """Save a run's configuration, from which it can be repeated, and its provenance; only rank 0 saves.
 
-    `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved: a repeated run makes a
-    new folder. `provenance.json` has the command line, the git commit and the versions of the main packages. Of a
-    run's processes the first saves.
+    `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved, so that a repeated run
+    gets a new folder. `provenance.json` has the command line, the git commit and the versions of the main packages.
 
     Args:
         config: The composed configuration.
@@ -201,7 +200,7 @@ def _defaults() -> DictConfig:
 
 
 def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False) -> None:
-    """Convert values to the types of their defaults; `build` does so for everything below a `_target_`."""
+    """Convert values to the types of their defaults; `build` converts everything below a `_target_`."""
     options = set() if path else set(groups([HERE]))
     if not open_ended and (unknown := [key for key in config if key not in defaults and key not in options]):
         known = [f"{path}{key}" for key in defaults if key not in ("defaults", "hydra")]
@@ -224,14 +223,14 @@ def _check_types(config: Any, defaults: Any, path: str, open_ended: bool = False
 
 
 def _fail(error: Exception) -> NoReturn:
-    """End the program with one line."""
+    """Print an error in one line, and exit with status 2."""
     sys.stdout.flush()
     print(f"error: {explain(error)}", file=sys.stderr)
     sys.exit(2)
 
 
 def _provenance() -> dict[str, Any]:
-    """Return the run's command and versions; paths in the checkout or home folder are relative to it."""
+    """Return the run's command, commit and versions; paths in the working or home folder become relative to it."""
     versions = {"python": platform.python_version(), "varitok": __version__}
     for name in PACKAGES:
         try:
@@ -244,7 +243,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any] | None:
-    """Return the checkout's commit; None if the package is installed from a wheel or git is missing."""
+    """Return the checkout's git commit; None if the package is installed from a wheel, or git is missing."""
     checkout = HERE.resolve().parent
     if not (checkout / ".git").exists():
         return None

@@ -1,6 +1,6 @@
-"""Which of a run's processes this one is, by what has started them: torchrun, srun, submitit, or Lightning.
+"""Detects rank and world size from the launcher: torchrun, srun, submitit or Lightning.
 
-Nothing here loads torch.
+This module doesn't import torch.
 """
 
 import os
@@ -15,13 +15,13 @@ __all__ = ["Launch", "detect_launch", "match_launch"]
 
 
 class Launch(NamedTuple):
-    """Where a process stands among those of its run.
+    """The launcher of a run's processes, and this process's rank.
 
     Attributes:
-        launcher: Name of the launcher of all processes; empty if Lightning starts them (`trainer.devices`).
-        rank: Rank of this process.
+        launcher: Name of the launcher; empty if Lightning starts the processes (`trainer.devices`).
+        rank: Global rank of this process.
         processes: Number of processes; 1 if Lightning starts them.
-        machines: Number of machines, with equally many processes.
+        machines: Number of machines, each with the same number of processes.
     """
 
     launcher: str = ""
@@ -31,12 +31,12 @@ class Launch(NamedTuple):
 
     @property
     def on_each(self) -> int:
-        """Processes of each machine."""
+        """Number of processes on each machine."""
         return self.processes // self.machines
 
 
 def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Read the place of this process out of its environment."""
+    """Read launcher and rank from environment variables."""
 
     def number(name: str, default: int = 0) -> int:
         return int(environment.get(name, default))
@@ -44,7 +44,7 @@ def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     if "TORCHELASTIC_RUN_ID" in environment:
         count, here = number("WORLD_SIZE", 1), number("LOCAL_WORLD_SIZE", 1)
         return Launch("torchrun", number("RANK"), count, count // here)
-    # A shell on a node that SLURM has lent (`srun --pty bash`) starts runs as any shell does.
+    # In an interactive SLURM shell (`srun --pty bash`) runs start as in any other shell.
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment and not interactive:
         return Launch("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), number("SLURM_NNODES", 1))
@@ -54,14 +54,14 @@ def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 
 def match_launch(trainer: DictConfig, sweep: str = "") -> None:
-    """Let the trainer have the processes that were started.
+    """Set the trainer's numbers of devices and nodes to those that were launched.
 
     Args:
-        trainer: Lightning's arguments, changed in place; missing ones get the launcher's numbers.
+        trainer: Lightning's arguments, changed in place.
         sweep: Name of the launcher of a sweep's jobs; empty if there is none.
 
     Raises:
-        UserError: Other numbers were asked for than were started, or a sweep's launcher starts one process a job.
+        UserError: The trainer's numbers differ, or are above 1 with a sweep launcher of one process per job.
     """
     here = detect_launch()
     numbers = {"devices": here.on_each, "num_nodes": here.machines}
@@ -81,9 +81,9 @@ def match_launch(trainer: DictConfig, sweep: str = "") -> None:
             raise UserError(f"trainer.{key}={asked[key]}: {here.launcher} has started {number}; give trainer.{key}=1")
         OmegaConf.update(trainer, key, number, force_add=True)
     if here.launcher == "srun":
-        # Lightning asks for it, and not everyone gives it; from there on all is its SLURMEnvironment's.
+        # Lightning's SLURMEnvironment requires it, and SLURM sets it only if it was requested.
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here.on_each))
-    if here.launcher == "submitit":  # of one machine, which Lightning doesn't know
+    if here.launcher == "submitit":  # on one machine; Lightning has no environment for it
         job = int(os.environ["SUBMITIT_LOCAL_JOB_ID"].partition("_")[0])
         os.environ |= {"LOCAL_RANK": str(here.rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.setdefault("MASTER_PORT", str(15000 + job % 10000))

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf find wrong, in one line with the near matches. Nothing here loads torch."""
+"""One-line messages, with near matches, for errors of Hydra and OmegaConf. This module doesn't import torch."""
 
 import argparse
 import re
@@ -21,13 +21,13 @@ from ...renamed import OPTIONS, new_keys
 __all__ = ["HERE", "command_line", "explain", "groups", "no_such_key", "one_line", "paths"]
 
 HERE = Path(str(configs.__file__)).parent
-LISTED = 60  # names that a message lists at most
+LISTED = 60  # maximum number of names listed in a message
 
 
 def explain(error: Exception) -> str:
     """Summarize an error of Hydra, OmegaConf or varitok in one line."""
     if isinstance(error, UserError):
-        # A loader's worker hands its error over as text that ends with the message.
+        # A loader's worker sends its error as a traceback that ends with the message.
         return one_line(error) if "\n" not in str(error) else str(error).strip().splitlines()[-1].split("Error: ")[-1]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: can't be read; give KEY=VALUE, and quote a value that has special signs"
@@ -50,9 +50,9 @@ def no_such_key(key: str, known: list[str], listed: list[str], what: str = "no s
 
     Args:
         key: The whole key.
-        known: Whole keys that may be near.
-        listed: Those that are listed if none is.
-        what: What is wrong.
+        known: Whole keys to search for near matches.
+        listed: Keys to list if there is no near match.
+        what: Description of the mistake.
     """
     before, point, old = key.rpartition(".")
     if now := sorted(name for name in new_keys(old) if f"{before}{point}{name}" in known):
@@ -79,7 +79,7 @@ def _explain_missing(error: MissingConfigException, folders: list[Path]) -> str:
 
 
 def command_line() -> tuple[list[str], list[Path]]:
-    """Read the overrides and the folders of YAML from the command line, as far as messages need them."""
+    """Return the overrides and the configuration folders of the command line."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-path", "-cp")
@@ -90,12 +90,12 @@ def command_line() -> tuple[list[str], list[Path]]:
 
 
 def groups(folders: Iterable[Path]) -> list[str]:
-    """List the groups: folders of YAML."""
+    """List the configuration groups: folders with YAML files."""
     return sorted({path.name for folder in folders for path in folder.iterdir() if any(path.rglob("*.yaml"))})
 
 
 def _options(group: str, folders: list[Path]) -> list[str]:
-    """List what a group has to choose from."""
+    """List the options of a group."""
     roots = [folder / group for folder in folders]
     return sorted(
         {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
@@ -103,7 +103,7 @@ def _options(group: str, folders: list[Path]) -> list[str]:
 
 
 def _keys(words: list[str]) -> list[str]:
-    """List the keys of what the other overrides compose to, or of train.yaml's own composition."""
+    """List the keys of the configuration composed from overrides `words`; if that fails, from train.yaml alone."""
     _, folders = command_line()
     search = [f"hydra.searchpath=[{','.join(f'file://{folder.absolute()}' for folder in folders[:-1])}]"]
     for overrides in ([*words, *(search if folders[:-1] else [])], []):
@@ -147,7 +147,7 @@ def _have(known: list[str]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Keep what the first line of a message says, with the key that OmegaConf adds in a later one."""
+    """Return the first line of an error's message, with the key that OmegaConf adds in a later line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
     text = lines[0] if lines else type(error).__name__

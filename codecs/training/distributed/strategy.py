@@ -1,4 +1,4 @@
-"""One run on several processes: how their gradients become one."""
+"""Distributed strategies: data parallelism with a reducer per optimizer, and sharding (FSDP2)."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -28,19 +28,20 @@ __all__ = ["STRATEGIES", "Parallel", "Sharded", "strategy_of"]
 
 
 class Parallel(DDPStrategy):
-    """The same module on all processes, whose gradients are averaged while they are made.
+    """Data parallelism (DDP): replicas whose gradients are averaged during the backward pass.
 
-    Each part with an optimizer of its own, the codec and the discriminator, has a reducer of its own
-    (DistributedDataParallel's, arXiv 2006.15704), which waits for that part's own backward pass, and only for one that
-    completes an update. So the graph of each is the same at every update (`static_graph`), whenever the discriminator
-    begins, is heard or skips an update. Lightning's DDP wraps the training module as a whole: a codec's turn then waits
-    for the gradients of a discriminator that hasn't begun, and fails, after a step that has set the processes apart;
-    and accumulated batches are averaged one by one.
+    Codec and discriminator each have a reducer of their own (DistributedDataParallel's, arXiv 2006.15704). It runs in
+    that part's own backward pass, and only in the one that completes an update. So the graph of each is the same at
+    every update (`static_graph`), whether or not the discriminator has started, is used or skips an update.
+
+    Lightning's DDP wraps the whole training module. The codec's backward pass would then wait for the gradients of a
+    discriminator that hasn't started, and fail, after a step that made the replicas differ. It also averages gradients
+    of every accumulated batch.
 
     Args:
-        static: Parameters have a gradient at every update or at none, and the run ends where that isn't so; otherwise
-            those without one are looked for at each update.
-        timeout: Seconds that a process waits for the others.
+        static: Each parameter gets a gradient in every update or in none; otherwise the run ends. If False, unused
+            parameters are searched for at each update.
+        timeout: Seconds that a process waits for the others in a collective.
     """
 
     def __init__(self, *, static: bool = True, timeout: float = 1800.0) -> None:
@@ -48,11 +49,11 @@ class Parallel(DDPStrategy):
         super().__init__(**unused, timeout=timedelta(seconds=timeout))
         self.static = static
         self.reducers: dict[nn.Module, DistributedDataParallel] = {}
-        self.due: nn.Module | None = None  # what the next backward pass completes
-        self.trained: dict[nn.Module, list[bool]] = {}  # which parameters had a gradient at the first update
+        self.due: nn.Module | None = None  # part whose gradients the next backward pass averages
+        self.trained: dict[nn.Module, list[bool]] = {}  # which parameters had a gradient in the first pass
 
     def configure_ddp(self) -> None:
-        """Begin with the first process's parameters and buffers, and watch over each part's gradients."""
+        """Broadcast rank 0's parameters and buffers, and build each part's reducer."""
         module = self.lightning_module
         assert module is not None
         with torch.no_grad():
@@ -62,14 +63,14 @@ class Parallel(DDPStrategy):
             self.watch(part)
 
     def watch(self, part: nn.Module) -> None:
-        """Make a part's reducer; one in which nothing learns by gradient needs none."""
+        """Build a part's reducer; a part without trainable parameters needs none."""
         if any(parameter.requires_grad for parameter in part.parameters()):
             devices = self.determine_ddp_device_ids()
             self.reducers[part] = DistributedDataParallel(part, devices, init_sync=False, **self._ddp_kwargs)
 
     def expect(self, part: nn.Module, complete: bool) -> None:
-        """Announce the part that the next backward pass gives gradients to, and whether it completes an update."""
-        # A static graph is learnt from the first pass of all; averaged gradients can be added to and averaged again.
+        """Announce the part that the next backward pass computes gradients of, and whether it completes an update."""
+        # A static graph is recorded in the first pass; accumulating onto averaged gradients and averaging is exact.
         learn = self.static and part not in self.trained
         self.due = part if (complete or learn) and part in self.reducers else None
 
@@ -79,10 +80,10 @@ class Parallel(DDPStrategy):
             prepare_for_backward(self.reducers[self.due], closure_loss)
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average what a static graph holds back at its first pass, and hold it to that.
+        """Run the all-reduce that DDP delays in a static graph's first pass; check that the graph stays static.
 
         Raises:
-            UserError: Other parameters have a gradient than at the first.
+            UserError: Other parameters have a gradient than in the first pass.
         """
         part, self.due = self.due, None
         if part is None or not self.static:
@@ -93,35 +94,35 @@ class Parallel(DDPStrategy):
             self.trained[part] = there
         elif there != self.trained[part]:
             raise UserError(
-                "trainer.strategy=ddp: some parameters are trained at some updates only;"
+                "trainer.strategy=ddp: some parameters have a gradient in some updates only;"
                 " take trainer.strategy=ddp_find_unused_parameters_true"
             )
 
 
 class Sharded(Parallel):
-    """Keeps of the codec's parameters, their average and the optimizer's state only a share on each process.
+    """Fully sharded data parallelism (FSDP2) of the codec: parameters, EMA and optimizer state.
 
-    Blocks are gathered when they are used (`fully_shard`, arXiv 2304.11277), and their gradients are scattered. All
-    else is as on processes with the whole codec: buffers, so moving codebooks too, and a discriminator, are whole on
-    each, and a checkpoint is the same file, from which a run goes on with or without shards, on any number of
-    processes.
+    Each block is all-gathered for its computation (`fully_shard`, arXiv 2304.11277), and its gradients are
+    reduce-scattered. Buffers, including EMA codebooks, and the discriminator are replicated. Checkpoints are complete
+    and the same as without sharding: a run resumes with or without it, on any number of processes.
 
     Args:
-        timeout: Seconds that a process waits for the others.
+        timeout: Seconds that a process waits for the others in a collective.
     """
 
     def configure_ddp(self) -> None:
-        """Shard the codec and its average, block by block; watch over the rest as `Parallel` does.
+        """Shard the codec and its EMA block by block; replicate the rest as `Parallel` does.
 
         Raises:
-            UserError: What is trained isn't a codec of signals, or may have to go back to whole weights.
+            UserError: The trained module isn't a codec of signals, a loss term has trainable parameters, or the guard
+                rolls back.
         """
         module: Any = self.lightning_module
         codec = module.trained
         if not isinstance(codec, Codec) or isinstance(codec, ImplicitCodec):
-            raise UserError("trainer.strategy=fsdp2: only a codec of signals can be sharded; take ddp")
+            raise UserError("trainer.strategy=fsdp2: neither a prior nor an implicit codec can be sharded; take ddp")
         if any(parameter.requires_grad for parameter in module.objective.terms.parameters()):
-            raise UserError("trainer.strategy=fsdp2: not with a term whose map learns with the codec; take ddp")
+            raise UserError("trainer.strategy=fsdp2: not with a loss term that has trainable parameters; take ddp")
         if module.guard.roll_back:
             raise UserError(
                 "training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false"
@@ -139,12 +140,12 @@ class Sharded(Parallel):
             fully_shard(part, mesh=mesh)
 
     def watch(self, part: nn.Module) -> None:
-        """Make a reducer for all but the codec, whose shards have none."""
+        """Build a reducer for each part but the codec, which FSDP reduces."""
         if part is not self.lightning_module.learning:  # type: ignore[union-attr]
             super().watch(part)
 
     def assemble(self, sharded: nn.Module) -> nn.Module:
-        """Return a complete copy of the codec, or of its average, in evaluation mode; every process must call it."""
+        """Return a complete copy of the codec, or of its EMA, in evaluation mode; every process must call it."""
         copied = copy.deepcopy(self.empty)
         copied.load_state_dict(_whole(sharded.state_dict()), assign=True)
         return copied.eval()
@@ -154,11 +155,11 @@ class Sharded(Parallel):
         return _whole(super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return an optimizer's complete state."""
+        """Return an optimizer's complete state for a checkpoint."""
         return _whole(super().optimizer_state(optimizer))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take each process's share of the optimizers' states."""
+        """Load this process's shards of the optimizers' states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             shares = {index: _share(parameters[index], state) for index, state in saved["state"].items()}
@@ -166,7 +167,7 @@ class Sharded(Parallel):
 
 
 def _share(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-    """Cut this process's share out of what an optimizer knows of a parameter."""
+    """Shard a parameter's optimizer state like the parameter."""
     if not isinstance(parameter, DTensor):
         return state
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -179,7 +180,7 @@ def _share(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(state: Any) -> dict[str, Any]:
-    """Bring together all shards in nested containers; every process must call it."""
+    """Gather all sharded tensors in nested containers; every process must call it."""
     whole: dict[str, Any] = apply_to_collection(state, Tensor, full_tensor)
     return whole
 
@@ -197,7 +198,7 @@ def strategy_of(trainer: dict[str, Any], timeout: float) -> Strategy | str:
 
     Args:
         trainer: Lightning's arguments, as configured.
-        timeout: Seconds that a process waits for the others.
+        timeout: Seconds that a process waits for the others in a collective.
 
     Raises:
         UserError: There is no such strategy.

@@ -1,7 +1,7 @@
-"""What a run on several processes does when one of them is gone: it ends, and says which.
+"""A watchdog for distributed runs: if a process dies or hangs, all others end and report which one.
 
-torchrun's agent ends all processes where one has died, but names it in a page, and waits for one that has stopped; srun
-waits for both; Lightning's launcher kills without a word. None of them is there for the others.
+torchrun's agent ends all processes if one dies, but reports it in a page of log, and waits for a stopped one. srun
+waits for both; Lightning's launcher kills without a message. None covers the others' cases.
 """
 
 import contextlib
@@ -27,22 +27,21 @@ __all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
 
-BEAT = 0.5  # seconds between two signs of life
-EVIDENCE = 4.0  # seconds of silence that are enough where a collective has failed
+BEAT = 0.5  # seconds between two heartbeats
+EVIDENCE = 4.0  # seconds of silence after which a process counts as gone if a collective has failed
 STARTER = "VARITOK_STARTER"
-GRACE = 4.0  # seconds in which a process may end by itself, with its own words
+GRACE = 4.0  # seconds in which a process may end by itself, with its own error message
 
 
 class Watchdog(pl.Callback):
-    """Watches over the other processes, which would wait without end for one that was killed or has stopped.
+    """The callback that ends all processes if one was killed or hangs, instead of waiting for it forever.
 
-    Each process gives a sign of life twice a second, to the store by which the processes have met. Where one ends
-    otherwise than all others do, or is silent for too long, the others end as well, within seconds after a failed
-    collective, with a line that names it and with its status, or 1. A silent process of the same machine is killed: it
-    would wake up in a run that has gone on without it.
+    Each process sends a heartbeat twice a second to the process group's store. If one fails or is silent for too long,
+    the others end too, within seconds after a failed collective. They report its rank, and exit with its status or 1. A
+    silent process on the same machine is killed, since it could wake up after the run was restarted without it.
 
     Args:
-        silence: Seconds without a sign of life after which a process counts as gone.
+        silence: Seconds without a heartbeat after which a process counts as gone.
 
     Raises:
         UserError: The time is too short.
@@ -51,31 +50,31 @@ class Watchdog(pl.Callback):
     def __init__(self, silence: float = 120.0) -> None:
         require_min({"processes.silence": (silence, 2)})
         self.silence = silence
-        self.failed = threading.Event()  # a collective has
+        self.failed = threading.Event()  # set when a collective has failed
         self.leaving = threading.Event()
         self.thread: threading.Thread | None = None
         self.met = threading.Event()
         if os.environ.get("LOCAL_RANK", "0") == "0" or detect_launch().launcher:
-            os.environ[STARTER] = str(os.getpid())  # of the processes that Lightning starts from here
+            os.environ[STARTER] = str(os.getpid())  # parent of the processes that Lightning starts
         elif STARTER in os.environ:
             threading.Thread(target=self._follow, args=(int(os.environ[STARTER]),), name="follow", daemon=True).start()
 
     def _follow(self, starter: int) -> None:
-        """End where the process that has started this one is gone before they have met."""
+        """End this process if its parent dies before the process group is set up."""
         while not self.met.wait(BEAT):
             if os.getppid() != starter:
                 os._exit(1)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin, as soon as the processes have met."""
+        """Start the watchdog's threads once the process group is set up."""
         if world_size() == 1:
             return
         self.rank, self.world = trainer.global_rank, trainer.world_size
-        # Lightning answers the failure of a process that it has started by SIGKILL to all: it looks at this list.
+        # Lightning sends SIGKILL to all processes in this list if one fails, so it is emptied.
         started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
         self.children = dict(enumerate([*started], trainer.global_rank - trainer.local_rank + 1))
         started.clear()
-        # A connection of its own: no collective keeps it waiting.
+        # A separate connection to the store, which no collective blocks.
         self.store = PrefixStore("watch", _get_default_store().clone())
         self.beats = 0
         self._tell("alive")
@@ -83,14 +82,14 @@ class Watchdog(pl.Callback):
         self.met.set()
         now = time.monotonic()
         self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
-        self.reached, self.lost = now, False  # when the store was, and whether it is gone
-        # The store's holder may be the one that stops, with whoever asks it something.
+        self.reached, self.lost = now, False  # time of the store's last answer, and whether the store is gone
+        # In a thread of its own: if the store's host hangs, so does every call to the store.
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self.thread.start()
 
     def _tell(self, word: str) -> None:
-        """Put down how this process is: alive, done, or left with a status."""
+        """Store this process's state: "alive", "done" or an exit status."""
         self.beats += 1
         self.store.set(str(self.rank), f"{word} {self.beats} {os.getpid()} {socket.gethostname()}")
 
@@ -109,7 +108,7 @@ class Watchdog(pl.Callback):
                     self.words[rank] = said.decode(), self.reached
 
     def _look(self) -> None:
-        """Look after the others until this process leaves."""
+        """Check the others until this process leaves, and end it if one of them is gone."""
         since: float | None = None
         while not self.leaving.wait(BEAT):
             gone = self._gone()
@@ -119,10 +118,10 @@ class Watchdog(pl.Callback):
                 self._end(gone)
 
     def _gone(self) -> dict[int, tuple[int, str]]:
-        """Find the processes that are gone: the status with which the others end, and how it went, by rank."""
+        """Return the lost processes by rank: exit status for the others, and description."""
         now = time.monotonic()
         limit = min(EVIDENCE, self.silence) if self.failed.is_set() else self.silence
-        if self.rank and (self.lost or now - self.reached > limit):  # all that is known of the others is old
+        if self.rank and (self.lost or now - self.reached > limit):  # the others' states are outdated
             return {0: (1, "is gone" if self.lost else _silent(now - self.reached))}
         found = {}
         for rank, (word, since) in self.words.items():
@@ -139,10 +138,10 @@ class Watchdog(pl.Callback):
         return found
 
     def _end(self, gone: Mapping[int, tuple[int, str]]) -> None:
-        """End this process; the first of those that are left says why."""
+        """End this process; the lowest remaining rank logs why."""
         if self.rank == min(set(range(self.world)) - set(gone)):
             told = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))
-            _log.error("%s: the others end too; start the run again, and it goes on from its last checkpoint", told)
+            _log.error("%s: the others end too; start the run again to resume from its last checkpoint", told)
         for rank in gone:
             word, _, number, host = self.words[rank][0].split(maxsplit=3)
             if word == "alive" and host == socket.gethostname():
@@ -151,10 +150,10 @@ class Watchdog(pl.Callback):
         os._exit(max(status for status, _ in gone.values()) or 1)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Find out whether another process is behind it; if not, leave with this one's own words."""
+        """Wait whether a lost process caused the error; if not, leave with this process's own error."""
         if self.thread is None:
             return
-        if isinstance(exception, RuntimeError):  # as collectives raise; the thread ends the process where one is gone
+        if isinstance(exception, RuntimeError):  # collectives raise it; the thread ends this process if one is lost
             self.failed.set()
             self.leaving.wait(EVIDENCE + 4 * BEAT)
         self._leave(str(_status(exception)))
@@ -178,7 +177,7 @@ def _silent(seconds: float) -> str:
 
 
 def _status(exception: BaseException) -> int:
-    """Return the exit status of a process."""
+    """Return the exit status that an exception leads to."""
     if isinstance(exception, SystemExit):
         return exception.code if isinstance(exception.code, int) else 1
     return {UserError: 2, KeyboardInterrupt: 130}.get(type(exception), 1)

@@ -143,7 +143,7 @@ def test_all_end_where_one_is_gone_and_the_run_goes_on_to_the_bit(
     shown, _ = part.communicate(timeout=60)
     assert part.returncode != 0
     (line,) = [line for line in shown.splitlines() if line.startswith(told)]
-    assert line.endswith("start the run again, and it goes on from its last checkpoint")
+    assert line.endswith("start the run again to resume from its last checkpoint")
     until = time.monotonic() + 30
     while any(is_there(one) for one in ranks):
         assert time.monotonic() < until, "a process is left"

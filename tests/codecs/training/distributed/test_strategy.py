@@ -123,7 +123,7 @@ def slow(rank, folder):
     train(rank, [*words, "updates=5"], folder / "lives")
     results["lives"] = train(rank, words, folder / "lives")
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
-    with pytest.raises(UserError, match="fsdp2: not with a term whose map learns"):
+    with pytest.raises(UserError, match="fsdp2: not with a loss term that has trainable"):
         train(rank, [*GUIDED, SHARDED], folder / "guided_sharded")
     # The last: what the processes had begun to average is not finished.
     with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):

@@ -1,4 +1,4 @@
-"""Train a tokenizer: compose the configuration, build, fit.
+"""Train a tokenizer: compose the configuration, build the run, fit.
 
 python train.py experiment=image/demo
 python train.py experiment=image/one_d_piece_64 data=image_folder data.root=PHOTOS
@@ -11,7 +11,7 @@ from pathlib import Path
 
 _checkout = Path(__file__).resolve().parent / ".pkg"
 if __name__ == "__main__" and _checkout.is_dir():
-    # A checkout needs no install. The root itself leaves the path: its `codecs` would pose as the standard library's.
+    # A checkout needs no install. Its root is removed from the path: `codecs` would shadow the standard library's.
     sys.path[0] = str(_checkout)
 
 from varitok.codecs.training.versions import require_good  # noqa: E402
@@ -26,7 +26,7 @@ __all__ = ["main", "train"]
 
 
 def train(config: DictConfig) -> None:
-    """Train as configured; everything that the run makes goes into its folder."""
+    """Run a training from its configuration; all its files are written to the run's folder."""
     from varitok.codecs.training.run import build_run  # noqa: PLC0415 (a typo is reported without loading torch)
 
     folder = run_folder(config)
@@ -39,9 +39,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command line: `train.py`, `varitok train`, `python -m varitok.train`.
 
     Args:
-        words: Words of the command line; the process's own if None.
+        words: Command-line arguments; None: those of the process.
     """
-    if words is not None:  # Hydra reads no others
+    if words is not None:  # Hydra reads `sys.argv` only
         sys.argv[:] = ["varitok train", *words]
     run_with(train)
 

@@ -1,6 +1,6 @@
-"""The configuration: YAML groups, whole named runs in `experiment/`, and `compose`, which turns them into a run.
+"""The configuration: YAML groups, complete runs in `experiment/`, and resolvers for interpolations in YAML.
 
-This is the one folder of the checkout with an `__init__.py`: Hydra finds YAML by `pkg://varitok.configs`.
+This is the only folder of the checkout with an `__init__.py`: Hydra finds YAML by `pkg://varitok.configs`.
 """
 
 import json
@@ -16,8 +16,8 @@ __all__: list[str] = []
 
 
 def _downsample(encoder: Any) -> int:
-    """Multiply an encoder's strides along its first axis: the samples, or frames, of a token."""
-    encoder = encoder.get("network", encoder)  # that a nested encoder is around
+    """Return an encoder's downsampling factor along its first axis: samples or frames per token."""
+    encoder = encoder.get("network", encoder)  # the inner one of a nested encoder
     strides = [_first(stride) for stride in encoder.get("strides", [])]
     own = [_first(encoder.get(key, 1)) for key in ("hop_length", "patch", "resample")]
     return int(math.prod([*strides, *own, 2 ** int(encoder.get("wavelets", 0))]))
@@ -28,12 +28,12 @@ def _first(value: Any) -> int:
 
 
 def _causal_pad(encoder: Any) -> int:
-    """Count the copies of the first frame that a causal codec of clips puts before it."""
+    """Return the number of copies of the first frame that a causal video codec prepends."""
     return _downsample(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
 
 
 def _of_bundle(folder: str | None, key: str) -> Any:
-    """Look a value up in a bundle's config.json; `hop.0` is the first of a list."""
+    """Return a value of a bundle's config.json by its dotted key; `hop.0` is the first item of a list."""
     if folder is None:
         raise UserError("tokenizer is required: give tokenizer=BUNDLE")
     path = Path(folder) / "config.json"
@@ -42,11 +42,11 @@ def _of_bundle(folder: str | None, key: str) -> Any:
         for part in key.split("."):
             found = found[int(part) if isinstance(found, list) else part]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"tokenizer={folder}: no bundle is there, or its config.json has no {key}") from error
+        raise UserError(f"tokenizer={folder}: not a bundle, or its config.json has no {key}") from error
     return found
 
 
-# In YAML, `${downsample:${codec.encoder}}`: data are cut in tokens, and only the encoder knows how long they are.
+# In YAML, `${downsample:${codec.encoder}}`: crop lengths are in tokens, whose length depends on the encoder.
 OmegaConf.register_new_resolver("downsample", _downsample, replace=True)
 OmegaConf.register_new_resolver("bundle", _of_bundle, replace=True)
 OmegaConf.register_new_resolver("causal_pad", _causal_pad, replace=True)

@@ -93,7 +93,7 @@ class Result:
         (["--config-name", "trian"], ["--config-name trian", "train"]),
         (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
         (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
-        (["experiment=prior/audio", "data.root=x", "tokenizer=y"], ["tokenizer=y: no bundle is there"]),
+        (["experiment=prior/audio", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle"]),
         (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
         (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
         (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),

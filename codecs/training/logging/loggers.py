@@ -1,4 +1,4 @@
-"""Where a run's scalars, pictures and sounds go. No logger ever stops a run."""
+"""Loggers of a run's scalars, images, audio and video. A failing logger never ends a run."""
 
 import csv
 import errno
@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog(Logger):
-    """A logger that takes pictures and sounds too.
+    """The base of loggers, for pictures and media files besides scalars.
 
     Args:
-        folder: The run's folder.
-        name: The run's name.
+        folder: Folder of the run.
+        name: Name of the run.
 
     Attributes:
-        failed: Whether it has failed, and is silent from then on (`unharmed`).
+        failed: True once the logger has failed; it then logs nothing more (`unharmed`).
     """
 
     def __init__(self, folder: str, name: str) -> None:
@@ -40,35 +40,35 @@ class RunLog(Logger):
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Name of the run."""
         return self._name
 
     @property
     def version(self) -> str:
-        """The run folder's own name."""
+        """Name of the run's folder."""
         return self.folder.name
 
     @abstractmethod
     def rewind(self, update: int, total: int) -> None:
-        """Remove what a run of `total` updates repeats when it resumes after one of them."""
+        """Remove the records after update `update`, which a resumed run of `total` updates repeats."""
 
-    # Media that a logger doesn't take are in the run's folder all the same.
+    # These do nothing by default: all media are in the run's folder too.
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Take the run's configuration."""
+        """Log the run's configuration."""
 
     def log_picture(self, name: str, picture: Path, update: int) -> None:
-        """Log a picture's file, of the given update."""
+        """Log an image file at the given update."""
 
     def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
-        """Log files of sounds and clips by their names, of the given update; there may be none."""
+        """Log audio and video files by name at the given update; `files` may be empty."""
 
 
 class CsvLog(RunLog):
-    """Appends rows `update,name,value` to `metrics.csv` in the run's folder.
+    """A logger that appends rows `update,name,value` to `metrics.csv` in the run's folder.
 
-    Rows are long, not wide: a new name needs no new header, and a resumed run goes on in the same file (Lightning's
-    CSVLogger erases it). `pandas.read_csv(...).pivot(index="update", columns="name")` makes it wide.
+    In this long format a new name needs no new header, and a resumed run continues the file (Lightning's CSVLogger
+    erases it). `pandas.read_csv(...).pivot(index="update", columns="name", values="value")` makes it wide.
     """
 
     def __init__(self, folder: str, name: str) -> None:
@@ -83,7 +83,7 @@ class CsvLog(RunLog):
 
     @rank_zero_only
     def rewind(self, update: int, total: int) -> None:
-        """Remove rows of updates that are repeated, and an incomplete row."""
+        """Remove an incomplete row, and the rows of updates that are repeated."""
         if self.file.path.exists():
             with self.file.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(HEAD)][1:]
@@ -98,9 +98,9 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def unharmed(method: Callable[..., None]) -> Callable[..., None]:
-    """Let a logger's call fail without harm to the run, on the first process, which alone logs.
+    """Decorate a logger's method so that its errors don't end the run; it runs on rank 0 only.
 
-    What a full disk has no room for is passed over. After any other failure, which is named, the logger is silent.
+    On a full disk the record is skipped with a warning. After any other error, which is logged, the logger is disabled.
     """
 
     @rank_zero_only
@@ -113,7 +113,7 @@ def unharmed(method: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:  # W&B raises many kinds, ConnectionResetError among them
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             self.failed = not full
-            what = "passed over something" if full else "stopped logging"
+            what = "skipped a record" if full else "stopped logging"
             _log.warning("%s %s (%s: %s); the run goes on", type(self).__name__, what, type(error).__name__, error)
 
     return call

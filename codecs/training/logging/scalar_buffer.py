@@ -1,4 +1,4 @@
-"""Scalars on their way to the log."""
+"""A buffer of scalars between log readings."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ __all__ = ["ScalarBuffer"]
 
 
 class ScalarBuffer:
-    """Collects scalars each step and gives their means every `every` steps.
+    """Running sums of scalars on the device, read as means every `every` steps.
 
-    Ten `self.log` calls cost about 5 ms a step; adding to sums that stay on the device costs microseconds, and the
-    device is asked for their values once in `every` steps.
+    Ten `self.log` calls take about 5 ms per step. Adding to sums on the device takes microseconds, and needs only one
+    device-to-host copy in `every` steps.
 
     Args:
         every: Steps between two readings.
@@ -45,14 +45,14 @@ class ScalarBuffer:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Return the sums since the last reading, of all processes; every process must call it."""
+        """Return the sums since the last reading, one row per process; every process must call it."""
         if not self._sums:
             return {}
         rows = gather_rows(torch.stack(list(self._sums.values()))[None])
         return {"names": list(self._sums), "counts": list(self._counts.values()), "sums": rows.cpu()}
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
-        """Restore a `state`: each process its own sums, or the means of all if their number has changed."""
+        """Restore a `state`: this process's sums, or the mean over processes if their number has changed."""
         if not state:
             return
         rows = state["sums"].to(device)

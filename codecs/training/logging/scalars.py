@@ -1,4 +1,4 @@
-"""Files that a run's log is appended to whole, and rewound in when it goes on; the scalars in them, read back."""
+"""Log files of a run: atomic appends, rewinding on resume, and reading of scalars."""
 
 import csv
 import logging
@@ -16,32 +16,32 @@ HEAD = ("update", "name", "value")
 
 
 def stays(at: int, name: str, update: int, total: int) -> bool:
-    """Return whether a logged row stays when a run of `total` updates resumes after one of them.
+    """Return whether a logged row stays when a run of `total` updates resumes after update `update`.
 
-    What came later is done again, and at the end the evaluation is.
+    Later updates are repeated, and so is the evaluation after the last update.
 
     Args:
-        at: The update at which it was logged.
-        name: Under which it was logged.
-        update: The last that isn't done again.
-        total: Updates of the run.
+        at: Update of the row.
+        name: Name of the row's scalar.
+        update: Last update that isn't repeated.
+        total: Number of updates of the run.
     """
     return at <= update and not (at == total and name.startswith("val/"))
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file such that after a kill the old one or the new one is there, whole."""
+    """Replace a file atomically: after a kill either the old or the new content is there, complete."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(data)
     partial.replace(path)
 
 
 class Appended:
-    """A file that records are appended to; on a full disk it keeps whole ones, and gets the others when there is room.
+    """An append-only file of complete records; on a full disk new ones are buffered until there is space.
 
     Args:
-        path: The file; its folder must be there.
-        head: What a new file begins with.
+        path: Path of the file, in an existing folder.
+        head: Header of a new file.
     """
 
     def __init__(self, path: Path, head: bytes = b"") -> None:
@@ -50,7 +50,7 @@ class Appended:
         self.waiting = b""
 
     def append(self, record: bytes) -> None:
-        """Append a record, after those waiting for room."""
+        """Append the buffered records and a new one."""
         size = self.path.stat().st_size if self.path.exists() else 0
         told, self.waiting = bool(self.waiting), self.waiting + record
         try:
@@ -65,7 +65,7 @@ class Appended:
 
 
 def read_scalars(path: Path) -> dict[str, dict[int, float]]:
-    """Read what a run logged, each name's values by update; nothing if it logged elsewhere. A torn row is none.
+    """Read each scalar's values by update; empty if there is no file. An incomplete last row is ignored.
 
     Raises:
         UserError: The file is damaged.
@@ -77,5 +77,5 @@ def read_scalars(path: Path) -> dict[str, dict[int, float]]:
             for row in csv.DictReader(whole.splitlines()):
                 found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f"{path}: not what a run logs, or damaged; move it away to do without") from error
+            raise UserError(f"{path}: not the log of a run, or damaged; move it away to continue without") from error
     return found

@@ -1,4 +1,4 @@
-"""TensorBoard as a logger."""
+"""The TensorBoard logger."""
 
 import io
 import time
@@ -19,13 +19,13 @@ __all__ = ["TensorboardLog"]
 
 
 class TensorboardLog(RunLog):
-    """Logs scalars, pictures, sounds, and clips as animated pictures to one event file in the run's `tensorboard/`.
+    """A logger of scalars, images, audio, and video as GIFs to one event file in the run's `tensorboard/`.
 
-    A resumed run continues in the same file (TensorBoard's own writer starts another, and keeps repeated events).
+    A resumed run continues the file (TensorBoard's own writer starts another, and keeps repeated events).
     `tensorboard --logdir runs` shows it.
 
     Raises:
-        UserError: The package isn't there.
+        UserError: The package `tensorboard` isn't installed.
     """
 
     def __init__(self, folder: str, name: str) -> None:
@@ -42,12 +42,12 @@ class TensorboardLog(RunLog):
             ) from error
         self.events, self.summaries = event_pb2, summary_pb2
         self.writer, self.reader = RecordWriter, LegacyEventFileLoader
-        # TensorBoard knows its files by a part of their name.
+        # TensorBoard recognizes event files by "tfevents" in their names.
         self.file = Appended(self.folder / "tensorboard" / "events.out.tfevents.0.varitok")
         self.file.head = self._record(self.events.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _record(self, event: Any) -> bytes:
-        """Frame an event as TensorBoard's files have it."""
+        """Serialize an event as a TFRecord."""
         framed = io.BytesIO()
         self.writer(framed).write(event.SerializeToString())
         return framed.getvalue()
@@ -65,11 +65,11 @@ class TensorboardLog(RunLog):
 
     @unharmed
     def rewind(self, update: int, total: int) -> None:
-        """Remove events of updates that are repeated, and an incomplete event."""
+        """Remove an incomplete event, and the events of updates that are repeated."""
         if not self.file.path.exists():
             return
         kept = [self.file.head]
-        for event in self.reader(str(self.file.path)).Load():  # whole ones
+        for event in self.reader(str(self.file.path)).Load():  # complete ones only
             values = [value for value in event.summary.value if stays(event.step, value.tag, update, total)]
             if values:
                 kept.append(self._record(self.events.Event(
@@ -79,12 +79,12 @@ class TensorboardLog(RunLog):
 
     @unharmed
     def log_picture(self, name: str, picture: Path, update: int) -> None:
-        """Log a picture's file."""
+        """Log an image file."""
         self._add(update, [self._image(name, picture.read_bytes())])
 
     @unharmed
     def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
-        """Log files of sounds and clips."""
+        """Log audio and video files."""
         if files:
             self._add(update, [self._medium(f"{name}/{label}", path) for label, path in files.items()])
 
@@ -110,7 +110,7 @@ class TensorboardLog(RunLog):
 
 
 def _encode_gif(path: Path) -> bytes:
-    """Encode a clip as the animated GIF that TensorBoard shows."""
+    """Encode a video file as an animated GIF, the only video format that TensorBoard shows."""
     with av.open(str(path)) as clip:
         rate = float(clip.streams.video[0].average_rate or 8)
         first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]

@@ -1,4 +1,4 @@
-"""How fast a run is, and whether its data keep up."""
+"""Throughput of a run, and the share of time it waits for data."""
 
 import logging
 import time
@@ -9,19 +9,19 @@ __all__ = ["Throughput"]
 
 _log = logging.getLogger(__name__)
 
-PATIENCE = 5.0  # seconds between two readings before their shares mean anything
-WAITING = 0.25  # share of the time at which it is said
+PATIENCE = 5.0  # seconds between two readings below which the share is too noisy for the warning
+WAITING = 0.25  # share of waiting above which a warning is logged
 
 
 class Throughput:
-    """Measures signals a second, and the share of the time that a run waits for its next batch.
+    """A meter of samples per second, and of the share of time that a run waits for its next batch.
 
-    Evaluations and savings don't count as waiting. The start of a loader's workers isn't counted at all.
+    Evaluations and checkpoints don't count as waiting. The startup of the loader's workers isn't counted at all.
     """
 
     def __init__(self) -> None:
         self._began: float | None = None  # start of the current interval
-        self._left: float | None = None  # when the last batch was done with
+        self._left: float | None = None  # end of the last batch
         self._waited = 0.0
         self._signals = 0
         self._said = False
@@ -36,13 +36,13 @@ class Throughput:
         self._signals += signals
 
     def leave(self) -> None:
-        """Take note that a batch is done with, and the next one wanted."""
+        """Record that a batch is finished, and that the loop waits for the next one."""
         self._left = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Return signals a second, of all processes, and this one's share of waiting, since the last reading.
+        """Return samples per second of all processes and this one's share of waiting, since the last reading.
 
-        Where much of the time goes into waiting, it is said, once.
+        A large share is logged as a warning, once.
         """
         if self._began is None:
             return {}

@@ -1,4 +1,4 @@
-"""Weights & Biases as a logger: online where it can, offline where it must."""
+"""The Weights & Biases (W&B) logger: online if a key is found and the service is reachable, else offline."""
 
 import json
 import logging
@@ -22,36 +22,36 @@ __all__ = ["WandbLog"]
 
 _log = logging.getLogger(__name__)
 
-START = 5.0  # seconds to wait for the service at a run's start, before it is done without
-FINISH = 10.0  # seconds that the last uploads may take; the rest stays on the disk
+START = 5.0  # seconds to wait for the service at a run's start, before falling back to offline
+FINISH = 10.0  # seconds that the last uploads may take; the rest stays on disk
 PREEMPTED = {128 + getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)}
 
 
 class WandbLog(RunLog):
-    """Logs to Weights & Biases, offline where no key is found or the service can't be reached.
+    """A logger to Weights & Biases, offline if no key is found or the service can't be reached.
 
-    Beside scalars and media it gets the resolved configuration and the run's `provenance.json`: command line, git
-    commit, versions. All is logged against `update`. A run has the same name there in all its lives; what an earlier
-    life has sent isn't sent again.
+    Besides scalars and media it logs the resolved configuration and the run's `provenance.json`: command line, git
+    commit, versions. The step metric is `update`. A resumed run continues the same W&B run, and doesn't send repeated
+    updates again.
 
     Args:
-        folder, name: As of `RunLog`; W&B's own files go into the folder's `wandb/`.
-        project: W&B's project.
+        folder, name: See `RunLog`; W&B's own files are in the folder's `wandb/`.
+        project: Name of the W&B project.
     """
 
     def __init__(self, folder: str, name: str, project: str = "varitok") -> None:
         super().__init__(folder, name)
         self.project = project
         self.settings: dict[str, Any] = {}
-        self.sent = -1  # the last update that an earlier life of this run has sent
-        self.begun = -1  # the last that this one has begun to send
+        self.sent = -1  # last update sent before the resume
+        self.begun = -1  # last update that is partly sent
         self._run: Any = None
 
     @property
     def run(self) -> Any:
-        """W&B's run, started at the first call."""
+        """The W&B run, started at the first access."""
         if self._run is None:
-            # Its reports of its own errors hold a process up at its end where the service can't be reached.
+            # W&B's error reporting would delay the exit if the service can't be reached.
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             import wandb  # noqa: PLC0415 (a second to import, and only needed here)
 
@@ -78,7 +78,7 @@ class WandbLog(RunLog):
         return self._run
 
     def _identity(self) -> str:
-        """Return the run's ID at W&B, the same after each resume; a sweep's agent provides one."""
+        """Return the run's W&B ID, the same after each resume: a sweep agent's, or a random one."""
         path = self.folder / "wandb" / "run_id"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,34 +95,34 @@ class WandbLog(RunLog):
         self._send(metrics, step or 0)
 
     def _send(self, values: dict[str, Any], update: int) -> None:
-        """Log values, but for what an earlier life of this run has sent: they were the same."""
+        """Log values, unless they were sent before the resume: repeated updates give the same values."""
         if update <= self.sent:
             return
         self.run.log({**values, "update": update})
-        if update > self.begun:  # the one before it is complete
+        if update > self.begun:  # the previous update is complete
             replace(self.folder / "wandb" / "sent", str(self.begun).encode())
             self.begun = update
 
     @unharmed
     def rewind(self, update: int, total: int) -> None:
-        """Find the last update that was sent, which can't be taken back."""
+        """Read the last update that was sent; W&B can't remove it."""
         path = self.folder / "wandb" / "sent"
         self.sent = self.begun = int(path.read_text()) if path.is_file() else -1
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Keep the run's configuration for W&B's start."""
+        """Keep the run's configuration until the W&B run starts."""
         self.settings = dict(params) if isinstance(params, dict) else vars(params)
 
     @unharmed
     def log_picture(self, name: str, picture: Path, update: int) -> None:
-        """Log a picture against `update`."""
+        """Log an image file against `update`."""
         import wandb  # noqa: PLC0415
 
         self._send({name: wandb.Image(str(picture))}, update)
 
     @unharmed
     def log_media(self, name: str, files: Mapping[str, Path], update: int) -> None:
-        """Log sounds and clips against `update`."""
+        """Log audio and video files against `update`."""
         import wandb  # noqa: PLC0415
 
         if files:
@@ -131,13 +131,13 @@ class WandbLog(RunLog):
             self._send(media, update)
 
     def finalize(self, status: str) -> None:
-        """Close W&B's run with the exit status that the process will have.
+        """Finish the W&B run with the exit status that the process will have.
 
-        A sweep's agent learns that a scheduler has stopped the run, and queues it again.
+        A run that a scheduler has stopped is marked as preempted, so that a sweep agent requeues it.
         """
         self._finish(status)
         if self.failed and "wandb" in sys.modules:
-            with suppress(Exception):  # which W&B would print when the process ends
+            with suppress(Exception):  # W&B would print it at the process's end
                 sys.modules["wandb"].teardown()
 
     @unharmed
@@ -152,7 +152,7 @@ class WandbLog(RunLog):
 
 
 def _mode() -> str:
-    """Return W&B's mode: the environment's, else online if there is a key."""
+    """Return W&B's mode: WANDB_MODE if it is set, else online if there is a key."""
     if "WANDB_MODE" in os.environ:
         return os.environ["WANDB_MODE"]
     return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"

@@ -1,4 +1,4 @@
-"""The subcommand `sweep`."""
+"""The command `varitok sweep`."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(words: Sequence[str]) -> None:
     """Run `varitok sweep`.
 
     Raises:
-        UserError: A user's mistake, or too many trials have failed.
+        UserError: A mistake in the arguments, or too many failed trials.
     """
     options = _parser().parse_intermixed_args(words)
     if (options.file is None) == (options.summary is None):
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _summarise(folder: Path, options: argparse.Namespace) -> None:
-    """Print the table of a sweep's runs; write and draw it."""
+    """Print the table of a sweep's runs; write it as CSV and plot it."""
     maximize = None if options.goal is None else options.goal == "maximize"
     results = read_results(folder, options.metric, maximize)
     results.print()
@@ -57,18 +57,21 @@ def _summarise(folder: Path, options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok sweep",
-        description="Search the best values of a configuration, as a file for `wandb sweep` says, but on this machine."
-        " What is cut off goes on when the same command is called again.",
+        description="Search hyperparameters as described by a file for `wandb sweep`, but on this machine."
+        " To resume an interrupted sweep, call the same command again.",
         epilog="for example: varitok sweep configs/sweep/image_rate.yaml data.root=PHOTOS --trials 20",
     )
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="in the format of W&B; see configs/sweep")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all trials; they win over the file's")
-    parser.add_argument("--trials", type=int, metavar="N", help="all together; by default the file's run_cap")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time; default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the trials' runs; default: runs/sweep/FILE")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="in W&B's format; see configs/sweep")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides for all trials and of the file")
+    parser.add_argument("--trials", type=int, metavar="N", help="total number of trials; default: the file's run_cap")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel trials; default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the runs; default: runs/sweep/FILE")
     parser.add_argument(
-        "--summary", type=Path, metavar="FOLDER", help="of a sweep, of W&B's or Hydra's too: only the table and picture"
+        "--summary",
+        type=Path,
+        metavar="FOLDER",
+        help="only tabulate and plot the runs of a sweep, also of W&B or Hydra",
     )
-    parser.add_argument("--metric", metavar="NAME", help="that runs are compared by, as val/psnr@64")
-    parser.add_argument("--goal", choices=["maximize", "minimize"], help="of that metric")
+    parser.add_argument("--metric", metavar="NAME", help="metric to rank the runs by, such as val/psnr@64")
+    parser.add_argument("--goal", choices=["maximize", "minimize"], help="goal of that metric")
     return parser

@@ -1,4 +1,4 @@
-"""The runs of a sweep as parallel coordinates: a line for each, through its parameters to what it came to."""
+"""Parallel coordinates plot of a sweep: a line for each run through its parameters and its metric."""
 
 import math
 import warnings
@@ -14,11 +14,11 @@ from .results import Results
 
 __all__ = ["draw_parallel"]
 
-SPAN = 10.0  # the largest over the smallest of numbers, from which on an axis is logarithmic
+SPAN = 10.0  # ratio of largest to smallest value above which an axis is logarithmic
 
 
 def draw_parallel(path: Path, results: Results) -> None:
-    """Draw the runs that have a value to a PNG: the better, the darker."""
+    """Plot the runs that have a value to a PNG; better runs are darker."""
     runs = [run for run in results.runs if run.value is not None and math.isfinite(run.value)]
     names = list(results.runs[0].parameters)
     columns = [_column([run.parameters[name] for run in runs]) for name in names]
@@ -29,7 +29,7 @@ def draw_parallel(path: Path, results: Results) -> None:
         drawn = {name: values[row] for name, (values, _) in zip(names, columns, strict=True)}
         study.add_trial(optuna.create_trial(params=drawn, distributions=distributions, value=run.value))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is experimental, and a column may be of one value
+        warnings.simplefilter("ignore")  # optuna warns that the plot is experimental, and of constant columns
         axes = plot_parallel_coordinate(study, target_name=results.metric)
     goal = "higher" if results.maximize else "lower"
     axes.set_title(f"{len(runs)} runs, the best {runs[0].name} ({results.metric}: {goal} is better)" if runs else "")
@@ -41,7 +41,7 @@ def draw_parallel(path: Path, results: Results) -> None:
 
 
 def _column(texts: Sequence[str]) -> tuple[Sequence[float] | Sequence[str], BaseDistribution]:
-    """Read numbers, or words, and their range."""
+    """Return a parameter's values, as numbers if all are, and their distribution."""
     try:
         numbers = [float(text) for text in texts]
         low, high = min(numbers), max(numbers)

@@ -1,4 +1,4 @@
-"""What a sweep has found, out of the files that it left: rows, their table, their CSV file."""
+"""Results of a sweep, read from its folder: runs ranked by a metric, as a table and a CSV file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +21,16 @@ from .space import short
 __all__ = ["Result", "Results", "read_results"]
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.PRUNED: "fell behind"}
-IRRELEVANT = ("hydra", "logger", "name", "resume")  # of a configuration, what makes no difference
+IRRELEVANT = ("hydra", "logger", "name", "resume")  # keys that don't affect a run's result
 
 
 class Result(NamedTuple):
     """A run of a sweep.
 
     Attributes:
-        name: Name of its folder.
-        state: How it ended, or why it failed.
-        updates: Number of its updates.
+        name: Name of the run's folder.
+        state: Final state, or the reason of a failure.
+        updates: Number of logged updates.
         value: Last value of the metric; None if it has none.
         parameters: Parameters that differ between runs, by key.
     """
@@ -46,9 +46,9 @@ class Results(NamedTuple):
     """All runs of a sweep.
 
     Attributes:
-        metric: What they are compared by.
-        maximize: Whether a large value is good.
-        runs: The best first; then those that have no value.
+        metric: Metric that ranks them.
+        maximize: Whether larger values are better.
+        runs: Runs from best to worst, then those without a value.
     """
 
     metric: str
@@ -80,16 +80,15 @@ def _digits(run: Result) -> str:
 
 
 def read_results(folder: Path, metric: str | None = None, maximize: bool | None = None) -> Results:
-    """Read the runs of a local sweep, or any runs below a folder: of W&B's agents, of Hydra's `--multirun`.
+    """Read the runs of a local sweep, or all runs below a folder, such as those of W&B agents or `--multirun`.
 
     Args:
-        folder: The sweep's, or one above the runs'.
-        metric: Metric to rank by; None: the sweep's, or the first metric at the most tokens or
-            codebooks.
-        maximize: Whether a large value is good; None: the sweep's goal, or the metric's own.
+        folder: Folder of the sweep, or one that contains runs.
+        metric: Metric to rank by; None: the sweep's, or the first metric at the most tokens or codebooks.
+        maximize: Whether larger values are better; None: the sweep's goal, or the metric's own.
 
     Raises:
-        UserError: There are no runs, or none logged the metric.
+        UserError: There are no evaluated runs, or none logged the metric.
     """
     if (folder / JOURNAL).is_file():
         study = open_study(folder)
@@ -124,23 +123,23 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
 
 
 def _usual(evaluated: list[str]) -> str | None:
-    """Return the first metric at its last number of tokens or codebooks."""
+    """Return the first metric at its largest number of tokens or codebooks."""
     first = next((name.partition("@")[0] for name in evaluated if "@" in name), None)
     return next((name for name in reversed(evaluated) if name.partition("@")[0] == first), None)
 
 
 def _runs(folder: Path) -> list[tuple[Path, str | int, dict[str, str]]]:
-    """Find the runs below a folder, the updates that they should come to, and what differs between them."""
+    """Return the runs below a folder: path, configured number of updates, and parameters that differ."""
     paths = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.csv").is_file())
     flats = [dict(_flat(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))) for path in paths]
     columns: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for flat in flats for key in flat):
         column = [flat.get(key, "") for flat in flats]
         chosen = any(key.startswith(other.removesuffix("_target_")) for other in columns if other.endswith("_target_"))
-        # A group that was chosen says it all; and of keys that go together, the first does.
+        # A differing group replaces all its keys; of keys with identical columns only the first is shown.
         if len(set(column)) > 1 and not chosen and column not in columns.values():
             columns[key] = column
-    # What was chosen of a group is named by its class alone.
+    # A group's option is shown by its class name.
     named = {key.removesuffix("._target_"): (key.endswith("._target_"), column) for key, column in columns.items()}
     return [
         (
@@ -153,7 +152,7 @@ def _runs(folder: Path) -> list[tuple[Path, str | int, dict[str, str]]]:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten a configuration to whole keys, a group's choice before its values."""
+    """Flatten a configuration to dotted keys, `_target_` before the other keys of a group."""
     if isinstance(value, dict):
         for name in sorted(value, key=lambda name: name != "_target_"):
             if key or name not in IRRELEVANT:

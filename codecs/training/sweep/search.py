@@ -1,7 +1,7 @@
-"""The search of a sweep: trials drawn by Optuna, each a run in a process of its own.
+"""Hyperparameter search of a sweep: Optuna proposes trials, each a run in its own process.
 
-Hydra's Optuna sweeper is no longer maintained, reads no file of W&B's, and begins a trial anew that was cut off;
-Optuna's own loop (`study.optimize`) records such a trial as failed.
+Hydra's Optuna sweeper is no longer maintained, can't read W&B's sweep files, and restarts an interrupted trial from
+scratch. Optuna's own loop (`study.optimize`) records such a trial as failed.
 """
 
 import fcntl
@@ -32,24 +32,24 @@ __all__ = ["JOURNAL", "Search", "open_study", "trial_name"]
 
 JOURNAL = "study.journal"
 PROGRAM = ["-m", "varitok.train"]
-PATIENCE = 3  # trials in a row that may fail
-PULSE = 0.5  # seconds between two looks at a trial
-STARTUP = 5  # random trials before a Bayesian search has something to go by
-# Exit statuses of a run that was stopped, having saved itself; or killed by the signal before it could.
+PATIENCE = 3  # failed trials in a row that end the search
+PULSE = 0.5  # seconds between two polls of a trial
+STARTUP = 5  # random trials before a Bayesian search uses their values
+# Exit statuses of a run that saved and exited on a signal, or that the signal killed before it could.
 STOPPED = {end for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) for end in (128 + number, -number)}
 
 
 def trial_name(trial: Trial | FrozenTrial) -> str:
-    """Name a trial's folder in the sweep's."""
+    """Return the name of a trial's folder within the sweep's folder."""
     return f"trial_{trial.number:03d}"
 
 
 def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
-    """Open the study of a sweep's folder, or begin it.
+    """Open or create the Optuna study in a sweep's folder.
 
     Args:
-        folder: The sweep's.
-        sweep: What is searched; None only reads.
+        folder: Folder of the sweep.
+        sweep: Search space and method; None opens an existing study for reading.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
@@ -63,7 +63,7 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
         load_if_exists=True,
     )
     study.set_user_attr("metric", sweep.metric)
-    # Where a sweep goes on, what it has drawn isn't drawn again.
+    # A resumed sweep gets another seed, to avoid drawing the same trials again.
     seed = len(study.get_trials(deepcopy=False))
     study.sampler = (
         optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
@@ -74,7 +74,7 @@ def open_study(folder: Path, sweep: Sweep | None = None) -> optuna.Study:
 
 
 class Running(NamedTuple):
-    """A trial's process, and whether it was stopped for falling behind."""
+    """A running trial, its process, and whether it is being pruned."""
 
     trial: Trial
     process: subprocess.Popen[bytes]
@@ -82,19 +82,19 @@ class Running(NamedTuple):
 
 
 class Search:
-    """Runs trials until there are enough; what a kill or Ctrl-C has cut off goes on when the sweep is called again.
+    """A search that runs a given number of trials; an interrupted one resumes when the sweep is called again.
 
-    A trial is `train.py` with a folder below the sweep's, in which it resumes as any run does. One that fails is
-    recorded and told; three in a row end the search.
+    A trial is a run of `train.py` in a subfolder, where it resumes like any run. A failed trial is recorded and
+    reported; three in a row end the search.
 
     Args:
-        sweep: What is searched.
-        folder: The sweep's.
-        given: Words for all trials, by key; they win over the file's.
-        jobs: Trials at a time. The devices of CUDA_VISIBLE_DEVICES are dealt out to them.
+        sweep: Search space and method.
+        folder: Folder of the sweep.
+        given: Overrides for all trials, by key; they win over the file's.
+        jobs: Number of parallel trials, which share the devices of CUDA_VISIBLE_DEVICES.
 
     Raises:
-        UserError: Another search goes on in the folder, or a trial that it has left; or it holds another sweep's.
+        UserError: The folder is locked by another search or one of its trials, or is of another sweep.
     """
 
     def __init__(self, sweep: Sweep, folder: Path, given: Mapping[str, str], jobs: int = 1) -> None:
@@ -107,23 +107,23 @@ class Search:
         self.cut_off = self.study.get_trials(states=(TrialState.RUNNING,))
         asked = repr((sweep._replace(trials=None), self.fixed))
         if self.study.user_attrs.get("asked", asked) != asked:
-            raise UserError(f"{folder}: holds the trials of another sweep, or of other words; give another --out")
+            raise UserError(f"{folder}: has trials of another sweep or of other overrides; give another --out")
         self.study.set_user_attr("asked", asked)
-        self.running: dict[int, Running] = {}  # by job
-        self.stopped = 0  # the signal
-        self.failures: list[str] = []  # in a row
+        self.running: dict[int, Running] = {}  # by job number
+        self.stopped = 0  # number of the signal that stopped the search
+        self.failures: list[str] = []  # reasons of the last failures in a row
 
     @property
     def finished(self) -> int:
-        """How many trials have come to a value."""
+        """Number of complete and pruned trials."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def run(self, trials: int) -> None:
-        """Run until there are `trials` trials, earlier ones included; a grid ends by itself.
+        """Run until there are `trials` trials, including earlier ones, or a grid is complete.
 
         Raises:
-            UserError: Too many trials have failed.
-            SystemExit: A signal came, with the status of a process that it has ended.
+            UserError: Too many trials in a row have failed.
+            SystemExit: A signal stopped the search; the status is 128 + the signal's number.
         """
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -142,26 +142,26 @@ class Search:
                 signal.signal(number, handler)
             self.held.close()
         if self.stopped:
-            print(f"stopped; the same command goes on where {self.folder} is", file=sys.stderr)
+            print(f"stopped; run the same command again to resume {self.folder}", file=sys.stderr)
             sys.exit(128 + self.stopped)
         if len(self.failures) >= PATIENCE:
             raise UserError(f"{len(self.failures)} trials in a row have failed, the last by: {self.failures[-1]}")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Hand a signal on; the second ends trials at once."""
+        """Forward a signal to the trials; a second one kills them."""
         for _, process, _ in self.running.values():
             process.send_signal(signal.SIGKILL if self.stopped else number)
         self.stopped = number
 
     def _fill(self, trials: int) -> None:
-        """Start as many trials as may run."""
+        """Start trials in all free jobs."""
         for job in set(range(self.jobs)) - self.running.keys():
             if not self.stopped and len(self.failures) < PATIENCE and (trial := self._next(trials)):
                 trial.set_user_attr("words", self.sweep.words(trial.params))
                 self.running[job] = Running(trial, self._start(trial, job))
 
     def _next(self, trials: int) -> Trial | None:
-        """Take up a trial that was cut off, or draw one."""
+        """Return an interrupted trial, or a new one from the sampler; None if there are enough."""
         if self.cut_off:
             return Trial(self.study, self.cut_off.pop(0)._trial_id)
         begun = len(self.study.get_trials(deepcopy=False))
@@ -185,15 +185,15 @@ class Search:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C comes by `_stop` alone
+                start_new_session=True,  # so that Ctrl-C reaches the trial through `_stop` only
                 pass_fds=[self.held.fileno()],
             )
-        if self.stopped:  # while it was started
+        if self.stopped:  # a signal arrived during the start
             process.send_signal(self.stopped)
         return process
 
     def _values(self, trial: Trial) -> list[float]:
-        """Read what a trial's evaluations have found."""
+        """Read the metric's values of a trial's evaluations."""
         return [*read_scalars(self.folder / trial_name(trial) / "metrics.csv").get(self.sweep.metric, {}).values()]
 
     def _fell_behind(self, trial: Trial) -> bool:
@@ -207,7 +207,7 @@ class Search:
         return False
 
     def _record(self, ended: Running, status: int) -> None:
-        """Record how a trial has ended, and say it."""
+        """Record and print how a trial has ended."""
         trial, values = ended.trial, self._values(ended.trial)
         if ended.behind and status in STOPPED and not self.stopped:
             self.study.tell(trial.number, state=TrialState.PRUNED)
@@ -217,7 +217,7 @@ class Search:
             self.study.tell(trial.number, values[-1])
             said = f"{self.sweep.metric} {values[-1]:.5g}"
         elif self.stopped or status in STOPPED:
-            said = "was stopped, and goes on when the sweep is called again"
+            said = "was stopped; call the sweep again to resume it"
         else:
             self.failures.append(self._why(trial, status))
             trial.set_user_attr("why", self.failures[-1])
@@ -227,16 +227,16 @@ class Search:
         print(f"{trial_name(trial)}: {said}; {shown}", flush=True)
 
     def _why(self, trial: Trial, status: int) -> str:
-        """Return the reason of a run's failure: its last line of output."""
+        """Return the reason of a trial's failure: its last line of output, or the signal."""
         if status <= 0:
             return signal.Signals(-status).name if status else f"{self.sweep.metric} was not logged, or is not a number"
         output = (self.folder / trial_name(trial) / "output.txt").read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in output.split("\n$ ")[-1].splitlines()[1:] if line.strip()]
-        return f"status {status}: {(lines or ['without a word'])[-1][:300]}"
+        return f"status {status}: {(lines or ['no output'])[-1][:300]}"
 
 
 def _hold(folder: Path) -> TextIO:
-    """Lock a sweep's folder, as long as this process or a trial of its lives."""
+    """Lock a sweep's folder for the lifetime of this process and of its trials."""
     folder.mkdir(parents=True, exist_ok=True)
     held = (folder / "lock").open("w")
     try:
@@ -247,11 +247,11 @@ def _hold(folder: Path) -> TextIO:
 
 
 def _environment(job: int, jobs: int) -> dict[str, str]:
-    """Return a trial's environment: this package, and with parallel trials its share of the devices and cores."""
+    """Return a trial's environment: package path, and if trials are parallel, its share of devices and cores."""
     # If the checkout isn't installed, the trial imports the package from the same place as this process.
     path = [*(str(Path(place).parent) for place in varitok.__path__), os.environ.get("PYTHONPATH", "")]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-    if jobs > 1:  # each would take all cores, and threads that wait for one another take most of the time
+    if jobs > 1:  # else each trial would use all cores, and threads would mostly wait for one another
         found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         if len(devices := found.get("CUDA_VISIBLE_DEVICES", "").split(",")) > 1:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(devices[job % len(devices) :: jobs])

@@ -1,4 +1,4 @@
-"""A sweep's file, in W&B's format: the search space, the method, and a trial's command line."""
+"""Sweep files in W&B's format: search space, method, and command lines of trials."""
 
 import itertools
 import json
@@ -19,29 +19,30 @@ __all__ = ["Sweep", "read_sweep", "short", "word"]
 METHODS = ("bayes", "random", "grid")
 GOALS = ("minimize", "maximize")
 KNOWN = {"program", "method", "metric", "parameters", "command", "early_terminate", "run_cap"}
-LABELS = {"name", "project", "entity", "description"}  # of W&B's pages
-# Distributions of ranges: whether the logarithm is uniform, and whether values are rounded to multiples of `q`.
+LABELS = {"name", "project", "entity", "description"}  # keys for W&B's pages only, ignored here
+# Distributions of ranges: (the logarithm is uniform, values are rounded to multiples of `q`).
 RANGES = {
     "int_uniform": (False, False), "uniform": (False, False), "q_uniform": (False, True),
     "log_uniform_values": (True, False), "q_log_uniform_values": (True, True),
 }  # fmt: skip
 PLAIN = re.compile(
     r"(?!(?i:null|true|false|nan|inf)$)[a-zA-Z_/][\w./@:+-]*", re.ASCII
-)  # text that Hydra reads as it is
+)  # text that needs no quotes for Hydra
 
 
 class Sweep(NamedTuple):
-    """What a sweep's file says.
+    """The content of a sweep file.
 
     Attributes:
         method: "bayes", "random" or "grid".
-        metric: Name of the metric, as evaluations log it.
-        maximize: Whether large values are good.
-        space: The search space, by configuration key; choices are words of a command line.
-        steps: What numbers are rounded to multiples of, by key (W&B's `q`; Optuna's steps begin at the least value).
-        fixed: Words of what doesn't vary.
-        trials: The most; None if it doesn't say.
-        halving: At `first`, `first * factor`, ... evaluations all trials but 1 / `factor` end early; None: none does.
+        metric: Name of the metric in the log.
+        maximize: Whether larger values are better.
+        space: Distribution of each varied configuration key; choices are written as on a command line.
+        steps: Step that values are rounded to, by key (W&B's `q`; Optuna's own steps start at the minimum).
+        fixed: Values of constant keys, written as on a command line.
+        trials: Maximum number of trials; None if the file has no `run_cap`.
+        halving: (first, factor): after `first`, `first * factor`, ... evaluations only the best 1 / `factor` of the
+            trials continue (successive halving); None: no trial is pruned.
     """
 
     method: str
@@ -54,12 +55,12 @@ class Sweep(NamedTuple):
     halving: tuple[int, int] | None
 
     def grid(self) -> list[dict[str, str]]:
-        """List all combinations of what varies."""
+        """List all combinations of the varied keys' choices."""
         choices = [map(str, one.choices) for one in self.space.values() if isinstance(one, CategoricalDistribution)]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*choices)]
 
     def words(self, drawn: Mapping[str, Any]) -> dict[str, str]:
-        """Write a trial's parameters as words of its command line."""
+        """Format a trial's parameters as on a command line."""
         found = {}
         for name, value in drawn.items():
             step = self.steps.get(name)
@@ -68,21 +69,21 @@ class Sweep(NamedTuple):
         return found
 
     def pruner(self) -> BasePruner:
-        """Build the pruner of trials that have fallen behind."""
+        """Build the pruner: successive halving, or none."""
         if self.halving is None:
             return NopPruner()
         return SuccessiveHalvingPruner(min_resource=self.halving[0], reduction_factor=self.halving[1])
 
 
 def word(value: Any) -> str:
-    """Write a value as Hydra reads it."""
+    """Format a value in Hydra's override syntax."""
     if isinstance(value, str):
         return value if PLAIN.fullmatch(value) else "'" + value.replace("'", "\\'") + "'"
     return f"[{','.join(map(word, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def short(text: str) -> str:
-    """Write a number with few digits; other text as it is."""
+    """Format a number with four digits; return other text unchanged."""
     try:
         return f"{float(text):.4g}"
     except ValueError:
@@ -93,7 +94,7 @@ def read_sweep(path: Path) -> Sweep:
     """Read a sweep's file.
 
     Raises:
-        UserError: It isn't there, or says something that is not understood here.
+        UserError: The file is missing or invalid, or uses a feature that is not supported.
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -110,7 +111,7 @@ def read_sweep(path: Path) -> Sweep:
 
 def _sweep(found: Mapping[str, Any]) -> Sweep:
     if unknown := found.keys() - KNOWN - LABELS:
-        raise UserError(f"{min(unknown)}: not understood here; there are {', '.join(sorted(KNOWN))}")
+        raise UserError(f"{min(unknown)}: not supported; there are {', '.join(sorted(KNOWN))}")
     method, metric = found.get("method"), found.get("metric")
     if method not in METHODS:
         raise UserError(f"method: {method} is none of {', '.join(METHODS)}")
@@ -121,7 +122,7 @@ def _sweep(found: Mapping[str, Any]) -> Sweep:
     read = {str(name): _parameter(f"parameters.{name}", form) for name, form in found["parameters"].items()}
     varied = {name: parameter for name, parameter in read.items() if not isinstance(parameter, str)}
     if not varied:
-        raise UserError("parameters: none varies; give one values, or min and max")
+        raise UserError("parameters: all are constant; give one of them values, or min and max")
     if method == "grid" and not all(isinstance(one, CategoricalDistribution) for one, _ in varied.values()):
         raise UserError("method: a grid has no ranges; give each parameter its values")
     return Sweep(
@@ -137,7 +138,7 @@ def _sweep(found: Mapping[str, Any]) -> Sweep:
 
 
 def _parameter(key: str, form: Any) -> str | tuple[BaseDistribution, float]:
-    """Read a parameter: the word of one that doesn't vary, or what it may be and its step."""
+    """Read a parameter: a constant as on a command line, or its distribution and step."""
     if not isinstance(form, dict):
         raise UserError(f"{key}: give it a value, values, or min and max")
     values = form.get("values", [form["value"]] if "value" in form else [])
@@ -153,7 +154,7 @@ def _parameter(key: str, form: Any) -> str | tuple[BaseDistribution, float]:
     if kind not in RANGES:
         raise UserError(f"{key}: distribution {kind} is none of {', '.join([*RANGES, 'categorical'])}")
     if unknown := form.keys() - {"distribution", "min", "max", "q"}:
-        raise UserError(f"{key}: {min(unknown)} is not understood with {kind}")
+        raise UserError(f"{key}: {min(unknown)} is not supported with {kind}")
     try:
         low, high = float(form["min"]), float(form["max"])
     except (KeyError, TypeError, ValueError):
@@ -167,7 +168,7 @@ def _parameter(key: str, form: Any) -> str | tuple[BaseDistribution, float]:
 
 
 def _halving(form: Any) -> tuple[int, int]:
-    """Read when trials end early: hyperband's first bracket, or its smallest below the last."""
+    """Read first rung and reduction factor of hyperband's smallest bracket, by `min_iter`, or `max_iter` and `s`."""
     factor = form.get("eta", 3) if isinstance(form, dict) else 0
     if not factor or form.get("type") != "hyperband" or not ("min_iter" in form or {"max_iter", "s"} <= form.keys()):
         raise UserError("early_terminate: give type: hyperband, and min_iter, or max_iter and s")

@@ -245,7 +245,7 @@ def test_mistakes_end_in_one_line(runs, exported, tmp_path):
         ([folders["empty"]], "neither a run's folder nor a bundle's"),
         ([folders["bare"]], "no such checkpoint"),
         ([folders["unevaluated"]], "run varitok evaluate"),
-        ([folders["logged"]], "not what a run logs"),
+        ([folders["logged"]], "not the log of a run"),
         ([folders["edited"]], "not an evaluation of this run's codec"),
         ([folders["torn"], "--files", picture], "altered since it was exported"),
         ([bundle], "give some pictures with --files"),

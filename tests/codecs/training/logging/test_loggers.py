@@ -187,7 +187,7 @@ def test_what_wandb_has_no_room_for_is_passed_over(tmp_path, caplog):
     for update in range(3):
         log.log_metrics({"loss": 1.0}, update)
         log.log_metrics({"picture": 1.0}, update)
-    assert [values["update"] for values in taken] == [0, 1, 2] and "passed over something" in caplog.text
+    assert [values["update"] for values in taken] == [0, 1, 2] and "skipped a record" in caplog.text
 
 
 @pytest.mark.slow
@@ -339,7 +339,7 @@ def test_a_damaged_file_of_scalars_is_one_line(tmp_path):
     assert read_scalars(tmp_path / "metrics.csv") == {"loss": {1: 1.0}}
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("ss,much\n")
-    with pytest.raises(UserError, match=r"metrics\.csv: not what a run logs"):
+    with pytest.raises(UserError, match=r"metrics\.csv: not the log of a run"):
         read_scalars(tmp_path / "metrics.csv")
 
 

@@ -170,16 +170,16 @@ def test_parameters_are_read_as_wandb_does(tmp_path):
     ("changes", "told"),
     [
         ({"method": "guess"}, "method: guess is none of bayes, random, grid"),
-        ({"metod": "bayes"}, "metod: not understood here"),
+        ({"metod": "bayes"}, "metod: not supported"),
         ({"metric": {"goal": "maximize"}}, "metric: give its name"),
         ({"program": "other.py"}, r"program: other\.py can't be run here"),
-        ({"parameters": {"x": {"value": 1}}}, "parameters: none varies"),
+        ({"parameters": {"x": {"value": 1}}}, "parameters: all are constant"),
         ({"parameters": {"x": 3}}, r"parameters\.x: give it a value"),
         ({"parameters": {"x": {"parameters": {"y": {"value": 1}}}}}, r"parameters\.x: nested values"),
         ({"parameters": {"x": {"min": 1}}}, r"parameters\.x: uniform takes numbers as min and max"),
         ({"parameters": {"x": {"min": 3, "max": 1}}}, r"parameters\.x: min must be below max"),
         ({"parameters": {"x": {"mu": 1, "sigma": 2, "distribution": "normal"}}}, "distribution normal is none of"),
-        ({"parameters": {"x": {"min": 1, "max": 2, "p": 1}}}, r"parameters\.x: p is not understood with int_uniform"),
+        ({"parameters": {"x": {"min": 1, "max": 2, "p": 1}}}, r"parameters\.x: p is not supported with int_uniform"),
         ({"method": "grid"}, "method: a grid has no ranges"),
         ({"early_terminate": {"type": "envelope"}}, "early_terminate: give type: hyperband"),
     ],
@@ -223,7 +223,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, stub, capsys):
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == [run.name for run in results.runs] and rows[0]["state"] == "finished"
     assert "trial_004" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds the trials of another sweep, or of other words"):
+    with pytest.raises(UserError, match="has trials of another sweep or of other overrides"):
         sweep(tmp_path, "--trials", "6", "pause=0.1")
 
 
@@ -302,7 +302,7 @@ def test_a_stopped_sweep_leaves_a_trial_that_goes_on(tmp_path, stub):
     wait_for(tmp_path / "out/trial_000/begun")
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on" in err and "was stopped" in out, err
+    assert first.returncode == 130 and "run the same command again" in err and "was stopped" in out, err
     drawn = (tmp_path / "out/trial_000/lives").read_text()
     (tmp_path / "stub.py").write_text(STUB.replace('words.get("pause", "0")', '"0"'))
     sweep(tmp_path, "--trials", "2", "pause=30")

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="for example: varitok sweep configs/sweep/image_rate.yaml data.root=PHOTOS --trials 20",
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="in W&B's format; see configs/sweep")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides for all trials and of the file")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all trials; override the file's values")
     parser.add_argument("--trials", type=int, metavar="N", help="total number of trials; default: the file's run_cap")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel trials; default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the runs; default: runs/sweep/FILE")

@@ -1,10 +1,10 @@
-"""What it gains to give blocks of clips different numbers of tokens, where all have as many together (AdapTok), in dB.
+"""PSNR gain of allocating a token budget to blocks of clips by need instead of equally (AdapTok), in dB.
 
     python train.py experiment=video/adaptok_small data.root=CLIPS
     python benchmarks/allocation.py RUN [--tokens 2 4 8 16 32] [--out benchmarks/results/video/allocation.csv]
 
-The validation clips of the run, whole batches of them: "signal" shares out over the blocks of each clip, "batch" over
-those of all clips of a batch. PSNR is of all clips' mean squared error (the quantity that is shared out), in dB.
+On the run's validation clips, in whole batches: "signal" allocates over the blocks of each clip, "batch" over the
+blocks of all clips of a batch. PSNR is computed from the mean squared error over all clips, which allocation minimizes.
 """
 
 import argparse
@@ -25,8 +25,8 @@ BATCH = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a finished run of a codec whose blocks have tokens of their own")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="of a block, on average")
+    parser.add_argument("run", help="a finished run of a codec with ordered tokens for each block")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2, 4, 8, 16, 32], help="mean tokens per block")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     codec, config = load_run(options.run)

@@ -1,9 +1,9 @@
-"""Our audio codecs against their peers' own packages: a training step, an encode and a decode.
+"""Speed of audio codecs against the authors' packages ("peers"): training step, encoding and decoding.
 
     python benchmarks/audio.py --peers FOLDER [--only step code] [--cells NAME ...] [--threads 1 2] [--rounds 5]
         [--cpu] [--out benchmarks/results/audio.csv]
 
-The peers are not among our dependencies, and some pin what we can't have. They are read from a folder of their own:
+The peers are not among our dependencies, and some pin incompatible versions. They are imported from a separate folder:
 
     pip install --no-deps --target FOLDER descript-audio-codec descript-audiotools encodec 'transformers==4.57.3'
     pip install --no-deps --target FOLDER 'huggingface_hub<1' tokenizers==0.22.1 argbind einops safetensors regex julius
@@ -13,19 +13,19 @@ The peers are not among our dependencies, and some pin what we can't have. They 
     pip install --no-deps --target FOLDER threadpoolctl pooch msgpack ipython markdown-it-py mdurl cloudpickle pygments
     pip install --no-deps --target FOLDER tensorboard tensorboard-data-server grpcio absl-py protobuf markdown werkzeug
 
-Weights are random, sounds are embedded voices. Ours and theirs take turns, after a turn that is not timed, and ratios
-are of medians: absolute times mean little on shared machines.
+Weights are random, and the audio is synthetic voices. Ours and theirs alternate, after an untimed warm-up round.
+Speedups are ratios of medians: absolute times mean little on shared machines.
 
-A step is `CodecTraining`'s own, under Lightning's trainer, without the moving average, which they have not; on a
-processor our training has the C library keep freed memory, theirs has it as it is. DAC's is
-the published loop (arXiv 2306.06546) with its package's networks, losses and discriminator. EnCodec's package has no
-losses: its networks and discriminator go through the loop that its paper describes (arXiv 2210.13438, section 3.4),
-with the same losses and balancer. `exact` is the same alternation as theirs, `shared` has one pass of the discriminator
-for both turns, `every 2` a discriminator that learns at every other update.
+A step is that of `CodecTraining` under Lightning's trainer, without EMA, which the peers don't have. On a CPU our
+training makes glibc keep freed memory; the peers run with its defaults. DAC's step is the published loop (arXiv
+2306.06546) with its package's networks, losses and discriminator. EnCodec's package has no losses: its networks and
+discriminator are trained as its paper describes (arXiv 2210.13438, section 3.4), with our losses and its balancer.
+`exact` alternates discriminator and codec steps like the peers, `shared` reuses one discriminator pass for both,
+`every 2` updates the discriminator in every other step.
 
-An encode is from a sound to codes, a decode from codes to a sound, both in one whole and without gradient. Theirs is
-eager; ours is eager, eager with weight norm folded as in export, `torch.compile`, AOTInductor, TorchScript, and ONNX
-Runtime. What a form takes to be made is in no time.
+Encoding maps a waveform to codes, decoding maps codes to a waveform, in one call and without gradients. The peers run
+eager. Ours runs eager, eager with weight norm folded as in export ("folded"), with `torch.compile`, AOTInductor,
+TorchScript and ONNX Runtime. Compilation and export are not timed.
 """
 
 import argparse
@@ -72,20 +72,20 @@ from varitok.export.exporters.torchscript import export_torchscript, load_torchs
 
 Clock = Callable[[], float]
 SMALL = ("codec.encoder.base=32", "codec.encoder.width=512", "codec.decoder.base=32", "bottleneck.dim=512")
-PLAIN = ("~data.loudness", "~data.gain")  # embedded voices have none
+PLAIN = ("~data.loudness", "~data.gain")  # options that synthetic voices don't have
 
 
 class Cell(NamedTuple):
-    """A codec that is compared.
+    """A codec to compare.
 
     Attributes:
-        name: Name of the row.
-        experiment: Our preset.
-        changed: Overrides of the preset.
-        trained: What is changed in it for the step: a size that takes seconds.
-        batch: Crops of a step; the preset says how long they are.
-        peers: Makes each peer's codec at the published size, by name; the first is what ratios are to.
-        step: Makes the peer's step; None if the package has nothing that trains.
+        name: Name of the comparison.
+        experiment: Name of our experiment.
+        changed: Overrides of the experiment.
+        trained: Further overrides for the training step: a size at which it takes seconds.
+        batch: Batch size of a step.
+        peers: Builders of the peers' codecs at the published size, by name; speedups are relative to the first.
+        step: Builder of the peer's training step; None if its package can't train.
     """
 
     name: str
@@ -98,16 +98,16 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
         cell: Name of the comparison.
-        what: A step, an encode or a decode.
+        what: "step", "encode" or "decode".
         form: One of our forms, or a peer.
-        threads: Threads of the CPU.
-        parameters: Trainable parameters; for a step, with the discriminator's.
-        figure: Seconds of audio per second, trained in a step or processed.
-        speedup: Relative to the first peer.
+        threads: Number of CPU threads.
+        parameters: Trainable parameters; for a step, including the discriminator's.
+        figure: For a step, seconds of audio trained per second; else seconds per second of audio (real-time factor).
+        speedup: Speed relative to the first peer's.
     """
 
     cell: str
@@ -119,17 +119,17 @@ class Row(NamedTuple):
     speedup: float
 
     def told(self) -> list[str]:
-        """Return all of it as text."""
+        """Return the columns as text."""
         return [*map(str, self[:5]), f"{self.figure:.4g}", f"{self.speedup:.3g}"]
 
 
 class Coder(NamedTuple):
-    """Something that codes.
+    """An encode and a decode function of one codec.
 
     Attributes:
-        encode: Sounds `(1, 1, t)` to codes.
-        decode: Codes, in a form of its own, to sounds.
-        parameters: Trainable numbers.
+        encode: Maps waveforms `(1, 1, t)` to codes.
+        decode: Maps codes, in the codec's own format, to waveforms.
+        parameters: Number of trainable parameters.
     """
 
     encode: Callable[[Tensor], Any]
@@ -138,7 +138,7 @@ class Coder(NamedTuple):
 
 
 class PeerStep(NamedTuple):
-    """A peer's training step on crops `(b, 1, t)`, and the trainable numbers of its codec and its discriminator."""
+    """A peer's training step on waveforms `(b, 1, t)`, and the trainable parameters of its codec and discriminator."""
 
     run: Callable[[Tensor], None]
     codec: int
@@ -146,12 +146,12 @@ class PeerStep(NamedTuple):
 
 
 def numbers(module: nn.Module) -> int:
-    """Count the trainable numbers of a module."""
+    """Count a module's trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def dac_step(config: DictConfig) -> PeerStep:
-    """Make DAC's published training step, for networks as wide as ours."""
+    """Build DAC's published training step, for networks as wide as ours."""
     signal_of = import_module("audiotools").AudioSignal
     losses = import_module("dac.nn.loss")
     codec, rate = config.codec, config.data.sample_rate
@@ -194,7 +194,7 @@ def dac_step(config: DictConfig) -> PeerStep:
         told.backward()
         clip_grad_norm_(judge.parameters(), 10.0)
         second.step()
-        with torch.no_grad():  # of no weight; logged
+        with torch.no_grad():  # weight 0; logged only
             spectra(fake, signal), wave(fake, signal)
         heard, features = adversarial.generator_loss(fake, signal)
         loss = 15 * mel(fake, signal) + heard + 2 * features
@@ -208,7 +208,7 @@ def dac_step(config: DictConfig) -> PeerStep:
 
 
 def encodec_step(config: DictConfig) -> PeerStep:
-    """Build EnCodec's training step as in its paper."""
+    """Build EnCodec's training step as described in its paper."""
     rate = config.data.sample_rate
     model = import_module("encodec").EncodecModel._get_model([6.0], rate).train()
     windows = list(config.objective.adversarial.discriminator.windows)
@@ -267,7 +267,7 @@ def encodec_step(config: DictConfig) -> PeerStep:
 
 
 def dac_coder() -> Coder:
-    """Make DAC at 44.1 kHz of descript-audio-codec."""
+    """Build descript-audio-codec's DAC at 44.1 kHz."""
     model = import_module("dac").DAC().eval()
     return Coder(
         lambda sound: model.encode(model.preprocess(sound, model.sample_rate))[1],
@@ -277,14 +277,14 @@ def dac_coder() -> Coder:
 
 
 def encodec_coder() -> Coder:
-    """Make EnCodec at 24 kHz and 6 kbit/s of encodec."""
+    """Build encodec's EnCodec at 24 kHz and 6 kbit/s."""
     model = import_module("encodec").EncodecModel._get_model([6.0]).eval()
     model.set_target_bandwidth(6.0)
     return Coder(model.encode, model.decode, numbers(model))
 
 
 def transformers_coder(kind: Literal["Dac", "Encodec", "Mimi"], **options: Any) -> Coder:
-    """Make one of transformers' codecs, at its defaults but for the options."""
+    """Build one of transformers' codecs, with its default configuration except for `options`."""
     transformers = import_module("transformers")
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)).eval()
     decode = {
@@ -332,31 +332,31 @@ VARIANTS = {"exact": (False, 1), "shared": (True, 1), "every 2": (False, 2)}  # 
 
 
 def composed(cell: Cell, *overrides: str) -> DictConfig:
-    """Compose a cell's preset with embedded sounds."""
+    """Compose a cell's configuration, with synthetic voices as data."""
     changed = ("data=voices", "trainer=default", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         return hydra.compose("train", [f"experiment=audio/{cell.experiment}", *changed, *cell.changed, *overrides])
 
 
 def sounds(rate: int, samples: int, count: int) -> Tensor:
-    """Make voices `(count, 1, samples)`."""
+    """Generate synthetic voices `(count, 1, samples)`."""
     made = Voices(rate, samples, length=count, train=False)
     return torch.stack([made[0, index] for index in range(count)])
 
 
 class Turns(pl.Callback):
-    """Has our step in each of its variants and theirs take turns, and notes their times by name.
+    """A callback that alternates our step in each variant with the peer's, and records their times by name.
 
-    Ours has memory as training has it, theirs as the C library gives it. What follows such a change is not counted.
+    Ours runs with freed memory kept, the peer's with glibc's defaults. The first call after a switch is not timed.
 
     Args:
-        peer: Their step.
-        clock: Tells seconds.
-        rounds: Counted turns; one more comes first.
+        peer: Training step of the peer.
+        clock: Returns the time in seconds.
+        rounds: Number of timed rounds, after an untimed one.
     """
 
     def __init__(self, peer: Callable[[Tensor], None], clock: Clock, rounds: int) -> None:
-        # A discriminator that learns at every other update is timed over two of them.
+        # A variant with discriminator updates in every other step is timed over two steps.
         order = [name for name, (_, every) in VARIANTS.items() for _ in range(every)]
         self.order = [order[0], *order]
         self.batches = len(self.order) * (rounds + 1)
@@ -386,12 +386,12 @@ class Turns(pl.Callback):
             keep_freed_memory()
 
     def note(self, name: str) -> None:
-        """Keep the time since `began`."""
+        """Record the time since `began`."""
         self.times[name].append(self.clock() - self.began)
 
 
 def steps(cell: Cell, rounds: int, clock: Clock, threads: int) -> list[Row]:
-    """Time the training step in each variant, and theirs."""
+    """Time our training step in each variant, and the peer's."""
     assert cell.step is not None
     config = composed(cell, *cell.trained, "training.ema_decay=0", "training.log_every=1000", "logger.csv=null")
     theirs = cell.step(config)
@@ -416,12 +416,12 @@ def steps(cell: Cell, rounds: int, clock: Clock, threads: int) -> list[Row]:
 
 
 def _median(values: list[float], every: int) -> float:
-    """Take the median of the mean over `every` steps that follow each other."""
+    """Return the median of the means over groups of `every` consecutive steps."""
     return statistics.median(statistics.fmean(values[first : first + every]) for first in range(0, len(values), every))
 
 
 class Direction(nn.Module):
-    """One direction of a frozen codec as a module of its own, which is what compilers take."""
+    """A module with one direction of a frozen codec as its forward, as compilers require."""
 
     def __init__(self, codec: FrozenCodec, name: Literal["encode", "decode"]) -> None:
         super().__init__()
@@ -434,9 +434,9 @@ class Direction(nn.Module):
 
 
 def forms(codec: Codec, sound: Tensor, folder: Path, threads: int, wanted: Collection[str]) -> dict[str, Coder]:
-    """Make the wanted forms of a codec, for sounds of any length but for `compile`'s.
+    """Build the wanted forms of a codec, for waveforms of any length except with `compile`.
 
-    A form that fails is left out, and the reason printed.
+    A form that fails is left out, and the reason is printed.
     """
     frozen, count = freeze(codec), numbers(codec)
     with torch.inference_mode():
@@ -497,13 +497,13 @@ def forms(codec: Codec, sound: Tensor, folder: Path, threads: int, wanted: Colle
 
 
 def coding(cell: Cell, rounds: int, clock: Clock, threads: int, seconds: float, wanted: Collection[str]) -> list[Row]:
-    """Time encode and decode: rows of form, parameters, and both real-time factors with both speedups."""
+    """Time encoding and decoding of our forms and the peers: a row for each form and direction."""
     config = composed(cell)
     torch.manual_seed(0)
     codec = build_codec(config)
     rate, hop = config.data.sample_rate, codec.downsample[0]
     sound = sounds(rate, round(seconds * rate / hop) * hop, 1)
-    codec.train()(sound)  # codebooks that start from their first batch
+    codec.train()(sound)  # initializes codebooks from their first batch
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         coders = forms(codec.eval(), sound, Path(folder), threads, wanted)
         coders |= {name: make() for name, make in cell.peers.items()}
@@ -529,7 +529,7 @@ def coding(cell: Cell, rounds: int, clock: Clock, threads: int, seconds: float, 
 
 
 def processor() -> str:
-    """Name the machine's processor."""
+    """Return the CPU's model name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
@@ -540,19 +540,19 @@ def main() -> None:
     """Run the comparison, print its table and write its CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [cell.name for cell in CELLS]
-    parser.add_argument("--peers", type=Path, required=True, help="the folder that they are installed in")
+    parser.add_argument("--peers", type=Path, required=True, help="folder of the installed peers")
     parser.add_argument("--only", nargs="+", choices=["step", "code"], default=["step", "code"])
     parser.add_argument("--cells", nargs="+", choices=names, default=names)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5, help="of turns")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of the sound that is coded")
-    parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time; for busy machines")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of the encoded waveform")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time instead of wall time; for busy machines")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not (options.peers / "dac").is_dir():
         parser.error(f"--peers: {options.peers} has no peers; see --help")
-    sys.path.append(str(options.peers))  # behind our own, or its libraries would replace them
+    sys.path.append(str(options.peers))  # last, so that its libraries don't shadow ours
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     clock = time.process_time if options.cpu else time.perf_counter
@@ -574,12 +574,12 @@ def main() -> None:
             for row in found:
                 print(f"| {' | '.join(row.told())} |", flush=True)
             rows += found
-            if options.out:  # after each, so that a run that is stopped leaves what it has
+            if options.out:  # after each cell, so that an interrupted run keeps its rows
                 write(options.out, told, rows)
 
 
 def write(path: Path, told: list[str], rows: list[Row]) -> None:
-    """Write the table."""
+    """Write the table as CSV, with comment lines first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         file.writelines(f"# {line}\n" for line in told)

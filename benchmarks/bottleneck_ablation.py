@@ -1,10 +1,10 @@
-"""Train one small image tokenizer with six bottlenecks at the same 768 bits an image, and compare what comes out.
+"""Train a small image tokenizer with six bottlenecks at the same 768 bits per image, and compare their quality.
 
     python benchmarks/bottleneck_ablation.py ../shared/data/images --updates 1500 --jobs 2
 
-Every run is `experiment=image/one_d_piece_64` but for the bottleneck: the same photos, updates, seed and lengths. Four
-codebooks cost 24 bits a token, so those runs have 32 tokens, the others 64. Quality is of the validation photos with
-all tokens, and with a quarter of them. A run that has its evaluation already is not trained again.
+All runs are `experiment=image/one_d_piece_64` with the same photos, updates, seed and lengths; only the bottleneck
+differs. Four codebooks take 24 bits per token, so those runs have 32 tokens, the others 64. Quality is measured on the
+validation photos with all tokens and with a quarter of them. A run that has been evaluated is not trained again.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 
 def step_times(names: list[str], photos: str, rounds: int) -> dict[str, float]:
-    """Time forward, backward and update of each codec in turn, on one thread and made-up images: medians in ms."""
+    """Return the median ms of forward, backward and codebook update by codec, on one thread and random images."""
     torch.set_num_threads(1)
     codecs = {}
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", help="folder with train/ and val/")
     parser.add_argument("--updates", type=int, default=1500)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, of one thread each")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bottleneck_ablation")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "bottleneck_ablation.csv")

@@ -1,21 +1,20 @@
-"""Our bottlenecks against vector-quantize-pytorch's classes of the same function: a step, an encode, and their memory.
+"""Speed and memory of bottlenecks against the equivalent classes of vector-quantize-pytorch ("peer").
 
     python benchmarks/bottlenecks.py [--only NAME ...] [--rounds N] [--threads 2]
         [--out benchmarks/results/bottlenecks/bottlenecks.csv]
 
-A step is forward in training, backward of `latents.sum()` and all penalties, and the codebook's update. An encode is
-from latents to codes, without gradient; theirs is a forward in evaluation, since they have no other. Both get the same
-latents and, if they have one, the same table: equality of their codes is checked. Ours, theirs and the bare matrix
-product take turns, after a call of each that is not timed, and ratios are of medians: absolute times mean little on
-shared machines.
+A step is a forward pass in training mode, the backward pass of `latents.sum()` and all penalties, and the codebook
+update. Encoding maps latents to codes without gradients; for the peer, which has no encode method, it is a forward pass
+in evaluation mode. Both get the same latents and the same codebook, and equality of their codes is checked. Ours, the
+peer and the bare matrix product run in turn, after an untimed call of each. Ratios are of medians: absolute times mean
+little on shared machines.
 
-The bare product is latents times codebook, in tiles that stay in cache, into a kept buffer, with nothing done with it;
-for several codebooks, all of theirs. It is also held against a step, whose backward and update it has nothing of.
+The bare product is latents x codebook^T, in tiles that stay in cache, into a preallocated buffer; for several
+codebooks, all their products. Steps are compared with it too, although it has no backward pass or update.
 
-Memory is the rise of the process's resident peak (`VmHWM`, reset before) over the resident memory before the first
-call, in a process of its own, whose libraries were warmed up on a few tokens. Inputs and models are not in it;
-outputs, gradients and the first call's state are. Large blocks are mapped one by one there, so that freed ones
-are given back.
+Memory is the peak resident memory (`VmHWM`, reset before) minus the resident memory before the first call. It is
+measured in a separate process, after a warm-up on a few tokens. It excludes inputs and models; it includes outputs,
+gradients and state allocated by the first call. Large blocks are allocated by mmap, so that freed ones are returned.
 """
 
 import argparse
@@ -51,13 +50,13 @@ from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, SimVectorQuantizer
 
 Side = Literal["ours", "peer"]
 What = Literal["step", "encode"]
-SAMPLES = 8  # that the tokens are of
+SAMPLES = 8  # batch size
 TILE = (128, 8192)  # rows and columns of the bare product: 4 MiB
-WARM_UP = 32  # tokens of each sample in a call that only warms up
+WARM_UP = 32  # tokens per sample in warm-up calls
 
 
 class Factorized(nn.Module):
-    """DAC's quantizer (arXiv 2306.06546, section 3.2) level by level as published, with the maps and tables of ours."""
+    """DAC's quantizer (arXiv 2306.06546, section 3.2) level by level as published, with our weights."""
 
     def __init__(self, like: FactorizedResidualQuantizer) -> None:
         super().__init__()
@@ -79,9 +78,10 @@ class Factorized(nn.Module):
         residual, total, codes, losses = latents, torch.zeros_like(latents), [], []
         for into, out, codebook in zip(self.into, self.out, self.codebooks, strict=True):
             level = into(residual)
+            # (b, n, d) -> (b n, d)
             rows, table = functional.normalize(level.flatten(0, 1)), functional.normalize(codebook.weight)  # type: ignore[arg-type]
             distance = rows.square().sum(1, keepdim=True) - 2 * rows @ table.T + table.square().sum(1, keepdim=True).T
-            code = (-distance).max(1).indices.view(level.shape[:-1])
+            code = (-distance).max(1).indices.view(level.shape[:-1])  # (b n) -> (b, n)
             entry = codebook(code)
             losses.append(functional.mse_loss(level.detach(), entry) + functional.mse_loss(level, entry.detach()) / 4)
             found = out(level + (entry - level).detach())
@@ -91,16 +91,16 @@ class Factorized(nn.Module):
 
 
 class Cell(NamedTuple):
-    """What is compared.
+    """A bottleneck to compare.
 
     Attributes:
         name: Name of the row.
-        tokens: Tokens of all samples together, so that the peer's call takes seconds and less than 6 GiB.
-        ours: Makes ours.
-        peer: Makes theirs, given ours.
-        products: Matrices `(K, d)` that the latents are multiplied by at least; none if nothing is compared.
-        rounds: Number of turns.
-        agree: Whether both number their codes alike and have one table, so that codes can be compared.
+        tokens: Number of tokens in the batch, such that the peer's call takes seconds and less than 6 GiB.
+        ours: Builds our bottleneck.
+        peer: Builds the peer's, given ours.
+        products: Shapes `(K, d)` of the matrices that latents are multiplied by at least; empty without distances.
+        rounds: Number of timed rounds.
+        agree: Whether both have the same codebook and numbering, so that their codes can be compared.
     """
 
     name: str
@@ -113,9 +113,9 @@ class Cell(NamedTuple):
 
 
 def with_entries(peer: Any, entries: Tensor) -> nn.Module:
-    """Copy our entries to one of their codebooks, made for one head."""
+    """Copy our entries `(K, d)` to a codebook of the peer's with one head, and return the peer."""
     codebook = peer._codebook
-    codebook.embed.data.copy_(entries.detach()[None])
+    codebook.embed.data.copy_(entries.detach()[None])  # (K, d) -> (1, K, d)
     if hasattr(codebook, "embed_avg"):
         codebook.embed_avg.copy_(codebook.embed.data)
         codebook.cluster_size.fill_(1.0)
@@ -123,7 +123,7 @@ def with_entries(peer: Any, entries: Tensor) -> nn.Module:
 
 
 def vq_cell(size: int, dim: int, tokens: int, rounds: int, cosine: bool = False) -> Cell:
-    """Compare moving codebooks."""
+    """Compare EMA codebooks."""
     options = {"dim": dim, "codebook_size": size, "use_cosine_sim": cosine, "decay": 0.99, "rotation_trick": False}
     return Cell(
         f"vq {'cosine ' * cosine}{size} x {dim}",
@@ -136,7 +136,7 @@ def vq_cell(size: int, dim: int, tokens: int, rounds: int, cosine: bool = False)
 
 
 def learned_cell(size: int, dim: int, tokens: int) -> Cell:
-    """Compare codebooks that learn by gradient."""
+    """Compare codebooks learned by gradient."""
     options = {"dim": dim, "codebook_size": size, "learnable_codebook": True, "ema_update": False}
 
     def ours() -> Bottleneck:
@@ -151,7 +151,7 @@ def learned_cell(size: int, dim: int, tokens: int) -> Cell:
 
 
 def sim_cell(size: int, dim: int, tokens: int, rounds: int) -> Cell:
-    """Compare frozen codebooks behind a map."""
+    """Compare frozen codebooks behind a learned linear map (SimVQ)."""
 
     def peer(ours: SimVectorQuantizer) -> nn.Module:
         made = theirs.SimVQ(dim=dim, codebook_size=size, rotation_trick=False)
@@ -165,7 +165,7 @@ def sim_cell(size: int, dim: int, tokens: int, rounds: int) -> Cell:
 
 
 def rvq_cell(num_codebooks: int, size: int, dim: int, tokens: int) -> Cell:
-    """Compare residual stacks of moving codebooks."""
+    """Compare residual quantizers with EMA codebooks."""
 
     def peer(ours: Residual) -> nn.Module:
         made = theirs.ResidualVQ(
@@ -180,20 +180,20 @@ def rvq_cell(num_codebooks: int, size: int, dim: int, tokens: int) -> Cell:
 
 
 def factorized_cell(dim: int, num_codebooks: int, tokens: int) -> Cell:
-    """Compare DAC's quantizer."""
+    """Compare DAC's factorized residual quantizer."""
     products = ((num_codebooks * 8, dim), *(((1024, 8),) * num_codebooks), (dim, num_codebooks * 8))
     name = f"factorized rvq {num_codebooks} x 1024 x 8 of {dim}"
     return Cell(name, tokens, lambda: FactorizedResidualQuantizer(dim, num_codebooks), Factorized, products)
 
 
 def fsq_cell(levels: list[int], tokens: int) -> Cell:
-    """Compare scalar quantization."""
+    """Compare finite scalar quantization."""
     name = f"fsq {'.'.join(map(str, levels))}"
     return Cell(name, tokens, lambda: FiniteScalarQuantizer(levels), lambda _: theirs.FSQ(levels), rounds=9)
 
 
 def rfsq_cell(levels: list[int], num_codebooks: int, tokens: int) -> Cell:
-    """Compare residual scalar quantization; the peer takes other steps from one grid to the next."""
+    """Compare residual scalar quantization; the peer scales its grids differently, so codes differ."""
     return Cell(
         f"rfsq {num_codebooks} x {'.'.join(map(str, levels))}",
         tokens,
@@ -205,7 +205,7 @@ def rfsq_cell(levels: list[int], num_codebooks: int, tokens: int) -> Cell:
 
 
 def lfq_cell(bits: int, tokens: int, spherical: bool, rounds: int) -> Cell:
-    """Compare binary quantization with its entropy over all codes."""
+    """Compare binary quantization with the entropy penalty over all codes."""
 
     def ours() -> Bottleneck:
         if spherical:
@@ -241,19 +241,19 @@ def cells() -> list[Cell]:
 
 
 def draw(cell: Cell, dim: int) -> Tensor:
-    """Draw latents `(samples, n, d)`."""
+    """Sample latents `(samples, n, d)`."""
     return torch.randn(SAMPLES, cell.tokens // SAMPLES, dim, generator=torch.Generator().manual_seed(1))
 
 
 def make(cell: Cell) -> tuple[Bottleneck, nn.Module]:
-    """Make both sides."""
+    """Build both sides."""
     torch.manual_seed(0)
     ours = cell.ours()
     return ours, cell.peer(ours)
 
 
 def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
-    """Run a step or an encode of either side; returns the codes."""
+    """Run a step or an encode of either side, and return the codes."""
     side.train(what == "step")
     if what == "encode":
         with torch.no_grad():
@@ -266,7 +266,7 @@ def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
         result = side(latents, lengths, side.depths(latents))
         codes, loss = result.codes, result.latents.sum() + sum(result.penalties.values())
     else:
-        # Quantized latents, codes, and perhaps losses.
+        # (quantized latents, codes), then losses if there are any
         found = side(latents)
         codes, loss = found[1], found[0].sum() + sum(part.sum() for part in found[2:])
     loss.backward()
@@ -276,7 +276,7 @@ def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
 
 
 def bare_product(cell: Cell) -> Callable[[], None]:
-    """Make the bare products of a cell, with all their buffers kept."""
+    """Return a function that computes a cell's bare products into preallocated buffers."""
     rows, columns = TILE
     pairs = [(torch.randn(cell.tokens, dim), torch.randn(size, dim)) for size, dim in cell.products]
     kept = torch.empty(rows * columns)
@@ -302,7 +302,7 @@ def seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def check_codes(cell: Cell, ours: Bottleneck, peer: nn.Module, latents: Tensor) -> None:
-    """Stop where the two don't compute the same codes; sums in another order may move one in a thousand."""
+    """Exit if the codes differ; rounding may change one in a thousand."""
     mine, other = call(ours, "encode", latents), call(peer, "encode", latents)
     share = (mine == other.view(SAMPLES, latents.shape[1], -1).mT).double().mean().item()
     if share < 0.999:
@@ -310,7 +310,7 @@ def check_codes(cell: Cell, ours: Bottleneck, peer: nn.Module, latents: Tensor) 
 
 
 def times(cell: Cell, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Time both sides and the bare product in turn: medians in milliseconds by "side what"."""
+    """Time both sides and the bare product in turn; return medians in milliseconds by "side what"."""
     ours, peer = make(cell)
     latents = draw(cell, ours.dim)
     sides = {"ours": ours, "peer": peer}
@@ -340,7 +340,7 @@ def times(cell: Cell, rounds: int, clock: Callable[[], float]) -> dict[str, floa
 
 
 def resident(field: str) -> float:
-    """Read this process's resident memory (VmRSS) or its peak (VmHWM), in MiB."""
+    """Return this process's resident memory (VmRSS) or its peak (VmHWM), in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -348,7 +348,7 @@ def resident(field: str) -> float:
 
 
 def measure(name: str, side: Side, what: What, threads: int, answer: Connection) -> None:
-    """Send the rise of the resident peak in a first call, in MiB; runs in a process of its own."""
+    """Send the increase of peak resident memory in a first call, in MiB; runs in a separate process."""
     torch.set_num_threads(threads)
     cell = next(cell for cell in cells() if cell.name == name)
     spare = dict(zip(("ours", "peer"), make(cell), strict=True))[side]
@@ -365,7 +365,7 @@ def measure(name: str, side: Side, what: What, threads: int, answer: Connection)
 
 
 def memory(cell: Cell, threads: int) -> dict[str, float]:
-    """Measure the memory of both sides, in MiB by "side what"."""
+    """Measure the memory of both sides; return MiB by "side what"."""
     context = multiprocessing.get_context("forkserver")
     found = {}
     for side in ("ours", "peer"):
@@ -398,7 +398,7 @@ def rows_of(cell: Cell, rounds: int, threads: int, clock: Callable[[], float]) -
             f"{ours / product:.3g}" if product else "",
             f"{mine:.3g}",
             f"{other:.4g}",
-            # Below a MiB it is the allocator that is measured.
+            # Below a MiB the allocator's overhead dominates.
             f"{other / mine:.3g}" if min(mine, other) > 1 else "",
         ]
         rows.append([cell.name, what, str(cell.tokens), *row])
@@ -406,7 +406,7 @@ def rows_of(cell: Cell, rounds: int, threads: int, clock: Callable[[], float]) -
 
 
 def processor() -> str:
-    """Name the machine's processor."""
+    """Return the CPU's model name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
@@ -416,21 +416,21 @@ def processor() -> str:
 def main() -> None:
     """Run the comparison, print its table and write its CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the cells' names")
-    parser.add_argument("--rounds", type=int, help="of turns; 3 to 9 by default, the slower the cell the fewer")
+    parser.add_argument("--only", nargs="+", default=[""], help="prefixes of the cells' names")
+    parser.add_argument("--rounds", type=int, help="timed rounds; default: 3 to 9, fewer for slower cells")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time; for busy machines")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time instead of wall time; for busy machines")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    # For the processes that measure memory: a fixed threshold, and libraries loaded once.
+    # For the processes that measure memory: a fixed mmap threshold, and libraries preloaded once.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "vector_quantize_pytorch"])
     clock = time.process_time if options.cpu else time.perf_counter
     chosen = [cell for cell in cells() if cell.name.startswith(tuple(options.only))]
     if not chosen:
-        raise SystemExit(f"--only: no cell begins so; there are {', '.join(cell.name for cell in cells())}")
+        raise SystemExit(f"--only: no cell has such a prefix; there are {', '.join(cell.name for cell in cells())}")
     told = [
         f"python benchmarks/bottlenecks.py {' '.join(sys.argv[1:])}".rstrip(),
         f"{processor()}, {os.cpu_count()} CPUs; torch {torch.__version__}, {torch.get_num_threads()} threads; "

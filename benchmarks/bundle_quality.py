@@ -1,9 +1,9 @@
-"""Does a bundle give the quality that the evaluation promised?
+"""Check that a bundle's PSNR equals that of the run's evaluation.
 
     python benchmarks/bundle_quality.py BUNDLE DATA_FOLDER --table RUN/evaluation/evaluation.csv [--out FILE.csv]
 
-The evaluation's own loop runs over the bundle's ONNX graphs and over its TorchScript, at three numbers of tokens and
-at batches of 1 and 5. The table must have been made on the same images.
+The evaluation loop runs the bundle's ONNX graphs and its TorchScript, at three numbers of tokens and batch sizes 1 and
+5. The table must be an evaluation on the same images.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GATE = 0.01  # dB
 
 
 class Scripted(BundleCodec):
-    """A bundle whose TorchScript codes."""
+    """A bundle that encodes and decodes by its TorchScript."""
 
     def __init__(self, bundle: Bundle, script: torch.jit.ScriptModule) -> None:
         super().__init__(bundle)

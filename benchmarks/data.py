@@ -1,10 +1,10 @@
-"""How fast samples come to training: our folders and shards, torchvision's ImageFolder and WebDataset, in turn.
+"""Data loading speed: our folders and shards, torchvision's ImageFolder and WebDataset, in turn.
 
     pip install webdataset==1.0.2
     python benchmarks/data.py --images PHOTOS --sounds SOUNDS --videos CLIPS --out benchmarks/results/data
 
-Three tables: `readers.csv` (items a second), `shares.csv` (on what an image's time is spent) and `padding.csv` (how
-much of a batch of whole sounds is filled up). The shards are packed by `varitok shards` into a folder that goes again.
+Three tables: `readers.csv` (samples per second), `shares.csv` (breakdown of an image's time) and `padding.csv` (share
+of padding in batches of whole recordings). The shards are packed by `varitok shards` into a temporary folder.
 """
 
 import argparse
@@ -47,10 +47,10 @@ __all__ = ["main"]
 
 Row: TypeAlias = dict[str, object]
 Make: TypeAlias = Callable[[int], Iterable[Any]]
-"""Builds a loader with a number of workers."""
+"""A function that builds a loader with the given number of workers."""
 
 SIDE, LEAST_SCALE = 64, 0.8
-SOUND = {"sample_rate": 16000, "crop_tokens": 50, "hop": 320}  # stretches of 1 s
+SOUND = {"sample_rate": 16000, "crop_tokens": 50, "hop": 320}  # crops of 1 s
 BUCKET, BUDGET, MOST, FIXED = 0.05, 1408000, 64, 8
 PROTOCOL = (
     f"images: random square of {LEAST_SCALE} to 1 of the shorter side, antialiased bicubic to {SIDE} x {SIDE}, mirrored"
@@ -62,14 +62,14 @@ PROTOCOL = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    """Run the command line; a user's mistake ends in one line and exit status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--sounds", type=Path, metavar="FOLDER")
     parser.add_argument("--videos", type=Path, metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=12, help="default: %(default)s")
-    parser.add_argument("--batches", type=int, default=8, help="of each reader in a round; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="of images; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=8, help="batches per reader and round; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="batch size for images; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def _measure(options: argparse.Namespace, temporary: Path, command: str) -> None
 
 
 def _places(root: Path, temporary: Path, make: Callable[[str], Splits]) -> dict[str, Splits]:
-    """Build the datasets of a folder, and of shards that are made of it."""
+    """Build the datasets of a folder, and of shards packed from it."""
     shards = temporary / root.name / "shards"
     with contextlib.redirect_stdout(sys.stderr):
         pack([str(root), "--out", str(shards), "--size", "4MB"])
@@ -139,7 +139,7 @@ def _ours(splits: Splits, batch_size: int, batches: int, workers: int) -> Iterab
 
 
 def _transform(image: Image.Image) -> Tensor:
-    """Do what our images have done, by torchvision's means."""
+    """Apply our image augmentation by torchvision: random square crop, resize, horizontal flip."""
     scale = LEAST_SCALE + (1 - LEAST_SCALE) * float(torch.rand(()))
     side = round(scale * min(image.size))
     top, left = (int(torch.randint(whole - side + 1, ())) for whole in (image.height, image.width))
@@ -151,7 +151,7 @@ def _transform(image: Image.Image) -> Tensor:
 
 
 def _image_folder(root: Path, temporary: Path, batch_size: int, workers: int) -> Iterable[Any]:
-    """Read by torchvision's class, which wants a folder for each class."""
+    """Build a loader on torchvision's ImageFolder, which needs a folder for each class."""
     classes = temporary / "classes"
     if not classes.is_dir():
         classes.mkdir()
@@ -168,7 +168,7 @@ def _web_dataset(shards: Path, batch_size: int, workers: int) -> Iterable[Any]:
 
 
 def _race(data: str, makes: dict[str, Make], batch_size: int, options: argparse.Namespace) -> list[Row]:
-    """Let readers take turns, in the main process and with a worker."""
+    """Time the readers in turn, in the main process and with one worker."""
     rows: list[Row] = []
     for workers in (0, 1):
         speeds: dict[str, list[float]] = {name: [] for name in makes}
@@ -177,7 +177,7 @@ def _race(data: str, makes: dict[str, Make], batch_size: int, options: argparse.
             order = list(makes)
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 batches = iter(makes[name](workers))
-                next(batches)  # for which files are listed and workers begin
+                next(batches)  # includes listing files and starting workers
                 begin = clock()
                 for _ in range(options.batches):
                     next(batches)
@@ -203,7 +203,7 @@ def _race(data: str, makes: dict[str, Make], batch_size: int, options: argparse.
 
 
 def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
-    """Measure how the time of images is spent."""
+    """Measure the shares of reading, decoding, cropping and collating in the CPU time of images."""
     data: Any = splits.train
     spent = {"opening_and_bytes": 0.0, "decoding": 0.0, "crop_and_resize": 0.0, "collating": 0.0}
     decode, decoding = data.read, [0.0]
@@ -238,7 +238,7 @@ def _shares(reader: str, splits: Splits, batch_size: int) -> Row:
 
 
 def _padding(root: Path) -> list[Row]:
-    """Measure the padding of batches of whole recordings, sorted by length and not."""
+    """Measure the padding of batches of whole recordings, with and without length bucketing."""
     splits = audio_folder(str(root), val_share=0, **{**SOUND, "crop_tokens": None})
     data: Any = splits.train
     sizes = data.sizes()

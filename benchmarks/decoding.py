@@ -1,10 +1,10 @@
-"""Time a bundle's encoder, decoder and entropy coder through the runtime, on one thread, at several kept lengths.
+"""Speed of a bundle's encoder, decoder and entropy coder in the runtime, on one thread, at each kept length.
 
     python benchmarks/decoding.py BUNDLE FILES --out benchmarks/results/decoding/NAME.csv
 
-Of pictures the table has how many a second, of sounds and clips how many seconds of them a second (the real-time
-factor). Absolute times are this machine's, and only as quiet as it was: medians over the files of the best of some
-repeats. ONNX Runtime has one thread, so that figures are of one core.
+The table has images per second, or for audio and video seconds of signal per second (the inverse of the real-time
+factor). Times are the best of a few repeats, and figures are medians over files. ONNX Runtime has one thread, so they
+are for one core of this machine.
 """
 
 import argparse
@@ -40,13 +40,13 @@ REPEATS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    """Run the command line; a user's mistake ends in one line and exit status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("files", type=Path, nargs="+", metavar="PATH", help="files, or folders of them")
-    parser.add_argument("--limit", type=int, default=16, help="files; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each sound or clip; default: %(default)s")
-    parser.add_argument("--side", type=int, default=64, help="of clips, in pixels; default: %(default)s")
+    parser.add_argument("--limit", type=int, default=16, help="maximum number of files; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of audio and video; default: %(default)s")
+    parser.add_argument("--side", type=int, default=64, help="side of video frames, in pixels; default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, metavar="CSV")
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(options: argparse.Namespace, command: str) -> None:
     bundle: Any = load(options.bundle)
     if not isinstance(bundle, Bundle):
-        raise UserError(f"{options.bundle}: not a bundle of pictures, sounds or clips")
+        raise UserError(f"{options.bundle}: not a bundle of an image, audio or video codec")
     _one_thread(bundle)
     codec = as_codec(bundle)
     files = files_of(bundle, options.files, "PATH")
@@ -108,12 +108,12 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 
 def codec_axis(codec: Any) -> str:
-    """Name the axis that is cut."""
+    """Return the name of the axis of variable length."""
     return str(codec.layout.unit)
 
 
 def _one_thread(bundle: Any) -> None:
-    """Open both graphs with one thread."""
+    """Replace the bundle's sessions by ones with a single thread."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     for name, path in (("_encoder", ENCODER), ("_decoder", DECODER)):
@@ -123,7 +123,7 @@ def _one_thread(bundle: Any) -> None:
 
 
 def _best(call: Callable[[], Any]) -> float:
-    """Return the seconds of the fastest of some calls; the first one isn't counted."""
+    """Return the seconds of the fastest of `REPEATS` calls, after an untimed one."""
     call()
     times = []
     for _ in range(REPEATS):

@@ -1,10 +1,10 @@
-"""How fast clips are read from files: our reader (PyAV) against torchcodec, in turn, and whether frames are the same.
+"""Speed of reading clips from files: our reader (PyAV) against torchcodec, in turn, with a check of equal frames.
 
-    pip install torchcodec   # which needs the libraries of a system's FFmpeg
+    pip install torchcodec   # needs the shared libraries of a system FFmpeg
     python benchmarks/readers.py CLIPS/*.mp4 [--rounds 5] [--out benchmarks/results/video/readers.csv]
 
-Each file is opened, a stretch is read and the file closed, as a worker does for a sample; processor time of one thread.
-torchcodec's frames are brought to the wanted size as ours are, by FFmpeg's scaler: its own resizing is another one.
+Each file is opened, a segment is read and the file is closed, as a worker does for a sample; CPU time of one thread.
+torchcodec's frames are resized by FFmpeg's scaler like ours, since its own resizing gives other pixels.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torchcodec.decoders import VideoDecoder
 
 from varitok.data.decoding.video import VideoFile
 
-START = 2  # frames that are left out, so that seeking is part of it
+START = 2  # index of the first frame read, so that seeking is included
 
 
 def ours(path: str, frames: int, size: tuple[int, int] | None, rate: float | None) -> Tensor:
@@ -45,7 +45,7 @@ def theirs(path: str, frames: int, size: tuple[int, int] | None, rate: float | N
         given = (av.VideoFrame.from_numpy_buffer(frame.numpy(), format="rgb24") for frame in clip)
         scaled = (scaler.reformat(frame, size[1], size[0], interpolation="BICUBIC", threads=1) for frame in given)
         clip = torch.stack([torch.from_numpy(frame.to_ndarray()) for frame in scaled])
-    return clip.permute(3, 0, 1, 2).contiguous()
+    return clip.permute(3, 0, 1, 2).contiguous()  # (t, h, w, c) -> (c, t, h, w)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What it costs to make a trained KL codec discrete without training (TokenBridge), in dB.
+"""PSNR loss of discretizing a trained KL codec without training (TokenBridge, arXiv 2503.16430), in dB.
 
     python train.py experiment=image/one_d_piece_64 bottleneck=kl data=image_folder data.root=PHOTOS length=full ...
     python benchmarks/token_bridge.py RUN PHOTOS [--bins 4 8 16 32 64] [--out benchmarks/results/token_bridge.csv]
 
-The deviations of the latents are measured on 512 training photos; quality is of the validation photos, all tokens.
+The latents' standard deviations are measured on 512 training photos, PSNR on the validation photos with all tokens.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from varitok.data.datasets.images import image_folder
 
 
 def psnr(codec: Codec, splits: object) -> float:
-    """Average the PSNR of the validation photos, in dB, on 8-bit values."""
+    """Return the mean PSNR of the validation photos in dB, at 8 bits."""
     errors = []
     with torch.inference_mode():
         for batch in validation_loader(splits.val, 32, 0):

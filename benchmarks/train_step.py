@@ -1,10 +1,10 @@
-"""Our training step against a plain PyTorch loop with the same networks; what logging costs; whether data keeps up.
+"""Speed of our training step against a plain PyTorch loop with the same networks; cost of logging; loader speed.
 
     python benchmarks/train_step.py [OVERRIDE ...] [--rounds 5] [--steps 20] [--out benchmarks/results/train_step.csv]
 
-Ours is all of it: Lightning, the kept lengths' draw, clipping, the moving average, the log. The plain loop loads,
-draws, computes, clips and steps, and does nothing else. The two take turns, and a ratio of medians is printed:
-absolute times mean little on shared machines.
+Ours is complete: Lightning, sampling of kept lengths, gradient clipping, EMA, logging. The plain loop only loads,
+samples lengths, computes gradients, clips and steps. The two run in turn, and the ratio of medians is printed: absolute
+times mean little on shared machines.
 """
 
 import argparse
@@ -32,27 +32,27 @@ from varitok.data.batch import Batch, Splits, normalize
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageDataset
 
-WARM_UP = 3  # steps of each round that are not timed
+WARM_UP = 3  # untimed steps of each round
 
 
 class Stopwatch(pl.Callback):
-    """Notes the time between the end of the warm-up and the end of the last batch."""
+    """A callback that records the times at the end of the warm-up and of the last batch."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: CodecTraining, *_: object) -> None:
-        """Note when the warm-up and the last batch end."""
+        """Record the time at the end of the warm-up, and of each batch."""
         if pl_module.update == WARM_UP:
             self.began = time.perf_counter()
         self.ended = time.perf_counter()
 
 
 def resident(size: int) -> Splits:
-    """Build images that are in memory, so that only the step is timed."""
+    """Build a dataset of random images in memory, so that only the step is timed."""
     images = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8)
     return Splits(*(ImageDataset(lambda i, _: images[i], 64, image_size=size, train=False) for _ in range(2)))
 
 
 def ours(config: DictConfig, steps: int) -> float:
-    """Time our step, in seconds."""
+    """Return the seconds of our training step."""
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(config, Path(folder))
         run.data.splits = resident(config.data.image_size)
@@ -63,7 +63,7 @@ def ours(config: DictConfig, steps: int) -> float:
 
 
 def plain(config: DictConfig, steps: int) -> float:
-    """Time the plain loop's step, in seconds."""
+    """Return the seconds of the plain loop's training step."""
     codec, objective = build_codec(config), build(config.objective)
     optimizer = build(config.optim.codec)(codec.parameters())
     data = DataModule(resident(config.data.image_size), **config.loader, updates=config.updates)
@@ -83,7 +83,7 @@ def plain(config: DictConfig, steps: int) -> float:
 
 
 def log_cost(run: Run, folder: str, steps: int = 2000) -> float:
-    """Time the log of ten values a step, CSV included, in milliseconds a step."""
+    """Return the milliseconds of logging ten values per step, including the CSV file."""
     run.module.record.every = 50
     run.module.on_fit_start()
     run.module._trainer = run.trainer
@@ -99,7 +99,7 @@ def log_cost(run: Run, folder: str, steps: int = 2000) -> float:
 
 
 def loader_rate(run: Run, batches: int) -> float:
-    """Count samples a second out of the loader, alone, after its workers have started."""
+    """Return the samples per second of the loader alone, after its workers have started."""
     loader = iter(run.data.train_dataloader())
     for _ in range(4):
         next(loader)

@@ -1,16 +1,16 @@
-"""VidTok, ours, against a plain PyTorch rendering of its layers, and against itself in other forms; and its memory.
+"""Speed and memory of our VidTok, against a plain PyTorch implementation and in other forms (bf16, compiled, ...).
 
     python benchmarks/video.py [--codec vidtok] [--frames 8] [--size 64] [--batch 1] [--only step encode decode memory]
         [--forms ours channels_last bf16 compile] [--rounds 5] [--threads 1] [--device cpu] [--out NAME.csv]
 
-The plain rendering has our weights, and gives the same latents and frames (a test holds them against each other). It is
-written as such codecs are: a convolution over space folds time into the batch, one over time folds space, one over all
-three pads first, and norms move channels to the back and to the front again.
+The plain implementation has our weights, and computes the same latents and frames (there is a test). It is written in
+the usual way: a spatial convolution merges time into the batch axis, a temporal one merges space, a joint one pads
+first, and norms move channels to the last axis and back.
 
-A step is forward, L1, backward and AdamW, of encoder and decoder; encode and decode are the networks alone, without
-gradient. All take turns, after a turn that is not timed; ratios are of medians. What `compile` takes to be made is in
-no time. `memory` runs each length of clip in a process of its own, whole and chunk by chunk, and takes the peak over
-that of a clip of one step: resident memory on a processor, allocated memory on a GPU.
+A step is forward, L1 loss, backward and AdamW, of encoder and decoder. Encode and decode are the networks alone,
+without gradients. All forms run in turn, after an untimed round; ratios are of medians. Compilation is not timed.
+`memory` runs each clip length in a separate process, whole and chunk by chunk. It measures the peak above that of a
+clip of one latent frame: resident memory on a CPU, allocated memory on a GPU.
 """
 
 import argparse
@@ -43,7 +43,7 @@ __all__ = ["FORMS", "PlainDecoder", "PlainEncoder", "main", "make"]
 
 FORMS = ("ours", "channels_last", "bf16", "compile")
 TASKS = ("step", "encode", "decode", "memory")
-STEPS = (2, 4, 8, 16)  # latent frames of the clips whose memory is measured
+STEPS = (2, 4, 8, 16)  # clip lengths for memory, in latent frames
 
 
 class _Conv(nn.Module):
@@ -58,14 +58,15 @@ class _Conv(nn.Module):
         b, c, t, h, w = x.shape
         before, *sides = (k - s for k, s in zip(self.kernel, self.stride, strict=True))
         if self.kernel[0] == 1:
-            x = x.permute(0, 2, 1, 3, 4).reshape(b * t, c, h, w)
+            x = x.permute(0, 2, 1, 3, 4).reshape(b * t, c, h, w)  # (b, c, t, h, w) -> (b t, c, h, w)
             x = functional.pad(x, [n for total in reversed(sides) for n in (total // 2, total - total // 2)])
             x = functional.conv2d(x, self.weight[:, :, 0], self.bias, self.stride[1:])
-            return x.reshape(b, t, *x.shape[1:]).permute(0, 2, 1, 3, 4)
+            return x.reshape(b, t, *x.shape[1:]).permute(0, 2, 1, 3, 4)  # (b t, c, h, w) -> (b, c, t, h, w)
         if self.kernel[1:] == (1, 1):
+            # (b, c, t, h, w) -> (b h w, c, t)
             x = functional.pad(x.permute(0, 3, 4, 1, 2).reshape(b * h * w, c, t), [before, 0])
             x = functional.conv1d(x, self.weight[..., 0, 0], self.bias, self.stride[0])
-            return x.reshape(b, h, w, -1, x.shape[2]).permute(0, 3, 4, 1, 2)
+            return x.reshape(b, h, w, -1, x.shape[2]).permute(0, 3, 4, 1, 2)  # (b h w, c, t) -> (b, c, t, h, w)
         x = functional.pad(x, [n for total in reversed(sides) for n in (total // 2, total - total // 2)] + [before, 0])
         return functional.conv3d(x, self.weight, self.bias, self.stride)
 
@@ -78,8 +79,9 @@ class _Norm(nn.Module):
         self.weight, self.eps = nn.Parameter(ours.weight.clone()), ours.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        # (b, c, t, h, w) -> (b, t, h, w, c)
         x = functional.rms_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.eps)
-        return x.permute(0, 4, 1, 2, 3)
+        return x.permute(0, 4, 1, 2, 3)  # (b, t, h, w, c) -> (b, c, t, h, w)
 
 
 class _Unit(nn.Module):
@@ -98,7 +100,7 @@ class _Unit(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention within frames."""
+    """Self-attention over the positions of each frame."""
 
     def __init__(self, ours: Any) -> None:
         super().__init__()
@@ -106,14 +108,14 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
-        y = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c)
+        y = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c)  # (b, c, t, h, w) -> (b t, h w, c)
         q, k, v = self.qkv(y).chunk(3, dim=-1)
         y = self.out(functional.scaled_dot_product_attention(q, k, v))
-        return x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
+        return x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)  # (b t, h w, c) -> (b, c, t, h, w)
 
 
 class _Change(nn.Module):
-    """A step down, or up."""
+    """A downsampling or upsampling stage: spatial convolution, and temporal pooling blended with a convolution."""
 
     def __init__(self, ours: Any) -> None:
         super().__init__()
@@ -153,7 +155,7 @@ def _stages(ours: Any, changes: Any) -> nn.Sequential:
 
 
 class PlainEncoder(nn.Module):
-    """VidTok's encoder, written plainly, with the weights of ours; a small one's wavelets are ours."""
+    """VidTok's encoder in plain PyTorch, with our weights; the Haar transform of a small one is our module."""
 
     def __init__(self, ours: factored.FactoredEncoder) -> None:
         super().__init__()
@@ -161,12 +163,12 @@ class PlainEncoder(nn.Module):
         self.body = nn.Sequential(copy.deepcopy(ours.patcher), *body, nn.SiLU(), _Conv(ours.last.convs[0]))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Turn clips of whole steps into latents `(b, n, width)`."""
-        return self.body(clip).flatten(2).transpose(1, 2)
+        """Encode clips `(b, 3, t, h, w)`, t a multiple of the downsampling, to latents `(b, n, width)`."""
+        return self.body(clip).flatten(2).transpose(1, 2)  # (b, c, t, h, w) -> (b, t h w, c)
 
 
 class PlainDecoder(nn.Module):
-    """VidTok's decoder in plain PyTorch."""
+    """VidTok's decoder in plain PyTorch, with our weights."""
 
     def __init__(self, ours: factored.FactoredDecoder) -> None:
         super().__init__()
@@ -174,12 +176,12 @@ class PlainDecoder(nn.Module):
         self.body = nn.Sequential(*body, nn.SiLU(), _Conv(ours.last.convs[0]), copy.deepcopy(ours.unpatcher))
 
     def forward(self, latents: Tensor, mask: None, grid: Sequence[int]) -> Tensor:
-        """Turn latents of a grid into clips."""
-        return self.body(latents.transpose(1, 2).reshape(len(latents), -1, *grid))
+        """Decode latents `(b, n, width)` of a grid `(t, h, w)` to clips."""
+        return self.body(latents.transpose(1, 2).reshape(len(latents), -1, *grid))  # (b, n, c) -> (b, c, t, h, w)
 
 
 def make(name: str, device: str) -> Codec:
-    """Build a codec by its preset."""
+    """Build the codec of a preset in evaluation mode."""
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         choice = [f"codec={name}", "data=scenes", "bottleneck=fsq", "length=full"]
         config = hydra.compose("train", choice)
@@ -190,7 +192,7 @@ def make(name: str, device: str) -> Codec:
 def _runner(
     task: str, encoder: nn.Module, decoder: nn.Module, clip: Tensor, grid: Sequence[int], bf16: bool
 ) -> Callable[[], None]:
-    """Build the timed call."""
+    """Return the function to time: a training step, an encode or a decode."""
     device = clip.device.type
     cast = torch.autocast(device, torch.bfloat16, enabled=bf16)
     if task == "step":
@@ -220,7 +222,7 @@ def _runner(
 
 
 def _speed(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time all forms of all tasks, in turn."""
+    """Time all tasks; within each, all forms in turn."""
     rows = []
     for task in (task for task in options.only if task != "memory"):
         runs: dict[str, Callable[[], None]] = {}
@@ -255,7 +257,7 @@ def _speed(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _peak(options: argparse.Namespace) -> float:
-    """Measure the peak memory of one direction and one length, above that of one step, in MiB; in its own process."""
+    """Return the peak memory of one direction and clip length above that of one latent frame, in MiB."""
     codec, (task, way, steps) = make(options.codec, options.device), options.child
     hop = codec.downsample
 
@@ -288,7 +290,7 @@ def _peak(options: argparse.Namespace) -> float:
 
 
 def _memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the memory of all lengths, each in its own process."""
+    """Measure the memory of all clip lengths, each in a separate process."""
     rows = []
     for task in ("encode", "decode"):
         for way in ("whole", "chunks"):
@@ -314,13 +316,13 @@ def _memory(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--codec", default="vidtok", help="of VidTok's layers; default: %(default)s")
-    parser.add_argument("--frames", type=int, default=8, help="whole steps; default: %(default)s")
-    parser.add_argument("--size", type=int, default=64, help="side of frames; default: %(default)s")
+    parser.add_argument("--codec", default="vidtok", help="preset with VidTok's layers; default: %(default)s")
+    parser.add_argument("--frames", type=int, default=8, help="whole latent frames; default: %(default)s")
+    parser.add_argument("--size", type=int, default=64, help="side of frames in pixels; default: %(default)s")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    parser.add_argument("--rounds", type=int, default=5, help="of turns; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; default: %(default)s")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)

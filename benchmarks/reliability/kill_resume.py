@@ -1,13 +1,12 @@
-"""Kill a run at random moments, let it go on each time, and compare all that it logged with an undisturbed run.
+"""Kill a run at random moments, resume it each time, and compare all logged values with an uninterrupted run.
 
     python benchmarks/reliability/kill_resume.py --out benchmarks/results/reliability/kill_resume.csv
 
-Each of three runs (an image codec with a discriminator; a residual codec of sounds, whose codebooks are dropped, with a
-discriminator and a balancer; a codec of clips) is trained by one process and by two (gloo), every update logged with
-all its digits. SIGKILL comes to all its processes once an update drawn at random is logged, and a random part of a
-second later: in a step, in a saving or in an evaluation. A line of the table has how often it was killed, how many
-updates were taken again, the most of them after one kill, and how many logged values of how many are not, to the bit,
-those of the undisturbed run; a value that a kill made the run log twice is compared twice.
+Three runs are trained by one process and by two (gloo), with every update logged at full precision: an image codec with
+a discriminator; an audio codec (RVQ, quantizer dropout) with a discriminator and a loss balancer; a video codec. All
+processes get SIGKILL up to half a second after a random update was logged: in a step, a save or an evaluation. A row of
+the table has the number of kills, of repeated updates, of most repeated updates after one kill, and of logged values
+that differ from the uninterrupted run in any bit. A value logged twice because of a kill is compared twice.
 """
 
 import argparse
@@ -61,8 +60,8 @@ Row = tuple[int, str, str]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status is 1 if a value differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="of each run; default: %(default)s")
-    parser.add_argument("--updates", type=int, default=120, help="of each run; default: %(default)s")
+    parser.add_argument("--kills", type=int, default=20, help="kills per run; default: %(default)s")
+    parser.add_argument("--updates", type=int, default=120, help="updates per run; default: %(default)s")
     parser.add_argument("--every", type=int, default=7, help="updates between checkpoints; default: %(default)s")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], choices=[1, 2])
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME")
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _torment(name: str, processes: int, options: argparse.Namespace) -> dict[str, object]:
-    """Train undisturbed and killed, and compare."""
+    """Train uninterrupted and with kills, and compare the logs."""
     chance = random.Random(f"{options.seed} {name} {processes}")
     numbers = [f"updates={options.updates}", f"checkpoint.every={options.every}"]
     command = [*RUNS[name], *COMMON, *numbers, *(TWO if processes == 2 else [])]
@@ -121,7 +120,7 @@ def _torment(name: str, processes: int, options: argparse.Namespace) -> dict[str
 
 
 def _live(command: Sequence[str], folder: Path, moment: int | None = None, delay: float = 0.0) -> None:
-    """Train until the end, or until an update is logged and a delay is over: then all processes are killed."""
+    """Train to the end, or kill all processes `delay` seconds after update `moment` was logged."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
@@ -154,7 +153,7 @@ def _live(command: Sequence[str], folder: Path, moment: int | None = None, delay
 
 
 def _logged(folder: Path) -> list[Row]:
-    """Read the log without timings, which always differ."""
+    """Read the logged rows, except timings, which always differ."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []

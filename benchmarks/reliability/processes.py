@@ -1,22 +1,19 @@
-"""Two processes against one: whether they learn the same, and how much faster they are.
+"""Training by two processes against one: equality of loss curves, and scaling efficiency.
 
     python benchmarks/reliability/processes.py curves --out benchmarks/results/reliability/curves.csv
     python benchmarks/reliability/processes.py efficiency --out benchmarks/results/reliability/efficiency.csv
 
-`curves` trains the demo's codec for 100 updates with four bottlenecks, kept tokens and codebooks drawn for each sample,
-by one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the demo's,
-which is thirty times as large. A line has the largest difference of the logged loss, the first update at which it is
-above 1e-4, and the same of a control: one process on one thread and one process on two, which differ only in the order
-of sums, and so in rounding. All is trained a second time in double precision, where rounding is 5e8 times
-as
-small: what the processes did otherwise would stay as large as it is.
+`curves` trains the demo codec for 100 updates with each bottleneck, kept tokens and codebooks sampled per sample. It is
+trained by one process and by two with half of each batch, on the CPU (gloo), at the default learning rate and at the
+demo's, which is 30 times as high. A row has the largest difference of the logged loss, and the first update at which it
+exceeds 1e-4. A control has the same for one process with one thread against two threads, which differ in rounding only.
+All runs are repeated in double precision, where rounding errors are 5e8 times smaller, but a real difference is not.
 
-`efficiency` times updates on random images, one thread to a process, by one process and by two with a whole batch each:
-of our strategy, whose reducers each have a static graph; of the same that looks for unused parameters; and of
-Lightning's DDP, as it is where nothing is unused and with `find_unused_parameters`, as it must be with a discriminator.
-All take turns, and so does fsdp2. Efficiency is samples a second over twice those of one process, of the medians of the
-rounds; all wait for the same two cores. The last column has what a process keeps of the codec's parameters, their
-average and the optimizers' states.
+`efficiency` times updates on random images with one thread per process, by one process and by two with a whole batch
+each. It compares our strategy with a static graph per reducer, the same with a search for unused parameters, fsdp2, and
+Lightning's DDP, without and with `find_unused_parameters`, which a discriminator needs. All run in turn on the same two
+cores. Efficiency is samples per second divided by twice those of one process, by medians of the rounds. The last column
+is the memory of codec parameters, EMA and optimizer states on one process.
 """
 
 import argparse
@@ -76,8 +73,8 @@ STRATEGIES = {
     "Lightning's DDP": {"theirs": {}},
     "Lightning's DDP, find_unused_parameters": {"theirs": {"find_unused_parameters": True}},
 }
-WARM_UP = 3  # updates of each round that are not timed
-# Python runs it before all else, in each process: what asks for float32 gets float64.
+WARM_UP = 3  # untimed updates of each round
+# A `sitecustomize`, which Python runs at each process's start; it replaces float32 by float64.
 DOUBLE = """
 import torch
 torch.set_default_dtype(torch.float64)
@@ -91,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=["curves", "efficiency", "worker"])
-    parser.add_argument("--updates", type=int, help="of each run; default: 100 of curves, 20 timed of a round")
-    parser.add_argument("--batch", type=int, default=16, help="samples of all processes, or of each; default: 16")
+    parser.add_argument("--updates", type=int, help="curves: of each run, default 100; efficiency: timed, default 20")
+    parser.add_argument("--batch", type=int, default=16, help="samples: curves, in all; efficiency, per process")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, metavar="CSV")
     parser.add_argument("--strategy", choices=STRATEGIES, help=argparse.SUPPRESS)
@@ -124,7 +121,7 @@ def _curves(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def compare(words: Sequence[str], updates: int, batch: int, double: bool = False) -> dict[str, object]:
-    """Train by one process, by two, and by one on two threads, and compare the losses that they log."""
+    """Train by one process, by two, and by one with two threads; compare their logged losses."""
     one, two, threads = (_losses(words, updates, batch, double, *how) for how in ((1, 1), (2, 1), (1, 2)))
     found: dict[str, object] = {"updates": updates, "loss at first": one[0], "loss at last": one[-1]}
     for by, other in {"processes": two, "threads": threads}.items():
@@ -177,7 +174,7 @@ def _efficiency(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def _worked(name: str, gan: bool, options: argparse.Namespace) -> list[float]:
-    """Train by one or two processes, as torchrun would start them; give what the first has measured."""
+    """Train by one or two processes, started like by torchrun; return rank 0's seconds per update and bytes."""
     count = 1 if name == "one process" else 2
     with socket.socket() as free, tempfile.TemporaryDirectory() as place:
         free.bind(("127.0.0.1", 0))
@@ -208,7 +205,7 @@ class _Stopwatch(pl.Callback):
 
 
 def _measured(options: argparse.Namespace) -> tuple[float, int]:
-    """Train as a worker; give the seconds of an update, and the bytes that are kept."""
+    """Train as one process; return the seconds per update, and the bytes of parameters, EMA and optimizer states."""
     torch.set_num_threads(1)
     chosen = STRATEGIES.get(options.strategy, {})
     name = chosen.get("ours", "ddp") if options.strategy else "auto"

@@ -1,9 +1,9 @@
-"""What `training.activation_checkpointing=[encoder,decoder]` saves, and what it costs.
+"""Memory saved and time added by `training.activation_checkpointing=[encoder,decoder]`.
 
     python benchmarks/reliability/recompute.py --out benchmarks/results/reliability/recompute.csv
 
-For codecs of images (a transformer), sounds and clips (convolutions): the megabytes that the forward pass keeps for
-the backward pass, parameters left out, and the seconds of both passes; plain and recomputed take turns, medians.
+For image (transformer), audio and video codecs (convolutions): megabytes that the forward pass stores for the backward
+pass, without parameters, and seconds of both passes. Plain and recomputed run in turn; times are medians.
 """
 
 import argparse
@@ -84,9 +84,9 @@ def _compared(name: str, size: tuple[int, ...], rounds: int) -> dict[str, object
 
 
 def _kept(codec: nn.Module, parts: list[nn.Module], signal: Tensor) -> int:
-    """Count the bytes that the forward pass keeps, but for parameters and buffers."""
+    """Count the bytes stored for the backward pass, except parameters and buffers."""
     own = {one.untyped_storage().data_ptr() for one in (*codec.parameters(), *codec.buffers())}
-    held: dict[int, Tensor] = {}  # while they are held, no address comes twice
+    held: dict[int, Tensor] = {}  # references, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         held[tensor.untyped_storage().data_ptr()] = tensor

@@ -12,7 +12,7 @@ __all__ = ["ClipTraining"]
 
 
 class ClipTraining(CodecTraining):
-    """The training of an `ImplicitCodec`; each sample is a segment of the clip, selected by its index."""
+    """The training module of an `ImplicitCodec`; each sample is a segment of the clip, selected by its index."""
 
     codec: ImplicitCodec
 

@@ -26,7 +26,7 @@ __all__ = ["CodecTraining"]
 
 
 class CodecTraining(Training):
-    """The training of a codec, with or without a discriminator.
+    """The training module of a codec, with or without a discriminator.
 
         loss = sum_i weight_i term_i + bottleneck penalties + adversarial terms
 

@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 class PriorTraining(Training):
-    """The training of a `Prior`; every other batch is cut to a random number of tokens or codebooks.
+    """The training module of a `Prior`; every other batch is cut to a random number of tokens or codebooks.
 
         loss = mean over valid symbols of -log p(symbol | context)
 

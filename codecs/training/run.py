@@ -1,4 +1,4 @@
-"""Builds trainer, training module and data of a run from its configuration."""
+"""Construction of a run's trainer, training module and data from its configuration."""
 
 import logging
 import warnings
@@ -125,7 +125,7 @@ def _find_checkpoint(resume: str, folder: Path) -> Path | None:
     if resume != "none":
         return checkpoint_of(resume)
     if own.is_file():
-        raise UserError(f"{folder}: holds a run; resume=auto goes on with it, another hydra.run.dir begins anew")
+        raise UserError(f"{folder}: has a run already; resume it by resume=auto, or give another hydra.run.dir")
     return None
 
 

@@ -156,7 +156,7 @@ class Checkpoints(Checkpoint):
         if not pl_module.stepped or pl_module.update == self.saved:
             return
         self._follow_best(trainer, pl_module)
-        # A refused update may be rolled back to the last checkpoint, which must be older.
+        # No checkpoint after a refused update: a rollback needs one from before the refusals.
         due = pl_module.update % self.every == 0 and not pl_module.guard.why
         if due or pl_module.update == pl_module.total:
             self.save(trainer, pl_module)
@@ -196,7 +196,7 @@ class Checkpoints(Checkpoint):
             return
         if self.best not in module.evaluation:
             known = ", ".join(name for name in module.evaluation if name != "update")
-            raise UserError(f"checkpoint.best={self.best}: evaluations log {known}")
+            raise UserError(f"checkpoint.best={self.best}: no evaluation logs it; they log {known}")
         value = module.evaluation[self.best]
         if self.reached is None or (value < self.reached if self.lower else value > self.reached):
             self.reached = value

@@ -1,4 +1,4 @@
-"""Composes and checks the configuration of a command line; every mistake ends in one line.
+"""Composition and checks of a command line's configuration; every mistake ends in one line.
 
 Hydra reports a wrong name in up to a dozen lines, and a wrong type not at all. Here its errors become
 `error: what, where, what to do` (messages.py), and values are converted to the types of those in train.yaml.

@@ -1,4 +1,4 @@
-"""Detects rank and world size from the launcher: torchrun, srun, submitit or Lightning.
+"""Detection of rank and world size by launcher: torchrun, srun, submitit or Lightning.
 
 This module doesn't import torch.
 """

@@ -1,7 +1,7 @@
 """A watchdog for distributed runs: if a process dies or hangs, all others end and report which one.
 
 torchrun's agent ends all processes if one dies, but reports it in a page of log, and waits for a stopped one. srun
-waits for both; Lightning's launcher kills without a message. None covers the others' cases.
+waits for both; Lightning's launcher kills without a message. Each acts on its own processes only.
 """
 
 import contextlib

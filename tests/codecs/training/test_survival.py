@@ -80,7 +80,7 @@ def test_a_finished_run_ends_once_more_without_a_further_update(tmp_path):
 
 def test_a_run_does_not_begin_anew_over_another(tmp_path):
     fit(tmp_path, *QUIET)
-    with pytest.raises(UserError, match="holds a run; resume=auto goes on with it"):
+    with pytest.raises(UserError, match="has a run already; resume it by resume=auto"):
         build_run(compose(*QUIET, "resume=none"), tmp_path)
 
 
@@ -154,7 +154,7 @@ def test_archived_and_best_checkpoints_stay(tmp_path):
     assert sizes["checkpoint/megabytes"] == pytest.approx(megabytes, rel=0.01)
     with pytest.raises(UserError, match=r"checkpoint\.archive=3: must be a multiple of checkpoint\.every=2"):
         build_run(compose(*words, "checkpoint.every=2", "checkpoint.archive=3"), tmp_path / "other")
-    with pytest.raises(UserError, match=r"checkpoint\.best=val/mos: evaluations log val/psnr@1"):
+    with pytest.raises(UserError, match=r"checkpoint\.best=val/mos: no evaluation logs it; they log val/psnr@1"):
         fit(tmp_path / "other", *words, "checkpoint.best=val/mos")
 
 

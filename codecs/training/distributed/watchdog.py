@@ -150,7 +150,7 @@ class Watchdog(pl.Callback):
         os._exit(max(status for status, _ in gone.values()) or 1)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Wait whether a lost process caused the error; if not, leave with this process's own error."""
+        """Wait for evidence that a lost process caused the error; without it leave with this process's own error."""
         if self.thread is None:
             return
         if isinstance(exception, RuntimeError):  # collectives raise it; the thread ends this process if one is lost

@@ -110,7 +110,7 @@ class TensorboardLog(RunLog):
 
 
 def _encode_gif(path: Path) -> bytes:
-    """Encode a video file as an animated GIF, the only video format that TensorBoard shows."""
+    """Encode a video file as an animated GIF, which TensorBoard shows as an image."""
     with av.open(str(path)) as clip:
         rate = float(clip.streams.video[0].average_rate or 8)
         first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]

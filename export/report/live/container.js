@@ -1,7 +1,7 @@
-// Packed containers (.vtk), as export/bitstream/CONTAINER.md has them.
+// Read and write packed containers (.vtk); export/bitstream/CONTAINER.md specifies the format.
 
 const MAGIC = [0x89, 0x56, 0x54, 0x4b];
-const CHUNK = 65536; // codes of a chunk that is written, about
+const CHUNK = 65536; // approximate number of codes per written chunk
 
 const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
@@ -25,7 +25,8 @@ const widthOf = (size) => Math.ceil(Math.log2(size));
 const common = (a, b) => (b ? common(b, a % b) : a);
 const multiple = (strides) => strides.reduce((a, b) => (a * b) / common(a, b), 1);
 
-// Codes are rows, one for each codebook, of BigInts; a codebook of stride s has a code of its own at every s-th step.
+// Pack the codes of steps `begin` to `end` into bytes. `rows` has one array of BigInts per codebook; a codebook of
+// stride s stores a code at every s-th step only.
 function pack(rows, begin, end, about) {
   const out = [];
   let byte = 0, filled = 0;
@@ -48,7 +49,7 @@ function sizeOf(codebooks, steps, about) {
   return Math.ceil(bits / 8);
 }
 
-// Give the bytes of a container, and how many of them are codes. `length` is the signal's: samples, or 1 of an image.
+// Return a container's bytes and its payload size in bytes. `length` is the number of audio samples, or 1 for an image.
 function writeContainer(rows, length, about) {
   const runs = [];
   rows.forEach((_, codebook) => {
@@ -79,11 +80,11 @@ function writeContainer(rows, length, about) {
   return { bytes: Uint8Array.from(out), payload };
 }
 
-// Returns rows of codes and the signal's length; throws an error with a message for the user.
+// Return each codebook's codes and the signal's length; throw an error whose message is for the user.
 function readContainer(bytes, about) {
   let at = 0;
   const take = (count) => {
-    if (at + count > bytes.length) throw new Error("The file is cut; decode it with varitok decode, which gives what arrived.");
+    if (at + count > bytes.length) throw new Error("The file is cut short; varitok decode can still decode its first chunks.");
     at += count;
     return bytes.subarray(at - count, at);
   };
@@ -119,12 +120,12 @@ function readContainer(bytes, about) {
   }
   const inner = Array.from({ length: number() }, number), facts = Array.from({ length: number() }, number);
   check(0, "the header");
-  if (modality !== (about.modality === "audio" ? 1 : 0)) throw new Error("The file holds codes of another kind of signal.");
+  if (modality !== (about.modality === "audio" ? 1 : 0)) throw new Error("The file holds codes of another modality.");
   if (identity !== about.identity || inner.length || codebooks.length > about.codebook_sizes.length ||
       codebooks.some(([size, stride], codebook) => size !== about.codebook_sizes[codebook] || stride !== about.codebook_strides[codebook])) {
     throw new Error("Another tokenizer wrote this file; its codes mean something else here.");
   }
-  if (facts.join() !== about.facts.join()) throw new Error("The file is of another sample rate.");
+  if (facts.join() !== about.facts.join()) throw new Error("The file has another sample rate than this tokenizer.");
   if (coding) throw new Error("Its codes are entropy-coded, and this page reads packed ones; use varitok decode.");
   const rows = codebooks.map(() => []);
   let length = 0;
@@ -133,7 +134,7 @@ function readContainer(bytes, about) {
     if (!steps) break;
     length += number();
     const size = number();
-    if (steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about)) throw new Error("The file is damaged: a chunk can't be so large.");
+    if (steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about)) throw new Error("The file is damaged: a chunk has a wrong size.");
     const payload = take(size);
     check(begin, "a chunk");
     unpack(payload, steps, rows, about);
@@ -152,7 +153,7 @@ function unpack(payload, steps, rows, about) {
       for (let left = widthOf(about.codebook_sizes[codebook]); left > 0; left--, bit++) {
         code = (code << 1n) | BigInt((payload[bit >> 3] >> (7 - (bit & 7))) & 1);
       }
-      if (code >= BigInt(about.codebook_sizes[codebook])) throw new Error("The file is damaged: a code is no entry of its codebook.");
+      if (code >= BigInt(about.codebook_sizes[codebook])) throw new Error("The file is damaged: a code is outside its codebook.");
       row.push(code);
     });
   }

@@ -1,4 +1,4 @@
-// The page: a file becomes codes once, and at each place of the slider a prefix of them becomes a signal again.
+// Encode a file once; at each position of the slider, decode a prefix of its codes.
 
 const about = JSON.parse(document.getElementById("about").textContent);
 const find = (id) => document.getElementById(id);
@@ -39,7 +39,7 @@ async function encode(file) {
   state.rows = about.codebook_sizes.map((_, codebook) => [...codes.data.slice(codebook * steps, (codebook + 1) * steps)]);
   Object.assign(state, { length, values });
   const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms.`;
-  tell(cut ? `${shown} Of the sound, the first ${about.most_seconds} s are taken.` : shown);
+  tell(cut ? `${shown} Only the first ${about.most_seconds} s are used.` : shown);
 }
 
 async function openFile(file) {
@@ -50,13 +50,13 @@ async function openFile(file) {
       const { rows, length } = readContainer(new Uint8Array(await file.arrayBuffer()), about);
       await ready;
       Object.assign(state, { rows, length, values: null });
-      tell("These codes were read; nothing was encoded.");
+      tell("The file holds codes, so nothing was encoded.");
     } else {
       await encode(file);
     }
   } catch (error) {
     const broken = error.name === "InvalidStateError" || error.name === "EncodingError" || error.name === "DOMException";
-    tell(`${file.name}: ${broken ? `this browser can't read it as a ${about.noun}` : error.message}`, true);
+    tell(`${file.name}: ${broken ? `this browser can't read it as ${about.noun}` : error.message}`, true);
     return;
   }
   state.name = file.name.replace(/\.[^.]*$/, "");
@@ -91,7 +91,7 @@ function kept() {
   return picture ? state.rows.map((row) => row.slice(0, count)) : state.rows.slice(0, count);
 }
 
-// While the slider is dragged its places come faster than they decode: only the last one counts.
+// A dragged slider moves faster than the decoder runs: skip all positions but the last.
 let busy = false, again = false;
 async function show() {
   if (busy) { again = true; return; }
@@ -146,5 +146,5 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 find("kept").max = reach;
-ready.then(() => tell(`Ready. Drop a ${about.noun} or a .vtk file, or choose one.`))
+ready.then(() => tell(`Ready. Drop ${about.noun} or a .vtk file, or choose one.`))
   .catch((error) => tell(`ONNX Runtime could not start in this browser (${error.message}); try a newer one.`, true));

@@ -1,4 +1,4 @@
-"""The live page: one HTML file in which a browser runs a bundle's graphs on whoever's pictures or sounds."""
+"""The live page: one HTML file in which a browser runs a bundle's ONNX graphs on the reader's own images or audio."""
 
 import base64
 import gzip
@@ -21,27 +21,27 @@ from ..page import BESIDE as REPORT
 
 __all__ = ["RUNTIME", "cached_runtime", "find_runtime", "write_live"]
 
-RUNTIME = "1.30.0"  # of onnxruntime-web
+RUNTIME = "1.30.0"  # version of onnxruntime-web
 SHA512 = (
     "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
-FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}  # that the page needs of it
+FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}  # embedded in the page
 SCRIPTS = ("container.js", "signals.js", "live.js")
-MOST_SECONDS = 60  # of a sound
+MOST_SECONDS = 60  # of audio that the page encodes
 BESIDE = Path(__file__).parent
 
 
 def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
-    """Write the page; it asks nothing of a network, and opens from a disk.
+    """Write a page that works from a local file, without a network.
 
     Args:
-        path: Where to.
-        folder: The bundle's, of pictures or of sounds.
-        runtime: onnxruntime-web, its archive or its unpacked folder; None: as `find_runtime` finds it.
+        path: Path of the HTML file.
+        folder: Folder of an image or audio bundle.
+        runtime: Archive or unpacked folder of onnxruntime-web; None for the result of `find_runtime`.
 
     Raises:
-        UserError: The bundle is of something else, ONNX Runtime for browsers isn't there, or the file can't be written.
+        UserError: The bundle isn't supported, onnxruntime-web is missing, or the file can't be written.
     """
     bundle = load(folder)
     about = _about(bundle)
@@ -55,10 +55,10 @@ def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
 
 
 def find_runtime() -> Path:
-    """Return the archive of onnxruntime-web: from the user's cache, or through npm, then cached.
+    """Return the archive of onnxruntime-web from the user's cache; download it there with npm if it is missing.
 
     Raises:
-        UserError: It is in neither place.
+        UserError: It is neither cached nor can npm download it.
     """
     path = cached_runtime()
     if path.is_file():
@@ -76,7 +76,7 @@ def find_runtime() -> Path:
 
 
 def cached_runtime() -> Path:
-    """Return the cached path of onnxruntime-web's archive."""
+    """Return the path of onnxruntime-web's archive in the user's cache, whether it exists or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "varitok" / f"onnxruntime-web-{RUNTIME}.tgz"
 
@@ -88,7 +88,7 @@ def _runtime(path: Path) -> dict[str, bytes]:
             root = path / "dist" if (path / "dist").is_dir() else path
             return {name: (root / file).read_bytes() for name, file in FILES.items()}
         if hashlib.sha512(path.read_bytes()).hexdigest() != SHA512:
-            raise UserError(f"{path}: not version {RUNTIME} of onnxruntime-web as it was published; get it anew")
+            raise UserError(f"{path}: not onnxruntime-web {RUNTIME} as it was published (SHA-512); download it again")
         with tarfile.open(path) as archive:
             members = {name: archive.extractfile(f"package/dist/{file}") for name, file in FILES.items()}
             return {name: member.read() for name, member in members.items() if member}
@@ -97,14 +97,14 @@ def _runtime(path: Path) -> dict[str, bytes]:
 
 
 def _about(bundle: Opened) -> dict[str, Any]:
-    """Return the scripts' description of a bundle."""
+    """Return the facts about a bundle that the scripts need."""
     image = bundle.modality == "image"
     if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
-        raise UserError(f"{bundle.folder}: the live page is of pictures and sounds, whose codes come out of codebooks")
+        raise UserError(f"{bundle.folder}: the live page supports only image and audio bundles with codebooks")
     if image and bundle.channels != 3:
-        raise UserError(f"{bundle.folder}: the live page is of pictures in color")
+        raise UserError(f"{bundle.folder}: the live page supports only RGB images, not {bundle.channels} channels")
     if any(size > 1 << 52 for size in bundle.codebook_sizes):
-        raise UserError(f"{bundle.folder}: a browser's numbers are too short for codebooks of this size")
+        raise UserError(f"{bundle.folder}: the live page supports at most 2^52 entries per codebook")
     about: dict[str, Any] = {
         "modality": bundle.modality,
         "identity": identity(bundle.folder).hex(),
@@ -114,9 +114,9 @@ def _about(bundle: Opened) -> dict[str, Any]:
         "tokens": bundle.tokens,
     }
     if image:
-        return about | {"noun": "picture", "image_size": int(bundle.config["image_size"]), "facts": []}
+        return about | {"noun": "an image", "image_size": int(bundle.config["image_size"]), "facts": []}
     own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hops[0], "facts": [bundle.sample_rate]}
-    return about | own | {"noun": "sound", "most_seconds": MOST_SECONDS}
+    return about | own | {"noun": "an audio file", "most_seconds": MOST_SECONDS}
 
 
 def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str:
@@ -135,7 +135,7 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
         f'<canvas id="{key}" role="img" aria-label="{label}"></canvas>'
         if picture
         else f'<audio id="{key}" controls aria-label="{label}"></audio>'
-        for key, label in (("before", "The original"), ("after", "What the codes give back"))
+        for key, label in (("before", "The original"), ("after", "The reconstruction"))
     )
     accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "codebooks")
     return f"""<!doctype html>
@@ -151,11 +151,11 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
 <body>
 <header>
 <h1>{escape(name)}, live</h1>
-<p class="note">Encoder and decoder run in this page; nothing leaves it. Written by varitok {escape(__version__)}.</p>
-<noscript><p>The page needs JavaScript, which it runs from itself alone.</p></noscript>
+<p class="note">Encoder and decoder run in this page; no data leaves it. Written by varitok {escape(__version__)}.</p>
+<noscript><p>This page needs JavaScript; it loads no script from elsewhere.</p></noscript>
 </header>
 <main>
-<label class="drop" id="drop">Drop a {about["noun"]} or a .vtk file here, or choose one
+<label class="drop" id="drop">Drop {about["noun"]} or a .vtk file here, or choose one
 <input type="file" id="file" accept="{accept}"></label>
 <p class="told" id="told" role="status">Starting ONNX Runtime …</p>
 <section id="results" hidden aria-label="Result">
@@ -164,10 +164,10 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
 <input type="range" id="kept" min="1" max="1" value="1"></div>
 <div class="pair">
 <figure id="original"><figcaption>Original</figcaption>{before}</figure>
-<figure><figcaption>From the codes</figcaption>{after}</figure>
+<figure><figcaption>Reconstruction</figcaption>{after}</figure>
 </div>
 <button type="button" id="save">Save the codes (.vtk)</button>
-<button type="button" id="save-signal">Save what they give back ({"PNG" if picture else "WAV"})</button>
+<button type="button" id="save-signal">Save the reconstruction ({"PNG" if picture else "WAV"})</button>
 </section>
 </main>
 <script type="application/json" id="about">{facts}</script>

@@ -1,6 +1,6 @@
-// Files to what the encoder takes, number for number as the Python runtime does it, and back.
+// Convert files to encoder inputs, with the same values as the Python runtime, and decoder outputs to files.
 
-// Pillow's bicubic resize of 8-bit values: antialiased, in two passes, coefficients as whole numbers of 22 bits.
+// Pillow's bicubic resize of 8-bit values: antialiased, separable, with 22-bit fixed-point coefficients.
 function cubic(x) {
   x = Math.abs(x);
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
@@ -23,11 +23,11 @@ function coefficients(from, to) {
   });
 }
 
-// One pass: lines of `from` values, `step` apart within a line, become lines of `to` values.
+// Resample lines of `from` pixels to `to` pixels. `step` is the offset between the pixels of a line, `stride` between lines.
 function pass(values, lines, from, to, step, stride) {
   if (from === to) return values;
   const out = new Uint8ClampedArray(lines * to * 3), plan = coefficients(from, to);
-  const across = step === 3; // along rows; else along columns
+  const across = step === 3; // lines are rows; else columns
   for (let line = 0; line < lines; line++) {
     plan.forEach(({ low, whole }, place) => {
       for (let c = 0; c < 3; c++) {
@@ -40,7 +40,7 @@ function pass(values, lines, from, to, step, stride) {
   return out;
 }
 
-// The centered square of an image, `side` pixels wide, RGB.
+// Crop the centered square of an image, and resize it to `side` pixels, RGB.
 function square(image, side) {
   const { width, height, data } = image, short = Math.min(width, height);
   const left = Math.floor((width - short) / 2), top = Math.floor((height - short) / 2);
@@ -79,7 +79,7 @@ function paint(canvas, values, side) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// A WAV file of 16 bits is read as it is; all else, and other rates, as the browser decodes and resamples it.
+// Read a 16-bit WAV file of the bundle's sample rate directly; let the browser decode and resample all else.
 async function readSound(file, about) {
   const bytes = await file.arrayBuffer();
   let channels = parseWave(bytes, about.sampling_rate);
@@ -89,7 +89,7 @@ async function readSound(file, about) {
     channels = Array.from({ length: decoded.numberOfChannels }, (_, c) => decoded.getChannelData(c));
   }
   const length = Math.min(channels[0].length, Math.round(about.most_seconds * about.sampling_rate));
-  if (!length) throw new Error("The sound holds no samples.");
+  if (!length) throw new Error("The file holds no audio samples.");
   const values = new Float32Array(length * about.channels);
   for (let place = 0; place < length; place++) {
     const mean = channels.reduce((sum, channel) => sum + channel[place], 0) / channels.length;

@@ -1,4 +1,4 @@
-"""A codec as a folder that others can use without this code; the subcommand `export`."""
+"""Export of a codec to a bundle: a folder that other programs can load without this code."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ from .torchscript import export_torchscript, load_torchscript
 __all__ = ["FORMATS", "INT8", "architecture", "export_bundle"]
 
 FORMATS = ("safetensors", "torchscript", "onnx")
-INT8 = "onnx_int8"  # beside onnx, on request: an option of transformers
+INT8 = "onnx_int8"  # optional, beside onnx; for transformers only
 
 
 def export_bundle(
@@ -46,30 +46,30 @@ def export_bundle(
     formats: Sequence[str] = FORMATS,
     streaming: bool = True,
 ) -> dict[str, Any]:
-    """Write a codec's bundle; every artifact is read back and compared with the codec first.
+    """Export a codec to a bundle; every file is reloaded and compared with the codec first.
 
-    The folder appears whole or not at all: a bundle that was there stays until the new one is done.
+    An existing bundle is replaced only when the new one is complete.
 
     Args:
-        codec: What is exported; it isn't changed.
-        folder: Where to.
-        architecture: How the codec was built, plain data; goes into config.json (see `architecture`).
-        formats: Out of `FORMATS`; of a transformer `INT8` too, a decoder of 8-bit weights.
-        streaming: Also what goes chunk by chunk, where the codec can.
+        codec: Codec to export; it isn't changed.
+        folder: Folder of the bundle.
+        architecture: How the codec was built, as plain data for config.json (see `architecture`).
+        formats: Names in `FORMATS`; for a transformer also `INT8`, which adds a decoder with 8-bit weights.
+        streaming: Whether to export the streaming graphs too, if the codec can stream.
 
     Returns:
-        What export.json holds: `parity`, `files` and `versions`.
+        The contents of export.json, with `parity`, `files` and `versions`.
 
     Raises:
-        UserError: A format is unknown or not for this codec, or the folder can't be written or holds something else.
-        ParityError: An artifact differs from the codec.
+        UserError: A format is unknown or not for this codec, or the folder can't be written or isn't a bundle.
+        ParityError: An exported file differs from the codec.
     """
     unknown = [name for name in formats if name not in (*FORMATS, INT8)]
     if unknown or not formats:
         known = ", ".join((*FORMATS, INT8))
         raise UserError(f"formats: {unknown[0] if unknown else 'none'} is not known; known are {known}")
     if INT8 in formats and ("onnx" not in formats or isinstance(codec, ImplicitCodec)):
-        raise UserError(f"formats: {INT8} is made of a codec's onnx, which must be among them")
+        raise UserError(f"formats: {INT8} quantizes a codec's onnx, which must be among the formats")
     if isinstance(codec, ImplicitCodec):
         return export_single_clip(codec, folder, architecture=architecture, formats=formats)
     frozen = freeze(codec, streaming)
@@ -85,7 +85,7 @@ def export_bundle(
 
 
 def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
-    """Describe how a run's codec was built, as plain data: class names stand where `_target_` does."""
+    """Return how a run's codec was built, as plain data: `_target_` becomes `type`, the name of the class."""
 
     def plain(node: Any) -> Any:
         if isinstance(node, Mapping):
@@ -94,13 +94,13 @@ def architecture(config: DictConfig | ListConfig) -> dict[str, Any]:
             return named | {str(key): plain(value) for key, value in node.items() if not str(key).startswith("_")}
         return [plain(value) for value in node] if isinstance(node, list) else node
 
-    # These alone are resolved: a run's config.yaml also has Hydra's own settings, which only Hydra can.
+    # Resolve only these groups: config.yaml also has Hydra's own settings, which only Hydra can resolve.
     groups = {name: OmegaConf.select(config, name) for name in ("codec", "bottleneck", "length")}
     return {name: plain(OmegaConf.to_container(group, resolve=True)) for name, group in groups.items() if group}
 
 
 def _describe(codec: Codec, size: Size) -> dict[str, Any]:
-    """Return the entries of config.json for users of the bundle."""
+    """Return the entries of config.json about signals, codes and bottleneck."""
     modality = modality_of(codec)
     return {
         "format_version": FORMAT_VERSION,
@@ -126,7 +126,7 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
 
 
 def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
-    """Return the entries for streaming; none if the codec can't stream."""
+    """Return the entry `streaming` of config.json; none if the codec can't stream."""
     if not isinstance(frozen, FrozenStream):
         return {}
     encoder, decoder = (_state_terms(sizes) for sizes in zip(*(frozen.state_sizes(*g) for g in GRIDS), strict=True))
@@ -143,11 +143,11 @@ def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:
     return {"streaming": streaming}
 
 
-GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # of latents, at which states are measured
+GRIDS = ((1, 1), (2, 1), (1, 2), (2, 2))  # (rows, columns) of latents at which state sizes are measured
 
 
 def _state_terms(sizes: Sequence[int]) -> list[int]:
-    """Return p, q, s, u of a state's size p + q rows + s columns + u rows columns, from its sizes at `GRIDS`."""
+    """Solve size(h, w) = p + q h + s w + u h w for p, q, s, u, given a state's sizes at `GRIDS`."""
     one, taller, wider, both = sizes
     u = both - taller - wider + one
     q, s = taller - one - u, wider - one - u
@@ -162,7 +162,7 @@ def _write(
     folder: Path,
     formats: Sequence[str],
 ) -> dict[str, Any]:
-    """Fill the folder."""
+    """Write all files of a bundle, and compare the exported ones with the codec."""
     metadata = describe(folder, config, frozen.state_dict())
     example = draw(2, sizes[-1], torch.Generator().manual_seed(0))
     names = modality_of(codec).graph
@@ -184,7 +184,7 @@ def _write(
     parity = check(codec, artifacts, sizes)
     if INT8 in formats:
         quantize_decoder(folder)
-        # Told, not judged: how far rounding leads is the network's.
+        # Reported without a bound: the rounding error depends on the network.
         parity |= check(codec, {INT8: _Runtime(folder, int8=True)}, sizes, allowed=math.inf)
     _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
@@ -192,7 +192,7 @@ def _write(
 
 
 class _Runtime:
-    """The exported graphs, run as users run them, with torch's types."""
+    """A bundle's ONNX graphs, run by the runtime that users have, on torch tensors."""
 
     def __init__(self, folder: Path, int8: bool = False) -> None:
         bundle = load(folder, verify=False, int8=int8)
@@ -219,7 +219,7 @@ class _Runtime:
 
 
 def _reload(frozen: FrozenCodec, path: Path) -> FrozenCodec:
-    """Return a copy with all weights from the file; a missing one would show as NaN."""
+    """Return a copy with all weights from the file; a missing weight would show as NaN."""
     copied = copy.deepcopy(frozen)
     for value in copied.state_dict().values():
         value.fill_(math.nan if value.is_floating_point() else -1)
@@ -228,7 +228,7 @@ def _reload(frozen: FrozenCodec, path: Path) -> FrozenCodec:
 
 
 def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dict[str, str], names: GraphNames) -> None:
-    """Write signals, their codes, and what 1, N / 2 and N tokens of them decode to."""
+    """Write signals, their codes, and the reconstructions from 1, N / 2 and N tokens."""
     with torch.inference_mode():
         codes = frozen.encode(signal)
         axis = frozen.layout.code_axis
@@ -239,5 +239,5 @@ def _write_golden(frozen: FrozenCodec, signal: Tensor, path: Path, metadata: dic
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write safetensors with the modes of other new files; the library's own `save_file` makes files of mode 0600."""
+    """Write a safetensors file with the default file mode; the library's own `save_file` uses 0600."""
     path.write_bytes(save(tensors, metadata))

@@ -1,4 +1,4 @@
-"""A bundle's folder: how it comes to be, and what it says of itself."""
+"""The folder of a bundle: its atomic replacement, config.json and export.json."""
 
 import contextlib
 import hashlib
@@ -25,10 +25,10 @@ __all__ = ["add", "describe", "replace_folder", "report", "write_json"]
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; it replaces that one on success, and is removed on failure."""
+    """Yield a temporary folder beside `folder`, which replaces `folder` on success and is removed on failure."""
     folder = folder.resolve()
     if folder.exists() and not (folder / "export.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there and is not a bundle; name another folder")
+        raise UserError(f"{folder}: exists and is not a bundle; name another folder")
     partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def describe(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write config.json; give what goes into every graph."""
+    """Write config.json; return the metadata of every graph."""
     write_json(folder / "config.json", config)
     return {
         "codec.format_version": str(FORMAT_VERSION),
@@ -67,7 +67,7 @@ def describe(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tens
 
 
 def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
-    """Write export.json, when all other files are there; give what it holds: `parity`, `files` and `versions`."""
+    """Write export.json, after all other files; return its contents, with `parity`, `files` and `versions`."""
     told = {
         "format_version": FORMAT_VERSION,
         "parity": {name: result._asdict() for name, result in parity.items()},
@@ -81,7 +81,7 @@ def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
 
 
 def add(folder: Path, name: str) -> None:
-    """Put the files below a folder of a bundle into its export.json, in the place of those that it had."""
+    """Update export.json with the files that a subfolder of the bundle has now."""
     told = read_json(folder / "export.json")
     others = {key: value for key, value in told["files"].items() if not key.startswith(f"{name}/")}
     write_json(folder / "export.json", told | {"files": others | _files(folder, folder / name)})
@@ -96,7 +96,7 @@ def _files(folder: Path, part: Path) -> dict[str, dict[str, Any]]:
 
 
 def _weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Digest names, types, shapes and values of weights, whatever file holds them."""
+    """Hash names, types, shapes and values of weights, independently of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -105,5 +105,5 @@ def _weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object of a bundle."""
+    """Write a JSON file of a bundle."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The bundle at the end of a run."""
+"""A callback that exports a bundle at the end of a run."""
 
 import logging
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class ExportBundle(pl.Callback):
     """Exports the codec, with averaged weights if there are any, to `bundle/` in the run's folder when the run ends.
 
     Args:
-        formats: What is written besides the description; ONNX is what `varitok.load` reads.
-        streaming: Also what goes chunk by chunk, where the codec can; of clips it takes minutes.
+        formats: Names in `FORMATS`; `varitok.load` needs onnx.
+        streaming: Whether to export the streaming graphs too, if the codec can stream; takes minutes for video.
     """
 
     def __init__(self, formats: Sequence[str] = FORMATS, streaming: bool = True) -> None:
@@ -29,7 +29,7 @@ class ExportBundle(pl.Callback):
         self.streaming = streaming
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export, on one process."""
+        """Export on rank 0."""
         assert isinstance(pl_module, CodecTraining)
         codec = pl_module.evaluated
         if not trainer.is_global_zero:

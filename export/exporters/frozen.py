@@ -1,4 +1,4 @@
-"""A codec as it is exported: evaluation mode, float32, nothing left of training."""
+"""The export form of a codec: evaluation mode, float32, without the parts that only training needs."""
 
 import copy
 
@@ -14,18 +14,18 @@ __all__ = ["FrozenCodec", "FrozenStream", "freeze"]
 
 
 def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
-    """Return the export form of a codec: a `FrozenStream` if it can stream, and should."""
+    """Return the export form of a codec: a `FrozenStream` if `streaming` is true and the codec can stream."""
     return FrozenStream(codec) if streaming and ChunkedCodec(codec).streams else FrozenCodec(codec)
 
 
 class FrozenCodec(nn.Module):
-    """The two directions of a codec, with no branch on data, so that they script, trace and export.
+    """A codec's `encode` and `decode` without branches on data, so that they can be scripted, traced and exported.
 
-    With ordered tokens it takes signals of the size of training, clips of any number of frames, and any number of kept
-    tokens; with placed tokens, signals of any size. The batch and the number of codebooks are free.
+    With ordered tokens, signals have the training size (clips any number of frames), and any number of tokens is kept.
+    With placed tokens, signals have any size. The batch size and the number of codebooks are free.
 
     Args:
-        codec: What is copied; it stays as it is.
+        codec: Codec to copy; it isn't changed.
     """
 
     mask_token: Tensor
@@ -56,19 +56,19 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.unused
     def _arrange(self, codec: Codec) -> None:
-        """Take from the copied codec what only a kind of frozen codec needs."""
+        """Set the attributes that only a subclass needs, from the copied codec."""
 
     @torch.jit.export
     def encode(self, signal: Tensor) -> Tensor:
-        """Turn signals `(b, c, *grid)` in [-1, 1] into int64 codes.
+        """Encode signals `(b, c, *grid)` in [-1, 1] to codes, int64; latents, float32, if the codec is continuous.
 
-        They are `(b, codebooks, n)`, of clips `(b, codebooks, *grid)`, or `(b, codebooks, blocks, N)`.
+        Their shape is `(b, codebooks, n)`; for clips `(b, codebooks, *grid)`, or `(b, codebooks, blocks, N)`.
         """
         signal = self.layout.pad(signal, self.layout.causal_pad)
         return self._coded(self.encoder(signal), signal)
 
     def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
-        """Turn what the encoder made of a signal of whole steps into codes."""
+        """Compute codes from the encoder's features of a signal that is padded to whole steps."""
         latents = self.project_in(features)
         if self.unit_latents:
             latents = self.layout.normalize(latents)
@@ -77,14 +77,14 @@ class FrozenCodec(nn.Module):
 
     @torch.jit.export
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into signals, clamped to [-1, 1] where the codec's are bounded.
+        """Decode codes to signals, clamped to [-1, 1] if the codec is bounded.
 
-        Ordered ones `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, into signals of the size of
-        training; placed ones `(b, codebooks, n)` or `(b, codebooks, *grid)` into whole steps, without the causal pad.
+        Ordered codes `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, give signals of training size.
+        Placed codes `(b, codebooks, n)` or `(b, codebooks, *grid)` give whole steps, without the causal pad.
         """
         grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
         if self.masks:
-            # All N positions are looked up and the tail replaced: a pad of N - k can't be exported.
+            # Look up all N positions and replace the tail: a pad of N - k can't be exported.
             k = codes.shape[2]
             latents = self._filled(self._repeated(codes), k)
         else:
@@ -93,17 +93,17 @@ class FrozenCodec(nn.Module):
         return self._limited(self.layout.cut_lead(signal))
 
     def _repeated(self, codes: Tensor) -> Tensor:
-        """Look all N positions up, the last of k codes standing for those that aren't kept."""
+        """Look up N positions, repeating the last code: `(b, codebooks, k)` -> latents `(b, N, width)`."""
         repeated = codes[:, :, self.positions.clamp(max=codes.shape[2] - 1)]
         latents: Tensor = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
         return latents
 
     def _filled(self, latents: Tensor, k: int) -> Tensor:
-        """Put the mask token in all positions from the k-th on."""
+        """Replace the latents `(b, N, width)` from position k on by the mask token."""
         return torch.where((self.positions < k).unsqueeze(-1), latents, self.mask_token)
 
     def _limited(self, signal: Tensor) -> Tensor:
-        """Clamp what has bounds."""
+        """Clamp a signal to [-1, 1] if the codec is bounded."""
         return signal.clamp(-1.0, 1.0) if self.bounded else signal
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -112,16 +112,16 @@ class FrozenCodec(nn.Module):
 
 
 class FrozenStream(FrozenCodec):
-    """A codec that also goes chunk by chunk, with a state of its own for each direction; zeros are the start.
+    """A frozen codec that also runs chunk by chunk, with one state for each direction; initial states are zeros.
 
-    All chunks have a multiple of the codec's `latency` of samples, or of its `chunk_tokens`, but for the last. The
-    causal pad is the caller's: copies of the first frame go into the first chunk, and come back before the first frame.
+    Each chunk but the last has a multiple of the codec's `latency` samples, or of its `chunk_tokens` tokens. The caller
+    handles the causal pad: it prepends copies of the first frame to the first chunk, and drops their reconstructions.
 
     Args:
-        codec: What is copied; it stays as it is.
+        codec: Codec to copy; it isn't changed.
 
     Raises:
-        UserError: It can't code chunk by chunk.
+        UserError: The codec can't stream.
     """
 
     encoder_layout: list[list[int]]
@@ -135,11 +135,11 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.export
     def state_sizes(self, rows: int = 1, columns: int = 1) -> tuple[int, int]:
-        """Count the numbers of a sample's state, S, in the encoder and in the decoder.
+        """Return S, the size of a sample's state, for the encoder and for the decoder.
 
         Args:
-            rows: Rows of the latents of frames; 1 for audio.
-            columns: Columns of the latents of frames; 1 for audio.
+            rows: Rows of a frame's latents; 1 for audio.
+            columns: Columns of a frame's latents; 1 for audio.
         """
         return (
             state_size(at_grid(self.encoder_layout, [rows, columns])),
@@ -148,7 +148,7 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.export
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of signals `(b, c, t, ...)` and a state `(b, S)` into codes and the next chunk's state."""
+        """Encode a chunk of signals `(b, c, t, ...)`, given a state `(b, S)`; return codes and next state."""
         signal = self.layout.pad(signal, 0)
         shapes = at_grid(self.encoder_layout, self.layout.steps(signal)[1:])
         memory = unpack(state, shapes)
@@ -157,14 +157,14 @@ class FrozenStream(FrozenCodec):
 
     @torch.jit.export
     def decode_chunk(self, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of codes `(b, codebooks, n, ...)` and a state `(b, S)` into signals and the next state."""
+        """Decode a chunk of codes `(b, codebooks, n, ...)`, given a state `(b, S)`; return signals and next state."""
         grid = self.layout.code_grid(codes)
         shapes = at_grid(self.decoder_layout, grid[1:])
         memory = unpack(state, shapes)
         codes = self.layout.flatten(codes)
         mask: Tensor | None = None
         if self.layout.tokens > 0:
-            # What is remembered has all N positions: those that aren't kept are hidden, or replaced.
+            # The state has all N positions: mask those that aren't kept, or replace them by the mask token.
             k = codes.shape[2]
             latents = self._repeated(codes)
             if self.masks:
@@ -178,10 +178,10 @@ class FrozenStream(FrozenCodec):
 
 
 def _fold(module: nn.Module) -> None:
-    """Make plain parameters of parametrized ones (weight norm); scripted as they are, they fail at the first call."""
+    """Replace parametrized weights (weight norm) by plain parameters; scripted, they would fail at the first call."""
     if not parametrize.is_parametrized(module):
         return
-    # A deep copy shares its parametrized class with the original, which folding would break: it gets its own.
+    # A deep copy shares its parametrized class with the original. It gets its own, which folding may change.
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     assert isinstance(module.parametrizations, nn.ModuleDict)

@@ -1,4 +1,4 @@
-"""One clip as a folder: a graph from frame numbers to frames, and the coded weights that count as its size."""
+"""Export of a single-clip codec: a graph from frame numbers to frames, and the coded weights, the clip's size."""
 
 import copy
 import os
@@ -23,15 +23,15 @@ from .torchscript import export_torchscript, load_torchscript
 __all__ = ["WEIGHTS", "FrozenSingleClip", "export_single_clip"]
 
 WEIGHTS = "weights.bin"
-COMPARED = 12  # frames, spread over the clip
+COMPARED = 12  # number of compared frames, spread over the clip
 
 
 class FrozenSingleClip(nn.Module):
-    """A network that paints one clip, as it is exported: with the weights that a file decodes to.
+    """The export form of a single-clip network, with the weights that a file decodes to.
 
     Args:
-        codec: Whose network it is; it stays as it is.
-        data: The file's bytes, or a beginning of them.
+        codec: Codec of the clip; it isn't changed.
+        data: Bytes of the file, or a prefix of them.
     """
 
     def __init__(self, codec: ImplicitCodec, data: bytes) -> None:
@@ -42,12 +42,12 @@ class FrozenSingleClip(nn.Module):
 
     @torch.jit.export
     def decode(self, numbers: Tensor) -> Tensor:
-        """Paint frames of these numbers, int64 `(t,)`: `(t, 3, h, w)` in [-1, 1]."""
+        """Render the frames of given numbers, int64 `(t,)`: `(t, 3, h, w)` in [-1, 1]."""
         painted: Tensor = self.painter(numbers)
         return painted
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """Do the same."""
+        """Call `decode`."""
         return self.decode(numbers)
 
 
@@ -58,13 +58,13 @@ def export_single_clip(
     architecture: Mapping[str, Any] | None = None,
     formats: Sequence[str],
 ) -> dict[str, Any]:
-    """Write the bundle of a codec of one clip: it decodes, and has no encoder; see `bundle.export_bundle`.
+    """Export a single-clip codec to a bundle with a decoder only; see `bundle.export_bundle`.
 
-    The weights of all graphs are those that `weights.bin` decodes to, which stands in for safetensors too.
+    All graphs have the weights that `weights.bin` decodes to. This file also replaces safetensors.
 
     Raises:
-        UserError: The folder can't be written or holds something else.
-        ParityError: The file doesn't decode to the codec's weights, or a graph paints other frames than the codec.
+        UserError: The folder can't be written or isn't a bundle.
+        ParityError: `weights.bin` doesn't decode to the codec's weights, or a graph's frames differ from the codec's.
     """
     codec = copy.deepcopy(codec).cpu().float().eval()
     with torch.inference_mode(), replace_folder(Path(folder)) as partial:
@@ -104,7 +104,7 @@ def _graphs(
     numbers: Tensor,
     expected: Tensor,
 ) -> dict[str, Parity]:
-    """Write the graphs, read them back and compare what they paint of some frames, one, two and more at a time."""
+    """Write and reload the graphs, and compare their frames with `expected`, in batches of 1, 2 and all `numbers`."""
     metadata = describe(folder, config, frozen.state_dict())
     found: dict[str, Parity] = {}
 

@@ -1,4 +1,4 @@
-"""The model card of a bundle, out of the templates in `cards/`, one for each modality that has its own."""
+"""The model card of a bundle, rendered from the template of its modality in `cards/`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 ORDER = {
-    True: "It was trained to do with fewer: keep the first k, and what comes back gets\nsimpler, not broken.",
-    False: "It was trained with all of them kept: the first k\ndecode too, but poorly.",
+    True: "It was trained to decode any prefix: the first k tokens give a coarser\nreconstruction.",
+    False: "It was trained with all tokens kept: the first k\ndecode too, but poorly.",
 }
 
 
 def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
-    """Write a codec's README.md.
+    """Render the README.md of a codec's bundle.
 
     Args:
-        config: The bundle's config.json.
-        formats: What was exported.
+        config: Contents of the bundle's config.json.
+        formats: Names of the exported formats.
     """
     rows = config["code_rows"]
     return render(
@@ -50,19 +50,19 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
 
 
 def render(config: Mapping[str, Any], formats: Sequence[str], **more: Any) -> str:
-    """Fill the template of a bundle's modality, or else the one for all.
+    """Render the template of a bundle's modality, or `base.md.j2` if it has none.
 
     Args:
-        config: The bundle's config.json; the template sees its keys.
-        formats: What was exported.
-        more: What else the template sees.
+        config: Contents of the bundle's config.json, the template's variables.
+        formats: Names of the exported formats.
+        more: Further variables of the template.
     """
     template = ENVIRONMENT.select_template([f"{config['modality']}.md.j2", "base.md.j2"])
     return template.render({**config, **more}, formats=formats, version=__version__)
 
 
 def _prices(config: Mapping[str, Any]) -> dict[int, float]:
-    """Return the bits of a token by the number of codebooks that are kept."""
+    """Return the bits per token by number of kept codebooks."""
     sizes, rows = config["codebook_sizes"], config["code_rows"]
     each = [math.log2(size) / stride for size, stride in zip(sizes, config["codebook_strides"], strict=True)]
     return {codebook: sum(each[:codebook]) for codebook in ladder(len(sizes))} if sizes else {rows: 32 * rows}

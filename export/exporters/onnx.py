@@ -1,4 +1,4 @@
-"""A frozen codec as two ONNX graphs, or four where it also goes chunk by chunk."""
+"""Export of a frozen codec to two ONNX graphs, or four if it can stream."""
 
 import contextlib
 import io
@@ -17,11 +17,11 @@ from .frozen import FrozenCodec, FrozenStream
 
 __all__ = ["Port", "export_graph", "export_onnx"]
 
-OPSET = 20  # from 23 on the exporter emits a fused attention whose broadcast mask ONNX Runtime refuses
+OPSET = 20  # from 23 on, the exporter emits a fused attention whose broadcast mask ONNX Runtime rejects
 
 
 class _Method(nn.Module):
-    """One method of a frozen codec, as the exporter takes it: a module of its own."""
+    """A module whose `forward` is one method of a frozen codec, as the exporter requires."""
 
     def __init__(self, codec: FrozenCodec, name: str) -> None:
         super().__init__()
@@ -33,30 +33,30 @@ class _Method(nn.Module):
         return method(given) if state is None else method(given, state)
 
 
-Axes = list[str | None]  # names of a value's axes; None for one of a fixed size
+Axes = list[str | None]  # names of a value's axes; None for an axis of fixed size
 
 
 def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dict[str, str], names: GraphNames) -> None:
-    """Write `encoder_model.onnx` and `decoder_model.onnx`; of a codec that streams the two `_streaming` too.
+    """Write `encoder_model.onnx` and `decoder_model.onnx`, and their `_streaming` variants if the codec can stream.
 
-    Those take a `state`, float32 `(batch, S)`, zeros at the start, and also give a `state_out` for the next chunk.
+    The variants also have an input `state`, float32 `(batch, S)`, initially zeros, and an output `state_out`.
 
     Args:
-        codec: What is exported.
-        folder: Where to.
+        codec: Codec to export.
+        folder: Folder of the graphs.
         example: Signals `(2, c, *grid)` in [-1, 1].
-        metadata: Goes into both graphs, with `codec.role` added.
-        names: Those of the modality.
+        metadata: Metadata of all graphs; `codec.role` is added.
+        names: The modality's names of inputs, outputs and axes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         codes = codec.encode(example)
-    # Example sizes are 2 or more and all different, so that none is taken for a constant.
+    # Example sizes are at least 2 and all different, so that the exporter takes none for a constant.
     axis = codec.layout.code_axis
     kept = codes.narrow(axis, 0, max(2, codes.shape[axis] - 1))
     kept = kept.repeat(3, *(1 for _ in codes.shape[1:]))[:5].clone()
     rows = "num_codebooks" if codes.shape[1] > 1 and not codes.is_floating_point() else None
-    # Placed tokens leave all axes free; of ordered ones only blocks of frames come in any number.
+    # With placed tokens all axes are free; with ordered tokens only the number of frames and blocks is.
     sides: Axes = list(names.axes)
     tokens: Axes = list(names.latent_axes)
     given: Axes = list(names.latent_axes)
@@ -73,7 +73,7 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     export_graph(_Method(codec, "encode"), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
     export_graph(_Method(codec, "decode"), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
-        size = "state_size" if codec.layout.free_sides else None  # as large as frames are
+        size = "state_size" if codec.layout.free_sides else None  # grows with the frame size
         before: Port = ("state", ["batch", size])
         after: Port = ("state_out", ["batch", size])
         sizes = codec.state_sizes(*codes.shape[3:])
@@ -96,7 +96,7 @@ def export_graph(
     targets: list[Port],
     metadata: dict[str, str],
 ) -> None:
-    """Export one direction; a port is a name and the names of its free axes."""
+    """Export one graph; a port is the name of an input or output, with the names of its free axes."""
     dynamic = tuple({axis: name for axis, name in enumerate(axes) if name} for _, axes in sources)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -144,11 +144,11 @@ def _clean(model: onnx.ModelProto) -> None:
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
-    del model.graph.value_info[:]  # inferred shapes speak of the exporter's own names of sizes
+    del model.graph.value_info[:]  # inferred shapes use the exporter's own names of axes
 
 
 def _name_axes(value: onnx.ValueInfoProto, names: list[str | None]) -> None:
-    """Name the free axes."""
+    """Name the free axes of an input or output."""
     for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
         if name:
             dimension.Clear()

@@ -1,4 +1,4 @@
-"""The check that exported files still are the codec that was trained."""
+"""The parity gate: a comparison of exported files with the trained codec."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -14,45 +14,45 @@ from varitok.codecs.streaming import ChunkedCodec
 __all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw", "signal_error"]
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first codebook
-SIGNAL_ERROR = 1e-5  # largest error of a signal, over its peak
-QUIET = 0.1  # least peak in relative errors: where louder parts cancel, the error is as large as theirs
-ENOUGH = 20_000  # tokens over which a share of equal codes means something
+SIGNAL_ERROR = 1e-5  # largest error of a signal, relative to its peak
+QUIET = 0.1  # lower bound of that peak: if louder components cancel, their rounding error remains
+ENOUGH = 20_000  # number of tokens that makes a share of equal codes meaningful
 BATCHES = (1, 3, 5)
-MANY = 64  # signals in a batch where more tokens are needed
-CHUNKS = (1, 3, 2)  # of how many wholes a stream's chunks are, in turn
+MANY = 64  # signals per batch if more tokens are needed
+CHUNKS = (1, 3, 2)  # lengths of a stream's chunks in turn, as multiples of the shortest
 
 Size: TypeAlias = tuple[int, ...]
 
 
 class Coder(Protocol):
-    """Anything that encodes and decodes as a codec does."""
+    """An encoder and decoder with a codec's methods."""
 
     def encode(self, signal: Tensor, /) -> Tensor:
-        """Turn signals into codes."""
+        """Encode signals to codes."""
 
     def decode(self, codes: Tensor, /) -> Tensor:
-        """Turn codes into signals."""
+        """Decode codes to signals."""
 
 
 class ChunkCoder(Protocol):
-    """Anything that goes chunk by chunk; states are float32 `(b, S)`."""
+    """A streaming encoder and decoder; states are float32 `(b, S)`."""
 
     def state_sizes(self, rows: int = 1, columns: int = 1, /) -> tuple[int, int]:
-        """Count the numbers of a sample's state in both directions, given the rows and columns of its latents."""
+        """Return S for the encoder and for the decoder, given the rows and columns of a frame's latents."""
 
     def encode_chunk(self, signal: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of signals into codes."""
+        """Encode a chunk of signals; return codes and the next state."""
 
     def decode_chunk(self, codes: Tensor, state: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Turn a chunk of codes into signals."""
+        """Decode a chunk of codes; return signals and the next state."""
 
 
 class Chunked:
-    """What goes chunk by chunk as if it went whole, in chunks of several sizes, so that it can be compared.
+    """A streaming coder with the interface of `Coder`: it splits whole signals and codes into chunks of several sizes.
 
     Args:
-        coder: What goes chunk by chunk.
-        codec: The trained codec, which knows how long chunks are.
+        coder: The streaming coder.
+        codec: The trained codec, which defines the chunk sizes.
     """
 
     def __init__(self, coder: ChunkCoder, codec: ChunkedCodec) -> None:
@@ -63,20 +63,20 @@ class Chunked:
         self.causal_pad = codec.codec.layout.causal_pad
 
     def encode(self, signal: Tensor) -> Tensor:
-        """Turn signals into codes, chunk by chunk."""
+        """Encode signals chunk by chunk."""
         grid = [-(-side // step) for side, step in zip(signal.shape[3:], self.downsample[1:], strict=True)]
         state = torch.zeros(len(signal), self.coder.state_sizes(*grid)[0])
         led = torch.cat([signal[:, :, :1]] * self.causal_pad + [signal], dim=2)
         return _through(self.coder.encode_chunk, led, state, self.samples)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into signals, chunk by chunk."""
+        """Decode codes chunk by chunk."""
         state = torch.zeros(len(codes), self.coder.state_sizes(*codes.shape[3:])[1])
         return _through(self.coder.decode_chunk, codes, state, self.tokens)[:, :, self.causal_pad :]
 
 
 def _through(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, state: Tensor, whole: int) -> Tensor:
-    """Send what has steps along its first axis through `step` in chunks."""
+    """Apply `step` to chunks along axis 2, and concatenate its outputs."""
     parts, begin, sizes = [], 0, cycle(CHUNKS)
     while begin < x.shape[2]:
         end = begin + next(sizes) * whole
@@ -87,13 +87,13 @@ def _through(step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor,
 
 
 class Parity(NamedTuple):
-    """How an artifact compares with the trained codec.
+    """The agreement of an exported file with the trained codec.
 
     Attributes:
-        tokens: First-codebook tokens that were compared.
-        codes_equal: Share of them that are equal.
-        signal_error: Largest error of a reconstruction, over the largest value that the codec gave before clamping, at
-            least 0.1.
+        tokens: Number of compared codes, all of the first codebook.
+        codes_equal: Share of equal codes among them.
+        signal_error: Largest error of a reconstruction, relative to the peak of the codec's output before clamping
+            (at least 0.1).
     """
 
     tokens: int
@@ -102,26 +102,25 @@ class Parity(NamedTuple):
 
 
 class ParityError(RuntimeError):
-    """An artifact differs from the codec that it was exported from; its text names it, the size and the figure."""
+    """An exported file differs from its codec; the message names the file, the size and the error."""
 
 
 def check(
     codec: Codec, artifacts: Mapping[str, Coder], sizes: Sequence[Size], allowed: float = SIGNAL_ERROR
 ) -> dict[str, Parity]:
-    """Compare reloaded artifacts with the trained codec, in evaluation mode on the CPU, at many sizes.
+    """Compare reloaded files with the trained codec, in evaluation mode on the CPU, at many sizes.
 
-    Batches of 1, 3 and 5 (noise, one flat value, extremes, gradients), and 1, 2, N - 1 and N tokens, 1 and all but one
-    of the codebooks. Signals are compared on the trained codec's codes.
+    Signals (see `draw`) are in batches of 1, 3 and 5. Both decode the trained codec's codes: 1, 2, N - 1 and N tokens,
+    and 1 and all but one of the codebooks.
 
     Args:
         codec: The trained codec; it isn't changed.
-        artifacts: What is compared, by file name.
-        sizes: `(c, *grid)` of its signals.
-        allowed: Largest error of a signal over its peak.
+        artifacts: The reloaded files by name.
+        sizes: Shapes `(c, *grid)` of the signals.
+        allowed: Largest allowed error of a signal, relative to its peak (at least 0.1).
 
     Raises:
-        ParityError: Fewer than 99.99 % of the first codebook's codes are equal, or a signal's error exceeds the bound,
-            relative to its peak, or to 0.1 if the peak is smaller.
+        ParityError: Fewer than 99.99 % of the first codebook's codes are equal, or an error exceeds `allowed`.
     """
     reference = copy.deepcopy(codec).cpu().float().eval()
     with torch.no_grad():
@@ -149,7 +148,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
             )
             off = signal_error(reference.decode(some), coder.decode(some), part, reference.bounded, allowed)
             error = max(error, off)
-    # One token on a tie is a large share of few: look at more before judging.
+    # A single tie is a large share of few tokens: compare more before judging.
     while equal < tokens < ENOUGH and tokens - equal <= (1 - CODES_EQUAL) * ENOUGH:
         signal = draw(max(1, MANY // len(sizes)), sizes[-1], generator)
         codes = reference.encode(signal)
@@ -164,10 +163,10 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
 def signal_error(
     painted: Tensor, got: Tensor, where: str, bounded: bool = True, allowed: float = SIGNAL_ERROR
 ) -> float:
-    """Compare a reconstruction with the codec's, which is not clamped yet where it should be; relative to its peak.
+    """Return a reconstruction's error, relative to the peak of the codec's own, which isn't clamped yet.
 
     Raises:
-        ParityError: It is another.
+        ParityError: The shapes differ, or the error exceeds `allowed`.
     """
     expected = painted.clamp(-1, 1) if bounded else painted
     peak = painted.abs().max().clamp(min=QUIET)
@@ -180,7 +179,7 @@ def signal_error(
 
 
 def draw(batch: int, size: Size, generator: torch.Generator) -> Tensor:
-    """Make signals in [-1, 1], `(b, *size)`, in turn noise, one flat value, nothing but extremes, smooth gradients."""
+    """Draw signals `(b, *size)` in [-1, 1], in turn of noise, of one value, of 1 and -1 only, of smooth gradients."""
     noise = torch.rand(batch, *size, generator=generator) * 2 - 1
     one, two = noise, noise
     for axis in range(2, noise.ndim):
@@ -193,7 +192,7 @@ def draw(batch: int, size: Size, generator: torch.Generator) -> Tensor:
 
 
 def _equal(expected: Tensor, got: Tensor, where: str) -> int:
-    """Count equal codes of the first codebook; continuous ones are equal within the bound of signals."""
+    """Count equal codes of the first codebook; continuous latents are equal within `SIGNAL_ERROR`."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         found = f"codes are {got.dtype} {tuple(got.shape)}"
         raise ParityError(f"{where}: {found}, the codec makes {expected.dtype} {tuple(expected.shape)}")

@@ -1,4 +1,4 @@
-"""A prior and its bundle: the codes that it learns from, and how it is exported beside their codec."""
+"""A prior of a bundle's codes: the source of its training data, and its export into the bundle."""
 
 import json
 import logging
@@ -32,13 +32,13 @@ _log = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """A bundle's codec, frozen, whose codes a prior learns (`varitok.codecs.training.prior.Source`).
+    """A bundle's frozen codec, which encodes the training data of a prior (`varitok.codecs.training.prior.Source`).
 
     Args:
-        folder: The bundle's.
+        folder: Folder of the bundle.
 
     Raises:
-        UserError: There is none, or its codes are continuous.
+        UserError: There is no bundle, or its codes are continuous.
     """
 
     def __init__(self, folder: str) -> None:
@@ -56,7 +56,7 @@ class Tokenizer:
         self.sources = 1 + bundle.axes
 
     def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals `(b, c, *grid)`, and keep `kept` tokens or codebooks; all if None."""
+        """Encode signals `(b, c, *grid)`; return the rows of the first `kept` tokens or codebooks, all if None."""
         codes: Tensor = self.codec.to(signal.device).encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
         _, num_codebooks, steps, *inner = codes.shape
@@ -75,16 +75,16 @@ class Tokenizer:
 
 
 def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:
-    """Write a bundle once more with a prior of its codes beside it, read back and compared with the prior first.
+    """Copy a bundle and add a prior of its codes, which is reloaded and compared with the original first.
 
     Args:
         prior: The prior over the bundle's codes.
         counts: Number of occurrences of each entry, codebook after codebook, int64 `(entries,)`.
-        tokenizer: The bundle's folder.
-        folder: Where to; may be the same.
+        tokenizer: Folder of the bundle.
+        folder: Folder of the copy; may be the same.
 
     Raises:
-        ParityError: ONNX Runtime's logits differ from the prior's by any bit.
+        ParityError: ONNX Runtime's logits differ from the prior's in any bit.
         UserError: The folder can't be written.
     """
     bundle = load(tokenizer)
@@ -117,7 +117,7 @@ class ExportPrior(pl.Callback):
     """Exports the prior, with averaged weights if there are any, and its bundle to `bundle/` when the run ends."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export, on one process."""
+        """Export on rank 0."""
         assert isinstance(pl_module, PriorTraining) and isinstance(pl_module.source, Tokenizer)
         if not trainer.is_global_zero:
             return
@@ -127,16 +127,16 @@ class ExportPrior(pl.Callback):
 
 
 def _example(prior: Prior, batch: int, count: int, chance: torch.Generator) -> Tensor:
-    """Draw contexts `(batch, count, 2 + sources)`."""
+    """Draw random contexts `(batch, count, 2 + sources)`."""
     tops = [len(prior.sizes), prior.place.num_embeddings, *(1 + sum(prior.sizes) for _ in prior.sources)]
     return torch.stack([torch.randint(0, top, (batch, count), generator=chance) for top in tops], dim=-1)
 
 
 def _check(prior: Prior, path: Path, chance: torch.Generator) -> None:
-    """Compare the graph with the prior, symbol by symbol and many at once, with one thread and with two.
+    """Compare the graph's logits with the prior's, one symbol at a time and several, with one thread and with two.
 
     Raises:
-        ParityError: A bit differs.
+        ParityError: The logits differ in any bit.
     """
     contexts = _example(prior, 1, 2 * prior.window + 3, chance)
     start = torch.zeros(1, *prior.state_shape, dtype=torch.float64)
@@ -148,4 +148,4 @@ def _check(prior: Prior, path: Path, chance: torch.Generator) -> None:
             logits, state = session.run(None, {"contexts": part.numpy(), "state": state})
             found.append(logits)
         if not np.array_equal(np.concatenate(found, axis=1), expected):
-            raise ParityError(f"{path.name}: its logits are not those of the prior, bit by bit")
+            raise ParityError(f"{path.name}: its logits differ from the prior's; every bit must be equal")

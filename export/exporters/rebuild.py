@@ -1,4 +1,4 @@
-"""A bundle's codec as a torch module again, out of config.json and model.safetensors, which are data."""
+"""A bundle's codec as a torch module again, built from data alone: config.json and model.safetensors."""
 
 import importlib
 import math
@@ -23,8 +23,8 @@ from .frozen import FrozenCodec, freeze
 __all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]
 
 WEIGHTS = "model.safetensors"
-PARTS = ("networks", "bottlenecks", "lengths", "implicit")  # folders of `varitok.codecs` that codecs are made of
-SPARE = 1 << 24  # numbers that a codec may have beside its weights: tables, masks
+PARTS = ("networks", "bottlenecks", "lengths", "implicit")  # folders of `varitok.codecs` with parts of codecs
+SPARE = 1 << 24  # elements that a codec may have beside its weights: tables, masks
 
 
 def rebuild(path: str | PathLike[str]) -> FrozenCodec:
@@ -34,11 +34,11 @@ def rebuild(path: str | PathLike[str]) -> FrozenCodec:
         path: The bundle's folder.
 
     Returns:
-        A module in evaluation mode with `encode(signal)` and `decode(codes)`, as the bundle's TorchScript has them. Its
-        parameters ask for no gradient until `requires_grad_()` is called.
+        A module in evaluation mode with `encode(signal)` and `decode(codes)`, as in the bundle's TorchScript. Its
+        parameters require no gradient until `requires_grad_()` is called.
 
     Raises:
-        UserError: A file is missing, altered or of an unknown format, or names what this varitok doesn't have.
+        UserError: A file is missing, altered or of an unknown format, or names a class that this varitok lacks.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -52,17 +52,17 @@ def rebuild(path: str | PathLike[str]) -> FrozenCodec:
 
 
 def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]]) -> FrozenCodec:
-    """Build what a bundle's config.json describes, with whatever weights it starts from.
+    """Build the codec that a bundle's config.json describes, with initial weights.
 
     Args:
-        config: The bundle's.
-        weights: Shapes of the weights that it will get, by name.
+        config: Contents of the bundle's config.json.
+        weights: Shapes of the weights to be loaded, by name.
 
     Raises:
-        UserError: It can't be built, or has other weights.
+        UserError: The codec can't be built, or its weights have other names or shapes.
     """
     if config.get("modality") == "clip":
-        raise UserError("a bundle of one clip is a network that paints it; use its codec.ts, or varitok.load")
+        raise UserError("a bundle of one clip can't be rebuilt; use its codec.ts, or varitok.load")
     if not isinstance(config.get("architecture"), Mapping):
         raise UserError(f"config.json doesn't say how its codec was built; {REEXPORT_HINT}")
     count = sum(math.prod(shape) for shape in weights.values())
@@ -73,7 +73,7 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
             )
     except UserError as error:
         raise UserError(f"config.json: {error}") from error
-    except Exception as error:  # whatever a constructor meets that was never meant to be built so
+    except Exception as error:  # a constructor may raise anything on arguments that it doesn't expect
         raise UserError(f"config.json: its codec can't be built ({error}); {REEXPORT_HINT}") from error
     expected = {name: tuple(value.shape) for name, value in frozen.state_dict().items()}
     if expected != weights:
@@ -83,7 +83,7 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses to create tensors above a number of elements."""
+    """A dispatch mode that refuses to create tensors of more than `most` elements."""
 
     def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and math.prod(size) > self.most
         ):
             raise UserError(
-                f"asks for {math.prod(size)} numbers at once, far more than its weights have; {REEXPORT_HINT}"
+                f"asks for a tensor of {math.prod(size)} elements, far more than its weights have; {REEXPORT_HINT}"
             )
         return call(*args, **(kwargs or {}))
 
@@ -126,7 +126,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _targets(node: Any) -> Any:
-    """Turn the names of classes into what `build` follows."""
+    """Convert an architecture to a configuration: `type`, the name of a class, becomes its `_target_`."""
     if isinstance(node, Mapping):
         found = {str(key): _targets(value) for key, value in node.items() if key not in ("type", "partial")}
         if any(key.startswith("_") for key in found):
@@ -142,7 +142,7 @@ def _targets(node: Any) -> Any:
 
 @cache
 def _list_classes() -> dict[str, str]:
-    """List what codecs are made of by its name: what the modules of `varitok.codecs` offer."""
+    """Map each public name in the modules of `varitok.codecs` to its import path."""
     found: dict[str, str] = {}
     for name in _modules():
         module = importlib.import_module(f"varitok.codecs.{name}")

@@ -1,8 +1,8 @@
-"""A frozen codec as one TorchScript file with the methods `encode` and `decode`.
+"""Export of a frozen codec to one TorchScript file with the methods `encode` and `decode`.
 
-One that streams also has `encode_chunk(signal, state)` and `decode_chunk(codes, state)`, which give the next state too,
-and `state_sizes(rows, columns)`, of the encoder and of the decoder (of sounds without arguments); the first state is
-zeros `(batch, size)`.
+A streaming codec also has `encode_chunk(signal, state)` and `decode_chunk(codes, state)`, which return the next state
+too. `state_sizes(rows, columns)` returns the state sizes of encoder and decoder; audio needs no arguments. The first
+state is zeros `(batch, size)`.
 """
 
 import json
@@ -21,13 +21,13 @@ WHOLE, CHUNKS = ("encode", "decode", "tokens"), ("encode_chunk", "decode_chunk",
 
 
 def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], kept: Sequence[str] = ()) -> None:
-    """Script, freeze and save; the metadata goes into the archive as `extra/codec.json`.
+    """Script, freeze and save a codec; the archive has the metadata as `extra/codec.json`.
 
     Args:
-        codec: A frozen one.
-        path: The file.
-        metadata: Goes into it.
-        kept: Methods and attributes that can be called; where none are named, those of a `FrozenCodec`.
+        codec: The frozen codec.
+        path: Path of the file.
+        metadata: Metadata to store in it.
+        kept: Methods and attributes to keep in the file; by default those of a `FrozenCodec`.
     """
     if not kept:
         kept = WHOLE + (CHUNKS if isinstance(codec, FrozenStream) else ())
@@ -39,7 +39,7 @@ def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], k
 
 
 def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, str]]:
-    """Load what `export_torchscript` wrote, and its metadata. TorchScript is code: load only what you trust."""
+    """Load a file of `export_torchscript` and its metadata. TorchScript is code: load only files that you trust."""
     extra = {"codec.json": ""}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.*")

@@ -60,7 +60,7 @@ def test_a_file_says_the_same_with_and_without_it(folder, tmp_path):
 
 def test_what_can_not_be_is_told(exported, exported_sounds, tmp_path, capsys):
     codec = awake(tiny_codec())
-    with pytest.raises(UserError, match="made of a codec's onnx"):
+    with pytest.raises(UserError, match="quantizes a codec's onnx"):
         export_bundle(codec, tmp_path / "a", formats=["safetensors", "onnx_int8"])
     with pytest.raises(UserError, match="int8 is for transformers"):
         quantize_decoder(exported_sounds[1])

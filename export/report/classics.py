@@ -1,4 +1,4 @@
-"""Tables of classical codecs, as `varitok compare` writes them."""
+"""Tables of classical codecs, written by `varitok compare`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ class Classics(NamedTuple):
     """A table of classical codecs.
 
     Attributes:
-        path: Where it was found.
-        header: What its numbers mean.
-        rows: By column; payload alone where whole files were measured too.
+        path: Path of the file.
+        header: Descriptions of the columns and of the measurement.
+        rows: Values by column; only the rows that count payloads, if others count whole files.
     """
 
     path: Path
@@ -28,13 +28,13 @@ class Classics(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """What its signals are called; in older tables rates of sounds are in kbit/s, and only clips flicker."""
+        """Noun of its signals; in older tables only audio has the column `kbps`, and only clips have `flicker`."""
         columns = self.rows[0].keys()
         guess = "sound" if "kbps" in columns else "clip" if "flicker" in columns else "image"
         return next((kind.noun for kind in MODALITIES.values() if kind.plural in columns), guess)
 
     def curves(self, size: str, metric: str) -> list[Curve]:
-        """Return each codec's points of a metric over a column of sizes, ascending; none if a column is missing."""
+        """Return each codec's curve of a metric over a size column, ascending; none if a column is missing."""
         points: dict[str, set[tuple[float, float]]] = {}
         if {size, metric} <= self.rows[0].keys():
             for row in self.rows:
@@ -51,11 +51,11 @@ def read_classics(path: Path) -> Classics:
     """Read a table of classical codecs.
 
     Raises:
-        UserError: It isn't one.
+        UserError: The file isn't such a table.
     """
     found = _classics(path)
     if found is None:
-        raise UserError(f"{path}: no table of classical codecs; give what varitok compare wrote")
+        raise UserError(f"{path}: no table of classical codecs; name a comparison.csv of varitok compare")
     return found
 
 
@@ -66,7 +66,7 @@ def find_classics(folder: Path) -> list[Classics]:
 
 
 def _classics(path: Path) -> Classics | None:
-    """Read a table; None if it is of another kind."""
+    """Read a table; None if it isn't one of classical codecs."""
     header, rows = read_rows(path)
     others = (row for row in rows if row.get("codec") not in (None, "varitok"))
     chosen = [row for row in others if row.get("counted", "payload") == "payload"]
@@ -74,7 +74,7 @@ def _classics(path: Path) -> Classics | None:
 
 
 def _number(text: str) -> float:
-    """Read a number; what isn't one, an empty place say, is NaN."""
+    """Parse a number; NaN if the text isn't one, as in an empty cell."""
     try:
         return float(text)
     except ValueError:

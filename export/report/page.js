@@ -1,11 +1,11 @@
 "use strict";
-// Shows at each place of a slider what that many tokens or codebooks give back.
+// Show the reconstructions from the number of tokens or codebooks that a slider selects.
 
 const media = JSON.parse(document.getElementById("media").textContent);
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-// Another source takes over at the same place, and goes on playing if the last one did. While the slider is dragged
-// sources come faster than they load: what waits is the place of the one that was heard last.
+// Switch to another source at the same playback position, and keep playing if the last one did. A dragged slider
+// changes sources faster than they load: keep the position of the last one that played.
 function swap(player, source) {
   player.place ??= { time: player.currentTime, playing: !player.paused };
   player.src = source;
@@ -58,7 +58,7 @@ for (const video of document.querySelectorAll("video")) {
   else if (!still) video.play().catch(() => {});
 }
 
-// One sound at a time.
+// Play only one audio element at a time.
 document.addEventListener("play", ({ target }) => {
   if (target.tagName !== "AUDIO") return;
   for (const other of document.querySelectorAll("audio")) if (other !== target) other.pause();

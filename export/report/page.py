@@ -1,4 +1,4 @@
-"""The page itself: one HTML file with everything in it, which asks nothing of a network."""
+"""The report page: one HTML file that embeds all its data and works without a network."""
 
 import base64
 import hashlib
@@ -18,8 +18,8 @@ from .subject import Subject
 __all__ = ["MOST_BYTES", "TITLE", "write_page"]
 
 MOST_BYTES = 20_000_000
-TITLE = "What each further token buys"
-SHARE = 0.9  # of it, that samples may take; plots and tables take the rest
+TITLE = "Reconstruction quality by rate"
+SHARE = 0.9  # largest share of these for samples; plots and tables take the rest
 BESIDE = Path(__file__).parent  # style sheet and script
 
 
@@ -27,10 +27,10 @@ def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Class
     """Write the report.
 
     Args:
-        path: Where to.
-        subjects: What it is about, at least one.
-        classics: Tables of classical codecs, to be drawn beside those whose signals are of their kind.
-        title: Its heading.
+        path: Path of the HTML file.
+        subjects: Runs and bundles to show, at least one.
+        classics: Tables of classical codecs, drawn beside subjects of the same modality.
+        title: Title of the page.
 
     Raises:
         UserError: The file can't be written, or would be too large.
@@ -46,7 +46,7 @@ def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Class
         media[name] = {"rungs": describe_rungs(subject), "samples": decoded}
     text = _document(title, _contents(subjects) + "".join(parts), media)
     if len(text.encode()) > MOST_BYTES:
-        raise UserError(f"{path}: would be of {len(text) / 1e6:.0f} MB, above {MOST_BYTES / 1e6:.0f}; name fewer runs")
+        raise UserError(f"{path}: {len(text) / 1e6:.0f} MB are above {MOST_BYTES / 1e6:.0f} MB; name fewer runs")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -55,7 +55,7 @@ def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Class
 
 
 def _fitting(subject: Subject, budget: float) -> list[Sample]:
-    """Take the first samples, as many as there is room for."""
+    """Return the first samples that fit into `budget` characters."""
     shown: list[Sample] = []
     for sample in samples(subject):
         budget -= sample.size
@@ -68,7 +68,7 @@ def _fitting(subject: Subject, budget: float) -> list[Sample]:
 
 
 def _contents(subjects: Sequence[Subject]) -> str:
-    """List the page's contents, if there is more than one subject."""
+    """Return a table of contents; empty for a single subject."""
     if len(subjects) == 1:
         return ""
     links = (f'<li><a href="#subject-{number}">{escape(one.name)}</a></li>' for number, one in enumerate(subjects))
@@ -76,13 +76,13 @@ def _contents(subjects: Sequence[Subject]) -> str:
 
 
 def _document(title: str, body: str, media: Mapping[str, Any]) -> str:
-    """Put the page together; its policy lets nothing run but its own script, and nothing be asked for."""
+    """Return the HTML document, with a policy that allows only its own script and no requests."""
     style, script = ((BESIDE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
-    # No name in the data may end the element that contains it.
+    # Escape "<", so that no name in the data can close the script element.
     data = json.dumps(media, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
@@ -98,7 +98,7 @@ def _document(title: str, body: str, media: Mapping[str, Any]) -> str:
 <header>
 <h1>{escape(title)}</h1>
 <p class="note">Written by varitok {escape(__version__)}.</p>
-<noscript><p>Reconstructions need JavaScript, which this page runs from itself alone.</p></noscript>
+<noscript><p>Reconstructions need JavaScript; this page loads no script from elsewhere.</p></noscript>
 </header>
 <main>
 {body}

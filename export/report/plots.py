@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its colors from the page, light or dark."""
+"""Plots as SVG, with the colors of the page's style sheet in light and dark mode."""
 
 import io
 import re
@@ -16,16 +16,16 @@ __all__ = ["draw_progress", "draw_quality"]
 
 COLORS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 QUIET = ("#101010", "#606060", "#909090", "#b0b0b0")
-RULE = "#e5e7eb"  # of `style_axes`
-# What the page's style sheet calls them.
+RULE = "#e5e7eb"  # color of the grid in `style_axes`
+# Variables of these colors in the page's style sheet.
 NAMES = (
     {color: f"var(--line-{number})" for number, color in enumerate(COLORS)}
     | {grey: f"var(--quiet-{number})" for number, grey in enumerate(QUIET)}
     | {RULE: "var(--rule)", "#000000": "var(--ink)"}
 )
-POINTS = 400  # of a line, at most
-FEW = 20  # points that are marked
-SIZE = (4.3, 2.9)  # inches of 72 units: as wide as a phone
+POINTS = 400  # largest number of points per line
+FEW = 20  # largest number of points with markers
+SIZE = (4.3, 2.9)  # in inches of 72 units, as wide as a phone
 
 
 def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, label: str, sizes: str) -> str:
@@ -33,10 +33,10 @@ def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, la
 
     Args:
         ours: Curves that have the metric.
-        others: Likewise, of classical codecs.
-        metric: Its name in them.
-        label: What is written beside it.
-        sizes: What the sizes are.
+        others: Curves of classical codecs that have the metric.
+        metric: Name of the metric in the curves.
+        label: Label of the metric's axis.
+        sizes: Label of the size axis.
     """
     figure, axes = _panel()
     style: dict[str, Any]
@@ -54,11 +54,11 @@ def draw_quality(ours: Sequence[Curve], others: Sequence[Curve], metric: str, la
 
 
 def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
-    """Draw what a run logged under a name over its updates: a line for each of its parts.
+    """Draw a logged quantity over a run's updates, as one line or several.
 
     Args:
-        lines: Values by update, by the line's own name.
-        label: The name.
+        lines: Values by update, for the name of each line.
+        label: Name of the quantity.
     """
     figure, axes = _panel()
     for number, (name, logged) in enumerate(lines.items()):
@@ -73,7 +73,7 @@ def draw_progress(lines: Mapping[str, Mapping[int, float]], label: str) -> str:
 
 
 def _thin(values: Mapping[int, float]) -> dict[float, float]:
-    """Average neighbors until the points fit into a plot."""
+    """Average groups of neighbors, so that at most `POINTS` points remain."""
     group = -(-len(values) // POINTS)
     points = list(values.items())
     groups = (points[at : at + group] for at in range(0, len(points), group))
@@ -86,13 +86,13 @@ def _panel() -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, axes: Axes, legend: bool) -> str:
-    """Write a figure of one panel as an SVG element for a page."""
+    """Return a figure of one panel as an SVG element for a page."""
     axes.tick_params(labelsize=9)
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)
     if legend:
         names = axes.get_legend_handles_labels()[1]
-        # Above the panel, where it hides nothing.
+        # Place the legend above the panel, where it hides nothing.
         columns = 4 if max(map(len, names)) < 9 else 2 if max(map(len, names)) < 20 else 1
         style = {"handlelength": 1.4, "columnspacing": 1.0, "borderaxespad": 0.2}
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8, **style)
@@ -102,7 +102,7 @@ def _svg(figure: Figure, axes: Axes, legend: bool) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    # Shapes that are used again have names made of their contents; all other names would occur once in each plot.
+    # Keep the ids of reused shapes, which are hashes of their contents; drop others, which each plot would repeat.
     text = re.sub(r' id="[^"]*_\d+"', "", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
     return re.sub("|".join(NAMES), lambda found: NAMES[found[0]], text)

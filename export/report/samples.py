@@ -1,4 +1,4 @@
-"""Signals that a page shows and plays, at each number of kept tokens or codebooks, as `data:` addresses."""
+"""Original signals and their reconstructions at each rung of the ladder, as `data:` URLs for a page."""
 
 import base64
 import math
@@ -16,12 +16,12 @@ __all__ = ["Sample", "Shown", "samples", "summarize"]
 
 
 class Shown(NamedTuple):
-    """A signal as a page holds it.
+    """A signal as a page shows it.
 
     Attributes:
-        picture: Address of an image; empty for clips.
-        player: Address of a sound or a clip; empty for images.
-        told: What it costs and how near it is to the original.
+        picture: `data:` URL of an image; empty for clips.
+        player: `data:` URL of audio or a clip; empty for images.
+        told: Its size and quality in words, or "original".
     """
 
     picture: str
@@ -30,13 +30,13 @@ class Shown(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A signal and what comes back of it.
+    """A signal and its reconstructions.
 
     Attributes:
-        name: What it is called.
-        sides: Height and width of its picture, pixels.
-        original: The signal.
-        decoded: What each rung gives back, upwards.
+        name: Name in the page.
+        sides: Height and width of its image, in pixels.
+        original: The original signal.
+        decoded: The reconstruction at each rung, in ascending order.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Sample(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Count the characters that it takes on a page."""
+        """Number of characters that it takes in a page."""
         shown = (self.original, *self.decoded)
         return sum(len(word) for one in shown for word in one)
 
 
 @torch.inference_mode()
 def samples(subject: Subject) -> Iterator[Sample]:
-    """Code each of a subject's signals, once, and decode it at each rung."""
+    """Encode each of a subject's signals once, and decode it at each rung."""
     codec, ladder = subject.codec, subject.ladder
     modality = modality_of(codec)
     comparisons = {name: modality.comparison(name, "cpu") for name in modality.shown}

@@ -1,4 +1,4 @@
-"""What a page says of each run or bundle, as HTML; all that comes from outside is escaped."""
+"""The sections of a page, one for each run or bundle, as HTML; all external text is escaped."""
 
 import math
 import re
@@ -26,7 +26,7 @@ CODEBOOK = re.compile(r"health/codebook(\d+)/(\w+)")
 
 
 def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str:
-    """Draw the subjects of one modality together; empty unless there are two."""
+    """Plot the subjects of each modality together; empty if no modality has two."""
     kinds: dict[str, list[Subject]] = {}
     for subject in subjects:
         kinds.setdefault(modality_of(subject.codec).kind, []).append(subject)
@@ -34,7 +34,7 @@ def comparison(subjects: Sequence[Subject], classics: Sequence[Classics]) -> str
 
 
 def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) -> str:
-    """Draw each metric that all have over their rate: bytes of signals of different sizes say little."""
+    """Plot each metric that all subjects have over rate: bytes of signals of different sizes aren't comparable."""
     rate = modality_of(alike[0].codec).rate
     own = [_metrics(one.table) for one in alike]
     plots = []
@@ -48,19 +48,19 @@ def _joint(kind: str, alike: Sequence[Subject], classics: Sequence[Classics]) ->
 <h2>All {kind}s together</h2>
 <div class="plots">{"".join(plots)}</div>
 {care}
-{_table(["", "with all that is kept"], whole, "facts")}
+{_table(["", "at the highest rate"], whole, "facts")}
 </section>
 """
 
 
 def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequence[Classics]) -> str:
-    """Write all about a subject.
+    """Return the section of a subject.
 
     Args:
-        name: The element's id.
-        subject: What it is.
-        shown: Its samples.
-        classics: Tables of classical codecs that were given; those beside its evaluation are found.
+        name: Id of the HTML element.
+        subject: The run or bundle.
+        shown: Samples to show.
+        classics: Tables of classical codecs; those in the subject's `evaluation/` are added.
     """
     header = {key: value for key, value in subject.table.header.items() if not key.startswith("column ")}
     groups = {key: value for key, value in subject.config.items() if isinstance(value, Mapping)}
@@ -71,11 +71,11 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 <h2>{escape(subject.name)}</h2>
 <p class="note">{escape(subject.kind)} in {escape(str(subject.folder))}</p>
 {_samples(subject, shown)}
-<h3>Quality over size</h3>
+<h3>Rate-distortion curves</h3>
 {_quality(subject, classics)}
-<h3>Bits and what they buy</h3>
+<h3>Rate-distortion table</h3>
 {_bits(subject)}
-<h3>Use of the codebooks</h3>
+<h3>Codebook usage</h3>
 {_codebooks(subject)}
 {_training(subject)}
 <h3>Configuration</h3>
@@ -86,7 +86,7 @@ def section(name: str, subject: Subject, shown: Sequence[Sample], classics: Sequ
 
 
 def describe_rungs(subject: Subject) -> list[dict[str, str]]:
-    """Name each rung, with its mean cost and quality."""
+    """Return the name of each rung, with its mean size and quality."""
     plural = modality_of(subject.codec).plural
     average = f"mean of {subject.table.rows[0].get(plural, 0):.0f} {plural}"
     return [
@@ -96,7 +96,7 @@ def describe_rungs(subject: Subject) -> list[dict[str, str]]:
 
 
 def _list_columns(subject: Subject) -> list[str]:
-    """List the columns of the one-line summary."""
+    """Return the columns of the one-line summary."""
     modality = modality_of(subject.codec)
     return [name for name in ("bytes", modality.rate.name, *modality.shown) if name in subject.table.rows[0]]
 
@@ -104,18 +104,18 @@ def _list_columns(subject: Subject) -> list[str]:
 def _rung(subject: Subject, keep: int) -> str:
     many = "" if keep == 1 else "s"
     if isinstance(subject.codec, ImplicitCodec):
-        return f"{keep} bit{many} of each weight"
+        return f"{keep} bit{many} per weight"
     if subject.ladder.axis == "codebooks":
         return f"{keep} codebook{many}" if subject.codec.bottleneck.codebook_sizes else "all channels"
-    return f"{keep} token{many}{' of each block' if len(subject.codec.downsample) == 3 else ''}"
+    return f"{keep} token{many}{' per block' if len(subject.codec.downsample) == 3 else ''}"
 
 
 def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
-    """Lay out the slider and the samples; the script fills in the decoded ones."""
+    """Lay out the slider and the samples; the script fills in the reconstructions."""
     last = len(subject.ladder.keeps) - 1
     ticks = "".join(f"<span>{keep}</span>" for keep in subject.ladder.keeps)
     few = len(shown) < len(subject.signals)
-    left = f'<p class="note">Of {len(subject.signals)} samples {len(shown)} have room in the page.</p>' if few else ""
+    left = f'<p class="note">{len(shown)} of {len(subject.signals)} samples have room in the page.</p>' if few else ""
     return f"""<div class="kept"{"" if last else " data-single"}>
 <label>Kept: <span class="name"></span><output></output>
 <input type="range" min="0" max="{last}" step="1" value="{last}"{"" if last else " disabled"}></label>
@@ -126,7 +126,7 @@ def _samples(subject: Subject, shown: Sequence[Sample]) -> str:
 
 
 def _figure(subject: Subject, sample: Sample) -> str:
-    """Lay out one sample: the original, and a place for what comes back."""
+    """Lay out one sample: the original, and an empty element for the reconstruction."""
     name, (height, width) = escape(sample.name), sample.sides
     modality = modality_of(subject.codec)
     tag = modality.element
@@ -145,13 +145,13 @@ def _figure(subject: Subject, sample: Sample) -> str:
 
 
 def _metrics(table: Table) -> list[str]:
-    """List the quality columns: neither lengths, costs nor usage."""
+    """Return the columns of metrics that have finite values."""
     names = (name for name in METRICS if name in table.rows[0])
     return [name for name in names if any(math.isfinite(value) for value in table.column(name))]
 
 
 def _quality(subject: Subject, classics: Sequence[Classics]) -> str:
-    """Draw each metric over size, beside classical codecs."""
+    """Plot each metric over size, beside classical codecs."""
     modality, table = modality_of(subject.codec), subject.table
     size = modality.size
     found = [*classics, *find_classics(subject.folder / "evaluation")]
@@ -187,7 +187,7 @@ def _drawn(svg: str, label: str) -> str:
 
 
 def _bits(subject: Subject) -> str:
-    """Build the table of each rung's cost and quality, with the columns' meanings."""
+    """Return the table of each rung's size and quality, with the meanings of the columns."""
     table = subject.table
     printed = {table.axis: COLUMNS[table.axis], "bits": Column("bits", "bits", "{:,.1f}")} | COLUMNS
     columns = [column for name, column in printed.items() if name in table.rows[0]]
@@ -202,11 +202,11 @@ def _bits(subject: Subject) -> str:
 
 
 def _codebooks(subject: Subject) -> str:
-    """Build the table of each codebook's cost and usage with all codebooks kept."""
+    """Return the table of each codebook's size and usage, with all codebooks kept."""
     bottleneck, last = subject.codec.bottleneck, subject.table.rows[-1]
     sizes = list(bottleneck.codebook_sizes)
     if not sizes:
-        return "<p>The codes are continuous: there are no codebooks. A channel of a token counts 32 bits.</p>"
+        return "<p>The codes are continuous: there are no codebooks. Each channel of a token counts as 32 bits.</p>"
     strides = list(bottleneck.codebook_strides)
     rows = []
     for codebook, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
@@ -222,8 +222,10 @@ def _codebooks(subject: Subject) -> str:
         worth = f"{perplexity:.1f}" if math.isfinite(perplexity) else ""
         rows.append([str(codebook), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
     total = sum(math.log2(size) / stride for size, stride in zip(sizes, strides, strict=True))
-    heads = ["codebook", "used", "of its bits", "entropy", "perplexity", "entries", "bits per code", "tokens per code"]
-    return f"<p>A token with all codebooks is {total:.3f} bits, before any entropy coder.</p>{_table(heads, rows)}"
+    heads = "codebook|used|normalized entropy|entropy (bits)|perplexity|entries|bits per code|tokens per code".split(
+        "|"
+    )
+    return f"<p>A token with all codebooks has {total:.3f} bits before entropy coding.</p>{_table(heads, rows)}"
 
 
 def _training(subject: Subject) -> str:
@@ -235,12 +237,12 @@ def _training(subject: Subject) -> str:
     ahead = ("loss", *(f"val/{metric}" for metric in modality_of(subject.codec).shown), "health/used", "health/entropy")
     first = "".join(plots[name] for name in ahead if name in plots)
     rest = "".join(plot for name, plot in plots.items() if name not in ahead)
-    more = _fold("More that was logged", f'<div class="plots">{rest}</div>') if rest else ""
+    more = _fold("Other logged values", f'<div class="plots">{rest}</div>') if rest else ""
     return f'<h3>Training</h3><div class="plots">{first}</div>{more}'
 
 
 def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, Mapping[int, float]]]:
-    """Put what belongs together into one plot: each metric's rungs, and each measure's codebooks."""
+    """Group logged values into plots: all rungs of a metric, and all codebooks of a usage measure."""
     panels: dict[str, dict[str, Mapping[int, float]]] = {}
     for name, values in progress.items():
         codebook = CODEBOOK.fullmatch(name)
@@ -254,7 +256,7 @@ def _panels(progress: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, 
         if finite:
             panels.setdefault(panel, {})[line] = finite
     for lines in panels.values():
-        if lines.keys() == {"codebook 0", "mean"}:  # the same
+        if lines.keys() == {"codebook 0", "mean"}:  # of a single codebook, equal to the mean
             del lines["codebook 0"]
     return panels
 
@@ -268,7 +270,7 @@ def _fold(title: str, body: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", *, numbered: bool = False) -> str:
-    """Write a table of HTML cells; without heads, the first cell of a row is its heading."""
+    """Return a table of HTML cells; without heads, the first cell of a row is its heading."""
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     body = []
     for number, (first, *cells) in enumerate(rows):

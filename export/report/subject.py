@@ -1,4 +1,4 @@
-"""What a report is about: runs and bundles, opened alike."""
+"""Runs and bundles, opened as subjects of a report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ __all__ = ["Source", "Subject", "open_subject"]
 
 
 class Source(NamedTuple):
-    """Where signals to show come from.
+    """The source of the signals to show.
 
     Attributes:
         data: Folder of validation signals for a run; None for its own.
-        files: Files and folders for a bundle, which takes those of its kind.
+        files: Files and folders for a bundle, which uses those of its modality.
         most: Largest number of signals.
-        seconds: Longest duration of a sound or clip that a bundle is shown on.
+        seconds: Longest duration of audio and clips.
     """
 
     data: Path | None = None
@@ -48,16 +48,16 @@ class Subject(NamedTuple):
     """A run or a bundle.
 
     Attributes:
-        name: What it is called in the report.
+        name: Name in the report.
         kind: "run" or "bundle".
-        codec: What codes, in evaluation mode.
-        ladder: Its rungs, which are the table's.
-        signals: To be shown: what each is called, and `(c, *grid)` as a dataset gives it.
-        table: Its evaluation.
+        codec: The codec, in evaluation mode.
+        ladder: The ladder, with the rungs of the table.
+        signals: Signals to show: the name of each, and `(c, *grid)` as a dataset returns it.
+        table: The evaluation.
         progress: The run's log: for each name its values, by update.
         about: Further facts, by name.
-        config: Plain data.
-        folder: Its path; an evaluation's results are in its `evaluation/`.
+        config: The configuration, as plain data.
+        folder: Path of the folder, whose `evaluation/` has the results of an evaluation.
     """
 
     name: str
@@ -76,14 +76,14 @@ def open_subject(path: Path, source: Source) -> Subject:
     """Open a run, by its folder or a checkpoint, or a bundle, by its folder.
 
     Raises:
-        UserError: It is neither, or lacks something, or there is no file for a bundle.
+        UserError: The path is neither, a part of it is missing, or there is no file for a bundle.
     """
     if (path / "config.json").exists() or (path / "export.json").exists():
         return _bundle(path, source)
     if path.is_file() or (path / "checkpoints").is_dir() or (path / "config.yaml").is_file():
         return _run(path, source)
     what = "neither a run's folder nor a bundle's" if path.exists() else "no such folder"
-    raise UserError(f"{path}: {what}; name what train.py or varitok export wrote")
+    raise UserError(f"{path}: {what}; name a folder that train.py or varitok export wrote")
 
 
 def _run(path: Path, source: Source) -> Subject:
@@ -126,10 +126,10 @@ def _run(path: Path, source: Source) -> Subject:
 
 
 def _ladder(codec: Codec, table: Table, path: Path) -> Ladder:
-    """Return the table's rungs.
+    """Return a ladder with the table's rungs.
 
     Raises:
-        UserError: The table isn't this codec's.
+        UserError: The table isn't an evaluation of this codec.
     """
     ladder = Ladder(codec)
     needed = {ladder.axis, "bytes", modality_of(codec).rate.name}
@@ -155,7 +155,7 @@ def _bundle(path: Path, source: Source) -> Subject:
     codec = as_codec(bundle)
     bundle = codec.bundle
     if not bundle.suffixes:
-        raise UserError(f"{path}: a bundle of {bundle.modality}, which no file holds; name the run that it comes from")
+        raise UserError(f"{path}: no file format holds {bundle.modality} signals; name the run that wrote this bundle")
     mine, what = files_of(bundle, source.files, "--files"), noun_of(bundle)
     data, protocol = dataset_of(bundle, mine, source.seconds)
     shown = [(mine[index].name, signal) for index, signal in spread(data, source.most).items()]

@@ -162,7 +162,7 @@ def test_mistakes_are_told_in_one_line(exported, tmp_path, capsys, monkeypatch):
         ([exported[1], "--onnxruntime-web", tmp_path / "gone.tgz"], "not onnxruntime-web"),
         ([exported[1], "--onnxruntime-web", tmp_path / "wrong.tgz"], "as it was published"),
         ([exported[1], "--onnxruntime-web", tmp_path], "not onnxruntime-web"),
-        ([exported[1], exported[1]], "--live is of one bundle"),
+        ([exported[1], exported[1]], "--live shows one bundle"),
         ([tmp_path], "can't be read"),
     ]:
         with pytest.raises(SystemExit) as left:

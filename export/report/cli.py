@@ -25,9 +25,7 @@ def main(words: Sequence[str]) -> None:
     classics = [read_classics(path) for path in options.classic]
     subjects = [open_subject(path, source) for path in progress(options.subjects, len(options.subjects), "shown")]
     write_page(options.out, subjects, classics, options.title)
-    print(
-        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, runs and bundles: {len(subjects)}; open it in a browser"
-    )
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {len(subjects)} sections; open it in a browser")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -222,9 +222,7 @@ def _codebooks(subject: Subject) -> str:
         worth = f"{perplexity:.1f}" if math.isfinite(perplexity) else ""
         rows.append([str(codebook), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
     total = sum(math.log2(size) / stride for size, stride in zip(sizes, strides, strict=True))
-    heads = "codebook|used|normalized entropy|entropy (bits)|perplexity|entries|bits per code|tokens per code".split(
-        "|"
-    )
+    heads = "codebook|used|normalized entropy|entropy|perplexity|entries|bits per code|tokens per code".split("|")
     return f"<p>A token with all codebooks has {total:.3f} bits before entropy coding.</p>{_table(heads, rows)}"
 
 

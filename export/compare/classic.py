@@ -1,4 +1,4 @@
-"""What classical codecs have in common."""
+"""The base class of classical codecs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ __all__ = ["ClassicalCodec", "Coded"]
 
 
 class Coded(NamedTuple):
-    """A signal, coded and decoded.
+    """The sizes of an encoded signal, and its reconstruction.
 
     Attributes:
-        file: Bytes of the whole file.
-        payload: Bytes of the coded signal in it.
-        back: The decoded signal as a file would hold it, in the original's format: `(c, *grid)`.
+        file: Size of the whole file, in bytes.
+        payload: Size of the coded signal in it, in bytes.
+        back: Reconstruction `(c, *grid)` with the values that a file would have, in the original's format.
     """
 
     file: int
@@ -28,11 +28,11 @@ class ClassicalCodec(ABC):
     """A classical codec.
 
     Attributes:
-        name: What it is called.
-        encoder: The library's name of it.
-        settings: Qualities to try.
-        options: Further settings of the encoder's.
-        counted: What counts as payload, for the table's header.
+        name: Name in tables and figures.
+        encoder: Name of the encoder in its library.
+        settings: Qualities to measure.
+        options: Further options of the encoder.
+        counted: Definition of the payload, for the table's header.
     """
 
     name: str
@@ -43,19 +43,19 @@ class ClassicalCodec(ABC):
 
     @property
     def about(self) -> str:
-        """What does the work, its options, and what counts as payload, for the table's header."""
+        """Encoder, options and payload, for the table's header."""
         return f"{self.encoder}, {self.options}; payload: {self.counted}"
 
     @abstractmethod
     def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this machine has it, and it takes signals of that sample rate or frame rate and channels."""
+        """Return whether this machine has the codec, and it supports this sample or frame rate and these channels."""
 
     @abstractmethod
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
-        """Code a signal `(c, *grid)`, as a file would hold it, at one of the settings, and decode it.
+        """Encode a signal at one of the settings, and decode it.
 
         Args:
-            signal: The signal.
+            signal: Signal `(c, *grid)` with the values that a file would have.
             setting: One of `settings`.
-            rate: Its sample rate or frame rate; 0 if it has none.
+            rate: Sample rate or frame rate of the signal; 0 if it has none.
         """

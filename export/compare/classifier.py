@@ -1,4 +1,4 @@
-"""Machine perceptual quality: how often a classifier still knows what a decoded picture shows."""
+"""Machine perceptual quality: the accuracy of a classifier on reconstructed images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ from ..runtime.bundle import Bundle, onnx_runtime
 __all__ = ["Classifier", "classes_of", "read_classifier", "train_classifier"]
 
 EPOCHS, BATCH, WIDTH = 25, 32, 32
-LEAST = 2  # classes
+LEAST = 2  # least number of classes
 
 
 class Classifier(NamedTuple):
-    """Tells what pictures show.
+    """An image classifier.
 
     Attributes:
-        answer: Gives the classes, int64 `(b,)`, of pictures `(b, 3, h, w)`, uint8.
-        classes: Their names; none where a network's own are not known.
-        about: What it is, for the table's header.
+        answer: Returns the classes, int64 `(b,)`, of uint8 images `(b, 3, h, w)`.
+        classes: Names of the classes; empty if unknown.
+        about: Description for the table's header.
     """
 
     answer: Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ class Classifier(NamedTuple):
 
 
 def classes_of(files: Sequence[Path]) -> list[str]:
-    """Return each file's class: its folder's name, or if all are in one folder, the first word of its own."""
+    """Return each file's class: its folder's name, or its own first word if all files are in one folder."""
     folders = {file.parent for file in files}
     return [
         file.parent.name if len(folders) > 1 else file.stem.partition("_")[0].rstrip("0123456789") for file in files
@@ -45,14 +45,14 @@ def classes_of(files: Sequence[Path]) -> list[str]:
 
 
 def read_classifier(path: Path) -> Classifier:
-    """Read a classifier as ONNX, `(b, 3, h, w)` in [-1, 1] to logits `(b, classes)`: it is its own judge.
+    """Load an ONNX classifier from `(b, 3, h, w)` in [-1, 1] to logits `(b, classes)`.
 
     Raises:
         UserError: ONNX Runtime can't read it.
     """
     try:
         session = onnx_runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes, made in C++
+    except Exception as error:  # ONNX Runtime's own classes, defined in C++
         raise UserError(f"--classifier {path}: ONNX Runtime can't read it") from error
     name = session.get_inputs()[0].name
 
@@ -61,23 +61,23 @@ def read_classifier(path: Path) -> Classifier:
             logits = session.run(None, {name: normalize(images).numpy()})[0]
         except Exception as error:
             sizes = " x ".join(map(str, images.shape[2:]))
-            raise UserError(f"--classifier {path}: takes no pictures (batch, 3, ...) of {sizes}") from error
+            raise UserError(f"--classifier {path}: can't classify RGB images of {sizes} pixels") from error
         return torch.from_numpy(np.asarray(logits)).argmax(-1)
 
-    return Classifier(answer, (), f"{path.name}; right is what it says of the original")
+    return Classifier(answer, (), f"{path.name}; the right class is that of the original")
 
 
 def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
-    """Train a small convolutional network on the originals of a folder, for some ten seconds; the seed is fixed.
+    """Train a small convolutional network on a folder of images, with a fixed seed, for about ten seconds.
 
     Raises:
-        UserError: There are no pictures, or not two classes of them.
+        UserError: There are no images, or fewer than two classes.
     """
     files = files_of(bundle, [folder], "--classes")
     names = classes_of(files)
     classes = tuple(sorted(set(names)))
     if len(classes) < LEAST:
-        raise UserError(f"--classes {folder}: all pictures are {classes[0]!r}; give a folder for each class")
+        raise UserError(f"--classes {folder}: all images are of class {classes[0]!r}; give a folder for each class")
     data, _ = dataset_of(bundle, files, None)
     pairs = [
         (image, classes.index(name))
@@ -97,7 +97,7 @@ def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
         logits: Tensor = network(normalize(pictures))
         return logits.argmax(-1)
 
-    about = f"three convolutions, trained on {len(images)} originals of other files, classes {', '.join(classes)}"
+    about = f"three convolutions, trained on {len(images)} other images, classes {', '.join(classes)}"
     return Classifier(answer, classes, about)
 
 
@@ -114,7 +114,7 @@ def _fit(images: Tensor, labels: Tensor, classes: int) -> nn.Module:
     for before, after in ((3, WIDTH), (WIDTH, 2 * WIDTH), (2 * WIDTH, 4 * WIDTH)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * WIDTH, classes))
-    weights = 1 / torch.bincount(labels, minlength=classes).clamp(min=1)  # a class of few counts as one of many
+    weights = 1 / torch.bincount(labels, minlength=classes).clamp(min=1)  # small classes weigh as much as large ones
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
     for epoch in range(EPOCHS):
         for group in optimizer.param_groups:

@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
     """Run `varitok compare`.
 
     Raises:
-        UserError: A user's mistake.
+        UserError: An option is invalid, or no file can be read.
     """
     _run(_parser().parse_args(words), shlex.join(["varitok", "compare", *words]))
 
@@ -47,38 +47,38 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok compare",
-        description="Measure quality over bytes of a bundle and of classical codecs (JPEG, WebP, AVIF, JPEG 2000; Opus,"
-        " MP3; H.264, H.265, AV1, VP9) on the same files.",
+        description="Measure rate-distortion curves of a bundle and of classical codecs (JPEG, WebP, AVIF, JPEG 2000;"
+        " Opus, MP3; H.264, H.265, AV1, VP9) on the same files.",
         epilog="for example: varitok compare tokenizer --data PHOTOS --out comparison",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH", help="files, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--codecs", metavar="NAMES", help="of the classical ones, such as jpeg,webp; by default all")
-    parser.add_argument("--metrics", metavar="NAMES", help="such as psnr,ssim; by default all that can be had here")
-    parser.add_argument("--limit", type=int, metavar="N", help="no more files than this, evenly chosen")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of each sound or clip; by default all, of a clip 4")
-    parser.add_argument("--side", type=int, default=128, metavar="PIXELS", help="of clips; default: %(default)s")
-    parser.add_argument("--coding", choices=CODINGS, help="how codes are written; by default as varitok encode does")
+    parser.add_argument("--codecs", metavar="NAMES", help="classical codecs, such as jpeg,webp; by default all")
+    parser.add_argument("--metrics", metavar="NAMES", help="such as psnr,ssim; by default all that are available")
+    parser.add_argument("--limit", type=int, metavar="N", help="largest number of files, evenly chosen")
+    parser.add_argument("--seconds", type=float, metavar="S", help="duration of each file; by default all, 4 of a clip")
+    parser.add_argument("--side", type=int, default=128, metavar="PIXELS", help="size of clips; default: %(default)s")
+    parser.add_argument("--coding", choices=CODINGS, help="coding of the codes; by default that of varitok encode")
     known = parser.add_mutually_exclusive_group()
-    known.add_argument("--classifier", type=Path, metavar="ONNX", help="also: how often it still knows a picture")
+    known.add_argument("--classifier", type=Path, metavar="ONNX", help="also measure its accuracy on reconstructions")
     known.add_argument(
         "--classes",
         type=Path,
         metavar="FOLDER",
-        help="also: how often one that learns from these knows it; a class is a folder, or a name's first word",
+        help="train a classifier on these images; a class is a folder, or a file name's first word",
     )
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     return parser
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
-    """Compare as the command line says; write, draw and print."""
+    """Run the comparison; write tables and figures, and print the Bjontegaard rates."""
     given = {"--limit": (options.limit, 1), "--seconds": (options.seconds, 0.01), "--side": (options.side, 8)}
     require_min({name: (value, least) for name, (value, least) in given.items() if value is not None})
     bundle = load(options.bundle)
     if not isinstance(bundle, Bundle) or bundle.modality not in CLASSICAL:
-        raise UserError(f"{options.bundle}: no other codec has what it codes")
+        raise UserError(f"{options.bundle}: there are no classical codecs for its signals")
     codec, noun = as_codec(bundle), noun_of(bundle)
     files = files_of(bundle, options.data, "--data")
     if options.limit and options.limit < len(files):
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     header |= {"dataset": f"{' '.join(map(str, options.data))}, {rows[0][modality.plural]} {noun}s"}
     header |= {"unreadable files left out": str(len(bad))} if bad else {}
     write_rows(options.out / "comparison.csv", header, rows)
-    note = "mean difference of bytes at equal quality, % of the classical codec's; nan: no quality is common to both"
+    note = "mean difference in bytes at equal quality, % of the classical codec's; nan: no quality that both reach"
     write_rows(options.out / "bd_rate.csv", {"column percent": note, "command": command}, gains)
     drawn = [name for name in (*modality.shown, "accuracy") if name in shown] or shown[:2]
     for counted, column in (("payload", "bytes"), ("whole files", "file_bytes")):
@@ -119,21 +119,21 @@ def _classifier(bundle: Bundle, options: argparse.Namespace) -> Classifier | Non
     if option is None:
         return None
     if bundle.modality != "image":
-        raise UserError(f"{option}: only of pictures it is measured what a classifier still knows")
+        raise UserError(f"{option}: classification accuracy is measured on images only")
     return read_classifier(options.classifier) if options.classifier else train_classifier(bundle, options.classes)
 
 
 def _metrics(modality: Modality, asked: str | None) -> list[str]:
-    """Choose the metrics, each of a signal by itself."""
+    """Return the names of the metrics, all of single signals."""
     names = asked.split(",") if asked else modality.available()
     of_all = [name for name in names if modality.metric(name).network]
     if asked and of_all:
-        raise UserError(f"--metrics {of_all[0]}: compares all signals at once, which a ladder of codecs can't wait for")
+        raise UserError(f"--metrics {of_all[0]}: needs all signals at once; name metrics of single signals")
     return [name for name in names if name not in of_all]
 
 
 def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], str]:
-    """Choose the classical codecs, and say what does their work."""
+    """Return the classical codecs, and the versions of their libraries."""
     module = CLASSICAL[bundle.modality]
     codecs: Sequence[ClassicalCodec] = module.CODECS
     names, about = [codec.name for codec in codecs], module.versions()
@@ -161,7 +161,7 @@ def _match_name(word: str, names: Sequence[str]) -> str:
 def _items(
     data: Dataset[Tensor], files: Sequence[Path], classifier: Classifier | None, bad: list[str]
 ) -> Iterator[Item]:
-    """Return the items that can be read."""
+    """Yield the items that can be read; append the errors of others to `bad`."""
     labels: list[int | None] = [None] * len(files)
     if classifier and classifier.classes:
         names = classes_of(files)
@@ -184,16 +184,15 @@ def _header(
     about: str,
 ) -> dict[str, str]:
     known = (
-        {"column accuracy": f"share of the pictures that a classifier knows: {classifier.about}"} if classifier else {}
+        {"column accuracy": f"share of reconstructions in the right class: {classifier.about}"} if classifier else {}
     )
     rate = modality.rate
     return {
         "codec": str(options.bundle),
         "protocol": protocol,
         "rounding": modality.rounding,
-        "column setting": "kept tokens or codebooks; of the classical codecs the quality, kbit/s or CRF asked for",
-        "column bytes": f"mean of the {modality.plural}' payloads; file_bytes of their whole files (.vtk with one"
-        " signal)",
+        "column setting": "kept tokens or codebooks; for classical codecs the requested quality, kbit/s or CRF",
+        "column bytes": f"mean payload of the {modality.plural}; file_bytes of whole files (.vtk with one signal)",
         f"column {rate.name}": f"of payloads: {rate.definition}; file_{rate.name} of whole files",
         **{f"column {name}": text for name, text in modality.definitions(metrics, options.side).items()},
         **known,
@@ -211,12 +210,12 @@ def _curve(rows: Sequence[Row], name: str, column: str, metrics: Sequence[str]) 
 
 
 def _print(gains: Sequence[Row], metrics: Sequence[str]) -> None:
-    """Show the Bjontegaard rates."""
-    table = Table("against", "counted", *metrics, box=None, title="bytes for the same quality, % more or less")
+    """Print the Bjontegaard rates."""
+    table = Table("against", "counted", *metrics, box=None, title="difference in bytes at equal quality, %")
     pairs = dict.fromkeys((str(row["against"]), str(row["counted"])) for row in gains)
     for against, counted in pairs:
         rows = [row for row in gains if (row["against"], row["counted"]) == (against, counted)]
         mine = {str(row["metric"]): float(row["percent"]) for row in rows}
-        words = [f"{mine[name]:+.1f}" if not math.isnan(mine[name]) else "none in common" for name in metrics]
+        words = [f"{mine[name]:+.1f}" if not math.isnan(mine[name]) else "no overlap" for name in metrics]
         table.add_row(against, counted, *words)
     wide_console().print(table)

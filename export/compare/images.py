@@ -1,4 +1,4 @@
-"""Classical codecs of pictures: JPEG, WebP, AVIF and JPEG 2000, by Pillow."""
+"""Classical image codecs: JPEG, WebP, AVIF and JPEG 2000, by Pillow."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ LADDER = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 @dataclass(frozen=True)
 class ImageCodec(ClassicalCodec):
-    """A classical codec of images. Settings are qualities; of JPEG 2000 how many times smaller than 8-bit pixels.
+    """A classical image codec. Settings are qualities; for JPEG 2000 compression ratios against 8-bit pixels.
 
     Attributes:
-        feature: Pillow's name of what it needs.
+        feature: Pillow's name of the library or feature that it needs.
     """
 
     feature: str
 
     @property
     def about(self) -> str:
-        """What does the work."""
+        """Encoder, options and payload, for the table's header."""
         return f"Pillow's {super().about}"
 
     def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this Pillow has it."""
+        """Return whether this Pillow has the codec."""
         return bool(features.check(self.feature))
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
-        """Code an image `(3, h, w)`, uint8, and decode it."""
+        """Encode an image `(3, h, w)`, uint8, and decode it."""
         buffer = BytesIO()
         quality: dict[str, Any] = {"quality_layers": [setting]} if self.name == "JPEG 2000" else {"quality": setting}
         pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))
@@ -54,18 +54,18 @@ CODECS = (
         "JPEG",
         LADDER[1:],
         {"optimize": True},
-        "entropy-coded scans only; tables, which decoding needs, and markers left out",
+        "entropy-coded scans only, without markers and the tables that decoding needs",
         "jpg",
     ),
     ImageCodec(
-        "WebP", "WEBP", LADDER, {"method": 6}, "contents of the VP8 chunk; RIFF and chunk headers left out", "webp"
+        "WebP", "WEBP", LADDER, {"method": 6}, "contents of the VP8 chunk, without RIFF and chunk headers", "webp"
     ),
     ImageCodec(
         "AVIF",
         "AVIF",
         LADDER,
         {"speed": 4, "max_threads": 1},
-        "contents of the mdat box; all other boxes left out",
+        "contents of the mdat box, without all other boxes",
         "avif",
     ),
     ImageCodec(
@@ -73,35 +73,35 @@ CODECS = (
         "JPEG2000",
         (400, 300, 200, 150, 100, 70, 50, 35, 25, 18, 12, 8, 5, 3),
         {"quality_mode": "rates", "irreversible": True, "no_jp2": True},
-        "tile data after each start-of-data marker; the codestream's headers left out",
+        "tile data after each start-of-data marker, without the codestream's headers",
         "jpg_2000",
     ),
 )
 
 
 def versions() -> str:
-    """Return the versions of the libraries."""
+    """Return the names and versions of the libraries."""
     found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in CODECS)
     return f"Pillow {PIL.__version__}, {found}"
 
 
 def payload(name: str, data: bytes) -> int:
-    """Count the bytes of a file that are coded picture, without its container.
+    """Return the size of the coded image in a file, without its container, in bytes.
 
     Args:
         name: Name of one of `CODECS`.
-        data: The file.
+        data: Bytes of the file.
     """
     counts = {"JPEG": _jpeg_scans, "WebP": _webp_chunks, "AVIF": _avif_boxes, "JPEG 2000": _tile_parts}
     return sum(counts[name](data))
 
 
 def _jpeg_scans(data: bytes) -> Iterator[int]:
-    at = 2  # past the start-of-image marker
+    at = 2  # after the start-of-image marker
     while data[at + 1] != 0xD9:  # end of image
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         at += 2 + length
-        if marker == 0xDA:  # start of scan: data follows, up to a marker that is neither stuffing nor a restart
+        if marker == 0xDA:  # start of scan: its data ends at a marker that is neither stuffing nor a restart
             start = at
             while not (data[at] == 0xFF and data[at + 1] != 0 and not 0xD0 <= data[at + 1] <= 0xD7):
                 at += 1
@@ -109,7 +109,7 @@ def _jpeg_scans(data: bytes) -> Iterator[int]:
 
 
 def _webp_chunks(data: bytes) -> Iterator[int]:
-    at = 12  # past "RIFF", the size and "WEBP"
+    at = 12  # after "RIFF", the size and "WEBP"
     while at < len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] in (b"VP8 ", b"VP8L", b"ALPH"):
@@ -121,22 +121,22 @@ def _avif_boxes(data: bytes) -> Iterator[int]:
     at = 0
     while at < len(data):
         length, head = int.from_bytes(data[at : at + 4], "big"), 8
-        if length == 1:  # a 64-bit length follows the box's name
+        if length == 1:  # a 64-bit length follows the type of the box
             length, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
-        length = length or len(data) - at  # 0: up to the end of the file
+        length = length or len(data) - at  # 0: the box ends with the file
         if data[at + 4 : at + 8] == b"mdat":
             yield length - head
         at += length
 
 
 def _tile_parts(data: bytes) -> Iterator[int]:
-    at = 2  # past the start-of-codestream marker
+    at = 2  # after the start-of-codestream marker
     while data[at : at + 2] != b"\xff\xd9":  # end of codestream
         length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at : at + 2] != b"\xff\x90":  # a header of the codestream
+        if data[at : at + 2] != b"\xff\x90":  # a marker segment of the main header
             at += 2 + length
             continue
-        end = int.from_bytes(data[at + 6 : at + 10], "big")  # start of a tile-part, which holds its length
+        end = int.from_bytes(data[at + 6 : at + 10], "big")  # length in the start of a tile-part
         end = at + end if end else len(data) - 2
         start = data.index(b"\xff\x93", at) + 2  # start of data
         yield end - start

@@ -1,4 +1,4 @@
-"""One protocol for all: the same signals through the bundle and through classical codecs, at ladders of rates."""
+"""The protocol of the comparison: a bundle and classical codecs encode the same signals at ladders of rates."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -20,15 +20,15 @@ from .rates import bd_rate
 __all__ = ["OURS", "Item", "Row", "compare", "savings"]
 
 OURS = "varitok"
-ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # the counted bytes, and their column
+ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # counted bytes, and their column
 Row = dict[str, float | str]
 
 
 class Item(NamedTuple):
-    """A signal.
+    """A signal with its class.
 
     Attributes:
-        signal: `(c, *grid)`, as a dataset gives it.
+        signal: `(c, *grid)`, as a dataset returns it.
         label: Index of its class; None if unknown.
     """
 
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 
 class _Sums:
-    """What adds up over signals for one codec at one setting."""
+    """The sizes and metrics of one codec at one setting, accumulated over signals."""
 
     def __init__(self) -> None:
         self.bytes = {account: 0 for account in ACCOUNTS}
@@ -59,19 +59,19 @@ def compare(
     coding: str | None = None,
     recognises: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Row]:
-    """Code every signal in every way, and measure what comes back.
+    """Encode and decode every signal with every codec and setting, and measure the reconstructions.
 
     Args:
         codec: The bundle.
         items: The signals.
         classics: The classical codecs.
-        modality: The bundle's.
-        metrics: Out of the modality's, each of a signal by itself.
-        coding: How the bundle's codes are written; None: as `varitok encode` does.
-        recognises: Gives the classes of pictures; right is an item's label, or the answer to the original.
+        modality: Modality of the bundle.
+        metrics: Names of the modality's metrics, all of single signals.
+        coding: Coding of the bundle's codes; None for that of `varitok encode`.
+        recognises: Classifies images; the right class is an item's label, or else the class of the original.
 
     Returns:
-        A row for each codec and setting, rates upwards: means over signals, and rates over all of them.
+        A row for each codec and setting, by ascending size: means over signals, and rates over all signals together.
     """
     comparisons = {name: modality.comparison(name, torch.device("cpu")) for name in metrics}
     sums: dict[tuple[str, int], _Sums] = {}
@@ -106,7 +106,7 @@ def _all(
     modality: Modality,
     coding: str | None,
 ) -> Iterable[tuple[str, int, Coded]]:
-    """Code one signal in every way."""
+    """Encode and decode one signal; yield each codec's name, setting and result."""
     bundle = codec.bundle
     whole = encode_signal(bundle, bundle.values(normal.numpy()), frame_rate=codec.frame_rate)._replace(coding=coding)
     for kept in Ladder(codec).keeps:
@@ -123,7 +123,7 @@ def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
     """Compute the Bjontegaard rate of the bundle against each classical codec, by each metric and way of counting.
 
     Returns:
-        Rows with `percent`: below 0, the bundle needs fewer bytes for the same quality; NaN where no quality is common.
+        Rows with `percent`: below 0, the bundle needs fewer bytes for the same quality; NaN without a common quality.
     """
     found: list[Row] = []
     names = dict.fromkeys(str(row["codec"]) for row in rows)

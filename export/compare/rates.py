@@ -1,4 +1,4 @@
-"""The Bjontegaard rate: how much more or less one codec needs than another for the same quality."""
+"""The Bjontegaard rate (BD-rate): the mean difference in rate between two codecs at equal quality."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,28 @@ import numpy.typing as npt
 __all__ = ["bd_rate"]
 
 Values = npt.NDArray[np.float64]
-SAMPLES = 1000  # of the common qualities
+SAMPLES = 1000  # number of qualities to average over
 
 
 def bd_rate(
     rates: Sequence[float], quality: Sequence[float], others: Sequence[float], theirs: Sequence[float]
 ) -> float:
-    """Compute the mean difference of rates at equal quality, in percent of the others': below 0, ours are smaller.
+    """Compute the Bjontegaard rate in percent of the other codec's; below 0, ours needs less.
+
+    `bd_rate = 100 (exp(mean_q(log R_ours(q) - log R_other(q))) - 1)`, over the qualities q that both reach
 
     G. Bjontegaard, "Calculation of average PSNR differences between RD-curves", VCEG-M33 (2001), with log rates
-    interpolated by piecewise cubics that don't overshoot (PCHIP: Fritsch and Carlson, 1980), as is usual since. Only
-    the qualities that both reach count; nothing is extrapolated. Points that a cheaper one beats are left out.
+    interpolated by monotone piecewise cubics (PCHIP: Fritsch and Carlson, 1980), as is usual since. Nothing is
+    extrapolated. Only Pareto-optimal points count.
 
     Args:
-        rates: Ours, above 0.
-        quality: Ours at these, larger is better.
+        rates: Rates of our codec; points with rate 0 are ignored.
+        quality: Quality of our codec at these rates, larger is better.
         others: Rates of the other codec.
-        theirs: Its quality.
+        theirs: Quality of the other codec at these rates.
 
     Returns:
-        Percent; NaN where no quality is common to both. Where that is one alone, the difference there.
+        Percent; NaN if both reach no common quality; the difference at a single quality if they share only one.
     """
     (ours, x), (other, y) = _curve(rates, quality), _curve(others, theirs)
     if not len(ours) or not len(other):
@@ -40,7 +42,7 @@ def bd_rate(
 
 
 def _curve(rates: Sequence[float], quality: Sequence[float]) -> tuple[Values, Values]:
-    """Return qualities, rising, and log rates, of the points that no cheaper one equals."""
+    """Return ascending qualities and log rates of the Pareto-optimal points."""
     found: list[tuple[float, float]] = []
     for rate, value in sorted(zip(rates, quality, strict=True), key=lambda point: (point[0], -point[1])):
         if rate > 0 and np.isfinite(value) and (not found or value > found[-1][0]):
@@ -50,7 +52,7 @@ def _curve(rates: Sequence[float], quality: Sequence[float]) -> tuple[Values, Va
 
 
 def _pchip(x: Values, y: Values, at: Values) -> Values:
-    """Interpolate by cubics whose slopes are weighted harmonic means of those around, 0 if these change sign."""
+    """Interpolate by cubics; slopes are weighted harmonic means of their neighbors', 0 if these change sign."""
     if len(x) == 1:
         return np.full_like(at, y[0])
     step, slope = np.diff(x), np.diff(y) / np.diff(x)
@@ -70,7 +72,7 @@ def _pchip(x: Values, y: Values, at: Values) -> Values:
 
 
 def _end(step: Values, slope: Values) -> float:
-    """Return the slope at an end, from three points: of the first piece's sign, and at most three times as steep."""
+    """Return the three-point slope at an end, limited to the sign of the first piece and to three times its slope."""
     if len(step) == 1:
         return float(slope[0])
     found = ((2 * step[0] + step[1]) * slope[0] - step[0] * slope[1]) / (step[0] + step[1])

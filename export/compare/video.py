@@ -1,6 +1,6 @@
-"""Classical codecs of clips: H.264, H.265, AV1 and VP9, by FFmpeg.
+"""Classical video codecs: H.264, H.265, AV1 and VP9, by FFmpeg.
 
-Coders work on 4:2:0, whose loss is theirs.
+They encode YUV 4:2:0; the error of chroma subsampling counts as theirs.
 """
 
 import os
@@ -21,16 +21,16 @@ from .classic import ClassicalCodec, Coded
 
 __all__ = ["CODECS", "Packets", "VideoCodec", "versions"]
 
-RATE = 8.0  # frames a second, where none is known
+RATE = 8.0  # frames a second, if unknown
 
 
 class Packets(NamedTuple):
-    """A clip as packets.
+    """An encoded clip.
 
     Attributes:
-        packets: Bytes of the coder's packets.
-        head: Headers that decoding needs: settings, which clips of one size and quality share.
-        file: Bytes of an MP4 file of them.
+        packets: Packets of the encoder.
+        head: Headers that decoding needs: settings, equal for clips of one size and quality.
+        file: Size of an MP4 file with these packets, in bytes.
     """
 
     packets: list[bytes]
@@ -39,34 +39,34 @@ class Packets(NamedTuple):
 
     @property
     def payload(self) -> int:
-        """Count the bytes of all packets."""
+        """Size of all packets, in bytes."""
         return sum(map(len, self.packets))
 
 
 @dataclass(frozen=True)
 class VideoCodec(ClassicalCodec):
-    """A classical codec of clips. Settings are CRF, from the best to the lowest that there is.
+    """A classical video codec. Settings are CRF values, from the best quality to the lowest.
 
     Attributes:
-        decoder: FFmpeg's name of what decodes it.
-        least: Pixels that a side must have; smaller frames are filled up with copies of their last row and column.
-            x265 writes beyond its memory where sides are between 33 and 50.
+        decoder: FFmpeg's name of the decoder.
+        least: Least side of a frame, in pixels; smaller frames are padded with copies of their last row and column.
+            x265 writes out of bounds for sides between 33 and 50.
     """
 
     decoder: str
     least: int
 
     def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this PyAV has it."""
+        """Return whether this PyAV has the encoder and the decoder."""
         return {self.encoder, self.decoder} <= av.codecs_available
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
-        """Code a clip `(3, t, h, w)`, uint8, at a quality (CRF), and decode it."""
+        """Encode a clip `(3, t, h, w)`, uint8, at a CRF, and decode it."""
         packets = self.encode(signal, setting, rate or RATE)
         return Coded(packets.file, packets.payload, self.decode(packets, signal.shape[1:]))
 
     def encode(self, clip: Tensor, quality: int, frame_rate: float) -> Packets:
-        """Code a clip.
+        """Encode a clip.
 
         Args:
             clip: uint8 `(3, t, h, w)`.
@@ -75,6 +75,7 @@ class VideoCodec(ClassicalCodec):
         """
         sides = [max(side + side % 2, self.least) for side in clip.shape[2:]]
         indices = [torch.arange(side).clamp(max=had - 1) for side, had in zip(sides, clip.shape[2:], strict=True)]
+        # (3, t, h, w) -> (t, h, w, 3)
         frames = clip[:, :, indices[0]][:, :, :, indices[1]].permute(1, 2, 3, 0).contiguous().numpy()
         buffer, rate = BytesIO(), Fraction(frame_rate).limit_denominator(1000)
         packets: list[bytes] = []
@@ -82,24 +83,24 @@ class VideoCodec(ClassicalCodec):
             stream: Any = container.add_stream(self.encoder, rate=rate, options={**self.options, "crf": str(quality)})
             stream.width, stream.height, stream.pix_fmt = sides[1], sides[0], "yuv420p"
             stream.codec_context.time_base, stream.codec_context.thread_count = 1 / rate, 1
-            for number, picture in enumerate([*frames, None]):  # None: all that the coder still has
+            for number, picture in enumerate([*frames, None]):  # None flushes the encoder
                 frame = None
                 if picture is not None:
                     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                     frame.pts, frame.time_base = number, 1 / rate
                 for packet in stream.encode(frame):
                     packets.append(_without_notes(bytes(packet)) if self.name == "H.264" else bytes(packet))
-                    if len(frames) <= 2:  # nothing to put in another order, and x265 leaves the time of decoding unset
+                    if len(frames) <= 2:  # nothing is reordered, and x265 leaves the decoding time unset
                         packet.dts = packet.pts
                     container.mux(packet)
             head = bytes(stream.codec_context.extradata or b"")
         return Packets(packets, head, len(buffer.getvalue()))
 
     def decode(self, coded: Packets, size: Sequence[int]) -> Tensor:
-        """Decode what `encode` gave to a clip, uint8 `(3, t, h, w)`, of the size `(t, h, w)` that went into it.
+        """Decode the packets of `encode` to a clip uint8 `(3, t, h, w)`, where `size` is `(t, h, w)`.
 
         Raises:
-            ValueError: As many frames did not come back.
+            ValueError: The number of decoded frames differs.
         """
         context: Any = av.CodecContext.create(self.decoder, "r")
         context.thread_count = 1
@@ -108,12 +109,13 @@ class VideoCodec(ClassicalCodec):
         frames = [frame for packet in coded.packets for frame in context.decode(av.Packet(packet))]
         frames += context.decode(None)
         if len(frames) != size[0]:
-            raise ValueError(f"{self.name}: {len(frames)} of {size[0]} frames came back")
+            raise ValueError(f"{self.name}: {len(frames)} of {size[0]} frames were decoded")
         pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+        # (t, h, w, 3) -> (3, t, h, w)
         return torch.from_numpy(pictures).permute(3, 0, 1, 2)[:, :, : size[1], : size[2]].contiguous()
 
 
-COUNTED = "the coder's packets, without MP4 and its own headers"
+COUNTED = "the encoder's packets, without MP4 and the encoder's headers"
 QUIET = {"preset": "slow", "x265-params": "log-level=none"}
 CRF = (18, 23, 28, 33, 38, 43, 47, 51)
 CODECS = (
@@ -133,12 +135,12 @@ CODECS = (
 
 
 def _without_notes(packet: bytes) -> bytes:
-    """Drop what x264 writes about itself, 700 bytes: units of type 6, supplemental enhancement information."""
+    """Drop x264's 700 bytes about itself: NAL units of type 6, supplemental enhancement information."""
     start = b"\x00\x00\x01"
     units = [unit.rstrip(b"\x00") for unit in packet.split(start) if unit.rstrip(b"\x00")]
     return b"".join(start + unit for unit in units if unit[0] & 31 != 6)
 
 
 def versions() -> str:
-    """Return the versions of the libraries."""
+    """Return the names and versions of the libraries."""
     return f"PyAV {av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})"

@@ -87,7 +87,7 @@ class AudioCodec(ClassicalCodec):
         if len(sound) < samples:
             raise ValueError(f"{len(sound)} of {samples} samples were decoded")
         # Very short audio decodes to slightly more samples.
-        return torch.from_numpy(sound.T[:, :samples] / self.level)
+        return torch.from_numpy(sound.T[:, :samples] / self.level)  # (t, 1) -> (1, t)
 
 
 CODECS = (

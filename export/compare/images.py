@@ -41,9 +41,9 @@ class ImageCodec(ClassicalCodec):
         """Encode an image `(3, h, w)`, uint8, and decode it."""
         buffer = BytesIO()
         quality: dict[str, Any] = {"quality_layers": [setting]} if self.name == "JPEG 2000" else {"quality": setting}
-        pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))
+        pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))  # (3, h, w) -> (h, w, 3)
         pixels.save(buffer, self.encoder, **quality, **self.options)
-        back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)
+        back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)  # -> (3, h, w)
         data = buffer.getvalue()
         return Coded(len(data), payload(self.name, data), back)
 

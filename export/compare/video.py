@@ -135,7 +135,7 @@ CODECS = (
 
 
 def _without_notes(packet: bytes) -> bytes:
-    """Drop x264's 700 bytes about itself: NAL units of type 6, supplemental enhancement information."""
+    """Drop x264's description of itself (700 bytes): NAL units of type 6, supplemental enhancement information."""
     start = b"\x00\x00\x01"
     units = [unit.rstrip(b"\x00") for unit in packet.split(start) if unit.rstrip(b"\x00")]
     return b"".join(start + unit for unit in units if unit[0] & 31 != 6)

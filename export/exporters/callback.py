@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class ExportBundle(pl.Callback):
-    """Exports the codec, with averaged weights if there are any, to `bundle/` in the run's folder when the run ends.
+    """A callback that exports the codec, averaged if the run averages weights, to the run's `bundle/` at its end.
 
     Args:
         formats: Names in `FORMATS`; `varitok.load` needs onnx.

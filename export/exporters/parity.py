@@ -110,8 +110,8 @@ def check(
 ) -> dict[str, Parity]:
     """Compare reloaded files with the trained codec, in evaluation mode on the CPU, at many sizes.
 
-    Signals (see `draw`) are in batches of 1, 3 and 5. Both decode the trained codec's codes: 1, 2, N - 1 and N tokens,
-    and 1 and all but one of the codebooks.
+    Signals (see `draw`) are in batches of 1, 3 and 5. Both sides decode the trained codec's codes: 1, 2, N - 1 and N
+    tokens, and 1 and all but one of the codebooks.
 
     Args:
         codec: The trained codec; it isn't changed.
@@ -163,7 +163,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
 def signal_error(
     painted: Tensor, got: Tensor, where: str, bounded: bool = True, allowed: float = SIGNAL_ERROR
 ) -> float:
-    """Return a reconstruction's error, relative to the peak of the codec's own, which isn't clamped yet.
+    """Return a reconstruction's error, relative to the peak of the trained codec's unclamped reconstruction.
 
     Raises:
         ParityError: The shapes differ, or the error exceeds `allowed`.

@@ -114,7 +114,7 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
 
 
 class ExportPrior(pl.Callback):
-    """Exports the prior, with averaged weights if there are any, and its bundle to `bundle/` when the run ends."""
+    """A callback that exports the prior, averaged if the run averages weights, and its bundle at the end of a run."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export on rank 0."""

@@ -16,7 +16,7 @@ from varitok.data.batch import BadSample, normalize
 from ..adapters.dataset import dataset_of, files_of
 from ..runtime.bundle import Bundle, onnx_runtime
 
-__all__ = ["Classifier", "classes_of", "read_classifier", "train_classifier"]
+__all__ = ["Classifier", "classes_of", "read_classifier", "readable", "train_classifier"]
 
 EPOCHS, BATCH, WIDTH = 25, 32, 32
 LEAST = 2  # least number of classes
@@ -79,12 +79,8 @@ def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
     if len(classes) < LEAST:
         raise UserError(f"--classes {folder}: all images are of class {classes[0]!r}; give a folder for each class")
     data, _ = dataset_of(bundle, files, None)
-    pairs = [
-        (image, classes.index(name))
-        for image, name in zip(_readable(data, len(files)), names, strict=True)
-        if image is not None
-    ]
-    images, labels = torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    found = dict(readable(data, len(files), []))
+    images, labels = torch.stack([*found.values()]), torch.tensor([classes.index(names[index]) for index in found])
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
@@ -101,12 +97,13 @@ def train_classifier(bundle: Bundle, folder: Path) -> Classifier:
     return Classifier(answer, classes, about)
 
 
-def _readable(data: Dataset[Tensor], count: int) -> Iterator[Tensor | None]:
+def readable(data: Dataset[Tensor], count: int, bad: list[str]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index and signal of each sample that can be read; append the errors of others to `bad`."""
     for index in range(count):
         try:
-            yield data[0, index]
-        except BadSample:
-            yield None
+            yield index, data[0, index]
+        except BadSample as error:
+            bad.append(str(error))
 
 
 def _fit(images: Tensor, labels: Tensor, classes: int) -> nn.Module:

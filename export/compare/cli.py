@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from torch.utils.data import Dataset
 
 from varitok import UserError, progress, require_min
 from varitok.codecs.evaluation.evaluate import versions
-from varitok.codecs.evaluation.figure import Curve, draw_curves
+from varitok.codecs.evaluation.figure import draw_curves
 from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
 from varitok.codecs.modalities.base import Modality
 from varitok.codecs.modalities.registry import modality_of
-from varitok.data.batch import BadSample
 
 from ..adapters.codec import as_codec
 from ..adapters.dataset import dataset_of, files_of, noun_of
@@ -27,8 +25,8 @@ from ..runtime.bundle import Bundle
 from ..runtime.load import load
 from . import audio, images, video
 from .classic import ClassicalCodec
-from .classifier import Classifier, classes_of, read_classifier, train_classifier
-from .measure import OURS, Item, Row, compare, savings
+from .classifier import Classifier, classes_of, read_classifier, readable, train_classifier
+from .measure import ACCOUNTS, Item, Row, compare, curves_of, savings
 
 __all__ = ["main"]
 
@@ -102,11 +100,11 @@ def _run(options: argparse.Namespace, command: str) -> None:
     note = "mean difference in bytes at equal quality, % of the classical codec's; nan: no quality that both reach"
     write_rows(options.out / "bd_rate.csv", {"column percent": note, "command": command}, gains)
     drawn = [name for name in (*modality.shown, "accuracy") if name in shown] or shown[:2]
-    for counted, column in (("payload", "bytes"), ("whole files", "file_bytes")):
-        ours, *others = [_curve(rows, name, column, drawn) for name in dict.fromkeys(str(row["codec"]) for row in rows)]
-        title = f"Quality per byte of {counted}, {rows[0][modality.plural]} {noun}s"
-        path = options.out / f"{'payload' if column == 'bytes' else 'file'}.png"
-        draw_curves(path, ours, others, title, f"bytes per {noun}")
+    for counted, column in ACCOUNTS.items():
+        ours, *others = curves_of(rows, column, drawn)
+        bytes_of = "whole files" if counted == "file" else counted
+        title = f"Quality per byte of {bytes_of}, {rows[0][modality.plural]} {noun}s"
+        draw_curves(options.out / f"{counted}.png", ours, others, title, f"bytes per {noun}")
     if options.json:
         print(json.dumps({"rows": json_rows(rows), "bd_rate": json_rows(gains)}, indent=2))
         return
@@ -166,11 +164,8 @@ def _items(
     if classifier and classifier.classes:
         names = classes_of(files)
         labels = [classifier.classes.index(name) if name in classifier.classes else -1 for name in names]
-    for index, label in enumerate(labels):
-        try:
-            yield Item(data[0, index], label)
-        except BadSample as error:
-            bad.append(str(error))
+    for index, signal in readable(data, len(files), bad):
+        yield Item(signal, labels[index])
 
 
 def _header(
@@ -183,9 +178,7 @@ def _header(
     command: str,
     about: str,
 ) -> dict[str, str]:
-    known = (
-        {"column accuracy": f"share of reconstructions in the right class: {classifier.about}"} if classifier else {}
-    )
+    text = f"share of reconstructions in the right class: {classifier.about}" if classifier else ""
     rate = modality.rate
     return {
         "codec": str(options.bundle),
@@ -195,27 +188,20 @@ def _header(
         "column bytes": f"mean payload of the {modality.plural}; file_bytes of whole files (.vtk with one signal)",
         f"column {rate.name}": f"of payloads: {rate.definition}; file_{rate.name} of whole files",
         **{f"column {name}": text for name, text in modality.definitions(metrics, options.side).items()},
-        **known,
+        **({"column accuracy": text} if text else {}),
         **{f"settings {one.name}": one.about for one in classics},
         "command": command,
         "versions": f"{versions()['versions']}, {about}",
     }
 
 
-def _curve(rows: Sequence[Row], name: str, column: str, metrics: Sequence[str]) -> Curve:
-    mine = [row for row in rows if row["codec"] == name]
-    labels = [f"{row['setting']}" for row in mine] if name == OURS else []
-    values = {metric: [float(row[metric]) for row in mine] for metric in metrics}
-    return Curve(name, [float(row[column]) for row in mine], values, labels)
-
-
 def _print(gains: Sequence[Row], metrics: Sequence[str]) -> None:
     """Print the Bjontegaard rates."""
     table = Table("against", "counted", *metrics, box=None, title="difference in bytes at equal quality, %")
-    pairs = dict.fromkeys((str(row["against"]), str(row["counted"])) for row in gains)
-    for against, counted in pairs:
-        rows = [row for row in gains if (row["against"], row["counted"]) == (against, counted)]
-        mine = {str(row["metric"]): float(row["percent"]) for row in rows}
-        words = [f"{mine[name]:+.1f}" if not math.isnan(mine[name]) else "no overlap" for name in metrics]
-        table.add_row(against, counted, *words)
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in gains:
+        word = f"{float(row['percent']):+.1f}".replace("+nan", "no overlap")
+        cells.setdefault((str(row["against"]), str(row["counted"])), []).append(word)
+    for pair, words in cells.items():
+        table.add_row(*pair, *words)
     wide_console().print(table)

@@ -1,12 +1,13 @@
 """The protocol of the comparison: a bundle and classical codecs encode the same signals at ladders of rates."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from varitok.codecs.evaluation.figure import Curve
 from varitok.codecs.evaluation.ladder import Ladder
 from varitok.codecs.modalities.base import Modality
 from varitok.codecs.modalities.registry import lower_is_better
@@ -17,7 +18,7 @@ from ..bitstream.rate_control import encode_signal
 from .classic import ClassicalCodec, Coded
 from .rates import bd_rate
 
-__all__ = ["OURS", "Item", "Row", "compare", "savings"]
+__all__ = ["ACCOUNTS", "Item", "Row", "compare", "curves_of", "savings"]
 
 OURS = "varitok"
 ACCOUNTS = {"payload": "bytes", "file": "file_bytes"}  # counted bytes, and their column
@@ -34,20 +35,6 @@ class Item(NamedTuple):
 
     signal: Tensor
     label: int | None = None
-
-
-class _Sums:
-    """The sizes and metrics of one codec at one setting, accumulated over signals."""
-
-    def __init__(self) -> None:
-        self.bytes = {account: 0 for account in ACCOUNTS}
-        self.values: dict[str, list[float]] = {}
-
-    def add(self, coded: Coded, values: Mapping[str, float]) -> None:
-        for account in ACCOUNTS:
-            self.bytes[account] += getattr(coded, account)
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
 
 
 def compare(
@@ -74,7 +61,7 @@ def compare(
         A row for each codec and setting, by ascending size: means over signals, and rates over all signals together.
     """
     comparisons = {name: modality.comparison(name, torch.device("cpu")) for name in metrics}
-    sums: dict[tuple[str, int], _Sums] = {}
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
     amount, count = 0.0, 0
     for signal, label in items:
         normal = normalize(signal[None])
@@ -83,19 +70,22 @@ def compare(
         wanted = None if recognises is None else int(recognises(real)) if label is None else label
         for name, setting, coded in _all(codec, normal, real[0], classics, modality, coding):
             back = coded.back[None]
-            values = {metric: float(call(back, real, lengths)) for metric, call in comparisons.items()}
+            values = {column: float(getattr(coded, account)) for account, column in ACCOUNTS.items()}
+            values |= {metric: float(call(back, real, lengths)) for metric, call in comparisons.items()}
             if recognises is not None:
                 values["accuracy"] = float(int(recognises(back)) == wanted)
-            sums.setdefault((name, setting), _Sums()).add(coded, values)
+            found.setdefault((name, setting), []).append(values)
     rows: list[Row] = []
-    for (name, setting), found in sums.items():
-        sizes = {column: found.bytes[account] / count for account, column in ACCOUNTS.items()}
-        prefixes = {"payload": "", "file": "file_"}
-        rates = {f"{prefixes[account]}{modality.rate.name}": 8 * size / amount for account, size in found.bytes.items()}
-        means = {metric: float(np.nanmean(values)) for metric, values in found.values.items()}
+    for (name, setting), measured in found.items():
+        means = {column: float(np.nanmean([values[column] for values in measured])) for column in measured[0]}
+        sizes = {column: means.pop(column) for column in ACCOUNTS.values()}
+        rates = {
+            column.replace("bytes", modality.rate.name): 8 * sum(values[column] for values in measured) / amount
+            for column in sizes
+        }
         rows.append({"codec": name, "setting": setting, **sizes, **rates, **means, modality.plural: count})
-    order = {name: index for index, name in enumerate([OURS, *(one.name for one in classics)])}
-    return sorted(rows, key=lambda row: (order[str(row["codec"])], float(row["bytes"])))
+    order = [OURS, *(one.name for one in classics)]
+    return sorted(rows, key=lambda row: (order.index(str(row["codec"])), float(row["bytes"])))
 
 
 def _all(
@@ -126,19 +116,25 @@ def savings(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
         Rows with `percent`: below 0, the bundle needs fewer bytes for the same quality; NaN without a common quality.
     """
     found: list[Row] = []
-    names = dict.fromkeys(str(row["codec"]) for row in rows)
     for counted, column in ACCOUNTS.items():
+        ours, *others = curves_of(rows, column, metrics)
         for metric in metrics:
             sign = -1 if lower_is_better(metric) else 1
-            curves = {name: _curve([row for row in rows if row["codec"] == name], column, metric) for name in names}
-            rates, quality = curves.pop(OURS)
-            for name, (others, values) in curves.items():
-                percent = bd_rate(rates, [sign * each for each in quality], others, [sign * each for each in values])
-                ours, theirs = sorted(quality), sorted(values)
-                spans = {"least": ours[0], "most": ours[-1], "their_least": theirs[0], "their_most": theirs[-1]}
-                found.append({"against": name, "metric": metric, "counted": counted, "percent": percent, **spans})
+            for other in others:
+                pairs = [(curve.sizes, [sign * each for each in curve.values[metric]]) for curve in (ours, other)]
+                mine, theirs = sorted(ours.values[metric]), sorted(other.values[metric])
+                spans = {"least": mine[0], "most": mine[-1], "their_least": theirs[0], "their_most": theirs[-1]}
+                percent = bd_rate(*pairs[0], *pairs[1])
+                found.append({"against": other.name, "metric": metric, "counted": counted, "percent": percent, **spans})
     return found
 
 
-def _curve(rows: Sequence[Row], size: str, metric: str) -> tuple[list[float], list[float]]:
-    return [float(row[size]) for row in rows], [float(row[metric]) for row in rows]
+def curves_of(rows: Sequence[Row], column: str, metrics: Sequence[str]) -> list[Curve]:
+    """Return each codec's curves of the metrics over a size column, the bundle's first, with its settings as labels."""
+    curves = []
+    for name in dict.fromkeys(str(row["codec"]) for row in rows):
+        mine = [row for row in rows if row["codec"] == name]
+        values = {metric: [float(row[metric]) for row in mine] for metric in metrics}
+        labels = [str(row["setting"]) for row in mine] if name == OURS else []
+        curves.append(Curve(name, [float(row[column]) for row in mine], values, labels))
+    return curves

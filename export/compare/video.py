@@ -117,20 +117,13 @@ class VideoCodec(ClassicalCodec):
 
 COUNTED = "the encoder's packets, without MP4 and the encoder's headers"
 QUIET = {"preset": "slow", "x265-params": "log-level=none"}
+GOOD = {"b": "0", "deadline": "good", "cpu-used": "1"}
 CRF = (18, 23, 28, 33, 38, 43, 47, 51)
 CODECS = (
     VideoCodec("H.264", "libx264", CRF, {"preset": "veryslow"}, COUNTED, "h264", 2),
     VideoCodec("H.265", "libx265", CRF, QUIET, COUNTED, "hevc", 64),
     VideoCodec("AV1", "libsvtav1", (25, 35, 45, 50, 55, 60, 63), {"preset": "4"}, COUNTED, "libdav1d", 64),
-    VideoCodec(
-        "VP9",
-        "libvpx-vp9",
-        (20, 30, 40, 50, 56, 63),
-        {"b": "0", "deadline": "good", "cpu-used": "1"},
-        COUNTED,
-        "vp9",
-        2,
-    ),
+    VideoCodec("VP9", "libvpx-vp9", (20, 30, 40, 50, 56, 63), GOOD, COUNTED, "vp9", 2),
 )
 
 

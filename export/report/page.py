@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from .samples import Sample, samples
 from .sections import comparison, describe_rungs, section
 from .subject import Subject
 
-__all__ = ["MOST_BYTES", "TITLE", "write_page"]
+__all__ = ["MOST_BYTES", "STYLE", "TITLE", "document", "embed", "write_page"]
 
 MOST_BYTES = 20_000_000
 TITLE = "Reconstruction quality by rate"
 SHARE = 0.9  # largest share of these for samples; plots and tables take the rest
-BESIDE = Path(__file__).parent  # style sheet and script
+STYLE = Path(__file__).with_name("page.css")
 
 
 def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Classics] = (), title: str = TITLE) -> None:
@@ -44,7 +44,10 @@ def write_page(path: Path, subjects: Sequence[Subject], classics: Sequence[Class
         parts.append(section(name, subject, shown, classics))
         decoded = [[list(one) for one in sample.decoded] for sample in shown]
         media[name] = {"rungs": describe_rungs(subject), "samples": decoded}
-    text = _document(title, _contents(subjects) + "".join(parts), media)
+    body, data = _contents(subjects) + "".join(parts), embed("media", media)
+    need = "Reconstructions need JavaScript; this page loads no script from elsewhere."
+    sources = "img-src data:; media-src data:; style-src 'unsafe-inline'"
+    text = document(title, need, body, data, [STYLE, STYLE.with_suffix(".js")], sources)
     if len(text.encode()) > MOST_BYTES:
         raise UserError(f"{path}: {len(text) / 1e6:.0f} MB are above {MOST_BYTES / 1e6:.0f} MB; name fewer runs")
     try:
@@ -75,15 +78,18 @@ def _contents(subjects: Sequence[Subject]) -> str:
     return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
 
 
-def _document(title: str, body: str, media: Mapping[str, Any]) -> str:
-    """Return the HTML document, with a policy that allows only its own script and no requests."""
-    style, script = ((BESIDE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+def document(
+    title: str, need: str, body: str, data: str, files: Sequence[Path], sources: str, note: str = "", wasm: bool = False
+) -> str:
+    """Return an HTML document with the style sheets and scripts of `files`, whose policy allows no network requests.
+
+    `need` shows without JavaScript, `data` are further script elements, and `sources` belong to the policy.
+    """
+    style = "".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".css")
+    script = "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
-    # Escape "<", so that no name in the data can close the script element.
-    data = json.dumps(media, separators=(",", ":")).replace("<", "\\u003c")
+    kind, also = (' type="module"', " blob: 'wasm-unsafe-eval'") if wasm else ("", "")
+    policy = f"default-src 'none'; {sources}; script-src 'sha256-{digest}'{also}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -97,14 +103,19 @@ def _document(title: str, body: str, media: Mapping[str, Any]) -> str:
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<p class="note">Written by varitok {escape(__version__)}.</p>
-<noscript><p>Reconstructions need JavaScript; this page loads no script from elsewhere.</p></noscript>
+<p class="note">{note}Written by varitok {escape(__version__)}.</p>
+<noscript><p>{need}</p></noscript>
 </header>
 <main>
 {body}
 </main>
-<script type="application/json" id="media">{data}</script>
-<script>{script}</script>
+{data}<script{kind}>{script}</script>
 </body>
 </html>
 """
+
+
+def embed(name: str, value: Any) -> str:
+    """Return a script element with JSON; "<" is escaped, so that no text in it can close the element."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'

@@ -3,21 +3,19 @@
 import base64
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import tarfile
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from varitok import UserError, __version__
+from varitok import UserError
 
 from ...bitstream.container import identity
 from ...runtime.bundle import DECODER, ENCODER, Bundle, Opened
 from ...runtime.load import load
-from ..page import BESIDE as REPORT
+from ..page import STYLE, document, embed
 
 __all__ = ["RUNTIME", "cached_runtime", "find_runtime", "write_live"]
 
@@ -27,9 +25,8 @@ SHA512 = (
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
 FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}  # embedded in the page
-SCRIPTS = ("container.js", "signals.js", "live.js")
 MOST_SECONDS = 60  # of audio that the page encodes
-BESIDE = Path(__file__).parent
+OWN = ("live.css", "container.js", "signals.js", "live.js")
 
 
 def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
@@ -120,14 +117,6 @@ def _about(bundle: Opened) -> dict[str, Any]:
 
 
 def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str:
-    style = (REPORT / "page.css").read_text(encoding="utf-8") + (BESIDE / "live.css").read_text(encoding="utf-8")
-    script = "\n".join((BESIDE / part).read_text(encoding="utf-8") for part in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data: blob:; media-src blob:; style-src 'unsafe-inline'; connect-src blob: data:;"
-        f" script-src 'sha256-{digest}' blob: 'wasm-unsafe-eval'"
-    )
-    facts = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     packed = {key: base64.b64encode(gzip.compress(data, 6, mtime=0)).decode() for key, data in blocks.items()}
     data = "".join(f'<script type="text/plain" id="{key}">{text}</script>\n' for key, text in packed.items())
     picture = about["modality"] == "image"
@@ -138,24 +127,7 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
         for key, label in (("before", "The original"), ("after", "The reconstruction"))
     )
     accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "codebooks")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}, live</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{escape(name)}, live</h1>
-<p class="note">Encoder and decoder run in this page; no data leaves it. Written by varitok {escape(__version__)}.</p>
-<noscript><p>This page needs JavaScript; it loads no script from elsewhere.</p></noscript>
-</header>
-<main>
-<label class="drop" id="drop">Drop {about["noun"]} or a .vtk file here, or choose one
+    body = f"""<label class="drop" id="drop">Drop {about["noun"]} or a .vtk file here, or choose one
 <input type="file" id="file" accept="{accept}"></label>
 <p class="told" id="told" role="status">Starting ONNX Runtime …</p>
 <section id="results" hidden aria-label="Result">
@@ -168,10 +140,9 @@ def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str
 </div>
 <button type="button" id="save">Save the codes (.vtk)</button>
 <button type="button" id="save-signal">Save the reconstruction ({"PNG" if picture else "WAV"})</button>
-</section>
-</main>
-<script type="application/json" id="about">{facts}</script>
-{data}<script type="module">{script}</script>
-</body>
-</html>
-"""
+</section>"""
+    files = [STYLE, *(Path(__file__).with_name(file) for file in OWN)]
+    need = "This page needs JavaScript; it loads no script from elsewhere."
+    sources = "img-src data: blob:; media-src blob:; style-src 'unsafe-inline'; connect-src blob: data:"
+    note = "Encoder and decoder run in this page; no data leaves it. "
+    return document(f"{name}, live", need, body, embed("about", about) + data, files, sources, note, wasm=True)

@@ -1,4 +1,4 @@
-"""The adversarial term: a discriminator, its criteria and its timetable. It owns no optimizer."""
+"""Adversarial loss: a discriminator, its criterion and its schedule. The optimizers are the trainer's."""
 
 from typing import Any, Literal
 
@@ -16,36 +16,42 @@ __all__ = ["Adversarial"]
 
 
 class Adversarial(nn.Module):
-    """The discriminator's loss, and the codec's adversarial and feature-matching losses.
+    """Discriminator loss, and the codec's adversarial and feature-matching losses.
 
-    Training begins at update `start`; for `head_start` updates the discriminator learns alone, then its word to the
-    codec grows over `ramp` updates to the full weight. (A discriminator that is heard from its first step on wrecks
-    the reconstructions: taming-transformers issue 44.)
+    With x the signal, y its reconstruction and D the logits:
 
-    Of several judgments the mean is taken, and of every judgment the mean over each sample's valid logits, then over
-    the batch.
+        hinge          D: (relu(1 - D(x)) + relu(1 + D(y))) / 2      codec: -D(y)             (arXiv 1705.02894)
+        nonsaturating  D: (softplus(-D(x)) + softplus(D(y))) / 2     codec: softplus(-D(y))   (arXiv 1406.2661)
+        least_squares  D: ((D(x) - 1)^2 + D(y)^2) / 2                codec: (D(y) - 1)^2      (arXiv 1611.04076)
+        features       codec: mean |F(y) - F(x)|, of each layer F of D
+        LeCam          D: + lecam * (relu(D(x) - EMA(D(y)))^2 + relu(EMA(D(x)) - D(y))^2)
+
+    The discriminator starts training at update `start`. It trains alone for `head_start` updates; then the codec's
+    loss weights ramp up linearly over `ramp` updates. (Full weight from the first update on ruins the
+    reconstructions: taming-transformers issue 44.)
+
+    Logits are averaged over each sample's valid positions, then over the batch, then over discriminators.
 
     Args:
-        discriminator: Signals `(b, c, *grid)` and lengths `(b,)` to a list of judgments.
-        kind: "hinge" (arXiv 1705.02894), "nonsaturating" (arXiv 1406.2661, section 3) or "least_squares" (arXiv
-            1611.04076).
+        discriminator: Maps signals `(b, c, *grid)` and lengths `(b,)` to a list of `DiscriminatorOutput`.
+        kind: Criterion: "hinge", "nonsaturating" or "least_squares".
         weight: Full weight of the codec's adversarial loss.
-        features: Full weight of feature matching, the mean absolute difference of the discriminator's activations on
-            the real and on the reconstructed signal; 0 is off.
-        relative: Whether that difference is divided by the mean magnitude on the real signal (EnCodec, arXiv
-            2210.13438, equation 3), layer by layer and sample by sample.
-        reduction: Whether the codec's losses are the "mean" over judgments and layers (EnCodec) or the "sum" over
-            both (DAC, arXiv 2306.06546).
-        start: Update at which the discriminator begins to learn.
-        head_start: Updates that it learns alone.
-        ramp: Updates over which the codec's weight then grows to `weight`.
-        every: Updates between two of the discriminator.
-        shared: Judge both sides once for both turns: the codec then hears the discriminator as it was before this
-            update's step, which must come after the codec's backward pass. Saves time and takes the memory of both
-            turns at once.
-        peak: Sounds lose their mean and get this peak before they are judged (DAC's code has 0.8); None leaves them.
-        lecam: Weight of the LeCam regularization (arXiv 2104.03310, equation 5); 0 is off.
-        lecam_decay: Decay of its moving averages, which are buffers and survive a resume.
+        features: Full weight of feature matching; 0 turns it off.
+        relative: Whether each layer's difference is divided by the mean of |F(x)|, sample by sample (EnCodec, arXiv
+            2210.13438, equation 3).
+        reduction: Reduction of the codec's losses over discriminators and layers: "mean" (EnCodec) or "sum" (DAC,
+            arXiv 2306.06546).
+        start: Update at which the discriminator starts training.
+        head_start: Number of updates between `start` and the first with the codec's losses.
+        ramp: Number of updates of the linear ramp to the full weights.
+        every: Interval between the discriminator's training steps, in updates.
+        shared: Whether both losses share one forward pass of the discriminator. The codec's loss then uses the
+            discriminator before its step of this update, so this step must follow the codec's backward pass. Faster,
+            but holds the activations of both losses at once.
+        peak: Peak to which waveforms are scaled before the discriminator, after their mean is subtracted (0.8 in
+            DAC's code); None leaves signals unchanged.
+        lecam: Weight of LeCam regularization (arXiv 2104.03310, equation 5); 0 turns it off.
+        lecam_decay: Decay of LeCam's EMA of the logits; checkpoints include it.
 
     Raises:
         UserError: `every` is below 1.
@@ -86,7 +92,7 @@ class Adversarial(nn.Module):
         self.every = every
         self.shared = shared
         self.judged: tuple[Tensor, list[DiscriminatorOutput], list[DiscriminatorOutput]] | None = (
-            None  # between the turns of an update
+            None  # kept from the discriminator's loss to the codec's, within an update
         )
         self.peak = peak
         self.lecam = lecam
@@ -95,11 +101,11 @@ class Adversarial(nn.Module):
         self.register_buffer("fake_average", torch.zeros(()))
 
     def learns(self, update: int) -> bool:
-        """Return whether the discriminator trains at this update."""
+        """Return whether the discriminator is trained at this update."""
         return update >= self.start and (update - self.start) % self.every == 0
 
     def loss_weights(self, update: int) -> dict[str, float]:
-        """Return the weights of the codec's losses at this update, by name; absent ones need not be computed."""
+        """Return the nonzero weights of the codec's losses at this update, by name."""
         since = update - self.start - self.head_start
         share = min(1.0, max(0.0, (since + 1) / (self.ramp + 1)))
         return {name: share * weight for name, weight in self.weights.items() if share * weight}
@@ -107,18 +113,21 @@ class Adversarial(nn.Module):
     def discriminator_loss(
         self, fake: Tensor, real: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the discriminator's loss on signals `(b, c, *grid)`, detached, and its mean logits for the log.
+        """Compute the discriminator's loss, and its mean logits for the log.
 
-        The first `lengths` steps are valid, None for all.
+        Args:
+            fake: Reconstructions `(b, c, *grid)`; they are detached.
+            real: Signals of the same shape.
+            lengths: int64 `(b,)`, number of valid steps; None for all.
         """
         fake = fake.detach()
         if self.shared:
-            # Two passes: the codec's gradient goes back through that of its own side only.
+            # Two passes, so that the codec's backward pass runs through the fake one only.
             fake = fake.requires_grad_()
             on_fake, on_real = self._judge(fake, lengths), self._judge(real, lengths)
             self.judged = fake, on_fake, on_real
         else:
-            # One pass over both: half the launches, and the same statistics for both sides.
+            # One pass over both: half the kernel launches, and the same batch statistics for both.
             twice = None if lengths is None else lengths.repeat(2)
             pairs = [judgment.split() for judgment in self._judge(torch.cat([real, fake]), twice)]
             on_real, on_fake = [real for real, _ in pairs], [fake for _, fake in pairs]
@@ -127,26 +136,26 @@ class Adversarial(nn.Module):
         loss = _mean(losses)
         with torch.no_grad():
             sides = {"real": on_real, "fake": on_fake}
-            means = {name: _mean([_logits(one.logits, one.valid) for one in side]) for name, side in sides.items()}
+            means = {name: _mean([_average(one.logits, one.valid) for one in side]) for name, side in sides.items()}
         if self.lecam:
             self._follow(means["real"], means["fake"])
-            above = [_logits(functional.relu(one.logits - self.fake_average).square(), one.valid) for one in on_real]
-            below = [_logits(functional.relu(self.real_average - one.logits).square(), one.valid) for one in on_fake]
+            above = [_average(functional.relu(one.logits - self.fake_average).square(), one.valid) for one in on_real]
+            below = [_average(functional.relu(self.real_average - one.logits).square(), one.valid) for one in on_fake]
             loss = loss + self.lecam * (_mean(above) + _mean(below))
         return loss, means
 
     def codec_losses(self, fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the codec's losses, unweighted, on a reconstruction with gradient.
+        """Compute the codec's losses before their weights, with gradient at the reconstruction `fake`.
 
-        Feature matching is among them if it has a weight; both share one pass over the reconstruction.
+        Feature matching is included if its weight isn't 0. Both losses share one pass over the reconstruction.
         """
         judged, self.judged = self.judged, None
-        # A reconstruction that the discriminator's turn has not seen, because it did not learn, is judged anew.
+        # If the discriminator isn't trained at this update, there are no outputs to reuse.
         if judged is not None and judged[0].data_ptr() == fake.data_ptr():
             leaf, on_fake, on_real = judged
             losses = self._compute_codec_losses(on_fake, on_real)
             return dict(zip(losses, _Bridge.apply(fake, (leaf, *losses.values())), strict=True))
-        # Its own parameters need no gradient in the codec's turn.
+        # The codec's losses need no gradient of the discriminator's parameters.
         self.discriminator.requires_grad_(False)
         on_real = []
         if self.weights["features"]:
@@ -159,12 +168,12 @@ class Adversarial(nn.Module):
     def _compute_codec_losses(
         self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
     ) -> dict[str, Tensor]:
-        """Compute the codec's losses: the discriminator should have answered real."""
+        """Compute the codec's losses, whose target for fake logits is real."""
         hinge = self.kind == "hinge"
-        said = [
-            -_logits(one.logits, one.valid) if hinge else self._compute_discriminator_loss(one, 1.0) for one in fake
+        terms = [
+            -_average(one.logits, one.valid) if hinge else self._compute_discriminator_loss(one, 1.0) for one in fake
         ]
-        losses = {"adversarial": self._reduce(said)}
+        losses = {"adversarial": self._reduce(terms)}
         if self.weights["features"]:
             pairs = zip(
                 [f for one in fake for f in one.features], [f for one in real for f in one.features], strict=True
@@ -173,17 +182,17 @@ class Adversarial(nn.Module):
         return losses
 
     def _judge(self, signal: Tensor, lengths: Tensor | None) -> list[DiscriminatorOutput]:
-        judged: list[DiscriminatorOutput] = self.discriminator(_normalize_logits(signal, lengths, self.peak), lengths)
+        judged: list[DiscriminatorOutput] = self.discriminator(_normalize_peak(signal, lengths, self.peak), lengths)
         return judged
 
     def _compute_discriminator_loss(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
-        """Compute the discriminator's loss for the target `side`: 1 for real, -1 for fake."""
+        """Compute the discriminator's loss for the target `side`, 1 (real) or -1 (fake)."""
         logits, valid, _ = judgment
         if self.kind == "hinge":
-            return _logits(functional.relu(1 - side * logits), valid)
+            return _average(functional.relu(1 - side * logits), valid)
         if self.kind == "least_squares":
-            return _logits((logits - (side + 1) / 2).square(), valid)
-        return _logits(functional.softplus(-side * logits), valid)
+            return _average((logits - (side + 1) / 2).square(), valid)
+        return _average(functional.softplus(-side * logits), valid)
 
     def _difference(self, fake: Feature, real: Feature) -> Tensor:
         wanted = real.values.detach()
@@ -199,24 +208,25 @@ class Adversarial(nn.Module):
         with torch.no_grad():
             means = mean_over_ranks(torch.stack([real, fake]).float())
             for average, value in zip((self.real_average, self.fake_average), means, strict=True):
-                # Of logits that are not finite nothing is left.
+                # Logits that aren't finite leave the average unchanged.
                 average.lerp_(torch.where(value.isfinite(), value, average), 1 - self.lecam_decay)
 
 
-def _logits(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Average `(b, ...)` over each sample's valid logits, then over the batch."""
+def _average(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Average `(b, ...)` over each sample's valid positions, then over the batch."""
     return valid_means(values, valid).mean()
 
 
 class _Bridge(torch.autograd.Function):
-    """Gives losses made from `leaf`, a copy of `fake` without history, their gradient at `fake`.
+    """Routes the gradient of losses computed from `leaf`, a detached alias of `fake`, to `fake`.
 
-    It goes back to the leaf only: the discriminator's parameters, on the way, have their own gradients already.
+    The backward pass computes the gradient at the leaf only. The discriminator's parameters get none from it: their
+    gradient is that of the discriminator's loss.
     """
 
     @staticmethod
     def forward(ctx: Any, fake: Tensor, made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # In a tuple, autograd doesn't see them, and won't go back through the discriminator a second time.
+        # Autograd doesn't track tensors in a tuple, so it won't backpropagate through the discriminator a second time.
         ctx.leaf, *ctx.losses = made
         ctx.set_materialize_grads(False)
         return tuple(loss.detach().clone() for loss in ctx.losses)
@@ -225,7 +235,7 @@ class _Bridge(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None]:
         pairs = [(loss, given) for loss, given in zip(ctx.losses, gradients, strict=True) if given is not None]
         losses, given = zip(*pairs, strict=True)
-        # The balancer comes once for each loss.
+        # The balancer runs a backward pass for each loss.
         (gradient,) = torch.autograd.grad(losses, ctx.leaf, given, retain_graph=True)
         return gradient, None
 
@@ -234,8 +244,8 @@ def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _normalize_logits(signal: Tensor, lengths: Tensor | None, peak: float | None) -> Tensor:
-    """Take the mean of each channel away and scale a sample's valid part to the peak."""
+def _normalize_peak(signal: Tensor, lengths: Tensor | None, peak: float | None) -> Tensor:
+    """Subtract each channel's mean over the valid samples of `(b, c, t)` and scale each waveform to a peak."""
     if peak is None:
         return signal
     signal = zero_padding(signal, lengths)

@@ -1,4 +1,4 @@
-"""Terms weighed by what they do to the reconstruction, not by their size."""
+"""Loss balancer: weights terms by the norm of their gradient at the reconstruction."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,18 +13,18 @@ __all__ = ["Balancer"]
 class Balancer(nn.Module):
     """EnCodec's balancer (arXiv 2210.13438, section 3.4): a term's weight is its share of the gradient.
 
-    Each term's gradient at the reconstruction is divided by a moving average of its norm and multiplied by the term's
-    share of all weights; the sum goes back through the codec. A term's scale then doesn't matter, and none drowns the
-    others. It costs a backward pass through each term instead of one through their sum. Penalties of the bottleneck
-    are not balanced.
+        g = sum_i total * w_i / sum_j w_j * g_i / EMA(|g_i|),   g_i = d loss_i / d reconstruction
 
-    The norm is one sample's own, before the mean over the batch, and averaged over batch and processes: so two
-    processes do what one does at the same global batch. (In the published code it is that of the batch's mean, whose
-    `total_norm` is ours over the batch of one process.)
+    So a term's scale has no effect, and no term dominates. It costs one backward pass per term, from the loss to the
+    reconstruction, instead of one for the sum. Penalties of the bottleneck are not balanced.
+
+    |g_i| is the norm of a single sample's gradient, averaged over the batch and all processes. Two processes thus
+    compute the same as one with the same global batch. (The published code uses the gradient of the batch mean, so
+    its `total_norm` is `total` divided by the batch size of a process.)
 
     Args:
-        total: Norm that a sample's summed gradient would have if its terms agreed.
-        decay: Decay of the norms' moving averages, which are buffers and survive a resume.
+        total: Norm of a sample's balanced gradient if the gradients of all terms are parallel.
+        decay: Decay of the EMA of the norms; checkpoints include it.
     """
 
     def __init__(self, total: float = 1.0, decay: float = 0.999) -> None:
@@ -33,39 +33,39 @@ class Balancer(nn.Module):
         self.decay = decay
 
     def follow(self, names: Iterable[str]) -> None:
-        """Create the buffers of the named terms; a term's average begins with its first value."""
+        """Create the EMA buffers of the named terms; a term's EMA starts at its first norm."""
         for name in names:
             self.register_buffer(f"norm_{name}", torch.zeros(()))
             self.register_buffer(f"share_{name}", torch.zeros(()))
 
     def forward(self, values: Mapping[str, Tensor], weights: Mapping[str, float], signal: Tensor) -> Tensor:
-        """Balance the terms `values`, scalars made from the reconstruction `signal` `(b, ...)`.
+        """Balance the losses `values`, scalars computed from the reconstruction `signal` `(b, ...)`.
 
         Returns:
-            A scalar with the value of the weighted sum, whose gradient at the signal is the balanced one. Without
-            gradient, as in evaluation, just that sum, and the averages stay.
+            A scalar with the value of the weighted sum and the balanced gradient at the signal. Without gradient, as
+            in evaluation, the weighted sum; the EMA isn't updated.
         """
         weighted = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         if not weighted.requires_grad:
             return weighted
-        # Terms may share a forward pass, the discriminator's.
+        # The graph is retained, as terms may share a forward pass of the discriminator.
         gradients = [torch.autograd.grad(value, signal, retain_graph=True)[0] for value in values.values()]
         norms = self._follow(list(values), gradients)
         whole = sum(weights[name] for name in values)
         balanced = torch.zeros_like(signal)
         for name, gradient, norm in zip(values, gradients, norms, strict=True):
             balanced = balanced + (weights[name] / whole * self.total / norm.clamp(min=1e-12)) * gradient
-        # A mean over the batch, as every term is.
+        # Its gradient at the signal is `balanced`, which has the factor 1 / b of each term's mean over the batch.
         work = (signal * balanced.to(signal.dtype)).sum()
         return weighted.detach() + work - work.detach()
 
     def _follow(self, names: list[str], gradients: list[Tensor]) -> list[Tensor]:
-        """Add this batch's norms to the averages and give these, free of what they began with."""
+        """Update the EMA with this batch's norms and return it, corrected for its start at 0."""
         own = [gradient.float().flatten(1).norm(dim=1).mean() * len(gradient) for gradient in gradients]
         averages = []
         for name, norm in zip(names, mean_over_ranks(torch.stack(own).detach()), strict=True):
             average, share = self.get_buffer(f"norm_{name}"), self.get_buffer(f"share_{name}")
-            weight = torch.where(norm.isfinite(), 1 - self.decay, 0.0)  # of a norm that isn't nothing is left
+            weight = torch.where(norm.isfinite(), 1 - self.decay, 0.0)  # skips NaN and infinity
             average.lerp_(norm.nan_to_num(), weight)
             share.lerp_(torch.ones_like(share), weight)
             averages.append(average / share)

@@ -1,6 +1,6 @@
-"""What every loss term keeps; `tests/codecs/losses/test_contract.py` runs it over all configurations.
+"""Interface of loss terms; `tests/codecs/losses/test_contract.py` tests it with all configurations.
 
-A new term is a `SignalTerm`: a class of one method, `forward(fake, real, lengths)`.
+A new term is a `SignalTerm` with one method, `forward(fake, real, lengths)`.
 """
 
 from abc import ABC, abstractmethod
@@ -22,17 +22,17 @@ __all__ = ["Guidance", "LossTerm", "SignalTerm"]
 
 
 class Guidance:
-    """What the terms of a step compare a reconstruction with.
+    """Targets of the loss terms of one training step.
 
-    Each teacher sees the signal once, when the first term asks.
+    Each teacher runs at most once per step, when the first term needs its features.
 
     Args:
-        teachers: By name.
-        real: The signal.
-        lengths: Its valid steps of the first axis; None for all.
-        inside: What was captured in the codec.
-        known: Features of the signal that need no teacher any more, by its name.
-        captions: What texts say of each signal; none at all where they weren't read.
+        teachers: Teachers by name.
+        real: Signals `(b, c, *grid)`.
+        lengths: int64 `(b,)`, valid steps of the first axis; None for all.
+        inside: Feature maps captured in the codec, by tap.
+        known: Precomputed teacher features of the signals, by the teacher's name.
+        captions: Caption of each signal; empty if captions weren't loaded.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Guidance:
 
     @cached_property
     def valid(self) -> Tensor:
-        """Valid steps of each signal's first axis, int64 `(b,)`."""
+        """Number of valid steps of each signal's first axis, int64 `(b,)`."""
         if self.lengths is not None:
             return self.lengths
         return torch.full((len(self.real),), self.real.shape[2], device=self.real.device)
 
     @torch.no_grad()
     def target(self, teacher: str) -> FeatureMap:
-        """Return a teacher's features of the signal, or of its caption.
+        """Return a teacher's features of the signals, or of their captions.
 
         Raises:
-            UserError: Captions are wanted and weren't read.
+            UserError: The teacher reads captions, and none were loaded.
         """
         if teacher not in self._known:
             network = self.teachers[teacher]
@@ -77,38 +77,38 @@ class Guidance:
 
 
 class LossTerm(nn.Module):
-    """A term of the objective.
+    """A loss term of the objective.
 
     Attributes:
-        teacher: Name in `objective.teachers` of the network that it needs; None: none.
-        at: Module of the codec whose output it reads; None: the reconstruction. The balancer handles only terms of
-            the reconstruction.
+        teacher: Name in `objective.teachers` of the teacher that it needs, or None.
+        at: Module of the codec whose output it reads; None for a term of the reconstruction. Only the latter are
+            balanced.
     """
 
     teacher: str | None = None
     at: Tap | None = None
 
     def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
-        """Make what depends on the codec and on the teacher."""
+        """Build submodules whose shape depends on the codec and the teachers."""
 
     def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss of a reconstruction, a scalar: what `forward` makes of both."""
+        """Return the loss of a reconstruction `fake`, a scalar: `forward(fake, guidance)`."""
         return self(fake, guidance)  # type: ignore[no-any-return]
 
 
 class SignalTerm(LossTerm, ABC):
-    """A term that compares two signals."""
+    """A loss between a reconstruction and its signal."""
 
     def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Return the loss of a reconstruction, a scalar: what `forward` makes of both signals."""
+        """Return the loss of a reconstruction `fake`, a scalar: `forward(fake, real, lengths)`."""
         return self(fake, guidance.real, guidance.valid)  # type: ignore[no-any-return]
 
     @abstractmethod
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Return the loss: the mean of the samples' own, a scalar.
+        """Return the mean of the samples' losses, a scalar.
 
         Args:
-            fake: The reconstruction, `(b, c, *grid)` in [-1, 1].
-            real: The signal, of the same shape.
-            lengths: int64 `(b,)`, valid steps of the first axis of the grid; the rest must not count.
+            fake: Reconstructions, `(b, c, *grid)` in [-1, 1].
+            real: Signals of the same shape.
+            lengths: int64 `(b,)`, valid steps of the grid's first axis; padding after them must not affect the loss.
         """

@@ -1,4 +1,4 @@
-"""What goes on inside a codec while it reconstructs: the features at named modules of it, on their grid."""
+"""Capture the outputs of a codec's named modules as feature maps while it reconstructs."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,11 +21,12 @@ __all__ = ["Tap", "capture", "num_features", "resolve"]
 
 
 class Tap(NamedTuple):
-    """A module of a codec whose output is looked at: tokens `(b, n, d)`, or of images and clips a grid `(b, d, *grid)`.
+    """Module of a codec whose output a loss term reads: tokens `(b, n, d)`, or a grid `(b, d, *grid)`.
 
     Attributes:
-        path: As `encoder`, `project_in`, `bottleneck.parts.0` or `decoder.transformer.blocks.3`.
-        num_codebooks: For a residual bottleneck: the sum of that many first codebooks; None for the module's output.
+        path: Path of the module, such as `encoder`, `bottleneck.parts.0` or `decoder.transformer.blocks.3`.
+        num_codebooks: Number of leading codebooks of a residual bottleneck whose sum is read; None for the module's
+            output.
     """
 
     path: str
@@ -33,10 +34,10 @@ class Tap(NamedTuple):
 
 
 def resolve(codec: Codec, tap: Tap) -> list[nn.Module]:
-    """Find the modules whose outputs a tap looks at: one, or one for each codebook.
+    """Return the modules whose outputs a tap reads: one, or one per codebook.
 
     Raises:
-        UserError: The codec has no such module, or its codebooks have no such sum.
+        UserError: The codec has no such module, or it doesn't sum that many codebooks.
     """
     module: nn.Module = codec
     passed: list[str] = []
@@ -49,7 +50,7 @@ def resolve(codec: Codec, tap: Tap) -> list[nn.Module]:
         passed.append(part)
     if tap.num_codebooks is None:
         return [module]
-    # The two sides of a split are of different widths: its first codebook alone is a sum.
+    # The parts of a split have different widths, so only its first codebook can be read.
     levels = list(module.parts) if isinstance(module, Residual | Split) else []
     single = [len(level.codebook_sizes) == 1 for level in levels]  # type: ignore[arg-type]
     most = int(single[0]) if isinstance(module, Split) else len(levels) * all(single)
@@ -60,10 +61,10 @@ def resolve(codec: Codec, tap: Tap) -> list[nn.Module]:
 
 
 def num_features(codec: Codec, tap: Tap) -> int:
-    """Count the channels at a tap.
+    """Return the number of channels at a tap.
 
     Raises:
-        UserError: There is no such module, or its width is unknown.
+        UserError: The codec has no such module, or its width is unknown.
     """
     module = resolve(codec, tap)[0]
     for name in ("dim", "width", "out_features"):
@@ -76,24 +77,24 @@ def num_features(codec: Codec, tap: Tap) -> int:
 def capture(
     codec: Codec, taps: Iterable[Tap], signal: Tensor, lengths: Tensor | None
 ) -> Iterator[Mapping[Tap, FeatureMap]]:
-    """Capture the features at taps of a codec while it reconstructs signals, once, within the context.
+    """Capture feature maps at a codec's taps during the first forward pass within the context.
 
     Args:
-        codec: The codec.
-        taps: Where.
-        signal: What is reconstructed, `(b, c, *grid)`.
-        lengths: int64 `(b,)`, its valid steps of the first axis; None for all.
+        codec: Codec to hook.
+        taps: Modules to read.
+        signal: Signals to be reconstructed, `(b, c, *grid)`.
+        lengths: int64 `(b,)`, valid steps of the first axis; None for all.
     """
     captured: dict[Tap, FeatureMap] = {}
 
     def record(tap: Tap, calls: list[tuple[Tensor, Tensor]], module: nn.Module, given: Any, output: Any) -> None:
         count = tap.num_codebooks or 1
-        if len(calls) < count:  # levels may share one module
+        if len(calls) < count:  # codebooks may share one module, which then runs `count` times
             calls.append((given[0], output.latents if isinstance(output, Quantized) else output))
             if len(calls) == count:
                 values = calls[0][1]
                 if count > 1:
-                    # The sum passes the gradient once, as that of all codebooks does.
+                    # Straight-through once for the sum, as in the bottleneck's own output.
                     values = straight_through(calls[0][0], torch.stack([made for _, made in calls]).sum(0))
                 captured[tap] = _as_feature_map(codec, tap, values, signal, lengths)
 
@@ -109,21 +110,21 @@ def capture(
 
 
 def _as_feature_map(codec: Codec, tap: Tap, values: Tensor, signal: Tensor, lengths: Tensor | None) -> FeatureMap:
-    """Bring tokens `(b, n, d)` to their grid, channels first; the output may have that shape already.
+    """Reshape tokens `(b, n, d)` to a grid `(b, d, *grid)`; an output on a grid is kept.
 
     Raises:
-        UserError: They aren't on one grid over the signal.
+        UserError: The tokens aren't on a grid over the signal.
     """
     layout, grid = codec.layout, codec.layout.grid(signal.shape[2:])
     if values.ndim == 3 and len(values) == len(signal):
-        values, count = values.transpose(1, 2), math.prod(grid)
+        values, count = values.transpose(1, 2), math.prod(grid)  # (b, n, d) -> (b, d, n)
         within = layout.ordered and "." in tap.path and not tap.path.startswith("bottleneck")
         if within and values.shape[2] > count:
-            values = values[:, :, -count:]  # a transformer of ordered and placed tokens has the placed ones last
+            values = values[:, :, -count:]  # the placed tokens follow the ordered ones
         elif layout.ordered:
-            return FeatureMap(values, (1.0,))  # answers to queries have an order, and no place
+            return FeatureMap(values, (1.0,))  # ordered tokens have no position in the signal
         if len(grid) > 1 and values.shape[2] == count:
-            values = values.reshape(*values.shape[:2], *grid)
+            values = values.reshape(*values.shape[:2], *grid)  # (b, d, n) -> (b, d, *grid)
     if values.ndim != signal.ndim:
         raise UserError(f"objective: at={tap.path}: {tuple(values.shape)} isn't on a grid over the signal")
     steps = tuple(

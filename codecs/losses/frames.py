@@ -1,4 +1,4 @@
-"""Terms of clips: what compares images, frame by frame, and what changes from frame to frame."""
+"""Losses of clips: image losses applied to frames, and the temporal difference."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ __all__ = ["PerFrame", "TemporalDifference"]
 
 
 class PerFrame(SignalTerm):
-    """Compares clips by a term of images, each valid frame as one.
+    """Image loss averaged over the valid frames of clips.
 
     Args:
-        module: Compares images `(n, c, h, w)` to a scalar.
-        frames: How many frames of the batch are compared, drawn anew each time; all if None.
+        module: Loss of images `(n, c, h, w)`.
+        frames: Number of the batch's valid frames to sample at each call; None for all.
 
     Raises:
-        UserError: The number is below 1.
+        UserError: `frames` is below 1.
     """
 
     def __init__(self, module: SignalTerm, frames: int | None = None) -> None:
@@ -31,11 +31,12 @@ class PerFrame(SignalTerm):
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare clips `(b, c, t, h, w)` in [-1, 1] over their first `lengths` frames."""
+        # (b, c, t, h, w) -> (b * t, c, h, w)
         fake, real = fake.transpose(1, 2).flatten(0, 1), real.transpose(1, 2).flatten(0, 1)
         steps = len(fake) // len(lengths)
         chosen = prefix_mask(lengths, steps).flatten().nonzero()[:, 0]
         if self.frames is not None and len(chosen) > self.frames:
-            # From the CPU's source of chance, so that a run is the same on any device.
+            # Drawn by the CPU's generator, so that all devices sample the same frames.
             chosen = chosen[torch.randperm(len(chosen))[: self.frames].to(chosen.device)]
         if len(chosen) < len(fake):
             fake, real = fake[chosen], real[chosen]
@@ -44,14 +45,16 @@ class PerFrame(SignalTerm):
 
 
 class TemporalDifference(SignalTerm):
-    """Mean absolute difference of the changes from frame to frame: penalizes flicker; static regions contribute zero.
+    """Temporal difference loss: penalizes flicker; static regions contribute zero.
 
-    A clip of one frame has none, and counts as 0.
+        loss = mean |(y[t + 1] - y[t]) - (x[t + 1] - x[t])|
+
+    The loss of a clip of one frame is 0.
     """
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare clips `(b, c, t, h, w)` in [-1, 1] over their first `lengths` frames."""
         if fake.shape[2] == 1:
             return fake.new_zeros(())
-        change = (fake - real).diff(dim=2).abs().mean((1, 3, 4))
+        change = (fake - real).diff(dim=2).abs().mean((1, 3, 4))  # (b, t - 1)
         return masked_mean(change, prefix_mask((lengths - 1).clamp(min=0), change.shape[1]))

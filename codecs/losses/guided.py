@@ -1,4 +1,4 @@
-"""Terms that a teacher guides: a frozen network's features of the signal, held against what goes on in the codec."""
+"""Loss terms guided by a teacher: they compare a frozen network's features of the signal with the codec's own."""
 
 import math
 from collections.abc import Mapping
@@ -21,16 +21,13 @@ from .feature_hooks import Tap, num_features
 __all__ = ["Contrast", "Distillation", "TeacherDistance"]
 
 
-class _Headed(LossTerm):
-    """One that looks at a place in the codec through a linear map, which trains with the codec.
+class _Projected(LossTerm):
+    """A term of one of the codec's feature maps, projected linearly to the teacher's channels.
 
-    The map belongs to the training: checkpoints hold it, bundles don't.
+    The projection is trained with the codec. Checkpoints include it; bundles don't.
 
     Args:
-        teacher: Its name in `objective.teachers`.
-        at: Path of a module of the codec.
-        num_codebooks: For a residual bottleneck: that many first codebooks; None for the module's output.
-        dim: Channels of the module's output; None if the module has a known width.
+        teacher, at, num_codebooks, dim: See `Distillation`.
     """
 
     def __init__(
@@ -42,23 +39,23 @@ class _Headed(LossTerm):
         self.dim = dim
 
     def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
-        """Make the map to the teacher's features.
+        """Build the projection to the teacher's channels.
 
         Raises:
-            UserError: The codec has no such place, or doesn't know its channels.
+            UserError: The codec has no such module, or its width is unknown.
         """
         self.head = nn.Linear(self.dim or num_features(codec, self.at), self.target_channels(teachers[self.teacher]))
 
     @staticmethod
     def target_channels(teacher: Teacher) -> int:
-        """Count what the map gives."""
+        """Return the number of output channels of the projection."""
         return teacher.channels
 
     def read_features(self, guidance: Guidance) -> FeatureMap:
         """Return the features that were captured at the tap.
 
         Raises:
-            UserError: It has other channels than was said.
+            UserError: Their number of channels isn't `dim`.
         """
         features = guidance.inside[self.at]
         found, said = features.values.shape[1], self.head.in_features
@@ -67,20 +64,22 @@ class _Headed(LossTerm):
         return features
 
 
-class Distillation(_Headed):
-    """Pulls a module's output towards a teacher's features (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
+class Distillation(_Projected):
+    """Distills a teacher's features into a module of the codec (SpeechTokenizer, Mimi, VA-VAE, GigaTok).
 
-    The teacher's features are brought to the place's grid (`resample`), then compared at each valid step, and averaged
-    over steps, sample by sample.
+    With p the projected features, and a the teacher's, resampled to their grid, t a valid step and c a channel:
+
+        cosine    mean_t 1 - cos(p[t], a[t])                  (Mimi, arXiv 2410.00037, section 3.3.3)
+        squared   mean_t,c (p[t, c] - a[t, c])^2              (X-Codec, arXiv 2408.17175, section 3)
+        along     mean_c -log sigmoid(cos(p[:, c], a[:, c]))  (SpeechTokenizer, arXiv 2308.16692, section 3.2)
 
     Args:
-        teacher: Its name in `objective.teachers`.
+        teacher: Name of the teacher in `objective.teachers`.
         at: Path of a module of the codec, such as "encoder", "bottleneck" or "decoder.transformer.blocks.2".
-        num_codebooks: For a residual bottleneck: the sum of that many first codebooks; None for the module's output.
+        num_codebooks: Number of leading codebooks of a residual bottleneck whose sum is distilled into; None for the
+            module's output.
         dim: Channels of the module's output; None if the module has a known width.
-        distance: "cosine" is 1 less the cosine of both vectors of a step (Mimi, arXiv 2410.00037, section 3.3.3);
-            "squared" the mean squared error (X-Codec, arXiv 2408.17175, section 3); "along" the mean over channels of
-            -log(sigmoid(cosine along all steps)) (SpeechTokenizer, arXiv 2308.16692, section 3.2).
+        distance: "cosine", "squared" or "along".
     """
 
     def __init__(
@@ -95,10 +94,10 @@ class Distillation(_Headed):
         self.distance = distance
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Compare; see `LossTerm.compare`.
+        """Return the distillation loss; see `LossTerm.compare`.
 
         Raises:
-            UserError: The place's tokens have no grid as the teacher's features have.
+            UserError: The module's output and the teacher's features have grids of different dimensions.
         """
         found, wanted = self.read_features(guidance), guidance.target(self.teacher)
         if len(found.steps) != len(wanted.steps):
@@ -106,11 +105,12 @@ class Distillation(_Headed):
                 f"objective: at={self.at.path}: its output has {len(found.steps)} axes, {self.teacher}'s features"
                 f" {len(wanted.steps)}; distill into a module on the signal's grid, or contrast whole signals"
             )
-        aim = resample(wanted, found).float().movedim(1, -1)
-        mine: Tensor = self.head(found.values.movedim(1, -1)).float()
+        aim = resample(wanted, found).float().movedim(1, -1)  # (b, c, *grid) -> (b, *grid, c)
+        mine: Tensor = self.head(found.values.movedim(1, -1)).float()  # (b, d, *grid) -> (b, *grid, c)
         valid = found.valid()
         if self.distance == "along":
-            mask = valid[(...,) + (None,) * (mine.ndim - 2)]
+            mask = valid[(...,) + (None,) * (mine.ndim - 2)]  # (b, n) -> (b, n, 1, ...)
+            # (b, *grid, c) -> (b, steps, c)
             mine, aim = (torch.where(mask, side, 0.0).flatten(1, -2) for side in (mine, aim))
             return -functional.logsigmoid(functional.cosine_similarity(mine, aim, dim=1)).mean()
         if self.distance == "squared":
@@ -120,16 +120,20 @@ class Distillation(_Headed):
         return _mean(error, valid)
 
 
-class Contrast(_Headed):
-    """Tells each signal's own vector from those of all others in the batch of all processes (UniTok, arXiv 2502.20321).
+class Contrast(_Projected):
+    """Contrastive loss between codec and teacher vectors, over the global batch (UniTok, arXiv 2502.20321).
 
-    The mean of a module's output, through a linear map, is compared with the teacher's vector of the signal, or of
-    its caption; signals without a caption are masked out.
+    With m_i the normalized, projected mean of a module's output, a_j the teacher's normalized vector of a signal or of
+    its caption, and z_ij = scale * m_i . a_j:
+
+        softmax   mean_i -(log softmax_j(z_ij) + log softmax_j(z_ji))[j = i] / 2             (CLIP, arXiv 2103.00020)
+        sigmoid   mean_i sum_j -log sigmoid(z_ij + bias if i = j else -(z_ij + bias))        (SigLIP, arXiv 2303.15343)
+
+    Scale and bias are learned, from the papers' initial values. Signals without a caption are masked out.
 
     Args:
         teacher, at, num_codebooks, dim: See `Distillation`.
-        kind: "softmax" over both directions (CLIP, arXiv 2103.00020, section 2.3), or "sigmoid" of each pair (SigLIP,
-            arXiv 2303.15343, section 3.2). Scale and bias are learnt from their published starts.
+        kind: "softmax" (CLIP, section 2.3) or "sigmoid" (SigLIP, section 3.2).
     """
 
     def __init__(
@@ -148,11 +152,11 @@ class Contrast(_Headed):
 
     @staticmethod
     def target_channels(teacher: Teacher) -> int:
-        """Count the channels of the teacher's vector."""
+        """Return the number of channels of the teacher's pooled vector."""
         return teacher.pooled_channels or teacher.channels
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Contrast the signals of the global batch; see `LossTerm.compare`."""
+        """Return the contrastive loss of the global batch; see `LossTerm.compare`."""
         wanted = guidance.target(self.teacher)
         aim = wanted.mean() if wanted.pooled is None else wanted.pooled
         with torch.autocast(fake.device.type, enabled=False):
@@ -160,7 +164,7 @@ class Contrast(_Headed):
             mine = gather_rows_with_gradient(mine)
             aim = gather_rows(functional.normalize(aim.float(), dim=1))
             logits = self.scale.exp().clamp(max=100) * mine @ aim.T
-            there = aim.any(1)
+            there = aim.any(1)  # False for a signal without a caption, whose vector is 0
             count = there.sum().clamp(min=1)
             if self.kind == "softmax":
                 logits = logits.masked_fill(~(there & there[:, None]), torch.finfo(logits.dtype).min)
@@ -172,11 +176,13 @@ class Contrast(_Headed):
 
 
 class TeacherDistance(LossTerm):
-    """A perceptual distance: of a teacher's features of both signals.
+    """Perceptual loss: distance between a teacher's features F of the reconstruction y and of the signal x.
+
+        cosine: mean_t 1 - cos(F(y)[t], F(x)[t])   squared: mean (F(y) - F(x))^2   absolute: mean |F(y) - F(x)|
 
     Args:
-        teacher: Its name in `objective.teachers`.
-        distance: "cosine" is 1 less the cosine of both vectors of a step; "squared" and "absolute" are mean errors.
+        teacher: Name of the teacher in `objective.teachers`.
+        distance: "cosine", "squared" or "absolute".
     """
 
     def __init__(self, teacher: str, distance: Literal["cosine", "squared", "absolute"] = "cosine") -> None:
@@ -185,7 +191,7 @@ class TeacherDistance(LossTerm):
         self.distance = distance
 
     def forward(self, fake: Tensor, guidance: Guidance) -> Tensor:
-        """Compare; see `LossTerm.compare`."""
+        """Return the perceptual loss; see `LossTerm.compare`."""
         wanted = guidance.target(self.teacher)
         found: FeatureMap = guidance.teachers[self.teacher](fake, guidance.lengths)
         if self.distance == "cosine":

@@ -1,7 +1,7 @@
-"""LPIPS, a perceptual distance from the features of a trained network (arXiv 1801.03924).
+"""LPIPS, a perceptual distance on the features of a trained network (arXiv 1801.03924).
 
-torchmetrics ships the calibrated heads, but its class fetches the backbone from the network when it is made; here the
-backbone's file is looked for on this machine. `tests/codecs/losses/test_lpips.py` holds the two against each other.
+torchmetrics includes the calibrated channel weights, but its class downloads the backbone. Here the backbone's file
+must be on this machine. `tests/codecs/losses/test_lpips.py` compares the two implementations.
 """
 
 from importlib.resources import files
@@ -18,16 +18,16 @@ from ..unregistered import FrozenModules
 
 __all__ = ["BACKBONES", "LPIPS", "Backbone"]
 
-SMALLEST = 32  # pixels; AlexNet's last pooling has nothing left to pool below
+SMALLEST = 32  # pixels; below it, AlexNet's last pooling has an empty output
 
 
 class Backbone(NamedTuple):
-    """A network whose features LPIPS compares.
+    """A backbone of LPIPS.
 
     Attributes:
-        model: Its name in torchvision.
-        filename: Its weights, as torchvision publishes them.
-        taps: Indices of the layers that are compared.
+        model: Name of the torchvision model.
+        filename: File name of torchvision's weights.
+        taps: Indices of the layers whose features are compared.
     """
 
     model: str
@@ -42,24 +42,28 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance, version 0.1, frozen, differentiable in its first argument.
+    """LPIPS version 0.1, frozen, differentiable in its first argument.
+
+        d(y, x) = sum_l mean_h,w sum_c w_l[c] * (F_l(y) - F_l(x))^2
+
+    F_l are the features of layer l, normalized over channels at each position; w_l are the calibrated weights.
 
     Args:
-        net: Backbone: "alex" is the usual metric, "vgg" the usual training loss.
+        net: Backbone, usually "alex" for a metric and "vgg" for a training loss.
 
     Raises:
-        UserError: The backbone's weights aren't on this machine, or the file holds something else.
+        UserError: The backbone's weights aren't on this machine, or the file is another.
     """
 
     def __init__(self, net: Literal["alex", "vgg"] = "vgg") -> None:
         super().__init__()
         if net not in BACKBONES:
-            raise UserError(f"LPIPS net={net!r}: it is one of {', '.join(BACKBONES)}")
+            raise UserError(f"LPIPS net={net!r} should be one of {', '.join(BACKBONES)}")
         self.net = net
         self.aside = FrozenModules({net: _Network(net)})
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Compare images `(b, 3, h, w)` in [-1, 1] of at least 32 pixels a side; gives `(b,)`, 0 for equal ones.
+        """Return the distance `(b,)` of images `(b, 3, h, w)` in [-1, 1] with sides of at least 32 pixels.
 
         Raises:
             UserError: The images are too small.
@@ -71,14 +75,14 @@ class LPIPS(nn.Module):
         with torch.no_grad():
             wanted = network(real)
         distances = [
-            ((mine - other).square() * head).sum(1).mean((1, 2))
+            ((mine - other).square() * head).sum(1).mean((1, 2))  # (b,)
             for mine, other, head in zip(network(fake), wanted, network.heads(), strict=True)
         ]
         return torch.stack(distances).sum(0)
 
 
 class _Network(nn.Module):
-    """The backbone and the weights of its channels; gives features of unit length at each place."""
+    """The backbone and its channels' weights; returns features of unit norm at each position."""
 
     shift: Tensor
     scale: Tensor
@@ -89,7 +93,7 @@ class _Network(nn.Module):
         self.taps = backbone.taps
         path = require_weights(backbone.filename, f"LPIPS with net={net}", f"torchvision's ImageNet {backbone.model}")
         self.features = _load_features(backbone.model, path)[: backbone.taps[-1] + 1].eval().requires_grad_(False)
-        # The constants are those of the published code: ImageNet's mean and deviation, for images in [-1, 1].
+        # As in the published code: ImageNet's mean and standard deviation, rescaled to images in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         heads = Path(str(files("torchmetrics.functional.image"))) / "lpips_models" / f"{net}.pth"
@@ -98,11 +102,11 @@ class _Network(nn.Module):
             self.register_buffer(f"head{index}", state[f"lin{index}.model.1.weight"][0])
 
     def heads(self) -> list[Tensor]:
-        """List the channels' weights `(c, 1, 1)` of each tapped layer."""
+        """Return the channel weights `(c, 1, 1)` of each tapped layer."""
         return [self.get_buffer(f"head{index}") for index in range(len(self.taps))]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the tapped features."""
+        """Return each tapped layer's features `(b, c, h', w')`."""
         values = (images - self.shift) / self.scale
         tapped = []
         for index, layer in enumerate(self.features):
@@ -113,10 +117,10 @@ class _Network(nn.Module):
 
 
 def _load_features(model: str, path: Path) -> nn.Sequential:
-    """Make the convolutional part of a torchvision model from its published weights."""
+    """Build the convolutional part of a torchvision model and load its published weights."""
     from torchvision import models  # noqa: PLC0415 (slow to import, and needed only here)
 
-    with torch.device("meta"):  # no time goes into random weights, nor memory into the classifier
+    with torch.device("meta"):  # neither initializes weights nor allocates the classifier
         features: nn.Sequential = getattr(models, model)(weights=None).features
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,6 +130,6 @@ def _load_features(model: str, path: Path) -> nn.Sequential:
         )
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
         raise UserError(
-            f"{path}: not torchvision's weights of {model} ({type(error).__name__}); get it anew"
+            f"{path}: not torchvision's weights of {model} ({type(error).__name__}); download it again"
         ) from error
     return features

@@ -1,4 +1,4 @@
-"""The objective: a weighted sum of named terms, and an adversarial term beside it."""
+"""The training objective: a weighted sum of named loss terms and an optional adversarial loss."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,19 +23,21 @@ __all__ = ["Objective"]
 
 
 class Objective(nn.Module):
-    """Sums weighted terms; a term's name is its name in the log and its key in the configuration.
+    """Weighted sum of loss terms: `loss = sum_i weight_i * loss_i`.
+
+    A term's name is its key in the configuration and its name in the log.
 
     Args:
-        terms: `{name: {"weight": float, "module": LossTerm}}`. Weight 0 means logged, not trained; None in place of
-            a term removes it.
-        adversarial: The adversarial term, or None. Its losses are named "adversarial" and "features".
-        balancer: Makes weights shares of the gradient; None sums the terms. Terms that look into the codec, not at its
-            reconstruction, are added as they are.
-        teachers: Frozen networks that guide terms, by name.
+        terms: `{name: {"weight": float, "module": LossTerm}}`. A term of weight 0 is logged but not trained; None
+            removes a term.
+        adversarial: Adversarial loss, or None. Its losses are named "adversarial" and "features".
+        balancer: Turns weights into shares of the gradient; None sums the terms. Terms of the codec's features, rather
+            than of its reconstruction, are summed unbalanced.
+        teachers: Frozen networks that terms compare with, by name.
 
     Raises:
-        UserError: A term lacks its weight or its module, is none, has one of the adversarial term's names, or a
-            teacher that isn't there.
+        UserError: A term has no weight or module, isn't a `LossTerm`, has the name of an adversarial loss, or names an
+            unknown teacher.
     """
 
     def __init__(
@@ -59,14 +61,14 @@ class Objective(nn.Module):
             self.weights[name] = float(term["weight"])
             self._terms[name] = module = term["module"]
             if not isinstance(module, LossTerm):
-                raise UserError(f"objective.terms.{name}: {type(module).__name__} is no loss term")
+                raise UserError(f"objective.terms.{name}: {type(module).__name__} is not a loss term")
             if module.teacher is not None and module.teacher not in self.teachers.networks:
                 known = ", ".join(self.teachers.networks) or "none"
                 raise UserError(f"objective.terms.{name}: objective.teachers has no {module.teacher!r}; it has {known}")
         self.terms = nn.ModuleDict(self._terms)
         self.adversarial = adversarial
         self.balancer = balancer
-        # Other terms have no gradient at the reconstruction, which the balancer divides by.
+        # Terms without a gradient at the reconstruction can't be balanced.
         self.beside = {name for name, term in self._terms.items() if term.at is not None}
         if balancer:
             balancer.follow(
@@ -77,10 +79,10 @@ class Objective(nn.Module):
             )
 
     def attend(self, codec: Codec) -> None:
-        """Let terms that look into the codec make what they need for that.
+        """Build the submodules of terms that read the codec's features; freeze terms of weight 0.
 
         Raises:
-            UserError: There is no such place in the codec.
+            UserError: The codec has no such module.
         """
         for name, term in self._terms.items():
             term.attend(codec, self.teachers.networks)
@@ -88,7 +90,7 @@ class Objective(nn.Module):
 
     @property
     def taps(self) -> list[Tap]:
-        """Where in the codec its terms look."""
+        """Modules of the codec whose outputs the terms read."""
         return [term.at for term in self._terms.values() if term.at is not None]
 
     def guidance(
@@ -99,7 +101,7 @@ class Objective(nn.Module):
         known: Mapping[str, FeatureMap] = MappingProxyType({}),
         captions: Sequence[str] = (),
     ) -> Guidance:
-        """Return what its terms compare with in a step; see `Guidance`."""
+        """Return the targets of a step's terms; see `Guidance`."""
         return Guidance(self.teachers.networks, real, lengths, inside, known, captions)
 
     def forward(
@@ -110,17 +112,17 @@ class Objective(nn.Module):
         update: int | None = None,
         guidance: Guidance | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare signals `(b, c, *grid)` in [-1, 1] with `lengths` valid steps.
+        """Compute the loss of reconstructions.
 
         Args:
-            fake: The reconstruction.
-            real: The signal.
-            lengths: int64 `(b,)`; None for all, which spares the discriminator its masks.
-            update: Number of the update, which decides how much of the discriminator is heard; None leaves it out.
-            guidance: What terms compare with; None if none looks into the codec or reads captions.
+            fake: Reconstructions `(b, c, *grid)` in [-1, 1].
+            real: Signals of the same shape.
+            lengths: int64 `(b,)`, number of valid steps; None for all, without masks in the discriminator.
+            update: Number of the update, for the schedule of the adversarial loss; None leaves that loss out.
+            guidance: Targets of the terms; None if no term reads the codec's features or captions.
 
         Returns:
-            The weighted sum, or what the balancer makes of it, and each term's value before its weight, detached.
+            The weighted (or balanced) sum, and each term's unweighted value, detached.
         """
         weights = {name: weight for name, weight in self.weights.items() if weight}
         values = {}

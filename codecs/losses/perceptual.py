@@ -1,4 +1,4 @@
-"""Perceptual distance by a trained network."""
+"""LPIPS as a loss term."""
 
 from typing import Literal
 
@@ -11,13 +11,13 @@ __all__ = ["Perceptual"]
 
 
 class Perceptual(SignalTerm):
-    """LPIPS as a training term (arXiv 1801.03924); its backbone's weights are looked for on this machine only.
+    """LPIPS loss (arXiv 1801.03924), averaged over the batch; the backbone's weights must be on this machine.
 
     Args:
         net: Backbone, "vgg" or "alex".
 
     Raises:
-        UserError: The weights aren't there; the message says which file to place where.
+        UserError: The weights aren't on this machine; the message names the file and its folder.
     """
 
     def __init__(self, net: Literal["vgg", "alex"] = "vgg") -> None:
@@ -25,5 +25,5 @@ class Perceptual(SignalTerm):
         self.lpips = LPIPS(net)
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare images `(b, 3, h, w)` in [-1, 1]; all rows are valid, so `lengths` is not needed."""
+        """Compare images `(b, 3, h, w)` in [-1, 1]; they have no padding, so `lengths` is ignored."""
         return self.lpips(fake, real).mean()  # type: ignore[no-any-return]

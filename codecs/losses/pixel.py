@@ -1,4 +1,4 @@
-"""Differences of samples (pixels, waveform values)."""
+"""L1 and L2 losses on pixels or waveform values."""
 
 from torch import Tensor
 
@@ -9,13 +9,13 @@ __all__ = ["L1", "L2"]
 
 
 def _mean(values: Tensor, lengths: Tensor) -> Tensor:
-    """Average `(b, c, *grid)` over the valid part: the first `lengths` steps of the first grid axis."""
-    steps = values.flatten(3).mean(3).mean(1) if values.ndim > 3 else values.mean(1)
+    """Average `(b, c, *grid)` over the first `lengths` steps of the grid's first axis, then over the batch."""
+    steps = values.flatten(3).mean(3).mean(1) if values.ndim > 3 else values.mean(1)  # (b, c, n, ...) -> (b, n)
     return masked_mean(steps, prefix_mask(lengths, steps.shape[1]))
 
 
 class L1(SignalTerm):
-    """Mean absolute difference."""
+    """Mean absolute error: `loss = mean |y - x|`."""
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare signals `(b, c, *grid)` in [-1, 1] over their first `lengths` steps."""
@@ -23,7 +23,7 @@ class L1(SignalTerm):
 
 
 class L2(SignalTerm):
-    """Mean squared difference."""
+    """Mean squared error: `loss = mean (y - x)^2`."""
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare signals `(b, c, *grid)` in [-1, 1] over their first `lengths` steps."""

@@ -1,8 +1,8 @@
-"""Differences of sounds' spectra, and the ratio of signal to distortion.
+"""Spectral losses of waveforms, and the signal-to-distortion ratio.
 
-A spectrogram's frame is centered on its sample, with zeros around the signal. Samples after a signal's length are set
-to zero first, and a frame counts if its center is before the length: so padding changes nothing. (The published
-codes reflect the signal at its ends, so that the last frames would depend on the batch.)
+Spectrogram frames are centered, with zero padding at both ends. Samples after a waveform's length are zeroed first,
+and a frame is valid if its center is before the length, so the loss doesn't depend on the batch's padding. (Published
+code uses reflection padding, with which the last frames would depend on it.)
 """
 
 from collections.abc import Sequence
@@ -21,30 +21,32 @@ __all__ = ["SISDR", "MultiResolutionSTFT", "MultiScaleMel"]
 
 
 class MultiScaleMel(SignalTerm):
-    """Distances of mel spectrograms at several scales.
+    """Multi-scale mel spectrogram loss.
 
-    The defaults are DAC's (arXiv 2306.06546, section 3.5): the sum over seven windows of the mean absolute difference
-    of log10 magnitudes. EnCodec's (arXiv 2210.13438, equation 2, and audiocraft's configuration) is 64 bands of power,
-    HTK's without norm, on windows of 64 to 1024, with both distances, the logarithmic one squared, `scale=0.1` for the
-    mean over both and all windows. Vocos' (arXiv 2306.00814, section 3.4) is one window of 1024 and 100 bands.
+        loss = scale * sum_windows (magnitude * mean |M(y) - M(x)| + logarithm * mean |log10 M(y) - log10 M(x)|)
+
+    The defaults are DAC's (arXiv 2306.06546, section 3.5): log magnitudes at seven windows. EnCodec's (arXiv
+    2210.13438, equation 2, and audiocraft's configuration): 64 bands of power, HTK mels without normalization, windows
+    of 64 to 1024, both distances, log distance squared, and `scale=0.1` for the mean over distances and windows.
+    Vocos' (arXiv 2306.00814, section 3.4): one window of 1024 and 100 bands.
 
     Args:
         sample_rate: Sample rate, in Hz.
-        windows: Lengths of the windows, in samples; a quarter apart.
-        bands: Mel bands, for each window or for all.
+        windows: Window lengths, in samples; the hop length is a quarter of each.
+        bands: Number of mel bands, of each window or of all.
         low: Lowest frequency, in Hz.
-        high: Highest, in Hz; half the sample rate if None.
-        formula: "slaney" has bands of equal area, "htk" of equal height.
-        power: 1 for magnitudes, 2 for power.
-        normalized: Whether spectra are divided by the root of the sum of their window's squares.
-        floor: Magnitudes below it count as it, in logarithms.
+        high: Highest frequency, in Hz; half the sample rate if None.
+        formula: Mel filters, "slaney" (equal area) or "htk" (equal height).
+        power: Exponent of the magnitudes; 2 for power spectra.
+        normalized: Whether spectra are divided by the L2 norm of the window.
+        floor: Minimum to which magnitudes are clamped before the logarithm.
         magnitude: Weight of the mean absolute difference of magnitudes (or power).
         logarithm: Weight of the difference of their log10.
         squared: Whether the difference of logarithms is squared.
-        scale: Factor on all; 1 gives the sum over windows.
+        scale: Factor of the loss; 1 for the sum over windows.
 
     Raises:
-        UserError: There are not as many numbers of bands as windows.
+        UserError: `bands` and `windows` have different lengths.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class MultiScaleMel(SignalTerm):
         self.scale = scale
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare sounds `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
+        """Compare waveforms `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
         total = fake.new_zeros((), dtype=torch.float32)
         for index in range(len(self.spectra)):
             on_fake, valid = self.spectrogram(fake, lengths, index)
@@ -94,7 +96,7 @@ class MultiScaleMel(SignalTerm):
         return self.scale * total
 
     def spectrogram(self, signal: Tensor, lengths: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the mel spectrogram by the window `index`, `(b, c, frames, bands)`, and bool `(b, frames)`, valid."""
+        """Return the mel spectrogram `(b, c, frames, bands)` of window `index`, and the mask `(b, frames)`."""
         spectrum, frames = self.spectra[index](signal, lengths)
         size = spectrum.abs() if self.power == 1 else _power(spectrum).pow(self.power / 2)
         with torch.autocast(signal.device.type, enabled=False):
@@ -102,24 +104,27 @@ class MultiScaleMel(SignalTerm):
 
 
 class MultiResolutionSTFT(SignalTerm):
-    """Distances of magnitude spectrograms at several resolutions, summed, or as a mean with `scale`.
+    """Multi-resolution STFT loss.
 
-    The defaults are Parallel WaveGAN's (arXiv 1910.11480, section 2.2): spectral convergence, and the mean absolute
-    difference of natural logarithms, as the mean over three resolutions.
+        loss = scale * sum_resolutions (convergence * mean_b |S(y) - S(x)|_2 / |S(x)|_2
+                                        + magnitude * mean |S(y) - S(x)| + logarithm * mean |ln S(y) - ln S(x)|)
+
+    The defaults are Parallel WaveGAN's (arXiv 1910.11480, section 2.2): spectral convergence and log magnitudes,
+    averaged over three resolutions.
 
     Args:
-        ffts: Lengths of the transforms, in samples.
-        hop_lengths: Samples between frames; quarters of `ffts` if None.
-        windows: Lengths of the windows; `ffts` if None.
-        convergence: Weight of the norm of the difference over the norm of the real spectrogram.
-        logarithm: Weight of the mean absolute difference of logarithms.
+        ffts: FFT sizes, in samples.
+        hop_lengths: Hop lengths, in samples; a quarter of `ffts` if None.
+        windows: Window lengths, in samples; equal to `ffts` if None.
+        convergence: Weight of the spectral convergence.
+        logarithm: Weight of the mean absolute difference of natural logarithms.
         magnitude: Weight of the mean absolute difference of magnitudes.
-        floor: Magnitudes below it count as it, in logarithms.
-        quiet: Root mean square of noise; a sound with less energy counts as with as much in `convergence` (ours).
-        scale: Factor on all; the mean over resolutions if None.
+        floor: Minimum to which magnitudes are clamped before the logarithm.
+        quiet: RMS of white noise whose energy bounds the denominator of the spectral convergence from below (ours).
+        scale: Factor of the loss; None for the mean over resolutions.
 
     Raises:
-        UserError: There are not as many hops or windows as transforms.
+        UserError: `ffts`, `hop_lengths` and `windows` have different lengths.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class MultiResolutionSTFT(SignalTerm):
         self.scale = 1 / len(ffts) if scale is None else scale
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare sounds `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
+        """Compare waveforms `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
         total = fake.new_zeros((), dtype=torch.float32)
         for spectrum in self.spectra:
             on_fake, frames = spectrum(fake, lengths)
@@ -172,20 +177,22 @@ class MultiResolutionSTFT(SignalTerm):
         mask = valid[:, None, :, None]
         error = ((fake - real) * mask).square().flatten(1).sum(1)
         energy = (real * mask).square().flatten(1).sum(1)
-        # A pause would be divided by next to nothing and drown all else: it counts as noise that is just heard.
+        # Near silence the ratio would explode and dominate the batch: the energy is at least that of quiet noise.
         least = mask.expand_as(real).flatten(1).sum(1) * quiet
-        # A floor under the root, or its gradient at 0 would not be a number.
+        # The constant keeps the square root's gradient finite at 0.
         return ((error + self.floor**2).sqrt() / torch.maximum(energy, least + self.floor).sqrt()).mean()
 
 
 class SISDR(SignalTerm):
-    """Scale-invariant ratio of signal to distortion, negative, in dB (arXiv 1811.02508, section 2.2).
+    """Negative scale-invariant signal-to-distortion ratio, in dB (SI-SDR, arXiv 1811.02508, section 2.2).
 
-    Both sides' means are taken away first. Silent samples count as 0.
+        loss = -10 log10(|a x|^2 / |y - a x|^2),   a = <y, x> / |x|^2
+
+    x and y are made zero-mean first. The loss of a silent signal is 0.
 
     Args:
-        floor: Share of the reconstruction's energy that is added to both sides of the ratio; the default bounds what
-            can be gained or lost to 80 dB.
+        floor: Share of the reconstruction's energy that is added to numerator and denominator; the default bounds the
+            loss to [-80, 80] dB.
     """
 
     def __init__(self, floor: float = 1e-8) -> None:
@@ -193,14 +200,14 @@ class SISDR(SignalTerm):
         self.floor = floor
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare sounds `(b, c, t)` over their first `lengths` samples; channels are averaged."""
+        """Compare waveforms `(b, c, t)` over their first `lengths` samples; channels are averaged."""
         valid = prefix_mask(lengths, fake.shape[2])[:, None]
         count = lengths.clamp(min=1)[:, None, None]
         fake, real = (torch.where(valid, signal.float(), 0.0) for signal in (fake, real))
         fake, real = (torch.where(valid, side - side.sum(2, keepdim=True) / count, 0.0) for side in (fake, real))
         energy, floor = real.square().sum(2, keepdim=True), 1e-10 * count
         target = (fake * real).sum(2, keepdim=True) / torch.maximum(energy, floor) * real
-        # Shares of the reconstruction's energy: whatever is added to them leaves the ratio deaf to its scale.
+        # Relative to the reconstruction's energy, so that adding the floor keeps the ratio scale-invariant.
         whole = torch.maximum(fake.square().sum(2, keepdim=True), floor)
         signal, noise = ((part.square() / whole).sum(2) for part in (target, fake - target))
         ratio = 10 * ((signal + self.floor).log10() - (noise + self.floor).log10())
@@ -208,7 +215,7 @@ class SISDR(SignalTerm):
 
 
 def _power(spectrum: Tensor) -> Tensor:
-    """Square the magnitude; by parts, as the magnitude's own gradient is not needed at zero."""
+    """Compute the power of a complex spectrum, without the square root of its magnitude."""
     return spectrum.real.square() + spectrum.imag.square()
 
 

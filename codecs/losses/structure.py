@@ -1,4 +1,4 @@
-"""A perceptual term without weights: structural similarity and edges at several scales."""
+"""A perceptual loss without pretrained weights: SSIM and edges at several scales."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,17 @@ __all__ = ["MultiScaleStructure"]
 
 
 class MultiScaleStructure(SignalTerm):
-    """Stands in for LPIPS where no weights can be had.
+    """Multi-scale structural loss, a substitute for LPIPS without pretrained weights.
 
-    At each scale, each half the one before: `(1 - SSIM) / 2` with a box window (Wang et al. 2004, section III.B) plus
-    the mean absolute difference of neighboring pixels' differences; then the mean over scales.
+        loss = mean_scales (1 - SSIM(y, x)) / 2 + (mean |d_h(y - x)| + mean |d_w(y - x)|) / 2
+
+    SSIM has a box window (Wang et al. 2004, section III.B). d_h and d_w are the differences of neighboring pixels.
+    Each scale has half the resolution of the one before.
 
     Args:
-        scales: Number of scales; an image stops being halved where it would be smaller than the window.
+        scales: Number of scales; fewer if an image would become smaller than the window.
         window: Side of the SSIM window, in pixels.
-        edges: False leaves the differences of neighboring pixels out.
+        edges: Whether the differences of neighboring pixels are included.
     """
 
     def __init__(self, scales: int = 3, window: int = 7, edges: bool = True) -> None:
@@ -28,7 +30,7 @@ class MultiScaleStructure(SignalTerm):
         self.edges = edges
 
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare images `(b, c, h, w)` in [-1, 1]; all rows are valid, so `lengths` is not needed."""
+        """Compare images `(b, c, h, w)` in [-1, 1]; they have no padding, so `lengths` is ignored."""
         losses = []
         for _ in range(self.scales):
             loss = (1 - self._similarity(fake, real)) / 2
@@ -39,9 +41,9 @@ class MultiScaleStructure(SignalTerm):
         return torch.stack(losses).mean()
 
     def _similarity(self, fake: Tensor, real: Tensor) -> Tensor:
-        # On [0, 1]: about a mean of 0 the luminance of mid-grey would flip its sign.
+        # In [0, 1]: in [-1, 1], means near mid-grey could have opposite signs and a negative luminance term.
         fake, real = (fake + 1) / 2, (real + 1) / 2
-        # The five windowed means in one pass; the constants are 0.01^2 and 0.03^2.
+        # One pooling pass for all five moments; the constants are 0.01^2 and 0.03^2.
         moments = torch.cat([fake, real, fake.square(), real.square(), fake * real], dim=1)
         a, b, aa, bb, ab = functional.avg_pool2d(moments, self.window, stride=1).chunk(5, dim=1)
         luminance = (2 * a * b + 1e-4) / (a.square() + b.square() + 1e-4)

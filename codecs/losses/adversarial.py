@@ -21,7 +21,7 @@ class Adversarial(nn.Module):
     With x the signal, y its reconstruction and D the logits:
 
         hinge          D: (relu(1 - D(x)) + relu(1 + D(y))) / 2      codec: -D(y)             (arXiv 1705.02894)
-        nonsaturating  D: (softplus(-D(x)) + softplus(D(y))) / 2     codec: softplus(-D(y))   (arXiv 1406.2661)
+        nonsaturating  D: (softplus(-D(x)) + softplus(D(y))) / 2     codec: softplus(-D(y))   (arXiv 1406.2661, sec. 3)
         least_squares  D: ((D(x) - 1)^2 + D(y)^2) / 2                codec: (D(y) - 1)^2      (arXiv 1611.04076)
         features       codec: mean |F(y) - F(x)|, of each layer F of D
         LeCam          D: + lecam * (relu(D(x) - EMA(D(y)))^2 + relu(EMA(D(x)) - D(y))^2)

@@ -1,7 +1,6 @@
-"""How far feature clips are from their originals: one value for each clip, over its own frames.
+"""Metrics of feature clips: one value per clip, over its valid frames.
 
-Feature clips are `(b, c, t, rows, columns)`, floats of any range; if they are standardized, an error of 1 is that of
-predicting the mean.
+Feature clips are `(b, c, t, h, w)`, floats of any range. If they are standardized, predicting the mean has an MSE of 1.
 """
 
 import torch
@@ -15,17 +14,17 @@ __all__ = ["METRICS", "cosine", "mse"]
 
 
 def mse(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-    """Compute the mean squared error of each clip, `(b,)`."""
+    """Compute each clip's mean squared error, `(b,)`: `mean (y - x)^2`."""
     return _mean((fake.double() - real.double()).square().mean((1, 3, 4)), lengths)
 
 
 def cosine(fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-    """Compute the mean over positions of the cosine similarity of their features, `(b,)` in [-1, 1]."""
+    """Compute each clip's cosine similarity over channels, averaged over positions: `(b,)` in [-1, 1]."""
     return _mean(functional.cosine_similarity(fake.double(), real.double(), dim=1).mean((2, 3)), lengths)
 
 
 def _mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Average values of frames `(b, t)` over a clip's own."""
+    """Average values `(b, t)` over each clip's valid frames."""
     return torch.where(prefix_mask(lengths, frames.shape[1]), frames, 0.0).sum(1) / lengths
 
 
@@ -35,8 +34,8 @@ METRICS = (
         "MSE",
         "{:.4f}",
         label="mean squared error",
-        definition="mean squared error of features, over all channels and positions of a clip's own frames, mean over"
-        " clips; the share of the variance that is lost where features are standardized; lower is better",
+        definition="mean squared error of features, over channels and positions of a clip's valid frames, mean over"
+        " clips; the share of the variance lost if features are standardized; lower is better",
         higher_is_better=False,
         build=stateless(mse),
     ),
@@ -45,7 +44,7 @@ METRICS = (
         "cosine",
         "{:.4f}",
         label="cosine similarity",
-        definition="cosine similarity of a position's decoded features with its own, mean over positions, then clips",
+        definition="cosine similarity of decoded and original features at a position, mean over positions, then clips",
         build=stateless(cosine),
     ),
 )

@@ -1,4 +1,4 @@
-"""rFID, the Fréchet distance between the features of originals and of reconstructions (arXiv 1706.08500)."""
+"""rFID: Fréchet distance between Inception features of originals and of reconstructions (arXiv 1706.08500)."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,17 +15,17 @@ from .metric import Metric, Network
 __all__ = ["RFID", "WIDTH", "Features", "Moments", "available", "frechet_distance", "inception"]
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
-"""uint8 images `(b, 3, h, w)` to features `(b, d)`."""
+"""Function of uint8 images `(b, 3, h, w)` to features `(b, d)`."""
 
 WIDTH = 2048  # features
 FILENAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")  # one file, two names
 
 
 class Moments:
-    """Sums over features, from which their mean and covariance follow; sums of two processes add up.
+    """Sums of features and of their outer products, for mean and covariance; ranks add their sums.
 
     Args:
-        width: Number of features.
+        width: Number of features, d.
     """
 
     def __init__(self, width: int) -> None:
@@ -34,23 +34,25 @@ class Moments:
         self.outer = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, features: Tensor) -> None:
-        """Take in features `(b, width)`."""
+        """Accumulate features `(b, d)`."""
         values = features.double().cpu()
         self.count += len(values)
         self.sum += values.sum(0)
         self.outer += values.T @ values
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Return `(width,)` and the unbiased `(width, width)`; needs two samples."""
+        """Return the mean `(d,)` and the unbiased covariance `(d, d)`; needs at least two samples."""
         mean = self.sum / self.count
         return mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Compute the squared Fréchet distance of two Gaussians; 0 for equal ones, NaN for fewer than two samples.
+    """Compute the squared Fréchet distance of two Gaussians; NaN for fewer than two samples.
 
-    The trace of the covariances' mixed root is taken through symmetric matrices, which can't turn complex as the
-    usual root of the product does.
+        d^2 = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+
+    The last trace is computed as tr((C_a^(1/2) C_b C_a^(1/2))^(1/2)). That matrix is symmetric, so rounding can't make
+    its root complex.
     """
     if min(float(a.count), float(b.count)) < 2:
         return float("nan")
@@ -63,15 +65,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def available() -> bool:
-    """Return whether the package and the weights are on this machine."""
+    """Return whether torch-fidelity and its weights are on this machine."""
     return find_spec("torch_fidelity") is not None and any(find_weights(name) for name in FILENAMES)
 
 
 def inception(device: torch.device) -> Features:
-    """Make the usual feature extractor: the Inception network of the TensorFlow papers, 2048 features.
+    """Build FID's feature extractor: Inception v3 with TensorFlow's 2015 weights, 2048 features.
 
     Raises:
-        UserError: torch-fidelity isn't installed, the weights aren't on this machine, or the file holds something else.
+        UserError: torch-fidelity isn't installed, the weights aren't on this machine, or the file is another.
     """
     if find_spec("torch_fidelity") is None:
         raise UserError("rfid needs the package torch-fidelity: install varitok[fid], or leave the metric out")
@@ -81,12 +83,12 @@ def inception(device: torch.device) -> Features:
     )
 
     try:
-        # The package unpickles whatever the file says; what gets through here is tensors and nothing else.
+        # The package unpickles without restrictions; this first load raises if the file has anything but tensors.
         torch.load(path, map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
         raise UserError(
-            f"{path}: not torch-fidelity's Inception weights ({type(error).__name__}); get it anew"
+            f"{path}: not torch-fidelity's Inception weights ({type(error).__name__}); download it again"
         ) from error
     network.to(device)
 
@@ -107,7 +109,7 @@ RFID = Metric(
     "rFID",
     "{:.2f}",
     definition="Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; torch-fidelity's"
-    " Inception, 2048 features; lower is better; too high where images are few (50,000 are usual)",
+    " Inception, 2048 features; lower is better; biased upwards for few images (50,000 are usual)",
     higher_is_better=False,
     network=_network,
     available=lambda _: available(),

@@ -1,4 +1,4 @@
-"""FVD, the Fréchet distance between the features of clips and of their reconstructions (arXiv 1812.01717)."""
+"""FVD: Fréchet distance between I3D features of clips and of their reconstructions (arXiv 1812.01717)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,15 +15,15 @@ from .metric import Metric, Network
 __all__ = ["METRICS", "network"]
 
 FILENAME = "i3d_torchscript.pt"
-FEWEST = 10  # frames that I3D's pooling leaves something of
+FEWEST = 10  # frames; with fewer, I3D's pooling has an empty output
 I3D_WIDTH, RANDOM_WIDTH = 400, 128
 
 
 def network(name: str, device: torch.device) -> Network:
-    """Build the feature extractor of one of `METRICS`, by its name.
+    """Build the feature extractor of a metric of `METRICS`.
 
     Raises:
-        UserError: The weights aren't on this machine, or the file holds something else.
+        UserError: The weights aren't on this machine, or the file is another.
     """
     if name == "fvd_random":
         return Network(_each(_Random().eval().to(device)), RANDOM_WIDTH)
@@ -31,11 +31,11 @@ def network(name: str, device: torch.device) -> Network:
     try:
         i3d = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # torch raises RuntimeError, ValueError and more
-        raise UserError(f"{path}: not I3D as TorchScript ({type(error).__name__}); get it anew") from error
+        raise UserError(f"{path}: not I3D as TorchScript ({type(error).__name__}); download it again") from error
 
     def features(clip: Tensor) -> Tensor:
         if clip.shape[2] < FEWEST:
-            raise UserError(f"fvd needs clips of {FEWEST} frames or more, and there is one of {clip.shape[2]}")
+            raise UserError(f"fvd needs clips of {FEWEST} frames or more, got one of {clip.shape[2]}")
         found: Tensor = i3d(clip, rescale=True, resize=True, return_features=True)
         return found
 
@@ -43,7 +43,7 @@ def network(name: str, device: torch.device) -> Network:
 
 
 def _each(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Take the features of each clip's own frames."""
+    """Apply a feature extractor to the valid frames of each clip."""
 
     def of_all(clips: Tensor, lengths: Tensor) -> Tensor:
         own = (clip[None, :, :length].float() for clip, length in zip(clips, lengths.tolist(), strict=True))
@@ -54,7 +54,7 @@ def _each(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Te
 
 
 class _Random(nn.Module):
-    """Three convolutions over space and time whose weights are drawn once and for all, and their mean responses."""
+    """Three 3D convolutions with fixed random weights, and global average pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Random(nn.Module):
         )
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Compute `(b, 128)` of clips `(b, 3, t, h, w)` in [0, 255]."""
+        """Compute features `(b, 128)` of clips `(b, 3, t, h, w)` in [0, 255]."""
         x = clip / 127.5 - 1
         for weight in self.weights:
             space = weight.shape[3] // 2
@@ -83,8 +83,8 @@ METRICS = (
         "FVD",
         "{:.1f}",
         definition="Fréchet distance of originals and reconstructions, both as evaluated here, 8 bit; I3D of"
-        " Kinetics-400 as StyleGAN-V has it, 400 features; lower is better; too high where clips are few (2,048 are"
-        " usual)",
+        " Kinetics-400 (StyleGAN-V's TorchScript file), 400 features; lower is better; biased upwards for few clips"
+        " (2,048 are usual)",
         higher_is_better=False,
         network=partial(network, "fvd"),
         available=lambda _: find_weights(FILENAME) is not None,
@@ -93,10 +93,10 @@ METRICS = (
         "fvd_random",
         "random FVD",
         "{:.4g}",
-        definition="Fréchet distance of features of a fixed network of random weights, 128 of them: a stand-in where no"
-        " weights are, not comparable with FVD; lower is better",
+        definition="Fréchet distance of 128 features of a network of fixed random weights: a stand-in without trained"
+        " weights, not comparable with FVD; lower is better",
         higher_is_better=False,
         network=partial(network, "fvd_random"),
-        available=lambda _: False,  # has to be asked for
+        available=lambda _: False,  # computed only on request
     ),
 )

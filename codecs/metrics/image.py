@@ -1,7 +1,6 @@
-"""How far an image is from its original: one value for each image, on 8-bit values.
+"""Image metrics: one value per image, on 8-bit pixels, as a codec would write them to a file.
 
-Images are `(b, 3, h, w)`, uint8 or floats that hold 8-bit values in [0, 255]: a codec is judged by the pixels that it
-would write to a file. Means over images are left to the caller.
+Images are `(b, 3, h, w)`, uint8 or floats with 8-bit values in [0, 255]. The caller averages over images.
 """
 
 from collections.abc import Callable
@@ -27,17 +26,23 @@ __all__ = ["METRICS", "PSNR", "ms_ssim", "psnr", "scales", "ssim"]
 
 CAP = 100.0  # dB
 WINDOW = 11  # taps of SSIM's Gaussian
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, fine to coarse: Wang et al. 2003, section 3.2
+WEIGHTS = (
+    0.0448,
+    0.2856,
+    0.3001,
+    0.2363,
+    0.1333,
+)  # MS-SSIM's scale weights, fine to coarse (Wang et al. 2003, section 3.2)
 
 
 def psnr(fake: Tensor, real: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio of each image, dB in [0, 100]; equal images have 100."""
+    """Compute the PSNR of each image, `10 log10(255^2 / MSE)`, in dB, clamped to at most 100."""
     ratio = peak_signal_noise_ratio(fake.float(), real.float(), data_range=255.0, dim=(1, 2, 3), reduction="none")
     return ratio.clamp(max=CAP)
 
 
 def ssim(fake: Tensor, real: Tensor) -> Tensor:
-    """Compute the structural similarity of each image, in [-1, 1] (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
+    """Compute the SSIM of each image, in [-1, 1] (Wang et al. 2004, doi 10.1109/TIP.2003.819861).
 
     Raises:
         UserError: A side has fewer than 11 pixels.
@@ -49,13 +54,13 @@ def ssim(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def scales(height: int, width: int) -> int:
-    """Count the scales on which MS-SSIM is computed: 5 from 176 pixels a side on, 4 from 99, 3 from 44, 2 from 22.
+    """Return MS-SSIM's number of scales: 5 if both sides have at least 176 pixels, 4 from 99, 3 from 44, 2 from 22.
 
-    The coarsest scale must hold the 11-tap window, and torchmetrics asks for a little more at four scales. The
-    published definition, five scales, says nothing about smaller images.
+    The coarsest scale must fit the 11-tap window; torchmetrics requires slightly more at four scales. The paper
+    defines five scales and doesn't cover smaller images.
 
     Raises:
-        UserError: A side has fewer than 11 pixels, less than SSIM's window.
+        UserError: A side has fewer than 11 pixels, SSIM's window.
     """
     side = min(height, width)
     if side < WINDOW:
@@ -64,9 +69,9 @@ def scales(height: int, width: int) -> int:
 
 
 def ms_ssim(fake: Tensor, real: Tensor) -> Tensor:
-    """Compute the multi-scale structural similarity of each image, in [0, 1] (Wang et al. 2003, Asilomar).
+    """Compute the MS-SSIM of each image, in [0, 1] (Wang et al. 2003, Asilomar).
 
-    Small images have fewer scales (`scales`); the weights of those are divided by their sum.
+    Small images have fewer scales (`scales`), whose weights are divided by their sum.
 
     Raises:
         UserError: A side has fewer than 11 pixels.
@@ -78,18 +83,18 @@ def ms_ssim(fake: Tensor, real: Tensor) -> Tensor:
         data_range=255.0,
         reduction="none",
         betas=tuple(weight / sum(weights) for weight in weights),
-        normalize="relu",  # a negative term to a broken power would make the image's value NaN
+        normalize="relu",  # a negative term to a fractional power would be NaN
     )
     return similarity.float()
 
 
 def _exact(images: Tensor) -> Tensor:
-    """Return floats on which SSIM's differences of squares survive a GPU whose float32 convolutions may be TF32."""
+    """Convert to float64 on a GPU, where TF32 convolutions would lose SSIM's differences of squares; else float32."""
     return images.double() if images.is_cuda else images.float()
 
 
 def _of_images(compare: Callable[[Tensor, Tensor], Tensor]) -> Builder:
-    """Return the builder of a comparison of images, which have no lengths."""
+    """Return the builder of an image comparison, which ignores lengths."""
     return stateless(lambda fake, real, _: compare(fake, real))
 
 
@@ -134,8 +139,8 @@ MS_SSIM = Metric(
     "ms_ssim",
     "MS-SSIM",
     "{:.4f}",
-    definition="mean over images; as ssim, on {scales} scales whose published weights are made to sum to 1, negative"
-    " terms count as 0",
+    definition="mean over images; as ssim, on {scales} scales whose published weights are rescaled to sum to 1;"
+    " negative terms count as 0",
     build=_of_images(ms_ssim),
 )
 METRICS = (PSNR, SSIM, MS_SSIM, _lpips("alex", "AlexNet"), _lpips("vgg", "VGG16"))

@@ -1,4 +1,4 @@
-"""A metric is one object: tables, figures, checkpoints and searches read from it all that they know of the metric."""
+"""Definition of a metric, which tables, figures, checkpoints and sweeps read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from torch import Tensor
 __all__ = ["Column", "Comparison", "Metric", "Network", "stateless"]
 
 Comparison: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(decoded, original, lengths) to one value for each signal, `(b,)`; NaN for a signal that has none."""
+"""Function of (decoded, original, lengths) to one value per signal, `(b,)`; NaN if it is undefined."""
 
 Builder: TypeAlias = Callable[[torch.device, int], Comparison]
-"""(device, sample rate in Hz or 0) to a comparison. It raises UserError if the metric can't be computed here."""
+"""Function of (device, sample rate in Hz or 0) to a comparison; raises UserError if this machine can't compute it."""
 
 
 class Network(NamedTuple):
-    """A network on whose features a Fréchet distance is computed.
+    """A feature extractor for a Fréchet distance.
 
     Attributes:
-        features: uint8 signals `(b, 3, *grid)` and their lengths `(b,)` to features `(b, width)`.
+        features: Function of uint8 signals `(b, 3, *grid)` and lengths `(b,)` to features `(b, width)`.
         width: Number of features.
     """
 
@@ -33,12 +33,11 @@ class Column:
     """A column of an evaluation's table.
 
     Attributes:
-        name: Its key in CSV files, logs and options.
-        title: Its heading in a printed table.
-        form: Format of a printed value.
-        label: Name of a figure's axis; the title if empty. `{}` stands for the modality's noun.
-        definition: Meaning of the numbers, for the header of a CSV file. It may hold fields such as `{rate}`, which
-            `Modality.facts` fills.
+        name: Key in CSV files, logs and options.
+        title: Heading in a printed table.
+        form: Format string of a printed value.
+        label: Axis label in figures, with `{}` for the modality's noun; the title if empty.
+        definition: Definition for the header of a CSV file; `Modality.facts` fills its fields, such as `{rate}`.
     """
 
     name: str
@@ -50,14 +49,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Metric(Column):
-    """A measure of quality.
+    """A quality metric: either a comparison per signal (`build`), or a Fréchet distance of sets (`network`).
 
     Attributes:
         higher_is_better: False for distances.
-        build: Returns the comparison of signals one by one; None for a metric that compares all of them at once.
-        network: Returns the network of a metric that compares all signals at once, a Fréchet distance; else None.
-        available: Whether an evaluation computes the metric unasked, given the sample rate (0 without one): its
-            package or weights are on this machine.
+        build: Builder of the comparison per signal, or None.
+        network: Function of a device to the feature extractor of a Fréchet distance, or None.
+        available: Whether an evaluation computes the metric by default, given the sample rate (0 without one): this
+            machine has its package or weights.
     """
 
     higher_is_better: bool = True
@@ -67,5 +66,5 @@ class Metric(Column):
 
 
 def stateless(compare: Comparison) -> Builder:
-    """Return a builder of a comparison that needs neither weights nor a sample rate."""
+    """Return the builder of a comparison that needs neither weights nor a sample rate."""
     return lambda _device, _sample_rate: compare

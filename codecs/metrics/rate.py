@@ -1,8 +1,8 @@
-"""What codes cost and how evenly they are used.
+"""Bitrate of codes, and usage of codebooks.
 
-Two rates of k tokens: the exact payload, `k * sum(log2(codebook size))` bits, reached by an ideal coder of
-unknown codes (`Codec.bits`); and the bytes of plain packing, whole bits for each index. In a codec with run
-lengths a repeated token counts once, plus a flag for each position.
+k tokens have two rates: the exact payload, `k * sum(log2(codebook size))` bits, which is that of an ideal coder of
+uniformly distributed codes (`Codec.bits`); and bytes, with whole bits for each index. In a codec with run lengths, a
+repeated token counts once, plus a flag for each position.
 """
 
 import math
@@ -29,10 +29,10 @@ __all__ = [
     "usage",
 ]
 
-DENSE = 1 << 16  # entries up to which a codebook has a counter for each
-PENDING = 1 << 20  # codes of a larger codebook that are kept as they are before they are counted
+DENSE = 1 << 16  # largest codebook with a counter for each entry
+PENDING = 1 << 20  # codes of a larger codebook that are buffered before they are counted
 
-USE = ("usage", "entropy", "perplexity")  # those that only codebooks have
+USE = ("usage", "entropy", "perplexity")  # columns of codecs with codebooks
 
 KEPT = (Column("k", "tokens", "{:.0f}"), Column("codebooks", "codebooks", "{:.0f}"))
 BYTES = Column("bytes", "bytes", "{:.0f}", label="bytes per {}")
@@ -44,14 +44,14 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
 
     Args:
         noun: Noun for one signal.
-        axis: "k" if tokens are kept, "codebooks" if codebooks are.
-        counted: Whether there are codebooks.
+        axis: "k" if a shorter code has fewer tokens, "codebooks" if it has fewer codebooks.
+        counted: Whether the codec has codebooks.
         runs: Whether a run of equal tokens at a position counts once.
     """
     whole = f"mean payload of one {noun}"
     if axis == "k":
         meanings = {
-            "k": "tokens kept, of each block where a clip has blocks; a block that has fewer keeps and pays for those",
+            "k": "tokens kept, per block if a clip has blocks; a block with fewer tokens keeps and counts all of them",
             "bits": f"{whole}, exact: k * sum of log2(codebook size) over the codebooks",
             "bytes": f"{whole}, packed in whole bits: ceil(k * sum of ceil(log2(codebook size)) / 8)",
         }
@@ -69,34 +69,34 @@ def definitions(noun: str, axis: str, counted: bool, runs: bool = False) -> dict
             meanings["bytes"] += f", {flags} by a bit each"
     if counted:
         meanings |= {
-            "usage": f"share of a codebook's entries seen among {codes}, mean of the kept codebooks",
+            "usage": f"share of a codebook's entries that occur among {codes}, mean over kept codebooks",
             "entropy": "bits, of the distribution of a codebook's entries among those codes, mean over kept codebooks",
-            "perplexity": "2 ** entropy of a codebook, mean of the kept codebooks",
+            "perplexity": "2 ** entropy of a codebook, mean over kept codebooks",
         }
     return meanings
 
 
 def packed_bytes(codebook_sizes: Sequence[int], tokens: int, strides: Sequence[int] = ()) -> int:
-    """Count the bytes of `tokens` tokens when each index takes `ceil(log2(codebook size))` bits, without a header.
+    """Return the bytes of packed codes, without a header: `ceil(sum(ceil(tokens / stride) * ceil(log2(size))) / 8)`.
 
     Args:
-        codebook_sizes: Entries of each codebook.
+        codebook_sizes: Number of entries of each codebook.
         tokens: Number of tokens.
-        strides: Tokens per index of each codebook; 1 if None.
+        strides: Tokens per index of each codebook; 1 for codebooks beyond its end.
     """
     pairs = zip_longest(codebook_sizes, strides[: len(codebook_sizes)], fillvalue=1)
     return -(-sum(-(-tokens // stride) * (size - 1).bit_length() for size, stride in pairs) // 8)
 
 
 def run_flags(codes: Tensor) -> tuple[int, float, int]:
-    """Count the transmitted codes of a clip if tokens equal to the one before, at the same position, are left out.
+    """Count a clip's transmitted tokens and flag bits if a token that equals the previous one in time is omitted.
 
     Args:
         codes: int64 `(codebooks, t, h, w)`.
 
     Returns:
-        Tokens that are sent, and the bits of the flags that say which: of an ideal coder that knows how many they are,
-        and a bit for each position after the first step.
+        The number of transmitted tokens; the flags' ideal bits, `n H(share of changed tokens)` for the n positions
+        after the first step; and their bits at one each, n.
     """
     frame = math.prod(codes.shape[2:])
     positions = (codes.shape[1] - 1) * frame
@@ -107,14 +107,14 @@ def run_flags(codes: Tensor) -> tuple[int, float, int]:
 
 
 class CodeCounts:
-    """Counts how often each entry of each codebook occurs, in codebooks of any size.
+    """Histogram of the code indices of each codebook, for codebooks of any size.
 
-    A codebook of up to 2^16 entries has a counter for each, and adding to it doesn't wait for the device. Nothing has
-    room for a counter for each of 2^36: a larger codebook's codes are kept, and sorted once in a while.
+    A codebook of up to 2^16 entries has a counter per entry, updated without a device synchronization. Counters for
+    2^36 entries wouldn't fit in memory: the codes of larger codebooks are buffered and counted by sorting.
 
     Args:
-        codebook_sizes: Entries of each codebook.
-        device: Where the codes are.
+        codebook_sizes: Number of entries of each codebook.
+        device: Device of the codes.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -123,7 +123,7 @@ class CodeCounts:
         self.starts = [0]
         for codebook in self.small:
             self.starts.append(self.starts[-1] + self.codebook_sizes[codebook])
-        # One more, for what isn't valid.
+        # One more counter, for invalid codes.
         self.dense = torch.zeros(self.starts[-1] + 1, dtype=torch.int64, device=device)
         self.positions = torch.tensor(self.small, dtype=torch.int64, device=device)
         self.offsets = torch.tensor(self.starts[:-1], dtype=torch.int64, device=device)[:, None]
@@ -137,7 +137,7 @@ class CodeCounts:
 
         Args:
             codes: int64 `(b, codebooks, n)`.
-            valid: bool, `(b, codebooks, n)`, which of them count; all if None.
+            valid: bool `(b, codebooks, n)`, mask of the codes to count; all if None.
         """
         if self.small:
             chosen = codes[:, self.positions] + self.offsets
@@ -152,7 +152,7 @@ class CodeCounts:
             self._count()
 
     def _count(self) -> None:
-        """Turn the codes that wait into rows."""
+        """Count the buffered codes."""
         rows = [self.counted]
         for codebook, parts in self.pending.items():
             if parts:
@@ -163,7 +163,7 @@ class CodeCounts:
         self.counted = _merge(torch.cat(rows))
 
     def rows(self) -> Tensor:
-        """Return int64 rows `(r, 3)` of codebook, entry and count, only those that occur."""
+        """Return the entries that occur, int64 `(r, 3)`: codebook, entry and count."""
         self._count()
         rows = [self.counted]
         for codebook, start, end in zip(self.small, self.starts, self.starts[1:], strict=False):
@@ -172,14 +172,14 @@ class CodeCounts:
         return torch.cat(rows)
 
     def gather(self) -> None:
-        """Take in what all processes counted, so that each has the whole; every process must call it."""
+        """Sum the counts over all processes, on each of them; a collective, which every process must call."""
         rows = gather_rows(self.rows())
         self.dense.zero_()
         self.counted = rows[:0]
         self.include(rows)
 
     def include(self, rows: Tensor) -> None:
-        """Count what another one's `rows` say."""
+        """Add the counts of another histogram's `rows()`."""
         for codebook, start in zip(self.small, self.starts, strict=False):
             own = rows[rows[:, 0] == codebook]
             self.dense.index_add_(0, own[:, 1] + start, own[:, 2])
@@ -187,13 +187,13 @@ class CodeCounts:
         self.counted = _merge(torch.cat([self.counted, *large]))
 
     def codebooks(self) -> list[Tensor]:
-        """Return each codebook's counts, int64 `(entries that occur,)`."""
+        """Return each codebook's counts of the entries that occur, int64 `(r,)`."""
         rows = self.rows()
         return [rows[rows[:, 0] == codebook, 2] for codebook in range(len(self.codebook_sizes))]
 
 
 def _merge(rows: Tensor) -> Tensor:
-    """Add up the counts of rows with the same codebook and entry."""
+    """Sum the counts of rows `(r, 3)` with the same codebook and entry."""
     keys, which = torch.unique(rows[:, :2], dim=0, return_inverse=True)
     counts = rows.new_zeros(len(keys)).index_add_(0, which, rows[:, 2])
     return torch.cat([keys, counts[:, None]], 1)
@@ -204,20 +204,20 @@ def usage(counts: Tensor, size: int | None = None) -> float:
 
     Args:
         counts: Counts of all entries, or of those that occur.
-        size: Entries of the codebook; as many as counts if None.
+        size: Number of entries of the codebook; `len(counts)` if None.
     """
     return int((counts > 0).sum()) / (len(counts) if size is None else size)
 
 
 def entropy(counts: Tensor) -> float:
-    """Compute the entropy of the entries' distribution, bits in [0, log2(size)]; 0 without counts.
+    """Compute the entropy of code usage, `-sum p log2 p`, in bits in [0, log2(size)]; 0 without counts.
 
-    It is that of the counts, biased low if there are few codes for the size of the codebook.
+    This plug-in estimate is biased low if there are few codes for the size of the codebook.
     """
     share = counts.double() / counts.sum().clamp(min=1)
     return -float(torch.xlogy(share, share).sum()) / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() + 0.0
 
 
 def perplexity(counts: Tensor) -> float:
-    """Compute 2 to the power of the entropy: how many evenly used entries the codes are worth."""
+    """Compute the perplexity of code usage, `2^entropy`: the number of evenly used entries with that entropy."""
     return float(2 ** entropy(counts))

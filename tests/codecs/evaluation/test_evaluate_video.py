@@ -150,7 +150,7 @@ def test_fvd_reads_its_network_from_this_machine(tmp_path, monkeypatch):
     assert "fvd" in Video().available()
     features = fvd.network("fvd", CPU).features(clips(2, 12)[1], torch.tensor([12, 10]))
     assert features.shape == (2, 400)
-    with pytest.raises(UserError, match="10 frames or more, and there is one of 9"):
+    with pytest.raises(UserError, match="10 frames or more, got one of 9"):
         fvd.network("fvd", CPU).features(clips(1, 12)[1], torch.tensor([9]))
 
 

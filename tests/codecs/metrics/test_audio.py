@@ -182,7 +182,7 @@ def test_names_are_checked():
     with pytest.raises(UserError, match="'visqol' is unknown; sounds have mel, stft, si_sdr, stoi, estoi, pesq"):
         Audio(RATE).comparison("visqol", "cpu")
     for name, rate in (("stoi", 8000), ("estoi", 9999), ("pesq", 8000)):
-        with pytest.raises(UserError, match=rf"'{name}' works at \d+ Hz.*{rate} Hz"):
+        with pytest.raises(UserError, match=rf"'{name}' needs at least \d+ Hz.*{rate} Hz"):
             Audio(rate).comparison(name, "cpu")
     definitions = Audio(12345).definitions([metric.name for metric in METRICS], 0)
     assert all("12345 Hz" in definition and "{" not in definition for definition in definitions.values())

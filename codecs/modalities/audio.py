@@ -1,4 +1,4 @@
-"""Audio."""
+"""The audio modality."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ __all__ = ["Audio"]
 
 
 class Audio(Modality):
-    """Sounds `(b, c, t)`, compared as 16-bit values."""
+    """Waveforms `(b, c, t)`, compared as 16-bit samples."""
 
     name = "audio"
     noun = kind = file_noun = "sound"
@@ -41,19 +41,19 @@ class Audio(Modality):
         return getattr(codec, "sample_rate", None) is not None
 
     def as_written(self, signal: Tensor) -> Tensor:
-        """Return 16-bit values, as floats in [-1, 1)."""
+        """Round to 16-bit samples, as floats in [-1, 1)."""
         return audio.round_to_16_bits(signal)
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
-        """Return thousands of seconds."""
+        """Return the batch's duration in ms, so that bits per amount are kbit/s."""
         return float(lengths.sum()) / self.sample_rate * 1000
 
     def cut(self, signal: Tensor, seconds: float) -> Tensor:
-        """Return the first seconds."""
+        """Return the first `seconds` of a waveform `(c, t)`."""
         return signal[:, : max(1, round(seconds * self.sample_rate))]
 
     def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-        """Draw spectrograms, and write each sound as a WAV file."""
+        """Draw spectrograms, and write each waveform as a WAV file."""
         picture, media = stem.with_suffix(".png"), {}
         draw_spectrograms(picture, rows, self.sample_rate)
         for label, sounds in rows:
@@ -64,18 +64,18 @@ class Audio(Modality):
         return picture, media
 
     def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
-        """Return spectrograms, and the sounds without loss."""
+        """Return spectrograms, and lossless audio files."""
         return [
             Exhibit(spectrogram(sound, self.sample_rate), *lossless_audio(sound, self.sample_rate)) for sound in signals
         ]
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
-        """Return the rates and the hop length."""
+        """Return the sample rate, the hop length and the frame rate of tokens."""
         rate, hop = self.sample_rate, codec.downsample[0]
         return {"sampling_rate": rate, "hop_length": hop, "frame_rate": rate / hop}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
-        """Build both splits of a folder of sounds."""
+        """Build the splits of a folder of audio files."""
         from varitok.data.datasets.audio import audio_folder  # noqa: PLC0415 (torchaudio is slow to import)
 
         form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
@@ -84,7 +84,7 @@ class Audio(Modality):
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
     ) -> tuple[Dataset[Tensor], str]:
-        """Build a dataset of sounds, resampled."""
+        """Build a dataset of audio files, resampled to the bundle's rate."""
         from varitok.data.datasets.audio import splits_of  # noqa: PLC0415 (torchaudio is slow to import)
 
         splits = splits_of(

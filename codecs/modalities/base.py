@@ -1,4 +1,4 @@
-"""What a modality is: how its signals are recognized, named, measured, drawn, played, read and described."""
+"""Interface of a modality: the metrics, units, pictures, files and dataset of a kind of signal."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from ..metrics.rate import BYTES
 __all__ = ["Exhibit", "GraphNames", "Modality", "Rows"]
 
 Rows = Sequence[tuple[str, Sequence[Tensor]]]
-"""A label and signals `(c, *grid)` for each row of a picture; the originals are first."""
+"""Rows of a picture: a label and signals `(c, *grid)` each; the first row has the originals."""
 
 
 class GraphNames(NamedTuple):
-    """Names in a codec's ONNX graphs, as the ecosystem's libraries have them.
+    """Names of inputs, outputs and axes in a codec's ONNX graphs, as in the Hugging Face libraries.
 
     Attributes:
         signal: Input of the encoder.
         codes: Output of the encoder and input of the decoder.
         back: Output of the decoder.
-        axes: Free axes of a signal; the decoder's have the suffix `_out`.
-        latent_axes: Free axes of its codes, if tokens are on a grid.
+        axes: Dynamic axes of the signal; the decoder's have the suffix `_out`.
+        latent_axes: Dynamic axes of the codes, if tokens are on a grid.
     """
 
     signal: str
@@ -42,11 +42,11 @@ class GraphNames(NamedTuple):
 
 
 class Exhibit(NamedTuple):
-    """A signal on a page.
+    """A signal's media for an HTML page.
 
     Attributes:
-        picture: A WebP file; empty if there is nothing to see.
-        recording: A file to play; empty if there is none.
+        picture: Bytes of a WebP file; empty if there is none.
+        recording: Bytes of an audio or video file; empty if there is none.
         kind: MIME type of the recording.
     """
 
@@ -56,26 +56,26 @@ class Exhibit(NamedTuple):
 
 
 class Modality(ABC):
-    """A kind of signal: all that training, evaluation and export know of it. Bundles have a face of their own.
+    """A kind of signal, for training, evaluation and export. Bundles have classes of their own.
 
     Args:
         sample_rate: Sample rate of the codec's signals, in Hz; 0 without one.
-        frame_rate: Frame rate of the codec's signals; None if unknown.
+        frame_rate: Frame rate of the codec's signals, in Hz; None if unknown.
 
     Attributes:
-        name: In bundles and containers.
-        noun: What one signal is called.
-        plural: Plural of the noun; the column of their number.
-        kind: The same for the headings of pages.
-        file_noun: Noun for a file that holds a signal.
+        name: Name in bundles and containers.
+        noun: Noun for one signal.
+        plural: Plural of the noun; also the column of the number of signals.
+        kind: Noun for one signal in headings of pages.
+        file_noun: Noun for a file with a signal.
         suffixes: Suffixes of those files.
         grid: Letters of a signal's axes after the channels, for config.json.
         graph: Names in ONNX graphs.
-        rounding: What is compared, for the header of a table.
-        metrics: All that there are.
-        shown: The two metrics that are measured while a run goes on, and drawn.
-        rate: The column of bits per `amount`.
-        size: The column over which quality is drawn.
+        rounding: Rounding before comparison, for the header of a table.
+        metrics: All metrics of the modality.
+        shown: The two metrics that training measures and figures show.
+        rate: Column of the bitrate: bits per `amount`.
+        size: Column on the horizontal axis of figures.
         element: HTML element that plays an exhibit's recording; empty if there is none.
     """
 
@@ -104,17 +104,17 @@ class Modality(ABC):
     @classmethod
     @abstractmethod
     def recognizes(cls, codec: Any) -> bool:
-        """Return whether a codec's signals are of this modality, by its `sample_rate`, `downsample` and `bounded`."""
+        """Return whether a codec has this modality, by its `sample_rate`, `downsample` and `bounded`."""
 
     def available(self) -> tuple[str, ...]:
-        """List the metrics that can be computed on this machine."""
+        """List the names of the metrics that this machine computes by default."""
         return tuple(metric.name for metric in self.metrics if metric.available(self.sample_rate))
 
     def metric(self, name: str) -> Metric:
-        """Return the metric of a name.
+        """Return a metric by its name.
 
         Raises:
-            UserError: There is none.
+            UserError: The modality has no such metric.
         """
         for metric in self.metrics:
             if metric.name == name:
@@ -123,52 +123,53 @@ class Modality(ABC):
         raise UserError(f"metric {name!r} is unknown; {self.plural} have {known}")
 
     def comparison(self, name: str, device: torch.device | str) -> Comparison:
-        """Build a comparison of signals one by one.
+        """Build the per-signal comparison of a metric.
 
         Raises:
-            UserError: The metric is unknown or compares many signals at once, or what it needs isn't on this machine.
+            UserError: The metric is unknown, has no value for a single signal, or needs a package or weights that
+                aren't on this machine.
         """
         build = self.metric(name).build
         if build is None:
-            raise UserError(f"{name} compares many signals at once; one has none")
+            raise UserError(f"{name} compares sets of {self.plural}; a single {self.noun} has no value")
         return build(torch.device(device), self.sample_rate)
 
     def definitions(self, names: Sequence[str], side: int) -> dict[str, str]:
-        """Return what metrics mean, for signals whose shortest side is `side`."""
+        """Return the metrics' definitions, by name, for signals whose shortest side is `side`."""
         facts = self.facts(side)
         return {name: self.metric(name).definition.format(**facts) for name in names}
 
     def facts(self, side: int) -> dict[str, int]:
-        """Return the values of the fields in the metrics' definitions."""
+        """Return the values of the fields in metrics' definitions."""
         return {"rate": self.sample_rate}
 
     @abstractmethod
     def as_written(self, signal: Tensor) -> Tensor:
-        """Return the values that a file would hold of signals in [-1, 1]."""
+        """Round signals in [-1, 1] to the values that a file would store."""
 
     @abstractmethod
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
-        """Return the amount of a batch, by which bits are divided for `rate`."""
+        """Return the divisor of a batch's bits for `rate`, such as its number of pixels."""
 
     def cut(self, signal: Tensor, seconds: float) -> Tensor:
-        """Return the beginning of a signal `(c, *grid)` that a page has room for."""
+        """Return the beginning of a signal `(c, *grid)`, for a page with limited room."""
         return signal
 
     @abstractmethod
     def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-        """Write rows of signals: a picture `STEM.png`, and below `STEM/` what can't be seen in it.
+        """Write sample reconstructions: a picture `STEM.png`, and audio or video files in the folder `STEM/`.
 
         Args:
-            stem: Path of the files without their suffixes.
-            rows: As a file would hold them.
-            scale: Each pixel is drawn as a square of this side.
+            stem: Path of the picture without its suffix.
+            rows: Signals of each row, as `as_written` returns them.
+            scale: Factor by which pixels are enlarged.
 
         Returns:
-            The picture's path, and those of the others by name.
+            The picture's path, and the paths of the other files by name.
         """
 
     def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
-        """Return a signal's versions `(c, *grid)`, the original first, as a page shows and plays them.
+        """Return media for a page of a signal's versions `(c, *grid)`, the original first.
 
         Raises:
             UserError: Pages can't show this modality.
@@ -179,28 +180,28 @@ class Modality(ABC):
         """Return the modality's own entries of a bundle's config.json.
 
         Args:
-            codec: What is exported.
-            size: Channels and grid of the shortest signal.
+            codec: Codec to export.
+            size: Shape `(c, *grid)` of the shortest signal.
         """
         return {}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
-        """Build both splits of a folder's files, made as a run's configuration of data makes its own.
+        """Build the splits of a folder's files, preprocessed as in a run's data configuration.
 
         Raises:
-            UserError: There is no such folder, or no files hold such signals.
+            UserError: The folder doesn't exist, or the modality has no file format.
         """
-        raise UserError(f"{folder}: no files hold {self.plural}")
+        raise UserError(f"{folder}: {self.plural} can't be read from files")
 
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
     ) -> tuple[Dataset[Tensor], str]:
-        """Build a dataset of files as a bundle takes them, and say how they are made.
+        """Build a dataset of files, preprocessed for a bundle; return it with a description of the preprocessing.
 
         Args:
             config: The bundle's config.json, as `describe` wrote it.
-            files: With the `suffixes`.
-            seconds: Taken from the beginning of each; None for the default.
+            files: Paths of files with one of the `suffixes`.
+            seconds: Duration kept from the beginning of each file; None for the default.
             side: Side of video frames, in pixels, if the bundle takes any.
         """
-        raise UserError(f"no files hold {self.plural}")
+        raise UserError(f"{self.plural} can't be read from files")

@@ -1,4 +1,4 @@
-"""Images."""
+"""The image modality."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["Image"]
 
 
 class Image(Modality):
-    """Images `(b, c, h, w)`, compared as 8-bit values."""
+    """Images `(b, c, h, w)`, compared as 8-bit pixels."""
 
     name = "image"
     noun = kind = "image"
@@ -40,15 +40,15 @@ class Image(Modality):
 
     @classmethod
     def recognizes(cls, codec: Any) -> bool:
-        """Return whether a codec has a grid of rows and columns, or none."""
+        """Return whether a codec has two grid axes, or none."""
         return len(getattr(codec, "downsample", ())) in (0, 2)
 
     def facts(self, side: int) -> dict[str, int]:
-        """Return the number of MS-SSIM's scales."""
+        """Return MS-SSIM's number of scales."""
         return {"scales": image.scales(side, side) if side >= image.WINDOW else 0}
 
     def as_written(self, signal: Tensor) -> Tensor:
-        """Return 8-bit values."""
+        """Round to 8-bit values, uint8."""
         return to_uint8(signal)
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
@@ -56,22 +56,22 @@ class Image(Modality):
         return float(signal[:, 0].numel())
 
     def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-        """Draw the images."""
+        """Draw a grid of the images."""
         picture = stem.with_suffix(".png")
         draw_images(rows, scale).save(picture)
         return picture, {}
 
     def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
-        """Return the images, without loss."""
-        pictures = (Picture.fromarray(signal.permute(1, 2, 0).numpy()) for signal in signals)
+        """Return lossless WebP files."""
+        pictures = (Picture.fromarray(signal.permute(1, 2, 0).numpy()) for signal in signals)  # (c, h, w) -> (h, w, c)
         return [Exhibit(webp(picture, lossless=True)) for picture in pictures]
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
-        """Return the side and the patch."""
+        """Return the image size and the patch size."""
         return {"image_size": size[1], "patch": codec.downsample[0]}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
-        """Build both splits of a folder of images."""
+        """Build the splits of a folder of images."""
         from varitok.data.datasets.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
 
         return image_folder(str(folder), image_size=image_size_of(data))
@@ -79,7 +79,7 @@ class Image(Modality):
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
     ) -> tuple[Dataset[Tensor], str]:
-        """Build a dataset of images, cropped and resized."""
+        """Build a dataset of image files, cropped and resized."""
         from varitok.data.datasets.images import PROTOCOL, ImageDataset  # noqa: PLC0415 (torchvision is slow to import)
 
         side = int(config["image_size"])
@@ -88,11 +88,11 @@ class Image(Modality):
 
 
 def image_size_of(data: DictConfig) -> Any:
-    """Return the size that a run's data brings images and frames to.
+    """Return the size to which a run's data configuration resizes images and frames.
 
     Raises:
-        UserError: There is none.
+        UserError: The configuration has none.
     """
     if data.get("image_size") is None:
-        raise UserError("--data: the run's configuration has no data.image_size to bring images to")
+        raise UserError("--data: the run's configuration has no data.image_size to resize images to")
     return data.image_size

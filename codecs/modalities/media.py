@@ -1,4 +1,4 @@
-"""Signals to look at and to hear: pictures, WAV files and MP4 files."""
+"""Write signals as pictures, audio files and MP4 files."""
 
 import io
 import wave
@@ -36,23 +36,24 @@ __all__ = [
     "write_wav",
 ]
 
-LEGEND = 72  # pixels left of images for the labels
-STRIP = 5  # frames that are shown of a clip
-WINDOW = 0.032  # seconds; a power of two samples that is nearest
-RANGE = 80.0  # dB shown below a sine of full scale
-COLUMNS = 600  # frames of a picture, at most about twice as many
-UNSEEKABLE = 3 * 4096  # samples; in a FLAC file of three blocks Chromium (156) finds no place but the beginning
+LEGEND = 72  # width of the labels left of images, in pixels
+STRIP = 5  # frames drawn per clip
+WINDOW = 0.032  # seconds, rounded to a power of two of samples
+RANGE = 80.0  # dB shown below a full-scale sine
+COLUMNS = 600  # target number of spectrogram frames; at most about twice as many
+UNSEEKABLE = 3 * 4096  # samples; Chromium (156) can't seek in a FLAC file of up to three blocks
 
 
 def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
-    """Draw images in a grid: a column for each, a labeled line for each row.
+    """Draw a grid of images with a label left of each row.
 
     Args:
-        rows: A label and images, uint8 `(3, h, w)`, all of one size, for each.
-        scale: Each pixel is drawn as a square of this side.
+        rows: Label of each row and its images, uint8 `(3, h, w)`, all of one size.
+        scale: Factor by which pixels are enlarged.
     """
     grid = torch.stack([torch.stack(list(images)) for _, images in rows])
     lines, b, _, h, w = grid.shape
+    # (lines, b, 3, h, w) -> (lines * h, b * w, 3)
     pixels = Image.fromarray(
         np.ascontiguousarray(grid.permute(0, 3, 1, 4, 2).reshape(lines * h, b * w, 3).numpy())
     ).resize((b * w * scale, lines * h * scale), Image.Resampling.NEAREST)
@@ -65,36 +66,37 @@ def draw_images(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) ->
 
 
 def draw_clips(rows: Sequence[tuple[str, Sequence[Tensor]]], scale: int = 1) -> Image.Image:
-    """Draw some frames of each clip, from its first to its last, in a grid as `draw_images` does.
+    """Draw evenly spaced frames of each clip in a grid, as `draw_images` does.
 
     Args:
-        rows: A label and clips, uint8 `(3, t, h, w)`, of frames of one size, for each.
-        scale: Each pixel is drawn as a square of this side.
+        rows: Label of each row and its clips, uint8 `(3, t, h, w)`, all of one frame size.
+        scale: Factor by which pixels are enlarged.
     """
 
     def strip(clip: Tensor) -> Tensor:
         chosen = torch.linspace(0, clip.shape[1] - 1, STRIP).round().long()
-        return clip[:, chosen].transpose(1, 2).flatten(2)
+        return clip[:, chosen].transpose(1, 2).flatten(2)  # (3, STRIP, h, w) -> (3, h, STRIP * w)
 
     return draw_images([(label, [strip(clip) for clip in clips]) for label, clips in rows], scale)
 
 
 def principal_colors(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple[str, list[Tensor]]]:
-    """Turn features into colors that can be drawn: the first three principal components of the first row's.
+    """Project features onto their first three principal components and map these to RGB.
 
-    All rows have the same components, and a color's range is two standard deviations of the first row's to each side.
+    The components are those of the first row's features. The range of a color is two standard deviations of the first
+    row to each side of the mean.
 
     Args:
-        rows: A label and feature clips, floats `(c, t, rows, columns)`, for each.
+        rows: Label of each row and its feature clips, floats `(c, t, h, w)`.
 
     Returns:
-        The same with clips, uint8 `(3, t, rows, columns)`; of fewer than three channels the last colors are grey.
+        The same rows with clips uint8 `(3, t, h, w)`; with fewer than three channels, the other colors are constant.
     """
-    known = torch.cat([clip.flatten(1) for clip in rows[0][1]], dim=1).double()
+    known = torch.cat([clip.flatten(1) for clip in rows[0][1]], dim=1).double()  # (c, n)
     mean = known.mean(1, keepdim=True)
     values, vectors = torch.linalg.eigh((known - mean) @ (known - mean).T / known.shape[1])
     axes, spread = vectors.flip(1)[:, :3], values.flip(0)[:3].clamp(min=1e-12).sqrt()
-    # An axis has no direction of its own, and a solver may give either.
+    # Fix the sign of each eigenvector, which depends on the solver.
     axes = axes * axes.sum(0).sign()
 
     def colors(clip: Tensor) -> Tensor:
@@ -107,23 +109,23 @@ def principal_colors(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> list[tuple
 
 
 def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
-    """Compute a picture of a sound: dB of each frequency and frame, 0 for a sine of full scale, not below -80.
+    """Compute a power spectrogram in dB, relative to a full-scale sine and clamped to at least -80.
 
-    Periodic Hann windows of 32 ms or so, a quarter apart, or further where the sound is long; where even then there
-    are too many, their power is averaged in groups: there are never more than 1200 frames or so. Channels' power is
+    The window is a periodic Hann window of about 32 ms. The hop length is a quarter of it, more for long audio; if
+    there are still too many frames, the power is averaged over groups, to at most about 1200. Channels' power is
     averaged.
 
     Args:
-        sound: `(c, t)` in [-1, 1].
-        sample_rate: In Hz.
+        sound: Waveform `(c, t)` in [-1, 1].
+        sample_rate: Sample rate, in Hz.
 
     Returns:
-        float32 `(fft // 2 + 1, frames)`, the lowest frequency first, in [-80, 0].
+        float32 `(fft // 2 + 1, frames)` in [-80, 0], the lowest frequency first.
     """
     fft = 2 ** max(4, round(np.log2(WINDOW * sample_rate)))
     hop = min(fft, max(fft // 4, sound.shape[1] // COLUMNS))
     spectrum, _ = Spectrum(fft, hop)(round_to_16_bits(sound).cpu()[None])
-    power = spectrum[0].abs().div(fft / 4).square().mean(0)  # the window's sum is fft / 2; half a sine's is one line
+    power = spectrum[0].abs().div(fft / 4).square().mean(0)  # a full-scale sine's peak is fft / 4
     group = max(1, len(power) // COLUMNS)
     power = torch.stack([frames.mean(0) for frames in power.split(group)])
     levels: npt.NDArray[np.float32] = (10 * power.clamp(min=1e-12).log10()).clamp(-RANGE, 0).T.numpy()
@@ -131,19 +133,19 @@ def decibels(sound: Tensor, sample_rate: int) -> npt.NDArray[np.float32]:
 
 
 def draw_spectrograms(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], sample_rate: int) -> None:
-    """Draw a grid to a PNG: a column for each sound, a labeled row for the originals and each shorter code.
+    """Draw a grid of spectrograms to a PNG, with a label left of each row.
 
     Args:
-        path: Where to write.
-        rows: Label and sounds `(c, t)` of each row, all with as many sounds; a column's may differ in length.
-        sample_rate: In Hz.
+        path: Path of the PNG.
+        rows: Label of each row and its waveforms `(c, t)`, of any lengths, the same number in each row.
+        sample_rate: Sample rate, in Hz.
 
     Raises:
-        UserError: There is no row or no sound, or rows have different numbers of sounds.
+        UserError: There is no waveform, or rows have different numbers of them.
     """
     columns = {len(sounds) for _, sounds in rows}
     if len(columns) != 1 or 0 in columns:
-        raise UserError(f"spectrograms: rows of {sorted(columns)} sounds; all must have as many, and at least one")
+        raise UserError(f"spectrograms: rows of {sorted(columns)} sounds; all must have the same number, at least one")
     (width,) = columns
     figure = Figure(figsize=(1.2 + 3.2 * width, 0.6 + 1.5 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), width, squeeze=False, sharex="col", sharey=True)
@@ -164,15 +166,15 @@ def draw_spectrograms(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], 
 
 
 def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
-    """Write a clip, uint8 `(3, t, h, w)`, as H.264 of near-lossless quality; odd sides lose their last row or column.
+    """Write a clip, uint8 `(3, t, h, w)`, as near-lossless H.264; odd sides are cropped by a pixel.
 
     Raises:
-        UserError: A side is below two pixels, or the file can't be written.
+        UserError: A side has fewer than two pixels, or the file can't be written.
     """
-    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has colors for two rows and columns
+    height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has one chroma sample per 2 x 2 pixels
     if not height or not width:
         raise UserError(f"{path}: frames of {clip.shape[3]} x {clip.shape[2]} pixels can't be written as MP4")
-    frames = clip[:, :, :height, :width].permute(1, 2, 3, 0).cpu().contiguous().numpy()
+    frames = clip[:, :, :height, :width].permute(1, 2, 3, 0).cpu().contiguous().numpy()  # (3, t, h, w) -> (t, h, w, 3)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as file:
@@ -182,12 +184,12 @@ def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
             for frame in frames:
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             file.mux(stream.encode(None))
-    except OSError as error:  # PyAV's errors of files are its children
+    except OSError as error:  # PyAV's file errors are subclasses
         raise UserError(f"{path}: {error.strerror}") from error
 
 
 def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
-    """Write a sound `(c, t)` as a WAV file of 16 bits, clamped to [-1, 1) and rounded to the nearest.
+    """Write a waveform `(c, t)` as a 16-bit WAV file, clamped to [-1, 1) and rounded to the nearest.
 
     Raises:
         UserError: A sample isn't finite, or the file can't be written.
@@ -195,7 +197,7 @@ def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
     samples = round_to_16_bits(sound).mul(32768).to(torch.int16).T.cpu().contiguous().numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened here: where it can't be, `wave` leaves an object behind that fails once more as it goes.
+        # Opened here: if `wave` itself fails to open a file, its destructor raises another error.
         with path.open("wb") as raw, wave.open(raw, "wb") as file:
             file.setnchannels(sound.shape[0])
             file.setsampwidth(2)
@@ -206,23 +208,23 @@ def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
 
 
 def webp(image: Image.Image, *, lossless: bool) -> bytes:
-    """Return an image as a WebP file."""
+    """Encode an image as WebP."""
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=lossless, quality=80)
     return file.getvalue()
 
 
 def spectrogram(sound: Tensor, sample_rate: int) -> bytes:
-    """Draw the levels of a sound `(c, t)` to a WebP file, the lowest frequency below; lossy, as no number needs it."""
+    """Draw the spectrogram of a waveform `(c, t)` as lossy WebP, the lowest frequency at the bottom."""
     levels = decibels(sound, sample_rate)[::-1]
     colors = matplotlib.colormaps["magma"](levels / RANGE + 1, bytes=True)[..., :3]
     return webp(Image.fromarray(colors.copy()), lossless=False)
 
 
 def lossless_audio(sound: Tensor, sample_rate: int) -> tuple[bytes, str]:
-    """Return a sound `(c, t)` as a file without loss, and its MIME type.
+    """Encode a waveform `(c, t)` as FLAC, or WAV if short; return the file and its MIME type.
 
-    Another codec's artifacts would be heard as ours.
+    A lossy format would add its own artifacts to the codec's.
     """
     kind = "FLAC" if sound.shape[1] > UNSEEKABLE else "WAV"
     file = io.BytesIO()
@@ -231,7 +233,7 @@ def lossless_audio(sound: Tensor, sample_rate: int) -> tuple[bytes, str]:
 
 
 def mp4(clip: Tensor, frame_rate: float) -> bytes:
-    """Return a clip, uint8 `(3, t, h, w)`, as `write_mp4` writes it."""
+    """Encode a clip, uint8 `(3, t, h, w)`, as `write_mp4` does."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_mp4(path, clip, frame_rate)

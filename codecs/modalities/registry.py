@@ -1,4 +1,4 @@
-"""All modalities, and all metrics; a new modality is added here."""
+"""Registry of modalities, metrics and table columns; a new modality is added here."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .video import Video
 __all__ = ["COLUMNS", "METRICS", "MODALITIES", "lower_is_better", "modality_of"]
 
 MODALITIES: dict[str, type[Modality]] = {kind.name: kind for kind in (Audio, Image, Video, Feature)}
-"""By name. The first that recognizes a codec is the codec's."""
+"""Modalities by name. A codec has the first one that recognizes it."""
 
 METRICS = {metric.name: metric for kind in MODALITIES.values() for metric in kind.metrics}
 
@@ -23,14 +23,14 @@ COLUMNS: dict[str, Column] = {
     column.name: column
     for column in (*KEPT, BYTES, *(kind.rate for kind in MODALITIES.values()), *METRICS.values(), *USED)
 }
-"""The columns that are printed, from left to right."""
+"""Printed columns by name, from left to right."""
 
 
 def modality_of(codec: Any) -> Modality:
     """Return the modality of a codec's signals.
 
     Raises:
-        UserError: There is none that recognizes it.
+        UserError: No modality recognizes it.
     """
     for kind in MODALITIES.values():
         if kind.recognizes(codec):
@@ -41,5 +41,5 @@ def modality_of(codec: Any) -> Modality:
 
 
 def lower_is_better(name: str) -> bool:
-    """Return whether less is better of what a column of this name holds."""
+    """Return whether a column is a metric whose lower values are better."""
     return name in METRICS and not METRICS[name].higher_is_better

@@ -1,4 +1,4 @@
-"""Video."""
+"""The video modality."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +21,15 @@ from .media import draw_clips, mp4, write_mp4
 
 __all__ = ["Video"]
 
-FRAME_RATE = 8.0  # frames a second, if a codec knows none
-SECONDS = 4.0  # taken from a file, if nothing is said
+FRAME_RATE = 8.0  # Hz, if the codec has none
+SECONDS = 4.0  # default duration kept from a file
 AXES = ("num_frames", "height", "width"), ("latent_frames", "latent_height", "latent_width")
 
 
 class Video(Image):
-    """Clips `(b, 3, t, h, w)`, compared as 8-bit values.
+    """Clips `(b, 3, t, h, w)`, compared as 8-bit pixels.
 
-    Their rate is in bits a pixel: a rate in seconds would depend on a frame rate that not every file has.
+    The bitrate is in bits per pixel: bits per second would depend on a frame rate, which not every file has.
     """
 
     name = "video"
@@ -43,7 +43,7 @@ class Video(Image):
 
     @classmethod
     def recognizes(cls, codec: Any) -> bool:
-        """Return whether a codec has a grid of frames, rows and columns, of pixels."""
+        """Return whether a codec has three grid axes and bounded values."""
         return len(getattr(codec, "downsample", ())) == 3 and bool(getattr(codec, "bounded", True))
 
     def amount(self, signal: Tensor, lengths: Tensor) -> float:
@@ -51,7 +51,7 @@ class Video(Image):
         return float(lengths.sum()) * signal.shape[3] * signal.shape[4]
 
     def write_samples(self, stem: Path, rows: Rows, scale: int = 1) -> tuple[Path, dict[str, Path]]:
-        """Draw some frames, and write each clip as an MP4 file, the original beside what its codes give back."""
+        """Draw some frames, and write MP4 files, each with a clip beside its reconstructions."""
         picture, media = stem.with_suffix(".png"), {}
         draw_clips(rows, scale).save(picture)
         for column, clips in enumerate(zip(*(clips for _, clips in rows), strict=True)):
@@ -60,11 +60,11 @@ class Video(Image):
         return picture, media
 
     def exhibit(self, signals: Sequence[Tensor]) -> list[Exhibit]:
-        """Return films."""
+        """Return MP4 files."""
         return [Exhibit(b"", mp4(clip, self.frame_rate or FRAME_RATE), "video/mp4") for clip in signals]
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
-        """Return the frame rate, the downsampling and the causal pad."""
+        """Return the frame rate, the downsampling factors and the causal pad."""
         return {
             "frame_rate": codec.frame_rate,
             "hop": list(codec.downsample),
@@ -72,7 +72,7 @@ class Video(Image):
         }
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
-        """Build both splits of a folder of clips."""
+        """Build the splits of a folder of video files."""
         from varitok.data.datasets.video import video_folder  # noqa: PLC0415 (PyAV is slow to import)
 
         image_size_of(data)
@@ -82,7 +82,7 @@ class Video(Image):
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
     ) -> tuple[Dataset[Tensor], str]:
-        """Build a dataset of clips, cropped, resized and resampled in time."""
+        """Build a dataset of video files, cropped, resized and resampled in time."""
         from varitok.data.datasets.video import splits_of  # noqa: PLC0415 (PyAV is slow to import)
 
         rate, causal_pad = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])

@@ -95,7 +95,7 @@ def test_a_grid_is_drawn_with_a_row_for_each_code_and_a_column_for_each_sound(tm
 def test_grids_with_holes_are_refused(tmp_path):
     sound = sine(1000, 4000)
     for rows in ([], [("original", [])], [("original", [sound]), ("k = 1", [sound, sound])]):
-        with pytest.raises(UserError, match="all must have as many"):
+        with pytest.raises(UserError, match="all must have the same number"):
             draw_spectrograms(tmp_path / "x.png", rows, RATE)
     assert not list(tmp_path.iterdir())
 

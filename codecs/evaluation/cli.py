@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> None:
     """Run `varitok evaluate`.
 
     Raises:
-        UserError: A user's mistake.
+        UserError: An option, the run or its data is invalid.
     """
     _run(_parser().parse_args(words), shlex.join(["varitok", "evaluate", *words]))
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--robustness",
         metavar="0.1,0.5",
-        help="also: quality with these shares of the tokens replaced, at the largest of the kept numbers",
+        help="also measure quality with these shares of the tokens replaced, at the largest kept number",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the results; the run's evaluation/ by default"
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
-    """Evaluate as the command line says; write and print the table."""
+    """Evaluate a run, and write and print the results."""
     if options.batch_size < 1 or options.workers < 0:
         raise UserError("--batch-size must be at least 1, --workers at least 0")
     keeps = _numbers(options.keep) if options.keep else None
@@ -77,12 +77,12 @@ def _run(options: argparse.Namespace, command: str) -> None:
     try:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
-        raise UserError(f"--device {options.device}: this device is not there") from error
+        raise UserError(f"--device {options.device}: this device isn't available") from error
     modality = modality_of(codec)
     if rates and modality.name != "image":
         raise UserError(f"--robustness is measured on images, and this codec's signals are {modality.plural}")
     if options.data and isinstance(codec, ImplicitCodec):
-        raise UserError("--data: this codec is of one clip alone; leave it out")
+        raise UserError("--data: this codec is of one clip alone; leave the option out")
     splits = validation_splits(modality, config.data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
@@ -127,12 +127,12 @@ def _shares(text: str) -> list[float]:
 
 
 def validation_splits(modality: Modality, data: DictConfig, folder: Path | None) -> Splits:
-    """Build the signals to evaluate on: the run's own, or those of a folder, made as the codec takes them.
+    """Build the splits to evaluate on: the run's own, or those of a folder, preprocessed as the run's.
 
     Args:
-        modality: The codec's.
-        data: The run's configuration of data.
-        folder: Other files; None for the run's own.
+        modality: The codec's modality.
+        data: The run's data configuration.
+        folder: Folder of other files; None for the run's own data.
     """
     if folder is not None:
         return modality.folder_splits(data, folder)

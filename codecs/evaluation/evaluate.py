@@ -1,4 +1,4 @@
-"""Quality at each length of a code: one loop for images and sounds, the training callback and `varitok evaluate`."""
+"""Evaluate a codec at each length of its codes, for all modalities, in training and in `varitok evaluate`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -28,23 +28,23 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     header: Mapping[str, str] | None = None,
 ) -> Table:
-    """Measure what comes back from a prefix of each signal's code, and what this prefix costs.
+    """Measure the quality and the bitrate of prefixes of codes.
 
-    Each batch is encoded once and decoded for every number of tokens, where these are ordered, or of codebooks; both
-    sides are compared as a file would hold them. Where torch.distributed is running, every process must call this with
-    its own share of the signals, and all get the table of the whole.
+    Each batch is encoded once, and decoded at each kept number of tokens, if they are ordered, else of codebooks.
+    Signals are rounded as in a file before they are compared. Under torch.distributed this is a collective: every
+    process calls it with its own shard of the signals and gets the table of all.
 
     Args:
-        codec: Evaluated on its own device, in evaluation mode; its modes are restored.
-        batches: Images `(b, 3, h, w)`, all of the size that the codec decodes to, or sounds `(b, c, t)` with their
-            lengths; empty batches are passed over.
-        keeps: The numbers that are kept, 1, 2, 4, ... and all if None; any others are sorted.
-        metrics: Names that the codec's modality has; None for the two that it shows.
-        header: What goes above the table, before what the numbers mean.
+        codec: Codec to evaluate, on its own device, in evaluation mode; its training modes are restored.
+        batches: Batches of signals `(b, c, *grid)` and lengths; images have the size that the codec decodes to. Empty
+            batches are skipped.
+        keeps: Numbers of tokens or codebooks to keep, in any order; 1, 2, 4, ... and all if None.
+        metrics: Names of the modality's metrics; None for its two `shown`.
+        header: Entries above the table, before the definitions.
 
     Raises:
-        UserError: A number is out of range, a metric unknown or without weights, the signals too small or of another
-            size than the codec's, or none could be read.
+        UserError: A number is out of range, a metric unknown or without its weights, the signals too small or of
+            another size than the codec's, or none could be read.
     """
     with evaluation_mode(codec) as device:
         tally = _Tally(codec, keeps, metrics, device)
@@ -56,7 +56,7 @@ def evaluate(
 
 
 class _Tally:
-    """Sums over signals from which the table follows; all of them add up over processes."""
+    """Sums over signals, which processes add up, and the table computed from them."""
 
     def __init__(
         self, codec: Evaluable, keeps: Sequence[int] | None, metrics: Sequence[str] | None, device: torch.device
@@ -70,25 +70,25 @@ class _Tally:
         self.names = [name for name in self.metrics if name not in networks]
         self.comparisons = [self.modality.comparison(name, device) for name in self.names]
         rungs = len(self.ladder.keeps)
-        # Values and how many there are: some signals have none.
+        # Sum and number of the finite values: a metric may be undefined for a signal.
         self.sums = torch.zeros(2, rungs, len(self.names), dtype=torch.float64)
         self.prices = torch.zeros(rungs, 2, dtype=torch.float64)  # bits, bytes
         self.amount = torch.zeros(1, dtype=torch.float64)
         self.seen = torch.zeros(3, dtype=torch.int64)  # signals, unreadable files, sum of shortest sides
         self.first_bad = ""
-        # For each rung, the codes that it adds to the rung below; none where the codec is continuous.
+        # For each rung, the codes that it adds to the rung below; empty for a continuous codec.
         self.codebook_sizes: tuple[int, ...] = codec.bottleneck.codebook_sizes
         self.counts = (
             [rate.CodeCounts(self.codebook_sizes, device) for _ in range(rungs)] if self.codebook_sizes else []
         )
         self.networks = {name: build(device) for name, build in networks.items()}
-        # Of each rung, and of the originals.
+        # One for each rung, then one for the originals.
         self.moments = {
             name: [frechet.Moments(network.width) for _ in range(rungs + 1)] for name, network in self.networks.items()
         }
 
     def add(self, batch: Batch) -> None:
-        """Take in a batch."""
+        """Evaluate a batch and accumulate its sums."""
         self.seen[1] += len(batch.bad)
         self.first_bad = self.first_bad or next(iter(batch.bad), "")
         if not len(batch.signal):
@@ -108,7 +108,7 @@ class _Tally:
             if fake.shape != real.shape:
                 there, back = (" x ".join(map(str, reversed(side.shape[2:]))) for side in (real, fake))
                 raise UserError(
-                    f"{self.modality.plural} of {there} samples, and the codec gives back {back}: evaluate at the size"
+                    f"{self.modality.plural} of {there} samples, but the codec decodes to {back}: evaluate at the size"
                     " that it was trained at"
                 )
             for column, compare in enumerate(self.comparisons):
@@ -118,16 +118,16 @@ class _Tally:
                 self.moments[name][rung].add(network.features(fake, lengths))
 
     def gather(self) -> None:
-        """Add up over processes.
+        """Sum over processes.
 
         Raises:
-            UserError: There is not one signal.
+            UserError: There is no signal.
         """
         if dist.is_available() and dist.is_initialized():
             all_moments = (moment for rungs in self.moments.values() for moment in rungs)
             moments = [sums for moment in all_moments for sums in (moment.count, moment.sum, moment.outer)]
             for values in [self.sums, self.prices, self.amount, self.seen, *moments]:
-                shared = values.to(self.device, copy=True)  # NCCL wants it on the device
+                shared = values.to(self.device, copy=True)  # NCCL needs device tensors
                 dist.all_reduce(shared)
                 values.copy_(shared)
             for counts in self.counts:
@@ -157,7 +157,7 @@ class _Tally:
                 used.include(self.counts[rung].rows())
                 row |= _use(used, len(self.ladder.codebooks(keep)))
             rows.append(row | {self.modality.plural: count})
-        # With fewer codebooks there are fewer columns of codebooks; a table has all.
+        # Rows with fewer codebooks have fewer columns; fill up with NaN.
         columns = dict.fromkeys(name for row in reversed(rows) for name in row)
         return [{name: row.get(name, float("nan")) for name in columns} for row in rows]
 
@@ -175,7 +175,7 @@ class _Tally:
 
 
 def _use(counts: rate.CodeCounts, kept: int) -> Row:
-    """Return the first codebooks' usage: means, and each codebook's own if there are several."""
+    """Return the usage, entropy and perplexity of the first `kept` codebooks: means, and each one's own if several."""
     codebooks = list(zip(counts.codebooks(), counts.codebook_sizes, strict=True))[:kept]
     measures = {
         "usage": [rate.usage(codebook, size) for codebook, size in codebooks],

@@ -1,4 +1,4 @@
-"""Quality over size, drawn."""
+"""Draw rate-distortion curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ MARKERS = ("s", "^", "D", "v", "P")
 
 
 class Curve(NamedTuple):
-    """Points of quality over size.
+    """A rate-distortion curve.
 
     Attributes:
         name: Name in the legend.
-        sizes: Mean size of a signal at each point, or its rate.
-        values: Values of each plotted metric, by name.
-        labels: A word at each point, or nothing.
+        sizes: Mean size or bitrate of a signal at each point.
+        values: Each metric's values at the points, by name.
+        labels: Label of each point; empty for none.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
 
 
 def label_of(name: str) -> str:
-    """Return a metric's label on an axis; of any other column its name."""
+    """Return the axis label of a metric; of any other column, its name."""
     label = METRICS[name].label or METRICS[name].title if name in METRICS else name
     return label + (" (lower is better)" if lower_is_better(name) else "")
 
@@ -46,7 +46,7 @@ def draw_curves(
     title: str = "Quality per byte",
     sizes: str = "bytes per image",
 ) -> None:
-    """Draw each of our metrics over size (a logarithmic axis) to a PNG: ours in color, others in greys."""
+    """Draw one panel per metric of `ours` over size (logarithmic) to a PNG: ours in color, others in greys."""
     figure = Figure(figsize=(5 * len(ours.values), 4.2), layout="constrained")
     panels = figure.subplots(1, len(ours.values), squeeze=False)[0]
     for axes, (metric, values) in zip(panels, ours.values.items(), strict=True):
@@ -65,7 +65,7 @@ def draw_curves(
 
 
 def style_axes(axes: Axes, label: str, sizes: str, logarithmic: bool = True) -> None:
-    """Label and style a panel's axes."""
+    """Set labels, scale, grid and spines of a panel."""
     if logarithmic:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())

@@ -1,4 +1,4 @@
-"""The numbers at which a code is cut: of tokens, or of codebooks (`TokenLayout`)."""
+"""The bitrate ladder: the numbers of tokens or codebooks (`TokenLayout`) to which codes are cut."""
 
 import math
 from collections.abc import Sequence
@@ -18,38 +18,38 @@ __all__ = ["Code", "Evaluable", "Ladder"]
 
 
 class Evaluable(Protocol):
-    """What a codec needs to be evaluated; `varitok.codecs.codec.Codec` has it, and so can anything else."""
+    """Interface that an evaluation needs; `varitok.codecs.codec.Codec` implements it."""
 
     @property
     def layout(self) -> TokenLayout:
-        """The layout of its tokens."""
+        """Layout of the tokens."""
 
     @property
     def sample_rate(self) -> int | None:
-        """Of sounds, Hz; None if signals are images."""
+        """Sample rate of audio, in Hz; None for other modalities."""
 
     @property
     def bottleneck(self) -> Any:
-        """Has `codebook_sizes`."""
+        """Bottleneck, an object with `codebook_sizes`."""
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens with their first `num_codebooks` codebooks, all if None."""
+        """Return the payload of `tokens` tokens with `num_codebooks` codebooks (None for all), in bits."""
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Turn signals `(b, c, *grid)` in [-1, 1] into codes, int64 `(b, codebooks, N)` or `(b, codebooks, *grid)`."""
+        """Encode signals `(b, c, *grid)` in [-1, 1] to codes, int64 `(b, codebooks, N)` or `(b, codebooks, *grid)`."""
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Turn codes, or a prefix of them, into signals."""
+        """Decode codes, or a prefix of them, to signals."""
 
 
 class Code(NamedTuple):
-    """A batch's code, from which shorter ones are cut.
+    """Codes of a batch, from which shorter ones are cut.
 
     Attributes:
-        codes: As `Evaluable.encode` gives them.
-        tokens: int64 `(b * blocks,)`, the valid tokens of each signal, or of each block of it.
-        size: The signals' size.
-        ends: After how many bytes each codebook is known, where an entropy coder made them.
+        codes: Codes as returned by `Evaluable.encode`.
+        tokens: int64 `(b * blocks,)`, number of valid tokens of each signal or block.
+        size: Grid `(*grid)` of the signals.
+        ends: Bytes of an entropy-coded file up to the end of each codebook; empty without an entropy coder.
     """
 
     codes: Tensor
@@ -59,17 +59,17 @@ class Code(NamedTuple):
 
 
 class Ladder:
-    """The rungs of a codec, and how a code is cut to one.
+    """The rungs (kept numbers of tokens or codebooks) of a codec; encodes, cuts and decodes codes.
 
     Args:
-        codec: What codes.
-        keeps: The numbers that are kept; if None the whole layers of a hierarchy, else 1, 2, 4, ... and all; any
-            others are sorted.
+        codec: Codec to evaluate.
+        keeps: Numbers to keep, in any order; if None, the whole layers of a hierarchical bottleneck, and 1, 2, 4, ...
+            and all of other bottlenecks.
 
     Attributes:
-        axis: The rungs' name: "k" of tokens, "codebooks" of codebooks.
-        keeps: The rungs, upwards.
-        runs: Whether a token that is repeated in its place counts once.
+        axis: Column name of the rungs: "k" for tokens, "codebooks" for codebooks.
+        keeps: The rungs, ascending.
+        runs: Whether a run of equal tokens at a position counts once.
 
     Raises:
         UserError: A number is out of range.
@@ -87,7 +87,7 @@ class Ladder:
             raise UserError(f"{wrong} {self.layout.unit} to keep: this codec keeps from 1 to {most}")
 
     def encode(self, signal: Tensor, samples: Tensor) -> Code:
-        """Code signals `(b, c, *grid)` whose first `samples` samples, int64 `(b,)`, are valid."""
+        """Encode signals `(b, c, *grid)` whose first `samples` steps, int64 `(b,)`, are valid."""
         size = signal.shape[2:]
         tokens = self.layout.valid(samples, size)
         codes = self.codec.encode(signal, tokens)
@@ -95,19 +95,19 @@ class Ladder:
         return Code(codes, tokens, size, ends)
 
     def decode(self, code: Code, keep: int) -> Tensor:
-        """Decode the kept part of a code."""
+        """Decode codes cut to `keep` tokens or codebooks."""
         cut = self.layout.cut_axis
-        if self.layout.ordered:  # and of the size of training
+        if self.layout.ordered:  # decodes to the training size
             return self.codec.decode(code.codes.narrow(cut, 0, keep))
         discrete = bool(self.codec.bottleneck.codebook_sizes)
         return self.codec.decode(code.codes.narrow(cut, 0, keep) if discrete else code.codes, code.size, code.tokens)
 
     def flat(self, code: Code) -> Tensor:
-        """Return codes with one axis for the grid, `(b, codebooks, n)`; blocks follow each other as signals do."""
+        """Return codes with a flat grid, `(b * blocks, codebooks, n)`."""
         return self.layout.flatten(code.codes)
 
     def cut(self, code: Code, start: int, end: int) -> Tensor:
-        """Mark the valid codes from `start` up to `end`, bool, of those that `flat` gives."""
+        """Return the mask of the valid codes in `[start, end)` of the cut axis, bool, of the shape of `flat`."""
         flat = self.flat(code)
         valid = prefix_mask(code.tokens, flat.shape[2])[:, None].expand_as(flat).clone()
         along = self.layout.cut_axis
@@ -116,12 +116,12 @@ class Ladder:
         return valid
 
     def codebooks(self, keep: int) -> tuple[int, ...]:
-        """List the sizes of the codebooks that a rung has."""
+        """Return the sizes of a rung's codebooks."""
         sizes: tuple[int, ...] = self.codec.bottleneck.codebook_sizes
         return sizes[: self.layout.count_kept(0, keep)[1]]
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
-        """Sum bits, exactly, and bytes, packed, of a batch's codes; of a codec of one clip what its coder made."""
+        """Return a batch's total payload in bits (exact) and packed bytes; of an `ImplicitCodec`, the coded size."""
         if code.ends:
             return 8.0 * code.ends[keep - 1], code.ends[keep - 1]
         bits, packed = 0.0, 0

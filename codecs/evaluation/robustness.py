@@ -1,8 +1,8 @@
-"""Quality under perturbed codes: what a decoder makes of a generator's mistakes (pFID, RobustTok, arXiv 2503.08354).
+"""Robustness of a decoder to wrong tokens, such as a generator's errors (pFID, RobustTok, arXiv 2503.08354).
 
-A share of each image's tokens is replaced by neighbors, and the reconstructions are compared with the originals: by
-the Fréchet distance on any network's features (on Inception's it is pFID), by that on `DERIVATIVES`, a fixed map
-without weights, and by the loss in PSNR. `codecs/bottlenecks/perturbation.py` defines neighbors.
+A share of each image's tokens is replaced, and the reconstructions are compared with the originals by PSNR and by
+Fréchet distances: on Inception's features (pFID), and on `DERIVATIVES`, fixed features without weights.
+`codecs/bottlenecks/perturbation.py` defines a token's neighbors.
 """
 
 import zlib
@@ -37,12 +37,12 @@ SCALES = (1, 2, 4)
 
 
 class FeatureExtractor(NamedTuple):
-    """Features whose Fréchet distance is taken.
+    """A feature extractor for a Fréchet distance.
 
     Attributes:
-        features: uint8 images `(b, 3, h, w)` to `(b, width)`.
-        width: How many.
-        meaning: In the words that go above a table.
+        features: Function of uint8 images `(b, 3, h, w)` to features `(b, width)`.
+        width: Number of features.
+        meaning: Definition of the distance, for a table's header.
     """
 
     features: frechet.Features
@@ -51,16 +51,17 @@ class FeatureExtractor(NamedTuple):
 
 
 def derivatives(images: Tensor) -> Tensor:
-    """Describe images by their local derivatives on three scales: a map without weights, and no network's (ours).
+    """Compute statistics of images' local derivatives at three scales, features without a network (ours).
 
-    On the image and its averages over 2 x 2 and 4 x 4 pixels: the standard deviation of each channel, and mean and
-    standard deviation of the sizes of its differences along either axis; besides, each channel's mean.
+    The scales are the image, and its averages over 2 x 2 and 4 x 4 pixels. Each has, per channel, the standard
+    deviation of the pixels, and mean and standard deviation of |differences| of neighbors along each axis. Each
+    channel's mean is added.
 
     Args:
-        images: `(b, 3, h, w)`, 8-bit values; both sides at least 8.
+        images: `(b, 3, h, w)`, 8-bit values; both sides at least 8 pixels.
 
     Returns:
-        `(b, 48)`, in grey levels.
+        Features `(b, 48)`, in 8-bit levels.
 
     Raises:
         UserError: A side has fewer than 8 pixels.
@@ -88,7 +89,7 @@ DERIVATIVES = FeatureExtractor(
 
 
 def available_features(device: torch.device) -> dict[str, FeatureExtractor]:
-    """Return the available feature maps: `derivatives`, and `pfid` if Inception's weights are on this machine."""
+    """Return the feature extractors: `derivatives`, and `pfid` if Inception's weights are on this machine."""
     maps = {"derivatives": DERIVATIVES}
     if frechet.available():
         meaning = f"pFID (arXiv 2503.08354): {frechet.RFID.definition}"
@@ -98,7 +99,7 @@ def available_features(device: torch.device) -> dict[str, FeatureExtractor]:
 
 @contextmanager
 def evaluation_mode(codec: object) -> Iterator[torch.device]:
-    """Put a codec into evaluation mode for a while and give its device; each of its modules gets its own mode back."""
+    """Set a codec to evaluation mode within the context, which yields its device; restore each module's mode after."""
     modes = {module: module.training for module in codec.modules()} if isinstance(codec, nn.Module) else {}
     parameter = next(codec.parameters(), None) if isinstance(codec, nn.Module) else None
     try:
@@ -111,14 +112,14 @@ def evaluation_mode(codec: object) -> Iterator[torch.device]:
 
 
 class Replacement(NamedTuple):
-    """How tokens are replaced.
+    """Random replacement of tokens.
 
-    The chance of an image depends on the seed and its pixels alone: neither batches nor processes change it, and a
-    higher rate replaces what a lower one does, and more.
+    An image's random draws depend only on the seed and its pixels, not on batches or processes. A higher rate replaces
+    a superset of the tokens.
 
     Attributes:
-        delta: Number of nearest entries to draw from, if the bottleneck is one codebook of vectors ("nearest").
-        sigma: Noise on the latents, in their root mean square, before they are quantized again ("noise").
+        delta: Number of nearest codebook entries to draw from ("nearest"; for a single codebook of vectors).
+        sigma: Standard deviation of the noise on latents before quantization, relative to their RMS ("noise").
         seed: Seed of all random draws.
     """
 
@@ -127,7 +128,7 @@ class Replacement(NamedTuple):
     seed: int = 0
 
     def ways(self, bottleneck: Bottleneck) -> list[Way]:
-        """List the ways that a bottleneck has."""
+        """List the ways of replacing tokens that a bottleneck supports."""
         had = {
             "nearest": codebook_table(bottleneck) is not None,
             "noise": True,
@@ -138,17 +139,17 @@ class Replacement(NamedTuple):
     def propose(
         self, bottleneck: Bottleneck, latents: Tensor, real: Tensor, ways: Sequence[Way]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Encode latents `(b, n, d)`, and return what would replace each token.
+        """Encode latents, and draw a replacement of each token.
 
         Args:
-            bottleneck: In evaluation mode.
-            latents: Latents of images.
+            bottleneck: Bottleneck in evaluation mode.
+            latents: Latents of images, `(b, n, d)`.
             real: The images, uint8 `(b, 3, h, w)`.
-            ways: Ways of replacing, out of those that the bottleneck has.
+            ways: Ways of replacing tokens that the bottleneck supports.
 
         Returns:
-            The codes `(b, codebooks, n)`; `(b, n)` uniform in [0, 1), below the rate where a token is replaced; and
-            codes `(b, codebooks, n)` for each way.
+            The codes `(b, codebooks, n)`; draws `(b, n)`, uniform in [0, 1), for replacing tokens whose draw is below
+            the rate; and each way's replacement codes `(b, codebooks, n)`.
         """
         codes = bottleneck.encode(latents)
         n, d = latents.shape[1:]
@@ -167,7 +168,7 @@ class Replacement(NamedTuple):
         return codes, order, others
 
     def _draws(self, picture: Tensor, n: int, d: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # In 32 bits: of a larger seed torch's generator takes the lower half.
+        # A key of 32 bits: torch's CPU generator ignores higher bits of a seed.
         key = zlib.crc32(picture.contiguous().numpy().tobytes(), zlib.crc32(str(self.seed).encode()))
         random = torch.Generator().manual_seed(key)
         order, rank = torch.rand(n, generator=random), torch.rand(n, generator=random)
@@ -176,18 +177,18 @@ class Replacement(NamedTuple):
 
 
 class Robustness(NamedTuple):
-    """What `robustness` found.
+    """Result of `robustness`.
 
     Attributes:
-        rows: First without replacement (way "none"), then each way at each rate.
-        header: What the numbers mean.
+        rows: A row without replacement (way "none"), then one for each way and rate.
+        header: Definitions of the columns, and provenance.
     """
 
     rows: list[dict[str, float | str]]
     header: dict[str, str]
 
     def write_csv(self, path: Path) -> None:
-        """Write the rows, the header as comment lines above them."""
+        """Write the rows as CSV, with the header as comment lines."""
         write_rows(path, self.header, self.rows)
 
     def print(self) -> None:
@@ -213,24 +214,24 @@ def robustness(
     replacement: Replacement = Replacement(),  # noqa: B008 (it can't be changed)
     header: Mapping[str, str] | None = None,
 ) -> Robustness:
-    """Measure what comes back when a share of each image's tokens is replaced.
+    """Measure the quality of reconstructions from codes in which a share of each image's tokens is replaced.
 
-    Where torch.distributed is running, every process must call this with its own share of the images, and all get the
-    numbers of the whole.
+    Under torch.distributed this is a collective: every process calls it with its own shard of the images and gets the
+    result of all.
 
     Args:
-        codec: Evaluated on its own device, in evaluation mode; its modes are restored.
-        batches: Images `(b, 3, h, w)`, of the size that the codec decodes to; empty batches are passed over.
-        rates: Shares of tokens, in (0, 1]; any others are sorted.
-        ways: Ways of replacing: "nearest" entries of the table, codes under "noise", "random" codes; if None all those
-            that the bottleneck has.
+        codec: Codec to evaluate, on its own device, in evaluation mode; its training modes are restored.
+        batches: Batches of images `(b, 3, h, w)`, of the size that the codec decodes to; empty batches are skipped.
+        rates: Shares of tokens to replace, in (0, 1], in any order.
+        ways: Ways of replacing tokens: "nearest" codebook entries, codes of latents with "noise", "random" codes; None
+            for all that the bottleneck supports.
         tokens: Number of tokens to keep; all if None.
-        features: Maps whose Fréchet distance is taken, by column; `derivatives` alone if None.
-        replacement: How tokens are replaced.
-        header: What goes above the rows, before what the numbers mean.
+        features: Feature extractors for Fréchet distances, by column; `derivatives` alone if None.
+        replacement: Parameters of the replacement.
+        header: Entries above the rows, before the definitions.
 
     Raises:
-        UserError: A rate or the number of tokens is out of range, the bottleneck doesn't have a way, or there is no
+        UserError: A rate or the number of tokens is out of range, the bottleneck doesn't support a way, or there is no
             image.
     """
     kept = codec.tokens if tokens is None else tokens
@@ -242,7 +243,9 @@ def robustness(
     had = replacement.ways(codec.bottleneck)
     lacking = [way for way in ways or () if way not in had]
     if lacking:
-        raise UserError(f"{type(codec.bottleneck).__name__} has no way {lacking[0]!r}; it has {', '.join(had)}")
+        raise UserError(
+            f"{type(codec.bottleneck).__name__} doesn't support {lacking[0]!r}; it supports {', '.join(had)}"
+        )
     maps = {"derivatives": DERIVATIVES} if features is None else features
     with evaluation_mode(codec) as device:
         sums = _Sums(list(ways or had), sorted(set(rates)), maps, device)
@@ -254,7 +257,7 @@ def robustness(
 
 
 class _Sums:
-    """Sums over images from which the rows follow; those of several processes add up."""
+    """Sums over images, which processes add up, and the rows computed from them."""
 
     def __init__(
         self, ways: list[Way], rates: list[float], maps: Mapping[str, FeatureExtractor], device: torch.device
@@ -265,13 +268,13 @@ class _Sums:
         self.device = device
         self.images = torch.zeros((), dtype=torch.float64)
         self.sums = torch.zeros(len(self.cases), 2, dtype=torch.float64)  # PSNR, share of codes changed
-        # Of the originals, then of each case.
+        # One for the originals, then one for each case.
         self.moments = {
             name: [frechet.Moments(mapped.width) for _ in range(1 + len(self.cases))] for name, mapped in maps.items()
         }
 
     def add(self, codec: Codec, signal: Tensor, kept: int, replacement: Replacement) -> None:
-        """Take in images."""
+        """Evaluate a batch of images `(b, 3, h, w)` and accumulate its sums."""
         real = to_uint8(signal)
         self.images += len(real)
         for name, mapped in self.maps.items():
@@ -283,22 +286,22 @@ class _Sums:
             put = torch.where(chosen, others[way][..., :kept], given) if way in others else given
             fake = to_uint8(codec.decode(put))
             if fake.shape != real.shape:
-                raise UserError("the codec gives back images of another size: evaluate at the size of its training")
+                raise UserError("the codec decodes to images of another size: evaluate at the size of its training")
             changed = (put != given).double().mean((1, 2))
             self.sums[case] += torch.stack([image.psnr(fake, real).double(), changed], 1).sum(0).cpu()
             for name, mapped in self.maps.items():
                 self.moments[name][1 + case].add(mapped.features(fake))
 
     def rows(self, kept: int) -> list[dict[str, float | str]]:
-        """Add up over processes; return a row for each case.
+        """Sum over processes and return a row for each case.
 
         Raises:
-            UserError: There is not one image.
+            UserError: There is no image.
         """
         if world_size() > 1:
             sums = [self.images, self.sums]
             sums += [t for found in self.moments.values() for m in found for t in (m.count, m.sum, m.outer)]
-            shared = sum_over_ranks([values.to(self.device) for values in sums])  # NCCL wants it on the device
+            shared = sum_over_ranks([values.to(self.device) for values in sums])  # NCCL needs device tensors
             for values, total in zip(sums, shared, strict=True):
                 values.copy_(total)
         if not self.images:
@@ -317,14 +320,14 @@ def _meanings(ways: Sequence[Way], replacement: Replacement, maps: Mapping[str, 
     """Return the definitions of the columns."""
     said = {
         "nearest": f"one of the {replacement.delta} nearest entries of the codebook, without the token's own",
-        "noise": f"the codes of the latents with Gaussian noise of {replacement.sigma:g} root mean squares",
-        "random": "codes drawn evenly",
+        "noise": f"the codes of the latents plus Gaussian noise of {replacement.sigma:g} times their RMS",
+        "random": "codes drawn uniformly",
     }
-    told = "; ".join(f"{way}: {said[way]}" for way in ways)
+    replacements = "; ".join(f"{way}: {said[way]}" for way in ways)
     return {
-        "way": f"what tokens are replaced by (seed {replacement.seed}): {told}",
+        "way": f"replacement of tokens (seed {replacement.seed}): {replacements}",
         "rate": "share of the tokens that are replaced, all codebooks of each",
-        "changed": "share of the codes that this has changed",
+        "changed": "share of the codes that the replacement changed",
         "psnr": image.PSNR.definition,
-        "psnr_drop": "dB lost against the row without replacement",
+        "psnr_drop": "dB below the row without replacement",
     } | {name: mapped.meaning for name, mapped in maps.items()}

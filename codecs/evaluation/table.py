@@ -1,4 +1,4 @@
-"""The table of an evaluation: a row for each length of a code, and above it what the numbers mean."""
+"""The table of an evaluation: a row per code length, and a header with the columns' definitions."""
 
 import csv
 import math
@@ -22,7 +22,7 @@ Row = dict[str, float]
 
 
 def json_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Replace NaN and infinity in rows by null, for JSON."""
+    """Replace NaN and infinity in rows by None, for JSON."""
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         for row in rows
@@ -30,7 +30,7 @@ def json_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
 
 
 def write_rows(path: Path, header: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a CSV file with a line `# key: value` above it for each entry of the header; floats get 6 digits."""
+    """Write a CSV file after a line `# key: value` for each header entry; floats have 6 significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         for key, value in header.items():
@@ -42,38 +42,38 @@ def write_rows(path: Path, header: Mapping[str, str], rows: Sequence[Mapping[str
 
 @dataclass(frozen=True)
 class Table:
-    """What `evaluate` found.
+    """Result of `evaluate`.
 
     Attributes:
-        rows: A row for each kept number of tokens or codebooks, upwards; all with the same columns.
-        header: What the numbers mean and where they come from, by key.
+        rows: A row for each kept number of tokens or codebooks, ascending; all with the same columns.
+        header: Definitions of the columns and provenance, by key.
     """
 
     rows: list[Row]
     header: dict[str, str] = field(default_factory=dict)
 
     def column(self, name: str) -> list[float]:
-        """List a column's values."""
+        """Return a column's values."""
         return [row[name] for row in self.rows]
 
     def write_csv(self, path: Path) -> None:
-        """Write the table, the header as comment lines above it; `read_csv` reads it back."""
+        """Write the table as CSV, with the header as comment lines; `read_csv` reads it."""
         write_rows(path, self.header, self.rows)
 
     @property
     def axis(self) -> str:
-        """Name of the column of kept numbers: "k" of tokens, "codebooks" of codebooks."""
+        """Column of the kept numbers: "k" for tokens, "codebooks" for codebooks."""
         return "k" if "k" in self.rows[0] else "codebooks"
 
     @property
     def modality(self) -> type[Modality] | None:
-        """The modality whose two shown metrics are in the table; None if there is none."""
+        """Modality whose `shown` metrics the table has; None if there is none."""
         columns = self.rows[0].keys()
         kinds = [kind for kind in MODALITIES.values() if set(kind.shown) <= columns]
         return max(kinds, key=lambda kind: len({kind.plural, kind.rate.name} & columns), default=None)
 
     def plot(self, path: Path, others: Iterable[Curve] = (), title: str | None = None) -> None:
-        """Draw the shown metrics over size to a PNG, each point with its kept number; nothing if they aren't there."""
+        """Draw the `shown` metrics over size to a PNG, if the table has them; points are labeled with kept numbers."""
         modality, noun = self.modality, "tokens" if self.axis == "k" else "codebooks"
         if modality is None:
             return
@@ -104,16 +104,16 @@ class Table:
 
 
 def wide_console() -> Console:
-    """Return a console that does not cut tables off in files and logs, which have no width."""
+    """Return a console that is 160 columns wide if it isn't a terminal, so that files and logs have whole tables."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def read_rows(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Read a CSV file that `write_rows` wrote: its header, and its rows as text.
+    """Read the header and the rows, as text, of a CSV file that `write_rows` wrote.
 
     Raises:
-        UserError: The file isn't there, or isn't text of as many columns in each row.
+        UserError: The file doesn't exist, isn't text, or has rows with different numbers of columns.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -137,7 +137,7 @@ def read_csv(path: Path) -> Table:
     """Read a table that `Table.write_csv` wrote.
 
     Raises:
-        UserError: The file isn't there or isn't such a table.
+        UserError: The file doesn't exist or isn't such a table.
     """
     header, words = read_rows(path)
     try:

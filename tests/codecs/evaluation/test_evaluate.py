@@ -119,7 +119,7 @@ def test_images_of_another_size_than_the_codecs_are_refused() -> None:
         def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
             return self.signal[..., :12]
 
-    with pytest.raises(UserError, match="16 x 16 samples, and the codec gives back 12 x 16"):
+    with pytest.raises(UserError, match="16 x 16 samples, but the codec decodes to 12 x 16"):
         evaluate(Smaller(), _batches(1))
 
 

@@ -181,7 +181,7 @@ def test_alpha_moves_between_two_points_of_the_run() -> None:
         (lambda: robustness(Blocks(_codebook()), []), "no image"),
         (
             lambda: robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(1), ways=["nearest"]),
-            "FiniteScalarQuantizer has no way 'nearest'; it has noise, random",
+            "FiniteScalarQuantizer doesn't support 'nearest'; it supports noise, random",
         ),
         (lambda: derivatives(torch.zeros(1, 3, 7, 16)), "16 x 7 pixels"),
     ],

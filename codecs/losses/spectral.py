@@ -20,8 +20,96 @@ from .contract import SignalTerm
 __all__ = ["SISDR", "MultiResolutionSTFT", "MultiScaleMel"]
 
 
-class MultiScaleMel(SignalTerm):
-    """Multi-scale mel spectrogram loss.
+class MultiResolutionSTFT(SignalTerm):
+    """Multi-resolution STFT loss.
+
+        loss = scale * sum_resolutions (convergence * mean_b |S(y) - S(x)|_2 / |S(x)|_2
+                                        + magnitude * mean |S(y) - S(x)| + logarithm * mean |ln S(y) - ln S(x)|)
+
+    The defaults are Parallel WaveGAN's (arXiv 1910.11480, section 2.2): spectral convergence and log magnitudes,
+    averaged over three resolutions.
+
+    Args:
+        ffts: FFT sizes, in samples.
+        hop_lengths: Hop lengths, in samples; a quarter of `ffts` if None.
+        windows: Window lengths, in samples; equal to `ffts` if None.
+        convergence: Weight of the spectral convergence.
+        logarithm: Weight of the mean absolute difference of natural logarithms.
+        magnitude: Weight of the mean absolute difference of magnitudes.
+        floor: Minimum to which magnitudes are clamped before the logarithm.
+        quiet: RMS of white noise whose energy bounds the denominator of the spectral convergence from below (ours).
+        scale: Factor of the loss; None for the mean over resolutions.
+        normalized: Whether spectra are divided by the L2 norm of the window.
+
+    Raises:
+        UserError: `ffts`, `hop_lengths` and `windows` have different lengths.
+    """
+
+    log = staticmethod(torch.log)
+    squared = False
+
+    def __init__(
+        self,
+        ffts: Sequence[int] = (1024, 2048, 512),
+        hop_lengths: Sequence[int] | None = (120, 240, 50),
+        windows: Sequence[int] | None = (600, 1200, 240),
+        *,
+        convergence: float = 1.0,
+        logarithm: float = 1.0,
+        magnitude: float = 0.0,
+        floor: float = 1e-5,
+        quiet: float = 0.01,
+        scale: float | None = None,
+        normalized: bool = False,
+    ) -> None:
+        super().__init__()
+        hop_lengths = [fft // 4 for fft in ffts] if hop_lengths is None else hop_lengths
+        windows = ffts if windows is None else windows
+        if not len(ffts) == len(hop_lengths) == len(windows):
+            raise UserError(f"stft: {len(ffts)} transforms, {len(hop_lengths)} hops and {len(windows)} windows")
+        sizes = zip(ffts, hop_lengths, windows, strict=True)
+        self.spectra = nn.ModuleList([Spectrum(*size, normalized=normalized) for size in sizes])
+        self.convergence = convergence
+        self.logarithm = logarithm
+        self.magnitude = magnitude
+        self.floor = floor
+        self.quiet = quiet
+        self.scale = 1 / len(ffts) if scale is None else scale
+
+    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+        """Compare waveforms `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
+        total = fake.new_zeros((), dtype=torch.float32)
+        for index in range(len(self.spectra)):
+            on_fake, valid = self.spectrogram(fake, lengths, index)
+            on_real, _ = self.spectrogram(real, lengths, index)
+            if self.convergence:
+                quiet = self.spectra[index].get_buffer("hann").square().sum() * self.quiet**2
+                total = total + self.convergence * self._compute_convergence(on_fake, on_real, valid, quiet)
+            if self.magnitude:
+                total = total + self.magnitude * _frames((on_fake - on_real).abs(), valid)
+            if self.logarithm:
+                difference = self.log(on_fake.clamp(min=self.floor)) - self.log(on_real.clamp(min=self.floor))
+                error = difference.square() if self.squared else difference.abs()
+                total = total + self.logarithm * _frames(error, valid)
+        return self.scale * total
+
+    def spectrogram(self, signal: Tensor, lengths: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the spectrogram `(b, c, frames, bins)` of resolution `index`, and the mask of valid frames."""
+        spectrum, frames = self.spectra[index](signal, lengths)
+        return spectrum.abs(), prefix_mask(frames, spectrum.shape[2])
+
+    def _compute_convergence(self, fake: Tensor, real: Tensor, valid: Tensor, quiet: Tensor) -> Tensor:
+        mask = valid[:, None, :, None]  # (b, frames) -> (b, 1, frames, 1)
+        error = ((fake - real) * mask).square().flatten(1).sum(1)
+        energy = (real * mask).square().flatten(1).sum(1)
+        # Near silence the ratio would explode and dominate the batch: the energy is at least that of quiet noise.
+        least = mask.expand_as(real).flatten(1).sum(1) * quiet
+        # The constant keeps the square root's gradient finite at 0.
+        return ((error + self.floor**2).sqrt() / torch.maximum(energy, least + self.floor).sqrt()).mean()
+
+
+class MultiScaleMel(MultiResolutionSTFT):
+    """Multi-scale mel spectrogram loss: the STFT loss of mel bands, without spectral convergence.
 
         loss = scale * sum_windows (magnitude * mean |M(y) - M(x)| + logarithm * mean |log10 M(y) - log10 M(x)|)
 
@@ -49,6 +137,8 @@ class MultiScaleMel(SignalTerm):
         UserError: `bands` and `windows` have different lengths.
     """
 
+    log = staticmethod(torch.log10)
+
     def __init__(
         self,
         sample_rate: int,
@@ -66,34 +156,18 @@ class MultiScaleMel(SignalTerm):
         squared: bool = False,
         scale: float = 1.0,
     ) -> None:
-        super().__init__()
         numbers = [bands] * len(windows) if isinstance(bands, int) else list(bands)
         if len(numbers) != len(windows):
             raise UserError(f"mel.bands: {len(numbers)} numbers for {len(windows)} windows")
-        self.spectra = nn.ModuleList([Spectrum(window, normalized=normalized) for window in windows])
+        super().__init__(
+            windows, None, None, convergence=0.0, logarithm=logarithm, magnitude=magnitude, floor=floor, scale=scale,
+            normalized=normalized,
+        )  # fmt: skip
         for index, (window, number) in enumerate(zip(windows, numbers, strict=True)):
             bank = mel_bank(sample_rate, number, window, low, high, formula)
             self.register_buffer(f"bank_{index}", bank, persistent=False)
         self.power = power
-        self.floor = floor
-        self.magnitude = magnitude
-        self.logarithm = logarithm
         self.squared = squared
-        self.scale = scale
-
-    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare waveforms `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
-        total = fake.new_zeros((), dtype=torch.float32)
-        for index in range(len(self.spectra)):
-            on_fake, valid = self.spectrogram(fake, lengths, index)
-            on_real, _ = self.spectrogram(real, lengths, index)
-            if self.magnitude:
-                total = total + self.magnitude * _frames((on_fake - on_real).abs(), valid)
-            if self.logarithm:
-                difference = on_fake.clamp(min=self.floor).log10() - on_real.clamp(min=self.floor).log10()
-                error = difference.square() if self.squared else difference.abs()
-                total = total + self.logarithm * _frames(error, valid)
-        return self.scale * total
 
     def spectrogram(self, signal: Tensor, lengths: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
         """Return the mel spectrogram `(b, c, frames, bands)` of window `index`, and the mask `(b, frames)`."""
@@ -101,86 +175,6 @@ class MultiScaleMel(SignalTerm):
         size = spectrum.abs() if self.power == 1 else _power(spectrum).pow(self.power / 2)
         with torch.autocast(signal.device.type, enabled=False):
             return size @ self.get_buffer(f"bank_{index}"), prefix_mask(frames, spectrum.shape[2])
-
-
-class MultiResolutionSTFT(SignalTerm):
-    """Multi-resolution STFT loss.
-
-        loss = scale * sum_resolutions (convergence * mean_b |S(y) - S(x)|_2 / |S(x)|_2
-                                        + magnitude * mean |S(y) - S(x)| + logarithm * mean |ln S(y) - ln S(x)|)
-
-    The defaults are Parallel WaveGAN's (arXiv 1910.11480, section 2.2): spectral convergence and log magnitudes,
-    averaged over three resolutions.
-
-    Args:
-        ffts: FFT sizes, in samples.
-        hop_lengths: Hop lengths, in samples; a quarter of `ffts` if None.
-        windows: Window lengths, in samples; equal to `ffts` if None.
-        convergence: Weight of the spectral convergence.
-        logarithm: Weight of the mean absolute difference of natural logarithms.
-        magnitude: Weight of the mean absolute difference of magnitudes.
-        floor: Minimum to which magnitudes are clamped before the logarithm.
-        quiet: RMS of white noise whose energy bounds the denominator of the spectral convergence from below (ours).
-        scale: Factor of the loss; None for the mean over resolutions.
-
-    Raises:
-        UserError: `ffts`, `hop_lengths` and `windows` have different lengths.
-    """
-
-    def __init__(
-        self,
-        ffts: Sequence[int] = (1024, 2048, 512),
-        hop_lengths: Sequence[int] | None = (120, 240, 50),
-        windows: Sequence[int] | None = (600, 1200, 240),
-        *,
-        convergence: float = 1.0,
-        logarithm: float = 1.0,
-        magnitude: float = 0.0,
-        floor: float = 1e-5,
-        quiet: float = 0.01,
-        scale: float | None = None,
-    ) -> None:
-        super().__init__()
-        hop_lengths = [fft // 4 for fft in ffts] if hop_lengths is None else hop_lengths
-        windows = ffts if windows is None else windows
-        if not len(ffts) == len(hop_lengths) == len(windows):
-            raise UserError(f"stft: {len(ffts)} transforms, {len(hop_lengths)} hops and {len(windows)} windows")
-        sizes = zip(ffts, hop_lengths, windows, strict=True)
-        self.spectra = nn.ModuleList([Spectrum(fft, hop, window) for fft, hop, window in sizes])
-        self.convergence = convergence
-        self.logarithm = logarithm
-        self.magnitude = magnitude
-        self.floor = floor
-        self.quiet = quiet
-        self.scale = 1 / len(ffts) if scale is None else scale
-
-    def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
-        """Compare waveforms `(b, c, t)` in [-1, 1] over their first `lengths` samples."""
-        total = fake.new_zeros((), dtype=torch.float32)
-        for spectrum in self.spectra:
-            on_fake, frames = spectrum(fake, lengths)
-            on_real, _ = spectrum(real, lengths)
-            on_fake, on_real = on_fake.abs(), on_real.abs()
-            valid = prefix_mask(frames, on_fake.shape[2])
-            if self.convergence:
-                assert isinstance(spectrum, Spectrum)
-                quiet = spectrum.hann.square().sum() * self.quiet**2
-                total = total + self.convergence * self._compute_convergence(on_fake, on_real, valid, quiet)
-            if self.magnitude:
-                total = total + self.magnitude * _frames((on_fake - on_real).abs(), valid)
-            if self.logarithm:
-                difference = on_fake.clamp(min=self.floor).log() - on_real.clamp(min=self.floor).log()
-                total = total + self.logarithm * _frames(difference.abs(), valid)
-        return self.scale * total
-
-    def _compute_convergence(self, fake: Tensor, real: Tensor, valid: Tensor, quiet: Tensor) -> Tensor:
-        mask = valid[:, None, :, None]
-        error = ((fake - real) * mask).square().flatten(1).sum(1)
-        energy = (real * mask).square().flatten(1).sum(1)
-        # Near silence the ratio would explode and dominate the batch: the energy is at least that of quiet noise.
-        least = mask.expand_as(real).flatten(1).sum(1) * quiet
-        # The constant keeps the square root's gradient finite at 0.
-        return ((error + self.floor**2).sqrt() / torch.maximum(energy, least + self.floor).sqrt()).mean()
 
 
 class SISDR(SignalTerm):

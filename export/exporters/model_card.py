@@ -21,8 +21,8 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 ORDER = {
-    True: "It was trained to decode any prefix: the first k tokens give a coarser\nreconstruction.",
-    False: "It was trained with all tokens kept: the first k\ndecode too, but poorly.",
+    True: "It was trained to decode any prefix: the first k tokens give a coarser reconstruction.",
+    False: "It was trained with all tokens kept: the first k decode too, but poorly.",
 }
 
 

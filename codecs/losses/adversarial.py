@@ -26,9 +26,8 @@ class Adversarial(nn.Module):
         features       codec: mean |F(y) - F(x)|, of each layer F of D
         LeCam          D: + lecam * (relu(D(x) - EMA(D(y)))^2 + relu(EMA(D(x)) - D(y))^2)
 
-    The discriminator starts training at update `start`. It trains alone for `head_start` updates; then the codec's
-    loss weights ramp up linearly over `ramp` updates. (Full weight from the first update on ruins the
-    reconstructions: taming-transformers issue 44.)
+    The discriminator trains alone for `head_start` updates; then the codec's loss weights ramp up linearly over `ramp`
+    updates. (Full weight from the first update on ruins the reconstructions: taming-transformers issue 44.)
 
     Logits are averaged over each sample's valid positions, then over the batch, then over discriminators.
 
@@ -91,9 +90,8 @@ class Adversarial(nn.Module):
         self.ramp = ramp
         self.every = every
         self.shared = shared
-        self.judged: tuple[Tensor, list[DiscriminatorOutput], list[DiscriminatorOutput]] | None = (
-            None  # kept from the discriminator's loss to the codec's, within an update
-        )
+        # If shared, kept from the discriminator's loss to the codec's within an update.
+        self.judged: tuple[Tensor, list[DiscriminatorOutput], list[DiscriminatorOutput]] | None = None
         self.peak = peak
         self.lecam = lecam
         self.lecam_decay = lecam_decay

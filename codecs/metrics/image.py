@@ -26,13 +26,7 @@ __all__ = ["METRICS", "PSNR", "ms_ssim", "psnr", "scales", "ssim"]
 
 CAP = 100.0  # dB
 WINDOW = 11  # taps of SSIM's Gaussian
-WEIGHTS = (
-    0.0448,
-    0.2856,
-    0.3001,
-    0.2363,
-    0.1333,
-)  # MS-SSIM's scale weights, fine to coarse (Wang et al. 2003, section 3.2)
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, fine first (Wang et al. 2003, section 3.2)
 
 
 def psnr(fake: Tensor, real: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ Make: TypeAlias = Callable[[int], Iterable[Any]]
 """A function that builds a loader with the given number of workers."""
 
 SIDE, LEAST_SCALE = 64, 0.8
-SOUND = {"sample_rate": 16000, "crop_tokens": 50, "hop": 320}  # crops of 1 s
+SOUND = {"sample_rate": 16000, "crop_tokens": 50, "downsample": 320}  # crops of 1 s
 BUCKET, BUDGET, MOST, FIXED = 0.05, 1408000, 64, 8
 PROTOCOL = (
     f"images: random square of {LEAST_SCALE} to 1 of the shorter side, antialiased bicubic to {SIDE} x {SIDE}, mirrored"

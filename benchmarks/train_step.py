@@ -72,7 +72,7 @@ def plain(config: DictConfig, steps: int) -> float:
             began = time.perf_counter()
         real = normalize(batch.signal)
         kept = codec.length.sample(len(real), codec.tokens, codec.num_codebooks)
-        result = codec(real, kept.lengths, kept.depth)
+        result = codec(real, kept.lengths, kept.n_codebooks)
         loss = objective(result.signal, real, batch.lengths)[0] + sum(result.quantized.penalties.values())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), config.optim.clip)

@@ -27,6 +27,7 @@ class Audio(Modality):
     name = "audio"
     noun = kind = file_noun = "sound"
     suffixes = tuple(suffix for suffix in SUFFIXES if suffix not in VIDEO_SUFFIXES)
+    examples = ("speech/00.ogg", "speech/01.ogg")
     grid = "t"
     graph = GraphNames("input_values", "audio_codes", "audio_values", ("num_samples",), ("num_frames",))
     rounding = "both sides are compared as 16-bit values; decoded ones are clamped and rounded to the nearest"

@@ -69,6 +69,7 @@ class Modality(ABC):
         kind: Noun for one signal in headings of pages.
         file_noun: Noun for a file with a signal.
         suffixes: Suffixes of those files.
+        examples: Two files below `data/embedded/`, for the test vectors of bundles; empty for synthetic signals.
         grid: Letters of a signal's axes after the channels, for config.json.
         graph: Names in ONNX graphs.
         rounding: Rounding before comparison, for the header of a table.
@@ -85,6 +86,7 @@ class Modality(ABC):
     kind: ClassVar[str]
     file_noun: ClassVar[str] = "file"
     suffixes: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[str]
     graph: ClassVar[GraphNames]
     rounding: ClassVar[str]

@@ -29,6 +29,7 @@ class Image(Modality):
     noun = kind = "image"
     file_noun = "picture"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    examples: ClassVar[tuple[str, ...]] = ("photos/0075.webp", "photos/0632.webp")
     grid = "h w"
     graph = GraphNames(
         "pixel_values", "image_codes", "reconstruction", ("height", "width"), ("latent_height", "latent_width")

@@ -35,6 +35,7 @@ class Video(Image):
     name = "video"
     noun = kind = file_noun = "clip"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    examples: ClassVar[tuple[str, ...]] = ("clips/07.mp4", "clips/13.mp4")
     grid = "t h w"
     graph = GraphNames("pixel_values_videos", "video_codes", "reconstruction", *AXES)
     metrics = (*video.METRICS, *fvd.METRICS)

@@ -24,6 +24,7 @@ from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
 from ..runtime.load import load
 from ..runtime.streaming import run_stream, stream_form
 from .bundle_folder import describe, replace_folder, report
+from .examples import example_signals
 from .frozen import FrozenCodec, FrozenStream, freeze
 from .implicit import export_single_clip
 from .int8 import quantize_decoder
@@ -186,7 +187,8 @@ def _write(
         quantize_decoder(folder)
         # Reported without a bound: the rounding error depends on the network.
         parity |= check(codec, {INT8: _Runtime(folder, int8=True)}, sizes, allowed=math.inf)
-    _write_golden(frozen, example, folder / "golden.safetensors", metadata, names)
+    signals, source = example_signals(codec, modality_of(codec), config, sizes[-1])
+    _write_golden(frozen, signals, folder / "golden.safetensors", metadata | {"codec.examples": source}, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
     return report(folder, parity)
 

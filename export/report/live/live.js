@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 const picture = about.modality === "image";
 const state = { rows: null, length: 0, name: "", values: null };
 const reach = picture ? about.tokens : about.codebook_sizes.length;
-let graphs = null;
+let graphs = null, files = 0;
 
 async function unpacked(id) {
   const bytes = Uint8Array.from(atob(find(id).textContent.trim()), (letter) => letter.charCodeAt(0));
@@ -43,6 +43,7 @@ async function encode(file) {
 }
 
 async function openFile(file) {
+  files++;
   try {
     tell(`Reading ${file.name} …`);
     const bytes = new Uint8Array(await file.slice(0, 4).arrayBuffer());
@@ -67,6 +68,14 @@ async function openFile(file) {
   find("results").hidden = false;
   showOriginal();
   await show();
+}
+
+// Unless the reader was faster.
+async function showExample() {
+  if (about.example && !files) await openFile(new File([await unpacked("example")], about.example.name));
+  if (files > 1 || (files && !about.example)) return;
+  const shown = about.example ? ` This is the bundle's example: ${about.example.source}.` : "";
+  tell(`Ready.${shown} Drop ${about.noun} or a .vtk file, or choose one.`);
 }
 
 function showOriginal() {
@@ -146,5 +155,5 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 find("kept").max = reach;
-ready.then(() => tell(`Ready. Drop ${about.noun} or a .vtk file, or choose one.`))
+ready.then(showExample)
   .catch((error) => tell(`ONNX Runtime could not start in this browser (${error.message}); try a newer one.`, true));

@@ -3,17 +3,21 @@
 import base64
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from varitok import UserError
 
 from ...bitstream.container import identity
-from ...runtime.bundle import DECODER, ENCODER, Bundle, Opened
+from ...runtime.bundle import DECODER, ENCODER, Bundle, Opened, to_pixels
 from ...runtime.load import load
 from ..page import STYLE, document, embed
 
@@ -44,11 +48,36 @@ def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
     about = _about(bundle)
     blocks = _runtime(find_runtime() if runtime is None else runtime)
     blocks |= {name: (folder / file).read_bytes() for name, file in (("encoder", ENCODER), ("decoder", DECODER))}
+    if example := _example(bundle):
+        about["example"], blocks["example"] = example  # opened at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_document(folder.resolve().name, about, blocks), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def _example(bundle: Opened) -> tuple[dict[str, str], bytes] | None:
+    """Return the first signal of the bundle's test vectors: a file's name and origin, and the file."""
+    path = bundle.folder / "golden.safetensors"
+    if not path.is_file() or find_spec("safetensors") is None:
+        return None
+    from safetensors import safe_open  # noqa: PLC0415 (loading a bundle doesn't need it)
+
+    with safe_open(path, "numpy") as vectors:
+        source = (vectors.metadata() or {}).get("codec.examples", "")
+        name = "input_values" if bundle.modality == "audio" else "pixel_values"
+        signal = vectors.get_slice(name)[:1][0]  # (c, *grid)
+    file = io.BytesIO()
+    if bundle.modality == "audio":
+        import soundfile  # noqa: PLC0415 (images don't need it)
+
+        soundfile.write(file, signal.T, bundle.config["sampling_rate"], "PCM_16", format="WAV")  # (c, t) -> (t, c)
+        name = "example.wav"
+    else:
+        Image.fromarray(to_pixels(signal[None])[0]).save(file, "PNG")
+        name = "example.png"
+    return {"name": name, "source": source.partition(";")[0]}, file.getvalue()
 
 
 def find_runtime() -> Path:

@@ -159,6 +159,9 @@ def test_golden_vectors_come_again(exported):
     codec, folder, _ = exported
     golden = load_file(folder / "golden.safetensors")
     assert set(golden) == {"pixel_values", "image_codes", *(f"reconstruction.{k}" for k in (1, TOKENS // 2, TOKENS))}
+    assert ((golden["pixel_values"] + 1) * 127.5).sub(
+        golden["pixel_values"].add(1).mul(127.5).round()
+    ).abs().max() < 1e-3
     bundle = varitok.load(folder)
     codes = bundle.encode(golden["pixel_values"].numpy())
     assert np.array_equal(codes, golden["image_codes"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from safetensors.numpy import load_file
 
 import varitok
 from varitok import UserError
@@ -97,6 +98,11 @@ def test_pictures_have_the_codes_and_files_that_python_gives(browser, exported, 
     browser.complaints.clear()
     browser.requests.clear()
     opened(browser, tmp_path / "live.html")
+    assert browser.run("document.getElementById('told').textContent").startswith("Ready. This is the bundle's example")
+    golden = load_file(folder / "golden.safetensors")
+    keep(browser, 1)
+    first = np.asarray(Image.open(io.BytesIO(saved(browser, "save-signal"))).convert("RGB")).astype(int)
+    assert abs(first - bundle.pixels(golden["reconstruction.1"])[0].astype(int)).max() <= 1
     for width, height in ((SIZE, SIZE), (61, 40), (9, 30), (200, 133)):
         (tmp_path / "a.png").write_bytes(photo(width, height))
         give(browser, "a.png", photo(width, height))
@@ -135,6 +141,7 @@ def test_sounds_have_the_codes_and_files_that_python_gives(browser, exported_sou
     write_live(tmp_path / "live.html", exported_sounds[1], cached_runtime())
     browser.complaints.clear()
     opened(browser, tmp_path / "live.html")
+    assert "LibriSpeech" in browser.run("document.getElementById('told').textContent")
     for channels, count in ((1, 20 * HOP + 3), (2, 500)):
         wave = np.random.default_rng(0).uniform(-0.5, 0.5, (count, channels))
         soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="PCM_16")

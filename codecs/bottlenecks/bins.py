@@ -10,34 +10,28 @@ from varitok import UserError
 
 from ..result import Quantized
 from .continuous import Autoencoder, KLBottleneck
-from .contract import Bottleneck, straight_through
+from .contract import Bottleneck, FrozenCodebooks, straight_through
 
 __all__ = ["DimensionBins", "UniformBins"]
 
 
-class _FrozenBins(nn.Module):
+class _FrozenBins(FrozenCodebooks):
     """The export form: as many codebooks as dimensions."""
 
-    positions: Tensor
     edges: Tensor
     centers: Tensor
     shift: Tensor
     scale: Tensor
 
     def __init__(self, bins: "_Bins") -> None:
-        super().__init__()
+        super().__init__(bins.dim)
         self.continuous = copy.deepcopy(bins.continuous).frozen()
         for name in ("edges", "centers", "shift", "scale"):
             self.register_buffer(name, getattr(bins, name).clone())
-        self.register_buffer("positions", torch.arange(bins.dim), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        count = codes.shape[1]
-        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)

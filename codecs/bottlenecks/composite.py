@@ -10,7 +10,7 @@ from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
-from .contract import Bottleneck
+from .contract import Bottleneck, FrozenCodebooks
 
 __all__ = ["AddedCodebooks", "Composite", "FrozenComposite", "MeasuredParts", "overlap"]
 
@@ -126,18 +126,13 @@ class _FrozenBranch(_FrozenLeaf):
         return latents
 
 
-class FrozenComposite(nn.Module):
-    """The export form of parts: `encode` and `decode_kept` say how they go together.
+class FrozenComposite(FrozenCodebooks):
+    """Base of the export forms of composites: subclasses add `encode`, and `decode_kept` unless parts are summed."""
 
-    What is missing from a prefix of the codebooks is looked up as code 0, which every codebook has, and left out by a
-    mask: no branch, no loop over a length that a graph would freeze.
-    """
-
-    positions: Tensor
     order: Tensor
 
     def __init__(self, composite: Composite) -> None:
-        super().__init__()
+        super().__init__(len(composite.codebook_sizes))
         pairs = zip(composite.parts, composite.positions, strict=True)
         self.parts = nn.ModuleList(
             (_FrozenLeaf if len(positions) == 1 else _FrozenBranch)(part.frozen(), positions)  # type: ignore[operator]
@@ -145,14 +140,7 @@ class FrozenComposite(nn.Module):
         )
         positions = [position for positions in composite.positions for position in positions]
         order = sorted(range(len(positions)), key=positions.__getitem__)
-        self.register_buffer("positions", torch.arange(len(positions)), persistent=False)
         self.register_buffer("order", torch.tensor(order), persistent=False)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
-        count = codes.shape[1]
-        kept = self.positions < count
-        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
@@ -163,7 +151,7 @@ class FrozenComposite(nn.Module):
         return latents
 
 
-class AddedCodebooks(nn.Module):
+class AddedCodebooks(FrozenCodebooks):
     """Codebooks that each quantize a slice of the residual and add a vector to it; exportable.
 
     Residual levels share a slice, codebooks side by side have one each.
@@ -175,11 +163,9 @@ class AddedCodebooks(nn.Module):
         project_in: Map from latents to the codebooks' channels.
         project_out: Map back to latents.
         reach: Bound of the codebooks' channels, by tanh; empty: none.
-        positions: Indices of the codebooks, on the device of the others.
     """
 
     reach: Tensor
-    positions: Tensor
 
     def __init__(
         self,
@@ -189,15 +175,13 @@ class AddedCodebooks(nn.Module):
         project_in: nn.Module,
         project_out: nn.Module,
         reach: Tensor,
-        positions: Tensor,
     ) -> None:
-        super().__init__()
+        super().__init__(len(codebooks), reach.device)
         self.codebooks = nn.ModuleList(codebooks)
         self.starts, self.width, self.total = list(starts), width, max(starts) + width
         self.project_in, self.project_out = project_in, project_out
         self.bounded = reach.numel() > 0
         self.register_buffer("reach", reach)
-        self.register_buffer("positions", positions, persistent=False)
 
     def inner(self, latents: Tensor) -> Tensor:
         """Project latents `(b, n, d)` to the codebooks' channels, within their bound."""
@@ -232,12 +216,6 @@ class AddedCodebooks(nn.Module):
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
         return self.search(self.inner(latents))
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
-        count = codes.shape[1]
-        kept = self.positions < count
-        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""

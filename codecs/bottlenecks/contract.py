@@ -10,7 +10,7 @@ from ..distributed import sum_over_ranks
 from ..result import Quantized
 from .statistics import Gathering
 
-__all__ = ["Bottleneck", "straight_through"]
+__all__ = ["Bottleneck", "FrozenCodebooks", "straight_through"]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -125,3 +125,31 @@ class Bottleneck(nn.Module, ABC):
     def depths(self, latents: Tensor) -> Tensor:
         """Return the number of all codebooks for each sample of `latents`."""
         return torch.full((latents.shape[0],), len(self.codebook_sizes), device=latents.device)
+
+
+class FrozenCodebooks(nn.Module):
+    """Base of the export forms of several codebooks: `decode` takes any prefix of them.
+
+    A codebook beyond the prefix gets code 0, which every codebook has, and a mask leaves it out: an exported graph has
+    no branch and no loop over the number of codebooks.
+
+    Args:
+        num_codebooks: Number of codebooks.
+        device: Device of the codebooks.
+    """
+
+    positions: Tensor
+
+    def __init__(self, num_codebooks: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.register_buffer("positions", torch.arange(num_codebooks, device=device), persistent=False)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decode codes `(b, codebooks', n)`, a prefix of the codebooks allowed, to latents `(b, n, d)`."""
+        count = codes.shape[1]
+        kept = self.positions < count
+        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)] * kept.unsqueeze(-1), kept)
+
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        """Decode codes of all codebooks `(b, codebooks, n)`, leaving out those not in `kept`, bool `(codebooks,)`."""
+        raise NotImplementedError

@@ -11,16 +11,15 @@ from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
-from .contract import Bottleneck, straight_through
+from .contract import Bottleneck, FrozenCodebooks, straight_through
 from .nearest import nearest
 
 __all__ = ["FactorizedResidualQuantizer"]
 
 
-class _FrozenFactorized(nn.Module):
+class _FrozenFactorized(FrozenCodebooks):
     """The export form: one product in, small corrections, one product out."""
 
-    positions: Tensor
     into: Tensor
     into_bias: Tensor
     out: Tensor
@@ -33,7 +32,7 @@ class _FrozenFactorized(nn.Module):
     correction_bias: Tensor
 
     def __init__(self, quantizer: "FactorizedResidualQuantizer") -> None:
-        super().__init__()
+        super().__init__(quantizer.num_codebooks)
         unit = functional.normalize(quantizer.codebooks.detach().float(), dim=-1)
         center = unit.mean(1, keepdim=True)
         entries = unit - center
@@ -51,7 +50,6 @@ class _FrozenFactorized(nn.Module):
             "correction_bias": correction_bias,
         }.items():
             self.register_buffer(name, value.detach().float().clone())
-        self.register_buffer("positions", torch.arange(quantizer.num_codebooks), persistent=False)
         self.num_codebooks, self.width = quantizer.num_codebooks, quantizer.width
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -66,10 +64,6 @@ class _FrozenFactorized(nn.Module):
             every = every - torch.matmul(found, self.correction[:, span].T) - self.correction_bias[:, codebook]
             codes.append(code)
         return torch.stack(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        count = codes.shape[1]
-        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         found: list[Tensor] = []

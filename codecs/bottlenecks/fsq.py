@@ -10,7 +10,7 @@ from varitok import UserError
 
 from ..masking import prefix_mask
 from ..result import Quantized
-from .contract import Bottleneck, straight_through
+from .contract import Bottleneck, FrozenCodebooks, straight_through
 from .entropy import entropy_groups, grid_entropies
 from .grid import Grid
 
@@ -161,20 +161,18 @@ class EvenGrid(Grid):
         return self.values(self.digits(codes))
 
 
-class _FrozenLevels(nn.Module):
+class _FrozenLevels(FrozenCodebooks):
     """The export form of one or several even grids, each a refinement of the one before."""
 
-    positions: Tensor
     scales: Tensor
     reach: Tensor
 
     def __init__(self, grid: EvenGrid, scales: Tensor, reach: Tensor) -> None:
-        super().__init__()
+        super().__init__(len(scales))
         self.grid = grid
         self.num_codebooks = len(scales)
         self.register_buffer("scales", scales.clone())
         self.register_buffer("reach", reach.clone())
-        self.register_buffer("positions", torch.arange(len(scales)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         residual = torch.tanh(latents / self.reach) * self.reach
@@ -184,10 +182,6 @@ class _FrozenLevels(nn.Module):
             residual = residual - self.grid.values(digits) * self.scales[codebook]
             codes.append(self.grid.code(digits))
         return torch.cat(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        count = codes.shape[1]
-        return self.decode_kept(codes[:, self.positions.clamp(max=count - 1)], self.positions < count)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         total = self.grid.values(self.grid.digits(codes[:, :1])) * self.scales[0] * kept[0]

@@ -10,7 +10,7 @@ from varitok import UserError
 
 from ..result import Quantized
 from .composite import MeasuredParts
-from .contract import Bottleneck, straight_through
+from .contract import Bottleneck, FrozenCodebooks, straight_through
 
 __all__ = ["Hierarchy", "hierarchy"]
 
@@ -37,16 +37,11 @@ def _tokens(cells: Tensor) -> Tensor:
     return cells.transpose(1, 2).flatten(2)
 
 
-class _FrozenHierarchy(nn.Module):
-    """The export form; codebooks beyond a prefix are looked up as code 0, and left out by a mask."""
-
-    positions: Tensor
-
+class _FrozenHierarchy(FrozenCodebooks):
     def __init__(self, made: "Hierarchy") -> None:
-        super().__init__()
+        super().__init__(len(made.codebook_sizes))
         self.levels = nn.ModuleList(level.frozen() for level in made.levels)  # type: ignore[operator]
         self.groups = list(made.groups)
-        self.register_buffer("positions", torch.arange(len(made.codebook_sizes)), persistent=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         count = self.groups[-1]
@@ -59,16 +54,14 @@ class _FrozenHierarchy(nn.Module):
             codes.append(found.reshape(-1, groups, found.shape[2]))
         return torch.cat(codes, 1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        given, steps, count = codes.shape[1], codes.shape[2], self.groups[-1]
-        kept = (self.positions < given).unsqueeze(-1)
-        whole = codes[:, self.positions.clamp(max=given - 1)] * kept
+    def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
+        steps, count = codes.shape[2], self.groups[-1]
         total = torch.zeros(1)
         begin = 0
         for index, level in enumerate(self.levels):
             groups = self.groups[index]
-            part = level.decode(whole[:, begin : begin + groups].reshape(-1, 1, steps))  # type: ignore[operator]
-            there = part.reshape(-1, groups, steps, part.shape[2]) * kept[begin : begin + groups].unsqueeze(-1)
+            part = level.decode(codes[:, begin : begin + groups].reshape(-1, 1, steps))  # type: ignore[operator]
+            there = part.reshape(-1, groups, steps, part.shape[2]) * kept[begin : begin + groups, None, None]
             total = total + _spread(there.reshape(-1, steps, part.shape[2]), groups, count)
             begin += groups
         return _tokens(total)

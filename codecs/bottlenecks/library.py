@@ -245,9 +245,7 @@ class LibraryStack(Bottleneck):
     def _build_added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
         """Place codebooks between the stack's linear maps."""
         starts = [head * self.width for _ in self.layers for head in range(self.heads)]
-        return AddedCodebooks(
-            codebooks, starts, self.width, self.project_in, self.project_out, self.reach, self.positions
-        )
+        return AddedCodebooks(codebooks, starts, self.width, self.project_in, self.project_out, self.reach)
 
     def _codebooks(self, live: bool) -> list[nn.Module]:
         """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""

@@ -1,19 +1,18 @@
 """Binary quantization: each dimension keeps its sign, one bit."""
 
 import math
-from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from varitok import UserError
 
-from ..masking import masked_mean, prefix_mask
+from ..masking import masked_mean
 from ..result import Quantized
-from .contract import Bottleneck, straight_through
+from .contract import straight_through
 from .entropy import entropy_groups, grid_entropies
-from .grid import Grid
+from .grid import Grid, GridQuantizer
 from .statistics import Annealed
 
 __all__ = ["BernoulliQuantizer", "BinarySphericalQuantizer", "LookupFreeQuantizer", "SignGrid"]
@@ -44,32 +43,15 @@ class SignGrid(Grid):
         return (self.digits(codes) * 2 - 1).to(torch.float32) * self.scale
 
 
-class _Binary(Bottleneck):
+class _Binary(GridQuantizer):
     """One bit for each dimension, all in one codebook of 2^bits codes."""
 
+    grid: SignGrid
+
     def __init__(self, bits: int, scale: float) -> None:
-        super().__init__()
         if not 1 <= bits <= 62:
             raise UserError(f"bottleneck.bits={bits}: a code of 1 to 62 bits fits a 64-bit integer")
-        self.dim = bits
-        self.codebook_sizes = (2**bits,)
-        self.grid = SignGrid(bits, scale)
-
-    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._quantize(latents.float(), prefix_mask(lengths, latents.shape[1]))
-
-    @abstractmethod
-    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized: ...
-
-    def encode(self, latents: Tensor) -> Tensor:
-        return self.grid.encode(latents.float())
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.grid.decode(codes)
-
-    def frozen(self) -> nn.Module:
-        return SignGrid(self.dim, self.grid.scale)
+        super().__init__([2] * bits, SignGrid(bits, scale))
 
 
 class _EntropyBinary(_Binary):
@@ -91,9 +73,7 @@ class _EntropyBinary(_Binary):
         # The softmax of 2 z c / temperature over c = +-scale is a sigmoid.
         logits = torch.where(valid[..., None], latents, 0.0) * (4 * self.grid.scale / self.temperature)
         both = torch.stack([functional.logsigmoid(-logits), functional.logsigmoid(logits)], -1)
-        sure, varied = grid_entropies(both.unbind(2), valid, self.groups)
-        penalty = self.entropy * (sure - self.diversity * varied)
-        return {"entropy": penalty}, {"confidence": sure.detach(), "diversity": varied.detach()}
+        return grid_entropies(both.unbind(2), valid, self.groups).penalize(self.entropy, self.diversity)
 
 
 class LookupFreeQuantizer(_EntropyBinary):

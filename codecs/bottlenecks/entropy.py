@@ -32,6 +32,11 @@ class Entropies(NamedTuple):
     confidence: Tensor
     diversity: Tensor
 
+    def penalize(self, weight: float, diversity: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the penalty `weight * (confidence - diversity * H)`, H the entropy of the mean choice, and metrics."""
+        metrics = {"confidence": self.confidence.detach(), "diversity": self.diversity.detach()}
+        return {"entropy": weight * (self.confidence - diversity * self.diversity)}, metrics
+
 
 def entropy_groups(levels: Sequence[int], width: int, where: str) -> list[slice]:
     """Cut the dimensions of a grid into groups whose joint distribution is looked at.

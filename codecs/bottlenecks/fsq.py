@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from ..masking import prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, FrozenCodebooks, straight_through
 from .entropy import entropy_groups, grid_entropies
-from .grid import Grid
+from .grid import Grid, GridQuantizer
 
 __all__ = [
     "DitheredScalarQuantizer",
@@ -60,7 +59,7 @@ class RoundingGrid(Grid):
         return (self.digits(codes) - self.zero).to(torch.float32) / self.zero
 
 
-class FiniteScalarQuantizer(Bottleneck):
+class FiniteScalarQuantizer(GridQuantizer):
     """Rounds each dimension to a few levels; no codebook to learn or to collapse (arXiv 2309.15505, section 3).
 
     Args:
@@ -74,38 +73,32 @@ class FiniteScalarQuantizer(Bottleneck):
         UserError: A level is below 3.
     """
 
+    grid: RoundingGrid
+
     def __init__(
         self, levels: Sequence[int], entropy: float = 0.0, temperature: float = 0.01, entropy_group: int = 0
     ) -> None:
-        super().__init__()
         if not levels or min(levels) < 3:
             raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
-        self.dim = len(levels)
-        self.codebook_sizes = (math.prod(levels),)
+        super().__init__(levels, RoundingGrid(levels))
         self.entropy = entropy
         self.temperature = temperature
         self.groups = entropy_groups(levels, entropy_group, "bottleneck.entropy_group") if entropy else []
-        self.grid = RoundingGrid(levels)
 
-    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`."""
-        # In bfloat16 half of the codes are out of reach, so autocast ends here.
-        with torch.autocast(latents.device.type, enabled=False):
-            grid = self.grid
-            bent = torch.tanh(latents.float() + grid.shift)
-            # Values come straight from rounding: decoding the codes would take longer than everything else.
-            with torch.no_grad():
-                rounded = (bent * grid.reach).sub_(grid.offset).round_()
-                codes = grid.code(rounded.to(torch.int64).add_(grid.zero))
-                values = rounded.div_(grid.zero)
-            bounded = torch.addcmul(-grid.offset / grid.zero, bent, grid.reach / grid.zero)
-            penalties, metrics = {}, {}
-            if self.entropy:
-                valid = prefix_mask(lengths, latents.shape[1])
-                sure, varied = grid_entropies(self._choices(bounded, valid), valid, self.groups)
-                penalties["entropy"] = self.entropy * (sure - varied)
-                metrics = {"confidence": sure.detach(), "diversity": varied.detach()}
-            return Quantized(straight_through(bounded, values), codes, penalties, metrics)
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        grid = self.grid
+        bent = torch.tanh(latents + grid.shift)
+        # Values come straight from rounding: decoding the codes would take longer than everything else.
+        with torch.no_grad():
+            rounded = (bent * grid.reach).sub_(grid.offset).round_()
+            codes = grid.code(rounded.to(torch.int64).add_(grid.zero))
+            values = rounded.div_(grid.zero)
+        bounded = torch.addcmul(-grid.offset / grid.zero, bent, grid.reach / grid.zero)
+        penalties, metrics = {}, {}
+        if self.entropy:
+            entropies = grid_entropies(self._choices(bounded, valid), valid, self.groups)
+            penalties, metrics = entropies.penalize(self.entropy)
+        return Quantized(straight_through(bounded, values), codes, penalties, metrics)
 
     def _choices(self, bounded: Tensor, valid: Tensor) -> list[Tensor]:
         bounded = torch.where(valid[..., None], bounded, 0.0)
@@ -114,18 +107,6 @@ class FiniteScalarQuantizer(Bottleneck):
             values = (torch.arange(count, device=bounded.device) - zero) / zero
             choices.append(((bounded[..., axis, None] - values).square() / -self.temperature).log_softmax(-1))
         return choices
-
-    def encode(self, latents: Tensor) -> Tensor:
-        """Round latents to their codes; see `Bottleneck.encode`."""
-        return self.grid.encode(latents.float())
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into grid points; see `Bottleneck.decode`."""
-        return self.grid.decode(codes)
-
-    def frozen(self) -> nn.Module:
-        """Return the export form; see `Bottleneck.frozen`."""
-        return RoundingGrid(self.grid.levels.tolist())
 
 
 class EvenGrid(Grid):
@@ -253,7 +234,7 @@ class ResidualScalarQuantizer(Bottleneck):
         return _FrozenLevels(self.grid, self.scales, self.reach)
 
 
-class DitheredScalarQuantizer(Bottleneck):
+class DitheredScalarQuantizer(GridQuantizer):
     """An even grid, trained in part with noise instead of rounding (TAAE, Stable Codec, arXiv 2411.19842, section 3.2).
 
     While training, a sample gets noise as wide as a step, or is not rounded at all, or is; so the decoder expects any
@@ -269,41 +250,25 @@ class DitheredScalarQuantizer(Bottleneck):
         UserError: A level is below 2.
     """
 
+    grid: EvenGrid
+
     def __init__(self, levels: Sequence[int], noise: float = 0.5, bypass: float = 0.25) -> None:
-        super().__init__()
         if not levels or min(levels) < 2:
             raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
-        self.dim = len(levels)
-        self.codebook_sizes = (math.prod(levels),)
+        super().__init__(levels, EvenGrid(levels, squash=True))
         self.noise = noise
         self.bypass = bypass
-        self.grid = EvenGrid(levels, squash=True)
 
-    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`. In training, a share of the latents is noisy instead."""
-        with torch.autocast(latents.device.type, enabled=False):
-            bounded = torch.tanh(latents.float())
-            digits = self.grid.nearest(bounded.detach())
-            quantized = straight_through(bounded, self.grid.values(digits))
-            if self.training:
-                draw = torch.rand(len(bounded), 1, 1, device=bounded.device)
-                noisy = bounded + (torch.rand_like(bounded) * 2 - 1) / self.grid.steps
-                quantized = torch.where(draw < self.noise + self.bypass, bounded, quantized)
-                quantized = torch.where(draw < self.noise, noisy, quantized)
-            return Quantized(quantized, self.grid.code(digits), {}, {})
-
-    def encode(self, latents: Tensor) -> Tensor:
-        """Round latents to their codes; see `Bottleneck.encode`."""
-        return self.grid.encode(latents.float())
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into grid points; see `Bottleneck.decode`."""
-        return self.grid.decode(codes)
-
-    def frozen(self) -> nn.Module:
-        """Return the export form; see `Bottleneck.frozen`."""
-        whole = torch.ones(1, self.dim)
-        return _FrozenLevels(self.grid, whole, whole[0])
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        bounded = torch.tanh(latents)
+        digits = self.grid.nearest(bounded.detach())
+        quantized = straight_through(bounded, self.grid.values(digits))
+        if self.training:
+            draw = torch.rand(len(bounded), 1, 1, device=bounded.device)
+            noisy = bounded + (torch.rand_like(bounded) * 2 - 1) / self.grid.steps
+            quantized = torch.where(draw < self.noise + self.bypass, bounded, quantized)
+            quantized = torch.where(draw < self.noise, noisy, quantized)
+        return Quantized(quantized, self.grid.code(digits), {}, {})
 
     def split(self, levels: Sequence[int], num_codebooks: int) -> ResidualScalarQuantizer:
         """Write the same grid as residual codebooks, after training: 17 levels are two codebooks of 5 (section 3.2).

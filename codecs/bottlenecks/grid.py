@@ -1,12 +1,18 @@
 """Codes of a grid of levels: a mixed-radix number, the same arithmetic for training and export."""
 
+import copy
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FramedGrid", "Grid"]
+from ..masking import prefix_mask
+from ..result import Quantized
+from .contract import Bottleneck
+
+__all__ = ["FramedGrid", "Grid", "GridQuantizer"]
 
 
 class Grid(nn.Module):
@@ -36,12 +42,20 @@ class Grid(nn.Module):
         # As `//`, since ONNX gets torch.div with a rounding mode as a division of float32.
         return codes[:, 0].unsqueeze(-1) // self.radix % self.levels
 
+    def encode(self, latents: Tensor) -> Tensor:
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decode codes `(b, 1, n)` to latents `(b, n, d)`."""
+        raise NotImplementedError
+
 
 class FramedGrid(nn.Module):
     """A grid of scaled, rotated or permuted latents.
 
     Args:
-        grid: Has `encode` and `decode`.
+        grid: The grid.
         into: Matrix `(d, d)` from latents to the grid.
         out: Matrix `(d, d)` from the grid to latents.
     """
@@ -49,7 +63,7 @@ class FramedGrid(nn.Module):
     into: Tensor
     out: Tensor
 
-    def __init__(self, grid: nn.Module, into: Tensor, out: Tensor) -> None:
+    def __init__(self, grid: Grid, into: Tensor, out: Tensor) -> None:
         super().__init__()
         self.grid = grid
         self.register_buffer("into", into)
@@ -57,10 +71,45 @@ class FramedGrid(nn.Module):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
-        codes: Tensor = self.grid.encode(latents @ self.into)  # type: ignore[operator]
-        return codes
+        return self.grid.encode(latents @ self.into)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
-        latents: Tensor = self.grid.decode(codes)  # type: ignore[operator]
-        return latents @ self.out
+        return self.grid.decode(codes) @ self.out
+
+
+class GridQuantizer(Bottleneck):
+    """Base of quantizers whose only codebook is a grid: there is no table to learn or to collapse.
+
+    Args:
+        levels: Levels of each dimension; their product is the number of codes.
+        grid: The grid of these levels.
+    """
+
+    def __init__(self, levels: Sequence[int], grid: Grid) -> None:
+        super().__init__()
+        self.dim = len(levels)
+        self.codebook_sizes = (math.prod(levels),)
+        self.grid = grid
+
+    def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
+        """Quantize; see `Bottleneck.forward`."""
+        # Autocast ends here: in bfloat16 half of the codes cannot be reached.
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents.float(), prefix_mask(lengths, latents.shape[1]))
+
+    @abstractmethod
+    def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
+        """Quantize float32 latents `(b, n, d)`; bool `(b, n)` marks the valid ones."""
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Quantize latents to codes; see `Bottleneck.encode`."""
+        return self.grid.encode(latents.float())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decode codes to grid points; see `Bottleneck.decode`."""
+        return self.grid.decode(codes)
+
+    def frozen(self) -> nn.Module:
+        """Return the export form, a copy of the grid; see `Bottleneck.frozen`."""
+        return copy.deepcopy(self.grid)

@@ -71,9 +71,10 @@ class _Codebook(Bottleneck):
         if codebook.requires_grad:
             penalties["codebook"] = pull
         if weights.entropy:
-            sure, varied = codebook_entropies(latents, codebook, valid, weights.temperature)
-            penalties["entropy"] = weights.entropy * (sure - varied)
-            metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
+            entropies = codebook_entropies(latents, codebook, valid, weights.temperature)
+            penalty, entropy_metrics = entropies.penalize(weights.entropy)
+            penalties |= penalty
+            metrics |= entropy_metrics
         return Quantized(found.latents, found.codes[:, None], penalties, metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -247,9 +248,10 @@ class IndexVectorQuantizer(_Codebook):
         penalties = {name: masked_mean(part.mean(-1), valid) for name, part in parts.items()}
         metrics = {"distance": masked_mean((latents - hard).detach().square().mean(-1), valid)}
         if weights.entropy:
-            sure, varied = codebook_entropies(latents, codebook, valid, weights.temperature, inner=True)
-            penalties["entropy"] = weights.entropy * (sure - varied)
-            metrics |= {"confidence": sure.detach(), "diversity": varied.detach()}
+            entropies = codebook_entropies(latents, codebook, valid, weights.temperature, inner=True)
+            penalty, entropy_metrics = entropies.penalize(weights.entropy)
+            penalties |= penalty
+            metrics |= entropy_metrics
         return Quantized(quantized, codes[:, None], penalties, metrics)
 
     def encode(self, latents: Tensor) -> Tensor:

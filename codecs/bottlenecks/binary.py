@@ -1,4 +1,4 @@
-"""Binary quantization: each dimension keeps its sign, one bit."""
+"""Binary quantization: each dimension is quantized to its sign, one bit."""
 
 import math
 
@@ -19,11 +19,11 @@ __all__ = ["BernoulliQuantizer", "BinarySphericalQuantizer", "LookupFreeQuantize
 
 
 class SignGrid(Grid):
-    """Signs as digits 0 and 1, and as values +-scale.
+    """Grid of the corners of a cube: digits 0 and 1, values -scale and +scale.
 
     Args:
         bits: Dimensions, one bit each.
-        scale: Size of the values.
+        scale: Absolute value of each dimension.
     """
 
     def __init__(self, bits: int, scale: float) -> None:
@@ -31,20 +31,20 @@ class SignGrid(Grid):
         self.scale = scale
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, bits)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, bits)` to int64 codes `(b, 1, n)`."""
         return self.code((latents > 0).to(torch.int64))
 
     def corners(self, latents: Tensor) -> Tensor:
-        """Turn latents into what their codes decode to."""
+        """Return the nearest corner of each latent, to which its code decodes."""
         return torch.where(latents > 0, self.scale, -self.scale)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, bits)` of +-scale."""
+        """Decode codes `(b, 1, n)` to latents `(b, n, bits)` of +-scale."""
         return (self.digits(codes) * 2 - 1).to(torch.float32) * self.scale
 
 
 class _Binary(GridQuantizer):
-    """One bit for each dimension, all in one codebook of 2^bits codes."""
+    """Base of quantizers of one bit per dimension: one codebook of `2 ** bits` codes."""
 
     grid: SignGrid
 
@@ -55,7 +55,7 @@ class _Binary(GridQuantizer):
 
 
 class _EntropyBinary(_Binary):
-    """Signs kept in use by an entropy penalty."""
+    """Base of binary quantizers with an entropy penalty."""
 
     def __init__(
         self, bits: int, scale: float, entropy: float, diversity: float, temperature: float, entropy_group: int
@@ -67,25 +67,25 @@ class _EntropyBinary(_Binary):
         self.groups = entropy_groups([2] * bits, entropy_group, "bottleneck.entropy_group") if entropy else []
 
     def _penalize(self, latents: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the entropy penalty of latents next to corners of +-scale, and what to log of it."""
+        """Return the entropy penalty of soft assignments to the corners, and its metrics."""
         if not self.entropy:
             return {}, {}
-        # The softmax of 2 z c / temperature over c = +-scale is a sigmoid.
+        # The softmax of `2 z c / temperature` over c in {-scale, +scale} is `sigmoid(4 z scale / temperature)`.
         logits = torch.where(valid[..., None], latents, 0.0) * (4 * self.grid.scale / self.temperature)
         both = torch.stack([functional.logsigmoid(-logits), functional.logsigmoid(logits)], -1)
         return grid_entropies(both.unbind(2), valid, self.groups).penalize(self.entropy, self.diversity)
 
 
 class LookupFreeQuantizer(_EntropyBinary):
-    """Keeps signs, +-1 (LFQ of MAGVIT-v2, arXiv 2310.05737, section 3.1).
+    """Lookup-free quantization to signs, +-1 (LFQ of MAGVIT-v2, arXiv 2310.05737, section 3.1).
 
     Args:
         bits: Dimensions, one bit each.
-        commitment: Weight of the pull of latents towards their corner.
-        entropy: Weight of the entropy penalty, confidence - diversity.
-        diversity: Weight of the diversity within it.
+        commitment: Weight of the commitment loss `|z - sg(sign(z))|^2`.
+        entropy: Weight of the entropy penalty, `confidence - diversity weight * diversity`.
+        diversity: Weight of the diversity within the entropy penalty.
         temperature: Softmax temperature of the entropy penalty.
-        entropy_group: Dimensions whose joint distribution is looked at; 0: all, up to 20.
+        entropy_group: Dimensions per group whose joint entropy is computed; 0: all in one group, at most 20.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class LookupFreeQuantizer(_EntropyBinary):
 
 
 class BinarySphericalQuantizer(_EntropyBinary):
-    """Keeps signs of latents on the unit sphere, +-1 / sqrt(bits) (BSQ, arXiv 2406.07548, section 3.2).
+    """Binary spherical quantization to signs, +-1 / sqrt(bits) (BSQ, arXiv 2406.07548, section 3.2).
 
-    On the sphere the distance to a corner is bounded, so there is no commitment. With `entropy_group=1`, the paper's
-    equation 8, the entropy of the mean choice is that of independent bits, whatever their number.
+    Latents are normalized to the unit sphere, where the distance to a corner is bounded: no commitment loss is needed.
+    `entropy_group=1` is the paper's equation 8, which treats bits as independent in the entropy of the mean choice.
 
     Args: as `LookupFreeQuantizer`; `temperature` is 1 / tau of the paper.
     """
@@ -138,14 +138,14 @@ class BinarySphericalQuantizer(_EntropyBinary):
 
 
 class BernoulliQuantizer(_Binary):
-    """Draws bits while training, with the latents as their log-odds (Instella-T2I's 1-D binary latents).
+    """Samples bits in training, with latents as their log-odds (1-D binary latents of Instella-T2I).
 
-    The temperature falls to 0 in the course of the run; there, as in evaluation, a bit is its latent's sign. Values
-    are +-1; the gradient is that of the bit's expectation, `tanh(z / 2)`.
+    `P(bit = 1) = sigmoid(z / temperature)`, with a temperature annealed to 0. At 0 and in evaluation, a bit is the
+    latent's sign. Values are +-1; the gradient is that of their expectation at temperature 1, `tanh(z / 2)`.
 
     Args:
         bits: Dimensions, one bit each.
-        temperature: At the start; bits of odds `z / temperature`.
+        temperature: Initial temperature.
         anneal: Updates until the temperature is 0.
     """
 
@@ -157,7 +157,7 @@ class BernoulliQuantizer(_Binary):
         temperature = self.temperature.value
         drawn = latents.detach()
         if self.training:
-            # A draw of odds z / t is the sign of z + t * logistic noise, which has a limit at t = 0.
+            # A Bernoulli sample of logit z / t is the sign of z + t * logistic noise, which is defined at t = 0 too.
             drawn = drawn + temperature * torch.logit(torch.rand_like(drawn), eps=1e-6)
         codes = self.grid.encode(drawn)
         quantized = straight_through(torch.tanh(latents / 2), self.grid.corners(drawn))

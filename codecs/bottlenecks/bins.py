@@ -1,4 +1,4 @@
-"""Discrete codes without training: each dimension is cut into bins, and is a codebook."""
+"""Discrete codes without training: each dimension is divided into bins and is a codebook of its own."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ __all__ = ["DimensionBins", "UniformBins"]
 
 
 class _FrozenBins(FrozenCodebooks):
-    """The export form: as many codebooks as dimensions."""
+    """Export form, with one codebook per dimension."""
 
     edges: Tensor
     centers: Tensor
@@ -30,7 +30,7 @@ class _FrozenBins(FrozenCodebooks):
             self.register_buffer(name, getattr(bins, name).clone())
 
     def encode(self, latents: Tensor) -> Tensor:
-        means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]
+        means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]  # (b, d, n) -> (b, n, d)
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class _FrozenBins(FrozenCodebooks):
 
 
 class _Bins(Bottleneck):
-    """Quantizes each dimension, less `shift` and over `scale`, at `edges`; each interval has a center."""
+    """Bins each dimension: `code = bucketize((z - shift) / scale, edges)`, `z_q = centers[code] * scale + shift`."""
 
     edges: Tensor
     centers: Tensor
@@ -84,15 +84,15 @@ class _Bins(Bottleneck):
 
 
 class DimensionBins(_Bins):
-    """Cuts each dimension of a KL codec into bins of equal probability (TokenBridge, arXiv 2503.16430, section 3.2).
+    """Bins of equal probability for each dimension of a KL codec (TokenBridge, arXiv 2503.16430, section 3.2).
 
-    Nothing is trained: a dimension is taken for Gaussian, with a mean and deviation measured once (`bridge`), and each
-    bin stands for the mean of its part of the Gaussian. A dimension is a codebook; one that is left out is its mean.
+    Nothing is trained: each dimension is modeled as a Gaussian whose mean and deviation are measured once (`bridge`).
+    A bin decodes to the mean of the Gaussian within it. A dropped codebook decodes to its dimension's mean.
 
     Args:
         continuous: The trained bottleneck.
-        bins: To a dimension, 2 or more.
-        reach: Deviations at which the Gaussian is cut off.
+        bins: Bins per dimension, 2 or more.
+        reach: Standard deviations at which the Gaussian is truncated.
 
     Raises:
         UserError: There are fewer than 2 bins.
@@ -110,25 +110,25 @@ class DimensionBins(_Bins):
 
     @torch.no_grad()
     def measure(self, latents: Tensor) -> None:
-        """Take mean and deviation of each dimension from the continuous latents `(b, d, n)` of some signals."""
-        rows = latents.transpose(1, 2).flatten(0, 1).double()
+        """Set the mean and deviation of each dimension to those of continuous latents `(b, d, n)`."""
+        rows = latents.transpose(1, 2).flatten(0, 1).double()  # (b, d, n) -> (b * n, d)
         self.shift.copy_(rows.mean(0))
         self.scale.copy_(rows.std(0).clamp(min=1e-6))
 
 
 class UniformBins(_Bins):
-    """Rounds each dimension to the nearest of a few even levels (dMel, arXiv 2407.15835, section 2.1).
+    """Rounds each dimension to evenly spaced levels (dMel, arXiv 2407.15835, section 2.1).
 
-    A dimension is a codebook; one that is left out decodes to the lowest level, like values below it.
+    Each dimension is a codebook; a dropped one decodes to the lowest level.
 
     Args:
         dim: Width of the latents.
-        levels: Levels of a dimension, 2 or more.
-        smallest: The lowest.
-        largest: The highest.
+        levels: Levels per dimension, 2 or more.
+        smallest: The lowest level; values below are clamped to it.
+        largest: The highest level.
 
     Raises:
-        UserError: There are fewer than 2 levels, or they don't rise.
+        UserError: `levels` is below 2, or `smallest` not below `largest`.
     """
 
     def __init__(self, dim: int, levels: int = 16, smallest: float = -7.0, largest: float = 2.0) -> None:

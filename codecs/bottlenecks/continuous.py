@@ -1,4 +1,4 @@
-"""Continuous bottlenecks: no codes, but latents as they are or as a distribution."""
+"""Continuous bottlenecks: float latents instead of codes, deterministic or Gaussian."""
 
 import copy
 from typing import Literal
@@ -14,7 +14,7 @@ __all__ = ["Autoencoder", "KLBottleneck"]
 
 
 class _FrozenLatents(nn.Module):
-    """The export form: float32 channels `(b, d, n)` where others have codebooks."""
+    """Export form: float32 channels `(b, d, n)` in the place of codes."""
 
     def __init__(self, moments: nn.Module, bound: str) -> None:
         super().__init__()
@@ -22,19 +22,19 @@ class _FrozenLatents(nn.Module):
         self.bound = bound
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into float32 `(b, d, n)`."""
+        """Return latents `(b, n, d)` as float32 channels `(b, d, n)`."""
         latents = self.moments(latents)
         if self.bound == "tanh":
             latents = torch.tanh(latents)
-        return latents.transpose(1, 2)
+        return latents.transpose(1, 2)  # (b, n, d) -> (b, d, n)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn `(b, d, n)` back into latents `(b, n, d)`."""
-        return codes.transpose(1, 2)
+        """Return channels `(b, d, n)` as latents `(b, n, d)`."""
+        return codes.transpose(1, 2)  # (b, d, n) -> (b, n, d)
 
 
 class _Continuous(Bottleneck):
-    """Hands float32 latents over as `(b, d, n)`: what a discrete bottleneck's codes are elsewhere."""
+    """Base of continuous bottlenecks, whose codes are float32 channels `(b, d, n)`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class _Continuous(Bottleneck):
         return codes.transpose(1, 2)
 
     def depths(self, latents: Tensor) -> Tensor:
-        """Return 1 for each sample: there is nothing to leave out."""
+        """Return 1 for each sample: there are no codebooks to drop."""
         return torch.ones(latents.shape[0], dtype=torch.int64, device=latents.device)
 
 
 class Autoencoder(_Continuous):
-    """Passes latents on: a deterministic autoencoder (Cosmos' continuous tokenizers, arXiv 2501.03575, section 4.2).
+    """Identity or tanh: a deterministic autoencoder (Cosmos' continuous tokenizers, arXiv 2501.03575, section 4.2).
 
     Args:
         dim: Width of the latents.
-        bound: "tanh" keeps them in [-1, 1], "none" leaves them as they are.
+        bound: "tanh" bounds latents to [-1, 1]; "none" leaves them unchanged.
     """
 
     def __init__(self, dim: int, bound: Literal["none", "tanh"] = "none") -> None:
@@ -70,9 +70,9 @@ class Autoencoder(_Continuous):
         return Quantized(self.decode(codes), codes, {}, {"power": power})
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents into float32 `(b, d, n)`; see `Bottleneck.encode`."""
+        """Return bounded latents as float32 channels `(b, d, n)`; see `Bottleneck.encode`."""
         latents = latents.float()
-        return (torch.tanh(latents) if self.bound == "tanh" else latents).transpose(1, 2)
+        return (torch.tanh(latents) if self.bound == "tanh" else latents).transpose(1, 2)  # (b, n, d) -> (b, d, n)
 
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""
@@ -80,13 +80,14 @@ class Autoencoder(_Continuous):
 
 
 class KLBottleneck(_Continuous):
-    """A Gaussian for each latent, held near the unit one (VAE, arXiv 1312.6114; KL tokenizers, arXiv 2112.10752).
+    """Diagonal Gaussian posterior of each latent (VAE, arXiv 1312.6114; KL tokenizers, arXiv 2112.10752).
 
-    Training draws from it; evaluation and export take its mean.
+    `KL(q || N(0, I)) = (mean^2 + variance - 1 - log(variance)) / 2`. Training samples from the posterior; evaluation
+    and export return its mean.
 
     Args:
         dim: Width of the latents.
-        weight: Weight of the divergence, in nats summed over width, averaged over tokens.
+        weight: Weight of the divergence, in nats summed over dimensions, averaged over tokens.
     """
 
     def __init__(self, dim: int, weight: float = 1e-6) -> None:
@@ -97,10 +98,10 @@ class KLBottleneck(_Continuous):
         nn.init.eye_(self.mean.weight)
         nn.init.zeros_(self.mean.bias)
         nn.init.zeros_(self.log_variance.weight)
-        nn.init.constant_(self.log_variance.bias, -4.0)  # begin nearly without noise
+        nn.init.constant_(self.log_variance.bias, -4.0)  # start nearly without noise
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Draw latents, or take their mean in evaluation; see `Bottleneck.forward`."""
+        """Sample latents in training, return their means in evaluation; see `Bottleneck.forward`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             mean, log_variance = self.mean(latents), self.log_variance(latents).clamp(-30.0, 20.0)
@@ -108,11 +109,11 @@ class KLBottleneck(_Continuous):
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
             divergence = masked_mean(divergence, valid)
             drawn = mean + torch.randn_like(mean) * (log_variance / 2).exp() if self.training else mean
-        codes = mean.transpose(1, 2)
+        codes = mean.transpose(1, 2)  # (b, n, d) -> (b, d, n)
         return Quantized(drawn, codes, {"kl": self.weight * divergence}, {"divergence": divergence.detach()})
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Take the means, float32 `(b, d, n)`; see `Bottleneck.encode`."""
+        """Return the means, float32 `(b, d, n)`; see `Bottleneck.encode`."""
         with torch.autocast(latents.device.type, enabled=False):
             means: Tensor = self.mean(latents.float())
             return means.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The contract every bottleneck keeps; `tests/codecs/bottlenecks/test_contract.py` runs it over all of them."""
+"""The interface of all bottlenecks; `tests/codecs/bottlenecks/test_contract.py` checks it for each of them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -28,21 +28,21 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
-    """Return `quantized` bit for bit, with the gradient going to `latents` (Bengio et al., arXiv 1308.3432).
+    """Return `quantized` bit for bit, passing its gradient to `latents` (Bengio et al., arXiv 1308.3432).
 
-    The usual `z + (q - z).detach()` rounds: what it returns is not the table's entry.
+    The usual `z + (q - z).detach()` rounds: its value differs from the codebook entry in the last bits.
     """
     return _StraightThrough.apply(latents, quantized.detach())  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module, ABC):
-    """Turns latents into codes and back.
+    """Module that encodes latents to codes and decodes codes to latents.
 
     Attributes:
-        dim: Width of the latents that it takes and gives.
+        dim: Width of the input and output latents.
         codebook_sizes: Entries of each codebook; a token costs `sum(log2(size))` bits. Empty for a continuous
             bottleneck, whose codes are float32 `(b, channels, n)`.
-        exact: Whether `forward` always gives the latents that `decode` makes of its codes, with all codebooks.
+        exact: Whether `forward` with all codebooks always returns the latents that `decode` returns for its codes.
     """
 
     dim: int
@@ -51,22 +51,22 @@ class Bottleneck(nn.Module, ABC):
 
     @property
     def rows(self) -> int:
-        """Count the rows of a code: codebooks, or the channels of a continuous bottleneck."""
+        """Return the size of the second axis of codes: codebooks, or channels of a continuous bottleneck."""
         return len(self.codebook_sizes) or self.dim
 
     @property
     def codebook_strides(self) -> tuple[int, ...]:
-        """Tokens for which one code of each codebook stands: 1, but for codebooks of several rates."""
+        """Return the tokens per code of each codebook: 1, except for codebooks of several rates."""
         return (1,) * len(self.codebook_sizes)
 
     @property
     def bits(self) -> float:
-        """Count the bits of a token: `sum(log2(size) / stride)` over codebooks; 32 a channel if it is continuous."""
+        """Return the bits per token: `sum(log2(size) / stride)` over codebooks, or 32 per channel if continuous."""
         codebooks = zip(self.codebook_sizes, self.codebook_strides, strict=True)
         return sum(math.log2(size) / stride for size, stride in codebooks) if self.codebook_sizes else 32.0 * self.dim
 
     def payload(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the bits of `tokens` tokens, exactly; of their first `num_codebooks` codebooks, all if None."""
+        """Return the exact number of bits of `tokens` tokens in the first `num_codebooks` codebooks, all if None."""
         if not self.codebook_sizes:
             return tokens * self.bits
         each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
@@ -78,38 +78,38 @@ class Bottleneck(nn.Module, ABC):
 
         Args:
             latents: `(b, n, d)`, any floating type; codes are computed in float32.
-            lengths: int64 `(b,)`, valid steps; the others enter neither penalties nor statistics.
-            n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; the others add nothing to the latents, and
+            lengths: int64 `(b,)`, valid tokens; padding enters neither penalties nor statistics.
+            n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; dropped ones add nothing to the latents, and
                 enter neither penalties nor statistics.
         """
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
+        """Encode latents `(b, n, d)` to int64 codes `(b, codebooks, n)`."""
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Encode latents with `lengths` valid steps, int64 `(b,)`.
+        """Encode latents with `lengths` valid tokens, int64 `(b,)`.
 
-        Only a bottleneck whose codes are of several steps each needs to know (`MultiRate`).
+        The lengths matter only if a code spans several tokens (`MultiRate`).
         """
         return self.encode(latents)
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, codebooks', n)`, a prefix of the codebooks allowed, into latents `(b, n, d)`."""
+        """Decode codes `(b, codebooks', n)`, a prefix of the codebooks allowed, to latents `(b, n, d)`."""
 
     @abstractmethod
     def frozen(self) -> nn.Module:
         """Return the export form: `encode` and `decode` as tables and integer arithmetic, scriptable, float32."""
 
     def update(self) -> None:
-        """Apply the statistics gathered since the last optimizer step, on all processes at once.
+        """Apply the statistics gathered since the last optimizer step, summed over all ranks.
 
-        Training calls it once after each step of the codec's optimizer, on every process. Whatever in a bottleneck
-        learns by other means than a gradient (a moving codebook, an annealed temperature) has an `advance`; the
-        statistics of all codebooks go through one collective. A loop that never calls it gathers without end.
+        Training calls it on every rank after each step of the codec's optimizer. Modules that learn without a gradient
+        (an EMA codebook, an annealed temperature) implement `Gathering.advance`. The statistics of all codebooks go
+        through one collective. A training loop that never calls it accumulates statistics without bound.
         """
-        # What is frozen stays in evaluation mode, and has gathered nothing.
+        # Frozen modules stay in evaluation mode and have gathered nothing.
         codebooks = [module for module in self.modules() if isinstance(module, Gathering) and module.training]
         for codebook, total in zip(
             codebooks, sum_over_ranks([codebook.gathered for codebook in codebooks]), strict=True
@@ -117,13 +117,13 @@ class Bottleneck(nn.Module, ABC):
             codebook.advance(total)
 
     def discard(self) -> None:
-        """Drop the statistics gathered since the last update, because this one was refused."""
+        """Drop the statistics gathered since the last update: its optimizer step was rejected."""
         for module in self.modules():
             if isinstance(module, Gathering):
                 module.forget()
 
     def depths(self, latents: Tensor) -> Tensor:
-        """Return the number of all codebooks for each sample of `latents`."""
+        """Return `n_codebooks` that keeps all codebooks of each sample of `latents`, int64 `(b,)`."""
         return torch.full((latents.shape[0],), len(self.codebook_sizes), device=latents.device)
 
 

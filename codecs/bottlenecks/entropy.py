@@ -1,8 +1,8 @@
-"""How sure and how varied codes are: the entropies that keep a codebook in use.
+"""Entropies of soft code assignments, whose penalty keeps a codebook in use.
 
-Both are taken over soft choices, a softmax of each latent over the entries. *Confidence* is the mean entropy of one
-token's choice, to be low; *diversity* is the entropy of the mean choice over all valid tokens of the global batch, to
-be high (LFQ, arXiv 2310.05737, section 3.1, equation 5).
+The assignment of a token is `p = softmax(score / temperature)` over the entries. *Confidence* `E[H(p)]` is to be low;
+*diversity* `H(E[p])`, over all valid tokens of the global batch, is to be high (LFQ, arXiv 2310.05737, section 3.1,
+equation 5).
 """
 
 import math
@@ -20,32 +20,32 @@ from .soft import block_rows, in_blocks, scores
 
 __all__ = ["Entropies", "codebook_entropies", "entropy_groups", "grid_entropies"]
 
-LARGEST = 1 << 20  # codes of one group, whose mean choice is a tensor of that size
+LARGEST = 1 << 20  # codes per group: the mean assignment is a tensor of that size
 
 
 class Entropies(NamedTuple):
-    """Scalars in nats, with gradient; the first is this process's mean, the second the global batch's.
+    """Scalars in nats, with gradient: confidence is averaged over this rank, diversity over the global batch.
 
-    A sample without a valid token (a codebook that it doesn't keep) lowers both by its share of the batch.
+    A sample without a valid token (it dropped this codebook) lowers both by its share of the batch.
     """
 
     confidence: Tensor
     diversity: Tensor
 
     def penalize(self, weight: float, diversity: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the penalty `weight * (confidence - diversity * H)`, H the entropy of the mean choice, and metrics."""
+        """Return the loss `weight * (confidence - diversity * self.diversity)` and the metrics, each by name."""
         metrics = {"confidence": self.confidence.detach(), "diversity": self.diversity.detach()}
         return {"entropy": weight * (self.confidence - diversity * self.diversity)}, metrics
 
 
 def entropy_groups(levels: Sequence[int], width: int, where: str) -> list[slice]:
-    """Cut the dimensions of a grid into groups whose joint distribution is looked at.
+    """Split the dimensions of a grid into groups whose joint entropies are computed.
 
     Args:
         levels: Levels of each dimension.
-        width: Dimensions to a group; 0 for all in one. One each takes dimensions as independent (BSQ's
-            equation 8, arXiv 2406.07548, section 3.2).
-        where: What to name in an error.
+        width: Dimensions per group; 0: all in one group. 1 treats dimensions as independent (BSQ's equation 8, arXiv
+            2406.07548, section 3.2).
+        where: Configuration key that an error names.
 
     Raises:
         UserError: A group has more than 2^20 codes.
@@ -65,15 +65,15 @@ def _entropy(shares: Tensor) -> Tensor:
 
 
 def _weights(valid: Tensor) -> Tensor:
-    """Weigh tokens so that every sample counts the same, as in `masked_mean`."""
+    """Return weights of tokens that sum to 1 per sample, as in `masked_mean`."""
     return valid / valid.sum(1, keepdim=True).clamp(min=1)
 
 
 def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
-    """Sum the entropies of mean choices, given this process's weighted sums of choices."""
+    """Sum the entropies of mean assignments, given this rank's weighted sums of assignments."""
     samples = valid.any(1).sum().to(sums[0].dtype)
     flat = torch.cat([*(part.flatten() for part in sums), samples[None]])
-    # Without gradient nothing learns from it, and this process may be the only one here, as for sample pictures.
+    # Without gradient there is no collective: rank 0 alone may be running, to log reconstructions.
     flat = differentiable_mean_over_ranks(flat) if torch.is_grad_enabled() else flat
     *parts, count = torch.split(flat, [*(part.numel() for part in sums), 1])
     total = flat.new_zeros(())
@@ -83,20 +83,20 @@ def _diversity(sums: Sequence[Tensor], valid: Tensor) -> Tensor:
 
 
 def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[slice]) -> Entropies:
-    """Compute the entropies of soft choices over a product grid, exactly, without a tensor of tokens x codes.
+    """Compute the exact entropies of soft assignments to a product grid, without a tensor of tokens x codes.
 
-    The softmax over a grid is the product of one softmax for each dimension. So a token's entropy is a sum of small
-    entropies, and the mean choice over all codes of a group is one matrix product of its two halves, A'B / N.
+    The softmax over a grid factorizes into one softmax per dimension, so that a token's entropy is a sum over
+    dimensions. The mean assignment of a group of dimensions, split in halves A and B, is `A^T B / N`.
 
     Args:
-        choices: For each dimension, log-probabilities of its levels `(b, n, levels)`.
+        choices: Log-probabilities of each dimension's levels, `(b, n, levels)`.
         valid: bool `(b, n)`.
-        groups: Dimensions whose joint distribution is looked at; the entropies of groups are added.
+        groups: Groups of dimensions from `entropy_groups`; their entropies are summed.
     """
     confidence = sum(-(choice.exp() * choice).sum(-1) for choice in choices)
     assert isinstance(confidence, Tensor)
     weights = _weights(valid).flatten()
-    rows = [choice.flatten(0, 1) for choice in choices]
+    rows = [choice.flatten(0, 1) for choice in choices]  # (b, n, levels) -> (b * n, levels)
     sums = []
     for group in groups:
         members = rows[group]
@@ -113,29 +113,29 @@ def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[sl
 
 
 def _half(sizes: Sequence[int]) -> int:
-    """Find where to cut a group so that its halves have about as many codes."""
+    """Return where to split a group so that its halves have about equally many codes."""
     return min(range(len(sizes) + 1), key=lambda cut: math.prod(sizes[:cut]) + math.prod(sizes[cut:]))
 
 
 def _joint(members: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Multiply log-probabilities of dimensions `(n, levels)` out to probabilities of their grid `(n, codes)`."""
+    """Combine log-probabilities of dimensions, `(n, levels)`, to probabilities of their grid, `(n, codes)`."""
     joint = torch.zeros_like(like)[:, None]
     for member in members:
-        joint = (joint[:, :, None] + member[:, None, :]).flatten(1)
+        joint = (joint[:, :, None] + member[:, None, :]).flatten(1)  # (n, codes, levels) -> (n, codes * levels)
     return joint.exp()
 
 
 def codebook_entropies(
     latents: Tensor, codebook: Tensor, valid: Tensor, temperature: float, inner: bool = False
 ) -> Entropies:
-    """Compute the entropies of soft choices over a codebook of vectors.
+    """Compute the entropies of soft assignments to a codebook of vectors.
 
     Args:
         latents: `(b, n, d)`.
         codebook: `(K, d)`.
         valid: bool `(b, n)`.
         temperature: Softmax temperature of negative squared distances, in units of squared latent distance.
-        inner: The softmax is of inner products instead.
+        inner: Score by inner product instead.
     """
 
     def block(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,8 +144,8 @@ def codebook_entropies(
         return -(shares * choice).sum(1), weight @ shares
 
     weights = _weights(valid).flatten()
-    # Padding may hold anything, and 0 times infinity is no number.
-    rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)
+    # Padding may contain anything, and 0 times infinity is NaN.
+    rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)  # (b, n, d) -> (b * n, d)
     parts = in_blocks(block, block_rows(len(codebook)), weights, rows)
     confidence = torch.cat([part for part, _ in parts]).view(valid.shape)
     total = torch.stack([part for _, part in parts]).sum(0)

@@ -1,4 +1,4 @@
-"""Finite scalar quantization: each dimension is rounded to a few levels."""
+"""Finite scalar quantization (FSQ): each dimension is rounded to a few levels."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class RoundingGrid(Grid):
-    """FSQ's own grid: levels around 0, which is one of them; with an even count the negative side has one more.
+    """FSQ's grid: integer levels around 0, divided by `levels // 2`; an even count has one more negative level.
 
     Args:
         levels: Levels of each dimension, at least 2.
@@ -47,27 +47,27 @@ class RoundingGrid(Grid):
             self.register_buffer(name, value, persistent=False)
 
     def bound(self, latents: Tensor) -> Tensor:
-        """Squash latents `(b, n, d)` into the reach of the levels."""
+        """Bound latents `(b, n, d)` to the range of the levels: `tanh(z + shift) * reach - offset`."""
         return torch.tanh(latents + self.shift) * self.reach - self.offset
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
         return self.code(torch.round(self.bound(latents)).to(torch.int64) + self.zero)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, d)` in [-1, 1]."""
+        """Decode codes `(b, 1, n)` to latents `(b, n, d)` in [-1, 1]."""
         return (self.digits(codes) - self.zero).to(torch.float32) / self.zero
 
 
 class FiniteScalarQuantizer(GridQuantizer):
-    """Rounds each dimension to a few levels; no codebook to learn or to collapse (arXiv 2309.15505, section 3).
+    """Rounds each dimension to a few levels, without a learned codebook (FSQ, arXiv 2309.15505, section 3).
 
     Args:
-        levels: Levels of each dimension, at least 3 (with 2 the bound has next to no gradient); their product is
+        levels: Levels of each dimension, at least 3 (the gradient of the bound vanishes with 2); their product is
             the number of codes.
         entropy: Weight of the entropy penalty, confidence - diversity, in nats (VidTok, arXiv 2412.13061, section 3.2).
         temperature: Softmax temperature of the entropy penalty, in units of squared distance of latents in [-1, 1].
-        entropy_group: Dimensions whose joint distribution is looked at; 0: all.
+        entropy_group: Dimensions per group whose joint entropy is computed; 0: all in one group.
 
     Raises:
         UserError: A level is below 3.
@@ -88,19 +88,20 @@ class FiniteScalarQuantizer(GridQuantizer):
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         grid = self.grid
         bent = torch.tanh(latents + grid.shift)
-        # Values come straight from rounding: decoding the codes would take longer than everything else.
+        # Take the values from rounding: decoding the codes would take longer than all the rest.
         with torch.no_grad():
             rounded = (bent * grid.reach).sub_(grid.offset).round_()
             codes = grid.code(rounded.to(torch.int64).add_(grid.zero))
             values = rounded.div_(grid.zero)
         bounded = torch.addcmul(-grid.offset / grid.zero, bent, grid.reach / grid.zero)
-        penalties, metrics = {}, {}
-        if self.entropy:
-            entropies = grid_entropies(self._choices(bounded, valid), valid, self.groups)
-            penalties, metrics = entropies.penalize(self.entropy)
-        return Quantized(straight_through(bounded, values), codes, penalties, metrics)
+        quantized = straight_through(bounded, values)
+        if not self.entropy:
+            return Quantized(quantized, codes, {}, {})
+        entropies = grid_entropies(self._choices(bounded, valid), valid, self.groups)
+        return Quantized(quantized, codes, *entropies.penalize(self.entropy))
 
     def _choices(self, bounded: Tensor, valid: Tensor) -> list[Tensor]:
+        """Return `log softmax(-(z - level)^2 / temperature)` over each dimension's levels, `(b, n, levels)`."""
         bounded = torch.where(valid[..., None], bounded, 0.0)
         choices = []
         for axis, (count, zero) in enumerate(zip(self.grid.levels.tolist(), self.grid.zero.tolist(), strict=True)):
@@ -110,11 +111,11 @@ class FiniteScalarQuantizer(GridQuantizer):
 
 
 class EvenGrid(Grid):
-    """A grid of levels evenly spaced from -1 to 1, both included.
+    """Grid of levels evenly spaced from -1 to 1, both included.
 
     Args:
         levels: Levels of each dimension, at least 2.
-        squash: `encode` squashes latents into [-1, 1] by tanh; otherwise they are cut.
+        squash: Bound latents to [-1, 1] by tanh in `encode`; clamp them if False.
     """
 
     steps: Tensor
@@ -125,25 +126,25 @@ class EvenGrid(Grid):
         self.register_buffer("steps", (self.levels - 1).float(), persistent=False)
 
     def nearest(self, bounded: Tensor) -> Tensor:
-        """Round values in [-1, 1] to digits `(b, n, d)`."""
+        """Round values in [-1, 1] to int64 digits `(b, n, d)`."""
         positions = torch.floor((bounded.clamp(-1.0, 1.0) + 1) / 2 * self.steps + 0.5)
         return positions.to(torch.int64)
 
     def values(self, digits: Tensor) -> Tensor:
-        """Turn digits into values in [-1, 1]."""
+        """Return the values of digits, in [-1, 1]."""
         return digits.to(torch.float32) * 2 / self.steps - 1
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
         return self.code(self.nearest(torch.tanh(latents) if self.squash else latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, d)` in [-1, 1]."""
+        """Decode codes `(b, 1, n)` to latents `(b, n, d)` in [-1, 1]."""
         return self.values(self.digits(codes))
 
 
 class _FrozenLevels(FrozenCodebooks):
-    """The export form of one or several even grids, each a refinement of the one before."""
+    """Export form of even grids; each quantizes the residual of the previous ones."""
 
     scales: Tensor
     reach: Tensor
@@ -173,19 +174,19 @@ class _FrozenLevels(FrozenCodebooks):
 
 
 class ResidualScalarQuantizer(Bottleneck):
-    """Refines a grid by smaller copies of itself (residual FSQ, as in vector-quantize-pytorch).
+    """Residual FSQ: codebook i is the same grid scaled by `refinement ** i` (as in vector-quantize-pytorch).
 
-    Latents are bounded once; each codebook rounds the residual of the codebooks before. With steps of 1 / levels the
-    sum of two codebooks is again an even grid, of levels squared.
+    Latents are bounded once; each codebook rounds the residual of the previous ones. With `refinement = 1 / levels`
+    the sum of two codebooks is again an even grid, of `levels ** 2` levels.
 
     Args:
         levels: Levels of each dimension, at least 2.
-        num_codebooks: Refinements, the first grid included.
-        refinement: Size of each grid in that of the one before, for every dimension; 1 / levels if None.
-        bound: Values at which the latents saturate; 1 + 1 / (levels - 1) if None, the whole of the outermost cells.
+        num_codebooks: Number of codebooks.
+        refinement: Scale of each grid relative to the previous one, in every dimension; 1 / levels if None.
+        bound: Absolute value at which latents saturate; 1 + 1 / (levels - 1) if None, the edge of the outermost cells.
 
     Raises:
-        UserError: A level is below 2, or there are no codebooks.
+        UserError: A level is below 2, or `num_codebooks` below 1.
     """
 
     def __init__(
@@ -222,11 +223,11 @@ class ResidualScalarQuantizer(Bottleneck):
             return Quantized(straight_through(bounded, total), torch.cat(codes, 1), {}, {})
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Round latents to their codes; see `Bottleneck.encode`."""
+        """Quantize latents to codes; see `Bottleneck.encode`."""
         return self.frozen().encode(latents.float())  # type: ignore[no-any-return, operator]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add the grids' points; see `Bottleneck.decode`."""
+        """Sum the grid points of all codebooks; see `Bottleneck.decode`."""
         return self.frozen().decode(codes)  # type: ignore[no-any-return, operator]
 
     def frozen(self) -> nn.Module:
@@ -235,16 +236,16 @@ class ResidualScalarQuantizer(Bottleneck):
 
 
 class DitheredScalarQuantizer(GridQuantizer):
-    """An even grid, trained in part with noise instead of rounding (TAAE, Stable Codec, arXiv 2411.19842, section 3.2).
+    """FSQ trained partly with uniform noise instead of rounding (TAAE, Stable Codec, arXiv 2411.19842, section 3.2).
 
-    While training, a sample gets noise as wide as a step, or is not rounded at all, or is; so the decoder expects any
-    value, not the grid's, and the levels can be chosen after training. `split` makes residual codebooks of a trained
-    grid.
+    In training, a sample gets uniform noise one quantization step wide, or passes unquantized, or is rounded. The
+    decoder then accepts values between the grid's, so that the levels can be chosen after training. `split` converts a
+    trained grid to residual codebooks.
 
     Args:
         levels: Levels of each dimension, at least 2.
-        noise: Share of samples that get noise while training, in [0, 1].
-        bypass: Share of samples that are left as they are while training, in [0, 1].
+        noise: Share of training samples that get noise, in [0, 1].
+        bypass: Share of training samples that pass unquantized, in [0, 1].
 
     Raises:
         UserError: A level is below 2.
@@ -271,9 +272,9 @@ class DitheredScalarQuantizer(GridQuantizer):
         return Quantized(quantized, self.grid.code(digits), {}, {})
 
     def split(self, levels: Sequence[int], num_codebooks: int) -> ResidualScalarQuantizer:
-        """Write the same grid as residual codebooks, after training: 17 levels are two codebooks of 5 (section 3.2).
+        """Rewrite the trained grid as residual codebooks: 17 levels equal two codebooks of 5 (section 3.2).
 
-        All codebooks together give the latents that this one gives; the first few alone give a coarser grid.
+        All codebooks together decode to the latents of this grid; a prefix of them decodes to a coarser grid.
 
         Raises:
             UserError: `(levels - 1) ** num_codebooks` is not this grid's levels - 1.

@@ -1,4 +1,4 @@
-"""Codes of a grid of levels: a mixed-radix number, the same arithmetic for training and export."""
+"""Grids of scalar levels, whose codes are mixed-radix integers; training and export share the arithmetic."""
 
 import copy
 import math
@@ -16,9 +16,9 @@ __all__ = ["FramedGrid", "Grid", "GridQuantizer"]
 
 
 class Grid(nn.Module):
-    """Turns digits into codes and back, the first dimension the lowest digit.
+    """Base of grids: `code = sum_i digit_i * prod_(j<i) levels_j`.
 
-    Sums are int64: float32 counts exactly to 24 bits only, and a 36-bit code packed in it is right in 0.4 % of cases.
+    Sums are int64: float32 is exact up to 24 bits only, and 99.6 % of 36-bit codes summed in it are wrong.
 
     Args:
         levels: Levels of each dimension; their product is below 2^63.
@@ -34,12 +34,12 @@ class Grid(nn.Module):
         self.register_buffer("radix", torch.tensor(radix), persistent=False)
 
     def code(self, digits: Tensor) -> Tensor:
-        """Turn int64 digits `(b, n, d)` into codes `(b, 1, n)`."""
+        """Pack int64 digits `(b, n, d)` into codes `(b, 1, n)`."""
         return (digits * self.radix).sum(-1).unsqueeze(1)
 
     def digits(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into int64 digits `(b, n, d)`."""
-        # As `//`, since ONNX gets torch.div with a rounding mode as a division of float32.
+        """Unpack codes `(b, 1, n)` into int64 digits `(b, n, d)`."""
+        # `//`, because ONNX exports torch.div with a rounding mode as a float32 division.
         return codes[:, 0].unsqueeze(-1) // self.radix % self.levels
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Grid(nn.Module):
 
 
 class FramedGrid(nn.Module):
-    """A grid of scaled, rotated or permuted latents.
+    """Grid applied to linearly mapped (scaled, rotated or permuted) latents.
 
     Args:
         grid: The grid.
@@ -70,11 +70,11 @@ class FramedGrid(nn.Module):
         self.register_buffer("out", out)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
         return self.grid.encode(latents @ self.into)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
+        """Decode codes `(b, 1, n)` to latents `(b, n, d)`."""
         return self.grid.decode(codes) @ self.out
 
 

@@ -1,4 +1,4 @@
-"""One index into two codebooks at once."""
+"""Quantizer with one code index for a semantic and a pixel codebook."""
 
 import math
 
@@ -15,7 +15,7 @@ __all__ = ["SharedIndexQuantizer"]
 
 
 class _FrozenShared(nn.Module):
-    """The export form: a search in weighted unit vectors, a table of unweighted ones."""
+    """Export form: searches weighted unit vectors, returns unweighted ones."""
 
     def __init__(self, search: FrozenTable, table: Tensor, semantic: int, weight: float) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class _FrozenShared(nn.Module):
 
 
 class SharedIndexQuantizer(Bottleneck):
-    """One code for a semantic and a pixel vector: the nearest in both (TokenFlow, arXiv 2412.03069, section 3.1).
+    """One code index for a semantic and a pixel vector (TokenFlow, arXiv 2412.03069, section 3.1).
 
-    Each half is compared and returned at unit length; the chosen entry has the least sum of squared distances,
-    `|z_s - e_s|^2 + pixel_weight * |z_p - e_p|^2`.
+    Both halves are normalized to unit length. The index is
+    `argmin_k |z_s - e_s[k]|^2 + pixel_weight * |z_p - e_p[k]|^2`.
 
     Args:
         semantic_dim: Width of the semantic half, the first channels.
         pixel_dim: Width of the pixel half.
         codebook_size: Entries of the shared codebook.
         pixel_weight: Weight of the pixel distance.
-        commitment: Weight of the pull of latents towards their code.
+        commitment: Weight of the commitment loss.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class SharedIndexQuantizer(Bottleneck):
         return Quantized(straight_through(units, found), codes[:, None], penalties, halves)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find each latent's code; see `Bottleneck.encode`."""
+        """Return the index of each latent's nearest entry; see `Bottleneck.encode`."""
         return nearest(self._weigh(self._units(latents)), self._weigh(self._units(self.codebook)))[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Look codes up; see `Bottleneck.decode`."""
+        """Look up the entries of codes; see `Bottleneck.decode`."""
         return functional.embedding(codes[:, 0], self._units(self.codebook))
 
     def frozen(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Soft choices over all entries of a codebook, in blocks: no tensor of tokens x entries is kept for backward."""
+"""Softmax over all entries of a codebook in blocks, without keeping a tensor of tokens x entries for backward."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,12 @@ __all__ = ["in_blocks", "mixture_likelihood", "scores", "soft_entries"]
 
 
 def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Apply a function to blocks of rows; what it makes in between is made again for backward rather than kept.
+    """Apply a function to blocks of rows, with activation checkpointing: backward recomputes its intermediate tensors.
 
     Args:
-        block: Takes a block of each tensor.
-        rows: In a block.
-        tensors: Tensors of equal length.
+        block: Function of a block of each tensor.
+        rows: Rows per block.
+        tensors: Tensors of equal length, split along their first axis.
     """
     parts = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
     if not torch.is_grad_enabled():
@@ -25,14 +25,14 @@ def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Ten
 
 
 def block_rows(entries: int) -> int:
-    """Count the rows of a block whose scores over a codebook take 16 MiB."""
+    """Return the number of rows whose scores over a codebook take 16 MiB."""
     return max(64, (1 << 22) // entries)
 
 
 def scores(rows: Tensor, codebook: Tensor, temperature: Tensor | float, inner: bool = False) -> Tensor:
-    """Score `(n, d)` rows against entries `(K, d)`: minus the squared distance, or the inner product, over temperature.
+    """Return scores `(n, K)` of rows `(n, d)` and entries `(K, d)`, without the row's own square, a constant.
 
-    The row's own square is left out: it is the same for all entries.
+    `scores = (2 z.e - |e|^2) / temperature`, or `z.e / temperature` if `inner`.
     """
     if inner:
         return rows @ codebook.T / temperature
@@ -40,9 +40,9 @@ def scores(rows: Tensor, codebook: Tensor, temperature: Tensor | float, inner: b
 
 
 def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Average the entries, weighted by the softmax of their inner products with each latent.
+    """Average the entries with softmax weights: `sum_k softmax_k(z.e_k) sg(e_k)`.
 
-    The gradient goes through the weights, to latents and entries, and not to the averaged entries.
+    The gradient flows through the weights to latents and entries, but not to the averaged entries.
 
     Args:
         latents: `(b, n, d)`.
@@ -55,17 +55,19 @@ def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
     def block(rows: Tensor) -> tuple[Tensor]:
         return (scores(rows, codebook, 1.0, inner=True).softmax(1) @ codebook.detach(),)
 
-    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))
+    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
     return torch.cat([part for (part,) in parts]).view(latents.shape)
 
 
 def mixture_likelihood(latents: Tensor, codebook: Tensor, deviation: Tensor) -> Tensor:
-    """Compute the log-density, in nats a dimension, of latents under equal Gaussians around the entries of a codebook.
+    """Compute the log-likelihood of latents, in nats per dimension, under a mixture of Gaussians.
+
+    `log(1/K sum_k N(z; e_k, deviation^2 I)) / d`.
 
     Args:
         latents: `(b, n, d)`.
-        codebook: `(K, d)`.
-        deviation: Standard deviation of all of them, a scalar.
+        codebook: `(K, d)`, the means.
+        deviation: Standard deviation of every component, a scalar.
 
     Returns:
         `(b, n)`.
@@ -76,7 +78,7 @@ def mixture_likelihood(latents: Tensor, codebook: Tensor, deviation: Tensor) -> 
         nearness = scores(rows, codebook, 2 * variance) - rows.square().sum(1, keepdim=True) / (2 * variance)
         return (nearness.logsumexp(1),)
 
-    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))
+    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
     dim = latents.shape[-1]
     constant = -math.log(len(codebook)) - dim / 2 * torch.log(2 * math.pi * variance)
     return (torch.cat([part for (part,) in parts]).view(latents.shape[:-1]) + constant) / dim

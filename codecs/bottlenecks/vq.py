@@ -1,4 +1,4 @@
-"""Vector quantization: one codebook of vectors, and the ways it learns."""
+"""Vector quantizers of one codebook, learned by gradient, EMA, k-means or likelihood."""
 
 import math
 from abc import abstractmethod
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class _Weights(NamedTuple):
-    """What a codebook's penalties weigh."""
+    """Weights of a codebook's penalties, and the softmax temperature of the entropy penalty."""
 
     commitment: float
     entropy: float
@@ -37,7 +37,7 @@ class _Weights(NamedTuple):
 
 
 class _Codebook(Bottleneck):
-    """One codebook of vectors; each latent becomes the nearest. What differs is where the table comes from."""
+    """Base of quantizers to the nearest of `table()`, which subclasses define."""
 
     exact = True
 
@@ -53,7 +53,7 @@ class _Codebook(Bottleneck):
 
     @abstractmethod
     def table(self) -> Tensor:
-        """Return the entries `(K, d)`, float32, unit vectors if cosine; with gradient if they learn by one."""
+        """Return the entries `(K, d)`, float32, unit vectors if cosine, with gradient if learned by gradient."""
 
     def _scale_latents(self, vectors: Tensor) -> Tensor:
         return functional.normalize(vectors, dim=-1) if self.cosine else vectors
@@ -88,17 +88,17 @@ class _Codebook(Bottleneck):
 
 
 class VectorQuantizer(_Codebook):
-    """A codebook that learns by gradient (VQ-VAE, arXiv 1711.00937, section 3).
+    """Codebook learned by gradient (VQ-VAE, arXiv 1711.00937, section 3).
 
-    The penalties are `|sg(z) - e|^2 + commitment * |z - sg(e)|^2`, averaged over width and valid tokens. With `cosine`,
-    latents and entries are scaled to unit length (ViT-VQGAN, arXiv 2110.04627, section 3.2; TiTok, DAC).
+    `loss = |sg(z) - e|^2 + commitment * |z - sg(e)|^2`, averaged over dimensions and valid tokens. With `cosine`,
+    latents and entries are normalized to unit length (ViT-VQGAN, arXiv 2110.04627, section 3.2; TiTok, DAC).
 
     Args:
         dim: Width of the latents.
         codebook_size: Entries of the codebook.
-        commitment: Weight of the pull of latents towards their code.
-        cosine: Compare directions only.
-        rotation: Pass the gradient by the rotation trick (arXiv 2410.06424) instead of straight through.
+        commitment: Weight of the commitment loss.
+        cosine: Normalize latents and entries, so that the nearest entry has the largest cosine similarity.
+        rotation: Replace the straight-through gradient by the rotation trick (arXiv 2410.06424).
         entropy: Weight of the entropy penalty, confidence - diversity, in nats (Open-MAGVIT2, arXiv 2409.04410).
         temperature: Softmax temperature of the entropy penalty, in units of squared latent distance.
     """
@@ -115,7 +115,7 @@ class VectorQuantizer(_Codebook):
     ) -> None:
         super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
-        # Uniform in +-1/K, as in the reference implementation of VQ-VAE; unit vectors where only direction counts.
+        # Uniform in +-1/K, as in the reference implementation of VQ-VAE; Gaussian if normalized to unit length.
         nn.init.normal_(self.codebook) if cosine else nn.init.uniform_(
             self.codebook, -1 / codebook_size, 1 / codebook_size
         )
@@ -126,15 +126,15 @@ class VectorQuantizer(_Codebook):
 
 
 class EMAVectorQuantizer(_Codebook):
-    """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
+    """Codebook of EMAs of the latents assigned to each entry (VQ-VAE, arXiv 1711.00937, appendix A).
 
-    Statistics are those of all processes and of all batches of an update; dead entries are replaced by latents
-    (see `MovingCodebook`). EnCodec (arXiv 2210.13438, section 3.2) uses decay 0.99 and k-means.
+    Statistics cover all ranks and all batches of an update; dead entries are replaced by latents (see
+    `MovingCodebook`). EnCodec (arXiv 2210.13438, section 3.2) uses decay 0.99 and k-means initialization.
 
     Args: as `VectorQuantizer`, and:
-        decay: Decay of the averages, for each update.
-        revival: Share of even use below which an entry is replaced; 0: never.
-        kmeans_init: Begin as the k-means of the first batch.
+        decay: EMA decay per update.
+        revival: Fraction of uniform usage below which an entry is replaced; 0: never.
+        kmeans_init: Initialize by k-means of the first batch.
     """
 
     def __init__(
@@ -169,15 +169,16 @@ class EMAVectorQuantizer(_Codebook):
 
 
 class KMeansQuantizer(EMAVectorQuantizer):
-    """Mini-batch k-means on features that don't learn from it (Sculley, WWW 2010; HuBERT's units, arXiv 2106.07447).
+    """Mini-batch k-means of frozen features (Sculley, WWW 2010; HuBERT's units, arXiv 2106.07447).
 
-    For a frozen encoder: `training.freeze=[encoder,project_in]`. Every batch counts the same, and there is no penalty.
+    Use it with a frozen encoder: `training.freeze=[encoder,project_in]`. All tokens have equal weight (decay 1), and
+    there is no penalty.
 
     Args:
         dim: Width of the features.
-        codebook_size: Clusters.
-        cosine: Compare directions only.
-        revival: Share of even use below which a cluster is replaced; 0: never.
+        codebook_size: Number of clusters.
+        cosine: Normalize features and centroids to unit length (spherical k-means).
+        revival: Fraction of uniform usage below which a cluster is replaced; 0: never.
     """
 
     def __init__(self, dim: int, codebook_size: int, cosine: bool = False, revival: float = 0.03) -> None:
@@ -185,7 +186,7 @@ class KMeansQuantizer(EMAVectorQuantizer):
 
 
 class SimVectorQuantizer(_Codebook):
-    """A frozen random codebook and a learned linear map: all entries move at once (arXiv 2411.02038, section 3).
+    """Frozen random codebook under a learned linear map, which moves all entries (SimVQ, arXiv 2411.02038, section 3).
 
     Args: as `VectorQuantizer`.
     """
@@ -204,14 +205,14 @@ class SimVectorQuantizer(_Codebook):
 
 
 class IndexVectorQuantizer(_Codebook):
-    """Index backpropagation: every entry gets gradient, whether chosen or not (IBQ, arXiv 2412.02692, section 3.2).
+    """Index backpropagation: every entry gets gradient, selected or not (IBQ, arXiv 2412.02692, section 3.2).
 
-    The choice is by inner product. Forward takes the chosen entry; backward goes through the softmax over all of them,
-    which is made again in blocks rather than kept.
+    The code is `argmax_k z.e_k`. Forward returns that entry; backward goes through the softmax over all entries, which
+    is recomputed in blocks rather than kept.
 
     Args: as `VectorQuantizer`, and:
-        codebook: Weight of the pull of entries towards their latents.
-        double: Weight of the distance that pulls both through the soft indices.
+        codebook: Weight of the codebook loss `|sg(z) - e|^2`.
+        double: Weight of the double quantization loss `|z - z_q|^2`, whose gradient also goes through the soft indices.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class IndexVectorQuantizer(_Codebook):
         codes = nearest(latents, codebook, inner=True)
         hard = functional.embedding(codes, codebook)
         soft = soft_entries(latents, codebook)
-        # The hard index has gradient too, to its own entry.
+        # The selected entry gets a direct gradient too.
         quantized = straight_through(soft + hard, hard)
         parts = {
             "commitment": weights.commitment * (latents - hard.detach()).square(),
@@ -255,7 +256,7 @@ class IndexVectorQuantizer(_Codebook):
         return Quantized(quantized, codes[:, None], penalties, metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find each latent's code; see `Bottleneck.encode`."""
+        """Return the entry of the largest inner product; see `Bottleneck.encode`."""
         return nearest(latents.float(), self.table(), inner=True)[:, None]
 
     def frozen(self) -> nn.Module:
@@ -264,17 +265,17 @@ class IndexVectorQuantizer(_Codebook):
 
 
 class MixtureVectorQuantizer(_Codebook):
-    """A codebook as a mixture of Gaussians, learnt by its likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
+    """Mixture of Gaussians around the entries, trained by likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
 
-    The penalty is the negative log-likelihood of the latent, the bound that coordinate ascent on the posterior over
-    entries makes tight: every entry learns in proportion to its posterior, and none can be left behind. Codes are the
-    most likely entries. In a residual stack it is the paper's probabilistic residual quantizer.
+    `loss = -log(1/K sum_k N(z; e_k, deviation^2 I)) / d`, the paper's variational bound where it is tight. Each entry's
+    gradient is weighted by its posterior, so that none goes unused. The code is the most likely entry. A residual stack
+    of these is the paper's probabilistic residual quantizer.
 
     Args:
         dim: Width of the latents.
         codebook_size: Entries of the codebook.
-        likelihood: Weight of the penalty.
-        deviation: Standard deviation to begin with; it is learnt, and one for all entries.
+        likelihood: Weight of the loss.
+        deviation: Initial standard deviation, learned and shared by all entries.
     """
 
     def __init__(self, dim: int, codebook_size: int, likelihood: float = 0.1, deviation: float = 0.5) -> None:

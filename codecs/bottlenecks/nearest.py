@@ -1,4 +1,4 @@
-"""The search for the nearest code, written once for every codebook of vectors."""
+"""Nearest-neighbor search and lookup in a codebook of vectors."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 __all__ = ["FrozenTable", "LiveTable", "Lookup", "lookup", "nearest"]
 
-COLUMNS = 1 << 13  # entries compared at a time; more are gone through in turn
-GROUP = 64  # entries to a first maximum: argmax is not vectorized on CPUs, amax is
+COLUMNS = 1 << 13  # entries per block of the search
+GROUP = 64  # entries per first maximum on CPUs, where amax is vectorized and argmax is not
 
 
 def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
-    """Find the closest entry of a codebook for each latent, by Euclidean distance or by inner product.
+    """Return the index of the closest entry for each latent, by Euclidean distance or by inner product.
 
-    Both are centered on the codebook's mean first: with an off-center codebook the textbook expansion in float32 gives
-    8 to 19 % wrong codes, and codes that depend on the batch's size. Scores are made in blocks that stay in cache, and
-    no n x K tensor ever is. Ties go to the first entry.
+    Latents and entries are centered on the codebook's mean. Without centering, `|e|^2 - 2 z.e` in float32 gives 8 to
+    19 % wrong codes for an off-center codebook, and codes that depend on the batch size. Scores are computed in blocks
+    that fit the cache, never as a whole `(n, K)` tensor. Ties go to the first entry.
 
     Args:
         latents: `(..., d)` float32.
         codebook: `(K, d)` float32.
-        inner: The entry with the largest inner product is the closest.
+        inner: Choose the largest inner product instead of the smallest distance.
 
     Returns:
         int64 `(...)`, without gradient.
@@ -42,13 +42,13 @@ def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
 
 
 def _search(flat: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Find each row's best entry and its score, block by block."""
+    """Return each row's best entry and its score, computed block by block."""
     size, on_cpu = len(entries), flat.device.type == "cpu"
     padding = -size % GROUP if on_cpu and size > GROUP else 0
     if padding:
         entries = nn.functional.pad(entries, (0, 0, 0, padding))
         offset = nn.functional.pad(offset, (0, padding), value=-torch.inf)
-    # 4 MiB of scores stay in a CPU's cache; a GPU wants large products.
+    # 4 MiB of scores fit a CPU's cache; a GPU needs large matrix products.
     rows = max(1, (1 << 20 if on_cpu else 1 << 26) // len(entries))
     scores = flat.new_empty(min(rows, len(flat)), len(entries))
     codes, best = flat.new_empty(len(flat), dtype=torch.int64), flat.new_empty(len(flat))
@@ -59,7 +59,7 @@ def _search(flat: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tens
         if not on_cpu or size <= GROUP:
             torch.max(block, 1, out=out)
             continue
-        groups = block.view(len(part), -1, GROUP)
+        groups = block.view(len(part), -1, GROUP)  # (rows, K) -> (rows, groups, GROUP)
         group = groups.amax(2).argmax(1)
         torch.max(groups[torch.arange(len(part)), group], 1, out=out)
         out[1].add_(group, alpha=GROUP)
@@ -67,13 +67,13 @@ def _search(flat: Tensor, entries: Tensor, offset: Tensor) -> tuple[Tensor, Tens
 
 
 class Lookup(NamedTuple):
-    """What a codebook answers.
+    """Result of `lookup`.
 
     Attributes:
-        latents: `(b, n, d)`: the entries, bit for bit; their gradient goes to the latents.
+        latents: `(b, n, d)`: the entries e, bit for bit, whose gradient is passed to the latents z.
         codes: int64 `(b, n)`.
-        pull: `(b, n)`, mean squared distance of latent and entry, its gradient going to the entry.
-        commitment: `(b, n)`, the same number, its gradient going to the latent.
+        pull: `(b, n)`, codebook loss `|sg(z) - e|^2 / d`.
+        commitment: `(b, n)`, commitment loss `|z - sg(e)|^2 / d`.
     """
 
     latents: Tensor
@@ -83,7 +83,7 @@ class Lookup(NamedTuple):
 
 
 class _Lookup(torch.autograd.Function):
-    """Search, table and distances in one, so that nothing is kept for backward but latents, codes and the codebook."""
+    """Search, lookup and losses in one function, which keeps only latents, codes and codebook for backward."""
 
     @staticmethod
     def forward(
@@ -94,7 +94,7 @@ class _Lookup(torch.autograd.Function):
         distance = latents.new_empty(len(latents))
         for part in _parts(latents):
             torch.mean((latents[part] - quantized[part]).square_(), 1, out=distance[part])
-        # The entries are looked up again: in a residual stack every level would keep a tensor of them.
+        # Backward looks the entries up again: in a residual stack every level would keep a tensor of them.
         ctx.save_for_backward(latents, codes, codebook)
         ctx.mark_non_differentiable(codes)
         ctx.rotate, ctx.size = rotate, len(codebook)  # type: ignore[attr-defined]
@@ -122,13 +122,13 @@ class _Lookup(torch.autograd.Function):
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """Cut a matrix into blocks of rows that stay in a CPU's cache; one block elsewhere."""
+    """Split a matrix into blocks of rows that fit a CPU's cache; into one block on other devices."""
     step = max(1, (1 << 17) // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def _rotate(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
-    """Turn and scale a gradient back by the map that takes each latent to its entry."""
+    """Multiply a gradient by the transpose of the rotation and scaling that maps each latent to its entry."""
     length = torch.linalg.vector_norm(latents, dim=1, keepdim=True).clamp(min=1e-6)
     target = torch.linalg.vector_norm(quantized, dim=1, keepdim=True)
     start, end = latents / length, quantized / target.clamp(min=1e-6)
@@ -143,13 +143,13 @@ def _rotate(gradient: Tensor, latents: Tensor, quantized: Tensor) -> Tensor:
 
 
 def lookup(latents: Tensor, codebook: Tensor, rotate: bool = False) -> Lookup:
-    """Replace each latent by the nearest entry of a codebook, with the distances that train both.
+    """Replace each latent by its nearest entry, and compute the codebook and commitment losses.
 
     Args:
         latents: `(b, n, d)` float32.
         codebook: `(K, d)` float32.
-        rotate: The gradient is turned and scaled by the map that takes the latent to its entry, so that it keeps its
-            angle to the entry (rotation trick, arXiv 2410.06424, section 4.2); it goes straight through otherwise.
+        rotate: Transform the gradient by the rotation and scaling that maps the latent to its entry, which preserves
+            its angle to the entry (rotation trick, arXiv 2410.06424, section 4.2); straight through if False.
     """
     shape = latents.shape[:-1]
     quantized, codes, pull, commitment = _Lookup.apply(latents.reshape(-1, latents.shape[-1]), codebook, rotate)
@@ -157,12 +157,12 @@ def lookup(latents: Tensor, codebook: Tensor, rotate: bool = False) -> Lookup:
 
 
 class FrozenTable(nn.Module):
-    """The export form of one codebook of vectors: a centered product, an argmax and a table.
+    """Export form of one codebook of vectors: a centered matrix product, an argmax and a table.
 
     Args:
         codebook: `(K, d)`.
-        normalize: Latents are scaled to unit length before the search (cosine codebooks).
-        inner: The search is by inner product.
+        normalize: Normalize latents to unit length before the search (cosine codebooks).
+        inner: Search by inner product.
     """
 
     center: Tensor
@@ -183,24 +183,24 @@ class FrozenTable(nn.Module):
         self.register_buffer("table", codebook.clone())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
         if self.normalize:
             latents = nn.functional.normalize(latents, dim=-1)
         return (torch.matmul(latents - self.center, self.entries) + self.offset).argmax(-1).unsqueeze(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes `(b, 1, n)` into latents `(b, n, d)`."""
+        """Look up codes `(b, 1, n)` as latents `(b, n, d)`."""
         return nn.functional.embedding(codes[:, 0], self.table)
 
 
 class LiveTable(FrozenTable):
-    """A `FrozenTable` that searches in blocks, for use without export; its arguments are that one's."""
+    """A `FrozenTable` that searches in blocks by `nearest`, which is faster but not exportable."""
 
     def __init__(self, codebook: Tensor, normalize: bool = False, inner: bool = False) -> None:
         super().__init__(codebook, normalize, inner)
         self.inner = inner
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, 1, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, 1, n)`."""
         latents = nn.functional.normalize(latents, dim=-1) if self.normalize else latents
         return nearest(latents, self.table, self.inner)[:, None]

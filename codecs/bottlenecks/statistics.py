@@ -1,4 +1,4 @@
-"""What a bottleneck learns by other means than a gradient, the same on every process."""
+"""Codebook state updated without gradients (EMA, k-means, annealing), identical on every rank."""
 
 from abc import ABC, abstractmethod
 
@@ -11,43 +11,43 @@ from .nearest import nearest
 
 __all__ = ["Annealed", "Gathering", "MovingCodebook", "kmeans"]
 
-SPARE = 16  # tokens of each sample that are kept as candidates for dead entries
-PER_ENTRY = 32  # tokens for each entry that k-means looks at
-GOLDEN = 0.6180339887498949  # shifts the candidates' indices from one update to the next, evenly
+SPARE = 16  # tokens per sample kept as replacements of dead entries
+PER_ENTRY = 32  # tokens per entry for k-means
+GOLDEN = 0.6180339887498949  # golden ratio: shifts the candidates' indices evenly from update to update
 
 
 class Gathering(nn.Module, ABC):
-    """Something that gathers numbers in the forwards of an update and applies them after it.
+    """Base of modules that gather statistics in the forward passes of an update and apply them after it.
 
-    `Bottleneck.update` sums what all processes gathered, for all codebooks in one collective, and calls `advance`. What
-    is gathered is no buffer: DistributedDataParallel would overwrite it with the first process's.
+    `Bottleneck.update` sums the statistics of all codebooks over all ranks in one collective, and calls `advance`.
+    They are not a buffer: DistributedDataParallel would overwrite it with that of rank 0.
     """
 
     @property
     @abstractmethod
     def gathered(self) -> Tensor:
-        """Float32, flat; of the same length on every process."""
+        """Return this rank's statistics, flat float32, of equal length on every rank."""
 
     @abstractmethod
     def advance(self, total: Tensor) -> None:
-        """Apply the sum of `gathered` over all processes, and begin anew."""
+        """Apply the sum of `gathered` over all ranks, and reset it."""
 
     def forget(self) -> None:
-        """Begin anew without it."""
+        """Reset `gathered` without applying it."""
         self.gathered.zero_()
 
 
 def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) -> tuple[Tensor, Tensor]:
-    """Cluster vectors by Lloyd's algorithm, the same way for the same vectors in whatever order.
+    """Cluster vectors by Lloyd's algorithm, initialized independently of their order.
 
     Args:
-        rows: `(r, d)` float32, r at least 1; where r is below `size`, the rest begins close to the others.
-        size: Clusters.
-        iterations: Rounds.
-        cosine: Means are scaled to unit length (spherical k-means).
+        rows: `(r, d)` float32, r at least 1; if r is below `size`, duplicates with a small noise are added.
+        size: Number of clusters.
+        iterations: Number of iterations.
+        cosine: Normalize means to unit length (spherical k-means).
 
     Returns:
-        Means `(size, d)` and the rows in each `(size,)`.
+        Means `(size, d)` and the number of rows in each cluster, `(size,)`.
     """
     random = torch.Generator().manual_seed(0)
     chosen = _choose(rows, size, random)
@@ -64,13 +64,13 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
 
 
 def _choose(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Choose rows evenly along a random direction: the same ones in whatever order they come; int64 `(count,)`."""
+    """Return indices, int64 `(count,)`, of rows evenly ranked along a random direction, whatever the rows' order."""
     order = (rows @ torch.randn(rows.shape[1], generator=random).to(rows.device)).argsort()
     return order[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
 
 
 def _jitter(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
-    """Move vectors by a hundredth of their size: between equal entries, rounding would decide."""
+    """Add noise of 1 % of the vectors' root mean square, since rounding would decide between equal entries."""
     if not len(rows):
         return rows
     moved = rows + torch.randn(rows.shape, generator=random).to(rows.device) * (0.01 * rows.square().mean().sqrt())
@@ -78,22 +78,22 @@ def _jitter(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
 
 
 class MovingCodebook(Gathering):
-    """A codebook of moving averages of the latents that chose each entry (VQ-VAE, arXiv 1711.00937, appendix A).
+    """Codebook of EMAs of the latents assigned to each entry (VQ-VAE, arXiv 1711.00937, appendix A).
 
-    Statistics are gathered in training with gradients on, and applied by `advance`, once an update: a forward in
-    evaluation or without gradient, as for a discriminator's turn, leaves no trace. Entries whose running count falls
-    below a share of even use are replaced by latents of the update's batches; embedding, sum and count together, or the
-    next average would undo it (Jukebox, arXiv 2005.00341, section 3.2, with a relative threshold). What is dead is
-    decided from the summed counts, so that all processes take the same branch.
+    `N_k = decay N_k + (1 - decay) n_k`, `m_k = decay m_k + (1 - decay) sum(z)`, `e_k = m_k / N_k`. `advance` applies
+    them once per update. Only forward passes in training with gradients are counted, not those for a discriminator.
+
+    An entry whose count `N_k` falls below `revival` times the mean count is dead. It is replaced by a latent of the
+    update's batches, in entry, sum and count alike, or the next average would undo it (Jukebox, arXiv 2005.00341,
+    section 3.2, with a relative threshold). Counts are summed over ranks, so that all ranks take the same branch.
 
     Args:
         size: Entries, K.
         dim: Width of an entry.
-        decay: Decay of the averages, for each update; 1: nothing is forgotten, and all tokens count equally (mini-batch
-            k-means).
-        revival: Share of even use, `total / K`, below which an entry is dead; 0: never.
-        kmeans_init: Begin as the k-means of the first batch, over all processes.
-        cosine: Entries have unit length.
+        decay: EMA decay per update; 1: plain sums, in which all tokens have equal weight (mini-batch k-means).
+        revival: Fraction of uniform usage, `total / K`, below which an entry is dead; 0: never.
+        kmeans_init: Initialize by k-means of the first batch of all ranks.
+        cosine: Normalize entries to unit length.
     """
 
     entries: Tensor
@@ -102,7 +102,7 @@ class MovingCodebook(Gathering):
     initialised: Tensor
     age: Tensor
     replaced: Tensor
-    smoothing = 1e-5  # of counts, Laplace's, as in the reference implementation of VQ-VAE
+    smoothing = 1e-5  # Laplace smoothing of counts, as in the reference implementation of VQ-VAE
 
     def __init__(self, size: int, dim: int, decay: float, revival: float, kmeans_init: bool, cosine: bool) -> None:
         super().__init__()
@@ -114,17 +114,17 @@ class MovingCodebook(Gathering):
         self.register_buffer("entries", entries)
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("sums", entries.clone())
-        # A buffer: were it an attribute, a resumed run would begin with k-means again.
+        # A buffer, so that a resumed run doesn't repeat k-means.
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
-        self.ready = not kmeans_init  # what `initialised` says, without waiting for the device
-        self.register_buffer("replaced", torch.zeros(()), persistent=False)  # entries, by the last update
+        self.ready = not kmeans_init  # copy of `initialised` that needs no synchronization with the device
+        self.register_buffer("replaced", torch.zeros(()), persistent=False)  # entries replaced by the last update
         self.flat: Tensor | None = None
         self.spare: list[Tensor] = []  # candidates for dead entries
 
     @property
     def gathered(self) -> Tensor:
-        """Sums `(K + 1, d)` and counts `(K + 1,)` of the latents that chose each entry, flat; the last for padding."""
+        """Return the sums `(K + 1, d)` and counts `(K + 1,)` of latents per entry, flattened; the last is of padding."""
         size, dim = self.entries.shape
         if self.flat is None or self.flat.device != self.entries.device:
             self.flat = self.entries.new_zeros((size + 1) * (dim + 1))
@@ -137,43 +137,43 @@ class MovingCodebook(Gathering):
 
     @torch.no_grad()
     def prepare(self, latents: Tensor, valid: Tensor) -> None:
-        """Initialize by k-means of the valid latents `(b, n, d)` of all processes, unless already done."""
+        """Initialize by k-means of the valid latents `(b, n, d)` of all ranks, unless already done."""
         if self.ready:
             return
         if not bool(self.initialised):
             size = len(self.entries)
             rows = gather_rows(_spread(latents, valid, -(-PER_ENTRY * size // (len(latents) * world_size())), self.age))
-            if not len(rows):  # on no process: wait for a batch that has some
+            if not len(rows):  # no rank has a valid latent: wait for the next batch
                 return
             means, counts = kmeans(rows, size, cosine=self.cosine)
-            # An empty cluster counts as one token, or the next average would move it to 0.
+            # An empty cluster gets count 1, or the next average would move it to 0.
             self._set(slice(None), broadcast_from_rank_zero(means), broadcast_from_rank_zero(counts.clamp(min=1)))
             self.initialised.fill_(True)
         self.ready = True
 
     @torch.no_grad()
     def gather(self, latents: Tensor, codes: Tensor, valid: Tensor) -> None:
-        """Add latents `(b, n, d)` and their codes `(b, n)` to the update's statistics, where valid `(b, n)`."""
+        """Add the valid latents `(b, n, d)` with their codes `(b, n)` to the update's statistics."""
         sums, counts = self._split(self.gathered)
-        chosen = torch.where(valid, codes, len(self.entries)).flatten()
-        sums.index_add_(0, chosen, latents.reshape(len(chosen), -1))
+        chosen = torch.where(valid, codes, len(self.entries)).flatten()  # (b, n) -> (b * n)
+        sums.index_add_(0, chosen, latents.reshape(len(chosen), -1))  # (b, n, d) -> (b * n, d)
         counts.index_add_(0, chosen, counts.new_ones(len(chosen)))
         if self.revival:
             self.spare.append(_spread(latents, valid, SPARE, self.age))
 
     @torch.no_grad()
     def advance(self, total: Tensor) -> None:
-        """Move the averages by what all processes gathered, and replace dead entries."""
+        """Update the averages by the statistics of all ranks, and replace dead entries."""
         sums, counts = (part[:-1] for part in self._split(total))
         if self.decay == 1:
             self.counts.add_(counts)
             self.sums.add_(sums)
         else:
-            # Nothing valid anywhere: nothing is learnt and nothing forgotten.
+            # Without valid tokens on any rank the averages don't decay.
             weight = torch.where(counts.sum() > 0, 1 - self.decay, 0.0)
             self.counts.lerp_(counts, weight)
             self.sums.lerp_(sums, weight)
-        # A codebook that saw nothing stays as it is, bit for bit.
+        # Without valid tokens the entries stay bit-identical.
         self.entries.copy_(torch.where(counts.sum() > 0, self._means(), self.entries))
         self.age += 1
         self.gathered.zero_()
@@ -192,7 +192,7 @@ class MovingCodebook(Gathering):
         return self.sums / ((self.counts + smoothing) / (whole + len(self.counts) * smoothing) * whole)[:, None]
 
     def _limits(self) -> tuple[Tensor, Tensor]:
-        """Return the count below which an entry is dead, and that of a revived one; scalars."""
+        """Return the count below which an entry is dead, and the count of its replacement; scalars."""
         even = self.counts.mean()
         return self.revival * even, even
 
@@ -217,28 +217,28 @@ class MovingCodebook(Gathering):
 
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)
-        self.ready = False  # until `initialised` has been read
+        self.ready = False  # until `prepare` reads `initialised`
 
 
 def _spread(latents: Tensor, valid: Tensor, count: int, age: Tensor) -> Tensor:
-    """Take up to `count` valid tokens of each sample, evenly spaced: the same ones however the batch is shared out."""
+    """Select up to `count` evenly spaced valid tokens of each sample, however the batch is divided among ranks."""
     lengths = valid.sum(1, keepdim=True)
     shift = (age.double() * GOLDEN).frac()
     steps = torch.arange(min(count, latents.shape[1]), device=latents.device)
     indices = ((steps + shift) / len(steps) * lengths).long().clamp(max=latents.shape[1] - 1)
     rows = latents.gather(1, indices[..., None].expand(-1, -1, latents.shape[2]))
-    # A sample shorter than `count` gives each of its tokens once.
+    # Keep each token of a sample shorter than `count` only once.
     first = torch.cat([torch.ones_like(indices[:, :1], dtype=torch.bool), indices.diff(dim=1) > 0], 1)
     return rows[first & (lengths > 0)]
 
 
 class Annealed(Gathering):
-    """A number that moves in a straight line from one value to another while updates go by, and stays there.
+    """Scalar that changes linearly from `start` to `end` and then stays.
 
     Args:
-        start: Its first value.
-        end: Its last.
-        updates: Until it is there.
+        start: Initial value.
+        end: Final value.
+        updates: Number of updates until `end`.
     """
 
     passed: Tensor
@@ -250,7 +250,7 @@ class Annealed(Gathering):
 
     @property
     def gathered(self) -> Tensor:
-        """Nothing."""
+        """Return an empty tensor: updates are counted, nothing is gathered."""
         return self.passed.new_zeros(0)
 
     def advance(self, total: Tensor) -> None:
@@ -259,5 +259,5 @@ class Annealed(Gathering):
 
     @property
     def value(self) -> Tensor:
-        """A scalar."""
+        """Return the current value, a scalar."""
         return self.start + (self.end - self.start) * (self.passed / max(self.updates, 1)).clamp(max=1)

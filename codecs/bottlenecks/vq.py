@@ -267,7 +267,7 @@ class IndexVectorQuantizer(_Codebook):
 class MixtureVectorQuantizer(_Codebook):
     """Mixture of Gaussians around the entries, trained by likelihood (CLaM-TTS, arXiv 2404.02781, section 3.1).
 
-    `loss = -log(1/K sum_k N(z; e_k, deviation^2 I)) / d`, the paper's variational bound where it is tight. Each entry's
+    `loss = -log(1/K sum_k N(z; e_k, deviation^2 I)) / d`, the paper's variational bound when tight. Each entry's
     gradient is weighted by its posterior, so that none goes unused. The code is the most likely entry. A residual stack
     of these is the paper's probabilistic residual quantizer.
 

@@ -1,4 +1,4 @@
-"""Bottlenecks made of bottlenecks: how codebooks are counted, left out and exported."""
+"""Bases of bottlenecks composed of others: order, dropping and export of their codebooks."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ __all__ = ["AddedCodebooks", "Composite", "FrozenComposite", "MeasuredParts", "o
 
 
 class MeasuredParts:
-    """Adds up what parts report: penalties by their names, counts summed, other metrics averaged."""
+    """Accumulates the results of parts: sums penalties and counts by name, averages other metrics."""
 
     def __init__(self) -> None:
         self.penalties: dict[str, Tensor] = {}
@@ -31,18 +31,18 @@ class MeasuredParts:
                 total[name] = total[name] + value if name in total else value
 
     def means(self) -> dict[str, Tensor]:
-        """Return the metrics."""
+        """Return the metrics: averages over parts, but the sum of `replaced`, a count."""
         return {name: value if name == "replaced" else value / self.parts for name, value in self.metrics.items()}
 
 
 class Composite(Bottleneck):
-    """Parts with one list of codebooks; a sample keeps a prefix of it.
+    """Base of bottlenecks whose parts share one list of codebooks, from which a sample keeps a prefix.
 
     Args:
         dim: Width of the latents.
         parts: Bottlenecks, each with at least one codebook.
-        interleave: Codebooks follow each other level by level (first codebooks of all parts, then the second ones), or
-            part by part.
+        interleave: Order codebooks level by level (the first codebook of every part, then the second); part by part if
+            False.
 
     Raises:
         UserError: There are no parts, or one is continuous.
@@ -66,14 +66,14 @@ class Composite(Bottleneck):
             [sum(position < kept for position in positions) for positions in self.positions]
             for kept in range(len(order) + 1)
         ]
-        # The number of each part's codebooks among the first codebooks of all.
+        # counts[k, p]: number of part p's codebooks among the first k of all.
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
 
     def run_part(self, index: int, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> tuple[Quantized, Tensor]:
-        """Send latents through a part; it measures nothing if none of its codebooks is kept.
+        """Quantize latents by a part; samples that keep none of its codebooks enter neither penalties nor metrics.
 
         Returns:
-            What the part made, and its latents with zeros where none of its codebooks is kept.
+            The part's result, and its latents with zeros for samples that keep none of its codebooks.
         """
         part_codebooks = self.counts[n_codebooks, index]
         kept = part_codebooks > 0
@@ -81,20 +81,20 @@ class Composite(Bottleneck):
         return quantized, torch.where(kept[:, None, None], quantized.latents, 0.0)
 
     def arrange(self, codes: Sequence[Tensor]) -> Tensor:
-        """Bring the parts' codes into the order of the codebooks: `(b, codebooks, n)`."""
+        """Concatenate the parts' codes in the order of all codebooks: `(b, codebooks, n)`."""
         together = torch.cat(list(codes), 1)
         positions = [position for positions in self.positions for position in positions]
         order = sorted(range(len(positions)), key=positions.__getitem__)
         return together if positions == sorted(positions) else together[:, order]
 
     def decode_part(self, index: int, codes: Tensor) -> Tensor | None:
-        """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None if it holds none of the part's."""
+        """Decode a part from a prefix of all codebooks `(b, codebooks', n)`; None if none of its codebooks is in it."""
         positions = [position for position in self.positions[index] if position < codes.shape[1]]
         return self.parts[index].decode(codes[:, positions]) if positions else None  # type: ignore[operator]
 
 
 class _FrozenLeaf(nn.Module):
-    """A part with a single codebook."""
+    """Export form of a part with one codebook."""
 
     positions: Tensor
 
@@ -111,14 +111,14 @@ class _FrozenLeaf(nn.Module):
         latents: Tensor = self.module.decode(codes)  # type: ignore[operator]
         return latents
 
-    @torch.jit.export  # or TorchScript may have made the type, for another part of it, before it knows the method
+    @torch.jit.export  # otherwise TorchScript may compile the type, for another part, without this method
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         latents: Tensor = self.module.decode(codes[:, self.positions])  # type: ignore[operator]
         return latents * kept[self.positions][0]
 
 
 class _FrozenBranch(_FrozenLeaf):
-    """A part with several codebooks."""
+    """Export form of a part with several codebooks."""
 
     @torch.jit.export
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class FrozenComposite(FrozenCodebooks):
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
+        """Sum the parts; see `FrozenCodebooks.decode_kept`."""
         total = self.parts[0].decode_kept(codes, kept)  # type: ignore[operator]
         for part in self.parts[1:]:
             total = total + part.decode_kept(codes, kept)  # type: ignore[operator]
@@ -152,17 +152,17 @@ class FrozenComposite(FrozenCodebooks):
 
 
 class AddedCodebooks(FrozenCodebooks):
-    """Codebooks that each quantize a slice of the residual and add a vector to it; exportable.
+    """Codebooks that each quantize a slice of the residual's channels, and sum up when decoded; exportable.
 
-    Residual levels share a slice, codebooks side by side have one each.
+    Residual levels share a slice; codebooks of a product have disjoint slices.
 
     Args:
         codebooks: Modules of one codebook each, with `encode` and `decode`.
         starts: First channel of each codebook's slice.
-        width: Channels of a slice.
+        width: Channels per slice.
         project_in: Map from latents to the codebooks' channels.
-        project_out: Map back to latents.
-        reach: Bound of the codebooks' channels, by tanh; empty: none.
+        project_out: Map from the codebooks' channels to latents.
+        reach: Bound of the channels, `tanh(z / reach) * reach`; unbounded if empty.
     """
 
     reach: Tensor
@@ -184,16 +184,16 @@ class AddedCodebooks(FrozenCodebooks):
         self.register_buffer("reach", reach)
 
     def inner(self, latents: Tensor) -> Tensor:
-        """Project latents `(b, n, d)` to the codebooks' channels, within their bound."""
+        """Project latents `(b, n, d)` to the codebooks' channels `(b, n, c)`, and bound them."""
         inner: Tensor = self.project_in(latents)
         return torch.tanh(inner / self.reach) * self.reach if self.bounded else inner
 
     def embed(self, codebook: int, latents: Tensor) -> Tensor:
-        """Pad a codebook's vectors `(b, n, width)` to all channels, with zeros."""
+        """Zero-pad a codebook's vectors `(b, n, width)` to all channels, `(b, n, c)`."""
         return functional.pad(latents, [self.starts[codebook], self.total - self.starts[codebook] - self.width])
 
     def search(self, inner: Tensor) -> Tensor:
-        """Return int64 codes `(b, codebooks, n)` of channels `(b, n, c)`."""
+        """Quantize channels `(b, n, c)` to int64 codes `(b, codebooks, n)`."""
         codes: list[Tensor] = []
         for index, codebook in enumerate(self.codebooks):
             start = self.starts[index]
@@ -203,7 +203,7 @@ class AddedCodebooks(FrozenCodebooks):
         return torch.cat(codes, 1)
 
     def add(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Return the sum `(b, n, c)` of the codebooks that are `kept`, bool `(b or 1, codebooks)`."""
+        """Return the sum `(b, n, c)` of the entries of codebooks in `kept`, bool `(b or 1, codebooks)`."""
         added: list[Tensor] = []
         for index, codebook in enumerate(self.codebooks):
             found = codebook.decode(codes[:, index : index + 1])  # type: ignore[operator]
@@ -214,17 +214,17 @@ class AddedCodebooks(FrozenCodebooks):
         return total
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(b, n, d)` into int64 codes `(b, codebooks, n)`."""
+        """Quantize latents `(b, n, d)` to int64 codes `(b, codebooks, n)`."""
         return self.search(self.inner(latents))
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        """Decode codes of all codebooks, `(b, codebooks, n)`; only those in `kept`, bool `(codebooks,)`, count."""
+        """Sum the codebooks and project them; see `FrozenCodebooks.decode_kept`."""
         latents: Tensor = self.project_out(self.add(codes, kept.unsqueeze(0)))
         return latents
 
 
 def overlap(latents: Sequence[Tensor], lengths: Tensor) -> Tensor:
-    """Average the squared inner products of parts' latents `(b, n, d)`, pair by pair, over valid tokens."""
+    """Return the mean squared inner product of all pairs of parts' latents `(b, n, d)` over valid tokens."""
     valid = prefix_mask(lengths, latents[0].shape[1])
     pairs = [(one, other) for i, one in enumerate(latents) for other in latents[i + 1 :]]
     products = [masked_mean((one * other).sum(-1).square(), valid) for one, other in pairs]

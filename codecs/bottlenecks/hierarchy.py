@@ -1,4 +1,4 @@
-"""Layers of codes for one token: the first for all of its cells at once, each next one for smaller groups of them."""
+"""Hierarchical quantization: each layer quantizes residual means over smaller groups of a token's cells."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,24 +16,24 @@ __all__ = ["Hierarchy", "hierarchy"]
 
 
 def _means(cells: Tensor, groups: int) -> Tensor:
-    """Average cells `(b, cells, n, d)` over each of `groups` groups of neighbors: `(b * groups, n, d)`."""
+    """Average cells `(b, cells, n, d)` over `groups` groups of consecutive cells: `(b * groups, n, d)`."""
     b, count, n, d = cells.shape
     return cells.reshape(b * groups, count // groups, n, d).mean(1)
 
 
 def _spread(means: Tensor, groups: int, count: int) -> Tensor:
-    """Repeat each group's latents `(b * groups, n, d)` over its cells: `(b, count, n, d)`."""
+    """Repeat each group's latents `(b * groups, n, d)` for each of its cells: `(b, count, n, d)`."""
     n, d = means.shape[1], means.shape[2]
     return means.reshape(-1, groups, 1, n, d).expand(-1, -1, count // groups, -1, -1).reshape(-1, count, n, d)
 
 
 def _cells(latents: Tensor, count: int) -> Tensor:
-    """Take tokens `(b, n, count * d)` apart into cells `(b, count, n, d)`."""
+    """Split tokens `(b, n, count * d)` into cells `(b, count, n, d)`."""
     return latents.reshape(latents.shape[0], latents.shape[1], count, -1).transpose(1, 2)
 
 
 def _tokens(cells: Tensor) -> Tensor:
-    """Put cells `(b, count, n, d)` together into tokens `(b, n, count * d)`."""
+    """Concatenate cells `(b, count, n, d)` to tokens `(b, n, count * d)`."""
     return cells.transpose(1, 2).flatten(2)
 
 
@@ -68,25 +68,23 @@ class _FrozenHierarchy(FrozenCodebooks):
 
 
 class Hierarchy(Bottleneck):
-    """Codebooks in layers, as VQ-VAE-2's (arXiv 1906.00446, section 3.1) and HiTVideo's (arXiv 2503.11513, section 3).
+    """Layers of codebooks, coarse to fine (VQ-VAE-2, arXiv 1906.00446, section 3.1; HiTVideo, 2503.11513, section 3).
 
-    A token's latents are those of the cells that it covers, `networks/nested.py` says in which order. The first layer
-    codes the mean of groups of them, each next one what the layers before left of the means of smaller groups, the last
-    one cell by cell. So a token has as many codebooks as all layers have groups, coarse ones first: a prefix of them is
-    a shorter code, with whole layers and perhaps a part of one.
+    A token's latents are the concatenated latents of its cells, in the order of `networks/nested.py`. Layer i quantizes
+    the residual of the previous layers, averaged over each of `groups[i]` groups of cells; in the last layer a group is
+    one cell. A token has `sum(groups)` codebooks. A prefix of them, coarse layers first, is a shorter code.
 
-    The gradient goes around all layers at once, straight through, and each layer's finding is cut from it before it is
-    subtracted (see `Residual`).
+    The gradient passes straight through the sum of all layers, as in `Residual`.
 
     Args:
-        levels: Bottlenecks of one codebook and one width, without maps of their own.
-        groups: Number of groups of cells at each level; each divides the next, and the last is the number of cells.
+        levels: Bottlenecks of one codebook and equal width, without projections.
+        groups: Number of groups of cells in each layer; each divides the next, and the last is the number of cells.
 
     Attributes:
-        rungs: The numbers of codebooks that are whole layers.
+        rungs: Numbers of codebooks that make up whole layers.
 
     Raises:
-        UserError: Widths differ, a level has several codebooks, or groups don't nest.
+        UserError: Widths differ, a level has several codebooks, or a number of groups doesn't divide the next.
     """
 
     def __init__(self, levels: Sequence[Bottleneck], groups: Sequence[int]) -> None:
@@ -112,13 +110,13 @@ class Hierarchy(Bottleneck):
             numbers = torch.arange(len(self.codebook_sizes), device=latents.device)
             kept = torch.split(numbers < n_codebooks[:, None], list(self.groups), 1)
             for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
-                # A group whose code isn't kept measures nothing.
+                # A group whose code is dropped enters neither penalties nor metrics.
                 valid = torch.where(there, lengths[:, None], 0).flatten()
                 means = _means(remaining, groups)
                 part: Quantized = level(means, valid, torch.ones_like(valid))
                 found = part.latents.detach()
                 total = total + _spread(torch.where(there.reshape(-1, 1, 1), found, 0.0), groups, count)
-                # A sample of fewer codebooks goes on too; see `Residual.forward`.
+                # Dropped codebooks are quantized too; see `Residual.forward`.
                 remaining = remaining - _spread(found, groups, count)
                 codes.append(part.codes.reshape(b, groups, steps))
                 measured.add(part)
@@ -126,7 +124,7 @@ class Hierarchy(Bottleneck):
         return Quantized(quantized, torch.cat(codes, 1), measured.penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the codes layer by layer; see `Bottleneck.encode`."""
+        """Quantize layer by layer; see `Bottleneck.encode`."""
         count = self.groups[-1]
         with torch.autocast(latents.device.type, enabled=False):
             remaining, codes = _cells(latents.float(), count), []
@@ -137,7 +135,7 @@ class Hierarchy(Bottleneck):
             return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up the layers; see `Bottleneck.decode`."""
+        """Sum the decoded layers; see `Bottleneck.decode`."""
         b, given, steps = codes.shape
         width, count = self.dim // self.groups[-1], self.groups[-1]
         total = torch.zeros(b, count, steps, width, device=codes.device)
@@ -157,10 +155,10 @@ class Hierarchy(Bottleneck):
 
 
 def hierarchy(level: Callable[[], Bottleneck], groups: Sequence[int]) -> Hierarchy:
-    """Make layers of one kind.
+    """Build a hierarchy of equal levels.
 
     Args:
-        level: Makes one.
-        groups: Number of groups of cells of each layer; see `Hierarchy`.
+        level: Factory of a level.
+        groups: Number of groups of cells in each layer; see `Hierarchy`.
     """
     return Hierarchy([level() for _ in groups], groups)

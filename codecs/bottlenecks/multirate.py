@@ -1,4 +1,4 @@
-"""Residual codebooks at several rates: the coarse ones speak for several neighboring latents at once."""
+"""Multi-rate residual quantization: a coarse code covers several consecutive tokens."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,9 +18,9 @@ __all__ = ["MultiRate", "multirate"]
 
 
 def _average_groups(latents: Tensor, stride: int, valid: Tensor | None) -> Tensor:
-    """Average each group of `stride` steps of `(b, n, d)` over its valid ones, bool `(b, n)`, all if None.
+    """Average latents `(b, n, d)` over groups of `stride` tokens: `(b, ceil(n / stride), d)`.
 
-    The last group may have fewer. A group without a valid step is 0.
+    Only valid tokens, bool `(b, n)`, are averaged (all if None); a group without one is 0.
     """
     b, n, d = latents.shape
     if valid is None:
@@ -33,7 +33,7 @@ def _average_groups(latents: Tensor, stride: int, valid: Tensor | None) -> Tenso
 
 
 def _spread(values: Tensor, stride: int, steps: int, dim: int) -> Tensor:
-    """Repeat each group's value along an axis, to `steps` steps."""
+    """Repeat each group's value `stride` times along an axis, up to `steps` tokens."""
     return values.index_select(dim, torch.arange(steps, device=values.device) // stride)
 
 
@@ -62,24 +62,23 @@ class _FrozenMultiRate(FrozenComposite):
 
 
 class MultiRate(Composite):
-    """Residual levels, each at a rate of its own (SNAC, arXiv 2410.14411, section 3.1).
+    """Residual levels at different rates (SNAC, arXiv 2410.14411, section 3.1).
 
-    Level i sees what the levels before it left, averaged over groups of `strides[i]` steps, and what it finds is
-    repeated over them. Codes have one shape all the same, `(b, codebooks, n)`: a group's code stands at each of its
-    steps, counts once, and decoding reads it at the group's first step. Groups are of valid steps only; where a length
-    is no multiple of a stride, the last group averages the steps that there are, and costs a whole code: n tokens take
-    `sum(ceil(n / stride) * log2(size))` bits (`payload`). `bits`, of a token among many, leaves that out.
+    Level i quantizes the residual of the previous levels, averaged over groups of `strides[i]` tokens, and its result
+    is repeated over each group. Codes still have the shape `(b, codebooks, n)`: a group's code is repeated at each of
+    its tokens, and decoding reads it at the first. Groups contain valid tokens only. If a stride doesn't divide the
+    length, the last group averages the remaining tokens and costs a whole code: n tokens take
+    `sum(ceil(n / stride) * log2(size))` bits (`payload`). `bits` ignores this rounding.
 
-    The gradient goes once around all levels, straight through, and each level's finding is cut from it before it is
-    subtracted (see `Residual`). Where a level has maps that learn by the decoder's gradient, as those of
-    `FactorizedResidualQuantizer` and `Split`, it goes through the levels instead, as published.
+    The gradient passes straight through the sum of all levels, as in `Residual`. If a level has projections trained by
+    the decoder's gradient (`FactorizedResidualQuantizer`, `Split`), it goes through the levels instead, as published.
 
     Args:
-        levels: Bottlenecks of one width.
-        strides: Steps of a group, for each level.
+        levels: Bottlenecks of equal width.
+        strides: Tokens per group, for each level.
 
     Raises:
-        UserError: Widths differ, or there are not as many strides as levels, or one is below 1.
+        UserError: Widths differ, the numbers of strides and levels differ, or a stride is below 1.
     """
 
     def __init__(self, levels: Sequence[Bottleneck], strides: Sequence[int]) -> None:
@@ -89,12 +88,12 @@ class MultiRate(Composite):
         if len(strides) != len(levels) or min(strides) < 1:
             raise UserError(f"bottleneck.strides={list(strides)}: one of at least 1 for each of {len(levels)} levels")
         self.strides = tuple(strides)
-        # A map out learns only by the gradient of what comes out of it.
+        # An output projection is trained only by the gradient of its output.
         self.passes = any(isinstance(part, FactorizedResidualQuantizer | Split) for part in self.modules())
 
     @property
     def codebook_strides(self) -> tuple[int, ...]:
-        """Return the number of tokens per code of each codebook."""
+        """Return the tokens per code of each codebook."""
         levels = zip(self.strides, self.parts, strict=True)
         return tuple(stride * own for stride, part in levels for own in part.codebook_strides)  # type: ignore[union-attr]
 
@@ -109,7 +108,7 @@ class MultiRate(Composite):
                 coarse = remaining if stride == 1 else _average_groups(remaining, stride, valid)
                 part, kept = self.run_part(index, coarse, (lengths + stride - 1) // stride, n_codebooks)
                 codes.append(_spread(part.codes, stride, steps, 2))
-                # A sample of fewer codebooks goes on too; see `Residual.forward`.
+                # Dropped codebooks are quantized too; see `Residual.forward`.
                 level = self.parts[index]
                 whole = part.latents
                 if len(level.codebook_sizes) > 1:  # type: ignore[arg-type]
@@ -123,11 +122,11 @@ class MultiRate(Composite):
         return Quantized(quantized, self.arrange(codes), measured.penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the codes level by level, every step valid; see `Bottleneck.encode`."""
+        """Quantize level by level, with all tokens valid; see `Bottleneck.encode`."""
         return self.encode_valid(latents, torch.full_like(latents[:, 0, 0], latents.shape[1], dtype=torch.int64))
 
     def encode_valid(self, latents: Tensor, lengths: Tensor) -> Tensor:
-        """Find the codes of latents `(b, n, d)` with `lengths` valid steps, int64 `(b,)`."""
+        """Quantize latents `(b, n, d)` with `lengths` valid tokens, int64 `(b,)`."""
         with torch.autocast(latents.device.type, enabled=False):
             remaining, codes, steps = latents.float(), [], latents.shape[1]
             valid = prefix_mask(lengths, steps)
@@ -138,7 +137,7 @@ class MultiRate(Composite):
             return self.arrange(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up the levels, each group by its first step's code; see `Bottleneck.decode`."""
+        """Sum the levels, each decoded from the first code of each group; see `Bottleneck.decode`."""
         total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
         for index, stride in enumerate(self.strides):
             part = self.decode_part(index, codes[:, :, ::stride])
@@ -151,10 +150,10 @@ class MultiRate(Composite):
 
 
 def multirate(level: Callable[[], Bottleneck], strides: Sequence[int]) -> MultiRate:
-    """Make residual levels of one kind, each at its own rate.
+    """Build a multi-rate quantizer of equal levels.
 
     Args:
-        level: Makes one.
-        strides: Steps of a group, for each level; SNAC's halve from level to level, and end with 1.
+        level: Factory of a level.
+        strides: Tokens per group of each level; SNAC's halve from level to level down to 1.
     """
     return MultiRate([level() for _ in strides], strides)

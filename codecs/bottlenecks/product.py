@@ -1,4 +1,4 @@
-"""Product quantization: the width is cut into parts, each with its own bottleneck."""
+"""Product quantization: channels are split into parts, each with its own bottleneck."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,19 +34,19 @@ class _FrozenProduct(FrozenComposite):
 
 
 class Product(Composite):
-    """Parts side by side along the width (product quantization, Jegou et al., TPAMI 2011).
+    """Splits channels among parts that are quantized independently (product quantization, Jegou et al., TPAMI 2011).
 
-    Of residual parts it is product x residual (HiFi-Codec, arXiv 2305.02765, section 3.2). Codebooks follow level by
-    level, so that a prefix of them is a coarser version of the whole width; a part without a codebook gives zeros.
-    Penalties are averaged over parts, as they are over the width.
+    With residual parts it is group-residual quantization (HiFi-Codec, arXiv 2305.02765, section 3.2). Codebooks are
+    ordered level by level, so that a prefix of them is a coarser code of all channels. A part whose codebooks are all
+    dropped decodes to zeros. Penalties are averaged over parts.
 
     Args:
-        parts: Bottlenecks; their widths add up to that of the latents.
+        parts: Bottlenecks; their widths sum to the width of the latents.
         disentangle: Weight of the mean squared inner product between parts' latents (FQGAN, arXiv 2411.16681,
-            section 3.2), which must then have one width.
+            section 3.2), which requires parts of equal width.
 
     Raises:
-        UserError: `disentangle` with parts of several widths.
+        UserError: `disentangle` with a single part or parts of different widths.
     """
 
     def __init__(self, parts: Sequence[Bottleneck], disentangle: float = 0.0) -> None:
@@ -72,12 +72,12 @@ class Product(Composite):
         return Quantized(torch.cat(kept, -1), self.arrange(codes), penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the parts' codes; see `Bottleneck.encode`."""
+        """Quantize each part; see `Bottleneck.encode`."""
         pieces = torch.split(latents.float(), self.widths, -1)
         return self.arrange([part.encode(piece) for part, piece in zip(self.parts, pieces, strict=True)])  # type: ignore[operator]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Put the parts side by side; see `Bottleneck.decode`."""
+        """Decode and concatenate the parts; see `Bottleneck.decode`."""
         pieces = []
         for index, width in enumerate(self.widths):
             part = self.decode_part(index, codes)
@@ -91,11 +91,11 @@ class Product(Composite):
 
 
 def grouped(part: Callable[[], Bottleneck], groups: int, disentangle: float = 0.0) -> Product:
-    """Make a product of equal parts: UniTok's multi-codebook (arXiv 2502.20321), LFSC's grouped FSQ (arXiv 2409.12117).
+    """Build a product of equal parts (UniTok's multi-codebook, arXiv 2502.20321; LFSC's grouped FSQ, 2409.12117).
 
     Args:
-        part: Makes one.
-        groups: How many.
+        part: Factory of a part.
+        groups: Number of parts.
         disentangle: See `Product`.
     """
     return Product([part() for _ in range(groups)], disentangle)

@@ -1,4 +1,4 @@
-"""Residual quantization: each level quantizes what the levels before it left."""
+"""Residual quantization: each level quantizes the residual of the previous ones."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -29,26 +29,26 @@ class _FrozenResidual(FrozenComposite):
 
 
 class _Recall:
-    """Makes what each level was given again in backward, from the latents and the codes.
+    """Saved-tensor hooks that recompute each level's input in backward, from the latents and the codes.
 
-    Otherwise every level keeps its own tensor of the latents' size until then. Backward comes from the last level to
-    the first, so that adding one level's entries at a time is all there is to do.
+    Without them every level saves its own tensor of the latents' size. Backward goes from the last level to the first,
+    so that the input of a level is that of the next one plus the level's entries.
     """
 
     def __init__(self, latents: Tensor, levels: Sequence[Bottleneck]) -> None:
         self.latents, self.levels = latents.detach(), levels
         self.codes: list[Tensor] = []
-        self.given = self.latents  # to the level at hand, in forward; to level `at`, in backward
+        self.given = self.latents  # input of the current level in forward, of level `at` in backward
         self.at = -1
 
     def pack(self, saved: Tensor) -> Tensor | tuple[int, torch.Size]:
-        """Save the level's index instead of a tensor that is the level's input."""
+        """Return the level's index and the shape in place of the level's input; other tensors unchanged."""
         if not self.codes or saved.data_ptr() != self.given.data_ptr() or saved.numel() != self.given.numel():
             return saved
         return len(self.codes), saved.shape
 
     def unpack(self, kept: Tensor | tuple[int, torch.Size]) -> Tensor:
-        """Return the saved tensor."""
+        """Return the saved tensor, recomputed if it is a level's input."""
         if isinstance(kept, Tensor):
             return kept
         level, shape = kept
@@ -59,21 +59,21 @@ class _Recall:
                     self.given -= self.levels[index].decode(self.codes[index])
             while self.at > level:
                 self.at -= 1
-                # Into the entries, since a level's backward may still hold what it was given.
+                # Add into the entries' tensor, since a level's backward may still use its input.
                 entries: Tensor = self.levels[self.at].decode(self.codes[self.at])
                 self.given = entries.add_(self.given)
         return self.given.view(shape)
 
 
 class Residual(Composite):
-    """Levels, each on the residual of those before (SoundStream, arXiv 2107.03312, section III.C).
+    """Residual vector quantization (RVQ; SoundStream, arXiv 2107.03312, section III.C).
 
-    What a level found is cut from the gradient before it is subtracted, so that every level's penalty reaches the
-    latents, and the sum passes the gradient once, straight through: with a straight-through estimator at each level the
-    penalties after the first have none (EnCodec's issue 25). Penalties of levels are added up.
+    `r_1 = z`, `r_(i+1) = r_i - sg(q_i)`, `z_q = z + sg(sum_i q_i - z)`. Without the stop-gradient, and with one
+    straight-through estimator per level, penalties after the first level have no gradient (EnCodec's issue 25). Here
+    every level's penalty reaches the latents. Penalties are summed over levels.
 
     Args:
-        levels: Bottlenecks of one width.
+        levels: Bottlenecks of equal width.
 
     Raises:
         UserError: The widths differ.
@@ -100,8 +100,8 @@ class Residual(Composite):
                 recall.codes.append(part.codes)
                 total += kept.detach()
                 del kept
-                # A sample of fewer codebooks goes on too, so that its codes are all those that `encode` gives; a level
-                # of several codebooks, whose latents may hold only some of them, is looked up for that.
+                # Dropped codebooks are quantized too, so that the codes equal those of `encode`. A level of several
+                # codebooks, whose latents may lack some of them, is therefore decoded from its codes.
                 level = self.parts[index]
                 whole = part.latents if len(level.codebook_sizes) == 1 else level.decode(part.codes)  # type: ignore[arg-type, operator]
                 remaining = remaining - whole.detach()
@@ -111,7 +111,7 @@ class Residual(Composite):
         return Quantized(quantized, self.arrange(recall.codes), measured.penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the codes level by level; see `Bottleneck.encode`."""
+        """Quantize level by level; see `Bottleneck.encode`."""
         remaining, codes = latents.float(), []
         for part in self.parts:
             codes.append(part.encode(remaining))  # type: ignore[operator]
@@ -119,7 +119,7 @@ class Residual(Composite):
         return self.arrange(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up the levels; see `Bottleneck.decode`."""
+        """Sum the decoded levels; see `Bottleneck.decode`."""
         total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
         for index in range(len(self.parts)):
             part = self.decode_part(index, codes)
@@ -132,29 +132,29 @@ class Residual(Composite):
 
 
 def residual(level: Callable[[], Bottleneck], num_codebooks: int, shared: bool = False) -> Residual:
-    """Make a residual quantizer of equal levels.
+    """Build a residual quantizer of equal levels.
 
     Args:
-        level: Makes one.
-        num_codebooks: How many.
-        shared: All levels use one and the same (SoundStream's shared codebooks; RQ-VAE, arXiv 2203.01941, section 3.1).
+        level: Factory of a level.
+        num_codebooks: Number of levels.
+        shared: Use one module for all levels (shared codebooks; RQ-VAE, arXiv 2203.01941, section 3.1).
     """
     first = level()
     return Residual([first] * num_codebooks if shared else [first, *(level() for _ in range(num_codebooks - 1))])
 
 
 def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, num_codebooks: int) -> Residual:
-    """Make a residual quantizer whose first codebooks see a share of the channels each (arXiv 2402.12208).
+    """Build a residual quantizer whose first codebooks quantize disjoint channels (arXiv 2402.12208, section 3.2).
 
-    Plain residual quantization puts most of the signal in codebook 1, which a language model then has to guess at once
-    (section 3.2). Here the first `masked` codebooks quantize disjoint channels side by side, the others the residual.
-    The published code encodes without the masks, so that its codes are not those it was trained with; here is one way.
+    Plain RVQ puts most of the information into codebook 1, which a language model has to predict in one step. Here the
+    first `masked` codebooks quantize disjoint channels, the others the residual of all channels. The published code
+    omits the masks when it encodes, so that its codes differ from those in training; here they are the same.
 
     Args:
-        level: Makes a level of a given `dim`.
+        level: Factory of a level, given `dim`.
         dim: Width of the latents.
-        masked: Codebooks that see about `dim / masked` channels each.
-        num_codebooks: In all.
+        masked: Codebooks that quantize about `dim / masked` channels each.
+        num_codebooks: Number of all codebooks.
     """
     if not 1 <= masked <= min(num_codebooks, dim):
         raise UserError(
@@ -185,14 +185,14 @@ class _FrozenSplit(FrozenComposite):
 
 
 class Split(Composite):
-    """One codebook for meaning beside the others, not before them (Mimi, arXiv 2410.00037, section 3.3.3).
+    """Split RVQ: a semantic quantizer in parallel to the acoustic ones (Mimi, arXiv 2410.00037, section 3.3.3).
 
-    Both sides see the latents, each through a linear map of its own, and are added up; so what a teacher asks of the
-    first codebook does not bend the residual that the others get.
+    `z_q = O_s q_s(I_s z) + O_a q_a(I_a z)`, with linear maps I and O. Distillation into the semantic codebook therefore
+    doesn't change the input of the acoustic ones.
 
     Args:
-        semantic: The first codebook or codebooks.
-        acoustic: The others, most often a residual quantizer.
+        semantic: Quantizer of the first codebooks, most often one.
+        acoustic: Quantizer of the other codebooks, most often residual.
         dim: Width of the latents.
     """
 
@@ -214,13 +214,13 @@ class Split(Composite):
         return Quantized(total, self.arrange(codes), measured.penalties, measured.means())
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find both sides' codes; see `Bottleneck.encode`."""
+        """Quantize both projections; see `Bottleneck.encode`."""
         with torch.autocast(latents.device.type, enabled=False):
             pairs = zip(self.parts, self.project_in, strict=True)
             return self.arrange([part.encode(into(latents.float())) for part, into in pairs])  # type: ignore[operator]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up both sides; see `Bottleneck.decode`."""
+        """Sum both sides' projected latents; see `Bottleneck.decode`."""
         total = torch.zeros(codes.shape[0], codes.shape[2], self.dim, device=codes.device)
         with torch.autocast(codes.device.type, enabled=False):
             for index, out in enumerate(self.project_out):

@@ -124,7 +124,7 @@ class MovingCodebook(Gathering):
 
     @property
     def gathered(self) -> Tensor:
-        """Return the sums `(K + 1, d)` and counts `(K + 1,)` of latents per entry, flattened; the last is of padding."""
+        """Return sums `(K + 1, d)` and counts `(K + 1,)` of latents per entry, flattened; the last is of padding."""
         size, dim = self.entries.shape
         if self.flat is None or self.flat.device != self.entries.device:
             self.flat = self.entries.new_zeros((size + 1) * (dim + 1))

@@ -1,4 +1,4 @@
-"""Residual quantization in narrow projections of a wide latent (DAC), done algebraically."""
+"""Residual quantization in low-dimensional projections (DAC), without computing the residual itself."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ __all__ = ["FactorizedResidualQuantizer"]
 
 
 class _FrozenFactorized(FrozenCodebooks):
-    """The export form: one product in, small corrections, one product out."""
+    """Export form: one input projection, small corrections per level, one output projection."""
 
     into: Tensor
     into_bias: Tensor
@@ -73,26 +73,24 @@ class _FrozenFactorized(FrozenCodebooks):
 
 
 class FactorizedResidualQuantizer(Bottleneck):
-    """Residual codebooks, each in a narrow projection, compared by direction (DAC, arXiv 2306.06546, section 3.2).
+    """RVQ with low-dimensional, cosine-matched codebooks (DAC, arXiv 2306.06546, section 3.2).
 
-    Level i maps the residual to `width` dimensions, `p_i = A_i r_i + a_i`, takes the entry of the nearest
-    direction, and subtracts its image, `r_(i+1) = r_i - B_i q_i - b_i`. What is left is never made: since the maps are
-    linear, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`, so one product takes all levels in, products of
-    `width x width` correct them, and one takes them out. Codes and gradients are those of the definition; with eight
-    codebooks of 1024 x 8 on latents 1024 wide it is many times faster and smaller
-    (`benchmarks/results/bottlenecks/bottlenecks.csv`). With one codebook it is the factorized quantizer of BigCodec
-    (arXiv 2409.05377).
+    Level i projects the residual to `width` dimensions, `p_i = A_i r_i + a_i`, takes the entry q_i of the largest
+    cosine similarity, and subtracts its projection, `r_(i+1) = r_i - B_i q_i - b_i`. The residual is never computed:
+    by linearity, `p_i = A_i z + a_i - sum_(j<i) (A_i B_j q_j + A_i b_j)`. One matrix product projects for all levels,
+    `width x width` products correct, and one product projects back. Codes and gradients equal those of the definition.
+    With 8 codebooks of 1024 x 8 on latents of width 1024 it is many times faster and smaller
+    (`benchmarks/results/bottlenecks/bottlenecks.csv`). With one codebook it is BigCodec's quantizer (arXiv 2409.05377).
 
-    The published maps are weight-normed; these are plain. The residual passes the gradient straight through each
-    entry, as published: a level's projections see what later levels make of their work.
+    Unlike the published projections, these have no weight norm. Each level has a straight-through estimator, as
+    published, so that the projections of a level get gradient from later levels.
 
     Args:
         dim: Width of the latents.
-        num_codebooks: Levels.
+        num_codebooks: Number of levels.
         codebook_size: Entries of each codebook.
         width: Width of the projections.
-        commitment: Weight of the pull of projections towards their entries, which learn by a pull of weight 1;
-            both are added up over codebooks.
+        commitment: Weight of the commitment loss; the codebook loss has weight 1. Both are summed over codebooks.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class FactorizedResidualQuantizer(Bottleneck):
         self.out = nn.Linear(num_codebooks * width, dim, bias=False)
         self.out_bias = nn.Parameter(torch.zeros(num_codebooks, dim))
         self.codebooks = nn.Parameter(torch.randn(num_codebooks, codebook_size, width))
-        # Each level's map out is a layer of its own, of fan-in `width`.
+        # Each level's output projection is a layer of its own, of fan-in `width`.
         nn.init.uniform_(self.out.weight, -1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def corrections(self) -> tuple[Tensor, Tensor]:
@@ -125,16 +123,15 @@ class FactorizedResidualQuantizer(Bottleneck):
         return functional.linear(latents.float(), self.into.weight.float(), self.into.bias.float())
 
     def _expand(self, found: list[Tensor], kept: Tensor) -> Tensor:
-        """Map the entries of all codebooks `(b, n, width)` out, where kept `(b, codebooks)`."""
+        """Project the entries `(b, n, width)` of the codebooks that are kept, bool `(b, codebooks)`, and sum them."""
         stacked = torch.cat([torch.where(kept[:, i, None, None], part, 0.0) for i, part in enumerate(found)], -1)
-        # What is kept counts as one more input a codebook, whose map is the bias: no pass over all of the latents for
-        # it.
+        # The mask is one more input per codebook, whose weight is the bias: adding it needs no pass over the latents.
         present = kept.to(torch.float32)[:, None].expand(-1, stacked.shape[1], -1)
         weight = torch.cat([self.out.weight.float(), self.out_bias.float().T], 1)
         return functional.linear(torch.cat([stacked, present], -1), weight)
 
     def _levels(self, latents: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Go through the levels: projection, codes, entries, entries with a straight-through gradient."""
+        """Yield each level's projection, codes, entries, and entries with a straight-through gradient."""
         every = self._project(latents)
         correction, shift = self.corrections()
         found: list[Tensor] = []
@@ -168,12 +165,12 @@ class FactorizedResidualQuantizer(Bottleneck):
         )
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the codes level by level; see `Bottleneck.encode`."""
+        """Quantize level by level; see `Bottleneck.encode`."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             return torch.stack([code for _, code, _, _ in self._levels(latents)], 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up the levels; see `Bottleneck.decode`."""
+        """Sum the projected entries; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
             count = codes.shape[1]
             codes = functional.pad(codes, (0, 0, 0, self.num_codebooks - count))

@@ -1,14 +1,14 @@
-"""Quantizers of vector-quantize-pytorch behind our contract.
+"""Adapter from the quantizers of vector-quantize-pytorch to `Bottleneck`.
 
-`library` builds a class of the package and takes it apart: each residual stack becomes a `LibraryStack`, groups of
-stacks a `Product`. Padding, kept codebooks and export are then handled here.
+`library` builds a class of the package and wraps each of its residual stacks in a `LibraryStack`, and groups of stacks
+in a `Product`. Padding, codebook dropout and export are then handled here.
 
-- Training with gradients runs the package's layers (search, gradient estimators, entropies), on kept tokens only.
-- Evaluation and export use tables or arithmetic that are read from the layers.
-- EMA codebooks learn in `update()`, from all batches and processes (`MovingCodebook`); no forward moves them. After one
-  forward and one update they equal the package's own. Only k-means and the choice of new entries differ.
-- Commitment is a mean of samples' means. Other losses (entropy, orthogonality, diversity) are the package's: means over
-  the kept tokens of a process and all codebooks of a layer.
+- Training with gradients runs the package's layers (search, gradient estimators, entropies) on kept tokens only.
+- Evaluation and export use tables or grids read from the layers.
+- `update()` updates EMA codebooks from all batches and ranks (`MovingCodebook`); forward doesn't. After one forward and
+  one update they equal the package's own, except for k-means and the replacement of dead entries.
+- Commitment is averaged per sample, then over samples. Other losses (entropy, orthogonality, diversity) are the
+  package's: averages over the kept tokens of a rank and all codebooks of a layer.
 """
 
 import copy
@@ -39,8 +39,8 @@ from .statistics import Gathering, MovingCodebook
 
 __all__ = ["LibraryStack", "library"]
 
-PACKAGE = "vector_quantize_pytorch"  # imported by who uses it, since that takes seconds
-# Each class passes arguments that it doesn't know to the next.
+PACKAGE = "vector_quantize_pytorch"  # imported on use, because it takes seconds
+# Each class passes arguments that are not its own to the next.
 CHAINS = (
     ("GroupedResidualVQ", "ResidualVQ", "VectorQuantize"),
     ("GroupedResidualFSQ", "ResidualFSQ", "FSQ"),
@@ -56,7 +56,7 @@ OTHERS = {
     "HierarchicalVQ": "has codebooks for a fixed number of tokens; bottleneck=hierarchy is near",
     "LatentQuantize": "has indices that don't decode to its latents once its values have learnt",
 }
-# Arguments that the contract has no room for, at any value but their default.
+# Arguments that `Bottleneck` doesn't support unless they have their default.
 REFUSED = {
     "latents are tokens (b, n, d)": "accept_3d_fmap accept_image_fmap channel_first channel_last is_channel_first",
     "codebooks learn from all processes in any case": "sync_affine_param sync_codebook sync_kmeans",
@@ -78,7 +78,7 @@ def _prepare_vq(layer: Any) -> None:
     layer.has_commitment_loss = layer.has_commitment_loss and not by_distance
     own = (layer.has_commitment_loss, layer.has_codebook_diversity_loss, layer.has_codebook_orthogonal_loss)
     layer.asks = "regularization" if any(own) else ""
-    layer.moves, layer.freeze_codebook = not layer.freeze_codebook, True  # by `_Codebook`, not in its forward
+    layer.moves, layer.freeze_codebook = not layer.freeze_codebook, True  # updated by `_Codebook` instead
 
 
 def _prepare_sim_vq(layer: Any) -> None:
@@ -93,22 +93,23 @@ def _prepare_fsq(layer: Any) -> None:
 
 
 def _prepare_lfq(layer: Any) -> None:
-    # The package's own discards the sum over processes.
+    # The package's own function discards the sum over ranks.
     import_module(f"{PACKAGE}.lookup_free_quantization").maybe_distributed_mean = differentiable_mean_over_ranks  # type: ignore[attr-defined]
     layer.asks = "entropy"
     size = layer.codebook_dim**-0.5 if layer.spherical else 1.0
     layer.grid = SignGrid(layer.codebook_dim, layer.codebook_scale * size)
-    # Its first dimension is the highest bit, the grid's the lowest.
+    # The first dimension is the highest bit in the package, the lowest in the grid.
     layer.register_buffer("order", torch.eye(layer.codebook_dim).flip(0), persistent=False)
 
 
 class _Kind(NamedTuple):
-    """A class of layers.
+    """Adapter of a class of layers.
 
     Attributes:
-        prepare: Sets on a layer: `pulls`, weights of the distance to the entries, as commitment and as codebook loss;
-            `asks`, the name of its own loss; `moves`, if its codebook isn't frozen; `grid`, which has no table.
-        table: Entries `(heads or 1, K, d)`, with gradient if they learn by one; None for a grid.
+        prepare: Function that sets attributes of a layer: `pulls`, the weights of commitment and codebook loss; `asks`,
+            the name of the layer's own loss; `moves`, whether its codebook is trained; `grid`, if it has no table.
+        table: Function that returns the entries `(heads or 1, K, d)`, with gradient if learned by gradient; None for a
+            grid.
     """
 
     prepare: Callable[[Any], None]
@@ -124,11 +125,11 @@ KINDS = {
 
 
 class _Codebook(MovingCodebook):
-    """The package's EMA codebook with the updates of `MovingCodebook`; the buffers stay the package's."""
+    """Updates the buffers of the package's EMA codebook as `MovingCodebook` does."""
 
     def __init__(self, codebook: Any, index: int, kmeans_init: bool) -> None:
-        Gathering.__init__(self)  # MovingCodebook's would make other buffers
-        self.held = (codebook, index)  # as no submodule, or a checkpoint had it twice
+        Gathering.__init__(self)  # MovingCodebook's would register buffers of its own
+        self.held = (codebook, index)  # in a tuple, so that it isn't a submodule and saved twice
         self.decay, self.revival = codebook.decay, codebook.threshold_ema_dead_code
         self.cosine, self.smoothing = codebook.use_cosine_sim, codebook.eps
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
@@ -161,7 +162,7 @@ class _Codebook(MovingCodebook):
 
 
 class _Affine(nn.Module):
-    """A fixed affine map."""
+    """Affine map `z W + b` without trainable parameters."""
 
     weight: Tensor
     bias: Tensor
@@ -179,7 +180,7 @@ def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
     """Return the projections of a `RandomProjectionQuantizer`, and their least-squares inverse."""
     weight, quantizer = group.rand_projs.transpose(0, 1).flatten(1), group.vq
     bias = weight.new_zeros(weight.shape[1])
-    if quantizer.has_projections:  # of several codebooks; they don't learn either
+    if quantizer.has_projections:  # if there are several codebooks; not trained either
         weight, bias = weight @ quantizer.project_in.weight.detach().T, quantizer.project_in.bias.detach()
         quantizer.project_in, quantizer.project_out = nn.Identity(), nn.Identity()
     back = torch.linalg.pinv(weight)
@@ -187,16 +188,16 @@ def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
 
 
 class LibraryStack(Bottleneck):
-    """A layer of vector-quantize-pytorch, or a residual stack of its layers.
+    """Layer of vector-quantize-pytorch, or residual stack of its layers.
 
-    Codebooks side by side decode with zeros in the place of those that are left out. `RandomProjectionQuantizer` gives
-    codes only and never learns. It decodes to the least-squares inverse: the smallest latents that project to the
-    entries.
+    If a layer has several heads, dropped codebooks decode to zeros in their channels. `RandomProjectionQuantizer` is
+    never trained and returns codes only. Here it decodes by the pseudoinverse: to the latents of least norm whose
+    projections are the entries.
 
     Args:
         group: The package's module.
-        dim: Width of the latents; that of the codebooks if None.
-        kmeans_init: EMA codebooks start from k-means of the first batch of all processes.
+        dim: Width of the latents; the codebooks' total width if None.
+        kmeans_init: Initialize EMA codebooks by k-means of the first batch of all ranks.
     """
 
     positions: Tensor
@@ -219,7 +220,7 @@ class LibraryStack(Bottleneck):
             self.project_in, self.project_out = _random_projections(group)
         for layer in layers:
             self.kind.prepare(layer)
-            if layer is group:  # is called between its projections
+            if layer is group:  # `LibraryStack` applies its projections
                 layer.project_in, layer.project_out = nn.Identity(), nn.Identity()
                 layer.dim = self.width * self.heads
         none = torch.zeros(0)
@@ -228,11 +229,11 @@ class LibraryStack(Bottleneck):
         self.register_buffer("scales", getattr(group, "scales", none), persistent=False)
         self.register_buffer("positions", torch.arange(len(self.codebook_sizes)), persistent=False)
         self.passed = float(getattr(group, "quant_grad_frac", 0.0))
-        self.codebooks = nn.ModuleList()  # one for each codebook, or none
+        self.codebooks = nn.ModuleList()  # one per codebook; empty if all are updated by gradient
         self._find_codebooks(kmeans_init)
 
     def _find_codebooks(self, kmeans_init: bool) -> None:
-        """Make a `_Codebook` of each moving codebook; levels and heads may share one."""
+        """Build a `_Codebook` for each EMA codebook; levels and heads may share one."""
         found: dict[tuple[int, int], _Codebook] = {}
         for layer in self.layers:
             codebook: Any = getattr(layer, "_codebook", None)
@@ -243,12 +244,12 @@ class LibraryStack(Bottleneck):
                 self.codebooks.append(found.setdefault((id(codebook), index), _Codebook(codebook, index, kmeans_init)))
 
     def _build_added(self, codebooks: Sequence[nn.Module]) -> AddedCodebooks:
-        """Place codebooks between the stack's linear maps."""
+        """Combine codebooks with the stack's projections."""
         starts = [head * self.width for _ in self.layers for head in range(self.heads)]
         return AddedCodebooks(codebooks, starts, self.width, self.project_in, self.project_out, self.reach)
 
     def _codebooks(self, live: bool) -> list[nn.Module]:
-        """Return each codebook's encoder and decoder, from the layers' present state; `live` ones don't export."""
+        """Build a module with `encode` and `decode` of each codebook's current state; not exportable if `live`."""
         positions = [(level, head) for level in range(len(self.layers)) for head in range(self.heads)]
         return [self._codebook(self.layers[level], level, head, live) for level, head in positions]
 
@@ -268,7 +269,7 @@ class LibraryStack(Bottleneck):
         return FramedGrid(layer.grid, into, out)
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
-        """Quantize; see `Bottleneck.forward`. In training, what isn't kept has code 0."""
+        """Quantize; see `Bottleneck.forward`. In training, dropped codebooks and padding have code 0."""
         kept = self.positions < n_codebooks[:, None]
         with torch.autocast(latents.device.type, enabled=False):
             learns = self.training and self.learns and torch.is_grad_enabled()
@@ -325,10 +326,10 @@ class LibraryStack(Bottleneck):
         return Quantized(latents, codes, penalties, {"distance": distance[0].detach()})
 
     def _call(self, layer: Any, given: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Call a layer on the tokens of a mask `(b, n)`; return latents, codes and its own loss by name."""
+        """Call a layer on the tokens in a mask `(b, n)`; return latents, codes and its own loss by name."""
         tokens = given[mask]
         count = len(tokens)
-        if not count:  # a token of zeros, so that all processes take the same way
+        if not count:  # a token of zeros, so that all ranks run the same collectives
             tokens = torch.where(mask[..., None], given, 0.0).flatten(0, 1)[:1]
         out, indices, *loss = layer(tokens[None])
         latents = torch.zeros_like(given).index_put((mask,), out[0, :count])
@@ -338,12 +339,12 @@ class LibraryStack(Bottleneck):
         return latents, codes.transpose(1, 2), {name: loss[0].sum() * bool(count)} if name else {}
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Find the codes level by level; see `Bottleneck.encode`."""
+        """Quantize level by level; see `Bottleneck.encode`."""
         with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
             return self._build_added(self._codebooks(live=True)).encode(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Add up the codebooks; see `Bottleneck.decode`."""
+        """Sum the entries of all codebooks; see `Bottleneck.decode`."""
         with torch.autocast(codes.device.type, enabled=False):
             return self._build_added(self._codebooks(live=True)).decode(codes)
 
@@ -353,14 +354,14 @@ class LibraryStack(Bottleneck):
 
 
 def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
-    """Make a bottleneck of a quantizer of vector-quantize-pytorch.
+    """Build a bottleneck from a quantizer of vector-quantize-pytorch.
 
     Args:
         quantizer: Name of the class.
-        arguments: The class's own, by name.
+        arguments: Arguments of the class, by name.
 
     Raises:
-        UserError: The class is unknown or doesn't fit the contract, or an argument is wrong.
+        UserError: The class is unknown or not supported, or an argument is wrong.
     """
     package = import_module(PACKAGE)
     _check(package, quantizer, arguments)
@@ -379,7 +380,7 @@ def library(quantizer: str, arguments: Mapping[str, Any]) -> Bottleneck:
 
 
 def _check(package: Any, quantizer: str, arguments: Mapping[str, Any]) -> None:
-    """Check arguments against the signatures of a class and of those that it passes them to."""
+    """Check arguments against the signatures of a class and of the classes it passes them to."""
     if quantizer not in QUANTIZERS:
         reason = OTHERS.get(quantizer) or f"not a quantizer of the package; {_near(quantizer, QUANTIZERS)}"
         raise UserError(f"bottleneck.quantizer={quantizer}: {reason}")

@@ -1,14 +1,12 @@
-"""Perturbed codes: what a decoder meets when a generator errs, in training and in evaluation.
+"""Latent perturbation: decode perturbed codes in training and evaluation, for robustness to a generator's errors.
 
-A generator over the codes makes mistakes; a decoder that has seen only the encoder's own codes turns them into
-artifacts. RobustTok (arXiv 2503.08354, "latent perturbation") trains it on neighbors of the codes, and judges a
-tokenizer by its quality under them.
+A decoder trained only on the encoder's codes turns a generator's errors into artifacts. RobustTok (arXiv 2503.08354)
+trains the decoder on neighbors of the codes, and evaluates tokenizers under such perturbations.
 
-What a neighbor is depends on the bottleneck. A codebook with a table has nearest entries, and that is the paper's
-definition (`Nearest`). A grid, a stack or a product of codebooks has no such table, or one of 2^36 entries. What all
-bottlenecks have is a way from latents to codes, so the general neighbor is the code of a latent nearby: noise is added
-to the latents and they are quantized again (`Noise`). On a grid that is a step in a few dimensions; in a residual stack
-mostly another entry of the late codebooks; where the bottleneck is continuous, noise.
+`Nearest` follows the paper: a neighbor is one of the nearest entries in the codebook. Grids, residual stacks and
+products of codebooks have no such table, or one of up to 2^36 entries. `Noise` works for any bottleneck: it adds noise
+to the latents and quantizes them again. On a grid this changes a few dimensions by a step; in a residual stack mostly
+the codes of late codebooks.
 """
 
 from abc import ABC, abstractmethod
@@ -25,11 +23,11 @@ from .contract import Bottleneck, straight_through
 
 __all__ = ["Nearest", "Noise", "Perturbation", "add_noise", "codebook_table", "neighbors"]
 
-BLOCK = 1 << 22  # distances made at a time
+BLOCK = 1 << 22  # distances per block
 
 
 def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
-    """Return the entries `(K, d)` of a bottleneck that is one codebook of vectors, detached; else None."""
+    """Return the entries `(K, d)` of a bottleneck of one codebook of vectors, detached; None for others."""
     table = getattr(bottleneck, "table", None)
     if table is None or len(bottleneck.codebook_sizes) != 1:
         return None
@@ -38,45 +36,45 @@ def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
 
 
 def neighbors(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tensor:
-    """Replace each code by one of the `delta` nearest to it in the table.
+    """Replace each code by one of the `delta` nearest other entries.
 
     Args:
         codes: int64 `(b, 1, n)`.
-        table: `(K, d)`.
-        delta: Number of candidates; all others if there are fewer.
-        chance: Uniform in [0, 1), like `codes`; selects the candidate.
+        table: Entries `(K, d)`.
+        delta: Number of candidates, at most K - 1.
+        chance: Random numbers, uniform in [0, 1), in the shape of `codes`, that select a candidate.
 
     Returns:
-        int64, as `codes`; the codes themselves where the table has a single entry.
+        int64 `(b, 1, n)`; `codes` itself if K is 1.
     """
     near = min(delta, len(table) - 1)
     if not near:
         return codes
     flat = codes.flatten()
-    centered = table - table.mean(0)  # off center, the expansion of the square loses its digits
+    centered = table - table.mean(0)  # without it, the expansion of the squared distance loses precision
     squares = centered.square().sum(1)
     found = []
     rows = max(1, BLOCK // len(table))
     for part, ranks in zip(torch.split(flat, rows), torch.split(chance.flatten(), rows), strict=True):
         distances = torch.addmm(squares, centered[part], centered.T, alpha=-2)
-        distances.scatter_(1, part[:, None], torch.inf)  # not itself
+        distances.scatter_(1, part[:, None], torch.inf)  # exclude the code itself
         candidates = distances.topk(near, 1, largest=False).indices
-        # A product in float32 can round up to `near`.
+        # The float32 product can round up to `near`.
         found.append(candidates.gather(1, (ranks * near).long().clamp(max=near - 1)[:, None])[:, 0])
     return torch.cat(found).view(codes.shape)
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | None = None) -> Tensor:
-    """Add noise to latents, in units of their own size.
+    """Return `z + sigma * RMS(z) * noise`, with the root mean square of each sample's latents.
 
     Args:
-        latents: `(b, n, d)`.
-        noise: Noise of unit variance, like `latents`.
-        sigma: Noise in root mean squares of each sample's latents.
+        latents: z, `(b, n, d)`.
+        noise: Noise of unit variance, `(b, n, d)`.
+        sigma: Standard deviation of the noise relative to the latents' root mean square.
         lengths: int64 `(b,)`, valid tokens; all if None.
 
     Returns:
-        float32, as `latents`.
+        float32 `(b, n, d)`.
     """
     latents = latents.detach().float()
     power = latents.square().mean(2)
@@ -89,24 +87,24 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | No
 
 
 class Perturbation(nn.Module, ABC):
-    """Replaces tokens by neighbors in training, after the bottleneck's penalties and before the decoder.
+    """Base of perturbations that replace quantized latents by neighbors in training, before the decoder.
 
-    A share beta of a batch's samples is perturbed, and in these each valid token with probability alpha, which changes
-    linearly between two points of the run. RobustTok takes the first tenth of the batch; here a random number of
-    first samples, beta on average, so that it also holds for small batches. The gradient of replaced tokens
-    goes to the bottleneck's own latents, straight through, and the reported codes are the true ones.
+    A fraction beta of a batch's samples is perturbed, and each of their valid tokens with probability alpha. Alpha
+    changes linearly from `alpha_start` to `alpha_end` between two points of the run. RobustTok perturbs the first tenth
+    of the batch; here the number of samples is random with mean beta, which suits small batches too. The gradient
+    passes straight through to the unperturbed latents. Penalties and returned codes are unperturbed.
 
-    All chance comes from torch's global generators, which the training keys by run, process and batch.
+    Random numbers come from torch's global generators, which training seeds by run, rank and batch.
 
     Args:
-        beta: Share of samples, in [0, 1].
-        alpha_start: Share of their tokens at first, in [0, 1].
-        alpha_end: And at last.
-        begin: Progress of the run, in [0, 1], at which alpha starts to move.
-        end: Progress at which it is there.
+        beta: Fraction of samples, in [0, 1].
+        alpha_start: Initial fraction of their tokens, in [0, 1].
+        alpha_end: Final fraction of their tokens, in [0, 1].
+        begin: Progress of the run, in [0, 1], until which alpha is `alpha_start`.
+        end: Progress of the run, in [0, 1], from which alpha is `alpha_end`.
 
     Raises:
-        UserError: A share is out of range, or `end` is before `begin`.
+        UserError: A fraction is outside [0, 1], or `end` is below `begin`.
     """
 
     def __init__(self, beta: float, alpha_start: float, alpha_end: float, begin: float, end: float) -> None:
@@ -119,11 +117,11 @@ class Perturbation(nn.Module, ABC):
         self.beta = beta
         self.alpha_start, self.alpha_end = alpha_start, alpha_end
         self.begin, self.end = begin, end
-        self.progress = 0.0  # of the run; the training sets it
+        self.progress = 0.0  # of the run, in [0, 1]; set by training
 
     @property
     def alpha(self) -> float:
-        """The share of a perturbed sample's tokens that is replaced at this progress."""
+        """Return the probability of replacing a token of a perturbed sample at this progress."""
         way = (self.progress - self.begin) / (self.end - self.begin) if self.end > self.begin else 1.0
         if self.progress < self.begin:
             way = 0.0
@@ -131,35 +129,35 @@ class Perturbation(nn.Module, ABC):
 
     @abstractmethod
     def check(self, bottleneck: Bottleneck) -> None:
-        """Check that a bottleneck has such neighbors.
+        """Check that this perturbation applies to a bottleneck.
 
         Raises:
-            UserError: It hasn't.
+            UserError: It doesn't.
         """
 
     @abstractmethod
     def replacement(
         self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Return the replacement of each token, `(b, n, d)` as the decoder gets it, without gradient."""
+        """Return a replacement of each quantized latent, `(b, n, d)`, without gradient."""
 
     def forward(
         self, bottleneck: Bottleneck, latents: Tensor, quantized: Quantized, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Perturb what a bottleneck made.
+        """Perturb quantized latents.
 
         Args:
-            bottleneck: What made it.
-            latents: `(b, n, d)`, of what.
-            quantized: What it made.
-            lengths: int64 `(b,)`, tokens kept; the others stay as they are.
+            bottleneck: The bottleneck.
+            latents: Its input, `(b, n, d)`.
+            quantized: Its result.
+            lengths: int64 `(b,)`, tokens kept; the others stay unperturbed.
             n_codebooks: int64 `(b,)`, codebooks kept.
 
         Returns:
-            `(b, n, d)`, for the decoder; `quantized.latents` itself in evaluation, and where no sample is drawn.
+            The decoder's input, `(b, n, d)`; `quantized.latents` itself in evaluation, or if no sample is drawn.
         """
         whole = quantized.latents
-        # On the CPU, where the count is needed: no step waits for the device.
+        # Drawn on the CPU, which needs the count: no synchronization with the device.
         samples = min(len(whole), int(self.beta * len(whole) + float(torch.rand(()))))
         if not self.training or not samples:
             return whole
@@ -175,16 +173,16 @@ class Perturbation(nn.Module, ABC):
 
 
 class Nearest(Perturbation):
-    """Takes one of the nearest entries of a single codebook (RobustTok, arXiv 2503.08354).
+    """Replaces a token's entry by one of the nearest entries of a single codebook (RobustTok, arXiv 2503.08354).
 
-    The paper: a tenth of the samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
+    The defaults are the paper's: 10 % of samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
 
     Args:
-        delta: Number of nearest entries, without the token's own, from which the replacement is drawn.
+        delta: Number of nearest other entries from which the replacement is drawn.
         beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
-        UserError: A share is out of range, or delta is below 1.
+        UserError: A fraction is outside [0, 1], or delta is below 1.
     """
 
     def __init__(
@@ -202,7 +200,7 @@ class Nearest(Perturbation):
         self.delta = delta
 
     def check(self, bottleneck: Bottleneck) -> None:
-        """Check that the bottleneck is one codebook with a table; see `Perturbation.check`."""
+        """Check that the bottleneck is a single codebook of vectors; see `Perturbation.check`."""
         if codebook_table(bottleneck) is None:
             raise UserError(
                 f"codec.perturbation: {type(bottleneck).__name__} is not one codebook of vectors and has no nearest"
@@ -212,7 +210,7 @@ class Nearest(Perturbation):
     def replacement(
         self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Draw neighbors in the table; see `Perturbation.replacement`."""
+        """Sample one of the nearest entries; see `Perturbation.replacement`."""
         table = codebook_table(bottleneck)
         assert table is not None, "checked when the codec was made"
         chance = torch.rand(codes.shape, device=codes.device)
@@ -220,17 +218,17 @@ class Nearest(Perturbation):
 
 
 class Noise(Perturbation):
-    """Quantizes the latents anew with noise on them: the neighbors of any bottleneck (ours; see above).
+    """Adds Gaussian noise to latents and quantizes them again, for any bottleneck (ours; see the module docstring).
 
-    It is the bottleneck's own forward that quantizes, without gradient: it keeps each sample's codebooks, and a forward
-    without gradient leaves no trace in moving averages.
+    The bottleneck's forward quantizes them without gradient: it keeps each sample's codebooks, and gathers no EMA
+    statistics.
 
     Args:
-        sigma: Noise in root mean squares of each sample's latents, above 0.
+        sigma: Standard deviation of the noise relative to each sample's root mean square, above 0.
         beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
-        UserError: A share is out of range, or sigma is not above 0.
+        UserError: A fraction is outside [0, 1], or sigma is not above 0.
     """
 
     def __init__(
@@ -248,12 +246,12 @@ class Noise(Perturbation):
         self.sigma = sigma
 
     def check(self, bottleneck: Bottleneck) -> None:
-        """Any bottleneck will do; see `Perturbation.check`."""
+        """Accept any bottleneck; see `Perturbation.check`."""
 
     def replacement(
         self, bottleneck: Bottleneck, latents: Tensor, codes: Tensor, lengths: Tensor, n_codebooks: Tensor
     ) -> Tensor:
-        """Quantize again; see `Perturbation.replacement`."""
+        """Quantize noisy latents; see `Perturbation.replacement`."""
         noisy = add_noise(latents, torch.randn(latents.shape, device=latents.device), self.sigma, lengths)
         again: Quantized = bottleneck(noisy, lengths, n_codebooks)
         return again.latents

@@ -1,11 +1,11 @@
-"""A head that predicts how many tokens a sample needs for a given error.
+"""A head that predicts how many tokens a sample needs for a target error.
 
-KARL (arXiv 2507.07995) in one pass: whatever length k a training sample was cut to, and whatever error e its
-reconstruction then had, "to reach e this sample needs k" is a true example, and it costs nothing beside the codec's own
-step. KARL itself runs its encoder twice, the second time conditioned on the first one's error.
+It follows KARL (arXiv 2507.07995), in a single pass. A training sample was truncated to k tokens and reconstructed with
+error e: "error e needs k tokens" is then a training example, at no further cost. KARL runs its encoder twice, the
+second time conditioned on the error of the first.
 
-At use, `codec.length.halting.lengths(codec.features(signals), errors)` chooses the lengths: the encoder runs once, the
-decoder not at all. The head is not exported.
+At inference, `codec.length.halting.lengths(codec.features(signals), errors)` predicts the lengths from one pass of the
+encoder, without the decoder. The head is not exported.
 """
 
 import math
@@ -20,23 +20,23 @@ from ..networks.attention import Transformer
 
 __all__ = ["HaltingHead"]
 
-LEAST = 1e-5  # error that counts as none: a hundredth of an 8-bit step
+LEAST = 1e-5  # errors are clamped to this: far below an 8-bit step in [-1, 1]
 
 
 class HaltingHead(nn.Module):
-    """Reads all N tokens of a sample and an error, and says at which token to halt.
+    """Transformer that predicts, from all N tokens and a target error, before which token to halt.
 
     Args:
         dim: Width of the encoder's latents.
-        tokens: The most tokens, N.
-        width: Width of the head.
-        depth: Its blocks.
-        heads: Its heads; divides `width`.
-        waves: Sines, and as many cosines, that stand for the logarithm of the error.
-        threshold: Probability of halting from which on a token isn't kept, in (0, 1); KARL's own use takes 0.75.
+        tokens: Maximal number of tokens, N.
+        width: Hidden size.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads; divides `width`.
+        waves: Number of sines, and of cosines, that embed the logarithm of the error.
+        threshold: Halting probability from which a token is dropped, in (0, 1); KARL uses 0.75 at inference.
 
     Raises:
-        UserError: The threshold is out of its range.
+        UserError: The threshold is out of range.
     """
 
     frequencies: Tensor
@@ -59,18 +59,18 @@ class HaltingHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, width)
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.02)
-        # From one wave over the range of errors that matter (five decades) to one over a twentieth of a decade.
+        # Periods from five decades, the relevant range of errors, to a twentieth of a decade.
         self.register_buffer("frequencies", torch.logspace(0, 2, waves) * 2 * math.pi / 5, persistent=False)
         self.embed = nn.Linear(2 * waves + 1, width)
         self.transformer = Transformer(width, depth, heads)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def forward(self, latents: Tensor, error: Tensor) -> Tensor:
-        """Compute the logits of halting before each token, float32 `(b, n)`.
+        """Return the logits of halting before each token, float32 `(b, n)`.
 
         Args:
-            latents: `(b, n, dim)`, the encoder's; no gradient goes to them.
-            error: `(b,)`, mean absolute error of the signal in [-1, 1].
+            latents: Latents of the encoder, `(b, n, dim)`, which get no gradient.
+            error: Target mean absolute error of the signal in [-1, 1], `(b,)`.
         """
         scale = error.detach().float().clamp(min=LEAST).log10()[:, None]
         angles = scale * self.frequencies
@@ -80,13 +80,13 @@ class HaltingHead(nn.Module):
         return logits.float()
 
     def loss(self, latents: Tensor, error: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Compare with what happened: binary cross entropy, 0 for the tokens that were kept and 1 for the rest.
+        """Return the binary cross entropy with target 0 for the first `lengths` tokens and 1 for the rest.
 
         Args:
             latents: `(b, n, dim)`.
-            error: `(b,)`, what the reconstruction from `lengths` tokens had.
-            lengths: int64 `(b,)`.
-            counted: bool `(b,)`, samples that say something; all if None.
+            error: `(b,)`, mean absolute error of the reconstruction from `lengths` tokens.
+            lengths: int64 `(b,)`, tokens that were kept.
+            counted: bool `(b,)`, samples that enter the loss; all if None.
         """
         logits = self(latents, error)
         halted = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
@@ -95,7 +95,7 @@ class HaltingHead(nn.Module):
 
     @torch.no_grad()
     def lengths(self, latents: Tensor, error: Tensor) -> Tensor:
-        """Count the tokens before the first that halts, int64 `(b,)` in [1, n]."""
+        """Return the number of tokens before the first above the threshold, int64 `(b,)` in [1, n]."""
         goes_on = self(latents, error).sigmoid() < self.threshold
         count: Tensor = goes_on.long().cumprod(1).sum(1).clamp(min=1)
         return count

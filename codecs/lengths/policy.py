@@ -1,12 +1,16 @@
-"""The length policy: how many tokens and codebooks are kept while training.
+"""The length policy: how many tokens and codebooks a training sample keeps.
 
-A policy has independent choices for each of two axes, steps and codebooks: a distribution and its share of draws that
-keep all, and a granularity (one draw per sample, per batch, or per batch of all processes). To these comes a mechanism
-that hides the dropped steps from the decoder. One-D-Piece's Tail Token Drop (arXiv 2501.10064, section 3.2) is uniform
-x batch x truncate; FlexTok's nested dropout (arXiv 2502.13967, section 3.1) is powers of two x sample x mask token;
-ElasticTok (arXiv 2410.08368) puts zeros; DAC (arXiv 2306.06546) drops codebooks; TiTok (arXiv 2406.07550) keeps
-everything. How many to keep at use: `export/bitstream/rate_control.py`; for each block of a clip,
-`codecs/allocation.py`.
+For each of two axes, tokens and codebooks, a policy has a distribution, a fraction of draws that keep all, and a
+granularity (one draw per sample, per batch, or per batch of all ranks). A mechanism hides the dropped tokens from the
+decoder.
+
+    Tail Token Drop (One-D-Piece, arXiv 2501.10064, section 3.2)   uniform, per batch, truncate
+    nested dropout (FlexTok, arXiv 2502.13967, section 3.1)        powers of two, per sample, mask token
+    ElasticTok (arXiv 2410.08368)                                  zeros in place of dropped tokens
+    quantizer dropout (DAC, arXiv 2306.06546)                      drops codebooks
+    TiTok (arXiv 2406.07550)                                       keeps everything
+
+At inference, `export/bitstream/rate_control.py` chooses the length, and `codecs/allocation.py` that of each block.
 """
 
 from abc import ABC, abstractmethod
@@ -37,27 +41,27 @@ Granularity = Literal["sample", "batch", "step"]
 
 
 class Mechanism(nn.Module, ABC):
-    """Hides the tail of each sample's latents from the decoder.
+    """Base of mechanisms that hide the tail of each sample's latents from the decoder.
 
     Attributes:
-        name: As bundles have it.
+        name: Name in bundles.
     """
 
     name: str
 
     @abstractmethod
     def fill(self) -> Tensor | None:
-        """Return the replacement of a dropped token, `(d,)` or `(1,)`; None if there is none."""
+        """Return the replacement of a dropped token, `(d,)` or `(1,)`; None if it is masked out instead."""
 
     def forward(self, latents: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hide the steps from `lengths` on.
+        """Hide the tokens from index `lengths` on.
 
         Args:
-            latents: `(b, n, d)`, quantized.
-            lengths: `(b,)`.
+            latents: Quantized latents, `(b, n, d)`.
+            lengths: Tokens kept, `(b,)`.
 
         Returns:
-            Latents `(b, n, d)`, and bool `(b, n)` saying which the decoder may attend to, or None for all.
+            Latents `(b, n, d)`, and the attention mask of the decoder, bool `(b, n)`; None if it attends to all.
         """
         kept, fill = prefix_mask(lengths, latents.shape[1]), self.fill()
         if fill is None:
@@ -66,16 +70,16 @@ class Mechanism(nn.Module, ABC):
 
 
 class Truncate(Mechanism):
-    """The decoder doesn't see the tail: its attention to it is masked, which equals cutting it off."""
+    """Masks dropped tokens in the decoder's attention, which equals removing them."""
 
     name = "truncate"
 
     def fill(self) -> None:
-        """Put nothing."""
+        """Return None: dropped tokens are masked."""
 
 
 class MaskToken(Mechanism):
-    """The decoder sees one learned vector in place of each dropped token (FlexTok, section 3.1).
+    """Replaces each dropped token by one learned vector (FlexTok, arXiv 2502.13967, section 3.1).
 
     Args:
         dim: Width of the latents.
@@ -88,12 +92,12 @@ class MaskToken(Mechanism):
         self.token = nn.Parameter(torch.randn(dim) * 0.02)
 
     def fill(self) -> Tensor:
-        """Put the learned vector."""
+        """Return the learned vector, `(d,)`."""
         return self.token
 
 
 class Zeros(Mechanism):
-    """The decoder sees zeros in place of each dropped token, and may attend to them (ElasticTok, arXiv 2410.08368)."""
+    """Replaces each dropped token by zeros, to which the decoder attends (ElasticTok, arXiv 2410.08368)."""
 
     name = "zeros"
     zero: Tensor
@@ -103,17 +107,17 @@ class Zeros(Mechanism):
         self.register_buffer("zero", torch.zeros(1), persistent=False)
 
     def fill(self) -> Tensor:
-        """Put zeros."""
+        """Return zero, `(1,)`."""
         return self.zero
 
 
 class BatchShard(NamedTuple):
-    """How a batch of all processes is dealt to them: like cards, one sample each in turn.
+    """This rank's share of the global batch: sample i belongs to rank `i % processes`.
 
     Attributes:
-        rank: Number of the process.
-        processes: How many there are.
-        blocks: Lengths of each sample.
+        rank: This rank.
+        processes: Number of ranks.
+        blocks: Lengths per sample.
     """
 
     rank: int = 0
@@ -122,16 +126,15 @@ class BatchShard(NamedTuple):
 
 
 class Axis:
-    """How much of one axis is kept while training.
+    """Sampler of lengths along one axis, tokens or codebooks.
 
     Args:
-        distribution: Draws the lengths.
-        granularity: One draw for each "sample", one for the whole "batch" of a process, or one for each "step", the
-            same on all processes.
-        full_share: Share of draws replaced by the total, in [0, 1].
+        distribution: Distribution of the lengths.
+        granularity: One draw per "sample", per "batch" of a rank, or per "step", the same on all ranks.
+        full_share: Fraction of draws replaced by the total, in [0, 1].
 
     Raises:
-        UserError: The share is out of its range.
+        UserError: `full_share` is outside [0, 1].
     """
 
     def __init__(
@@ -144,11 +147,11 @@ class Axis:
         self.full_share = full_share
 
     def sample(self, batch: int, total: int, key: tuple[int, ...], dealt: BatchShard, progress: float) -> Tensor:
-        """Draw int64 `(batch,)` lengths in [1, total], on the CPU, the same for the same key and process."""
+        """Sample int64 `(batch,)` lengths in [1, total], on the CPU, determined by the key and the rank."""
         each = self.granularity == "sample"
         key = {"step": key, "batch": (*key, dealt.rank), "sample": (*key, 0)}[self.granularity]
         generator = torch.Generator().manual_seed(hash(key) & (2**63 - 1))
-        # Those of the batches of all processes: a sample's length is its own, whichever process has it.
+        # Sample for the batches of all ranks, so that a sample's length doesn't depend on its rank.
         draws = batch * dealt.processes if each else 1
         lengths = self.distribution(draws, total, generator, progress)
         full = torch.rand(draws, generator=generator) < self.full_share
@@ -159,11 +162,11 @@ class Axis:
 
 
 class SampledLengths(NamedTuple):
-    """What a training batch keeps, on the CPU.
+    """Numbers of tokens and codebooks that the samples of a batch keep, on the CPU.
 
     Attributes:
-        lengths: int64 `(b,)`, steps, in [1, total].
-        n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 if there are none.
+        lengths: int64 `(b,)`, tokens kept, in [1, total].
+        n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 if the bottleneck is continuous.
     """
 
     lengths: Tensor
@@ -171,16 +174,15 @@ class SampledLengths(NamedTuple):
 
 
 class LengthPolicy(nn.Module):
-    """Decides how many tokens and codebooks a training sample keeps and how the rest is hidden.
+    """Samples how many tokens and codebooks a training sample keeps, and hides the rest from the decoder.
 
     Args:
-        distribution: Draws the lengths.
-        mechanism: Hides the tail. Codebooks need none: those that are dropped add nothing to the latents.
-        granularity: One draw for each "sample", one for the whole "batch" of a process, or one for each "step", the
-            same on all processes.
-        full_share: Share of draws replaced by the full length, in [0, 1].
-        codebooks: The same for the codebooks; all are kept if None.
-        halting: Learns beside the codec how many tokens a target error takes; none if None.
+        distribution: Distribution of the number of tokens.
+        mechanism: Hides dropped tokens. Dropped codebooks need no mechanism: they add nothing to the latents.
+        granularity: One draw per "sample", per "batch" of a rank, or per "step", the same on all ranks.
+        full_share: Fraction of draws replaced by the full length, in [0, 1].
+        codebooks: Sampler of the number of codebooks; all are kept if None.
+        halting: Head trained beside the codec to predict the tokens that a target error needs; none if None.
     """
 
     def __init__(
@@ -209,18 +211,18 @@ class LengthPolicy(nn.Module):
         dealt: BatchShard = BatchShard(),  # noqa: B008 (a tuple)
         progress: float = 1.0,
     ) -> SampledLengths:
-        """Draw what a training batch keeps.
+        """Sample the numbers of tokens and codebooks that a training batch keeps.
 
         Args:
-            batch: Samples of this process, or their blocks.
-            total: The most tokens.
-            num_codebooks: The most codebooks; 0 for a continuous bottleneck.
-            seed: Numbers that name the batch, the same on all processes.
-            dealt: Which of all processes' samples these are.
-            progress: Share of the run's updates that are done, in [0, 1].
+            batch: Samples of this rank, times their blocks.
+            total: Maximal number of tokens.
+            num_codebooks: Number of codebooks; 0 for a continuous bottleneck.
+            seed: Integers that identify the batch, the same on all ranks.
+            dealt: This rank's share of the global batch.
+            progress: Fraction of the run's updates that are done, in [0, 1].
 
         Raises:
-            UserError: Codebooks are to be dropped, and there are none; or a length is above the total.
+            UserError: `codebooks` is given for a continuous bottleneck, or a length exceeds the total.
         """
         lengths = self.steps.sample(batch, total, (*seed, 0), dealt, progress)
         if self.codebooks is None:

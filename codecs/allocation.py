@@ -1,7 +1,8 @@
-"""Share a budget of tokens out over the blocks of clips, where each block has tokens of its own (AdapTok).
+"""Allocation of a token budget over the blocks of clips (AdapTok).
 
-Only a live codec decodes blocks of unlike lengths in one pass. How much of a whole signal a file keeps (a number of
-tokens, bytes, a bit rate or a quality) is the bundle's question: `varitok.export.bitstream.rate_control`.
+It needs a codec in torch, which decodes blocks of different lengths in one pass. For bundles,
+`varitok.export.bitstream.rate_control` chooses one length per signal from a number of tokens or bytes, a bit rate or a
+quality.
 """
 
 from typing import Literal
@@ -20,19 +21,19 @@ __all__ = ["allocate", "least_cost"]
 
 @torch.no_grad()
 def allocate(codec: Codec, signals: Tensor, tokens: float, over: Literal["signal", "batch"] = "signal") -> Tensor:
-    """Choose how many tokens each block keeps, so that the sum of squared errors is least.
+    """Choose how many tokens each block keeps, minimizing the sum of squared errors under a budget.
 
-    AdapTok's integer program (arXiv 2505.17011, section 3.3), solved exactly, over the numbers 1, 2, 4, ... N. There a
-    scorer predicts the errors; here the decoder measures them, in log2(N) passes, with all blocks cut alike.
+    It solves AdapTok's integer program (arXiv 2505.17011, section 3.3) exactly, over the lengths 1, 2, 4, ... N.
+    AdapTok predicts errors by a scorer; here log2(N) decoder passes measure them, each with one length for all blocks.
 
     Args:
-        codec: In evaluation mode, with tokens of its own for each block.
+        codec: Codec of block-wise tokens, in evaluation mode.
         signals: `(b, c, t, h, w)` in [-1, 1].
-        tokens: Mean over blocks that is not exceeded, at least 1.
-        over: Share out over the blocks of each "signal", or of the whole "batch".
+        tokens: Budget: largest mean number of tokens per block, at least 1.
+        over: Apply the budget to the blocks of each "signal", or of the whole "batch".
 
     Returns:
-        Lengths, int64 `(b, blocks)`.
+        Tokens kept, int64 `(b, blocks)`.
 
     Raises:
         UserError: The codec has no blocks, or `tokens` is below 1.
@@ -48,27 +49,27 @@ def allocate(codec: Codec, signals: Tensor, tokens: float, over: Literal["signal
     for kept in choices:
         error = (codec.decode(codes[..., :kept], size) - signals).square().mean((1, 3, 4)).cpu()
         steps = torch.nn.functional.pad(error, (pad, codes.shape[2] * step - pad - size[0]))
-        errors.append(steps.reshape(len(signals), -1, step).sum(2))
+        errors.append(steps.reshape(len(signals), -1, step).sum(2))  # (b, t) -> (b, blocks)
     costs = torch.stack(errors, dim=2).double()  # (b, blocks, choices)
-    costs[:, 1:, torch.tensor(choices) > layout.later_tokens] = torch.inf  # later blocks don't have as many
-    groups = costs.flatten(0, 1)[None] if over == "batch" else costs
+    costs[:, 1:, torch.tensor(choices) > layout.later_tokens] = torch.inf  # later blocks have fewer tokens
+    groups = costs.flatten(0, 1)[None] if over == "batch" else costs  # (groups, blocks of a group, choices)
     budget = int(tokens * groups.shape[1])
     chosen = torch.stack([least_cost(group, choices, budget) for group in groups])
     return chosen.reshape(costs.shape[:2]).to(signals.device)
 
 
 def least_cost(costs: Tensor, choices: list[int], budget: int) -> Tensor:
-    """Choose a number for each row: their sum is at most `budget`, the sum of costs is least (a knapsack, exactly).
+    """Minimize `sum_i costs[i, k_i]` subject to `sum_i choices[k_i] <= budget`: an exact knapsack.
 
     Args:
         costs: float64 `(rows, choices)`.
-        choices: Ascending, the first being 1.
+        choices: Lengths in ascending order, the first being 1.
         budget: At least the number of rows.
 
     Returns:
-        int64 `(rows,)`.
+        The choices of the rows, int64 `(rows,)`.
     """
-    best = torch.zeros(budget + 1, dtype=torch.float64)  # least cost of the rows so far, by their budget
+    best = torch.zeros(budget + 1, dtype=torch.float64)  # minimal cost of the rows so far, for each budget
     picks = []
     for row in costs:
         tries = torch.full((len(choices), budget + 1), torch.inf, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""From configuration to objects: the one place where `_target_` is followed."""
+"""Build objects from configurations; the only module that resolves `_target_`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,16 +28,16 @@ SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
 def build(config: Any, **extra: Any) -> Any:
     """Build the object that a configuration names by `_target_`, and those nested in it.
 
-    Only this package's classes, torch's optimizers and Lightning's callbacks and loggers can be named. Arguments are
-    held against the targets' signatures before anything is built; a whole number may be written as `1e3`.
+    Targets are restricted to this package, torch's optimizers, and Lightning's callbacks and loggers. Arguments are
+    checked against the targets' signatures before anything is built. An integer may be written as `1e3`.
 
     Args:
-        config: A mapping with `_target_`; without one it is given back as plain containers, None as None.
-        extra: Further arguments of the outermost target, by name; they are handed over as they are.
+        config: A mapping with `_target_`; without one it is returned as plain containers, None as None.
+        extra: Further arguments of the outermost target, by name, passed on unchanged.
 
     Raises:
-        UserError: A target may not be named or isn't there, an argument is unknown or of a wrong type, or a
-            constructor failed (`__cause__` has its error).
+        UserError: A target is not allowed or doesn't exist, an argument is unknown or of a wrong type, or a
+            constructor failed (`__cause__` is its error).
     """
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     if plain is None:
@@ -47,7 +47,7 @@ def build(config: Any, **extra: Any) -> Any:
     try:
         if not isinstance(plain, dict) or "_target_" not in plain:
             return instantiate(plain, _convert_="all")
-        # Hydra would copy the extra arguments, and follow any `_target_` in them.
+        # Hydra would copy the extra arguments, and resolve any `_target_` in them.
         make = instantiate({**plain, "_partial_": True}, _convert_="all")
         return partial(make, **extra) if plain.get("_partial_") else make(**extra)
     except UserError:
@@ -58,7 +58,7 @@ def build(config: Any, **extra: Any) -> Any:
 
 
 def build_codec(config: DictConfig) -> Codec:
-    """Build a run's codec from the groups `codec`, `bottleneck` and `length`."""
+    """Build a run's codec from the configuration groups `codec`, `bottleneck` and `length`."""
     codec = build(config.codec, bottleneck=build(config.bottleneck), length=build(config.length))
     if not isinstance(codec, Codec):
         raise UserError(f"codec: {type(codec).__name__} is not a codec")
@@ -66,10 +66,10 @@ def build_codec(config: DictConfig) -> Codec:
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """Find the checkpoint of a run's folder; a checkpoint's own path is given back.
+    """Return the path of the last checkpoint of a run's folder; a checkpoint's own path is returned unchanged.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no checkpoint.
     """
     path = Path(path)
     checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
@@ -79,12 +79,12 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
-    """Read a checkpoint: the codec's weights, averaged ones if there are any, and the run's configuration.
+    """Read a checkpoint: the codec's state dict (of the EMA if there is one) and the run's configuration.
 
-    Nothing in the file is executed (`weights_only=True`).
+    No code in the file is executed (`weights_only=True`).
 
     Raises:
-        UserError: The file is not a checkpoint of varitok's, or is torn.
+        UserError: The file is not a varitok checkpoint, or is damaged.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,10 +97,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
 
 
 def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
-    """Load the codec of a run's folder or checkpoint, in evaluation mode on the CPU, and the run's configuration.
+    """Load a run's codec, in evaluation mode on the CPU, and its configuration, from a run's folder or checkpoint.
 
     Raises:
-        UserError: There is no checkpoint, or it can't be read, or is of another version's codec.
+        UserError: There is no checkpoint, it can't be read, or its weights are of another version's codec.
     """
     checkpoint = checkpoint_of(path)
     state, config = read_checkpoint(checkpoint)
@@ -116,7 +116,7 @@ def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
 
 
 def _explain(error: Exception, where: str) -> UserError:
-    """Find a constructor's error below Hydra's wrapping, and add where it happened; a UserError is kept."""
+    """Unwrap a constructor's error from Hydra's, and add its configuration key; return a UserError unchanged."""
     if isinstance(error, InstantiationException):
         inner = [line.removeprefix("full_key: ") for line in str(error).splitlines() if line.startswith("full_key: ")]
         where = ".".join([where, *inner])
@@ -130,7 +130,7 @@ def _explain(error: Exception, where: str) -> UserError:
 
 
 def _check(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
-    """Check every target, its arguments' names and their simple types."""
+    """Check every target and its arguments' names, and convert their values to the annotated types."""
     if isinstance(node, Mapping):
         node = {key: _check(value, f"{where}.{key}", {}) for key, value in node.items()}
         return _check_call(node, where, extra) if "_target_" in node else node
@@ -169,7 +169,7 @@ def _check_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> d
 
 
 def _find(target: Any, where: str) -> Callable[..., Any]:
-    """Import what a `_target_` names, if it may be named."""
+    """Import the class or function of a `_target_`, if it is allowed."""
     if not isinstance(target, str) or not target.startswith(ALLOWED):
         raise UserError(f"{where}._target_={target}: only {', '.join(ALLOWED)}* may be named")
     parts = target.split(".")
@@ -188,7 +188,7 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
             now = new_target(target)
             told = "there is no such class or function" if now == target else f"is {now} now"
             raise UserError(f"{where}._target_={target}: {told}")
-    # The name says where a search begins, `__module__` where an object lives.
+    # Check the module that defines the object too: an allowed module may have imported it from elsewhere.
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
         raise UserError(f"{where}._target_={target}: not a class or function of {parts[0]}'s own")
     return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Plain values in the types that annotations ask for, and annotations in a user's words. Nothing here loads torch."""
+"""Conversion of configuration values to annotated types. This module doesn't import torch."""
 
 import inspect
 import math
@@ -18,17 +18,17 @@ LISTS = (list, tuple, Sequence)
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Return a value in the type of an annotation: 1e3 is a whole number, 7 may be text.
+    """Convert a value to the type of an annotation: int accepts 1e3, str accepts 7.
 
-    Pydantic's own conversion takes "3" for a number and 1 for true, and has messages of several lines.
+    Pydantic instead accepts "3" as a number and 1 as true, and raises messages of several lines.
 
     Args:
-        value: Plain value of a configuration; a mapping builds an object, and fits all but plain types.
-        hint: The annotation; an unknown one fits.
+        value: Plain value of a configuration; a mapping, which builds an object, fits all but plain types.
+        hint: The annotation; an unsupported one accepts any value.
         key: Key of the value, for the message.
 
     Raises:
-        UserError: It doesn't fit.
+        UserError: The value doesn't fit the annotation.
     """
     fits, found = _fit(value, hint)
     if not fits:
@@ -37,7 +37,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for each kind of annotation)
-    """Return whether a value fits, and the value in that type."""
+    """Return whether a value fits an annotation, and the converted value."""
     origin, options = get_origin(hint) or hint, get_args(hint)
     if isinstance(value, Mapping):
         return hint not in WORDS, value
@@ -62,13 +62,13 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
     if hint is str and number:
         return True, str(value)
     if inspect.isclass(hint) and hint is not Any and isinstance(value, str | int | float | None):
-        # By the bases' names: isinstance fails on some protocols.
+        # Not isinstance, which fails on some protocols.
         return hint in type(value).__mro__ or (hint is Path and isinstance(value, str)), value
     return True, value
 
 
 def _say(hint: Any) -> str:
-    """Name an annotation in a user's words."""
+    """Describe an annotation for an error message."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         simple = [option for option in options if option in WORDS or get_origin(option)]

@@ -1,4 +1,4 @@
-"""Turn a trained continuous codec into a discrete one, without training (TokenBridge)."""
+"""Convert a trained continuous codec to a discrete one, without training (TokenBridge)."""
 
 import copy
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ __all__ = ["bridge"]
 
 @torch.no_grad()
 def bridge(codec: Codec, signals: Iterable[Tensor], bins: int = 64, reach: float = 5.0) -> Codec:
-    """Turn a trained KL codec into a discrete one, without training (TokenBridge, arXiv 2503.16430).
+    """Return a discrete copy of a trained KL codec, without training (TokenBridge, arXiv 2503.16430).
 
     Args:
-        codec: With a `KLBottleneck`; it stays as it is.
-        signals: Batches in [-1, 1] whose latents show each dimension's mean and deviation.
-        bins: To a dimension.
-        reach: Deviations at which the Gaussian is cut off.
+        codec: Codec with a `KLBottleneck`; it is not changed.
+        signals: Batches in [-1, 1], from whose latents each dimension's mean and deviation are measured.
+        bins: Bins per dimension.
+        reach: Standard deviations at which the Gaussian is truncated.
 
     Raises:
         UserError: The codec is not a KL codec.

@@ -1,7 +1,6 @@
-"""Numbers shared between processes; with one process everything stays as it is.
+"""Collectives over all ranks, which do nothing with a single process.
 
-What is here is a collective: every process must call it, whatever its data. Gloo and NCCL give every process the same
-bits.
+Every rank must call them, whatever its data. Gloo and NCCL return the same bits on every rank.
 """
 
 from collections.abc import Sequence
@@ -26,12 +25,12 @@ __all__ = [
 
 
 def world_size() -> int:
-    """Count the processes of the run."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Average a detached tensor over all processes."""
+    """Average a detached tensor over all ranks."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -54,17 +53,17 @@ class _Average(torch.autograd.Function):
 
 
 def differentiable_mean_over_ranks(values: Tensor) -> Tensor:
-    """Average over all processes, with the gradient that is right under DistributedDataParallel.
+    """Average over all ranks, with the correct gradient under DistributedDataParallel.
 
-    Each process computes the same function of the average, so the gradient at the average is the same everywhere, and
-    is handed to the process's own values as it is. DDP's mean over processes then makes it that of the global batch.
-    An all-reduce whose gradient is cut (or scaled by 1 / processes again) weakens the term as processes are added.
+    Each rank computes the same function of the average, so that its gradient is the same on all ranks. It is passed
+    unscaled to each rank's values; DDP's mean over ranks then yields the gradient of the global batch. An all-reduce
+    with a stopped gradient (or one scaled by 1 / ranks again) would weaken the term as ranks are added.
     """
     return values if world_size() == 1 else _Average.apply(values)
 
 
 def broadcast_from_rank_zero(values: Tensor) -> Tensor:
-    """Return the first process's values on every process."""
+    """Return rank 0's values on every rank."""
     if world_size() > 1:
         values = values.contiguous()
         dist.broadcast(values, 0)
@@ -72,7 +71,7 @@ def broadcast_from_rank_zero(values: Tensor) -> Tensor:
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sum each of several tensors of one type over all processes, in a single collective."""
+    """Sum each of several tensors of equal dtype over all ranks, in a single collective."""
     if world_size() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -82,7 +81,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate `(r, d)` of all processes in the order of their ranks; r may differ, and be 0."""
+    """Concatenate `(r, d)` of all ranks in their order; r may differ between ranks, and be 0."""
     if world_size() == 1:
         return rows
     sizes = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
@@ -112,19 +111,19 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows_with_gradient(rows: Tensor) -> Tensor:
-    """Concatenate rows as `gather_rows` does, with the gradient that is right under DistributedDataParallel.
+    """Concatenate rows as `gather_rows` does, with the correct gradient under DistributedDataParallel.
 
-    Each process computes the same loss of all rows. It returns the gradient of its own rows times the number of
-    processes, so that DDP's mean is the gradient of the global batch.
+    Each rank computes the same loss of all rows. Its own rows get their gradient times the number of ranks, so that
+    DDP's mean is the gradient of the global batch.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)[0]
 
 
 def full_tensor(values: Tensor) -> Tensor:
-    """Bring a tensor's shards together; one that isn't sharded stays as it is."""
+    """Gather the shards of a DTensor; other tensors are returned unchanged."""
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def local_tensor(values: Tensor) -> Tensor:
-    """Return this process's part of a sharded tensor, sharing its memory; all of any other tensor."""
+    """Return this rank's shard of a DTensor, sharing its memory; other tensors are returned unchanged."""
     return values.to_local() if isinstance(values, DTensor) else values

@@ -1,15 +1,15 @@
-"""The arrangement of a codec's tokens: their number, their grid, and the axis along which codes are cut.
+"""Layouts of a codec's tokens: their number, their grid, and the axis along which codes are truncated.
 
-    OrderedLayout  answers to queries about a whole image  codes (b, q, k)      a shorter code has fewer tokens
-    BlockLayout    such answers for each step of a clip    codes (b, q, t, k)   a shorter code has fewer tokens
-    PlacedLayout   one token for each step of a grid       codes (b, q, *grid)  a shorter code has fewer codebooks
+    OrderedLayout  ordered tokens of a whole image     codes (b, q, k)      a shorter code has fewer tokens
+    BlockLayout    ordered tokens per block of a clip  codes (b, q, t, k)   a shorter code has fewer tokens
+    PlacedLayout   one token per step of a grid        codes (b, q, *grid)  a shorter code has fewer codebooks
 
-A signal is brought to whole steps first. Here is a causal clip of 14 frames, with `downsample` 4 and `causal_pad` 3:
+Signals are first padded to whole steps. Here is a causal clip of 14 frames, with `downsample` 4 and `causal_pad` 3:
 
-    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      causal pad, and what fills the last step
+    frames  0 0 0 0 | 1 2 3 4 | 5 6 7 8 | 9 10 11 12 | 13 13 13 13      causal pad first, padding last
     steps      0    |    1    |    2    |     3      |     4
 
-Bottlenecks know none of this. To them codes are `(b, q, n)`, and each block is a signal of its own.
+Bottlenecks don't use layouts: their codes are `(b, q, n)`, and each block is a sample of the batch.
 """
 
 import math
@@ -32,25 +32,25 @@ STEPS = {1: "t", 2: "h w", 3: "t h w"}
 
 
 class TokenLayout(nn.Module, ABC):
-    """Arrangement of a codec's tokens; `token_layout` builds one. The base class is that of ordered tokens.
+    """Base of layouts, built by `token_layout`; its defaults are those of ordered tokens.
 
-    It has no weights. It is a module so that TorchScript compiles those methods that a frozen codec calls.
+    It has no weights. It is a module so that TorchScript compiles the methods that a frozen codec calls.
 
     Args:
         downsample: Samples of each axis per step of the grid.
-        causal_pad: Copies of the first frame that go before it, so that it alone makes the first step. A causal video
-            codec has one less than frames per step: an image is a clip of one frame.
-        tokens: The most tokens of a signal, or of its first block, N; 0 for tokens on a grid.
-        later_tokens: The most tokens of a block after the first.
+        causal_pad: Copies of the first frame before it, so that the first step contains this frame only. For a causal
+            video codec it is the frames per step minus 1: an image is a clip of one frame.
+        tokens: Maximal number of tokens of a signal, or of its first block, N; 0 for tokens on a grid.
+        later_tokens: Maximal number of tokens of a block after the first.
 
     Attributes:
-        ordered: Whether a prefix of the tokens is a shorter code; a prefix of the codebooks is otherwise.
-        unit: What a shorter code has fewer of.
-        column: What the number of these is called in tables.
-        cut_axis: Axis of codes, flat or not, along which a shorter code is cut.
-        code_axis: Axis of codes along which a graph takes fewer: ordered tokens, or steps of the first axis.
+        ordered: Whether a shorter code is a prefix of the tokens; otherwise it is a prefix of the codebooks.
+        unit: Unit of the length of a code, tokens or codebooks.
+        column: Name of the length in tables.
+        cut_axis: Axis of codes, flat or not, along which they are truncated.
+        code_axis: Axis of codes of dynamic size in a graph: ordered tokens, or steps of the first axis.
         axes: Axes of codes: b batch, q codebooks, k ordered tokens, t h w steps.
-        free_sides: Whether rows and columns may have any number, so that the memory grows with them.
+        free_sides: Whether height and width are arbitrary, so that the streaming memory grows with them.
     """
 
     ordered = True
@@ -68,44 +68,44 @@ class TokenLayout(nn.Module, ABC):
         self.axes = "b q k"
         self.free_sides = False
 
-    # How many there are.
+    # Numbers of tokens.
 
     def grid(self, size: Sequence[int]) -> list[int]:
-        """Count the steps of a signal of a size `(*grid)`, in samples; the last of them is perhaps not full."""
+        """Return the number of steps of each axis of a signal of a size `(*grid)`, in samples, rounded up."""
         pads = (self.causal_pad, *(0 for _ in size[1:]))
         return [-(-(side + pad) // step) for side, pad, step in zip(size, pads, self.downsample, strict=True)]
 
     def blocks(self, size: Sequence[int]) -> int:
-        """Count the blocks with tokens of their own of a signal of a size; 1 for most layouts."""
+        """Return the number of blocks of a signal of a size; 1 for most layouts."""
         return 1
 
     def count(self, size: Sequence[int]) -> int:
-        """Count the tokens of a signal, or of each of its blocks, of a size."""
+        """Return the number of tokens of a signal of a size, or of each of its blocks."""
         return self.tokens
 
     @abstractmethod
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the valid tokens, int64 `(b * blocks,)`, of signals with `lengths` valid steps of the first axis."""
+        """Return the valid tokens, int64 `(b * blocks,)`, of signals with `lengths` valid samples, int64 `(b,)`."""
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Describe in a few words why tokens can't be made chunk by chunk; nothing if they can."""
+        """Return why tokens can't be computed chunk by chunk, in a few words; empty if they can."""
         return "its tokens are about the whole signal"
 
     # Signals.
 
     def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
-        """Pad the last steps of a signal `(b, c, *grid)` after a causal pad (see `padding.py`); scriptable."""
+        """Pad a signal `(b, c, *grid)` to whole steps, with a causal pad (see `padding.py`); scriptable."""
         return pad_to_grid(signal, self.downsample, causal_pad)
 
     def steps(self, signal: Tensor) -> list[int]:
-        """Count the steps of each axis of a signal of whole steps; scriptable."""
+        """Return the number of steps of each axis of a signal of whole steps; scriptable."""
         grid: list[int] = []
         for axis, step in enumerate(self.downsample):
             grid.append(signal.shape[axis + 2] // step)
         return grid
 
     def crop(self, signal: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Cut a signal of whole steps to a size, without the causal pad."""
+        """Crop a signal of whole steps to a size `(*grid)`, without the causal pad."""
         if size is None:
             return self.cut_lead(signal)
         for axis, side in enumerate(size):
@@ -113,7 +113,7 @@ class TokenLayout(nn.Module, ABC):
         return signal
 
     def cut_lead(self, signal: Tensor) -> Tensor:
-        """Cut the causal pad off a signal; scriptable."""
+        """Remove the causal pad of a signal; scriptable."""
         return signal[:, :, self.causal_pad :] if self.causal_pad > 0 else signal
 
     def signal_means(self, values: Tensor) -> Tensor:
@@ -123,33 +123,33 @@ class TokenLayout(nn.Module, ABC):
     # Latents and codes.
 
     def normalize(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scale latents `(b * blocks, n, d)` with `lengths` valid tokens to a root mean square of 1; scriptable."""
+        """Scale latents `(b * blocks, n, d)` with `lengths` valid tokens to root mean square 1; scriptable."""
         return latents * (self.mean_power(latents.square().mean(2, keepdim=True), lengths) + 1e-6).rsqrt()
 
     def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
-        """Average the power `(b * blocks, n, 1)` over the tokens that every block has; scriptable."""
+        """Average the power `(b * blocks, n, 1)` over the tokens common to all blocks; scriptable."""
         return power[:, : self.later_tokens].mean(1, keepdim=True)
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
-        """Lay out codes `(b * blocks, q, n)` of signals of `grid` steps, as the codec gives them; scriptable."""
+        """Reshape codes `(b * blocks, q, n)` of signals of `grid` steps to this layout's axes; scriptable."""
         return codes
 
     def flatten(self, codes: Tensor) -> Tensor:
-        """Bring codes to the shape that a bottleneck knows, `(b * blocks, q, n)`; scriptable."""
+        """Reshape codes to the bottleneck's axes, `(b * blocks, q, n)`; scriptable."""
         return codes
 
     def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Extend shorter codes to the bottleneck's shape.
+        """Reshape codes to the bottleneck's axes, and zero-pad ordered tokens to N.
 
         Args:
             codes: `(b, q, k)`, `(b, q, blocks, k)` or `(b, q, *grid)`.
-            lengths: int64 `(b,)`, or of blocks `(b, blocks)`, how many of the tokens are kept; all if None.
+            lengths: Tokens kept, int64 `(b,)`, or `(b, blocks)` for each block; all if None.
 
         Returns:
-            Codes `(b * blocks, q, n)`, of ordered tokens all N, and how many are kept, `(b * blocks,)`; None for all.
+            Codes `(b * blocks, q, n)`, and the tokens kept, `(b * blocks,)`; None for all.
 
         Raises:
-            UserError: There is no token, more than N, or a length beyond them.
+            UserError: The number of tokens is not in [1, N], or a length exceeds it.
         """
         kept = codes.shape[-1] if self.tokens else math.prod(codes.shape[2:])
         if not 1 <= kept <= (self.tokens or kept):
@@ -164,45 +164,45 @@ class TokenLayout(nn.Module, ABC):
         return functional.pad(codes, (0, self.tokens - kept)), lengths
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Return the decoder's grid for codes; empty if it has its own; scriptable."""
+        """Return the decoder's grid for codes; empty if the decoder's grid is fixed; scriptable."""
         grid: list[int] = []
         return grid
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Return the decoder's grid for signals of a size; that of the codes if None.
+        """Return the decoder's grid for signals of a size, or for the codes if None.
 
         Raises:
-            UserError: There are other blocks than the size has.
+            UserError: The numbers of blocks of the codes and of the size differ.
         """
         return self.code_grid(codes) if size is None else self.grid(size)
 
     def rungs(self, num_codebooks: int) -> int:
-        """Count the lengths that a code of `num_codebooks` codebooks can be cut to."""
+        """Return the number of lengths to which a code of `num_codebooks` codebooks can be truncated."""
         return self.tokens
 
     def count_kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
-        """Count the tokens and the codebooks, None for all, that are left of `tokens` tokens at a length."""
+        """Return the tokens and the codebooks (None for all) left of `tokens` tokens at a length `keep`."""
         return min(keep, tokens), None
 
     # Exports.
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """List sizes `(c, *grid)` at which an export is compared with its codec, that of training being `size`."""
+        """Return the sizes `(c, *grid)` at which an export is compared with its codec; `size` is that of training."""
         return [size]
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
-        """Describe the layout in a bundle's config.json, beside `tokens`, `hop` and `lead`."""
+        """Return the layout's entries in a bundle's config.json, beside `tokens`, `hop` and `lead`."""
         return {}
 
 
 class OrderedLayout(TokenLayout):
-    """Answers to an encoder's queries, each about a whole image of the size of training."""
+    """Ordered tokens, each of a whole image of the training size."""
 
     def grid(self, size: Sequence[int]) -> list[int]:
-        """Count the patches of an image.
+        """Return the rows and columns of patches of an image.
 
         Raises:
-            UserError: The patch doesn't divide its sides.
+            UserError: The patch size doesn't divide a side.
         """
         if any(side % step for side, step in zip(size, self.downsample, strict=True)):
             sides = " x ".join(str(side) for side in reversed(size))
@@ -210,18 +210,18 @@ class OrderedLayout(TokenLayout):
         return super().grid(size)
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens: an image has all of them."""
+        """Return N for each image: all tokens are valid."""
         return torch.full_like(lengths, self.tokens)
 
     def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
-        """Return the image as it is."""
+        """Return the image unchanged."""
         return signal
 
 
 class BlockLayout(TokenLayout):
-    """Ordered tokens for each block of a clip's frames, a step of the first axis, of frames of the size of training.
+    """Ordered tokens for each block of a clip, a step of the first axis, with frames of the training size.
 
-    Codes are as wide as the first block's, whose tokens may be more than those of the later ones.
+    The last axis of codes has the first block's number of tokens; later blocks may have fewer.
     """
 
     code_axis = 3
@@ -231,61 +231,61 @@ class BlockLayout(TokenLayout):
         self.axes = "b q t k"
 
     def blocks(self, size: Sequence[int]) -> int:
-        """Count the blocks of a clip."""
+        """Return the number of blocks of a clip."""
         return self.grid(size)[0]
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens of each block; one that begins beyond its clip has none."""
+        """Return the tokens of each block; a block of padding alone has none."""
         begin = torch.arange(self.blocks(size), device=lengths.device) * self.downsample[0] - self.causal_pad
         most = torch.where(begin > 0, self.later_tokens, self.tokens)
         return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Return nothing: blocks come one after the other."""
+        """Return an empty string: blocks are independent of later ones."""
         return ""
 
     def signal_means(self, values: Tensor) -> Tensor:
-        """Average over each block, the last of them filled up."""
-        steps = self.pad(values, self.causal_pad).transpose(1, 2)
+        """Average over each block, after padding the last."""
+        steps = self.pad(values, self.causal_pad).transpose(1, 2)  # (b, c, t, h, w) -> (b, t, c, h, w)
         return steps.reshape(-1, self.downsample[0], *steps.shape[2:]).flatten(1).mean(1)
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
-        """Bring the blocks of each clip together: `(b, q, blocks, n)`."""
+        """Reshape codes `(b * blocks, q, n)` to `(b, q, blocks, n)`."""
         return codes.reshape(batch, -1, codes.shape[1], codes.shape[2]).transpose(1, 2)
 
     def flatten(self, codes: Tensor) -> Tensor:
-        """Let blocks follow each other as signals do."""
+        """Reshape codes `(b, q, blocks, n)` to `(b * blocks, q, n)`."""
         return codes.transpose(1, 2).reshape(-1, codes.shape[1], codes.shape[3])
 
     def prefix(self, codes: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Repeat a clip's length for each of its blocks, if they have none of their own."""
+        """Reshape codes and lengths; a clip's length `(b,)` is repeated for each of its blocks."""
         if lengths is not None:
             blocks = codes.shape[2]
             lengths = lengths.reshape(-1, 1 if lengths.ndim == 1 else blocks).expand(-1, blocks).flatten()
         return super().prefix(codes, lengths)
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Return the number of blocks; their sides are those of training."""
+        """Return the number of blocks; height and width are fixed."""
         return [codes.shape[2]]
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Return the number of blocks, and the sides of a size."""
+        """Return the blocks, rows and columns of a size; of the codes if None."""
         if size is not None and codes.shape[2] != self.blocks(size):
             blocks = self.blocks(size)
             raise UserError(f"codes of {codes.shape[2]} blocks: a clip of {size[0]} frames has {blocks}")
         return super().decoder_grid(codes, size)
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """List one frame, a block begun, and whole ones."""
+        """Return clips of one frame, of an incomplete block, and of whole blocks."""
         return [(size[0], frames, *size[2:]) for frames in (1, 2 * self.downsample[0] + 1, 3 * self.downsample[0])]
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
-        """Describe frames, which have one size, and later blocks, which may have fewer tokens."""
+        """Return the fixed frame size and the tokens of later blocks."""
         return {"frame_size": list(size[2:]), "later_tokens": self.later_tokens}
 
 
 class PlacedLayout(TokenLayout):
-    """One token for each step of a grid over a signal of any size; a shorter code has fewer codebooks."""
+    """One token per step of a grid over a signal of any size; a shorter code has fewer codebooks."""
 
     ordered = False
     unit = column = "codebooks"
@@ -297,20 +297,20 @@ class PlacedLayout(TokenLayout):
         self.free_sides = len(downsample) > 1
 
     def count(self, size: Sequence[int]) -> int:
-        """Count the steps of the grid."""
+        """Return the number of steps of the grid."""
         return math.prod(self.grid(size))
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the tokens of the steps that hold a valid sample."""
+        """Return the number of tokens whose steps of the first axis contain a valid sample."""
         steps = (lengths + self.causal_pad + self.downsample[0] - 1) // self.downsample[0] * (lengths > 0)
         return steps * math.prod(self.grid(size)[1:])
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Describe how latents would be scaled, where that takes the whole signal."""
+        """Return an obstacle if latents are normalized over the whole signal."""
         return "unit_latents scales by the whole signal" if unit_latents and not self.free_sides else ""
 
     def mean_power(self, power: Tensor, lengths: Tensor | None) -> Tensor:
-        """Average over all valid tokens; of frames each is by itself, so that chunks are scaled as the whole."""
+        """Average over all valid tokens of audio; per token for images and clips, so that chunks equal the whole."""
         if self.free_sides:
             return power
         if lengths is None:
@@ -319,31 +319,31 @@ class PlacedLayout(TokenLayout):
         return valid.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
 
     def to_grid(self, codes: Tensor, batch: int, grid: list[int]) -> Tensor:
-        """Reshape flat codes to the grid: `(b, q, *grid)`."""
+        """Reshape codes `(b, q, n)` to `(b, q, *grid)`."""
         return codes.reshape([codes.shape[0], codes.shape[1]] + grid) if self.free_sides else codes  # noqa: RUF005
 
     def flatten(self, codes: Tensor) -> Tensor:
-        """Let rows follow each other."""
+        """Reshape codes `(b, q, *grid)` to `(b, q, n)`."""
         return codes.flatten(2)
 
     def code_grid(self, codes: Tensor) -> list[int]:
-        """Return the steps of each axis."""
+        """Return the number of steps of each axis."""
         return list(codes.shape[2:])
 
     def decoder_grid(self, codes: Tensor, size: Sequence[int] | None) -> list[int]:
-        """Return the steps of each axis, whatever the size."""
+        """Return the number of steps of each axis of the codes, whatever the size."""
         return self.code_grid(codes)
 
     def rungs(self, num_codebooks: int) -> int:
-        """Count the codebooks; a continuous codec has none to leave out."""
+        """Return the number of codebooks; 1 for a continuous codec."""
         return max(1, num_codebooks)
 
     def count_kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
-        """Keep all tokens, and some of the codebooks."""
+        """Return all tokens, and `keep` codebooks."""
         return tokens, keep
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """List a single sample or frame, an incomplete step, and different sizes of each axis, to test graphs with."""
+        """Return a single sample or frame, an incomplete step, and a different size for each axis."""
         first, *rest = self.downsample
         return [
             (size[0], 1, *rest),
@@ -355,13 +355,13 @@ class PlacedLayout(TokenLayout):
 def token_layout(
     downsample: Sequence[int], causal_pad: int = 0, tokens: int = 0, later_tokens: int | None = None
 ) -> TokenLayout:
-    """Make the layout of a codec's tokens, out of what its encoder, or a bundle's config.json, says.
+    """Build the layout of a codec's tokens from its encoder's attributes or a bundle's config.json.
 
     Args:
         downsample: Samples of each axis per step of the grid: one axis for audio, two for images, three for video.
-        causal_pad: Copies of the first frame that go before it.
-        tokens: The most tokens of a signal, or of its first block; 0 for tokens on a grid.
-        later_tokens: The most tokens of a block after the first; equal to `tokens` if None.
+        causal_pad: Copies of the first frame before it.
+        tokens: Maximal number of tokens of a signal, or of its first block; 0 for tokens on a grid.
+        later_tokens: Maximal number of tokens of a block after the first; equal to `tokens` if None.
     """
     if not tokens:
         return PlacedLayout(downsample, causal_pad)

@@ -1,4 +1,4 @@
-"""Padding of signals to whole steps, at their beginning and their ends."""
+"""Padding of signals to whole steps of the grid, and causal padding."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,15 @@ __all__ = ["pad_to_grid"]
 
 
 def pad_to_grid(signal: Tensor, downsample: list[int], causal_pad: int = 0) -> Tensor:
-    """Fill up the last steps of a signal; scriptable, and its sizes stay free in an exported graph.
+    """Pad each axis of a signal to a multiple of its step; scriptable, with dynamic sizes in an exported graph.
 
-    A sound ends in silence. Frames are followed, and pixels of a last row or column, by copies of themselves: so a
-    clip that ends within a step gives what one gives that a batch has filled up.
+    Audio is padded with zeros. Images and clips are padded with copies of the last frame, row or column. Batches pad
+    shorter clips in the same way, so that a clip's tokens don't depend on its batch.
 
     Args:
         signal: `(b, c, *grid)`.
-        downsample: Samples of each axis to a step.
-        causal_pad: Copies of the first frame that go before it.
+        downsample: Samples per step of each axis.
+        causal_pad: Copies of the first frame before it.
     """
     if len(downsample) == 1:
         return functional.pad(signal, [0, -signal.shape[2] % downsample[0]])

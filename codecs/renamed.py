@@ -1,7 +1,7 @@
-"""Old names in configurations, and what they are called now.
+"""Old names in configurations and checkpoints, and their new names.
 
-What a run has saved (a checkpoint, a `config.yaml`) is translated without a word by `modernize`; a user's own YAML and
-command line are answered with the new name. Nothing here loads torch.
+`modernize` translates a saved configuration (of a checkpoint, or a run's `config.yaml`) silently. Old names in a user's
+YAML or command line raise an error that names the new one. This module doesn't import torch.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ __all__ = ["CLASSES", "KEYS", "OPTIONS", "modernize", "new_key", "new_keys", "ne
 
 ANYWHERE = "*"
 
-# Old keys by where they stand: below a `_target_` (its name of today), at a path of the configuration, or ANYWHERE.
+# Old keys by location: an argument of a `_target_` (its current name), at a path of the configuration, or ANYWHERE.
 KEYS: dict[str, dict[str, str]] = {
     "length": {"depth": "codebooks"},
     "training": {"average": "ema_decay", "recompute": "activation_checkpointing"},
@@ -27,7 +27,7 @@ KEYS: dict[str, dict[str, str]] = {
     },
 }
 
-# Options of groups, as they are chosen by `GROUP=OPTION`.
+# Options of groups, as in `GROUP=OPTION`.
 OPTIONS = {
     "bottleneck": {"rvq_factorised": "rvq_factorized", "vq_factorised": "vq_factorized"},
     "data": {
@@ -39,7 +39,7 @@ OPTIONS = {
     "experiment": {"prior/clips": "prior/video", "prior/sounds": "prior/audio"},
 }
 
-# Classes and functions, wherever they are.
+# Classes and functions of any module.
 CLASSES = {
     "Bits": "PriorBits",
     "FactorisedResidualQuantizer": "FactorizedResidualQuantizer",
@@ -51,13 +51,13 @@ CLASSES = {
     "sound_mix": "audio_mix",
     "sound_teacher": "audio_teacher",
 }
-# Two classes were called EachFrame; by their module.
+# New names of the two classes called EachFrame, by module.
 EACH_FRAME = {"codecs.losses.frames": "PerFrame", "codecs.discriminators.clip": "FrameDiscriminator"}
 
-# Parts of a state dict's names.
+# Components of state dict keys.
 STATE = {"book": "codebook", "centre": "center", "centres": "centers"}
 
-# Modules that a `_target_` may have named, without `varitok.`, and where what they held is now.
+# Old modules in `_target_`s, without `varitok.`, and the modules that have their contents now.
 MODULES = {
     "codecs.bottlenecks.factorised": "codecs.bottlenecks.factorized",
     "codecs.distributions": "codecs.lengths.distributions",
@@ -90,7 +90,7 @@ MODULES = {
     "export.callback": "export.exporters.callback",
     "export.prior": "export.exporters.prior",
 }
-# Names that did not go along with their module.
+# Names that moved to another module than the rest of theirs: old module, new module.
 NAMES = dict.fromkeys(
     (
         "Curriculum", "FallingMinimum", "FixedSet", "Full", "LogUniform", "PowerLaw", "PowersOfTwo", "Range",
@@ -101,7 +101,7 @@ NAMES = dict.fromkeys(
 
 
 def new_target(target: str) -> str:
-    """Return the name of today of what a `_target_` names; a name that has not changed as it is."""
+    """Return the current name of a `_target_`; unchanged names are returned as they are."""
     module, _, name = target.rpartition(".")
     module = module.removeprefix("varitok.")
     parted, now = NAMES.get(name, ("", ""))
@@ -111,31 +111,31 @@ def new_target(target: str) -> str:
 
 
 def new_state(name: str) -> str:
-    """Return what a parameter or buffer of this name is called now."""
+    """Return the current name of a parameter or buffer in a state dict."""
     return ".".join(STATE.get(part, part) for part in name.split("."))
 
 
 def new_keys(old: str) -> set[str]:
-    """Return all that a key of this name is called now, wherever it stood."""
+    """Return all current names of an old key, whatever its location."""
     return {table[old] for table in KEYS.values() if old in table}
 
 
 def new_key(old: str, *sections: str) -> str | None:
-    """Return what a key is called now, None if it has not changed.
+    """Return the current name of a key; None if it has not changed.
 
     Args:
-        old: The key alone, without what it stands below.
-        sections: The `_target_` that it stands below, its path.
+        old: The last component of the key.
+        sections: Locations of the key: the `_target_` it is an argument of, and its parent's path.
     """
     return next((KEYS[section][old] for section in (*sections, ANYWHERE) if old in KEYS.get(section, ())), None)
 
 
 def modernize(saved: Any, path: str = "") -> Any:
-    """Return a saved configuration with the targets and keys of today.
+    """Return a saved configuration with current targets and keys.
 
     Args:
         saved: Plain containers and values.
-        path: Where it stood in the whole configuration.
+        path: Path of `saved` in the whole configuration.
     """
     if isinstance(saved, list):
         return [modernize(item, path) for item in saved]

@@ -1,4 +1,4 @@
-"""What a bottleneck and a codec return: NamedTuples, since they survive `torch.jit.trace` and `torch.export`."""
+"""Results of bottlenecks and codecs: NamedTuples, which `torch.jit.trace` and `torch.export` support."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ __all__ = ["Quantized", "Reconstruction"]
 
 
 class Quantized(NamedTuple):
-    """What a bottleneck makes of latents.
+    """Result of a bottleneck.
 
     Attributes:
-        latents: `(b, n, d)`, the decoder's input, with a straight-through gradient while training.
+        latents: Quantized latents `(b, n, d)`, the decoder's input, with a straight-through gradient.
         codes: int64 `(b, codebooks, n)`.
-        penalties: Scalars to be added to the loss, already weighted, by name.
-        metrics: Scalars to be logged, by name.
+        penalties: Weighted scalar losses, by name.
+        metrics: Scalars to log, by name.
     """
 
     latents: Tensor
@@ -24,11 +24,11 @@ class Quantized(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A signal after its way through a codec.
+    """Result of a codec.
 
     Attributes:
-        signal: `(b, c, *grid)` in [-1, 1] (not clamped).
-        quantized: What the bottleneck made on the way.
+        signal: Reconstructed signal `(b, c, *grid)`, in [-1, 1] up to errors (not clamped).
+        quantized: Result of the bottleneck.
     """
 
     signal: Tensor

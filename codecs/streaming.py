@@ -1,9 +1,9 @@
-"""Codecs and networks that read or make a signal chunk by chunk, exactly as they do it whole.
+"""Streaming: encode or decode a signal chunk by chunk, with the same result as for the whole signal.
 
-A layer that looks back has a `slot`, its place in a list: the memory, which goes through a network beside the mask. It
-takes from there what it kept of the chunks before, and puts there what the next one needs. To those outside, all of the
-memory is one flat float32 tensor `(b, S)`, the state, whose zeros are the start: an exported graph takes it and gives
-the next.
+Networks pass a memory, a list of tensors, from layer to layer beside the mask. A causal layer has a `slot`, its index
+in the memory: it reads the context of previous chunks there, and writes that of the next chunk. Outside the networks,
+the memory is one flat float32 tensor `(b, S)`, the state, initially zeros. An exported graph has the state as an input,
+and the next state as an output.
 """
 
 import math
@@ -20,10 +20,10 @@ __all__ = ["ChunkedCodec", "arrange", "arrange_frames", "at_grid", "obstacle", "
 
 
 class ChunkedCodec:
-    """A codec that goes chunk by chunk: all chunks together give what the whole gives.
+    """Chunk-by-chunk interface of a codec; all chunks together equal the whole signal.
 
     Args:
-        codec: What codes; its networks' streaming layers get their slots in the memory.
+        codec: The codec; slots in the memory are assigned to its networks' streaming layers.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -32,43 +32,43 @@ class ChunkedCodec:
 
     @property
     def obstacle(self) -> str:
-        """Why the codec can't code chunk by chunk, in a few words; empty if it can."""
+        """Return why the codec can't stream, in a few words; empty if it can."""
         codec = self.codec
         return codec.layout.obstacle(codec.unit_latents) or obstacle(codec.encoder) or obstacle(codec.decoder)
 
     @property
     def streams(self) -> bool:
-        """Whether it codes chunk by chunk as it codes a whole signal: it looks back only, and not without end."""
+        """Return whether the codec can stream: it is causal, with a finite receptive field."""
         return not self.obstacle
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens that are made at once: of the codebooks of several rates, those of the slowest code; else 1."""
+        """Return the tokens per smallest chunk: with multi-rate codebooks, those of the coarsest code; else 1."""
         rates = (getattr(module, "codebook_strides", ()) for module in self.codec.bottleneck.modules())
         return math.lcm(*(stride for strides in rates for stride in strides))
 
     @property
     def latency(self) -> int:
-        """Samples that it waits for before it can give a token; every chunk has a multiple of them."""
+        """Return the samples per smallest chunk, the latency; every chunk has a multiple of them."""
         return self.codec.downsample[0] * self.chunk_tokens
 
     def state_sizes(self, grid: Sequence[int] = ()) -> tuple[int, int]:
-        """Count the numbers of a sample's state, of the encoder and of the decoder.
+        """Return the sizes S of the encoder's and the decoder's state.
 
         Args:
             grid: Rows and columns of the latents of frames.
 
         Raises:
-            UserError: It can't code chunk by chunk.
+            UserError: The codec can't stream.
         """
         encoder, decoder = (state_size(self._shapes(side, grid)) for side in ("encoder", "decoder"))
         return encoder, decoder
 
     def memory_layout(self, side: str) -> list[list[int]]:
-        """Describe what the `encoder` or `decoder` remembers between chunks; see `arrange_frames`.
+        """Return the memory layout of the `encoder` or `decoder`; see `arrange_frames`.
 
         Raises:
-            UserError: It can't code chunk by chunk.
+            UserError: The codec can't stream.
         """
         if self.obstacle:
             raise UserError(f"this codec can't code chunk by chunk: {self.obstacle}")
@@ -83,14 +83,14 @@ class ChunkedCodec:
         return self._layouts[side]
 
     def _encode_zeros(self, memory: list[Tensor], *sides: int) -> None:
-        """Send a step of zeros through the encoder, with frames of `sides` rows and columns of latents."""
+        """Encode one step of zeros, with frames of `sides` rows and columns of latents."""
         codec = self.codec
         size = [step * count for step, count in zip(codec.downsample, (1, *sides), strict=False)]
         signal = next(codec.parameters()).new_zeros(1, codec.encoder.channels, *size)
         codec.encoder(signal, None, memory)
 
     def _decode_zeros(self, memory: list[Tensor], *sides: int) -> None:
-        """Send the latents of a step through the decoder."""
+        """Decode one step of zero latents, of `sides` rows and columns."""
         codec = self.codec
         grid = (1, *sides)[: len(codec.downsample)]
         count = codec.layout.tokens or math.prod(grid)
@@ -98,25 +98,25 @@ class ChunkedCodec:
         codec.decoder(latents, None, list(grid), memory)
 
     def _shapes(self, side: str, sides: Sequence[int]) -> list[list[int]]:
-        """Compute the shapes of the memory, with frames of `sides` rows and columns of latents."""
+        """Return the shapes of the memory for frames of `sides` rows and columns of latents."""
         return at_grid(self.memory_layout(side), [*sides, 1, 1])
 
     def encode_chunk(self, signal: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
-        """Encode the next chunk of signals: all chunks' codes together are those of the whole signals.
+        """Encode the next chunk of signals; the concatenated codes equal those of the whole signals.
 
         Args:
-            signal: `(b, c, t, ...)`, t a multiple of `latency`, in the first chunk less `causal_pad`; of the last chunk
-                any, which is filled up as a whole signal is.
-            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
-            last: Whether the signals end here.
+            signal: `(b, c, t, ...)`, t a multiple of `latency`, minus `causal_pad` in the first chunk. The last chunk
+                may have any length, and is padded like a whole signal.
+            state: State returned with the previous chunk, float32 `(b, S)`; None for the first. It is not modified.
+            last: Whether this is the last chunk.
 
         Returns:
             Codes `(b, q, n, ...)` and the state for the next chunk.
 
         Raises:
-            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+            UserError: The codec can't stream (`obstacle`), or a shape is wrong.
         """
-        self.memory_layout("encoder")  # first, because it raises the clearest error
+        self.memory_layout("encoder")  # first, because its error is the clearest
         layout = self.codec.layout
         causal_pad = layout.causal_pad if state is None else 0
         _check_chunk(signal.shape[2] + causal_pad, self.latency, last, "samples", causal_pad)
@@ -130,20 +130,20 @@ class ChunkedCodec:
         return codes, pack(memory, shapes, before)
 
     def decode_chunk(self, codes: Tensor, state: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
-        """Decode the next chunk of codes: all chunks' signals together are those of all codes.
+        """Decode the next chunk of codes; the concatenated signals equal those of all codes.
 
         Args:
-            codes: `(b, q, n, ...)`, n a multiple of `chunk_tokens`, of the last chunk any; a prefix of the codebooks is
-                allowed, and of each block's tokens.
-            state: What the chunk before gave, float32 `(b, S)`; None at the start. It is not changed.
-            last: Whether the codes end here.
+            codes: `(b, q, n, ...)`, n a multiple of `chunk_tokens`, except in the last chunk. A prefix of the codebooks
+                and of each block's tokens is allowed.
+            state: State returned with the previous chunk, float32 `(b, S)`; None for the first. It is not modified.
+            last: Whether this is the last chunk.
 
         Returns:
-            Signals of whole steps `(b, c, n * downsample, ...)`, the first without the causal pad, and the state for
-            the next chunk.
+            Signals of whole steps `(b, c, n * downsample, ...)`, without the causal pad, and the state for the next
+            chunk.
 
         Raises:
-            UserError: The codec can't code chunk by chunk (`obstacle`), or a shape is wrong.
+            UserError: The codec can't stream (`obstacle`), or a shape is wrong.
         """
         layout = self.codec.layout
         shapes = self._shapes("decoder", codes.shape[3:])
@@ -155,7 +155,7 @@ class ChunkedCodec:
         return layout.cut_lead(signal) if state is None else signal, pack(memory, shapes, before)
 
     def _state(self, state: Tensor | None, batch: int, shapes: list[list[int]]) -> Tensor:
-        """Check a state; None is the initial one."""
+        """Check the shape of a state; return zeros for None."""
         size = state_size(shapes)
         if state is None:
             return torch.zeros(batch, size, device=next(self.codec.parameters()).device)
@@ -175,14 +175,14 @@ def obstacle(network: nn.Module) -> str:
 
 
 def arrange(network: nn.Module, run: Callable[[list[Tensor]], object]) -> list[list[int]]:
-    """Assign each streaming layer of a network its slot in the memory, and find the shapes there.
+    """Assign a slot in the memory to each streaming layer of a network, and find the memory's shapes.
 
     Args:
-        network: Whose modules with a `slot` get one, in the order in which they were registered.
-        run: Sends a chunk of a batch of one through the network, with the memory that it is given.
+        network: Network whose modules with a `slot` get one, in the order of their registration.
+        run: Function that runs the network on a chunk of batch size 1 with the given memory.
 
     Returns:
-        The shape in each place for a batch of one; empty if nothing is kept.
+        The shape in each slot at batch size 1; empty if the layer keeps nothing.
     """
     slots = 0
     for module in network.modules():
@@ -196,15 +196,15 @@ def arrange(network: nn.Module, run: Callable[[list[Tensor]], object]) -> list[l
 
 
 def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], object]) -> list[list[int]]:
-    """Do the same for a network of frames, whose memory grows with them; `at_grid` makes shapes of what this gives.
+    """Assign slots for a network of frames, and find how the memory's shapes grow with the latents' grid.
 
     Args:
-        network: As in `arrange`.
-        run: Sends a chunk of frames through the network, given their rows and columns of latents.
+        network: See `arrange`.
+        run: Function that runs the network on a chunk of frames, given the memory, rows and columns of latents.
 
     Returns:
-        For each place three numbers for each of its axes: the steps of one latent, and whether (1) or not (0) there
-        are as many for each row and for each column of the latents' grid.
+        A layout, from which `at_grid` computes shapes. For each slot it has three numbers per axis: the size for a grid
+        of 1 x 1, and whether it (1) or not (0) is multiplied by the rows and by the columns.
     """
     one, taller, wider = (
         arrange(network, lambda memory, size=size: run(memory, *size))  # type: ignore[misc]
@@ -217,11 +217,11 @@ def arrange_frames(network: nn.Module, run: Callable[[list[Tensor], int, int], o
 
 
 def at_grid(layout: list[list[int]], sides: list[int]) -> list[list[int]]:
-    """Compute the shapes of a memory of frames, given their rows and columns of latents; scriptable.
+    """Return the shapes of a memory for a number of rows and columns of latents; scriptable.
 
     Args:
         layout: See `arrange_frames`.
-        sides: The rows and columns; of use only where the layout grows with them.
+        sides: Rows and columns; ignored if the layout doesn't grow with them.
     """
     shapes: list[list[int]] = []
     for axes in layout:
@@ -238,7 +238,7 @@ def at_grid(layout: list[list[int]], sides: list[int]) -> list[list[int]]:
 
 
 def state_size(shapes: list[list[int]]) -> int:
-    """Count the numbers of a sample's state, S; scriptable."""
+    """Return the size S of the state of a memory of these shapes; scriptable."""
     total = 0
     for shape in shapes:
         if len(shape) > 0:
@@ -254,7 +254,7 @@ def _product(shape: list[int]) -> int:
 
 
 def unpack(state: Tensor, shapes: list[list[int]]) -> list[Tensor]:
-    """Turn a state `(b, S)` into a memory whose places have these shapes (see `arrange`); scriptable."""
+    """Split a state `(b, S)` into a memory of these shapes at batch size 1 (see `arrange`); scriptable."""
     memory: list[Tensor] = []
     begin = 0
     for shape in shapes:
@@ -268,7 +268,7 @@ def unpack(state: Tensor, shapes: list[list[int]]) -> list[Tensor]:
 
 
 def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor:
-    """Turn a memory into the state that comes after `state`; scriptable."""
+    """Flatten a memory to the next state `(b, S)`, in the dtype of `state`, the previous one; scriptable."""
     kept: list[Tensor] = []
     for index, shape in enumerate(shapes):
         if len(shape) > 0:
@@ -277,7 +277,7 @@ def pack(memory: list[Tensor], shapes: list[list[int]], state: Tensor) -> Tensor
 
 
 def _check_chunk(steps: int, whole: int, last: bool, what: str, causal_pad: int = 0) -> None:
-    """Check a chunk's length: not empty without its causal pad, and a multiple of `whole` unless it is the last."""
+    """Check that a chunk is not empty without its causal pad, and a multiple of `whole` unless it is the last."""
     if steps == causal_pad or (steps % whole and not last):
         less = f", less {causal_pad} in the first" if causal_pad else ""
         raise UserError(

@@ -1,4 +1,4 @@
-"""Networks that a module uses and doesn't own."""
+"""Frozen networks outside the module tree."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ __all__ = ["FrozenModules"]
 
 
 class FrozenModules(nn.Module):
-    """Keeps frozen networks out of the module tree.
+    """Container of frozen networks that are not submodules.
 
-    They are not trained, not written to checkpoints, not averaged, not sent between processes and not switched to
-    training, but they follow `to(...)`.
+    They are neither trained, checkpointed, averaged, synchronized between ranks nor set to training mode, but `to(...)`
+    moves them.
 
     Args:
         networks: The networks, by name.

@@ -69,7 +69,7 @@ class Uniform:
         self.low = low
 
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
-        """Sample integers from `max(1, low * total)` to `total`."""
+        """Sample integers from `max(1, round(low * total))` to `total`."""
         return torch.randint(max(1, round(self.low * total)), total + 1, (count,), generator=generator)
 
 

@@ -30,7 +30,7 @@ class _FrozenBins(FrozenCodebooks):
             self.register_buffer(name, getattr(bins, name).clone())
 
     def encode(self, latents: Tensor) -> Tensor:
-        means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]  # (b, d, n) -> (b, n, d)
+        means = self.continuous.encode(latents).transpose(1, 2)  # type: ignore[operator]
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:

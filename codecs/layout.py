@@ -118,7 +118,7 @@ class TokenLayout(nn.Module, ABC):
 
     def signal_means(self, values: Tensor) -> Tensor:
         """Average values `(b, c, *grid)` over each signal, or each of its blocks: `(b * blocks,)`."""
-        return values.flatten(1).mean(1)
+        return values.flatten(1).mean(1)  # (b, c, *grid) -> (b)
 
     # Latents and codes.
 
@@ -238,7 +238,7 @@ class BlockLayout(TokenLayout):
         """Return the tokens of each block; a block of padding alone has none."""
         begin = torch.arange(self.blocks(size), device=lengths.device) * self.downsample[0] - self.causal_pad
         most = torch.where(begin > 0, self.later_tokens, self.tokens)
-        return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()
+        return ((begin.clamp(min=0) < lengths[:, None]) * most).flatten()  # (b, blocks) -> (b * blocks)
 
     def obstacle(self, unit_latents: bool) -> str:
         """Return an empty string: blocks are independent of later ones."""

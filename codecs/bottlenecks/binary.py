@@ -138,7 +138,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
 
 
 class BernoulliQuantizer(_Binary):
-    """Samples bits in training, with latents as their log-odds (1-D binary latents of Instella-T2I).
+    """Binary quantizer that samples its bits in training, with latents as log-odds (Instella-T2I's 1-D binary latents).
 
     `P(bit = 1) = sigmoid(z / temperature)`, with a temperature annealed to 0. At 0 and in evaluation, a bit is the
     latent's sign. Values are +-1; the gradient is that of their expectation at temperature 1, `tanh(z / 2)`.

@@ -34,7 +34,7 @@ class _FrozenBins(FrozenCodebooks):
         return torch.bucketize(((means - self.shift) / self.scale).transpose(1, 2).contiguous(), self.edges)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)
+        values = nn.functional.embedding(codes, self.centers.unsqueeze(1)).squeeze(-1).transpose(1, 2)  # (b, n, d)
         return values * kept * self.scale + self.shift
 
 
@@ -70,7 +70,7 @@ class _Bins(Bottleneck):
         )
 
     def _values(self, codes: Tensor) -> Tensor:
-        return self.centers[codes].transpose(1, 2)
+        return self.centers[codes].transpose(1, 2)  # (b, q, n) -> (b, n, q)
 
     def encode(self, latents: Tensor) -> Tensor:
         return self._bin(self.continuous.encode(latents))
@@ -117,7 +117,7 @@ class DimensionBins(_Bins):
 
 
 class UniformBins(_Bins):
-    """Rounds each dimension to evenly spaced levels (dMel, arXiv 2407.15835, section 2.1).
+    """Evenly spaced levels for each dimension (dMel, arXiv 2407.15835, section 2.1).
 
     Each dimension is a codebook; a dropped one decodes to the lowest level.
 

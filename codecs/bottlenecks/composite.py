@@ -16,7 +16,7 @@ __all__ = ["AddedCodebooks", "Composite", "FrozenComposite", "MeasuredParts", "o
 
 
 class MeasuredParts:
-    """Accumulates the results of parts: sums penalties and counts by name, averages other metrics."""
+    """Accumulator of parts' results by name: sums of penalties and counts, averages of other metrics."""
 
     def __init__(self) -> None:
         self.penalties: dict[str, Tensor] = {}

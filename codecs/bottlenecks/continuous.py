@@ -42,7 +42,7 @@ class _Continuous(Bottleneck):
         self.codebook_sizes = ()
 
     def decode(self, codes: Tensor) -> Tensor:
-        return codes.transpose(1, 2)
+        return codes.transpose(1, 2)  # (b, d, n) -> (b, n, d)
 
     def depths(self, latents: Tensor) -> Tensor:
         """Return 1 for each sample: there are no codebooks to drop."""
@@ -116,7 +116,7 @@ class KLBottleneck(_Continuous):
         """Return the means, float32 `(b, d, n)`; see `Bottleneck.encode`."""
         with torch.autocast(latents.device.type, enabled=False):
             means: Tensor = self.mean(latents.float())
-            return means.transpose(1, 2)
+            return means.transpose(1, 2)  # (b, n, d) -> (b, d, n)
 
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""

@@ -95,7 +95,7 @@ def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[sl
     """
     confidence = sum(-(choice.exp() * choice).sum(-1) for choice in choices)
     assert isinstance(confidence, Tensor)
-    weights = _weights(valid).flatten()
+    weights = _weights(valid).flatten()  # (b, n) -> (b * n)
     rows = [choice.flatten(0, 1) for choice in choices]  # (b, n, levels) -> (b * n, levels)
     sums = []
     for group in groups:
@@ -143,10 +143,10 @@ def codebook_entropies(
         shares = choice.exp()
         return -(shares * choice).sum(1), weight @ shares
 
-    weights = _weights(valid).flatten()
+    weights = _weights(valid).flatten()  # (b, n) -> (b * n)
     # Padding may contain anything, and 0 times infinity is NaN.
     rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)  # (b, n, d) -> (b * n, d)
     parts = in_blocks(block, block_rows(len(codebook)), weights, rows)
-    confidence = torch.cat([part for part, _ in parts]).view(valid.shape)
+    confidence = torch.cat([part for part, _ in parts]).view(valid.shape)  # (b * n) -> (b, n)
     total = torch.stack([part for _, part in parts]).sum(0)
     return Entropies(masked_mean(confidence, valid), _diversity([total], valid))

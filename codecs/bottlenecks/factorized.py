@@ -42,7 +42,7 @@ class _FrozenFactorized(FrozenCodebooks):
             "into_bias": quantizer.into.bias,
             "out": quantizer.out.weight.T.contiguous(),
             "out_bias": quantizer.out_bias,
-            "entries": entries.transpose(1, 2).contiguous(),
+            "entries": entries.transpose(1, 2).contiguous(),  # (q, K, width) -> (q, width, K)
             "offset": (entries.double().square().sum(2) / -2).float(),
             "center": center[:, 0],
             "table": quantizer.codebooks,

@@ -60,7 +60,7 @@ class RoundingGrid(Grid):
 
 
 class FiniteScalarQuantizer(GridQuantizer):
-    """Rounds each dimension to a few levels, without a learned codebook (FSQ, arXiv 2309.15505, section 3).
+    """Finite scalar quantization: rounding of each dimension, without a learned codebook (arXiv 2309.15505, section 3).
 
     Args:
         levels: Levels of each dimension, at least 3 (the gradient of the bound vanishes with 2); their product is
@@ -189,6 +189,9 @@ class ResidualScalarQuantizer(Bottleneck):
         UserError: A level is below 2, or `num_codebooks` below 1.
     """
 
+    scales: Tensor
+    reach: Tensor
+
     def __init__(
         self, levels: Sequence[int], num_codebooks: int, refinement: float | None = None, bound: float | None = None
     ) -> None:
@@ -205,9 +208,6 @@ class ResidualScalarQuantizer(Bottleneck):
             "scales", torch.stack([step**codebook for codebook in range(num_codebooks)]).float(), persistent=False
         )
         self.register_buffer("reach", reach.float(), persistent=False)
-
-    scales: Tensor
-    reach: Tensor
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
@@ -244,8 +244,8 @@ class DitheredScalarQuantizer(GridQuantizer):
 
     Args:
         levels: Levels of each dimension, at least 2.
-        noise: Share of training samples that get noise, in [0, 1].
-        bypass: Share of training samples that pass unquantized, in [0, 1].
+        noise: Fraction of training samples that get noise, in [0, 1].
+        bypass: Fraction of training samples that pass unquantized, in [0, 1].
 
     Raises:
         UserError: A level is below 2.

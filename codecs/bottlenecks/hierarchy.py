@@ -51,7 +51,7 @@ class _FrozenHierarchy(FrozenCodebooks):
             groups = self.groups[index]
             found = level.encode(_means(remaining, groups))  # type: ignore[operator]
             remaining = remaining - _spread(level.decode(found), groups, count)  # type: ignore[operator]
-            codes.append(found.reshape(-1, groups, found.shape[2]))
+            codes.append(found.reshape(-1, groups, found.shape[2]))  # (b * groups, 1, n) -> (b, groups, n)
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class _FrozenHierarchy(FrozenCodebooks):
             groups = self.groups[index]
             part = level.decode(codes[:, begin : begin + groups].reshape(-1, 1, steps))  # type: ignore[operator]
             there = part.reshape(-1, groups, steps, part.shape[2]) * kept[begin : begin + groups, None, None]
-            total = total + _spread(there.reshape(-1, steps, part.shape[2]), groups, count)
+            total = total + _spread(there.reshape(-1, steps, part.shape[2]), groups, count)  # (b * groups, n, d)
             begin += groups
         return _tokens(total)
 
@@ -111,14 +111,14 @@ class Hierarchy(Bottleneck):
             kept = torch.split(numbers < n_codebooks[:, None], list(self.groups), 1)
             for level, groups, there in zip(self.levels, self.groups, kept, strict=True):
                 # A group whose code is dropped enters neither penalties nor metrics.
-                valid = torch.where(there, lengths[:, None], 0).flatten()
+                valid = torch.where(there, lengths[:, None], 0).flatten()  # (b, groups) -> (b * groups)
                 means = _means(remaining, groups)
                 part: Quantized = level(means, valid, torch.ones_like(valid))
                 found = part.latents.detach()
                 total = total + _spread(torch.where(there.reshape(-1, 1, 1), found, 0.0), groups, count)
                 # Dropped codebooks are quantized too; see `Residual.forward`.
                 remaining = remaining - _spread(found, groups, count)
-                codes.append(part.codes.reshape(b, groups, steps))
+                codes.append(part.codes.reshape(b, groups, steps))  # (b * groups, 1, n) -> (b, groups, n)
                 measured.add(part)
             quantized = straight_through(latents.float(), _tokens(total))
         return Quantized(quantized, torch.cat(codes, 1), measured.penalties, measured.means())
@@ -131,7 +131,7 @@ class Hierarchy(Bottleneck):
             for level, groups in zip(self.levels, self.groups, strict=True):
                 found = level.encode(_means(remaining, groups))  # type: ignore[operator]
                 remaining = remaining - _spread(level.decode(found), groups, count)  # type: ignore[operator]
-                codes.append(found.reshape(-1, groups, latents.shape[1]))
+                codes.append(found.reshape(-1, groups, latents.shape[1]))  # (b * groups, 1, n) -> (b, groups, n)
             return torch.cat(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Hierarchy(Bottleneck):
             if here > 0:
                 part = level.decode(codes[:, begin : begin + here].reshape(-1, 1, steps))  # type: ignore[operator]
                 there = nn.functional.pad(part.reshape(b, here, steps, width), [0, 0, 0, 0, 0, groups - here])
-                total = total + _spread(there.flatten(0, 1), groups, count)
+                total = total + _spread(there.flatten(0, 1), groups, count)  # (b * groups, n, d)
             begin += groups
         return _tokens(total)
 

@@ -125,7 +125,7 @@ KINDS = {
 
 
 class _Codebook(MovingCodebook):
-    """Updates the buffers of the package's EMA codebook as `MovingCodebook` does."""
+    """`MovingCodebook` on the buffers of the package's EMA codebook."""
 
     def __init__(self, codebook: Any, index: int, kmeans_init: bool) -> None:
         Gathering.__init__(self)  # MovingCodebook's would register buffers of its own
@@ -178,7 +178,7 @@ class _Affine(nn.Module):
 
 def _random_projections(group: Any) -> tuple[nn.Module, nn.Module]:
     """Return the projections of a `RandomProjectionQuantizer`, and their least-squares inverse."""
-    weight, quantizer = group.rand_projs.transpose(0, 1).flatten(1), group.vq
+    weight, quantizer = group.rand_projs.transpose(0, 1).flatten(1), group.vq  # (q, d, width) -> (d, q * width)
     bias = weight.new_zeros(weight.shape[1])
     if quantizer.has_projections:  # if there are several codebooks; not trained either
         weight, bias = weight @ quantizer.project_in.weight.detach().T, quantizer.project_in.bias.detach()
@@ -330,7 +330,7 @@ class LibraryStack(Bottleneck):
         tokens = given[mask]
         count = len(tokens)
         if not count:  # a token of zeros, so that all ranks run the same collectives
-            tokens = torch.where(mask[..., None], given, 0.0).flatten(0, 1)[:1]
+            tokens = torch.where(mask[..., None], given, 0.0).flatten(0, 1)[:1]  # (b, n, d) -> (1, d)
         out, indices, *loss = layer(tokens[None])
         latents = torch.zeros_like(given).index_put((mask,), out[0, :count])
         codes = torch.zeros(*mask.shape, self.heads, dtype=torch.int64, device=mask.device)

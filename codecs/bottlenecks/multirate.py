@@ -27,8 +27,8 @@ def _average_groups(latents: Tensor, stride: int, valid: Tensor | None) -> Tenso
         valid = torch.ones_like(latents[:, :, 0], dtype=torch.bool)
     latents = torch.where(valid.unsqueeze(2), latents, torch.zeros_like(latents))
     missing = -n % stride
-    groups = nn.functional.pad(latents, [0, 0, 0, missing]).reshape(b, -1, stride, d)
-    counts = nn.functional.pad(valid.to(torch.float32), [0, missing]).reshape(b, -1, stride).sum(2)
+    groups = nn.functional.pad(latents, [0, 0, 0, missing]).reshape(b, -1, stride, d)  # (b, groups, stride, d)
+    counts = nn.functional.pad(valid.to(torch.float32), [0, missing]).reshape(b, -1, stride).sum(2)  # (b, groups)
     return groups.sum(2) / counts.clamp(min=1.0).unsqueeze(2)
 
 

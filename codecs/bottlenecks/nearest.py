@@ -31,7 +31,7 @@ def nearest(latents: Tensor, codebook: Tensor, inner: bool = False) -> Tensor:
         center = codebook.mean(0)
         entries = codebook - center
         offset = entries.new_zeros(len(entries)) if inner else entries.square().sum(1) / -2
-        flat = (latents if inner else latents - center).reshape(-1, latents.shape[-1])
+        flat = (latents if inner else latents - center).reshape(-1, latents.shape[-1])  # (..., d) -> (rows, d)
         codes, best = _search(flat, entries[:COLUMNS], offset[:COLUMNS])
         for start in range(COLUMNS, len(entries), COLUMNS):
             part = slice(start, start + COLUMNS)

@@ -50,7 +50,7 @@ def neighbors(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tenso
     near = min(delta, len(table) - 1)
     if not near:
         return codes
-    flat = codes.flatten()
+    flat = codes.flatten()  # (b, 1, n) -> (b * n)
     centered = table - table.mean(0)  # without it, the expansion of the squared distance loses precision
     squares = centered.square().sum(1)
     found = []
@@ -61,7 +61,7 @@ def neighbors(codes: Tensor, table: Tensor, delta: int, chance: Tensor) -> Tenso
         candidates = distances.topk(near, 1, largest=False).indices
         # The float32 product can round up to `near`.
         found.append(candidates.gather(1, (ranks * near).long().clamp(max=near - 1)[:, None])[:, 0])
-    return torch.cat(found).view(codes.shape)
+    return torch.cat(found).view(codes.shape)  # (b * n) -> (b, 1, n)
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigma: float, lengths: Tensor | None = None) -> Tensor:
@@ -173,7 +173,7 @@ class Perturbation(nn.Module, ABC):
 
 
 class Nearest(Perturbation):
-    """Replaces a token's entry by one of the nearest entries of a single codebook (RobustTok, arXiv 2503.08354).
+    """Perturbation by one of the nearest entries in a single codebook (RobustTok, arXiv 2503.08354).
 
     The defaults are the paper's: 10 % of samples, alpha from 1 to 0.5 between epochs 40 and 120 of 200, 100 entries.
 
@@ -218,10 +218,10 @@ class Nearest(Perturbation):
 
 
 class Noise(Perturbation):
-    """Adds Gaussian noise to latents and quantizes them again, for any bottleneck (ours; see the module docstring).
+    """Perturbation of any bottleneck by Gaussian noise on the latents (ours; see the module docstring).
 
-    The bottleneck's forward quantizes them without gradient: it keeps each sample's codebooks, and gathers no EMA
-    statistics.
+    The bottleneck's forward quantizes the noisy latents without gradient: it keeps each sample's codebooks, and gathers
+    no EMA statistics.
 
     Args:
         sigma: Standard deviation of the noise relative to each sample's root mean square, above 0.

@@ -34,7 +34,7 @@ class _FrozenProduct(FrozenComposite):
 
 
 class Product(Composite):
-    """Splits channels among parts that are quantized independently (product quantization, Jegou et al., TPAMI 2011).
+    """Product quantization: independent quantizers of disjoint channels (Jegou et al., TPAMI 2011).
 
     With residual parts it is group-residual quantization (HiFi-Codec, arXiv 2305.02765, section 3.2). Codebooks are
     ordered level by level, so that a prefix of them is a coarser code of all channels. A part whose codebooks are all

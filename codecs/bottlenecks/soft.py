@@ -56,7 +56,7 @@ def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
         return (scores(rows, codebook, 1.0, inner=True).softmax(1) @ codebook.detach(),)
 
     parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
-    return torch.cat([part for (part,) in parts]).view(latents.shape)
+    return torch.cat([part for (part,) in parts]).view(latents.shape)  # (b * n, d) -> (b, n, d)
 
 
 def mixture_likelihood(latents: Tensor, codebook: Tensor, deviation: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class _Weights(NamedTuple):
 
 
 class _Codebook(Bottleneck):
-    """Base of quantizers to the nearest of `table()`, which subclasses define."""
+    """Base of quantizers to the nearest entry of `table()`, which subclasses define."""
 
     exact = True
 

@@ -70,7 +70,7 @@ class Mechanism(nn.Module, ABC):
 
 
 class Truncate(Mechanism):
-    """Masks dropped tokens in the decoder's attention, which equals removing them."""
+    """Attention mask over dropped tokens, equivalent to removing them from the decoder's input."""
 
     name = "truncate"
 
@@ -79,7 +79,7 @@ class Truncate(Mechanism):
 
 
 class MaskToken(Mechanism):
-    """Replaces each dropped token by one learned vector (FlexTok, arXiv 2502.13967, section 3.1).
+    """One learned vector in place of each dropped token (FlexTok, arXiv 2502.13967, section 3.1).
 
     Args:
         dim: Width of the latents.
@@ -97,7 +97,7 @@ class MaskToken(Mechanism):
 
 
 class Zeros(Mechanism):
-    """Replaces each dropped token by zeros, to which the decoder attends (ElasticTok, arXiv 2410.08368)."""
+    """Zeros in place of each dropped token, to which the decoder attends (ElasticTok, arXiv 2410.08368)."""
 
     name = "zeros"
     zero: Tensor
@@ -174,7 +174,7 @@ class SampledLengths(NamedTuple):
 
 
 class LengthPolicy(nn.Module):
-    """Samples how many tokens and codebooks a training sample keeps, and hides the rest from the decoder.
+    """Sampler of the tokens and codebooks that a training sample keeps, with the mechanism that hides the rest.
 
     Args:
         distribution: Distribution of the number of tokens.

@@ -24,7 +24,7 @@ class _FrozenBins(FrozenCodebooks):
     scale: Tensor
 
     def __init__(self, bins: "_Bins") -> None:
-        super().__init__(bins.dim)
+        super().__init__(bins.dim, bins.edges.device)
         self.continuous = copy.deepcopy(bins.continuous).frozen()
         for name in ("edges", "centers", "shift", "scale"):
             self.register_buffer(name, getattr(bins, name).clone())

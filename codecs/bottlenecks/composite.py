@@ -132,7 +132,7 @@ class FrozenComposite(FrozenCodebooks):
     order: Tensor
 
     def __init__(self, composite: Composite) -> None:
-        super().__init__(len(composite.codebook_sizes))
+        super().__init__(len(composite.codebook_sizes), composite.counts.device)
         pairs = zip(composite.parts, composite.positions, strict=True)
         self.parts = nn.ModuleList(
             (_FrozenLeaf if len(positions) == 1 else _FrozenBranch)(part.frozen(), positions)  # type: ignore[operator]

@@ -32,7 +32,7 @@ class _FrozenFactorized(FrozenCodebooks):
     correction_bias: Tensor
 
     def __init__(self, quantizer: "FactorizedResidualQuantizer") -> None:
-        super().__init__(quantizer.num_codebooks)
+        super().__init__(quantizer.num_codebooks, quantizer.codebooks.device)
         unit = functional.normalize(quantizer.codebooks.detach().float(), dim=-1)
         center = unit.mean(1, keepdim=True)
         entries = unit - center

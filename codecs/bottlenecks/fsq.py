@@ -150,7 +150,7 @@ class _FrozenLevels(FrozenCodebooks):
     reach: Tensor
 
     def __init__(self, grid: EvenGrid, scales: Tensor, reach: Tensor) -> None:
-        super().__init__(len(scales))
+        super().__init__(len(scales), scales.device)
         self.grid = grid
         self.num_codebooks = len(scales)
         self.register_buffer("scales", scales.clone())

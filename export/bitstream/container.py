@@ -1,7 +1,4 @@
-"""Codes as a file, `.vtk`: a signal's codes and what it takes to decode them; CONTAINER.md is its specification.
-
-Numpy alone reads and writes it.
-"""
+"""Read and write containers (`.vtk`), files of a signal's codes, with NumPy only; CONTAINER.md is the specification."""
 
 import hashlib
 import math
@@ -33,22 +30,22 @@ MOST_CODEBOOKS = 256
 MOST_ENTRIES = 1 << 62
 MOST_STRIDE = 64
 MOST_AXES = 4
-MOST_CODES = 1 << 24  # of a chunk: 128 MiB as they are read
-MOST_ALL = 1 << 27  # of a signal
+MOST_CODES = 1 << 24  # codes of a chunk: 128 MiB as int64
+MOST_ALL = 1 << 27  # codes of a signal
 SUFFIX = ".vtk"
-CHUNK = 1 << 16  # codes of a chunk that is written, about
+CHUNK = 1 << 16  # approximate number of codes per written chunk
 
 
 class Header(NamedTuple):
-    """What holds for all of a signal's codes.
+    """The header of a container; it applies to all of a signal's codes.
 
     Attributes:
         modality: One of `MODALITIES`.
         bundle: The bundle's `identity`.
-        coding: How codes are written, one of `CODINGS`.
-        prior: Identity of the prior that its codes are coded by, if any.
+        coding: Name of the entropy coding, one of `CODINGS`.
+        prior: Identity of the prior of the entropy coding; empty if it needs none.
         codebooks: The kept codebooks.
-        inner: Sizes of the codes' axes after that of steps: rows and columns of a clip's grid, tokens of its blocks.
+        inner: Sizes of the codes' axes after that of steps: height and width of a clip's grid, or tokens of a block.
         signal: Audio: the sample rate in Hz. Video: height, width and frames in 1,000 s (0: unknown).
     """
 
@@ -61,7 +58,7 @@ class Header(NamedTuple):
     signal: tuple[int, ...]
 
     def pack(self) -> bytes:
-        """Write it; see CONTAINER.md."""
+        """Serialize the header to bytes, as CONTAINER.md specifies."""
         runs = [(len(list(run)), *codebook) for codebook, run in groupby(self.codebooks)]
         numbers = [len(runs), *(number for run in runs for number in run)]
         for axes in (self.inner, self.signal):
@@ -73,18 +70,18 @@ class Header(NamedTuple):
 
     @property
     def per_step(self) -> int:
-        """Codes of a step."""
+        """Number of codes per step."""
         return len(self.codebooks) * math.prod(self.inner)
 
 
 class Chunk(NamedTuple):
-    """Some of a signal's steps.
+    """A chunk of consecutive code steps.
 
     Attributes:
-        steps: How many.
-        units: How much of the signal they stand for: samples, or frames; of an image 1.
-        payload: Their codes, as far as they arrived.
-        whole: Whether they did, and their checksum holds.
+        steps: Number of steps.
+        units: Their length in the signal, in samples or frames; 1 for an image.
+        payload: Their coded bytes, truncated if the file is.
+        whole: Whether the payload is complete and its checksum is right.
     """
 
     steps: int
@@ -94,13 +91,13 @@ class Chunk(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A signal's codes as they are written.
+    """A signal's container as read, with its payloads still coded.
 
     Attributes:
         path: Path of the file.
         header: The header, common to all chunks.
-        chunks: In their order; all but the last are whole.
-        complete: Whether the file ends where it should.
+        chunks: All chunks in order; only the last one may be truncated.
+        complete: Whether the end marker was read.
         sizes: Bytes of the header, of the payload, and of the framing around the payload.
     """
 
@@ -112,27 +109,31 @@ class Container(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps whose checksum holds: all, but for those of a chunk that was cut."""
+        """Number of steps with a verified checksum: all except those of a truncated chunk."""
         return sum(chunk.steps for chunk in self.chunks if chunk.whole)
 
     @property
     def units(self) -> int:
-        """How much of the signal these stand for."""
+        """Length of these steps in the signal, in samples or frames."""
         return sum(chunk.units for chunk in self.chunks if chunk.whole)
 
     def codes(self, bundle: Bundle | None = None, begin: int = 0, end: int | None = None) -> Codes:
-        """Read codes, of the steps from `begin` to before `end`; other chunks than those that have them stay unread.
+        """Decode the codes of the steps [begin, end); only the chunks of these steps are decoded.
 
         Args:
-            bundle: Has the prior, where the codes need one; `check` should have held it against the header.
-            begin: The first step.
-            end: Behind the last; None: to the end, of a file that was cut with what arrived of the cut chunk.
+            bundle: The bundle whose prior the coding needs; verify it with `check` first.
+            begin: First step.
+            end: End of the steps, exclusive; None: all, including the readable steps of a truncated chunk.
 
         Returns:
             int64 `(1, codebooks, steps, *inner)`.
 
         Raises:
-            UserError: The codes are damaged, none of them arrived, or these steps are not there.
+            UserError: The codes are damaged, the file is truncated before the first code, or it lacks these steps.
+
+        Example:
+            >>> read(path).codes(begin=2, end=6).shape
+            (1, 2, 4)
         """
         header, parts, first = self.header, list[Codes](), 0
         coding = coding_of(header.coding, header.codebooks, bundle)
@@ -143,7 +144,7 @@ class Container(NamedTuple):
                     found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
                     parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
                 except (_Damage, Damage) as error:
-                    raise UserError(f"{self.path}: {error or f'damaged: chunk {number} has no such codes'}") from None
+                    raise UserError(f"{self.path}: {str(error) or f'damaged: chunk {number} is no output of the encoder'}") from None
             first += chunk.steps
         codes = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
         if not codes.shape[1] or (end is not None and codes.shape[1] < end - begin):
@@ -153,15 +154,25 @@ class Container(NamedTuple):
 
 
 class Writer:
-    """Writes a signal's codes as they come.
+    """Writes a signal's codes incrementally, chunk by chunk.
 
     Args:
-        file: Open for writing bytes.
-        header: What holds for all of them.
-        coding: How they are written.
+        file: Binary file, opened for writing.
+        header: Header of the container.
+        coding: Entropy coding of the codes.
 
     Attributes:
-        payload: Bytes that codes took so far.
+        payload: Bytes of all payloads so far.
+
+    Example:
+        >>> encode = bundle.encoding(8000)
+        >>> codes = encode(np.zeros(400))
+        >>> with open(path, "wb") as file:
+        ...     writer = Writer(file, header_of(bundle, codes, [8000], coding), coding)
+        ...     writer.write(codes[0], units=400)  # (codebooks, steps)
+        ...     writer.close()
+        >>> read(path).steps
+        10
     """
 
     def __init__(self, file: BinaryIO, header: Header, coding: Coding) -> None:
@@ -174,14 +185,14 @@ class Writer:
         file.write(header.pack())
 
     def write(self, codes: npt.ArrayLike, units: int) -> None:
-        """Write some steps' codes, `(codebooks, steps, *inner)`, as one chunk.
+        """Write codes `(codebooks, steps, *inner)` as one chunk.
 
         Args:
-            codes: As many steps as codebooks' strides divide, but in the last chunk.
-            units: How much of the signal they stand for.
+            codes: The codes; except in the last chunk, all codebooks' strides divide the number of steps.
+            units: Their length in the signal, in samples or frames.
 
         Raises:
-            ValueError: Shape or codes aren't the header's, or a chunk of other steps was the last one.
+            ValueError: The shape or a code doesn't match the header, or the previous chunk had to be the last.
         """
         codes = np.asarray(codes, np.int64)
         codebooks, inner, steps = self.header.codebooks, self.header.inner, codes.shape[1]
@@ -197,15 +208,19 @@ class Writer:
         self.file.write(body + _checksum(body))
 
     def close(self) -> None:
-        """Write the end; the file stays open."""
+        """Write the end marker; the file stays open."""
         self.file.write(_varint(0))
 
 
 def identity(folder: Path) -> bytes:
-    """Return 8 bytes that identify a bundle: of the SHA-256 of its config's and exact graphs' checksums.
+    """Return 8 bytes that identify a bundle: a hash of the SHA-256 checksums of its config and graphs, except int8.
 
     Raises:
-        UserError: The bundle has none.
+        UserError: export.json lacks the checksums.
+
+    Example:
+        >>> len(identity(bundle.folder))
+        8
     """
     files = read_json(folder / "export.json").get("files") or {}
     names = sorted(
@@ -218,7 +233,7 @@ def identity(folder: Path) -> bytes:
 
 
 def header_of(bundle: Bundle, codes: npt.NDArray[np.integer], signal: Sequence[int], coding: Coding) -> Header:
-    """Make the header of a bundle's codes `(1, codebooks, steps, *inner)`, all codebooks or the first of them."""
+    """Build the header of a bundle's codes `(1, codebooks, steps, *inner)`, of all or the first codebooks."""
     known = identity(bundle.folder)
     inner, facts = tuple(codes.shape[3:]), tuple(signal)
     return Header(bundle.config["modality"], known, coding.name, coding.prior, coding.codebooks, inner, facts)
@@ -231,37 +246,49 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
         header: The container's header.
         bundle: The bundle to decode with.
         path: The container's path, for messages.
-        force: Accept a container of another bundle that has the same kind of codes.
+        force: Accept another bundle's container, if its codes have the same form.
 
     Raises:
-        UserError: It is another bundle's, or of codes that this bundle doesn't have.
+        UserError: The container was written with another bundle, or its codes don't have this bundle's form.
+
+    Example:
+        >>> found = read(path)
+        >>> check(found.header, bundle, path)
     """
     if header.modality != bundle.config["modality"]:
-        raise UserError(f"{path}: codes of {header.modality}, and {bundle.folder} is of {bundle.config['modality']}")
+        raise UserError(f"{path}: holds codes of {header.modality}, but {bundle.folder} is of {bundle.config['modality']}")
     if list(header.codebooks) != codebooks_of(bundle)[: len(header.codebooks)] or len(header.inner) != bundle.axes - 1:
-        raise UserError(f"{path}: codes of other codebooks than those of {bundle.folder}; decode it by its own bundle")
+        raise UserError(f"{path}: its codebooks are not those of {bundle.folder}; decode it with its own bundle")
     if header.bundle != identity(bundle.folder) and not force:
         raise UserError(
-            f"{path}: was written by another bundle than {bundle.folder}, whose codes mean something else; decode by"
-            " its own, or give --force if this is the same codec, exported anew"
+            f"{path}: was written with another bundle than {bundle.folder}; decode it with its own, or give --force if"
+            " both are exports of the same codec"
         )
-    if header.prior and header.prior != prior_identity(bundle.folder):  # no force helps: other chances, other codes
+    if header.prior and header.prior != prior_identity(bundle.folder):  # not even with force: other probabilities decode to other codes
         raise UserError(
-            f"{path}: its codes need a prior that {bundle.folder} doesn't have; decode it by its own bundle"
+            f"{path}: its codes need a prior that {bundle.folder} doesn't have; decode it with its own bundle"
         )
 
 
 def write(
     file: BinaryIO, header: Header, codes: npt.NDArray[np.integer], units: npt.NDArray[np.integer], coding: Coding
 ) -> int:
-    """Write all of a signal's codes, in chunks; give the bytes of their payloads.
+    """Write all of a signal's codes in chunks; return the bytes of their payloads.
 
     Args:
-        file: Open for writing bytes.
-        header: What holds for all of them.
+        file: Binary file, opened for writing.
+        header: Header of the container.
         codes: int64 `(1, codebooks, steps, *inner)`.
-        units: How far into the signal each step reaches, `(steps,)`: of an image all 1.
-        coding: How they are written.
+        units: Where each step ends in the signal, in samples or frames, `(steps,)`; all 1 for an image.
+        coding: Entropy coding of the codes.
+
+    Example:
+        >>> codes = bundle.encode(np.zeros(400), 8000)
+        >>> units = bundle.units_of(codes.shape[2], 400)  # 40, 80, ..., 400 samples
+        >>> with open(path, "wb") as file:
+        ...     payload = write(file, header_of(bundle, codes, [8000], coding), codes, units, coding)
+        >>> payload  # 10 tokens of 2 codes of 4 bits
+        10
     """
     writer = Writer(file, header, coding)
     each = max(1, CHUNK // max(1, header.per_step) // writer.whole) * writer.whole
@@ -276,10 +303,15 @@ def write(
 
 
 def read(path: Path) -> Container:
-    """Read a file with one signal; see `read_all`.
+    """Read a file of one signal; see `read_all`.
 
     Raises:
-        UserError: It holds none or several, or is damaged.
+        UserError: The file is empty or damaged, or holds several signals.
+
+    Example:
+        >>> found = read(path)
+        >>> found.codes().shape, found.units, found.header.signal  # (1, codebooks, steps), samples, Hz
+        ((1, 2, 10), 400, (8000,))
     """
     found = list(read_all(path))
     if len(found) > 1:
@@ -288,13 +320,20 @@ def read(path: Path) -> Container:
 
 
 def read_all(path: Path) -> Iterator[Container]:
-    """Read each signal of a file: concatenated files are one file of several signals.
+    """Read each signal of a file; concatenated containers are one file of several signals.
 
     Args:
         path: The file; `STREAM` for standard input.
 
     Raises:
-        UserError: It can't be read, is none of varitok's, or is damaged.
+        UserError: The file can't be read, is not a container, or is damaged.
+
+    Example:
+        >>> with open(path, "rb") as file:
+        ...     data = file.read()
+        >>> size = path.write_bytes(data + data)
+        >>> [found.steps for found in read_all(path)]
+        [10, 10]
     """
     try:
         data = sys.stdin.buffer.read() if path == STREAM else path.read_bytes()
@@ -310,15 +349,15 @@ def read_all(path: Path) -> Iterator[Container]:
 
 
 class _Damage(Exception):
-    """What is wrong with a file, in a few words."""
+    """A damaged file; the message gives the reason."""
 
 
 class _Cut(Exception):
-    """The file ends before its end."""
+    """The file is truncated."""
 
 
 class _Reader:
-    """Reads numbers and bytes, and never beyond the end."""
+    """Reads varints and bytes of `data` from the position `at`; raises `_Cut` at the end of the data."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data = data
@@ -348,7 +387,7 @@ class _Reader:
 
 
 def _signal(reader: _Reader, path: Path) -> tuple[Container, int]:
-    """Read a signal; give where it ends."""
+    """Read one signal; return it and the position of its end."""
     begin = reader.at
     try:
         header = _header(reader)
@@ -370,7 +409,7 @@ def _signal(reader: _Reader, path: Path) -> tuple[Container, int]:
             sizes["payload"] += len(chunk.payload)
             left -= chunk.steps * header.per_step
             if left < 0:
-                raise _Damage(f"more than {MOST_ALL} codes are refused")
+                raise _Damage(f"has more than {MOST_ALL} codes, the maximum")
         sizes["framing"] += reader.at - start - (len(chunk.payload) if chunk else 0)
     if not chunks:
         raise _Damage("holds no codes" if complete else "cut before the first code arrived")
@@ -378,7 +417,7 @@ def _signal(reader: _Reader, path: Path) -> tuple[Container, int]:
 
 
 def _chunk(reader: _Reader, header: Header, number: int) -> Chunk | None:
-    """Read a chunk; None at the end of the signal."""
+    """Read a chunk; return None at the end marker."""
     start = reader.at
     steps = reader.number(MOST_CODES // max(1, header.per_step))
     if not steps:
@@ -405,22 +444,22 @@ def _header(reader: _Reader) -> Header:
         raise _Damage(f"version {version} of the format, this varitok reads {VERSION}; update varitok")
     bundle, (coding,), codebooks = reader.take(8), reader.take(1), list[Codebook]()
     if coding >= len(CODINGS):
-        raise _Damage(f"codes of kind {coding} are not known; update varitok")
+        raise _Damage(f"coding {coding} is not known; update varitok")
     prior = reader.take(8) if CODINGS[coding] in WITH_PRIOR else b""
     for _ in range(reader.number(MOST_CODEBOOKS)):
         count, size, stride = reader.number(MOST_CODEBOOKS), reader.number(MOST_ENTRIES), reader.number(MOST_STRIDE)
         codebooks += [Codebook(size, stride)] * count
         if not count or size < 2 or not stride or len(codebooks) > MOST_CODEBOOKS:
-            raise _Damage("damaged: its codebooks can't be")
+            raise _Damage("damaged: its codebooks are invalid")
     inner, signal = ([reader.number(1 << 24) for _ in range(reader.number(MOST_AXES))] for _ in range(2))
     reader.check(begin, "the header")
     if modality >= len(MODALITIES) or not codebooks or math.prod(inner) * len(codebooks) > MOST_CODES or 0 in inner:
-        raise _Damage("damaged: its codes' shape can't be")
+        raise _Damage("damaged: the shape of its codes is invalid")
     return Header(MODALITIES[modality], bundle, CODINGS[coding], prior, tuple(codebooks), tuple(inner), tuple(signal))
 
 
 def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
-    """Refuse codes that are no entries: widths are whole bits."""
+    """Check that codes index entries of their codebooks: packed codes have whole bits, and could exceed the size."""
     for number, codebook in enumerate(header.codebooks):
         if (found := codes[number].max(initial=0)) >= codebook.size:
             raise _Damage(
@@ -430,7 +469,7 @@ def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
 
 
 def _varint(number: int) -> bytes:
-    """Write a number in groups of 7 bits, the lowest first; the highest bit of a byte is set if another follows."""
+    """Encode an unsigned integer in LEB128: 7 bits per byte, the lowest first; the highest bit marks continuation."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

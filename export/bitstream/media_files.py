@@ -1,4 +1,4 @@
-"""Media files to containers and back."""
+"""Encode media files into containers, and decode containers into media files."""
 
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,27 @@ def encode_file(
     *,
     tokens: int | None = None,
     num_codebooks: int | None = None,
-    target: Target = Target(),  # noqa: B008 (it can't be changed)
+    target: Target = Target(),  # noqa: B008 (immutable)
     coding: str | None = None,
 ) -> dict[str, Any]:
-    """Encode a file into a container; give how large it became.
+    """Encode a media file into a container; return its size and the kept tokens or codebooks.
 
     Args:
         bundle: The bundle to encode with.
-        path: An image, sound or clip, as the bundle takes them; `STREAM` for standard input.
+        path: An image, audio or video file that the bundle supports; `STREAM` for standard input.
         out: The container; `STREAM` for standard output.
         tokens: Number of ordered tokens to keep; all if None.
         num_codebooks: Number of codebooks to keep; all if None.
-        target: Keep as much of these as a size or quality requires.
-        coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
-            can do without.
+        target: Size or quality that limits the kept tokens or codebooks further.
+        coding: Entropy coding, one of `CODINGS`; None: learned if the bundle has a prior, else the smaller of packed
+            and adaptive.
 
     Raises:
-        UserError: The file can't be read, or isn't the bundle's; a number is out of range, a target can't be met.
+        UserError: The file can't be read or is not supported, a number is out of range, or the target can't be met.
+
+    Example:
+        >>> encode_file(bundle, Path("photo.png"), Path("photo.vtk"), tokens=4, coding="packed")
+        {'tokens': 4, 'bytes': 42, 'payload bytes': 3, 'coding': 'packed'}
     """
     signal, rate = bundle.read_file(path)
     whole = encode_signal(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(
@@ -62,17 +66,21 @@ def encode_file(
 
 
 def decode_file(bundle: Bundle, path: Path, out: Path, *, to: str | None = None, force: bool = False) -> dict[str, Any]:
-    """Decode a container's signals, one after the other, into a picture, a sound or a clip; give what arrived.
+    """Decode a container's signals, concatenated, into a media file; return a summary.
 
     Args:
-        bundle: That which encoded them.
+        bundle: The bundle that encoded them.
         path: The container; `STREAM` for standard input.
-        out: The file; `STREAM` for standard output.
-        to: One of `Bundle.written`; None for the suffix of `out`, or for the first if that is none of them.
-        force: Decode what another bundle wrote too: noise, unless it is a copy that was exported anew.
+        out: The media file; `STREAM` for standard output.
+        to: File format, one of `Bundle.written`; None: the suffix of `out` if that is one, else the first.
+        force: Decode another bundle's container too; the result is noise unless both bundles export the same codec.
 
     Raises:
         UserError: The container is damaged or another bundle's, or the file can't be written.
+
+    Example:
+        >>> decode_file(bundle, Path("photo.vtk"), Path("decoded.png"))
+        {'tokens': 4, 'whole': True}
     """
     suffix = out.suffix[1:].lower()
     to = to or (suffix if suffix in bundle.written else bundle.written[0])

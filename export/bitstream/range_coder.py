@@ -1,31 +1,41 @@
-"""A range coder: symbols as a number in an interval that each of them narrows, in exact integers.
+"""A range coder in exact integers, so that its bytes are the same on every machine.
 
-G. N. N. Martin, "Range encoding" (1979), with carries; CONTAINER.md has every step of it. The bytes are the same on
-every machine. Whoever knows the chances says them as a symbol's start and frequency out of a total.
+G. N. N. Martin, "Range encoding" (1979), with carry propagation; CONTAINER.md specifies each step. The caller's model
+passes each symbol's cumulative frequency (`start`), its frequency, and the total.
 
-A library (`constriction`) would write other bytes, and be one more compiled package for a bundle to load. Bit planes
-have a coder of their own (`codecs/implicit/bitplane_coder.py`).
+The library `constriction` would write other bytes, and loading a bundle would need one more compiled package. Bit
+planes have their own coder (`codecs/implicit/bitplane_coder.py`).
 """
 
 from collections.abc import Callable
 
 __all__ = ["Cut", "Damage", "RangeDecoder", "RangeEncoder"]
 
-WINDOW = 7  # bytes that the decoder holds
-WHOLE = 1 << 8 * WINDOW  # the range at the start
-LEAST = WHOLE >> 8  # below it a byte goes out
+WINDOW = 7  # bytes of the decoder's state
+WHOLE = 1 << 8 * WINDOW  # initial range
+LEAST = WHOLE >> 8  # a smaller range is renormalized: one byte is written or read
 
 
 class Cut(Exception):
-    """The bytes that arrived leave open what the next symbol is."""
+    """The data is truncated: the next symbol is ambiguous."""
 
 
 class Damage(Exception):
-    """No encoder has written this."""
+    """The data is no output of the encoder."""
 
 
 class RangeEncoder:
-    """Writes symbols."""
+    """Range encoder of a symbol sequence.
+
+    Example:
+        >>> encoder = RangeEncoder()
+        >>> for symbol in (0, 2, 1):  # uniform over 4 symbols: 2 bits each
+        ...     encoder.encode(start=symbol, frequency=1, total=4)
+        >>> data = encoder.finish()
+        >>> decoder = RangeDecoder(data)
+        >>> len(data), [decoder.decode(4, lambda slot: (slot, slot, 1)) for _ in range(3)]
+        (1, [0, 2, 1])
+    """
 
     def __init__(self) -> None:
         self._out = bytearray()
@@ -33,7 +43,7 @@ class RangeEncoder:
         self._range = WHOLE
 
     def encode(self, start: int, frequency: int, total: int) -> None:
-        """Write a symbol that has `frequency` of `total` chances, after a total of `start` before it."""
+        """Encode a symbol of probability `frequency / total`; `start` is the sum of the frequencies before it."""
         share = self._range // total
         self._low += share * start
         self._range = share * frequency
@@ -45,7 +55,7 @@ class RangeEncoder:
             self._range <<= 8
 
     def finish(self) -> bytes:
-        """Return the bytes, as few as identify the last symbol, without trailing zeros."""
+        """Return the shortest bytes that identify all symbols, without trailing zeros."""
         for count in range(WINDOW + 1):
             unit = WHOLE >> 8 * count
             number = -(-self._low // unit) * unit
@@ -66,12 +76,12 @@ class RangeEncoder:
 
 
 class RangeDecoder:
-    """Reads symbols.
+    """Range decoder of a symbol sequence.
 
     Args:
-        data: The output of `RangeEncoder.finish`, or its beginning.
-        whole: Whether it is complete: zeros follow then. Otherwise symbols are returned as long
-            as they don't depend on the bytes that follow.
+        data: The output of `RangeEncoder.finish`, or a prefix of it.
+        whole: Whether `data` is complete; zeros follow it then. Of a prefix, symbols are decoded as long as they don't
+            depend on the missing bytes.
     """
 
     def __init__(self, data: bytes, whole: bool = True) -> None:
@@ -79,21 +89,21 @@ class RangeDecoder:
         self._at = 0
         self._range = WHOLE
         self._code = 0
-        self._open = 0  # how much larger the code could be, by bytes that did not arrive
+        self._open = 0  # maximum by which the missing bytes could raise the code
         self._whole = whole
         for _ in range(WINDOW):
             self._take()
 
     def decode(self, total: int, symbol: Callable[[int], tuple[int, int, int]]) -> int:
-        """Read a symbol.
+        """Decode a symbol.
 
         Args:
-            total: Sum of the frequencies.
-            symbol: Gives the symbol on which one of the chances, 0 to total - 1, falls, its start and its frequency.
+            total: Sum of all frequencies.
+            symbol: Maps a value in [0, total) to the symbol whose interval contains it, its start and its frequency.
 
         Raises:
-            Cut: It isn't known.
-            Damage: No symbol is there.
+            Cut: The symbol depends on missing bytes.
+            Damage: The value exceeds the total.
         """
         share = self._range // total
         slot, last = self._code // share, (self._code + self._open) // share

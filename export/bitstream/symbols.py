@@ -14,14 +14,14 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Structure(NamedTuple):
-    """What is known of m symbols before any of them is.
+    """Positions and causal contexts of m symbols, which don't depend on the symbols' values.
 
     Attributes:
         steps: `(m,)`, step of each symbol.
-        kinds: `(m,)`, kind of each symbol: a digit of a codebook.
-        tokens: `(m,)`, number of its ordered token; 0 for placed tokens.
-        sources: `(m, 2 + axes after that of steps)`, indices of the symbol before it and of those of its own kind
-            one step back along each axis of the grid; -1 if there is none.
+        kinds: `(m,)`, kind of each symbol: the index of its codebook's digit.
+        tokens: `(m,)`, index of its ordered token; 0 for placed tokens.
+        sources: `(m, 2 + len(inner))`, indices of the previous symbol, and of the symbols of the same kind one position
+            back along each axis of the grid, steps first; -1 if there is none.
     """
 
     steps: Numbers
@@ -31,16 +31,22 @@ class Structure(NamedTuple):
 
 
 class Symbols:
-    """Codes `(codebooks, steps, *inner)` as a row of symbols, in the order in which they are packed.
+    """Conversion of codes `(codebooks, steps, *inner)` to a symbol sequence, in the order of `Packing`, and back.
 
-    A code of a codebook of many entries is written as several digits, the highest first: an alphabet of at most `limit`
-    symbols each. All digits of all codebooks together, the *kinds*, have one vocabulary, each a stretch of its own.
+    A code of a large codebook becomes several digits, the highest first, each of an alphabet of at most `limit`
+    symbols. The *kinds* are all digits of all codebooks; the vocabulary concatenates their alphabets.
 
     Args:
-        codebooks: In their order.
-        ordered: The axis after that of codebooks that numbers tokens: 0 for images, 1 for clips of blocks, None for
-            placed tokens.
-        limit: The most symbols of an alphabet.
+        codebooks: The codebooks, in order.
+        ordered: Axis of the ordered tokens, not counting that of codebooks: 0 for images, 1 for blocks of a clip; None
+            for placed tokens.
+        limit: Maximum size of an alphabet.
+
+    Example:
+        >>> symbols = Symbols([Codebook(4), Codebook(64)], ordered=None, limit=8)  # 64 entries are 2 digits of base 8
+        >>> row = symbols.row(np.array([[3, 0], [63, 8]]))  # (codebooks, steps)
+        >>> row.tolist(), symbols.codes(row, 2, 2, ()).tolist()
+        ([3, 11, 19, 0, 5, 12], [[3, 0], [63, 8]])
     """
 
     def __init__(self, codebooks: Sequence[Codebook], ordered: int | None, limit: int) -> None:
@@ -53,10 +59,10 @@ class Symbols:
         self._strides = np.repeat([codebook.stride for codebook in codebooks], [len(digits) for digits in self.radices])
 
     def structure(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> Structure:
-        """Compute the structure of codes `(num_codebooks, steps, *inner)`, which doesn't depend on their values."""
+        """Compute the structure of codes of shape `(num_codebooks, steps, *inner)`."""
         written = self._mark_written(num_codebooks, steps, inner)
-        at = np.argwhere(written)  # (m, axes + 1), in their order
-        index = np.cumsum(written).reshape(written.shape) - 1  # of each in the row
+        at = np.argwhere(written)  # (m, 2 + len(inner)), in order
+        index = np.cumsum(written).reshape(written.shape) - 1  # position of each digit in the sequence
         sources = [np.arange(len(at)) - 1]
         for axis in range(written.ndim - 1):
             back = at.copy()
@@ -66,20 +72,20 @@ class Symbols:
         return Structure(at[:, 0], at[:, -1], tokens, np.stack(sources, axis=1))
 
     def contexts(self, structure: Structure, row: Numbers) -> Numbers:
-        """Return the prior's input for each symbol: kind, number of the token, sources; `(m, 2 + sources)`.
+        """Return the prior's input for each symbol: kind, token index, sources; `(m, 2 + sources)`.
 
-        Sources are symbols of the vocabulary, 1 added; 0 stands for none.
+        A source is the vocabulary's symbol plus 1; 0 stands for none.
 
         Args:
             structure: Structure of the sequence.
-            row: Symbols `(m,)`, or the first of them; unknown sources are 0.
+            row: Symbols `(m,)`, or a prefix of them; sources beyond it are 0.
         """
-        known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
+        known = np.zeros(len(structure.kinds) + 1, np.int64)  # index -1: no source
         known[: len(row)] = row + 1
         return np.concatenate([structure.kinds[:, None], structure.tokens[:, None], known[structure.sources]], axis=1)
 
     def row(self, codes: Codes) -> Numbers:
-        """Write codes `(codebooks, steps, *inner)` as symbols of the vocabulary, `(m,)`."""
+        """Convert codes `(codebooks, steps, *inner)` to symbols of the vocabulary, `(m,)`."""
         digits: list[Numbers] = []
         for rest, radices in zip(codes, self.radices, strict=False):
             found = []
@@ -92,10 +98,7 @@ class Symbols:
         return np.asarray(flat[self._mark_written(num_codebooks, steps, inner)])
 
     def codes(self, row: Numbers, num_codebooks: int, steps: int, inner: Sequence[int]) -> Codes:
-        """Undo `row`: int64 `(num_codebooks, steps, *inner)`.
-
-        Codes are what the digits say, perhaps no entry of their codebook.
-        """
+        """Undo `row`: int64 `(num_codebooks, steps, *inner)`. Codes may exceed their codebook's size: check them."""
         written = self._mark_written(num_codebooks, steps, inner)
         flat = np.zeros(written.shape, np.int64)
         flat[written] = row
@@ -108,14 +111,14 @@ class Symbols:
         return found
 
     def _mark_written(self, num_codebooks: int, steps: int, inner: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Return which digits are in the row, `(steps, *inner, kinds)`: those of codebooks with an own code."""
+        """Return the mask of written digits `(steps, *inner, kinds)`: those at multiples of their codebook's stride."""
         kinds = sum(map(len, self.radices[:num_codebooks]))
         begins = np.arange(steps)[:, None] % self._strides[:kinds] == 0
         return np.broadcast_to(begins.reshape(steps, *(1 for _ in inner), kinds), (steps, *inner, kinds))
 
 
 def _radices(size: int, limit: int) -> list[int]:
-    """Divide a codebook into digits, all but the highest of as many symbols; by powers of two where its size is one."""
+    """Return the digits' bases for a codebook, equal except for the first; powers of two if the size is one."""
     count = 1
     while limit**count < size:
         count += 1

@@ -1,4 +1,4 @@
-"""Run an exported audio codec; numpy and ONNX Runtime alone."""
+"""Run an exported audio codec, with NumPy and ONNX Runtime."""
 
 import io
 import math
@@ -19,11 +19,18 @@ __all__ = ["AudioBundle"]
 
 
 class AudioBundle(Bundle):
-    """A codec of sounds.
+    """An exported audio codec.
 
     Attributes:
-        sample_rate: Sample rate of its signals, in Hz.
-        downsample: Samples per token.
+        sample_rate: Sample rate of the audio, in Hz.
+        downsample: Hop length: samples per token.
+
+    Example:
+        >>> bundle = varitok.load("audio_tokenizer")
+        >>> wave = np.zeros(8000, np.float32)  # one second
+        >>> codes = bundle.encode(wave, sample_rate=8000)
+        >>> codes.shape, bundle.decode(codes).shape  # (b, codebooks, n), (b, c, t)
+        ((1, 2, 200), (1, 1, 8000))
     """
 
     modality = "audio"
@@ -44,19 +51,22 @@ class AudioBundle(Bundle):
 
     @tensors
     def encode(self, wave: Any, sample_rate: int, *, num_codebooks: int | None = None) -> Array:
-        """Turn sounds into codes; the last token's sound is filled up with zeros.
+        """Encode waveforms; zeros pad the last token's samples.
 
         Args:
             wave: float values in [-1, 1] or int16, `(t,)`, `(c, t)` or `(b, c, t)`.
-            sample_rate: Sample rate of the wave, in Hz. It must be the codec's; resample before.
+            sample_rate: Sample rate of the waveform in Hz; resample it to the codec's rate first.
             num_codebooks: Number of codebooks to keep; all if None.
 
         Returns:
-            int64 `(b, num_codebooks, n)`, a token for every `downsample` samples begun; float32 where codes are
-            continuous.
+            int64 `(b, num_codebooks, n)`, n = ceil(t / downsample); float32 if codes are continuous.
 
         Raises:
-            UserError: A shape, type, value or rate that the codec doesn't take.
+            UserError: The shape, type, a value or the sample rate is not supported.
+
+        Example:
+            >>> bundle.encode(np.zeros((2, 1, 8000)), 8000, num_codebooks=1).shape
+            (2, 1, 200)
         """
         self._check_rate(sample_rate)
         kept = self.count_kept(num_codebooks)
@@ -70,12 +80,12 @@ class AudioBundle(Bundle):
         return (self.sample_rate,)
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a sound of the codec's sample rate; channels are averaged, or repeated."""
+        """Read an audio file; if its number of channels isn't the codec's, average them and repeat the mean."""
         import soundfile  # noqa: PLC0415 (arrays don't need it)
 
         wave, rate = read_file(path, lambda: soundfile.read(open_input(path), dtype="float32", always_2d=True))
         if rate != self.sample_rate:
-            raise UserError(f"{path}: {rate} Hz, this codec takes {self.sample_rate}; resample it before")
+            raise UserError(f"{path}: {rate} Hz, this codec takes {self.sample_rate} Hz; resample it first")
         if not len(wave):
             raise UserError(f"{path}: holds no samples")
         given = wave.T
@@ -84,21 +94,21 @@ class AudioBundle(Bundle):
         return self.values(given.clip(-1, 1)), None
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode sounds into a file of 16 bits."""
+        """Decode and concatenate the parts into a 16-bit audio file."""
         import soundfile  # noqa: PLC0415 (arrays don't need it)
 
         wave = np.concatenate([self.decode(part.codes)[0, :, : part.units] for part in parts], axis=1)
-        # libsndfile rounds floats in another way for each format.
+        # libsndfile rounds floats differently in each format.
         samples, file = np.clip(np.rint(wave.T * 32768), -32768, 32767).astype(np.int16), io.BytesIO()
         soundfile.write(file, samples, self.sample_rate, subtype="PCM_16", format=to)
         return file.getvalue(), {"seconds": round(wave.shape[1] / self.sample_rate, 3)}
 
     def describe_signals(self) -> str:
         """Return the sample rate and channels."""
-        return f"sounds at {self.sample_rate} Hz, {self.channels} channels"
+        return f"audio at {self.sample_rate} Hz, {self.channels} channels"
 
     def describe_rates(self) -> dict[str, Any]:
-        """Return the rates in time."""
+        """Return tokens per second, and kbit/s for each number of codebooks."""
         rate, whole = self.sample_rate / self.downsample, math.lcm(*self.codebook_strides)
         kept = range(1, len(self.codebook_sizes) + 1) or [None]
         bits = {f"{count or 'all'} codebooks": rate * self.bits(whole, count) / whole for count in kept}
@@ -106,17 +116,22 @@ class AudioBundle(Bundle):
         return {"tokens": f"{rate:g} a second", "rates": kilobits}
 
     def encoding(self, sample_rate: int, *, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
-        """Start a stream of sound into codes: it takes chunks of any number of samples.
+        """Return a streaming encoder that accepts chunks of any number of samples.
 
-        All its codes together are those that `encode` gives for the whole sound.
+        Its concatenated codes equal `encode` of the whole waveform.
 
         Args:
-            sample_rate: Sample rate of the signals, in Hz. It must be the codec's.
+            sample_rate: Sample rate of the audio in Hz; it must be the codec's.
             num_codebooks: Number of codebooks to keep; all if None.
-            batch: Number of parallel signals.
+            batch: Number of waveforms encoded in parallel.
 
         Raises:
-            UserError: The codec can't stream, or a rate or number of codebooks that it doesn't have.
+            UserError: The codec can't stream, or doesn't have this sample rate or number of codebooks.
+
+        Example:
+            >>> encode = bundle.encoding(8000)
+            >>> [encode(chunk).shape[2] for chunk in np.zeros((3, 50))], encode.flush().shape[2]
+            ([1, 1, 1], 1)
         """
         self._check_rate(sample_rate)
         kept = self.count_kept(num_codebooks)
@@ -124,13 +139,18 @@ class AudioBundle(Bundle):
         return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
-        """Start a stream of codes into sound: all its sound together is what `decode` gives for all codes.
+        """Return a streaming decoder; its concatenated output equals `decode` of all codes.
 
         Args:
-            batch: Sounds that go side by side.
+            batch: Number of waveforms decoded in parallel.
 
         Raises:
             UserError: The codec can't stream.
+
+        Example:
+            >>> decode = bundle.decoding()
+            >>> decode(np.zeros((1, 2, 3), np.int64)).shape, decode.flush().shape
+            ((1, 1, 120), (1, 1, 0))
         """
         graph = self.streaming_graphs[1]
         return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
@@ -138,11 +158,11 @@ class AudioBundle(Bundle):
     def _check_rate(self, sample_rate: int) -> None:
         if sample_rate != self.sample_rate:
             raise UserError(
-                f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the sound before"
+                f"sample_rate={sample_rate}: this codec takes {self.sample_rate} Hz; resample the audio first"
             )
 
     def values(self, wave: Any) -> npt.NDArray[np.float32]:
-        """Bring whatever a sound is given as, perhaps of no samples, to float32 `(b, c, t)` in [-1, 1]."""
+        """Convert waveforms, perhaps of zero samples, to float32 `(b, c, t)` in [-1, 1]."""
         values = np.asarray(wave)
         if values.dtype == np.int16:
             values = values.astype(np.float32) / np.float32(32768)
@@ -151,6 +171,6 @@ class AudioBundle(Bundle):
         values = values.reshape((1,) * (3 - values.ndim) + values.shape) if values.ndim < 3 else values
         if values.ndim != 3 or values.shape[1] != self.channels or not values.shape[0]:
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
-        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
+        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # also False for NaN
             raise UserError("wave: values must be numbers in [-1, 1]; some aren't")
         return values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""A bundle's graphs, whatever its signals are; numpy and ONNX Runtime alone, as all of this folder."""
+"""Base classes of exported bundles of any modality; this folder needs only NumPy and ONNX Runtime."""
 
 import hashlib
 import json
@@ -47,16 +47,16 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def tensors(method: Method) -> Method:
-    """Let a method of a bundle also take a torch tensor as what it codes, and give one on its device then.
+    """Let a bundle's method accept a torch tensor as its first argument, and then return one on the same device.
 
-    Graphs run where the bundle's providers are; torch itself is not needed, and is not loaded for anything else.
+    The graphs run on the bundle's execution providers. torch is imported only if a tensor is passed.
     """
 
     @wraps(method)
     def call(self: Any, signal: Any, *args: Any, **options: Any) -> Any:
         if not hasattr(signal, "detach"):
             return method(self, signal, *args, **options)
-        import torch  # noqa: PLC0415 (there is a tensor)
+        import torch  # noqa: PLC0415 (only for tensors)
 
         values = signal.detach().cpu()
         found = method(self, (values.float() if values.is_floating_point() else values).numpy(), *args, **options)
@@ -66,20 +66,20 @@ def tensors(method: Method) -> Method:
 
 
 class Opened:
-    """A bundle's folder, opened by `load`; each graph is read when it is first used.
+    """An opened bundle, as `load` returns it; each graph is loaded on first use.
 
     Args:
-        folder: Its path.
-        config: Its config.json.
+        folder: Path of the bundle.
+        config: Parsed config.json.
         providers: ONNX Runtime's execution providers.
-        int8: Decode by the graph of whole numbers.
+        int8: Decode with the decoder graph of 8-bit weights.
 
     Attributes:
-        modality: Its name in config.json and in containers.
-        graphs: The files that it can't work without.
-        suffixes: Suffixes of the files that `read_file` takes.
-        written: Suffixes of the files that `write_file` makes, without the dot; the first is the default.
-        config: Its config.json.
+        modality: Name of the modality in config.json and in containers.
+        graphs: Required graph files.
+        suffixes: Suffixes of the files that `read_file` accepts.
+        written: Suffixes of the files that `write_file` writes, without the dot; the first is the default.
+        config: Parsed config.json.
     """
 
     modality: ClassVar[str]
@@ -98,10 +98,10 @@ class Opened:
             raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {REEXPORT_HINT}") from error
 
     def _read(self) -> None:
-        """Read attributes from the config."""
+        """Set the attributes that the config defines."""
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
-        """Return what a user should know, as plain values; `files` are the bundle's, with their bytes."""
+        """Return a summary as JSON-serializable values; `files` maps the bundle's files to their sizes in bytes."""
         return {}
 
     @cached_property
@@ -115,28 +115,28 @@ class Opened:
     def _session(self, name: str) -> Any:
         try:
             return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
-        except Exception as error:  # ONNX Runtime's own classes, made in C++
+        except Exception as error:  # ONNX Runtime's exception classes, defined in C++
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {REEXPORT_HINT}") from error
 
 
 class Bundle(Opened):
-    """An exported codec; each modality has a class of its own, which says how its signals and files are handled.
+    """An exported codec; the subclass of each modality defines its input types and files.
 
     Attributes:
-        counted: What a container counts of its signals: "samples", say.
-        sample_rate: Hz; None without one.
-        frame_rate: Frames a second; None if unknown.
-        hops: Samples of each axis per step of the codes' grid.
-        causal_pad: Copies of the first frame that go before a signal.
-        tokens: The most tokens of a signal, N; 0 if their number follows from its length.
-        channels: Channels of a signal.
-        codebook_sizes: Entries of each codebook; none if codes are continuous.
-        codebook_strides: Tokens per code of each codebook, which is repeated for them.
-        rows: Rows of a code: codebooks, or channels of continuous codes.
-        axes: Axes of the codes' grid: 1 for tokens in a row, 2 for tokens of blocks.
-        latency_ms: Milliseconds of a signal that a stream waits for before it can give a code; None: it can't stream,
-            or no rate is known.
+        counted: Unit of a signal's length in containers, such as "samples".
+        sample_rate: Sample rate in Hz; None except for audio.
+        frame_rate: Frames per second; None if unknown.
+        hops: Downsampling factor of each axis of the signal.
+        causal_pad: Copies of the first frame that the codec puts before a signal.
+        tokens: Maximum number of ordered tokens of a signal or block, N; 0 if it follows from the signal's length.
+        channels: Number of the signal's channels.
+        codebook_sizes: Entries of each codebook; empty if codes are continuous.
+        codebook_strides: Tokens that share one code of each codebook; the code is repeated for them.
+        rows: Size of the codes' axis 1: number of codebooks, or of channels of continuous codes.
+        axes: Number of axes of the code grid: 1 for a sequence of tokens, 2 for blocks of tokens, 3 for a video grid.
+        latency_ms: Signal, in ms, that a stream buffers before its first code; None if the codec can't stream or no
+            rate is known.
     """
 
     counted: ClassVar[str]
@@ -158,61 +158,64 @@ class Bundle(Opened):
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
 
     def values(self, signal: Any) -> npt.NDArray[np.float32]:
-        """Return whatever a signal is given as in the form of the graphs, float32 `(b, c, *grid)`.
+        """Convert any accepted input to the input of the graphs, float32 `(b, c, *grid)`.
 
         Raises:
-            UserError: A shape, type or value that the codec doesn't take.
+            UserError: The shape, type or a value is not supported.
         """
         raise NotImplementedError
 
     def encode_values(
         self, values: npt.NDArray[np.float32], *, tokens: int | None = None, num_codebooks: int | None = None
     ) -> Array:
-        """Turn signals, as `values` returns them, into codes: all, or the first tokens or codebooks.
+        """Encode the output of `values`; return all tokens and codebooks, or the first of them.
 
         Raises:
-            UserError: A number is out of range, or tokens are not ordered.
+            UserError: A number is out of range, or `tokens` is given for a codec without ordered tokens.
         """
         codes = self.run_encoder(values)[:, : self.count_kept(num_codebooks)]
         if tokens is None:
             return codes
         if not self.tokens:
             raise UserError(
-                f"--tokens {tokens}: this codec's follow from a signal's size; keep fewer codebooks instead"
+                f"--tokens {tokens}: the number of tokens follows from the signal's size; keep fewer codebooks instead"
             )
         self._check_tokens(tokens)
         return codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
-        """Count the steps of codes that signals of these lengths have, in a batch of codes of `steps` steps."""
+        """Return each signal's number of code steps, ceil((length + causal_pad) / hop); the padded batch has `steps`."""
         return -(-(lengths + self.causal_pad) // self.hops[0])
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
-        """Return how far each of the steps reaches into a signal of a length."""
+        """Return where each code step ends in a signal of this length: int64 `(steps,)`, in samples or frames."""
         return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.causal_pad, length)
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
-        """Return what decoding a signal `(1, c, *grid)` of a frame rate takes, for the container's header."""
+        """Return the facts about a signal `(1, c, *grid)` that the container's header records for decoding."""
         return ()
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Return a file's signal, as `values` does, and its frame rate.
+        """Read a file; return its signal in the form of `values`, and its frame rate if it has one.
 
         Raises:
-            UserError: It can't be read, or isn't the codec's.
+            UserError: The file can't be read, or the codec doesn't support its content.
         """
         raise NotImplementedError
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode codes that follow each other, read at `path`, into one file of kind `to`; say how much is in it.
+        """Decode consecutive parts of the container `path` into one file of format `to`.
+
+        Returns:
+            The file's bytes, and a summary of its content.
 
         Raises:
-            UserError: These codes can't be in one file.
+            UserError: The parts don't fit in one file.
         """
         raise NotImplementedError
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
-        """Return what a user should know, as plain values."""
+        """Return a summary as JSON-serializable values."""
         about = {
             "signals": self.describe_signals(),
             "bottleneck": self.config["quantizer"],
@@ -224,20 +227,23 @@ class Bundle(Opened):
         return about | ({} if self.latency_ms is None else {"latency_ms": self.latency_ms})
 
     def describe_signals(self) -> str:
-        """Return what it takes, in a line."""
+        """Return one line about the signals that the codec accepts."""
         raise NotImplementedError
 
     def describe_rates(self) -> dict[str, Any]:
-        """Return the number of `tokens`, and the `rates` of what may be kept of them."""
+        """Return the number of `tokens`, and the `rates` of the codes that can be kept."""
         raise NotImplementedError
 
     def _describe_lengths(self, noun: str) -> dict[str, Any]:
-        """Return the rates of ordered tokens."""
+        """Return the payload in bytes of 1, 2, 4, ... and all N ordered tokens."""
         kept = [1 << power for power in range(self.tokens.bit_length()) if 1 << power < self.tokens]
         return {"rates": {f"{k} tokens": f"{self.bits(k) / 8:g} bytes for {noun}" for k in [*kept, self.tokens]}}
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
+        """Return the exact payload in bits of `tokens` tokens in the first `num_codebooks` codebooks, all if None.
+
+        bits = sum_q ceil(tokens / stride_q) log2(size_q); continuous codes take 32 bits per channel.
+        """
         if not self.codebook_sizes:
             return tokens * 32.0 * self.rows
         each = list(zip(self.codebook_sizes, self.codebook_strides, strict=True))[:num_codebooks]
@@ -245,37 +251,37 @@ class Bundle(Opened):
 
     @tensors
     def decode(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Turn codes `(b, q, k)`, of clips `(b, q, *grid)`, into signals, float32 `(b, c, ...)` in [-1, 1].
+        """Decode codes `(b, q, k)` into signals, float32 `(b, c, ...)` in [-1, 1].
 
-        Codes may be of any integer type, and a prefix of the codebooks; continuous ones are floats, all channels. k is
-        from 1 to N, or any where the number of tokens follows from the signal's length.
+        q may be less than the number of codebooks: the first q. k is at most N; any k if the codec has no ordered
+        tokens. Codes have any integer type; continuous codes are floats and need all channels.
 
         Raises:
-            UserError: A shape, type or code that the codec doesn't have.
+            UserError: The shape, type or a code is not the codec's.
         """
         codes = self._codes(codes)
         self._check_tokens(codes.shape[2])
         return self.run_decoder(codes)
 
     def run_decoder(self, codes: Array) -> npt.NDArray[np.float32]:
-        """Turn codes of the graph's own type into signals; nothing is checked."""
+        """Decode codes of the graph's dtype into signals, without checks."""
         return self._run(DECODER, self._decoder, codes)
 
     def run_encoder(self, signal: npt.NDArray[np.float32]) -> Array:
-        """Turn signals, float32 `(b, c, *grid)` in [-1, 1], into codes; nothing is checked."""
+        """Encode signals, float32 `(b, c, *grid)` in [-1, 1], without checks."""
         return self._run(ENCODER, self._encoder, signal)
 
     def _run(self, name: str, graph: Any, given: Array) -> Array:
-        """Run a graph of one input and one output."""
+        """Run a graph that has one input and one output."""
         try:
             found: Array = graph.run(None, {graph.get_inputs()[0].name: given})[0]
-        except Exception as error:  # ONNX Runtime's own classes, made in C++
+        except Exception as error:  # ONNX Runtime's exception classes, defined in C++
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"{self.folder / name}: ONNX Runtime can't run it ({first}); {REEXPORT_HINT}") from error
         return found
 
     def _codes(self, codes: Any) -> Array:
-        """Check codes, possibly none yet; return them in the graph's type."""
+        """Check codes, perhaps of zero steps, and cast them to the graph's dtype."""
         codes = np.asarray(codes)
         kind, least, what = ("iu", 1, "whole numbers") if self.codebook_sizes else ("f", self.rows, "floats")
         if codes.dtype.kind not in kind:
@@ -285,7 +291,7 @@ class Bundle(Opened):
             most = ["tokens", f"blocks, 1 to {self.tokens}", "frames, rows, columns"][self.axes - 1]
             most = f"1 to {self.tokens}" if self.tokens and self.axes == 1 else most
             raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
-        # ONNX Runtime would take -1 for the last entry.
+        # ONNX Runtime would read -1 as the last entry.
         for codebook, size in zip(range(codes.shape[1]), self.codebook_sizes, strict=False):
             low, high = codes[:, codebook].min(initial=0), codes[:, codebook].max(initial=0)
             if low < 0 or high >= size:
@@ -295,21 +301,21 @@ class Bundle(Opened):
 
     @cached_property
     def streaming_graphs(self) -> tuple[Any, Any]:
-        """The encoder's and the decoder's graphs that go chunk by chunk, as ONNX Runtime's sessions.
+        """The streaming graphs of encoder and decoder, as ONNX Runtime sessions.
 
         Raises:
             UserError: The codec can't stream.
         """
         if not self.config.get("streaming"):
-            reason = "it looks ahead, or was exported without; encode and decode whole signals"
+            reason = "it looks ahead, or was exported with --no-streaming; encode and decode whole signals"
             raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 
     def count_kept(self, num_codebooks: int | None) -> int:
-        """Check the number of codebooks that is asked for; give it, all if None.
+        """Check the requested number of codebooks and return it; all if None.
 
         Raises:
-            UserError: The codec has fewer, or continuous codes, which can't be cut.
+            UserError: The codec has fewer codebooks, or continuous codes, which need all channels.
         """
         kept = self.rows if num_codebooks is None else num_codebooks
         if not 1 <= kept <= self.rows or (not self.codebook_sizes and kept != self.rows):
@@ -325,9 +331,14 @@ class Bundle(Opened):
 
 
 def to_pixels(signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Turn signals `(b, c, ...)` in [-1, 1] into uint8 `(b, ..., c)`, rounded to the nearest."""
+    """Convert signals `(b, c, ...)` in [-1, 1] to uint8 `(b, ..., c)`: round(127.5 (x + 1)).
+
+    Example:
+        >>> to_pixels(np.zeros((1, 3, 16, 16))).shape
+        (1, 16, 16, 3)
+    """
     values = (np.asarray(signal, dtype=np.float32) + 1) * np.float32(127.5)
-    return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)
+    return np.moveaxis(np.clip(np.round(values), 0, 255), 1, -1).astype(np.uint8)  # (b, c, ...) -> (b, ..., c)
 
 
 def onnx_runtime() -> Any:
@@ -337,17 +348,17 @@ def onnx_runtime() -> Any:
         UserError: It isn't installed.
     """
     try:
-        import onnxruntime  # noqa: PLC0415 (looking at a bundle's folder should not need it)
+        import onnxruntime  # noqa: PLC0415 (inspecting a bundle's folder should not need it)
     except ImportError as error:
         raise UserError("ONNX Runtime is not installed; pip install onnxruntime") from error
     return onnxruntime
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Load a bundle's config.json, with the keys of today.
+    """Load a bundle's config.json, and rename the keys of older formats.
 
     Raises:
-        UserError: It can't be read, or is of a format that this varitok doesn't know.
+        UserError: The file can't be read, or this version of varitok doesn't know its format.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -359,10 +370,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of a bundle.
+    """Load a JSON object from a bundle.
 
     Raises:
-        UserError: It isn't there, or is damaged.
+        UserError: The file is missing or damaged.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -371,12 +382,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: damaged; {REEXPORT_HINT}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path}: not a bundle's; {REEXPORT_HINT}")
+        raise UserError(f"{path}: not a JSON object; {REEXPORT_HINT}")
     return found
 
 
 def sha256(path: Path) -> str:
-    """Digest a file."""
+    """Return a file's SHA-256 digest in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -385,7 +396,7 @@ def sha256(path: Path) -> str:
 
 
 def verify_files(folder: Path, graphs: Sequence[str]) -> None:
-    """Compare the files that the runtime reads, these graphs among them, with export.json."""
+    """Compare the files that the runtime reads, `graphs` included, with their checksums in export.json."""
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or not {"config.json", *graphs} <= files.keys():
         raise UserError(f"{folder / 'export.json'}: lacks the checksums of the graphs; {REEXPORT_HINT}")

@@ -1,4 +1,4 @@
-"""Ordinary files that signals come from and go to; the libraries that open them are loaded when they are needed."""
+"""Read and write media files; their libraries are imported on first use."""
 
 import io
 import sys
@@ -12,17 +12,17 @@ from varitok import UserError
 
 __all__ = ["PICTURES", "STREAM", "Part", "open_input", "read_file", "read_picture", "write_output"]
 
-STREAM = Path("-")  # standard input or output, in the place of a file
+STREAM = Path("-")  # stands for standard input or output
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Part(NamedTuple):
-    """A signal's codes as they arrived; a file may hold several, one after the other.
+    """The received codes of one signal; a container file may hold several signals.
 
     Attributes:
         codes: `(1, codebooks, steps, *inner)`.
-        units: How much of the signal they stand for, samples or frames; None if their end is missing.
-        facts: The container's about the signal, as `Bundle.facts` gave them.
+        units: Length of the signal in samples or frames; None if the file is truncated.
+        facts: Facts about the signal from the container's header, as `Bundle.facts` returns them.
     """
 
     codes: npt.NDArray[Any]
@@ -31,37 +31,37 @@ class Part(NamedTuple):
 
 
 def read_file(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what a library reads of a file.
+    """Return `read()`, a library call that reads a file.
 
     Raises:
-        UserError: It can't; every library's errors become one line.
+        UserError: The call failed; the library's error becomes one line.
     """
     try:
         return read()
     except UserError:
         raise
-    except Exception as error:  # of several libraries, each with classes of its own
+    except Exception as error:  # each library has exception classes of its own
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: can't be read ({reason})") from error
 
 
 def open_input(path: Path) -> str | BinaryIO:
-    """Return what libraries open: a file's name, or what standard input has, as a file."""
+    """Return a file's name, or the content of standard input as a file object."""
     return io.BytesIO(sys.stdin.buffer.read()) if path == STREAM else str(path)
 
 
 def read_picture(path: Path) -> Any:
-    """Read a picture as it is to be seen: a Pillow image in color."""
-    from PIL import Image, ImageOps  # noqa: PLC0415 (other modalities don't need it)
+    """Read an image file as a Pillow RGB image, and apply its EXIF orientation."""
+    from PIL import Image, ImageOps  # noqa: PLC0415 (only images need it)
 
     return read_file(path, lambda: ImageOps.exif_transpose(Image.open(open_input(path))).convert("RGB"))
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file, which appears whole or not at all; or to standard output.
+    """Write a file atomically, or write to standard output.
 
     Raises:
-        UserError: It can't be written.
+        UserError: The file can't be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:

@@ -1,7 +1,7 @@
-"""Bundles on the Hugging Face hub; the subcommands `push` and `pull`.
+"""Upload and download bundles on the Hugging Face hub; the subcommands `push` and `pull`.
 
-Of a repository only the names are fetched that a bundle has, and of these not its TorchScript, which is code; what came
-is held against the checksums in export.json.
+A download fetches only the files of a bundle, and skips TorchScript, which is code, unless trusted. The files are then
+compared with the checksums in export.json.
 """
 
 import argparse
@@ -34,17 +34,17 @@ def push(words: Sequence[str]) -> None:
     """Run `varitok push`.
 
     Raises:
-        UserError: The folder is no bundle, or the hub refuses.
+        UserError: The folder is not a bundle, or the hub rejects the upload.
     """
     parser = argparse.ArgumentParser(
         "varitok push",
-        description="Put a bundle on the Hugging Face hub, where you are logged in (hf auth login, or HF_TOKEN).",
+        description="Upload a bundle to the Hugging Face hub; log in first (hf auth login, or set HF_TOKEN).",
         epilog="for example: varitok push tokenizer OWNER/NAME --private",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("name", metavar="OWNER/NAME", help="the repository; created if missing")
-    parser.add_argument("--private", action="store_true", help="for those alone whom you let in")
-    parser.add_argument("--message", default="Add a tokenizer of varitok", help="of the commit; default: %(default)s")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--message", default="Add a tokenizer of varitok", help="commit message; default: %(default)s")
     options = parser.parse_args(words)
     _verify(options.bundle)
     api = _hub().HfApi()
@@ -58,44 +58,44 @@ def push(words: Sequence[str]) -> None:
             commit_message=options.message,
         )
 
-    print(f"{options.bundle}: is now at {_ask(options.name, send)}")
+    print(f"{options.bundle}: uploaded to {_ask(options.name, send)}")
 
 
 def pull(words: Sequence[str]) -> None:
     """Run `varitok pull`.
 
     Raises:
-        UserError: There is no such repository, it has no bundle, or a checksum is wrong.
+        UserError: The repository doesn't exist or has no bundle, or a checksum differs.
     """
     parser = argparse.ArgumentParser(
         "varitok pull",
-        description="Get a bundle from the Hugging Face hub, and hold it against its checksums.",
+        description="Download a bundle from the Hugging Face hub and verify its checksums.",
         epilog="for example: varitok pull OWNER/NAME --out tokenizer",
     )
-    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; OWNER/NAME@REVISION for an older state")
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository; OWNER/NAME@REVISION for another revision")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; NAME by default")
-    parser.add_argument("--trust", action="store_true", help="also its TorchScript, which is code")
+    parser.add_argument("--trust", action="store_true", help="also download TorchScript, which is code")
     options = parser.parse_args(words)
     folder = options.out or Path(options.name.partition("@")[0].rpartition("/")[2])
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError(f"{folder}: is there already; give another --out")
+        raise UserError(f"{folder}: already exists; give another --out")
     download(options.name, folder, options.trust)
     print(f"{folder}: every file matches its checksum; load it by varitok.load")
 
 
 def download(name: str, folder: Path | None = None, trust: bool = False) -> Path:
-    """Fetch a repository's bundle, and verify it.
+    """Download a repository's bundle and verify its checksums.
 
     Args:
         name: `OWNER/NAME` or `OWNER/NAME@REVISION`.
-        folder: Where to; None: the hub's own cache.
-        trust: Fetch its TorchScript too.
+        folder: Destination; None: the hub's cache.
+        trust: Download TorchScript too.
 
     Returns:
-        The folder.
+        The bundle's folder.
 
     Raises:
-        UserError: There is no such repository, it has no bundle, or a checksum is wrong.
+        UserError: The repository doesn't exist or has no bundle, or a checksum differs.
     """
     repository, _, revision = name.partition("@")
     hub = _hub()
@@ -117,31 +117,31 @@ def _hub() -> Any:
 
 
 def _ask(name: str, call: Callable[[], Any]) -> Any:
-    """Call the hub; report its errors in one line."""
+    """Return `call()`, a request to the hub; raise its errors as one line."""
     try:
         return call()
     except UserError:
         raise
-    except Exception as error:  # of the hub, of HTTP, of the disk
+    except Exception as error:  # from the hub, HTTP or the disk
         kind = type(error).__name__
         hints = {
-            "RepositoryNotFoundError": "there is no such repository, or you may not see it; log in by hf auth login",
+            "RepositoryNotFoundError": "there is no such repository, or it is private; log in with hf auth login",
             "RevisionNotFoundError": "there is no such revision",
             "LocalTokenNotFoundError": "you are not logged in; run hf auth login, or set HF_TOKEN",
-            "HFValidationError": "not the name of a repository, which is OWNER/NAME",
-            "LocalEntryNotFoundError": "the hub can't be reached, and nothing of it is kept here",
-            "OfflineModeIsEnabled": "HF_HUB_OFFLINE forbids asking the hub",
+            "HFValidationError": "not a repository's name; it has the form OWNER/NAME",
+            "LocalEntryNotFoundError": "the hub can't be reached, and its cache here lacks the files",
+            "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; unset it to use the hub",
         }
         lines = str(error).strip().splitlines()
-        raise UserError(f"{name}: {hints.get(kind, f'the hub refuses ({lines[0] if lines else kind})')}") from error
+        raise UserError(f"{name}: {hints.get(kind, f'the hub reports an error ({lines[0] if lines else kind})')}") from error
 
 
 def _verify(folder: Path) -> None:
-    """Compare the files with their checksums."""
+    """Compare the files with the checksums in export.json."""
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or "config.json" not in files:
         raise UserError(f"{folder}: not a bundle of varitok")
     for name, told in files.items():
         path, known = folder / name, told.get("sha256") if isinstance(told, dict) else None
         if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != known:
-            raise UserError(f"{path}: differs from its checksum; get the bundle anew")
+            raise UserError(f"{path}: differs from its checksum; download the bundle again")

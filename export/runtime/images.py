@@ -1,4 +1,4 @@
-"""Run an exported image codec; numpy and ONNX Runtime alone."""
+"""Run an exported image codec, with NumPy and ONNX Runtime."""
 
 import io
 from collections.abc import Sequence
@@ -17,10 +17,17 @@ __all__ = ["ImageBundle"]
 
 
 class ImageBundle(Bundle):
-    """A tokenizer of images.
+    """An exported image tokenizer.
 
     Attributes:
-        image_size: Side of its images in pixels, S.
+        image_size: Height and width of the images in pixels, S.
+
+    Example:
+        >>> bundle = varitok.load("image_tokenizer")
+        >>> image = np.zeros((16, 16, 3), np.uint8)  # or a Pillow image
+        >>> codes = bundle.encode(image, tokens=4)
+        >>> codes.shape, bundle.pixels(bundle.decode(codes)).shape  # (b, codebooks, tokens), (b, h, w, c)
+        ((1, 1, 4), (1, 16, 16, 3))
     """
 
     modality = "image"
@@ -40,41 +47,45 @@ class ImageBundle(Bundle):
 
     @tensors
     def encode(self, image: Any, *, tokens: int | None = None) -> Array:
-        """Turn images into codes.
+        """Encode images.
 
         Args:
             image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
-                [-1, 1]. Pillow images and pixels of another size are cropped to their centered square and resized.
+                [-1, 1]. Pillow images and uint8 pixels of another size are center-cropped to a square and resized.
             tokens: Number of tokens to keep, 1 to N; all if None.
 
         Returns:
-            int64 `(b, codebooks, tokens)`; float32 `(b, channels, tokens)` where codes are continuous.
+            int64 `(b, codebooks, tokens)`; float32 `(b, channels, tokens)` if codes are continuous.
 
         Raises:
-            UserError: A shape, type or value that the codec doesn't take.
+            UserError: The shape, type or a value is not supported.
+
+        Example:
+            >>> bundle.encode(np.zeros((2, 16, 16, 3), np.uint8), tokens=3).shape
+            (2, 1, 3)
         """
         kept = self.tokens if tokens is None else tokens
         self._check_tokens(kept)
         return self.run_encoder(self.values(image))[..., :kept]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
-        """Return all steps: an image is coded as a whole."""
+        """Return `steps` for each image: an image has all of its tokens."""
         return np.full_like(lengths, steps)
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
-        """Return ones: each step is of the one image."""
+        """Return ones: each token belongs to the one image."""
         return np.ones(steps, np.int64)
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a picture of any size."""
+        """Read an image file of any size."""
         return self.values(read_picture(path)), None
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode one picture into a file; PNG and WebP lose nothing."""
-        from PIL import Image  # noqa: PLC0415 (codes need no picture)
+        """Decode one image into a file; PNG and WebP are lossless."""
+        from PIL import Image  # noqa: PLC0415 (only image files need it)
 
         if len(parts) > 1:
-            raise UserError(f"{path}: holds {len(parts)} pictures; decode them one by one")
+            raise UserError(f"{path}: holds {len(parts)} images; decode them one by one")
         pixels, file = self.pixels(self.decode(parts[0].codes))[0], io.BytesIO()
         image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
         image.save(file, "JPEG" if to == "jpg" else to, quality=95, subsampling=0, lossless=True)
@@ -85,16 +96,21 @@ class ImageBundle(Bundle):
         return f"images of {self.image_size} x {self.image_size} pixels, {self.channels} channels"
 
     def describe_rates(self) -> dict[str, Any]:
-        """Return the sizes of an image."""
+        """Return the number of tokens and their payload in bytes."""
         return {"tokens": f"1 to {self.tokens} for an image"} | self._describe_lengths("an image")
 
     def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Turn images `(b, c, h, w)` in [-1, 1] into uint8 `(b, h, w, c)`, rounded to the nearest."""
+        """Convert images `(b, c, h, w)` in [-1, 1] to uint8 `(b, h, w, c)`, rounded to the nearest integer.
+
+        Example:
+            >>> bundle.pixels(np.ones((1, 3, 2, 2)))[0, 0, 0].tolist()
+            [255, 255, 255]
+        """
         return to_pixels(signal)
 
     def values(self, image: Any) -> npt.NDArray[np.float32]:
-        """Bring whatever an image is given as to float32 `(b, c, S, S)` in [-1, 1]."""
-        if hasattr(image, "convert"):  # a Pillow image; Pillow itself need not be there
+        """Convert any accepted image to float32 `(b, c, S, S)` in [-1, 1]."""
+        if hasattr(image, "convert"):  # a Pillow image; no import of Pillow is needed
             image = np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(*image.size[::-1], -1)
         values = np.asarray(image)
         side, c = self.image_size, self.channels
@@ -104,22 +120,23 @@ class ImageBundle(Bundle):
                 raise UserError(f"image: pixels (height, width, {c}) or (batch, ...) are expected, got {values.shape}")
             if values.shape[1:3] != (side, side):
                 values = np.stack([_square(pixels, side) for pixels in values])
+            # (b, h, w, c) -> (b, c, h, w)
             return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
         if values.dtype.kind != "f":
             raise UserError(f"image: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
         if values.ndim != 4 or values.shape[1:] != (c, side, side) or not values.size:
             raise UserError(f"image: float values (batch, {c}, {side}, {side}) are expected, got {values.shape}")
-        if not np.abs(values).max() <= 1 + 1e-3:  # NaN too fails this
+        if not np.abs(values).max() <= 1 + 1e-3:  # also False for NaN
             raise UserError("image: float values must be numbers in [-1, 1]; some aren't")
         return values.astype(np.float32)
 
 
 def _square(pixels: Array, side: int) -> Array:
-    """Crop pixels `(h, w, c)` to their centered square and resize it: the protocol of training and evaluation."""
+    """Center-crop pixels `(h, w, c)` to a square and resize it bicubically, as training and evaluation do."""
     try:
         from PIL import Image  # noqa: PLC0415 (images of the right size don't need it)
     except ImportError as error:
-        raise UserError(f"image: give {side} x {side} pixels, or pip install Pillow to have it resized") from error
+        raise UserError(f"image: resizing to {side} x {side} pixels needs the package Pillow; pip install Pillow") from error
     height, width, c = pixels.shape
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

@@ -1,4 +1,4 @@
-"""Run one clip that is exported as a network; numpy and ONNX Runtime alone."""
+"""Run an exported implicit codec, a network that represents one clip, with NumPy and ONNX Runtime."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from .bundle import DECODER, Array, Opened, to_pixels
 
 __all__ = ["SingleClipBundle"]
 
-AT_ONCE = 8  # frames that a network paints at once
+AT_ONCE = 8  # frames per call of the graph
 
 
 class SingleClipBundle(Opened):
-    """One clip, as a network that paints its frames.
+    """One clip as a network that maps a frame's index to its pixels.
 
     Attributes:
-        frames: Number of its frames.
-        height: Height of a frame, in pixels.
-        width: Width of a frame, in pixels.
-        frame_rate: Frames a second; None if unknown.
+        frames: Number of frames.
+        height: Height of the frames in pixels.
+        width: Width of the frames in pixels.
+        frame_rate: Frames per second; None if unknown.
     """
 
     modality = "clip"
@@ -37,17 +37,22 @@ class SingleClipBundle(Opened):
         return f"SingleClipBundle({str(self.folder)!r}: {self.frames} frames of {self.width} x {self.height} pixels)"
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
-        """Return what a user should know, as plain values."""
+        """Return a summary as JSON-serializable values."""
         return {"signals": f"one clip of {self.frames} frames", "rates": {"file": f"{files['weights.bin']} bytes"}}
 
     def decode(self, frames: Any = None) -> npt.NDArray[np.uint8]:
-        """Paint frames, in any order: uint8 `(t, h, w, 3)`.
+        """Decode frames in any order: uint8 `(t, h, w, 3)`.
 
         Args:
-            frames: Their numbers, from 0 on, or one number; all if None.
+            frames: Frame indices from 0 on, `(t,)` or one integer; all if None.
 
         Raises:
-            UserError: It has no such frame.
+            UserError: An index is out of range.
+
+        Example:
+            >>> clip = varitok.load("clip")
+            >>> clip.decode([5, 0]).shape
+            (2, 16, 16, 3)
         """
         numbers = np.atleast_1d(np.asarray(range(self.frames) if frames is None else frames))
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
@@ -59,7 +64,7 @@ class SingleClipBundle(Opened):
         return np.concatenate(painted)
 
     def run_decoder(self, numbers: Array) -> npt.NDArray[np.float32]:
-        """Paint frames of these numbers, int64 `(t,)`: float32 `(t, 3, h, w)` in [-1, 1]; nothing is checked."""
+        """Decode frames by their indices, int64 `(t,)`, without checks: float32 `(t, 3, h, w)` in [-1, 1]."""
         graph = self._decoder
         painted: npt.NDArray[np.float32] = graph.run(None, {graph.get_inputs()[0].name: numbers})[0]
         return painted

@@ -1,6 +1,6 @@
-"""Runs an exported bundle with numpy and ONNX Runtime; neither torch nor the rest of varitok is needed.
+"""Open an exported bundle with NumPy and ONNX Runtime, without torch or the rest of varitok.
 
-Only ONNX graphs and JSON are read, which are data; nothing in a bundle is executed as code.
+It reads only ONNX graphs and JSON. Both are data: no code of a bundle is executed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["BUNDLES", "load"]
 BUNDLES: dict[str, type[Opened]] = {
     kind.modality: kind for kind in (ImageBundle, AudioBundle, VideoBundle, FeatureBundle, SingleClipBundle)
 }
-"""By name of the modality. New ones go to the end: containers hold the number of those that have codes."""
+"""Bundle class of each modality. Append new ones: a container stores the index of its modality."""
 
 
 def load(
@@ -35,13 +35,18 @@ def load(
 
     Args:
         path: The bundle's folder; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` on the Hugging Face hub.
-        providers: ONNX Runtime's execution providers, best first; the CPU if None.
-        verify: Compare the files that will be read with their recorded checksums.
-        int8: Decode by a decoder of 8-bit weights, which is smaller, faster and not quite the same; what goes chunk by
-            chunk stays exact.
+        providers: ONNX Runtime's execution providers, by preference; the CPU if None.
+        verify: Compare the files with the SHA-256 checksums that the export recorded.
+        int8: Use the decoder with 8-bit weights: smaller and faster, but not exact. Streaming remains exact.
 
     Raises:
-        UserError: It is not a bundle, a file is missing or altered, its format is unknown, or a provider isn't there.
+        UserError: The folder is not a bundle, a file is missing or altered, the format is unknown, or a provider is
+            not available.
+
+    Example:
+        >>> bundle = load("image_tokenizer", providers=["CPUExecutionProvider"])
+        >>> bundle.modality, bundle.tokens
+        ('image', 6)
     """
     if str(path).startswith("hf://"):
         from .hub import download  # noqa: PLC0415 (an extra)
@@ -67,5 +72,5 @@ def load(
     available = onnx_runtime().get_available_providers()
     for provider in providers or ():
         if provider not in available:
-            raise UserError(f"providers: {provider} is not there; this ONNX Runtime has {', '.join(available)}")
+            raise UserError(f"providers: {provider} is not available; this ONNX Runtime has {', '.join(available)}")
     return kind(folder, config, list(providers or ["CPUExecutionProvider"]), int8)

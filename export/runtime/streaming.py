@@ -1,7 +1,7 @@
-"""Signals that go through a bundle's streaming graphs as they come in; numpy and ONNX Runtime alone.
+"""Encode and decode streams with a bundle's streaming graphs, with NumPy and ONNX Runtime.
 
-A graph takes whole steps and a state. What comes in between, any number of samples, frames or tokens, waits here until
-a step is full.
+A graph maps whole steps and a state to its output and the next state. Chunks may have any number of samples, frames or
+tokens: an incomplete step is buffered until the next chunk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ Array = npt.NDArray[Any]
 
 
 class StreamForm(NamedTuple):
-    """What a stream must know of its codec.
+    """Chunk and state sizes of a streaming encoder or decoder.
 
     Attributes:
-        whole: Steps of the first axis that a graph takes at once: samples or frames, or those of codes.
-        state: Four numbers; of frames of r x c latents a state has state[0] + state[1] r + state[2] c + state[3] r c.
-        downsample: Pixels of each other axis per latent; none for audio.
-        causal_pad: Copies of the first frame that go before it, and come back before it.
+        whole: The graph's input length is a multiple of this: samples, frames or code steps.
+        state: Four coefficients; for r x c latents per frame the state has size s0 + s1 r + s2 c + s3 r c.
+        downsample: Downsampling factors of height and width; empty for audio.
+        causal_pad: Copies of the first frame that the encoder prepends and the decoder's output begins with.
         tokens: Tokens of each block of frames; 0 for tokens on a grid.
-        frame: Height and width of frames, if they have one size.
+        frame: Height and width of frames, if the codec has one size.
     """
 
     whole: int
@@ -37,13 +37,13 @@ class StreamForm(NamedTuple):
     frame: tuple[int, ...] = ()
 
     def state_size(self, grid: Sequence[int]) -> int:
-        """Count the numbers of a sample's state, given the rows and columns of its latents."""
+        """Return the state size of a sample, given its latents' height and width."""
         rows, columns = (*grid, 1, 1)[:2]
         return self.state[0] + self.state[1] * rows + self.state[2] * columns + self.state[3] * rows * columns
 
 
 def stream_form(config: Mapping[str, Any], side: str) -> StreamForm:
-    """Read from a bundle's config.json what a stream of its `encoder` or `decoder` must know."""
+    """Build the form of a bundle's streaming `encoder` or `decoder` from its config.json."""
     about = config["streaming"]
     size = about[f"{side}_state_size"]
     return StreamForm(
@@ -57,23 +57,23 @@ def stream_form(config: Mapping[str, Any], side: str) -> StreamForm:
 
 
 def run_stream(graph: Any, chunk: Array, state: npt.NDArray[np.float32]) -> tuple[Array, npt.NDArray[np.float32]]:
-    """Send a chunk and a state through a streaming graph; give what it makes and the next state."""
+    """Run a streaming graph on a chunk and a state; return its output and the next state."""
     first, second = (port.name for port in graph.get_inputs())
     made, after = graph.run(None, {first: chunk, second: state})
     return made, after
 
 
 class _Stream:
-    """What both directions share: what waits, and the state."""
+    """Base class of both directions: buffers incomplete steps, and carries the graph's state."""
 
     def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int) -> None:
         if batch < 1:
-            raise UserError(f"batch={batch}: it should be at least 1")
+            raise UserError(f"batch={batch}: must be at least 1")
         self._graph = graph
         self._check = check
         self._form = form
         self._batch = batch
-        self._seen: tuple[int, ...] = tuple(0 for _ in form.downsample)  # rows and columns of latents
+        self._seen: tuple[int, ...] = tuple(0 for _ in form.downsample)  # height and width of the latents
         self._reset()
 
     def _reset(self) -> None:
@@ -81,22 +81,22 @@ class _Stream:
         self._state: npt.NDArray[np.float32] | None = None
 
     def _grid(self, values: Array) -> tuple[int, ...]:
-        """Return the rows and columns of the input's latents."""
+        """Return the height and width of the input's latents; empty for audio."""
         return values.shape[3:]
 
     def _pad_start(self, values: Array) -> Array:
-        """Put before the first values what goes before them."""
+        """Prepend the causal padding to the first values, if any."""
         return values
 
     def _next(self, given: Any, what: str) -> Array | None:
-        """Add an input; return the output of its complete steps, None if there are none."""
+        """Append an input to the buffer; return the output of all complete steps, None if there are none."""
         values = self._check(given)
         if values.shape[0] != self._batch:
-            raise UserError(f"{what}: this stream is of {self._batch} side by side, got {values.shape[0]}")
+            raise UserError(f"{what}: this stream's batch size is {self._batch}, got {values.shape[0]}")
         self._seen = self._grid(values)
         if self._waiting is not None:
             if values.shape[1] != self._waiting.shape[1]:
-                raise UserError(f"{what}: {self._waiting.shape[1]} rows before, {values.shape[1]} now")
+                raise UserError(f"{what}: {self._waiting.shape[1]} codebooks before, {values.shape[1]} now")
             if self._waiting.shape[2]:
                 if values.shape[3:] != self._waiting.shape[3:]:
                     raise UserError(f"{what}: frames of {self._waiting.shape[3:]} before, {values.shape[3:]} now")
@@ -109,7 +109,7 @@ class _Stream:
         return self._run(values[:, :, :ready]) if ready else None
 
     def _rest(self) -> Array | None:
-        """Return the output of the last, incomplete step, and reset."""
+        """Return the output of the last, incomplete step, None if there is none; reset the stream."""
         waiting = self._waiting
         made = self._run(waiting) if waiting is not None and waiting.shape[2] else None
         self._reset()
@@ -124,14 +124,14 @@ class _Stream:
 
 
 class EncodingStream(_Stream):
-    """A signal into codes; `AudioBundle.encoding` and `VideoBundle.encoding` make one.
+    """Streaming encoder, as `AudioBundle.encoding` and `VideoBundle.encoding` return it.
 
     Args:
         graph: The streaming encoder, an ONNX Runtime session.
-        check: Brings a chunk to float32 `(b, c, t, ...)`.
-        form: What it must know of its codec.
-        batch: Signals side by side.
-        num_codebooks: How many are kept.
+        check: Converts a chunk to float32 `(b, c, t, ...)`.
+        form: Chunk and state sizes.
+        batch: Number of signals encoded in parallel.
+        num_codebooks: Number of codebooks to keep.
     """
 
     def __init__(
@@ -150,21 +150,30 @@ class EncodingStream(_Stream):
         return np.concatenate([values[:, :, :1]] * self._form.causal_pad + [values], axis=2)
 
     def __call__(self, signal: Any) -> Array:
-        """Take the next chunk, of any size, and return the codes `(b, codebooks, n, ...)` that it completes.
-
-        n may be 0.
+        """Encode the next chunk, of any size; return the codes `(b, codebooks, n, ...)` that it completes, n >= 0.
 
         Raises:
-            UserError: A shape, type or value that the codec doesn't take; earlier input is kept.
+            UserError: The chunk's shape, type or a value is not supported; earlier input is kept.
+
+        Example:
+            >>> encode = varitok.load("audio_tokenizer").encoding(8000)  # 40 samples per token
+            >>> encode(np.zeros(60)).shape, encode(np.zeros(60)).shape
+            ((1, 2, 1), (1, 2, 2))
         """
         return self._keep(self._next(signal, "frames" if self._form.downsample else "wave"))
 
     def flush(self) -> Array:
-        """End the signal: return the codes of the padded rest. A new signal may begin then."""
+        """Pad and encode the buffered rest, return its codes, and reset the stream for a new signal.
+
+        Example:
+            >>> encode = varitok.load("audio_tokenizer").encoding(8000)
+            >>> encode(np.zeros(60)).shape, encode.flush().shape
+            ((1, 2, 1), (1, 2, 1))
+        """
         return self._keep(self._rest())
 
     def _keep(self, codes: Array | None) -> Array:
-        """Keep the first codebooks; of no codes too."""
+        """Return the first codebooks; None becomes codes of zero steps."""
         return (
             np.zeros((self._batch, self._codebooks, 0, *self._seen), self._kind)
             if codes is None
@@ -173,14 +182,14 @@ class EncodingStream(_Stream):
 
 
 class DecodingStream(_Stream):
-    """Codes into a signal; `AudioBundle.decoding` and `VideoBundle.decoding` make one.
+    """Streaming decoder, as `AudioBundle.decoding` and `VideoBundle.decoding` return it.
 
     Args:
         graph: The streaming decoder, an ONNX Runtime session.
-        check: Checks codes, and brings them to the graph's type.
-        form: What it must know of its codec.
-        batch: Signals side by side.
-        channels: Channels of each signal.
+        check: Checks codes and casts them to the graph's dtype.
+        form: Chunk and state sizes.
+        batch: Number of signals decoded in parallel.
+        channels: Number of each signal's channels.
     """
 
     def __init__(self, graph: Any, check: Callable[[Any], Array], form: StreamForm, batch: int, channels: int) -> None:
@@ -188,21 +197,26 @@ class DecodingStream(_Stream):
         self._channels = channels
 
     def __call__(self, codes: Any) -> npt.NDArray[np.float32]:
-        """Take the next codes, `(b, codebooks, n, ...)` of any n; give the signal `(b, c, t, ...)` that they complete.
+        """Decode the next codes `(b, codebooks, n, ...)`; return the signal `(b, c, t, ...)` they complete, t >= 0.
 
-        All of a stream's codes have as many codebooks. t may be 0.
+        The number of codebooks must be the same in all calls.
 
         Raises:
-            UserError: A shape, type or code that the codec doesn't have; earlier input is kept.
+            UserError: The shape, type or a code is not the codec's; earlier input is kept.
+
+        Example:
+            >>> decode = varitok.load("audio_tokenizer").decoding(batch=2)
+            >>> decode(np.zeros((2, 1, 3), np.int64)).shape  # one of two codebooks
+            (2, 1, 120)
         """
         return self._finish(self._next(codes, "codes"))
 
     def flush(self) -> npt.NDArray[np.float32]:
-        """End the codes: return the signal of the rest. A new one may begin then."""
+        """Decode the buffered rest, return its signal, and reset the stream for new codes."""
         return self._finish(self._rest())
 
     def _finish(self, signal: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
-        """Return the output; if there is none, a signal of length 0."""
+        """Return the signal; None becomes a signal of length 0."""
         sides = self._form.frame or (
             count * step for count, step in zip(self._seen, self._form.downsample, strict=True)
         )

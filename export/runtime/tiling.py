@@ -1,7 +1,7 @@
-"""Large frames in tiles: as much memory as a tile takes, whatever their size; numpy alone.
+"""Tiled encoding and decoding of large frames, which bounds memory by the size of a tile (NumPy only).
 
-Tiles overlap. Where two tiles have codes for the same position, the tile that has it further inside wins, so that the
-codes of tiles are one grid; decoded tiles fade into each other.
+Tiles overlap. At a position that two tiles cover, the code of the tile whose border is farther away is kept, so that
+the tiles' codes form one grid. Decoded tiles are cross-faded where they overlap.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from varitok import UserError
 
 __all__ = ["Window", "decode_tiled", "encode_tiled", "windows"]
 
-OVERLAP = 4  # a tile shares at most a fourth with each neighbor
+OVERLAP = 4  # neighboring tiles overlap by 1 / OVERLAP of a tile, the last two by more if needed
 
 Array = npt.NDArray[Any]
 
 
 class Window(NamedTuple):
-    """A tile's part of an axis, in steps.
+    """A tile's interval on one axis, in code steps; ends are exclusive.
 
     Attributes:
-        begin: Its first step.
-        end: Behind its last.
-        first: The first step that is kept of it.
-        last: Behind the last one that is kept.
+        begin: Begin of the tile.
+        end: End of the tile.
+        first: Begin of the steps whose codes are kept.
+        last: End of the steps whose codes are kept.
     """
 
     begin: int
@@ -37,9 +37,13 @@ class Window(NamedTuple):
 
 
 def windows(steps: int, tile: int) -> list[Window]:
-    """Cut an axis into windows of at most `tile` steps, which overlap.
+    """Split an axis into overlapping windows of at most `tile` steps.
 
-    What is kept of them follows one another without gaps, from 0 to `steps`.
+    Their kept intervals [first, last) partition [0, steps).
+
+    Example:
+        >>> [tuple(window) for window in windows(steps=10, tile=8)]
+        [(0, 8, 0, 5), (2, 10, 5, 10)]
     """
     tile = min(tile, steps)
     stride = max(1, tile - max(1, tile // OVERLAP))
@@ -51,17 +55,17 @@ def windows(steps: int, tile: int) -> list[Window]:
 def encode_tiled(
     encode: Callable[[Array], Array], frames: Array, axes: tuple[int, int], downsample: Sequence[int], tile: int
 ) -> Array:
-    """Turn clips into codes, tile by tile.
+    """Encode clips tile by tile.
 
     Args:
-        encode: Turns clips of the size of a tile into codes `(b, codebooks, t, h, w)`.
-        frames: Clips, of any layout.
-        axes: Which of their axes are height and width.
-        downsample: Rows and columns of pixels to a step.
-        tile: Most rows and columns of a tile, in pixels.
+        encode: Encodes clips of a tile's size to codes `(b, codebooks, t, h, w)`.
+        frames: Clips of any layout.
+        axes: The axes of height and width.
+        downsample: Downsampling factors of height and width.
+        tile: Maximum height and width of a tile in pixels.
 
     Returns:
-        Codes of the whole.
+        Codes of the whole frames `(b, codebooks, t, h, w)`.
 
     Raises:
         UserError: A tile is smaller than two steps.
@@ -92,13 +96,13 @@ def encode_tiled(
 def decode_tiled(
     decode: Callable[[Array], npt.NDArray[np.float32]], codes: Array, downsample: Sequence[int], tile: int
 ) -> npt.NDArray[np.float32]:
-    """Turn codes `(b, codebooks, t, h, w)` into clips `(b, c, t, h, w)` of whole steps, tile by tile.
+    """Decode codes `(b, codebooks, t, h, w)` tile by tile into clips `(b, c, t, h, w)` of whole steps.
 
     Args:
-        decode: Turns the codes of a tile into its clip.
-        codes: Codes of the whole clip.
-        downsample: Rows and columns of pixels to a step.
-        tile: Most rows and columns of a tile, in pixels.
+        decode: Decodes the codes of a tile.
+        codes: Codes of the whole frames.
+        downsample: Downsampling factors of height and width.
+        tile: Maximum height and width of a tile in pixels.
 
     Raises:
         UserError: A tile is smaller than two steps.
@@ -128,7 +132,7 @@ def _steps(tile: int, step: int) -> int:
 
 
 def _fade(window: Window, among: Sequence[Window], step: int) -> npt.NDArray[np.float32]:
-    """Return a window's weight at each of its pixels; those of all windows sum to 1."""
+    """Return a window's blending weight at each of its pixels; the weights of all windows sum to 1."""
     positions = np.arange(window.begin * step, window.end * step, dtype=np.float32) + np.float32(0.5)
     share: npt.NDArray[np.float32] = _tent(window, positions, step) / sum(
         _tent(other, positions, step) for other in among
@@ -137,7 +141,7 @@ def _fade(window: Window, among: Sequence[Window], step: int) -> npt.NDArray[np.
 
 
 def _tent(window: Window, positions: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float32]:
-    """Rise from both ends of a window as far as windows may overlap; 0 outside."""
+    """Return a trapezoid: 0 outside the window, rising to 1 within 1 / OVERLAP of it from both ends."""
     rise = np.float32(max(1, (window.end - window.begin) // OVERLAP) * step)
     inside = np.minimum(positions - window.begin * step, window.end * step - positions)
     return np.clip(inside / rise, 0, 1)

@@ -1,4 +1,4 @@
-"""Run an exported video codec; numpy and ONNX Runtime alone."""
+"""Run an exported video codec, with NumPy and ONNX Runtime."""
 
 import io
 import math
@@ -19,23 +19,29 @@ from .tiling import decode_tiled, encode_tiled
 
 __all__ = ["VideoBundle"]
 
-MOST_FRAMES = 1 << 30  # bytes of a clip's frames
-FRAME_RATE = 8.0  # frames a second, if neither a file nor the codec has a rate
+MOST_FRAMES = 1 << 30  # maximum bytes of a clip's frames
+FRAME_RATE = 8.0  # frames per second, if neither the file nor the codec has a rate
 
 
 class VideoBundle(Bundle):
-    """A codec of clips, of any number of frames of any size; an image is a clip of one frame.
+    """An exported video codec, of clips of any number of frames of any size; an image is a clip of one frame.
 
-    Where each block of frames has ordered tokens of its own (`tokens` isn't 0), frames have the size of training.
+    If each block of frames has ordered tokens (`tokens` > 0), frames must have the size of training.
 
     Attributes:
-        downsample: Frames, rows and columns of pixels per latent.
-        causal_pad: Copies of the first frame that go before it, so that it alone makes the first latent frame; 0 if
-            the codec isn't causal.
-        frame_rate: Frame rate of training; None if unknown.
+        downsample: Downsampling factors of time, height and width.
+        causal_pad: Copies of the first frame that are prepended, so that the first latent frame depends on it alone;
+            0 if the codec isn't causal.
+        frame_rate: Frame rate of training, in frames per second; None if unknown.
         frame_size: Height and width of frames; None for any.
-        later_tokens: The most tokens of a block after the first, if blocks have tokens. Codes of such a block
-            beyond them say nothing, and none is read.
+        later_tokens: Maximum number of tokens of each block after the first; the decoder ignores codes beyond it.
+
+    Example:
+        >>> bundle = varitok.load("video_tokenizer")
+        >>> frames = np.zeros((8, 32, 48, 3), np.uint8)  # (t, h, w, c)
+        >>> codes = bundle.encode(frames)
+        >>> codes.shape, bundle.pixels(bundle.decode(codes, size=(8, 32, 48))).shape
+        ((1, 2, 2, 4, 6), (1, 8, 32, 48, 3))
     """
 
     modality = "video"
@@ -58,10 +64,10 @@ class VideoBundle(Bundle):
         self.later_tokens = int(self.config.get("later_tokens", self.tokens))
 
     def valid(self, codes: Array) -> npt.NDArray[np.int64]:
-        """Count the tokens that say something in each block of codes `(b, codebooks, t, k)`: int64 `(t,)`.
+        """Return the number of valid tokens in each block of codes `(b, codebooks, t, k)`: int64 `(t,)`.
 
         Raises:
-            UserError: The codec has tokens on a grid, which all are valid.
+            UserError: The codec has tokens on a grid, which are all valid.
         """
         if not self.tokens:
             raise UserError("valid: this codec has tokens on a grid, all of them valid")
@@ -78,7 +84,12 @@ class VideoBundle(Bundle):
         return f"{name}: a token of {sizes} codes for {steps} frames, rows, columns)"
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Count the steps of a clip's codes along each axis."""
+        """Return the size of a clip's code grid (t', h', w'), ceil(size / downsample) per axis.
+
+        Example:
+            >>> bundle.grid(frames=8, height=30, width=48)
+            (2, 4, 6)
+        """
         first, second, third = (
             -(-side // step)
             for side, step in zip((frames + self.causal_pad, height, width), self.downsample, strict=True)
@@ -89,21 +100,25 @@ class VideoBundle(Bundle):
     def encode(
         self, frames: Any, *, tokens: int | None = None, num_codebooks: int | None = None, tile: int | None = None
     ) -> Array:
-        """Turn clips into codes; the last frame, row and column are repeated until all steps are full.
+        """Encode clips; the last frame, row and column are repeated up to a multiple of `downsample`.
 
         Args:
             frames: uint8 pixels `(t, h, w, c)` or `(b, t, h, w, c)`, or float values `(b, c, t, h, w)` in [-1, 1].
-            tokens: Number of tokens to keep in each block, 1 to N; all if None. None for tokens on a grid.
+            tokens: Number of tokens to keep in each block, 1 to N; all if None. Must be None for tokens on a grid.
             num_codebooks: Number of codebooks to keep; all if None.
-            tile: Longest side, in pixels, that goes through the codec at once, to save memory; larger frames are
-                cut into overlapping tiles (`tiling.py`). None: whole frames.
+            tile: Maximum height and width of a tile in pixels, to save memory: larger frames are encoded in
+                overlapping tiles (`tiling.py`). None: whole frames.
 
         Returns:
-            int64 `(b, num_codebooks, t', h', w')`, see `grid`, or `(b, num_codebooks, t', tokens)`; float32 where codes
+            int64 `(b, num_codebooks, t', h', w')`, see `grid`, or `(b, num_codebooks, t', tokens)`; float32 if codes
             are continuous.
 
         Raises:
-            UserError: A shape, type or value that the codec doesn't take.
+            UserError: The shape, type or a value is not supported.
+
+        Example:
+            >>> bundle.encode(np.zeros((4, 64, 64, 3), np.uint8), num_codebooks=1, tile=32).shape
+            (1, 1, 1, 8, 8)
         """
         kept = self.count_kept(num_codebooks)
         if tokens is not None:
@@ -130,16 +145,20 @@ class VideoBundle(Bundle):
     def decode(
         self, codes: Any, size: tuple[int, int, int] | None = None, *, tile: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Turn codes, as `encode` gives them, into clips, float32 `(b, c, t, h, w)` in [-1, 1].
+        """Decode the output of `encode` into clips, float32 `(b, c, t, h, w)` in [-1, 1].
 
         Args:
-            codes: Any integer type, a prefix of the codebooks; continuous ones are floats, all channels.
-            size: Frames, height and width of the clips; None gives whole steps.
-            tile: Most pixels of a side that go through the codec at once, as in `encode`; where tiles overlap, one
-                fades into the other.
+            codes: Codes of any integer type, in all or the first codebooks; continuous codes are floats and need all
+                channels.
+            size: Frames, height and width of the clips; None: a multiple of `downsample`.
+            tile: Maximum height and width of a tile in pixels, as in `encode`; overlapping tiles are blended.
 
         Raises:
-            UserError: A shape, type or code that the codec doesn't have, or a size that isn't these codes'.
+            UserError: The shape, type or a code is not the codec's, or the codes are not of this size.
+
+        Example:
+            >>> bundle.decode(np.zeros((1, 2, 1, 4, 4), np.int64), size=(3, 30, 30)).shape
+            (1, 3, 3, 30, 30)
         """
         codes = self._codes(codes)
         if not codes.size:
@@ -160,11 +179,11 @@ class VideoBundle(Bundle):
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
     def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
-        """Return height and width of frames, and frames in 1,000 seconds."""
+        """Return the height and width of frames, and the number of frames in 1,000 s."""
         return (*values.shape[3:], round(1000 * (rate or 0)))
 
     def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a clip or a picture; frames are resized and cropped if the codec wants a size."""
+        """Read a video or image file; frames are resized and center-cropped if the codec has a frame size."""
         if path.suffix.lower() in PICTURES:
             return self.values(self._fit(np.asarray(read_picture(path)))[None]), 0.0
         av, frames = _av(), list[npt.NDArray[np.uint8]]()
@@ -186,13 +205,13 @@ class VideoBundle(Bundle):
         return self.values(np.stack(frames)), rate
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode clips into a file, H.264 of near-lossless quality; odd sides lose their last row or column."""
+        """Decode and concatenate clips into an H.264 file (CRF 12); odd sides lose their last row or column."""
         clips = [self._decode_part(part) for part in parts]
         if len({clip.shape[1:] for clip in clips}) > 1:
             raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
         clip, av, memory = np.concatenate(clips), _av(), io.BytesIO()
         rate = parts[0].facts[2] / 1000 or self.frame_rate or FRAME_RATE
-        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 has colors for two rows and columns
+        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 subsamples chroma by 2
         with av.open(memory, "w", format="matroska" if to == "mkv" else to) as file:
             stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -203,19 +222,19 @@ class VideoBundle(Bundle):
         return memory.getvalue(), {"frames": len(clip)}
 
     def _decode_part(self, part: Part) -> npt.NDArray[np.uint8]:
-        """Decode a clip: uint8 `(t, h, w, 3)`."""
+        """Decode a part into a clip: uint8 `(t, h, w, 3)`."""
         if len(part.facts) != 3:
-            raise UserError("a container of clips has the height, width and rate of their frames; this one doesn't")
+            raise UserError("the container lacks the height, width and rate of its clip's frames; encode the clip again")
         height, width, _ = part.facts
         frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
         clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
         return np.asarray(clips[0])
 
     def _fit(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return a frame in the codec's size: resized so that it covers that, then its middle."""
+        """Resize a frame `(h, w, c)` to cover the codec's frame size, and center-crop it."""
         if self.frame_size in (None, pixels.shape[:2]):
             return pixels
-        from PIL import Image  # noqa: PLC0415 (frames of the right size don't need it)
+        from PIL import Image  # noqa: PLC0415 (only frames of another size need it)
 
         assert self.frame_size is not None
         height, width = self.frame_size
@@ -226,13 +245,13 @@ class VideoBundle(Bundle):
         return large[top : top + height, left : left + width]
 
     def describe_signals(self) -> str:
-        """Return the size of frames, channels and frame rate."""
+        """Return the frame size, channels and frame rate."""
         size = " x ".join(map(str, reversed(self.frame_size))) if self.frame_size else "any number of"
         rate = "" if self.frame_rate is None else f", trained at {self.frame_rate:g} a second"
         return f"clips of any number of frames of {size} {self.unit}, {self.channels} channels{rate}"
 
     def describe_rates(self) -> dict[str, Any]:
-        """Return the rate in space and time, or the sizes of a block."""
+        """Return the bits per pixel of a grid, or the payload of a block's tokens."""
         if self.tokens:
             return {"tokens": f"1 to {self.tokens} for {self.downsample[0]} frames"} | self._describe_lengths("a block")
         steps, rate = " x ".join(map(str, self.downsample)), self.bits(1) / math.prod(self.downsample)
@@ -242,20 +261,25 @@ class VideoBundle(Bundle):
         }
 
     def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Turn clips `(b, c, t, h, w)` in [-1, 1] into uint8 `(b, t, h, w, c)`, rounded to the nearest."""
+        """Convert clips `(b, c, t, h, w)` in [-1, 1] to uint8 `(b, t, h, w, c)`, rounded to the nearest integer."""
         return to_pixels(clips)
 
     def encoding(self, *, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
-        """Start a stream of frames into codes: it takes chunks of any number of frames, as `encode` takes clips.
+        """Return a streaming encoder that accepts chunks of any number of frames, in the form of `encode`.
 
-        All its codes together are those that `encode` gives for the whole clip.
+        Its concatenated codes equal `encode` of the whole clip.
 
         Args:
             num_codebooks: Number of codebooks to keep; all if None.
-            batch: Number of parallel clips.
+            batch: Number of clips encoded in parallel.
 
         Raises:
             UserError: The codec can't stream, or has fewer codebooks.
+
+        Example:
+            >>> encode = bundle.encoding()  # 4 frames per latent frame
+            >>> encode(np.zeros((6, 16, 16, 3), np.uint8)).shape, encode.flush().shape
+            ((1, 2, 1, 2, 2), (1, 2, 1, 2, 2))
         """
         graph = self.streaming_graphs[0]
         return EncodingStream(
@@ -263,47 +287,53 @@ class VideoBundle(Bundle):
         )
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
-        """Start a stream of codes into frames: all its frames together are what `decode` gives for all codes.
+        """Return a streaming decoder; its concatenated output equals `decode` of all codes.
 
         Args:
-            batch: Clips that go side by side.
+            batch: Number of clips decoded in parallel.
 
         Raises:
             UserError: The codec can't stream.
+
+        Example:
+            >>> decode = bundle.decoding()
+            >>> decode(np.zeros((1, 2, 1, 2, 2), np.int64)).shape
+            (1, 3, 4, 16, 16)
         """
         graph = self.streaming_graphs[1]
         return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
 
     def values(self, frames: Any) -> npt.NDArray[np.float32]:
-        """Bring whatever clips are given as, perhaps of no frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""
+        """Convert clips, perhaps of zero frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""
         values, c = np.asarray(frames), self.channels
         if values.dtype == np.uint8:
             values = values[None] if values.ndim == 4 else values
             if values.ndim != 5 or values.shape[4] != c or not all(values.shape[2:4]):
                 raise UserError(f"frames: pixels (frames, height, width, {c}) are expected, got {np.shape(frames)}")
             self._check_size(*values.shape[2:4])
+            # (b, t, h, w, c) -> (b, c, t, h, w)
             return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
         if values.dtype.kind != "f":
             raise UserError(f"frames: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
         if values.ndim != 5 or values.shape[1] != c or not all(values.shape[3:]) or not values.shape[0]:
             shape = f"(batch, {c}, frames, height, width)"
             raise UserError(f"frames: float values {shape} are expected, got {values.shape}")
-        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # NaN too fails this
+        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # also False for NaN
             raise UserError("frames: float values must be numbers in [-1, 1]; some aren't")
         self._check_size(*values.shape[3:])
         return values.astype(np.float32)
 
     def _get_tile_steps(self) -> tuple[int, ...]:
-        """Return the downsampling of tiles' sides."""
+        """Return the downsampling factors of height and width; raise an error if frames can't be tiled."""
         if self.tokens:
-            raise UserError("tile: this codec's frames have one size, they can't be tiles of others")
+            raise UserError("tile: this codec's frames have a fixed size; encode and decode them whole")
         return self.downsample[1:]
 
     def _check_size(self, height: int, width: int) -> None:
         if self.frame_size not in (None, (height, width)):
             assert self.frame_size is not None
             there = " x ".join(map(str, reversed(self.frame_size)))
-            raise UserError(f"frames: {width} x {height} {self.unit}, this codec takes {there}; resize them before")
+            raise UserError(f"frames: {width} x {height} {self.unit}, this codec takes {there}; resize them first")
 
 
 def _av() -> Any:

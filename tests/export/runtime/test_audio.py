@@ -62,7 +62,7 @@ def test_other_ways_to_give_a_sound(bundle):
 @pytest.mark.parametrize(
     ("sound", "rate", "told"),
     [
-        (np.zeros(100, np.float32), RATE + 1, "resample the sound before"),
+        (np.zeros(100, np.float32), RATE + 1, "resample the audio first"),
         (np.zeros((2, 100), np.float32), RATE, r"\(batch, 1, 1 or more\)"),
         (np.zeros(0, np.float32), RATE, "1 or more"),
         (np.zeros(100, np.int32), RATE, "floats in .* or int16"),

@@ -85,7 +85,7 @@ def test_what_it_does_not_take_is_one_line(bundle):
         (lambda: bundle.encode(signal[0]), "(batch, 6, frames, rows, columns) are expected, got (6, 2, 3, 5)"),
         (lambda: bundle.encode(signal[:, :3]), "are expected, got (2, 3, 2, 3, 5)"),
         (lambda: bundle.encode(signal[..., :4]), "4 x 3 positions, this codec takes 5 x 3"),
-        (lambda: bundle.encode(signal * np.nan), "some features aren't numbers"),
+        (lambda: bundle.encode(signal * np.nan), "some are NaN or infinite"),
         (lambda: bundle.encode(signal[:, :, :0]), "1 or more are expected"),
         (lambda: bundle.encode(signal, tile=2), "can't be tiles"),
         (lambda: bundle.pixels(signal), "gives features back"),

@@ -182,7 +182,7 @@ def test_what_is_no_bundle_is_told(tmp_path):
 
 
 def test_an_unknown_provider_is_told(exported):
-    with pytest.raises(UserError, match=r"^providers: Abacus is not there; .*CPUExecutionProvider"):
+    with pytest.raises(UserError, match=r"^providers: Abacus is not available; .*CPUExecutionProvider"):
         load(exported[1], providers=["Abacus"])
 
 

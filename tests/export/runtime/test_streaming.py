@@ -189,7 +189,7 @@ def test_torchscript_streams(exported):
 def test_mistakes_are_told(exported, bundle):
     codec = exported[0]
     channels, hop = codec.encoder.channels, ChunkedCodec(codec).latency
-    with pytest.raises(UserError, match="resample the sound before"):
+    with pytest.raises(UserError, match="resample the audio first"):
         bundle.encoding(RATE + 1)
     with pytest.raises(UserError, match="batch=0"):
         bundle.decoding(batch=0)
@@ -197,7 +197,7 @@ def test_mistakes_are_told(exported, bundle):
     whole = coding(np.zeros((channels, 2 * hop), np.float32))
     with pytest.raises(UserError, match="must be numbers"):
         coding(np.full((channels, 3), np.nan, np.float32))
-    with pytest.raises(UserError, match="1 side by side, got 2"):
+    with pytest.raises(UserError, match="batch size is 1, got 2"):
         coding(np.zeros((2, channels, 3), np.float32))
     # What was refused left no trace.
     more = coding(np.zeros((channels, hop), np.float32))

@@ -69,6 +69,12 @@ def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":
 
     Raises:
         UserError: A file of the bundle is missing, altered or of an unknown format.
+
+    Example:
+        >>> bundle = load("image_tokenizer")
+        >>> codes = bundle.encode(np.zeros((16, 16, 3), np.uint8), tokens=4)
+        >>> bundle.pixels(bundle.decode(codes)).shape
+        (1, 16, 16, 3)
     """
     from varitok.export.runtime.load import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
 

@@ -1,4 +1,4 @@
-"""A bundle in the shape of a codec, so that what measures and shows codecs takes bundles too."""
+"""Adapter from bundles to the codec interface, so that evaluation and reports accept bundles."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -19,18 +19,18 @@ __all__ = ["BundleCodec", "as_codec", "quality"]
 
 
 class BundleCodec:
-    """A bundle's graphs with a codec's methods (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
+    """A bundle with a codec's methods on torch tensors (`varitok.codecs.evaluation.ladder.Evaluable`), on the CPU.
 
     Args:
         bundle: A bundle of any modality.
 
     Attributes:
-        layout: The layout of its tokens.
-        tokens: The most tokens of a signal, N; 0 for tokens on a grid.
-        downsample: Samples of each axis per step of the codes' grid.
+        layout: Token layout.
+        tokens: Maximum number of ordered tokens, N; 0 for tokens on a grid.
+        downsample: Downsampling factor of each axis of the signal.
         bounded: Whether signals are in [-1, 1]; features aren't.
         sample_rate: Sample rate of audio, in Hz; None for other modalities.
-        frame_rate: Frame rate of video; None if unknown.
+        frame_rate: Frame rate of video, in frames per second; None if unknown.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -46,15 +46,15 @@ class BundleCodec:
         self.layout = token_layout(self.downsample, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"))
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
-        """Count the payload bits of `tokens` tokens, exactly; of the first `num_codebooks`, all if None."""
+        """Return the exact payload in bits of `tokens` tokens in the first `num_codebooks` codebooks, all if None."""
         return self.bundle.bits(tokens, num_codebooks)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Turn signals `(b, c, *grid)` into codes; all of a batch are taken as valid."""
+        """Encode signals `(b, c, *grid)`; `lengths` is ignored."""
         return torch.from_numpy(self.bundle.encode_values(self.bundle.values(signal.numpy())))
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Turn codes, or a prefix of them, into signals of whole steps, or of a size."""
+        """Decode codes `(b, codebooks, *grid)`, or a prefix of them; crop the signals to `size` if given."""
         back = torch.from_numpy(self.bundle.decode(codes.numpy()))
         for axis, side in enumerate(size or ()):
             back = back.narrow(2 + axis, 0, side)
@@ -62,15 +62,15 @@ class BundleCodec:
 
 
 def quality(bundle: Bundle, name: str, wanted: float) -> Quality:
-    """Ask for a quality by one of the evaluation's metrics, measured as there.
+    """Return a target quality by one of the evaluation's metrics, under the same protocol.
 
     Args:
         bundle: A bundle of any modality.
-        name: Name of the metric, one that compares signals one by one.
-        wanted: The value to reach.
+        name: Name of a metric of single signals.
+        wanted: Value to reach.
 
     Raises:
-        UserError: The metric is unknown, compares many signals at once, or lacks what it needs.
+        UserError: The metric is unknown, needs a set of signals, or lacks a package or weights.
     """
     modality = modality_of(BundleCodec(bundle))
     compare = modality.comparison(name, "cpu")
@@ -86,7 +86,13 @@ def as_codec(bundle: Opened) -> BundleCodec:
     """Wrap a bundle as a codec.
 
     Raises:
-        UserError: It is of one clip, and has nothing that encodes.
+        UserError: The bundle is of one clip, and has no encoder.
+
+    Example:
+        >>> import torch
+        >>> codec = as_codec(varitok.load("image_tokenizer"))
+        >>> codec.decode(codec.encode(torch.zeros(2, 3, 16, 16))[..., :4]).shape  # the first 4 tokens
+        torch.Size([2, 3, 16, 16])
     """
     if not isinstance(bundle, Bundle):
         raise UserError(f"{bundle.folder}: a bundle of one clip has no encoder; name the run that it comes from")

@@ -1,4 +1,4 @@
-"""Ordinary files as the signals that a bundle takes, made as an evaluation makes them; with torch."""
+"""Torch datasets of media files for a bundle, with the evaluation's preprocessing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +13,24 @@ from ..runtime.bundle import Bundle
 
 __all__ = ["dataset_of", "files_of", "noun_of"]
 
-SIDE = 128  # pixels of a clip's frames, where a bundle takes any
+SIDE = 128  # height and width of frames in pixels, for bundles of any frame size
 
 
 def noun_of(bundle: Bundle) -> str:
-    """Return the noun for a bundle's files."""
+    """Return the noun for a bundle's files, for messages."""
     return MODALITIES[bundle.modality].file_noun
 
 
 def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
-    """List the files of a bundle's kind, those below folders too, each once.
+    """List the files of a bundle's modality, recursively and without duplicates.
 
     Args:
-        bundle: A bundle of a modality that files hold.
+        bundle: A bundle of a modality with media files.
         paths: Files and folders.
-        option: The option that they were given by, for messages.
+        option: Name of the command-line option of `paths`, for messages.
 
     Raises:
-        UserError: One isn't there, or none is of the kind.
+        UserError: A path doesn't exist, or no file has a suffix of the modality.
     """
     what, suffixes = noun_of(bundle), MODALITIES[bundle.modality].suffixes
     found: list[Path] = []
@@ -42,19 +42,19 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
     if not mine:
         none = f"none of {option} is a {what} ({' '.join(suffixes)})"
         ask = none if paths else f"give some {what}s with {option}"
-        raise UserError(f"{bundle.folder}: a bundle is shown on files of yours; {ask}")
+        raise UserError(f"{bundle.folder}: a bundle needs files to run on; {ask}")
     return mine
 
 
 def dataset_of(
     bundle: Bundle, files: Sequence[Path], seconds: float | None, side: int = SIDE
 ) -> tuple[Dataset[Tensor], str]:
-    """Make files what the bundle takes, as an evaluation does, and say how.
+    """Build a dataset of a bundle's inputs with the evaluation's preprocessing, and describe the preprocessing.
 
     Args:
-        bundle: A bundle of a modality that files hold.
-        files: Files of its kind.
-        seconds: Duration taken from the beginning of each sound or clip; None: all of a sound.
-        side: Side of video frames, in pixels, if the bundle takes any.
+        bundle: A bundle of a modality with media files.
+        files: Files of its modality.
+        seconds: Duration taken from the beginning of each audio or video file; None: the whole audio file.
+        side: Height and width of video frames in pixels, if the bundle has no frame size.
     """
     return MODALITIES[bundle.modality]().dataset(bundle.config, files, seconds, side)

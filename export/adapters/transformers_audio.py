@@ -1,4 +1,4 @@
-"""A bundle of sounds as an audio tokenizer of the library transformers, which its processors and models know."""
+"""Adapter from audio bundles to the audio tokenizers of the library transformers, registered with its Auto classes."""
 
 from os import PathLike
 from pathlib import Path
@@ -21,11 +21,11 @@ PREFIX = "codec."
 
 
 class AudioOutput(NamedTuple):
-    """What comes out of it.
+    """Output of `VaritokAudioTokenizer`.
 
     Attributes:
-        audio_codes: int64 `(b, codebooks, n)`; None of decoding.
-        audio_values: `(b, channels, samples)`; None of encoding.
+        audio_codes: int64 `(b, codebooks, n)`; None after `decode`.
+        audio_values: `(b, channels, samples)`; None after `encode`.
     """
 
     audio_codes: Tensor | None = None
@@ -33,11 +33,11 @@ class AudioOutput(NamedTuple):
 
 
 class VaritokAudioConfig(PretrainedConfig):
-    """What a bundle's config.json says, by the names that transformers' audio codecs have.
+    """A bundle's config.json under the names of transformers' audio codecs.
 
     Args:
-        bundle: The bundle's config.json.
-        kwargs: Arguments of transformers' class.
+        bundle: Parsed config.json of the bundle.
+        kwargs: Arguments of `PretrainedConfig`.
     """
 
     model_type = "varitok_audio"
@@ -54,13 +54,14 @@ class VaritokAudioConfig(PretrainedConfig):
 
 
 class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
-    """A codec of sounds.
+    """An audio codec for transformers; `from_bundle` and `from_pretrained` build it.
 
     Args:
-        config: Whose `bundle` says how it is built.
+        config: Configuration, with the architecture in its `bundle`.
+        weights: Shape of each weight.
 
     Raises:
-        UserError: It can't be.
+        UserError: `weights` is missing, or the codec can't be built.
     """
 
     config_class = VaritokAudioConfig
@@ -69,19 +70,19 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
     def __init__(self, config: VaritokAudioConfig, weights: dict[str, tuple[int, ...]] | None = None) -> None:
         super().__init__(config)
         if weights is None:
-            raise UserError("VaritokAudioTokenizer: made by from_bundle or from_pretrained")
+            raise UserError("VaritokAudioTokenizer: build it with from_bundle or from_pretrained")
         self.codec = frozen_of(config.bundle, weights)
 
     @classmethod
     def from_bundle(cls, path: str | PathLike[str]) -> "VaritokAudioTokenizer":
-        """Make it of a bundle's folder.
+        """Load a bundle's folder.
 
         Raises:
-            UserError: It is no bundle of sounds, or a file is missing or altered.
+            UserError: The folder is not a bundle of a discrete audio codec, or a file is missing or altered.
         """
         config = read_config(Path(path))
         if config.get("modality") != "audio" or not config.get("codebook_sizes"):
-            raise UserError(f"{path}: not a bundle of sounds whose codes come out of codebooks")
+            raise UserError(f"{path}: not a bundle of an audio codec with codebooks")
         codec = rebuild(path)
         state = codec.state_dict()
         model = cls(VaritokAudioConfig(config), {name: tuple(value.shape) for name, value in state.items()})
@@ -91,9 +92,9 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], *args: Any, **options: Any) -> "VaritokAudioTokenizer":
-        """Load what `save_pretrained` wrote, from a folder or the hub.
+        """Load the output of `save_pretrained` from a folder or the hub.
 
-        It is built before its weights are read: tables that are computed when it is built are no weights.
+        The codec is built before its weights are loaded, as its non-persistent buffers are computed, not stored.
         """
         config = options.pop("config", None) or VaritokAudioConfig.from_pretrained(name)
         known = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -107,11 +108,11 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
     def encode(
         self, input_values: Tensor, padding_mask: Tensor | None = None, num_quantizers: int | None = None, **_: Any
     ) -> AudioOutput:
-        """Turn sounds into codes.
+        """Encode waveforms.
 
         Args:
-            input_values: `(b, channels, samples)` at the configuration's rate, in [-1, 1].
-            padding_mask: `(b, samples)`, 0 after the end of a signal, which is replaced by silence.
+            input_values: `(b, channels, samples)` at the configuration's sampling rate, in [-1, 1].
+            padding_mask: `(b, samples)`, 1 for valid samples and 0 for padding, which is set to zero.
             num_quantizers: Number of codebooks to keep; all if None.
         """
         signal = input_values if padding_mask is None else input_values * padding_mask.unsqueeze(-2)
@@ -119,17 +120,17 @@ class VaritokAudioTokenizer(PreTrainedAudioTokenizerBase):
         return AudioOutput(audio_codes=codes[:, :num_quantizers])
 
     def decode(self, audio_codes: Tensor, padding_mask: Tensor | None = None, **_: Any) -> AudioOutput:
-        """Turn codes `(b, codebooks, n)`, all codebooks or the first of them, into sounds of whole tokens.
+        """Decode codes to waveforms `(b, channels, n * hop_length)`.
 
         Args:
-            audio_codes: The codes.
-            padding_mask: As `encode` had it; sounds are cut to its length.
+            audio_codes: Codes `(b, codebooks, n)`, of all codebooks or the first of them.
+            padding_mask: The mask passed to `encode`; waveforms are cut to its length.
         """
         values: Tensor = self.codec.decode(audio_codes)
         return AudioOutput(audio_values=values if padding_mask is None else values[..., : padding_mask.shape[-1]])
 
     def forward(self, input_values: Tensor, padding_mask: Tensor | None = None, **_: Any) -> AudioOutput:
-        """Encode and decode."""
+        """Encode and decode waveforms; return the codes and the reconstruction, cut to the input's length."""
         codes = self.encode(input_values, padding_mask).audio_codes
         assert codes is not None
         values = self.decode(codes).audio_values

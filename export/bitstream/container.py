@@ -144,7 +144,9 @@ class Container(NamedTuple):
                     found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
                     parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
                 except (_Damage, Damage) as error:
-                    raise UserError(f"{self.path}: {str(error) or f'damaged: chunk {number} is no output of the encoder'}") from None
+                    raise UserError(
+                        f"{self.path}: {str(error) or f'damaged: chunk {number} is no output of the encoder'}"
+                    ) from None
             first += chunk.steps
         codes = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
         if not codes.shape[1] or (end is not None and codes.shape[1] < end - begin):
@@ -165,8 +167,8 @@ class Writer:
         payload: Bytes of all payloads so far.
 
     Example:
-        >>> encode = bundle.encoding(8000)
-        >>> codes = encode(np.zeros(400))
+        >>> codes = bundle.encoding(8000)(np.zeros(400))
+        >>> coding = coding_of("packed", codebooks_of(bundle))
         >>> with open(path, "wb") as file:
         ...     writer = Writer(file, header_of(bundle, codes, [8000], coding), coding)
         ...     writer.write(codes[0], units=400)  # (codebooks, steps)
@@ -256,7 +258,9 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
         >>> check(found.header, bundle, path)
     """
     if header.modality != bundle.config["modality"]:
-        raise UserError(f"{path}: holds codes of {header.modality}, but {bundle.folder} is of {bundle.config['modality']}")
+        raise UserError(
+            f"{path}: holds codes of {header.modality}, but {bundle.folder} is of {bundle.config['modality']}"
+        )
     if list(header.codebooks) != codebooks_of(bundle)[: len(header.codebooks)] or len(header.inner) != bundle.axes - 1:
         raise UserError(f"{path}: its codebooks are not those of {bundle.folder}; decode it with its own bundle")
     if header.bundle != identity(bundle.folder) and not force:
@@ -264,7 +268,9 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
             f"{path}: was written with another bundle than {bundle.folder}; decode it with its own, or give --force if"
             " both are exports of the same codec"
         )
-    if header.prior and header.prior != prior_identity(bundle.folder):  # not even with force: other probabilities decode to other codes
+    if header.prior and header.prior != prior_identity(
+        bundle.folder
+    ):  # not even with force: other probabilities decode to other codes
         raise UserError(
             f"{path}: its codes need a prior that {bundle.folder} doesn't have; decode it with its own bundle"
         )
@@ -285,6 +291,7 @@ def write(
     Example:
         >>> codes = bundle.encode(np.zeros(400), 8000)
         >>> units = bundle.units_of(codes.shape[2], 400)  # 40, 80, ..., 400 samples
+        >>> coding = coding_of("packed", codebooks_of(bundle))
         >>> with open(path, "wb") as file:
         ...     payload = write(file, header_of(bundle, codes, [8000], coding), codes, units, coding)
         >>> payload  # 10 tokens of 2 codes of 4 bits

@@ -1,7 +1,7 @@
-"""Codes as bytes, four ways: packed, or each symbol in as many bits as its chance takes; see CONTAINER.md.
+"""Entropy codings of codes: packed (fixed width), or range coded under one of three models; see CONTAINER.md.
 
-Chances are whole numbers, so that whoever decodes has those that the encoder had. They come from the codes before
-(`adaptive`), from how often each entry was seen in training (`static`), or from the bundle's prior (`learned`).
+Models return integer frequencies, so that encoder and decoder agree exactly. They come from the previous codes of the
+chunk (`adaptive`), from counts of the training data (`static`), or from the bundle's prior (`learned`).
 """
 
 import hashlib
@@ -28,18 +28,18 @@ __all__ = [
     "ordered_axis", "prior_identity",
 ]  # fmt: skip
 
-PRIOR = "prior"  # in the bundle's folder
+PRIOR = "prior"  # subfolder of the bundle
 CONFIG, GRAPH, FREQUENCIES = f"{PRIOR}/config.json", f"{PRIOR}/prior_model.onnx", f"{PRIOR}/frequencies.npy"
-LIMIT = 512  # symbols of an alphabet of the prior's
-COUNTED = 1 << 16  # of an alphabet whose entries are counted
-TOTAL = 1 << 20  # of all chances, of `static` and `learned`
-INCREMENT, MOST_SEEN = 32, 1 << 22  # of `adaptive`: what a symbol adds, and the sum at which all are halved
-BLOCK = 256  # places of a row that go through the prior at once
-LEAST_SHARE = 32  # codes for which there is a byte at least, so that a small file can't ask for long work
+LIMIT = 512  # maximum size of an alphabet of the prior
+COUNTED = 1 << 16  # maximum size of an alphabet for `adaptive` and `static`
+TOTAL = 1 << 20  # sum of frequencies of `static` and `learned`
+INCREMENT, MOST_SEEN = 32, 1 << 22  # of `adaptive`: increment per symbol; sum above which all are halved
+BLOCK = 256  # symbols per call of the prior when encoding
+LEAST_SHARE = 32  # codes per byte, at most: bounds the work that a small file can request
 
 
 def _weights() -> Numbers:
-    """Return 2 ** 32 e ** (-i / 64) for i = 0, 1, ... until it vanishes, in integers."""
+    """Return 2 ** 32 e ** (-i / 64) for i = 0, 1, ... down to 0, in integer arithmetic."""
     found = [1 << 32]
     while found[-1]:
         found.append(found[-1] * 16517109 >> 24)
@@ -50,21 +50,21 @@ WEIGHTS = _weights()
 
 
 def frequencies(weights: Numbers) -> Numbers:
-    """Distribute `TOTAL` by weights, at least 1 to each; the remainder goes to the first of the largest."""
+    """Scale weights to integer frequencies >= 1 of sum `TOTAL`; the remainder goes to the first largest weight."""
     found = 1 + weights * (TOTAL - len(weights)) // int(weights.sum())
     found[weights.argmax()] += TOTAL - int(found.sum())
     return np.asarray(found)
 
 
 class Coding(ABC):
-    """A way to write the codes of a chunk as bytes.
+    """Entropy coding of the codes of a chunk.
 
     Args:
-        codebooks: Those of the codes that are written.
+        codebooks: The codebooks of the codes.
 
     Attributes:
-        name: Its name.
-        prior: 8 bytes that identify the prior; empty if it needs none.
+        name: Name of the coding.
+        prior: 8 bytes that identify the prior; empty if the coding needs none.
     """
 
     name: ClassVar[str]
@@ -75,37 +75,37 @@ class Coding(ABC):
 
     @abstractmethod
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(codebooks, steps, *inner)`."""
+        """Encode codes `(codebooks, steps, *inner)`."""
 
     @abstractmethod
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
-        """Read codes; of an incomplete file, the steps that it holds, perhaps none.
+        """Decode codes `(codebooks, steps, *inner)`; if not `whole`, the steps that `data` determines, perhaps none.
 
         Raises:
-            Damage: Nothing has written this.
+            Damage: The data is no output of `encode`.
         """
 
 
 class Packed(Coding):
-    """Each code in as few whole bits as its codebook needs."""
+    """Fixed-width coding: ceil(log2(entries)) bits per code."""
 
     name = "packed"
 
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(codebooks, steps, *inner)`."""
+        """Encode codes `(codebooks, steps, *inner)`."""
         return Packing(self.codebooks, codes.shape[2:]).pack(codes)
 
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
-        """Read codes."""
+        """Decode codes `(codebooks, steps, *inner)`."""
         packing = Packing(self.codebooks, inner)
         return packing.unpack(data, steps if whole else packing.steps(len(data), steps))
 
 
 class _Modelled(Coding):
-    """By chances of symbols, with a range coder.
+    """Range coding under a model of the symbols' frequencies.
 
     Args:
-        codebooks: The codebooks that are written.
+        codebooks: The codebooks of the codes.
         symbols: The symbols of all codebooks of the codec.
     """
 
@@ -115,16 +115,16 @@ class _Modelled(Coding):
 
     @abstractmethod
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Yield the frequencies of each symbol of a row; the caller sends the symbol back."""
+        """Yield the frequencies for each symbol of a sequence; the caller sends the decoded symbol back."""
 
     def known_frequencies(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
-        """Return the frequencies of each symbol of a known row."""
+        """Yield the frequencies for each symbol of a known sequence."""
         course = self.follow(structure)
         for symbol in (None, *(row - self.symbols.offsets[structure.kinds])[:-1].tolist()):
             yield course.send(symbol)
 
     def encode(self, codes: Codes) -> bytes:
-        """Write codes `(codebooks, steps, *inner)`."""
+        """Encode codes `(codebooks, steps, *inner)`."""
         num_codebooks, steps, *inner = codes.shape
         structure, row = self.symbols.structure(num_codebooks, steps, inner), self.symbols.row(codes)
         encoder = RangeEncoder()
@@ -134,7 +134,7 @@ class _Modelled(Coding):
         return encoder.finish().ljust(_least(num_codebooks, steps, inner), b"\0")
 
     def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
-        """Read codes."""
+        """Decode codes `(codebooks, steps, *inner)`."""
         structure = self.symbols.structure(len(self.codebooks), steps, inner)
         decoder, course, found = RangeDecoder(data, whole), self.follow(structure), list[int]()
         symbol: int | None = None
@@ -144,7 +144,7 @@ class _Modelled(Coding):
                 symbol = decoder.decode(int(chances.sum()), _finder(chances))
                 found.append(symbol)
         except Cut:
-            steps = int(structure.steps[len(found)])  # those before it are whole
+            steps = int(structure.steps[len(found)])  # all steps before this one are complete
         count = int((structure.steps < steps).sum())
         row = np.array(found[:count], np.int64) + self.symbols.offsets[structure.kinds[:count]]
         return self.symbols.codes(row, len(self.codebooks), steps, inner)
@@ -161,12 +161,12 @@ def _finder(chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
 
 
 class Adaptive(_Modelled):
-    """By how often each entry of a codebook was there before in the chunk: order 0."""
+    """Adaptive order-0 model: counts of each alphabet's symbols so far in the chunk."""
 
     name = "adaptive"
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Yield the frequencies of each symbol of a row."""
+        """Yield the frequencies for each symbol of a sequence."""
         seen = [np.ones(size, np.int64) for size in self.symbols.sizes]
         for kind in structure.kinds.tolist():
             symbol = yield seen[kind]
@@ -176,12 +176,12 @@ class Adaptive(_Modelled):
 
 
 class Static(_Modelled):
-    """By how often each entry of a codebook was there in training: order 0.
+    """Static order-0 model: frequencies of each alphabet's symbols in the training data.
 
     Args:
-        codebooks: The codebooks that are written.
+        codebooks: The codebooks of the codes.
         symbols: The symbols of all codebooks of the codec.
-        table: Frequencies `(vocabulary,)`, `TOTAL` in each alphabet.
+        table: Frequencies `(vocabulary,)` that sum to `TOTAL` in each alphabet.
         prior: Identity of the prior.
     """
 
@@ -193,18 +193,18 @@ class Static(_Modelled):
         self.prior = prior
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Yield the frequencies of each symbol of a row."""
+        """Yield the frequencies for each symbol of a sequence."""
         for kind in structure.kinds.tolist():
             yield self.tables[kind]
 
 
 class Learned(_Modelled):
-    """By the prior beside the bundle.
+    """Autoregressive model: the bundle's prior predicts each symbol from the previous ones.
 
     Args:
-        codebooks: The codebooks that are written.
+        codebooks: The codebooks of the codes.
         symbols: The symbols of all codebooks of the codec.
-        graph: ONNX Runtime's session.
+        graph: The prior, an ONNX Runtime session.
         prior: Identity of the prior.
     """
 
@@ -216,8 +216,8 @@ class Learned(_Modelled):
         self.prior = prior
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Yield the frequencies of each symbol of a row, given those before it."""
-        known = np.zeros(len(structure.kinds) + 1, np.int64)  # at -1 there is none
+        """Yield the frequencies for each symbol, given the symbols before it."""
+        known = np.zeros(len(structure.kinds) + 1, np.int64)  # index -1: no source
         state = self._start()
         for at, kind in enumerate(structure.kinds.tolist()):
             context = np.concatenate([[kind, structure.tokens[at]], known[structure.sources[at]]])
@@ -226,7 +226,7 @@ class Learned(_Modelled):
             known[at] = 1 + self.symbols.offsets[kind] + symbol
 
     def known_frequencies(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
-        """Return the frequencies of each symbol of a known row: the same, many at once."""
+        """Yield the frequencies for each symbol of a known sequence, computed in blocks; equal to those of `follow`."""
         contexts, state = self.symbols.contexts(structure, row)[None], self._start()
         for begin in range(0, len(row), BLOCK):
             logits, state = self.graph.run(None, {"contexts": contexts[:, begin : begin + BLOCK], "state": state})
@@ -248,7 +248,7 @@ WITH_PRIOR = ("static", "learned")
 
 
 def fits(name: str, codebooks: Sequence[Codebook], size: int, steps: int, inner: Sequence[int]) -> bool:
-    """Return whether codes of `steps` steps can take `size` bytes in a coding."""
+    """Return whether a payload of `size` bytes is possible for `steps` steps in this coding."""
     if name == "packed":
         return size == Packing(codebooks, inner).size(steps)
     return size >= _least(len(codebooks), steps, inner)
@@ -259,44 +259,50 @@ def _least(num_codebooks: int, steps: int, inner: Sequence[int]) -> int:
 
 
 def codebooks_of(bundle: Bundle) -> list[Codebook]:
-    """List a bundle's codebooks."""
+    """Return a bundle's codebooks."""
     return [Codebook(*pair) for pair in zip(bundle.codebook_sizes, bundle.codebook_strides, strict=True)]
 
 
 def ordered_axis(config: Mapping[str, Any]) -> int | None:
-    """Return the axis of a bundle's codes, after that of codebooks, that numbers its tokens; None for placed tokens."""
+    """Return the axis of ordered tokens, not counting batch and codebooks; None for placed tokens."""
     return {"b q k": 0, "b q t k": 1}.get(config["token_layout"])
 
 
 def prior_identity(folder: Path) -> bytes:
-    """Return 8 bytes that identify a bundle's prior; empty if it has none."""
+    """Return 8 bytes that identify a bundle's prior; empty if the bundle has none."""
     files = read_json(folder / "export.json").get("files") or {}
     lines = "".join(f"{name} {files[name]['sha256']}\n" for name in sorted(files) if name.startswith(f"{PRIOR}/"))
     return hashlib.sha256(lines.encode()).digest()[:8] if lines else b""
 
 
 def coding_of(name: str, codebooks: Sequence[Codebook], bundle: Bundle | None = None) -> Coding:
-    """Return a coding by its name.
+    """Build a coding by its name.
 
     Args:
         name: One of `CODINGS`.
-        codebooks: Those of the codes that are written.
-        bundle: Whose codes they are; only packed and adaptive codes can do without.
+        codebooks: The codebooks of the codes.
+        bundle: The bundle of the codes; only packed and adaptive coding work without it.
 
     Raises:
-        UserError: It needs a prior, and there is none.
+        UserError: The coding needs a prior, and there is none.
+
+    Example:
+        >>> coding = coding_of("adaptive", [Codebook(1024)])
+        >>> data = coding.encode(np.full((1, 100), 7))  # (codebooks, steps)
+        >>> len(data), coding.decode(data, steps=100, inner=(), whole=True).shape
+        (14, (1, 100))
     """
     if name == "packed":
         return Packed(codebooks)
     if name == "adaptive":
         return Adaptive(codebooks, Symbols(codebooks, None, COUNTED))
     if bundle is None:
-        raise UserError(f"{name} codes can't be read without their bundle's prior")
+        raise UserError(f"{name} coding needs the bundle's prior; pass the bundle")
     identity = prior_identity(bundle.folder)
     if not identity:
         raise UserError(
-            f"{bundle.folder}: has no prior, which {name} codes need; train one with experiment=prior/transformer"
-            f" tokenizer={bundle.folder}, and use the bundle that the run makes"
+            f"{bundle.folder}: has no prior, which {name} coding needs; train one with experiment=prior/transformer"
+            f" tokenizer={bundle.folder}, and use the bundle that the run exports"
         )
     ordered = ordered_axis(bundle.config)
     if name == "static":
@@ -319,24 +325,30 @@ def _table(bundle: Bundle) -> Numbers:
 
 
 def open_graph(path: Path, threads: int = 1) -> Any:
-    """Open a prior's graph, on the processor, whose float64 is exact; its steps are too small for several threads.
+    """Open a prior's graph on the CPU, whose float64 is IEEE 754's.
+
+    Args:
+        path: Path of the graph.
+        threads: Number of threads; decoding's single steps are too small for several.
 
     Raises:
-        UserError: ONNX Runtime can't.
+        UserError: ONNX Runtime can't read the graph.
     """
     runtime = onnx_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # nothing that changes a number
+    options.graph_optimization_level = (
+        runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    )  # no optimization that changes results
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes, made in C++
+    except Exception as error:  # ONNX Runtime's exception classes, defined in C++
         raise UserError(f"{path}: ONNX Runtime can't read it ({(str(error).splitlines() or [''])[0]})") from error
 
 
 @lru_cache(maxsize=4)
 def _graph(bundle: Bundle) -> Any:
-    """Open a bundle's prior."""
+    """Open a bundle's prior, and check the shapes of its state and logits."""
     path, vocabulary = bundle.folder / GRAPH, Symbols(codebooks_of(bundle), None, LIMIT).vocabulary
     graph = open_graph(path)
     ports = {port.name: port.shape for port in (*graph.get_inputs(), *graph.get_outputs())}

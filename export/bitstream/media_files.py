@@ -43,7 +43,7 @@ def encode_file(
 
     Example:
         >>> encode_file(bundle, Path("photo.png"), Path("photo.vtk"), tokens=4, coding="packed")
-        {'tokens': 4, 'bytes': 42, 'payload bytes': 3, 'coding': 'packed'}
+        {'tokens': 4, 'bytes': 36, 'payload bytes': 3, 'coding': 'packed'}
     """
     signal, rate = bundle.read_file(path)
     whole = encode_signal(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(

@@ -1,7 +1,7 @@
-"""How much of a signal's codes is kept: a number, the most that a size allows, or the least that a quality takes.
+"""Rate control: choose how many tokens or codebooks to keep for a given size, bitrate or quality.
 
-The search for a quality takes decoder passes, a few more than log2 of what can be kept (ElasticTok, arXiv 2410.08368,
-section 3.3). Unequal shares for the blocks of clips: `varitok.codecs.allocation`.
+The search for a quality needs a few more decoder passes than log2 of the number of choices (ElasticTok, arXiv
+2410.08368, section 3.3). `varitok.codecs.allocation` distributes tokens unequally over the blocks of a clip.
 """
 
 import io
@@ -24,16 +24,16 @@ Signal: TypeAlias = npt.NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
-    """A signal and all of its codes.
+    """A signal and its codes.
 
     Attributes:
         codes: int64 `(1, codebooks, steps, *inner)`.
-        facts: The container's about the signal.
-        units: How far into the signal each step reaches, `(steps,)` or more.
-        original: What was encoded, float32 `(1, c, ...)` in [-1, 1].
-        seconds: How long it lasts; None of an image, or where no rate is known.
-        coding: How codes are written, one of `CODINGS`; None: by the bundle's prior, without one the smaller of what
-            can do without.
+        facts: Facts about the signal for the container's header.
+        units: Where each step ends in the signal, in samples or frames, `(steps,)` or longer.
+        original: The encoded signal, float32 `(1, c, ...)` in [-1, 1].
+        seconds: Duration; None for an image, or if no rate is known.
+        coding: Entropy coding, one of `CODINGS`; None: learned if the bundle has a prior, else the smaller of packed
+            and adaptive.
     """
 
     codes: Array
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
     coding: str | None = None
 
     def serialize(self, bundle: Bundle) -> "Written":
-        """Write the container."""
+        """Serialize the codes to a container."""
         found = [self._write(bundle, name) for name in _codings(bundle, self.coding)]
         return min(found, key=lambda one: len(one.data))
 
@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
         return Written(file.getvalue(), payload, name)
 
     def cut(self, kept: int, ordered: bool) -> "Encoded":
-        """Keep the first `kept` ordered tokens, or codebooks."""
+        """Return the first `kept` ordered tokens, or codebooks if tokens are not ordered."""
         return self._replace(codes=self.codes[..., :kept] if ordered else self.codes[:, :kept])
 
 
@@ -68,17 +68,22 @@ def encode_signal(
     num_codebooks: int | None = None,
     frame_rate: float | None = None,
 ) -> Encoded:
-    """Encode a signal `(1, c, ...)`, as a bundle's `values` gives it.
+    """Encode a signal with a bundle.
 
     Args:
         bundle: The bundle to encode with.
-        signal: The signal.
+        signal: The signal `(1, c, ...)`, in the form of `bundle.values`.
         tokens: Number of ordered tokens to keep; all if None.
         num_codebooks: Number of codebooks to keep; all if None.
         frame_rate: Frame rate of a clip; None if unknown.
 
     Raises:
         UserError: A number is out of range.
+
+    Example:
+        >>> encoded = encode_signal(bundle, bundle.values(image), tokens=4)
+        >>> encoded.codes.shape, encoded.serialize(bundle).payload
+        ((1, 1, 4), 3)
     """
     codes = bundle.encode_values(signal, tokens=tokens, num_codebooks=num_codebooks)
     units = bundle.units_of(codes.shape[2], signal.shape[2])
@@ -88,12 +93,12 @@ def encode_signal(
 
 
 class Written(NamedTuple):
-    """A container.
+    """A serialized container.
 
     Attributes:
-        data: The file.
-        payload: Bytes of it that are codes.
-        coding: How they are written.
+        data: Content of the file.
+        payload: Number of its bytes that are coded codes.
+        coding: Name of the entropy coding.
     """
 
     data: bytes
@@ -102,13 +107,13 @@ class Written(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """What a signal that comes back should be worth.
+    """Target quality of the decoded signal.
 
     Attributes:
-        name: What the measure is called.
-        wanted: The value that is enough.
-        measure: Compares a decoded signal with the original, float32 `(1, c, ...)` both; NaN where it can't.
-        lower: Whether less is better.
+        name: Name of the metric.
+        wanted: Value to reach.
+        measure: Metric of the decoded signal and the original, both float32 `(1, c, ...)`; NaN if undefined.
+        lower: Whether lower is better.
     """
 
     name: str
@@ -118,12 +123,12 @@ class Quality(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is asked for; one of them.
+    """Target of the rate control; at most one is not None.
 
     Attributes:
-        bytes: Largest size of the whole file.
-        kbps: Most kilobits of codes per second.
-        quality: Least quality of the decoded signal.
+        bytes: Maximum size of the whole file.
+        kbps: Maximum bitrate of the payload, in kbit/s.
+        quality: Minimum quality of the decoded signal.
     """
 
     bytes: int | None = None
@@ -132,16 +137,24 @@ class Target(NamedTuple):
 
 
 def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
-    """Keep as many tokens, or codebooks where tokens are not ordered, as a target wants.
+    """Choose how many ordered tokens, or else codebooks, meet a target; return the shortened codes.
+
+    A size or bitrate selects the most that fit, a quality the fewest that reach it.
 
     Args:
         bundle: The bundle of the codes.
-        encoded: All of them.
+        encoded: All codes.
         target: The constraint.
-        decode: Gives a signal as long as the original back.
+        decode: Decodes codes to a signal of the original's size.
 
     Raises:
-        UserError: It can't be met; the message names the nearest value that can.
+        UserError: The target can't be met; the message names the nearest value that can.
+
+    Example:
+        >>> encoded = encode_signal(bundle, bundle.values(image))
+        >>> chosen = fit_to_target(bundle, encoded, Target(bytes=35), lambda part: bundle.decode(part.codes))
+        >>> encoded.codes.shape, chosen.codes.shape
+        ((1, 1, 6), (1, 1, 2))
     """
     ordered = bool(bundle.tokens)
     cuts = [encoded.cut(kept, ordered) for kept in range(1, encoded.codes.shape[-1 if ordered else 1] + 1)]
@@ -160,24 +173,22 @@ def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Call
 
 def _codings(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
     if not bundle.codebook_sizes:
-        raise UserError("this codec's codes are continuous: there is nothing to write")
+        raise UserError("this codec's codes are continuous: a container holds only indices into codebooks")
     if asked is not None:
         return (asked,)
     return ("learned",) if prior_identity(bundle.folder) else ("packed", "adaptive")
 
 
 def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: float, option: str, unit: str) -> Encoded:
-    """Return the largest that isn't beyond a bound."""
+    """Return the longest codes whose measure is at most `most`."""
     found = bisect_right(cuts, most, key=measure)
     if not found:
-        raise UserError(
-            f"{option} {most:g}: the least that there is has {measure(cuts[0]):.4g} {unit}; give that or more"
-        )
+        raise UserError(f"{option} {most:g}: the shortest codes take {measure(cuts[0]):.4g} {unit}; give that or more")
     return cuts[found - 1]
 
 
 def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Quality) -> Encoded:
-    """Return the smallest that reaches a quality, assuming that quality rises with size."""
+    """Return the shortest codes that reach a quality, assuming that quality increases with length."""
     sign = -1 if quality.lower else 1
 
     def worth(one: Encoded) -> float:
@@ -192,12 +203,17 @@ def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Qu
         below, best = rung, max(best, found)
     asked = f"{quality.name} {quality.wanted:g}"
     if np.isinf(best):
-        raise UserError(f"{asked}: this signal has no {quality.name}")
-    raise UserError(f"{asked}: what there is reaches {sign * best:.4g}; ask for no better than that")
+        raise UserError(f"{asked}: {quality.name} is undefined for this signal")
+    raise UserError(f"{asked}: all codes reach {sign * best:.4g}; ask for no better than that")
 
 
 def psnr(wanted: float) -> Quality:
-    """Ask for decibels over the signal as the codec takes it, peak to peak 2; at most 100."""
+    """Return a target PSNR in dB: 10 log10(4 / MSE), as signals in [-1, 1] have a range of 2; at most 100.
+
+    Example:
+        >>> psnr(30).measure(np.full((1, 1, 8), 0.2), np.zeros((1, 1, 8)))
+        20.0
+    """
     return Quality("PSNR", wanted, _psnr)
 
 

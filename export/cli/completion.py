@@ -1,4 +1,4 @@
-"""Completion of the command `varitok` in a shell; the subcommand `completion`."""
+"""Shell completion of the command `varitok`; the subcommand `completion`."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from varitok import UserError
 
 __all__ = ["main"]
 
-# zsh understands bash's words after this.
+# Enables bash's completion commands in zsh.
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 SCRIPT = """\
 _varitok() {{
@@ -37,21 +37,21 @@ complete -c varitok -n __fish_use_subcommand -f -a "{names}"
 BASH_CASE = '      {name}) choices="{choices}" ;;'
 FISH_CASE = 'complete -c varitok -n "__fish_seen_subcommand_from {name}" -a "{choices}"'
 SHELLS = {"bash": ("", SCRIPT, BASH_CASE), "zsh": (ZSH, SCRIPT, BASH_CASE), "fish": ("", FISH, FISH_CASE)}
-"""For each what goes before the script, the script, and its line of a subcommand."""
+"""For each shell: a prefix, the script, and the script's line for a subcommand."""
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok completion`: print a script for a shell."""
+    """Run `varitok completion`: print the completion script of a shell."""
     parser = argparse.ArgumentParser(
         "varitok completion",
-        description="Print what makes a shell complete the words of varitok.",
+        description="Print a shell's completion script for varitok.",
         epilog="for example: varitok completion bash >> ~/.bashrc",
     )
     parser.add_argument("shell", metavar="bash|zsh|fish")
     shell = parser.parse_args(words).shell
     if shell not in SHELLS:
-        raise UserError(f"{shell}: there are scripts for {', '.join(SHELLS)}")
-    from .main import SUBCOMMANDS  # noqa: PLC0415 (which names this module)
+        raise UserError(f"{shell}: no completion for this shell; choose one of {', '.join(SHELLS)}")
+    from .main import SUBCOMMANDS  # noqa: PLC0415 (a circular import)
 
     choices = {name: _experiments() if name == "train" else _options(one.call) for name, one in SUBCOMMANDS.items()}
     head, script, case = SHELLS[shell]
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _options(call: str) -> list[str]:
-    """List a subcommand's options, out of its help; none where its packages are missing."""
+    """List a subcommand's options by parsing its help; none if its packages are missing."""
     module, _, function = call.partition(":")
     if f"varitok.{module}" == __name__:
         return [*SHELLS]
@@ -71,7 +71,7 @@ def _options(call: str) -> list[str]:
 
 
 def _experiments() -> list[str]:
-    """List the words that choose an experiment."""
+    """List the overrides `experiment=...` of all experiments."""
     folder = files("varitok.configs") / "experiment"
     parts = [(part.name, one.name) for part in folder.iterdir() if part.name != "base" for one in part.iterdir()]
     return sorted(f"experiment={part}/{name.removesuffix('.yaml')}" for part, name in parts)

@@ -1,4 +1,4 @@
-"""What a machine has for training and what would stop a run on it; the subcommand `doctor`."""
+"""Check a machine's packages, devices and disk for problems that would stop a run; the subcommand `doctor`."""
 
 import argparse
 import json
@@ -18,18 +18,18 @@ from varitok.codecs.training.versions import PACKAGES, installed_versions, mista
 
 __all__ = ["Finding", "examine", "main"]
 
-PIECE = 1 << 26  # bytes that are written to measure a disk
-ROOM = 1 << 30  # bytes below which a run is not begun
-PATIENCE = 60.0  # seconds in which two processes must have met
+PIECE = 1 << 26  # bytes written to measure the disk's speed
+ROOM = 1 << 30  # minimum free bytes for a run
+PATIENCE = 60.0  # timeout of the process group check, in seconds
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: What was checked.
+        name: Name of the check.
         value: The result, and a remedy if it isn't good.
-        state: "good"; "note" if a run can do without; "bad" if it stops a run.
+        state: "good"; "note" if only an optional feature is missing; "bad" if a run would stop.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Finding(NamedTuple):
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok doctor`; the exit status is 2 where something would stop a run."""
+    """Run `varitok doctor`; the exit status is 2 if a check is bad."""
     parser = argparse.ArgumentParser(
         "varitok doctor",
-        description="Tell what this machine has for training, and what would stop a run on it.",
+        description="Check this machine's packages, devices and disk for problems that would stop a run.",
         epilog="for example: varitok doctor --runs /data/runs --json",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; default: %(default)s")
@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def examine(runs: Path) -> Iterator[Finding]:
-    """Look at versions, devices, what reads clips, W&B, the disk, and whether processes can meet.
+    """Check versions, the video decoder, W&B, the disk, GPUs, and process groups of two processes.
 
     Args:
         runs: Folder of the runs; it need not exist.
@@ -90,18 +90,18 @@ def _tracking() -> Finding:
     try:
         version = metadata.version("wandb")
     except metadata.PackageNotFoundError:
-        return Finding("wandb", "is not installed; logger=csv and the files of a run do without", "note")
+        return Finding("wandb", "is not installed; logger=csv works without it", "note")
     try:
         known = "api.wandb.ai" in netrc.netrc().hosts
     except (OSError, netrc.NetrcParseError):
         known = False
     if known or os.environ.get("WANDB_API_KEY"):
         return Finding("wandb", f"{version}, with a key")
-    return Finding("wandb", f"{version}, no key: logger=wandb stays offline; `wandb login` gives one", "note")
+    return Finding("wandb", f"{version}, no key: logger=wandb stays offline; `wandb login` sets one", "note")
 
 
 def _disk(runs: Path) -> Iterator[Finding]:
-    """Measure the disk of a folder, or of that in which it would be made."""
+    """Measure free space and write speed of the disk of a folder, or of its nearest existing parent."""
     folder = runs.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -120,7 +120,11 @@ def _disk(runs: Path) -> Iterator[Finding]:
     yield Finding("runs", room if free >= ROOM else f"{room}; make room", "good" if free >= ROOM else "bad")
     temporary = Path(tempfile.gettempdir())
     if temporary.stat().st_dev != folder.stat().st_dev:
-        yield Finding("temporary", f"{temporary}: another disk than runs; checkpoints don't go by way of it", "note")
+        yield Finding(
+            "temporary",
+            f"{temporary}: another disk than runs; checkpoints are written beside the runs, not here",
+            "note",
+        )
 
 
 def _devices() -> Iterator[Finding]:
@@ -132,7 +136,7 @@ def _devices() -> Iterator[Finding]:
     count = torch.cuda.device_count()
     each = [torch.cuda.get_device_properties(index) for index in range(count)]
     told = ", ".join(f"{one.name} ({one.total_memory / 2**30:.0f} GiB)" for one in each)
-    yield Finding("gpus", told or f"none; {os.cpu_count()} processors", "good" if told else "note")
+    yield Finding("gpus", told or f"none; {os.cpu_count()} CPU cores", "good" if told else "note")
     if not torch.distributed.is_available():
         yield Finding("processes", "this torch has no distributed package: one process only", "note")
         return
@@ -141,7 +145,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _meeting(backend: str) -> Finding:
-    """Let two processes meet and add two numbers."""
+    """Check that two processes can form a process group and all-reduce a number."""
     import torch.multiprocessing as mp  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
@@ -152,11 +156,11 @@ def _meeting(backend: str) -> Finding:
                 if time.monotonic() - began > PATIENCE:
                     for process in started.processes:
                         process.kill()
-                    return Finding(backend, f"two processes have not met in {PATIENCE:.0f} s", "bad")
-        except Exception as error:  # what a child raised, or its signal
+                    return Finding(backend, f"two processes formed no process group in {PATIENCE:.0f} s", "bad")
+        except Exception as error:  # a child's exception or signal
             reason = str(error).strip().splitlines()[-1]
-            return Finding(backend, f"two processes can't meet ({reason})", "bad")
-    return Finding(backend, "two processes meet")
+            return Finding(backend, f"two processes can't form a process group ({reason})", "bad")
+    return Finding(backend, "two processes form a process group")
 
 
 def _meet(rank: int, backend: str, folder: str) -> None:
@@ -169,4 +173,4 @@ def _meet(rank: int, backend: str, folder: str) -> None:
     dist.all_reduce(total)
     dist.destroy_process_group()
     if total.item() != 3:
-        raise RuntimeError("their sum is wrong")
+        raise RuntimeError("all_reduce returned a wrong sum")

@@ -1,4 +1,4 @@
-"""Ordinary files to containers and back: pictures, sounds and clips; the subcommands `encode` and `decode`."""
+"""Encode image, audio and video files into containers, and decode them; the subcommands `encode` and `decode`."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     options = _parser(encodes).parse_args(words)
     bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, Bundle) or not bundle.written:
-        raise UserError(f"{options.bundle}: there are no files of what it codes; use varitok.load")
+        raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")
     kinds = bundle.suffixes if encodes else (SUFFIX,)
     to = SUFFIX[1:] if encodes else _choose_suffix(bundle, options.to)
     target = Target(options.bytes, options.kbps, _quality(bundle, options)) if encodes else Target()
@@ -51,30 +51,30 @@ encode, decode = partial(_run, encodes=True), partial(_run, encodes=False)
 
 
 def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:
-    """Return each file's destination, by its path below the named folder."""
+    """Pair each file with its destination, which keeps its path below the given folder."""
     if out == STREAM and len(found) > 1:
-        raise UserError(f"--out -: there are {len(found)} files, and standard output takes one; give a folder")
+        raise UserError(f"--out -: standard output takes one file, not {len(found)}; give a folder")
     pairs, taken = [], set[Path]()
     for path, inside in found:
         to_stream = out == STREAM or (out is None and path == STREAM)
         goes = STREAM if to_stream else (out / inside if out else path).with_suffix(suffix)
         if goes in taken or (goes == path and path != STREAM):
-            raise UserError(f"{path}: would be written to {goes}, which is another file; give --out, or rename it")
+            raise UserError(f"{path}: its output {goes} would replace another file; give --out, or rename it")
         taken.add(goes)
         pairs.append((path, goes))
     return pairs
 
 
 def _choose_suffix(bundle: Bundle, asked: str | None) -> str:
-    """Choose the suffix of the output."""
+    """Return the suffix of decoded files: `asked`, or the bundle's default."""
     known = bundle.written
     if asked is not None and asked not in known:
-        raise UserError(f"--to {asked}: of this bundle's signals there can be {', '.join(known)}")
+        raise UserError(f"--to {asked}: this bundle writes {', '.join(known)}")
     return asked or known[0]
 
 
 def _quality(bundle: Bundle, options: argparse.Namespace) -> Quality | None:
-    """Return the requested quality; all but PSNR is measured by the evaluation's metrics."""
+    """Return the requested quality; metrics other than PSNR are those of the evaluation."""
     if options.psnr is not None:
         return psnr(options.psnr)
     if options.metric is None:
@@ -97,9 +97,9 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     name = "encode" if encodes else "decode"
     parser = argparse.ArgumentParser(
         f"varitok {name}",
-        description="Turn pictures, sounds or clips into containers (.vtk)."
+        description="Encode image, audio or video files into containers (.vtk)."
         if encodes
-        else "Turn containers (.vtk) into pictures, sounds or clips.",
+        else "Decode containers (.vtk) into image, audio or video files.",
         epilog=f"for example: varitok {name} tokenizer {'PHOTOS --tokens 32' if encodes else 'CODES'} --out FOLDER",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
@@ -107,44 +107,47 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         "files", type=Path, nargs="+", metavar="FILE", help="files, or folders of them; - for standard input"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="beside each file by default; - for standard output, of one file"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder; default: beside each file; - for standard output, of one file",
     )
     parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of the results")
     if encodes:
-        parser.add_argument("--tokens", type=int, metavar="K", help="keep K tokens, if the codec orders them")
-        parser.add_argument("--codebooks", type=int, metavar="Q", help="keep Q codebooks")
+        parser.add_argument("--tokens", type=int, metavar="K", help="keep the first K tokens, if they are ordered")
+        parser.add_argument("--codebooks", type=int, metavar="Q", help="keep the first Q codebooks")
         parser.add_argument(
             "--coding",
             choices=CODINGS,
-            help="how codes are written; default: learned, where the bundle has a prior, else as is smaller",
+            help="entropy coding; default: learned if the bundle has a prior, else the smaller of packed and adaptive",
         )
         target = parser.add_mutually_exclusive_group()
-        target.add_argument("--bytes", type=int, metavar="N", help="keep what a file of N bytes has room for")
-        target.add_argument("--kbps", type=float, metavar="R", help="keep what R kbit/s have room for")
-        target.add_argument("--psnr", type=float, metavar="DB", help="keep as much as a PSNR of DB takes")
+        target.add_argument("--bytes", type=int, metavar="N", help="keep as much as fits in a file of N bytes")
+        target.add_argument("--kbps", type=float, metavar="R", help="keep as much as fits in R kbit/s")
+        target.add_argument("--psnr", type=float, metavar="DB", help="keep as little as reaches a PSNR of DB")
         target.add_argument(
-            "--metric", metavar="NAME=VALUE", help="the same, by any metric of the evaluation, such as ssim=0.8"
+            "--metric", metavar="NAME=VALUE", help="the same for any metric of the evaluation, such as ssim=0.8"
         )
     else:
         parser.add_argument(
-            "--int8", action="store_true", help="by the decoder of 8-bit weights, where the bundle has one"
+            "--int8", action="store_true", help="use the decoder with 8-bit weights, if the bundle has one"
         )
         writers = {name: kind.written for name, kind in BUNDLES.items() if kind.written}
-        written = "; ".join(f"{', '.join(known)} of {what}" for what, known in writers.items())
+        written = "; ".join(f"{', '.join(known)} for {what}" for what, known in writers.items())
         parser.add_argument("--to", metavar="SUFFIX", help=f"output format: {written}; the first by default")
-        parser.add_argument("--force", action="store_true", help="decode what another bundle wrote, come what may")
+        parser.add_argument("--force", action="store_true", help="decode another bundle's containers too")
     return parser
 
 
 def _find(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
-    """Find files and their paths below the named folder; named files are taken whatever their suffix."""
+    """Find files with a suffix of `kinds` and their paths below the given folders; given files may have any suffix."""
     for path in paths:
         if path == STREAM:
             yield path, Path("stdin")
         elif path.is_dir():
             inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in kinds)
             if not inside:
-                raise UserError(f"{path}: no file in it is called {', '.join('*' + kind for kind in kinds)}")
+                raise UserError(f"{path}: holds no file named {', '.join('*' + kind for kind in kinds)}")
             yield from ((one, one.relative_to(path)) for one in inside)
         elif path.is_file():
             yield path, Path(path.name)

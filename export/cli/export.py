@@ -1,4 +1,4 @@
-"""The subcommand `export`."""
+"""Export a run's codec as a bundle; the subcommand `export`."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 def main(words: Sequence[str]) -> None:
-    """Run `varitok export`; a failed parity ends in one line and exit status 1."""
+    """Run `varitok export`; a failed parity check prints one line and exits with status 1."""
     parser = argparse.ArgumentParser(
         "varitok export",
         description="Export a run's codec for use without varitok.",
@@ -27,14 +27,14 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle's folder; the run's bundle/ by default")
-    parser.add_argument("--no-streaming", action="store_true", help="leave out what goes chunk by chunk")
+    parser.add_argument("--no-streaming", action="store_true", help="leave out the streaming graphs")
     parser.add_argument(
         "--formats",
         default=",".join(FORMATS),
         metavar="NAMES",
-        help=f"default: %(default)s; {INT8}: also a decoder of 8-bit weights",
+        help=f"default: %(default)s; {INT8} adds a decoder with 8-bit weights",
     )
-    parser.add_argument("--json", action="store_true", help="for scripts: what export.json holds")
+    parser.add_argument("--json", action="store_true", help="for scripts: the content of export.json")
     options = parser.parse_args(words)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "bundle"
@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _print(report: Mapping[str, Any], folder: Path) -> None:
-    """Show the files and how they compare with the trained codec."""
+    """Print the files' sizes and their parity with the trained codec."""
     table = Table("file", "KiB", box=None)
     table.columns[1].justify = "right"
     for name, file in report["files"].items():

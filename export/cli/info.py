@@ -1,4 +1,4 @@
-"""What a bundle, a run, a checkpoint or a container is: signals, codes, rates and sizes; the subcommand `info`."""
+"""Describe a bundle, run, checkpoint or container: signals, codes, rates and sizes; the subcommand `info`."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def main(words: Sequence[str]) -> None:
     """Run `varitok info`."""
     parser = argparse.ArgumentParser(
         "varitok info",
-        description="Tell what a bundle, a run, a checkpoint or a container of codes is.",
+        description="Describe a bundle, a run, a checkpoint or a container of codes.",
         epilog="for example: varitok info tokenizer --json",
     )
     parser.add_argument(
@@ -40,10 +40,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Describe a bundle or a run by plain values, for JSON or to be printed.
+    """Describe a bundle, run, checkpoint or container as JSON-serializable values.
 
     Raises:
-        UserError: There is nothing of varitok's, or it is damaged.
+        UserError: The path is none of these, or is damaged.
+
+    Example:
+        >>> describe(Path("image_tokenizer"))["signals"]
+        'images of 16 x 16 pixels, 3 channels'
     """
     if path.is_dir() and (path / "export.json").is_file():
         return _of_bundle(path)
@@ -52,7 +56,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
         return _of_run(path)
     raise UserError(
-        f"{path}: neither a bundle (export.json is in it), a run (checkpoints/), a checkpoint (.ckpt) nor codes (.vtk)"
+        f"{path}: neither a bundle (has export.json), a run (has checkpoints/), a checkpoint (.ckpt) nor codes (.vtk)"
     )
 
 
@@ -107,7 +111,7 @@ def _of_container(path: Path) -> dict[str, Any]:
 
 
 def _lines(value: Any) -> list[str]:
-    """Write a value as lines."""
+    """Format a value as lines."""
     if isinstance(value, dict):
         width = max(map(len, value), default=0) + 2
         return [f"{name:<{width}}{part}" for name, part in value.items()] or ["none"]

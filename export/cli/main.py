@@ -1,6 +1,6 @@
-"""The command `varitok`: one subcommand for each thing that is done with a tokenizer.
+"""The command `varitok` and its subcommands.
 
-A subcommand's requirements are loaded when it is called: `varitok info` and others run without torch.
+A subcommand's module is imported when it is called, so that `varitok info` and others run without torch.
 """
 
 import difflib
@@ -15,13 +15,13 @@ __all__ = ["SUBCOMMANDS", "Subcommand", "main"]
 
 
 class Subcommand(NamedTuple):
-    """One of them.
+    """A subcommand.
 
     Attributes:
-        call: `module:function` of the package; takes the words after the subcommand's name.
-        about: What it does, in a few words.
-        example: A command line of it.
-        extra: The extra of the project that it needs.
+        call: Its function as `module:function`; the argument is the list of words after the subcommand's name.
+        about: One-line description.
+        example: Example arguments.
+        extra: The extra of the package that it needs.
     """
 
     call: str
@@ -38,19 +38,17 @@ SUBCOMMANDS = {
         "configs/sweep/image_rate.yaml --trials 20",
         "sweep",
     ),
-    "shards": Subcommand("data.cli.shards:main", "pack files to train on into shards", "PHOTOS --out SHARDS", "train"),
+    "shards": Subcommand("data.cli.shards:main", "pack training files into shards", "PHOTOS --out SHARDS", "train"),
     "features": Subcommand(
         "data.cli.features:main",
-        "write what a teacher sees in sounds as shards",
+        "write a teacher's features of audio files as shards",
         "SOUNDS --teacher WAVLM --rate 24000 --out SHARDS",
         "train",
     ),
     "evaluate": Subcommand(
         "codecs.evaluation.cli:main", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
     ),
-    "export": Subcommand(
-        "export.cli.export:main", "make the bundle that anyone can load", "RUN --out tokenizer", "train"
-    ),
+    "export": Subcommand("export.cli.export:main", "export a run as a bundle", "RUN --out tokenizer", "train"),
     "report": Subcommand(
         "export.report.cli:main", "show runs and bundles on one page", "RUN --out report.html", "train"
     ),
@@ -61,24 +59,28 @@ SUBCOMMANDS = {
     "decode": Subcommand("export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
     "info": Subcommand("export.cli.info:main", "describe a bundle, a run, a checkpoint or a .vtk file", "tokenizer"),
     "push": Subcommand(
-        "export.runtime.hub:push", "put a bundle on the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
+        "export.runtime.hub:push", "upload a bundle to the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
     ),
-    "pull": Subcommand("export.runtime.hub:pull", "get a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
+    "pull": Subcommand("export.runtime.hub:pull", "download a bundle from there", "OWNER/NAME --out tokenizer", "hub"),
     "doctor": Subcommand(
         "export.cli.doctor:main", "check this machine for problems that would stop a run", "--runs runs"
     ),
-    "completion": Subcommand("export.cli.completion:main", "complete words in a shell", "bash >> ~/.bashrc"),
+    "completion": Subcommand("export.cli.completion:main", "print shell completions", "bash >> ~/.bashrc"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `varitok SUBCOMMAND ...`.
 
-    The exit status is 0; 2 after a user's mistake, which ends in one line; 1 if exported files don't code as the
-    codec does; 130 after an interrupt.
+    The exit status is 0 on success, 1 if an exported file fails the parity check, 2 after a `UserError`, which prints
+    one line, and 130 after an interrupt.
 
     Args:
-        arguments: The words after `varitok`; the process's own if None.
+        arguments: The words after `varitok`; those of `sys.argv` if None.
+
+    Example:
+        >>> main(["--version"])
+        varitok 0.1.0
     """
     name, *words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in ("-h", "--help"):

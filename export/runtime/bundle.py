@@ -184,7 +184,7 @@ class Bundle(Opened):
         return codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
-        """Return each signal's number of code steps, ceil((length + causal_pad) / hop); the padded batch has `steps`."""
+        """Return each signal's number of code steps: ceil((length + causal_pad) / hop), of `steps` in the batch."""
         return -(-(lengths + self.causal_pad) // self.hops[0])
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:

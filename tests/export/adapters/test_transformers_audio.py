@@ -54,5 +54,5 @@ def test_it_is_the_bundles_codec_and_survives_a_round_trip(bundle, tmp_path):
 def test_only_bundles_of_sounds_are_taken(exported):
     from varitok.export.adapters.transformers_audio import VaritokAudioTokenizer
 
-    with pytest.raises(UserError, match="not a bundle of sounds"):
+    with pytest.raises(UserError, match="not a bundle of an audio codec"):
         VaritokAudioTokenizer.from_bundle(exported[1])

@@ -189,7 +189,7 @@ def test_a_bundle_with_a_prior_encodes_by_it_and_without_it_nothing_is_read(with
     # The codec is the same one: its own bundle decodes what needs no prior, and only that.
     run("decode", exported[1], tmp_path / "packed" / "a.vtk", "--out", tmp_path / "plain")
     assert "need a prior that" in refused("decode", exported[1], tmp_path / "learned" / "a.vtk", "--force")
-    assert "has no prior, which static codes need" in refused("encode", exported[1], photo, "--coding", "static")
+    assert "has no prior, which static coding needs" in refused("encode", exported[1], photo, "--coding", "static")
 
 
 def test_a_broken_prior_is_told(with_prior, exported, tmp_path):

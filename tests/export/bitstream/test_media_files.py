@@ -119,7 +119,7 @@ def test_a_size_or_a_quality_chooses_how_much_is_kept(exported, sounds, photos, 
         kept = encoded(folder, photo, "--bytes", most)
         assert kept["bytes"] <= most
         assert kept["tokens"] == TOKENS or encoded(folder, photo, "--tokens", kept["tokens"] + 1)["bytes"] > most
-    assert "the least that there is has" in refused(capsys, "encode", folder, photo, "--bytes", 9)
+    assert "the shortest codes take" in refused(capsys, "encode", folder, photo, "--bytes", 9)
     assert "has no duration; give --bytes" in refused(capsys, "encode", folder, photo, "--kbps", 9)
     assert "ask for no better than that" in refused(capsys, "encode", folder, photo, "--psnr", 90)
     bundle = varitok.load(folder)
@@ -166,7 +166,7 @@ def test_pictures_are_written_as_asked(exported, photos, tmp_path, capsys, to):
     bundle = varitok.load(folder)
     wanted = bundle.pixels(bundle.decode(container.read(tmp_path / "a.vtk").codes()))[0].astype(int)
     assert np.abs(np.asarray(image.convert("RGB")) - wanted).mean() <= (8 if to == "jpg" else 0)
-    assert "there can be png, jpg, webp" in refused(capsys, "decode", folder, tmp_path / "a.vtk", "--to", "wav")
+    assert "writes png, jpg, webp" in refused(capsys, "decode", folder, tmp_path / "a.vtk", "--to", "wav")
 
 
 def test_a_pipe_carries_what_files_do(sounds, tmp_path):
@@ -222,7 +222,7 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
     (tmp_path / "empty").mkdir()
     for words, message in [
         (["encode", folder, tmp_path / "gone.png"], "gone.png: no such file"),
-        (["encode", folder, tmp_path / "empty"], "no file in it is called *.png"),
+        (["encode", folder, tmp_path / "empty"], "holds no file named *.png"),
         (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
         (["encode", folder, photos], "which is another file; give --out, or rename it"),
         (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),

@@ -24,14 +24,14 @@ def found(capsys, *words):
 @pytest.fixture
 def apart(monkeypatch):
     """No processes are started."""
-    monkeypatch.setattr(doctor, "_meeting", lambda backend: doctor.Finding(backend, "two processes meet"))
+    monkeypatch.setattr(doctor, "_meeting", lambda backend: doctor.Finding(backend, "two processes form a process group"))
 
 
 @pytest.mark.slow  # two processes meet
 def test_this_machine_can_train(tmp_path, capsys):
     told, status = found(capsys, "--runs", str(tmp_path / "runs"))
     assert status == 0, told
-    assert told["gloo"] == {"value": "two processes meet", "state": "good"}
+    assert told["gloo"] == {"value": "two processes form a process group", "state": "good"}
     assert {"versions", "clips", "wandb", "runs", "gpus"} <= told.keys()
     assert "torch 2." in told["versions"]["value"] and "MB/s" in told["runs"]["value"]
     assert not (tmp_path / "runs").exists()
@@ -79,9 +79,9 @@ def test_a_folder_that_can_not_be_written_stops_a_run(tmp_path, capsys, apart):
 
 @pytest.mark.slow
 def test_processes_that_do_not_meet_are_told(monkeypatch):
-    assert "can't meet" in doctor._meeting("no_such_backend").value
+    assert "can't form a process group" in doctor._meeting("no_such_backend").value
     monkeypatch.setattr(doctor, "PATIENCE", 0.0)
-    assert doctor._meeting("gloo") == doctor.Finding("gloo", "two processes have not met in 0 s", "bad")
+    assert doctor._meeting("gloo") == doctor.Finding("gloo", "two processes formed no process group in 0 s", "bad")
 
 
 def test_without_torch_it_tells_what_to_install(tmp_path):

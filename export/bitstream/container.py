@@ -144,9 +144,8 @@ class Container(NamedTuple):
                     found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
                     parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
                 except (_Damage, Damage) as error:
-                    raise UserError(
-                        f"{self.path}: {str(error) or f'damaged: chunk {number} is no output of the encoder'}"
-                    ) from None
+                    reason = str(error) or f"damaged: no encoder writes the payload of chunk {number}"
+                    raise UserError(f"{self.path}: {reason}") from None
             first += chunk.steps
         codes = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
         if not codes.shape[1] or (end is not None and codes.shape[1] < end - begin):
@@ -156,7 +155,7 @@ class Container(NamedTuple):
 
 
 class Writer:
-    """Writes a signal's codes incrementally, chunk by chunk.
+    """Incremental writer of a container, one chunk per call.
 
     Args:
         file: Binary file, opened for writing.
@@ -268,9 +267,8 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
             f"{path}: was written with another bundle than {bundle.folder}; decode it with its own, or give --force if"
             " both are exports of the same codec"
         )
-    if header.prior and header.prior != prior_identity(
-        bundle.folder
-    ):  # not even with force: other probabilities decode to other codes
+    # Not even with force: other probabilities decode to other codes.
+    if header.prior and header.prior != prior_identity(bundle.folder):
         raise UserError(
             f"{path}: its codes need a prior that {bundle.folder} doesn't have; decode it with its own bundle"
         )
@@ -356,7 +354,7 @@ def read_all(path: Path) -> Iterator[Container]:
 
 
 class _Damage(Exception):
-    """A damaged file; the message gives the reason."""
+    """The file is damaged; the message is the reason."""
 
 
 class _Cut(Exception):
@@ -364,7 +362,7 @@ class _Cut(Exception):
 
 
 class _Reader:
-    """Reads varints and bytes of `data` from the position `at`; raises `_Cut` at the end of the data."""
+    """A cursor over `data` that reads varints and bytes; raises `_Cut` at the end of the data."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data = data
@@ -466,7 +464,7 @@ def _header(reader: _Reader) -> Header:
 
 
 def _check_entries(codes: Codes, header: Header, chunk: int) -> Codes:
-    """Check that codes index entries of their codebooks: packed codes have whole bits, and could exceed the size."""
+    """Check that codes are less than their codebook's size, which packed codes of whole bits may exceed."""
     for number, codebook in enumerate(header.codebooks):
         if (found := codes[number].max(initial=0)) >= codebook.size:
             raise _Damage(

@@ -1,4 +1,4 @@
-"""Entropy codings of codes: packed (fixed width), or range coded under one of three models; see CONTAINER.md.
+"""Entropy coding of codes: packed (fixed width), or range coded under one of three models; see CONTAINER.md.
 
 Models return integer frequencies, so that encoder and decoder agree exactly. They come from the previous codes of the
 chunk (`adaptive`), from counts of the training data (`static`), or from the bundle's prior (`learned`).
@@ -281,7 +281,7 @@ def coding_of(name: str, codebooks: Sequence[Codebook], bundle: Bundle | None = 
     Args:
         name: One of `CODINGS`.
         codebooks: The codebooks of the codes.
-        bundle: The bundle of the codes; only packed and adaptive coding work without it.
+        bundle: The bundle of the codes; None is enough for packed and adaptive coding.
 
     Raises:
         UserError: The coding needs a prior, and there is none.
@@ -337,9 +337,8 @@ def open_graph(path: Path, threads: int = 1) -> Any:
     runtime = onnx_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.graph_optimization_level = (
-        runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    )  # no optimization that changes results
+    # No optimization that changes results.
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception classes, defined in C++

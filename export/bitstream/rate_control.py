@@ -97,7 +97,7 @@ class Written(NamedTuple):
 
     Attributes:
         data: Content of the file.
-        payload: Number of its bytes that are coded codes.
+        payload: Bytes of all payloads, without headers and framing.
         coding: Name of the entropy coding.
     """
 

@@ -256,3 +256,13 @@ def test_ten_thousand_damaged_files_are_refused_or_right(tmp_path):
         assert way == 3 or len(found) == 1
         assert all(np.array_equal(read[:, :, :steps], codes[:, :, :steps]) for steps, read in found)
     assert refused > 5_000 and time.monotonic() - begin < 60
+
+
+def test_a_payload_that_no_encoder_writes_is_reported_with_its_chunk(tmp_path, monkeypatch):
+    header, path = Header("audio", BUNDLE, "adaptive", b"", (Codebook(1000),), (), (24000,)), tmp_path / "a.vtk"
+    coding = coding_of("adaptive", header.codebooks)
+    monkeypatch.setattr(coding, "encode", lambda codes: b"\xff" * 8)
+    with path.open("wb") as file:
+        write(file, header, np.zeros((1, 1, 3), np.int64), reached(3), coding)
+    with pytest.raises(UserError, match="damaged: no encoder writes the payload of chunk 0"):
+        read(path).codes()

@@ -24,7 +24,9 @@ def found(capsys, *words):
 @pytest.fixture
 def apart(monkeypatch):
     """No processes are started."""
-    monkeypatch.setattr(doctor, "_meeting", lambda backend: doctor.Finding(backend, "two processes form a process group"))
+    monkeypatch.setattr(
+        doctor, "_meeting", lambda backend: doctor.Finding(backend, "two processes form a process group")
+    )
 
 
 @pytest.mark.slow  # two processes meet

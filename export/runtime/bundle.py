@@ -307,7 +307,7 @@ class Bundle(Opened):
             UserError: The codec can't stream.
         """
         if not self.config.get("streaming"):
-            reason = "it looks ahead, or was exported with --no-streaming; encode and decode whole signals"
+            reason = "it looks ahead, or was exported without streaming; encode and decode whole signals"
             raise UserError(f"{self.folder}: this codec can't stream: {reason}")
         return self._session(STREAMING[0]), self._session(STREAMING[1])
 

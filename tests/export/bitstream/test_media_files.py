@@ -205,7 +205,7 @@ def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, c
 
     about["files"]["config.json"]["sha256"] = hashlib.sha256((other / "config.json").read_bytes()).hexdigest()
     (other / "export.json").write_text(json.dumps(about))
-    assert "give --force if this is the same codec" in refused(capsys, "decode", other, codes)
+    assert "give --force if both are exports of the same codec" in refused(capsys, "decode", other, codes)
     run(capsys, "decode", other, codes, "--force", "--out", tmp_path / "forced")
     assert (tmp_path / "forced" / "a.png").is_file()
     assert "codes of image" in refused(capsys, "decode", sounds, codes, "--force")
@@ -224,7 +224,7 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
         (["encode", folder, tmp_path / "gone.png"], "gone.png: no such file"),
         (["encode", folder, tmp_path / "empty"], "holds no file named *.png"),
         (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
-        (["encode", folder, photos], "which is another file; give --out, or rename it"),
+        (["encode", folder, photos], "would replace another file; give --out, or rename it"),
         (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),
         (["encode", folder, photos / "a.png", "--codebooks", 9], "9 codebooks: this codec has"),
         (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE} Hz; resample"),

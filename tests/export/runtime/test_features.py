@@ -87,8 +87,8 @@ def test_what_it_does_not_take_is_one_line(bundle):
         (lambda: bundle.encode(signal[..., :4]), "4 x 3 positions, this codec takes 5 x 3"),
         (lambda: bundle.encode(signal * np.nan), "some are NaN or infinite"),
         (lambda: bundle.encode(signal[:, :, :0]), "1 or more are expected"),
-        (lambda: bundle.encode(signal, tile=2), "can't be tiles"),
-        (lambda: bundle.pixels(signal), "gives features back"),
+        (lambda: bundle.encode(signal, tile=2), "frames have a fixed size"),
+        (lambda: bundle.pixels(signal), "decodes to features"),
         (bundle.encoding, "can't stream"),
     ]:
         with pytest.raises(UserError) as told:

@@ -99,7 +99,7 @@ def test_what_can_not_be_is_told_in_one_line(exported, shelf, tmp_path, capsys):
     assert "has no bundle of varitok" in refused(capsys, "pull", "me/other", "--out", tmp_path / "c")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("x")
-    assert "is there already" in refused(capsys, "pull", "me/tokenizer", "--out", tmp_path / "there")
+    assert "already exists" in refused(capsys, "pull", "me/tokenizer", "--out", tmp_path / "there")
     assert "you are not logged in" in refused(capsys, "push", exported[1], "nobody/tokenizer")
     assert "is " in refused(capsys, "push", tmp_path, "me/tokenizer")
     altered = shelf / "me" / "tokenizer" / "onnx" / "decoder_model.onnx"

@@ -204,7 +204,7 @@ def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Qu
     asked = f"{quality.name} {quality.wanted:g}"
     if np.isinf(best):
         raise UserError(f"{asked}: {quality.name} is undefined for this signal")
-    raise UserError(f"{asked}: all codes reach {sign * best:.4g}; ask for no better than that")
+    raise UserError(f"{asked}: the codes reach at best {sign * best:.4g}; ask for no better than that")
 
 
 def psnr(wanted: float) -> Quality:

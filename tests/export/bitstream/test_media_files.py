@@ -151,7 +151,7 @@ def test_any_metric_of_the_evaluation_is_a_target(sounds, tmp_path, capsys, metr
         kept = json.loads(run(capsys, *words, f"{metric}={wanted}"))[0]["codebooks"]
         assert found[kept - 1] <= wanted
         assert kept == 1 or min(found[: kept - 1]) > wanted or found[kept - 2] > wanted
-    assert f"reaches {best:.4g}; ask for no better" in refused(capsys, *words, f"{metric}={best - 1e-3}")
+    assert f"reach at best {best:.4g}; ask for no better" in refused(capsys, *words, f"{metric}={best - 1e-3}")
     assert "give a name and a value" in refused(capsys, *words, metric)
     assert "nothing" in refused(capsys, *words, "nothing=3")
 

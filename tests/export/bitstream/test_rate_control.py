@@ -65,7 +65,7 @@ def test_where_more_tokens_are_not_always_better_the_quality_still_holds(wanted,
 
 
 def test_what_has_no_quality_is_told():
-    with pytest.raises(UserError, match="has no luck"):
+    with pytest.raises(UserError, match="luck is undefined"):
         kept(row(0), Quality("luck", 1.0, lambda back, original: float("nan")))
 
 

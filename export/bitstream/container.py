@@ -257,9 +257,7 @@ def check(header: Header, bundle: Bundle, path: Path, force: bool = False) -> No
         >>> check(found.header, bundle, path)
     """
     if header.modality != bundle.config["modality"]:
-        raise UserError(
-            f"{path}: holds codes of {header.modality}, but {bundle.folder} is of {bundle.config['modality']}"
-        )
+        raise UserError(f"{path}: codes of {header.modality}, but {bundle.folder} is of {bundle.config['modality']}")
     if list(header.codebooks) != codebooks_of(bundle)[: len(header.codebooks)] or len(header.inner) != bundle.axes - 1:
         raise UserError(f"{path}: its codebooks are not those of {bundle.folder}; decode it with its own bundle")
     if header.bundle != identity(bundle.folder) and not force:

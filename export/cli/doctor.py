@@ -120,11 +120,7 @@ def _disk(runs: Path) -> Iterator[Finding]:
     yield Finding("runs", room if free >= ROOM else f"{room}; make room", "good" if free >= ROOM else "bad")
     temporary = Path(tempfile.gettempdir())
     if temporary.stat().st_dev != folder.stat().st_dev:
-        yield Finding(
-            "temporary",
-            f"{temporary}: another disk than runs; checkpoints are written beside the runs, not here",
-            "note",
-        )
+        yield Finding("temporary", f"{temporary}: another disk than runs; checkpoints don't pass through it", "note")
 
 
 def _devices() -> Iterator[Finding]:

@@ -107,10 +107,7 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         "files", type=Path, nargs="+", metavar="FILE", help="files, or folders of them; - for standard input"
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="output folder; default: beside each file; - for standard output, of one file",
+        "--out", type=Path, metavar="FOLDER", help="default: beside each file; - for standard output, of one file"
     )
     parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of the results")
     if encodes:

@@ -133,9 +133,7 @@ def _ask(name: str, call: Callable[[], Any]) -> Any:
             "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; unset it to use the hub",
         }
         lines = str(error).strip().splitlines()
-        raise UserError(
-            f"{name}: {hints.get(kind, f'the hub reports an error ({lines[0] if lines else kind})')}"
-        ) from error
+        raise UserError(f"{name}: {hints.get(kind, f'the hub failed ({lines[0] if lines else kind})')}") from error
 
 
 def _verify(folder: Path) -> None:

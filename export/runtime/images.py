@@ -136,9 +136,7 @@ def _square(pixels: Array, side: int) -> Array:
     try:
         from PIL import Image  # noqa: PLC0415 (images of the right size don't need it)
     except ImportError as error:
-        raise UserError(
-            f"image: resizing to {side} x {side} pixels needs the package Pillow; pip install Pillow"
-        ) from error
+        raise UserError(f"image: resizing to {side} x {side} pixels needs Pillow; pip install Pillow") from error
     height, width, c = pixels.shape
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

@@ -224,9 +224,7 @@ class VideoBundle(Bundle):
     def _decode_part(self, part: Part) -> npt.NDArray[np.uint8]:
         """Decode a part into a clip: uint8 `(t, h, w, 3)`."""
         if len(part.facts) != 3:
-            raise UserError(
-                "the container lacks the height, width and rate of its clip's frames; encode the clip again"
-            )
+            raise UserError("the container lacks its frames' height, width and rate; encode the clip again")
         height, width, _ = part.facts
         frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
         clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))

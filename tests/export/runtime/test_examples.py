@@ -121,9 +121,7 @@ def write_coder(folder, channels, hops, streams):
 def write_bundle(folder, name):
     """Write a bundle of hand-made graphs, which takes milliseconds: exporting a causal codec takes a minute."""
     folder.mkdir()
-    config = {"format_version": FORMAT_VERSION, "tokens": 0, "codebook_sizes": [16, 16], "quantizer": "fsq"} | CONFIGS[
-        name
-    ]
+    config = {"format_version": FORMAT_VERSION, "tokens": 0, "codebook_sizes": [16, 16], **CONFIGS[name]}
     if name in SHAPES:
         channels, hops = SHAPES[name]
         config["channels"] = channels
@@ -180,6 +178,13 @@ def test_an_example_returns_what_it_shows(name, key, opened, place):
     names = module | place | {"np": np, "varitok": varitok, "Path": Path, "bundle": opened[MODULES[name]]}
     test, said = doctest.DocTestParser().get_doctest(collect(name)[key], names, key, name, 0), []
     assert doctest.DocTestRunner().run(test, out=said.append).failed == 0, "".join(said)
+
+
+def test_no_module_with_examples_is_missing():
+    root = Path(varitok.__file__).parent
+    paths = [*(root / "export").rglob("*.py"), root / "__init__.py"]
+    found = {".".join(path.relative_to(root).with_suffix("").parts) for path in paths if ">>>" in path.read_text()}
+    assert {name.removesuffix("__init__") for name in found} == set(MODULES)
 
 
 @pytest.mark.parametrize("kind", BUNDLES.values(), ids=BUNDLES)

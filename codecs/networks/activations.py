@@ -3,6 +3,7 @@
 All map 0 to 0, so that masked values stay 0.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ from varitok import UserError
 
 __all__ = ["ACTIVATIONS", "Activation", "Snake", "SnakeBeta"]
 
-ACTIVATIONS = ("elu", "gelu", "silu", "leaky_relu", "snake", "snake_beta")
-TAPS = 12
+TAPS = 12  # of the low-pass filters around an anti-aliased activation
 
 
 class _SnakeFunction(torch.autograd.Function):
@@ -106,6 +106,17 @@ class SnakeBeta(nn.Module):
         return _snake(x, self.log_alpha.exp().to(x.dtype), (-self.log_beta).exp().to(x.dtype))
 
 
+# Each is built from the number of channels and of axes after them.
+ACTIVATIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "elu": lambda *_: nn.ELU(),
+    "gelu": lambda *_: nn.GELU(),
+    "silu": lambda *_: nn.SiLU(),
+    "leaky_relu": lambda *_: nn.LeakyReLU(0.1),
+    "snake": Snake,
+    "snake_beta": SnakeBeta,
+}
+
+
 class Activation(nn.Module):
     """An activation by its name, at the signal's rate or, `anti_aliased`, at twice of it between two low-pass filters.
 
@@ -128,10 +139,12 @@ class Activation(nn.Module):
         super().__init__()
         if anti_aliased and dims > 1:
             raise UserError(f"activation: anti_aliased is for one axis, not for {dims}")
-        self.inner = _build(name, channels, dims)
+        if name not in ACTIVATIONS:
+            raise UserError(f"activation={name}: there is {', '.join(ACTIVATIONS)}")
+        self.inner = ACTIVATIONS[name](channels, dims)
         self.anti_aliased = anti_aliased
         self.pad = TAPS // 2 - 1
-        self.register_buffer("low", _low_pass(TAPS) if anti_aliased else torch.zeros(0), persistent=False)
+        self.register_buffer("low", _low_pass() if anti_aliased else torch.zeros(0), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Activate `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`. The filters take 0 for what isn't valid."""
@@ -153,32 +166,16 @@ class Activation(nn.Module):
         return down.reshape(b, c, t)
 
 
-def _low_pass(taps: int) -> Tensor:
-    """Return a Kaiser-windowed sinc that halves the bandwidth, `(1, 1, taps)`, of sum 1 (cut-off 0.25, width 0.3)."""
-    half = taps // 2
-    # Kaiser's own formulas: the attenuation that this many taps reach over a transition of 0.3, and its beta.
+def _low_pass() -> Tensor:
+    """Return a half-band low-pass filter of sum 1, `(1, 1, TAPS)`: a Kaiser-windowed sinc.
+
+    The cutoff is 0.25 and the transition width 0.3, both relative to the sample rate.
+    """
+    half = TAPS // 2
+    # Kaiser's formulas: the stopband attenuation of this filter, 51 dB, and the window's beta for more than 50 dB.
     attenuation = 2.285 * (half - 1) * torch.pi * 4 * 0.3 + 7.95
-    if attenuation > 50:
-        beta = 0.1102 * (attenuation - 8.7)
-    else:
-        beta = 0.5842 * max(attenuation - 21, 0.0) ** 0.4 + 0.07886 * max(attenuation - 21, 0.0)
-    window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
+    beta = 0.1102 * (attenuation - 8.7)
+    window = torch.kaiser_window(TAPS, periodic=False, beta=beta, dtype=torch.float64)
     offsets = torch.arange(-half, half, dtype=torch.float64) + 0.5
     sinc = torch.sinc(0.5 * offsets) * window
     return (sinc / sinc.sum()).float()[None, None]
-
-
-def _build(name: str, channels: int, dims: int) -> nn.Module:
-    if name == "snake":
-        return Snake(channels, dims)
-    if name == "snake_beta":
-        return SnakeBeta(channels, dims)
-    plain: dict[str, nn.Module] = {
-        "elu": nn.ELU(),
-        "gelu": nn.GELU(),
-        "silu": nn.SiLU(),
-        "leaky_relu": nn.LeakyReLU(0.1),
-    }
-    if name not in plain:
-        raise UserError(f"activation={name}: there is {', '.join(ACTIVATIONS)}")
-    return plain[name]

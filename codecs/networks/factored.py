@@ -19,7 +19,7 @@ from varitok import UserError
 
 from .activations import Activation
 from .attention import attend
-from .contract import Decoder, Encoder
+from .contract import Decoder, Encoder, Network
 from .convolution import Convolution, along_first, at_rate, stage_sizes, zero_invalid
 from .sequence import SequenceTransformer
 from .wavelet import Haar, InverseHaar
@@ -215,46 +215,10 @@ class _Middle(nn.Module):
         return self.second(x, mask, memory)  # type: ignore[no-any-return]
 
 
-class _Plan:
-    """The sizes that an encoder and its decoder share."""
+class _FactoredCodec(Network):
+    """Layers of encoder and decoder, which differ in their order."""
 
-    def __init__(
-        self,
-        base: int,
-        strides: Sequence[int | Sequence[int]],
-        multipliers: Sequence[int],
-        units: str,
-        wavelets: int,
-        causal: bool,
-    ) -> None:
-        if units not in UNITS:
-            raise UserError(f"codec: units={units!r} is one of {', '.join(UNITS)}")
-        self.strides, self.widths, product = stage_sizes(base, strides, multipliers, 3)
-        self.downsample = tuple(2**wavelets * steps for steps in product)
-        self.causal_pad = self.downsample[0] - 1 if causal else 0
-        self.around = UNITS[units][0] if units == "factorized" else (JOINT,)  # the first and the last convolution
-
-
-class FactoredEncoder(Encoder):
-    """Reads clips into latents, one for each step of frames, rows and columns.
-
-    Args:
-        width: Width of the latents.
-        base: Channels of the first stage.
-        strides: Strides of the stages, in the order in which they act; for each one number, or one for each axis.
-        multipliers: Channels over `base` of all stages, one more than strides: the last is not followed by a stride.
-        depth: Residual units of each stage; of "split", pairs of them.
-        channels: Channels of the clip.
-        units: "split" (VidTok), "factorized" (Cosmos) or "joint" (MAGVIT-v2).
-        wavelets: Levels of the Haar transform in front (Cosmos: 2).
-        attention: Whether the positions of a frame attend to each other in the middle.
-        window: Latent frames within which each position attends along time in the middle (Cosmos); None: it doesn't.
-        activation: See `activations.ACTIVATIONS`.
-        causal: A latent depends on frames up to the end of its step only.
-
-    Raises:
-        UserError: Sizes that don't fit each other.
-    """
+    decodes: bool
 
     def __init__(
         self,
@@ -272,27 +236,65 @@ class FactoredEncoder(Encoder):
         activation: str = "silu",
         causal: bool = True,
     ) -> None:
-        plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        super().__init__(
-            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=plan.causal_pad
-        )
-        self.rates = [stride[0] for stride in plan.strides]
-        self.patcher = Haar(channels, wavelets)
-        self.first = _Chain(self.patcher.outputs, plan.widths[0], plan.around, causal)
-        befores = [plan.widths[0], *plan.widths[:-1]]
+        if units not in UNITS:
+            raise UserError(f"codec: units={units!r} is one of {', '.join(UNITS)}")
+        steps, widths, product = stage_sizes(base, strides, multipliers, 3)
+        downsample = tuple(2**wavelets * step for step in product)
+        causal_pad = downsample[0] - 1 if causal else 0
+        super().__init__(width=width, downsample=downsample, channels=channels, causal=causal, causal_pad=causal_pad)
+        if self.decodes:
+            steps, widths = steps[::-1], widths[::-1]
+        self.rates = [step[0] for step in steps]
+        ends = UNITS[units][0] if units == "factorized" else (JOINT,)  # kernels of the first and the last convolution
+        if self.decodes:
+            self.unpatcher = InverseHaar(channels, wavelets)
+            self.first = _Chain(width, widths[0], ends, causal)
+            self.middle = _Middle(widths[0], units, attention, window, causal, activation)
+        else:
+            self.patcher = Haar(channels, wavelets)
+            self.first = _Chain(self.patcher.bands, widths[0], ends, causal)
         self.stages = nn.ModuleList(
-            _Units(before, wide, depth, units, causal, activation)
-            for before, wide in zip(befores, plan.widths, strict=True)
+            _Units(before, after, depth + self.decodes, units, causal, activation)
+            for before, after in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
-        self.downs = nn.ModuleList(
-            _Down(wide, stride, causal, units) for wide, stride in zip(plan.widths[:-1], plan.strides, strict=True)
-        )
-        self.middle = _Middle(plan.widths[-1], units, attention, window, causal, activation)
-        self.norm = ChannelNorm(plan.widths[-1])
-        self.act = Activation(activation, plan.widths[-1], 3)
-        self.last = _Chain(plan.widths[-1], width, plan.around, causal)
-        for conv in self.last.convs:  # so that latents have unit size
-            nn.init.kaiming_normal_(conv.layer.weight, nonlinearity="linear")  # type: ignore[union-attr, arg-type]
+        changes = zip(widths[:-1], steps, strict=True)
+        if self.decodes:
+            self.ups = nn.ModuleList(_Up(wide, step, causal, units) for wide, step in changes)
+        else:
+            self.downs = nn.ModuleList(_Down(wide, step, causal, units) for wide, step in changes)
+            self.middle = _Middle(widths[-1], units, attention, window, causal, activation)
+        self.norm = ChannelNorm(widths[-1])
+        self.act = Activation(activation, widths[-1], 3)
+        self.last = _Chain(widths[-1], self.unpatcher.bands if self.decodes else width, ends, causal)
+        if not self.decodes:
+            for conv in self.last.convs:  # latents of unit variance
+                nn.init.kaiming_normal_(conv.layer.weight, nonlinearity="linear")  # type: ignore[union-attr, arg-type]
+
+
+class FactoredEncoder(_FactoredCodec, Encoder):
+    """Encoder of clips into one latent per position of a grid of frames, rows and columns.
+
+    Args:
+        width: Width of the latents.
+        base: Channels of the first stage.
+        strides: Stride of each stage, in order of execution: one number, or one per axis.
+        multipliers: Channels of each stage, in multiples of `base`; one more than strides, since no stride follows the
+            last stage.
+        depth: Residual units per stage; with "split", pairs of units.
+        channels: Channels of the clip.
+        units: "split" (VidTok), "factorized" (Cosmos) or "joint" (MAGVIT-v2).
+        wavelets: Levels of the Haar transform before the first convolution (Cosmos: 2).
+        attention: Whether the middle has self-attention within each frame.
+        window: Latent frames in the window of the middle's self-attention along time (Cosmos); None for no such
+            attention.
+        activation: See `activations.ACTIVATIONS`.
+        causal: Whether a latent depends only on frames up to the end of its step.
+
+    Raises:
+        UserError: Inconsistent sizes.
+    """
+
+    decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Return the latents of clips."""
@@ -310,51 +312,16 @@ class FactoredEncoder(Encoder):
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class FactoredDecoder(Decoder):
-    """Makes clips from latents: the encoder's mirror, with its arguments in its order.
+class FactoredDecoder(_FactoredCodec, Decoder):
+    """Decoder of clips: the mirror of `FactoredEncoder`, with the same arguments.
 
-    Each stage has one residual unit more, as is usual; strides act from the last to the first.
+    Each stage has one residual unit more, as is usual. `strides` are in the order of an encoder: the last acts first.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        base: int,
-        strides: Sequence[int | Sequence[int]],
-        multipliers: Sequence[int],
-        depth: int = 2,
-        channels: int = 3,
-        units: Units = "split",
-        wavelets: int = 0,
-        attention: bool = True,
-        window: int | None = None,
-        activation: str = "silu",
-        causal: bool = True,
-    ) -> None:
-        plan = _Plan(base, strides, multipliers, units, wavelets, causal)
-        super().__init__(
-            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=plan.causal_pad
-        )
-        self.rates = [stride[0] for stride in reversed(plan.strides)]
-        self.unpatcher = InverseHaar(channels, wavelets)
-        widths = plan.widths[::-1]
-        self.first = _Chain(width, widths[0], plan.around, causal)
-        self.middle = _Middle(widths[0], units, attention, window, causal, activation)
-        befores = [widths[0], *widths[:-1]]
-        self.stages = nn.ModuleList(
-            _Units(before, wide, depth + 1, units, causal, activation)
-            for before, wide in zip(befores, widths, strict=True)
-        )
-        self.ups = nn.ModuleList(
-            _Up(wide, stride, causal, units) for wide, stride in zip(widths[:-1], reversed(plan.strides), strict=True)
-        )
-        self.norm = ChannelNorm(widths[-1])
-        self.act = Activation(activation, widths[-1], 3)
-        self.last = _Chain(widths[-1], self.unpatcher.inputs, plan.around, causal)
+    decodes = True
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None

@@ -12,7 +12,7 @@ from torch.nn import functional
 from varitok import UserError
 
 from .attention import Transformer
-from .contract import Decoder, Encoder
+from .contract import Decoder, Encoder, Network
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
 
@@ -46,24 +46,10 @@ class GridTable(nn.Module):
         return table.flatten(2).transpose(1, 2)
 
 
-class RegisterEncoder(Encoder):
-    """Reads an image into `tokens` latents.
+class _RegisterCodec(Network):
+    """Layers of encoder and decoder."""
 
-    Args:
-        image_size: Side of the images of training, in pixels; others are read with interpolated positions.
-        patch: Side of a patch; divides every image's sides.
-        tokens: Latents, N.
-        width: Width of the transformer.
-        depth: Its blocks.
-        heads: Its heads.
-        channels: Channels of the image.
-        shortcut: Lay a linear path beside attention: each register starts from its own learned mean of all patches,
-            and nothing is normalized on the way out. Attention alone is slow to learn where
-            to look (ARCHITECTURE.md has the figures; ours, not in TiTok).
-
-    Raises:
-        UserError: The patch doesn't divide `image_size`.
-    """
+    decodes: bool
 
     def __init__(
         self,
@@ -81,12 +67,47 @@ class RegisterEncoder(Encoder):
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
         side = image_size // patch
         super().__init__(width=width, downsample=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
-        self.embed = nn.Conv2d(channels, width, patch, stride=patch)
-        self.positions = GridTable(_waves(width, side))
+        self.patch = patch
+        if not self.decodes:
+            self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-        self.shortcut = GridTable(torch.randn(1, tokens, side, side) * side) if shortcut else None
+        if self.decodes:
+            self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = GridTable(_waves(width, side))
+        self.shortcut: GridTable | None = None
+        if shortcut:
+            weights = torch.randn(1, tokens, side, side)
+            self.shortcut = GridTable(weights / tokens**0.5 if self.decodes else weights * side)
         self.transformer = Transformer(width, depth, heads)
         self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
+        if self.decodes:
+            self.to_pixels = nn.Linear(width, channels * patch * patch)
+            # Patches are decoded independently; a small convolution, the identity at first, smooths their borders.
+            self.out = nn.Conv2d(channels, channels, 3, padding=1)
+            nn.init.dirac_(self.out.weight)
+            nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+
+class RegisterEncoder(_RegisterCodec, Encoder):
+    """Encoder of images into `tokens` latents.
+
+    Args:
+        image_size: Side of the training images, in pixels; positions are interpolated for other sizes.
+        patch: Side of a patch, in pixels; divides the sides of every image.
+        tokens: Number of latents, N.
+        width: Width of the transformer and of the latents.
+        depth: Blocks of the transformer.
+        heads: Attention heads per block.
+        channels: Channels of the image.
+        shortcut: Add a linear path in parallel to attention: each register starts as its own learned weighted mean of
+            all patches, and there is no final norm. Attention alone learns slowly where to attend (ours, not in TiTok;
+            figures in ARCHITECTURE.md).
+
+    Raises:
+        UserError: The patch doesn't divide `image_size`.
+    """
+
+    decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Return the latents of images."""
@@ -101,38 +122,13 @@ class RegisterEncoder(Encoder):
         return latents
 
 
-class RegisterDecoder(Decoder):
-    """Paints an image from latents; its arguments are the encoder's.
+class RegisterDecoder(_RegisterCodec, Decoder):
+    """Decoder of latents into images; its arguments are the encoder's.
 
-    With `shortcut` each patch starts from its own learned sum of the latents.
+    With `shortcut`, each patch starts as its own learned weighted sum of the latents.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch: int,
-        tokens: int,
-        width: int,
-        depth: int,
-        heads: int,
-        channels: int = 3,
-        shortcut: bool = False,
-    ) -> None:
-        side = image_size // patch
-        super().__init__(width=width, downsample=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
-        self.patch = patch
-        self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
-        self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.positions = GridTable(_waves(width, side))
-        self.shortcut = GridTable(torch.randn(1, tokens, side, side) / tokens**0.5) if shortcut else None
-        self.transformer = Transformer(width, depth, heads)
-        self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
-        self.to_pixels = nn.Linear(width, channels * patch * patch)
-        # Patches are painted apart from each other; one small convolution mends their seams.
-        self.out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.dirac_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+    decodes = True
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None

@@ -7,6 +7,7 @@ the published ones pad by reflection ours pad with zeros, so that a chunk, a pad
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,22 +40,10 @@ class _Plan:
             raise UserError("codec: anti_aliased filters look ahead, a causal codec can't have them")
         self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
         self.downsample = (product[0] * resample, *product[1:])
-        self.dims = dims
-        self.causal = causal
-        self.norm = norm
-        self.activation = activation
-        self.anti_aliased = anti_aliased
-
-    def conv(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Convolution:
-        return Convolution(
-            inputs, outputs, kernel, dilation=dilation, dims=self.dims, causal=self.causal, norm=self.norm
-        )
-
-    def act(self, channels: int) -> Activation:
-        return Activation(self.activation, channels, self.dims, self.anti_aliased)
-
-    def taps(self, stride: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(2 * step if step > 1 else 1 for step in stride)
+        self.taps = [tuple(2 * step if step > 1 else 1 for step in stride) for stride in self.strides]
+        self.conv = partial(Convolution, dims=dims, causal=causal, norm=norm)
+        self.transposed = partial(TransposedConvolution, dims=dims, causal=causal, norm=norm)
+        self.act = partial(Activation, activation, dims=dims, anti_aliased=anti_aliased)
 
     def units(self, channels: int, kernel: int, dilations: Sequence[int], compress: int, mapped: bool) -> nn.ModuleList:
         return nn.ModuleList(ResidualUnit(self, channels, kernel, dilation, compress, mapped) for dilation in dilations)
@@ -76,7 +65,7 @@ class ResidualUnit(nn.Module):
         super().__init__()
         inside = max(channels // compress, 1)
         self.act_in = plan.act(channels)
-        self.wide = plan.conv(channels, inside, kernel, dilation)
+        self.wide = plan.conv(channels, inside, kernel, dilation=dilation)
         self.act_out = plan.act(inside)
         self.pointwise = plan.conv(inside, channels, 1)
         self.shortcut = plan.conv(channels, channels, 1) if mapped else None
@@ -95,18 +84,10 @@ class _Down(nn.Module):
 
     def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
         super().__init__()
-        stride, width = plan.strides[level], plan.widths[level]
+        narrow, wide = plan.widths[level : level + 2]
         self.units = units
-        self.act = plan.act(width)
-        self.conv = Convolution(
-            width,
-            plan.widths[level + 1],
-            plan.taps(stride),
-            stride,
-            dims=plan.dims,
-            causal=plan.causal,
-            norm=plan.norm,
-        )
+        self.act = plan.act(narrow)
+        self.conv = plan.conv(narrow, wide, plan.taps[level], plan.strides[level])
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         for unit in self.units:
@@ -120,11 +101,9 @@ class _Up(nn.Module):
 
     def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
         super().__init__()
-        stride, width = plan.strides[level], plan.widths[level + 1]
-        self.act = plan.act(width)
-        self.conv = TransposedConvolution(
-            width, plan.widths[level], plan.taps(stride), stride, dims=plan.dims, causal=plan.causal, norm=plan.norm
-        )
+        narrow, wide = plan.widths[level : level + 2]
+        self.act = plan.act(wide)
+        self.conv = plan.transposed(wide, narrow, plan.taps[level], plan.strides[level])
         self.units = units
 
     def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:

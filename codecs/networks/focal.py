@@ -7,7 +7,7 @@ section 3) compresses features by it, and expands them again for a vocoder.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -169,15 +169,9 @@ class _FocalCodec(Network):
         outside: Network,
         widths: Sequence[int],
         strides: Sequence[int],
-        depth: int,
-        hidden: int | None,
-        window: int,
-        levels: int,
-        growth: int,
-        layer_scale: float,
+        blocks: Callable[[int], FocalSequence],
         activation: str,
         causal: bool,
-        span: int,
     ) -> None:
         if len(widths) != len(strides) or not widths or min(strides) < 1:
             raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides should be as many, 1 at least")
@@ -193,10 +187,10 @@ class _FocalCodec(Network):
         stages = []
         for level, stride in enumerate(strides):
             outer, inner = ends[level], ends[level + 1]
-            blocks = FocalSequence(inner, depth, hidden, window, levels, growth, layer_scale, causal, span)
+            sequence = blocks(inner)
             sizes = (inner, outer) if self.decodes else (outer, inner)
             resample = change(*sizes, stride, stride, causal=causal)
-            stages.append(_Stage(blocks, Activation(activation, inner), resample, self.decodes))
+            stages.append(_Stage(sequence, Activation(activation, inner), resample, self.decodes))
         # In the order in which they act.
         self.strides = list(reversed(strides) if self.decodes else strides)
         self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
@@ -246,9 +240,8 @@ class FocalEncoder(_FocalCodec, Encoder):
         causal: bool = False,
         span: int = 512,
     ) -> None:
-        super().__init__(
-            features, widths, strides, depth, hidden, window, levels, growth, layer_scale, activation, causal, span
-        )
+        sizes = (depth, hidden, window, levels, growth, layer_scale, causal, span)
+        super().__init__(features, widths, strides, lambda width: FocalSequence(width, *sizes), activation, causal)
         if hop_length * self.slowdown != self.rate:
             raise UserError(f"focal: hop_length={hop_length}, but a feature is of {self.rate // self.slowdown} samples")
         self.features = features
@@ -295,9 +288,8 @@ class FocalDecoder(_FocalCodec, Decoder):
         causal: bool = False,
         span: int = 512,
     ) -> None:
-        super().__init__(
-            vocoder, widths, strides, depth, hidden, window, levels, growth, layer_scale, activation, causal, span
-        )
+        sizes = (depth, hidden, window, levels, growth, layer_scale, causal, span)
+        super().__init__(vocoder, widths, strides, lambda width: FocalSequence(width, *sizes), activation, causal)
         self.vocoder = vocoder
 
     def forward(

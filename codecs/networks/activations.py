@@ -1,4 +1,4 @@
-"""Activations of convolutional codecs, by name: ELU, SiLU, GELU, and Snake's two forms.
+"""Activations of convolutional codecs, by name: ELU, SiLU, GELU, leaky ReLU, Snake and SnakeBeta.
 
 All map 0 to 0, so that masked values stay 0.
 """
@@ -19,9 +19,9 @@ TAPS = 12  # of the low-pass filters around an anti-aliased activation
 
 
 class _SnakeFunction(torch.autograd.Function):
-    """`x + sin(a x)^2 / b`, keeping for backward nothing of the signal's size but x itself.
+    """`x + scale * sin(rate * x)^2`, which saves only x at full size for the backward pass.
 
-    On a CPU both ways go channel block by channel block, so that intermediate values stay in the cache.
+    On a CPU, both passes run block by block over channels, so that intermediate values stay in the cache.
     """
 
     @staticmethod
@@ -40,7 +40,7 @@ class _SnakeFunction(torch.autograd.Function):
         to_x, to_rate, to_scale = torch.empty_like(x), torch.empty_like(rate), torch.empty_like(scale)
         for now in _blocks(x):
             angles = x[now] * rate[now]
-            # The slope of sin(u)^2 is sin(2u) = 2 sin(u) cos(u).
+            # d/du sin(u)^2 = 2 sin(u) cos(u)
             sines = angles.sin()
             slope = angles.cos_().mul_(sines).mul_(gradient[now]).mul_(2)
             torch.addcmul(gradient[now], slope, rate[now] * scale[now], out=to_x[now])
@@ -50,14 +50,14 @@ class _SnakeFunction(torch.autograd.Function):
 
 
 def _blocks(x: Tensor) -> list[tuple[slice, slice]]:
-    """Cut the channels of `(b, c, ...)` into blocks of about 2^16 numbers; into one on devices other than a CPU."""
+    """Return slices of `(b, c, ...)` along c: on a CPU blocks of about 2^16 elements, on other devices one block."""
     channels = x.shape[1]
     each = max(1, 2**16 * channels // max(x.numel(), 1)) if x.device.type == "cpu" else max(channels, 1)
     return [(slice(None), slice(start, start + each)) for start in range(0, channels, each)]
 
 
 def _snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
-    """Compute `x + scale * sin(rate * x)^2`; rate and scale are `(1, c, 1, ...)`."""
+    """Compute `x + scale * sin(rate * x)^2`; `rate` and `scale` are `(1, c, 1, ...)`."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return torch.addcmul(x, (x * rate).sin().square(), scale)
     return _eager_snake(x, rate, scale)
@@ -71,11 +71,11 @@ def _eager_snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
 
 
 class Snake(nn.Module):
-    """`x + sin(a x)^2 / a` with a learned `a` for each channel, 1 at the start (arXiv 2006.08195, section 3).
+    """Snake: `x + sin(a x)^2 / a` with a learned `a` per channel, initially 1 (arXiv 2006.08195, section 3).
 
     Args:
-        channels: Channels of the signal.
-        dims: Its axes after the channels.
+        channels: Channels of the input.
+        dims: Number of axes after the channels.
     """
 
     def __init__(self, channels: int, dims: int = 1) -> None:
@@ -83,17 +83,17 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(1, channels, *[1] * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activate `(b, c, *grid)`."""
+        """Apply the activation to `(b, c, *grid)`."""
         alpha = self.alpha.to(x.dtype)
         return _snake(x, alpha, 1.0 / (alpha + 1e-9))
 
 
 class SnakeBeta(nn.Module):
-    """`x + sin(a x)^2 / b` with learned logarithms of a and b for each channel (BigVGAN, arXiv 2206.04658).
+    """SnakeBeta: `x + sin(a x)^2 / b` with learned `log a` and `log b` per channel (BigVGAN, arXiv 2206.04658).
 
     Args:
-        channels: Channels of the signal.
-        dims: Its axes after the channels.
+        channels: Channels of the input.
+        dims: Number of axes after the channels.
     """
 
     def __init__(self, channels: int, dims: int = 1) -> None:
@@ -102,11 +102,11 @@ class SnakeBeta(nn.Module):
         self.log_beta = nn.Parameter(torch.zeros(1, channels, *[1] * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activate `(b, c, *grid)`."""
+        """Apply the activation to `(b, c, *grid)`."""
         return _snake(x, self.log_alpha.exp().to(x.dtype), (-self.log_beta).exp().to(x.dtype))
 
 
-# Each is built from the number of channels and of axes after them.
+# Constructors by name, called with the number of channels and of axes after them.
 ACTIVATIONS: dict[str, Callable[[int, int], nn.Module]] = {
     "elu": lambda *_: nn.ELU(),
     "gelu": lambda *_: nn.GELU(),
@@ -118,19 +118,19 @@ ACTIVATIONS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 class Activation(nn.Module):
-    """An activation by its name, at the signal's rate or, `anti_aliased`, at twice of it between two low-pass filters.
+    """Activation by name, optionally anti-aliased: applied at twice the sample rate, between two low-pass filters.
 
-    What an activation bends above the Nyquist frequency is then cut instead of folded back (BigVGAN, arXiv 2206.04658,
-    section 3.2; 12 taps). The filters look both ways: a causal codec can't have them.
+    Harmonics above the Nyquist frequency are then removed instead of aliased (BigVGAN, arXiv 2206.04658, section 3.2;
+    12 taps). The filters are not causal.
 
     Args:
         name: One of `ACTIVATIONS`.
-        channels: Channels of the signal.
-        dims: Its axes after the channels.
-        anti_aliased: Whether it is filtered; for one axis only.
+        channels: Channels of the input.
+        dims: Number of axes after the channels.
+        anti_aliased: Whether to filter; for one axis only.
 
     Raises:
-        UserError: There is none of that name, or it would be filtered along more than one axis.
+        UserError: Unknown name, or an anti-aliased activation over more than one axis.
     """
 
     low: Tensor
@@ -147,7 +147,7 @@ class Activation(nn.Module):
         self.register_buffer("low", _low_pass() if anti_aliased else torch.zeros(0), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Activate `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`. The filters take 0 for what isn't valid."""
+        """Activate `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`. The filters read invalid steps as 0."""
         if not self.anti_aliased:
             plain: Tensor = self.inner(x)
             return plain
@@ -157,7 +157,7 @@ class Activation(nn.Module):
         if mask is not None:
             x = torch.where(mask, x, torch.zeros_like(x))
             inside = mask.repeat_interleave(2, dim=2)
-        # One filter serves all channels, so they go with the batch.
+        # All channels share a filter: (b, c, t) -> (b * c, 1, t) -> (b * c, 1, 2 * t)
         up = functional.conv_transpose1d(x.reshape(b * c, 1, t), 2 * low, stride=2, padding=self.pad)
         active = self.inner(up.reshape(b, c, 2 * t))
         if inside is not None:

@@ -1,6 +1,6 @@
-"""Attention, one for all networks, and the plain pre-norm transformer on it.
+"""Self-attention for all networks, and a plain pre-norm transformer.
 
-Where nothing is hidden there is no mask, so that a GPU takes its fastest kernel (flash attention).
+If every token may attend to every other, no mask is passed, so that GPUs use their fastest kernel (flash attention).
 """
 
 import torch
@@ -13,34 +13,37 @@ __all__ = ["Attention", "Rotary", "Transformer", "attend"]
 
 
 def attend(qkv: Tensor, heads: int = 1, allowed: Tensor | None = None) -> Tensor:
-    """Return what tokens get from each other (arXiv 1706.03762, section 3.2), `(b, n, width)`.
+    """Return scaled dot-product self-attention, `(b, n, width)` (arXiv 1706.03762, section 3.2).
+
+    `softmax(q k^T / sqrt(width / heads)) v` in each head.
 
     Args:
         qkv: Queries, keys and values, `(b, n, 3 * width)`.
-        heads: Heads; they divide the width.
-        allowed: bool, broadcast over `(b, heads, n, n)`; None if each attends to all.
+        heads: Attention heads; divides the width.
+        allowed: bool, broadcastable to `(b, heads, n, n)`, True where a query may attend to a key; None for all.
     """
     q, k, v = split_heads(qkv, heads)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    return y.transpose(1, 2).reshape(qkv.shape[0], qkv.shape[1], -1)
+    return y.transpose(1, 2).reshape(qkv.shape[0], qkv.shape[1], -1)  # (b, heads, n, d) -> (b, n, heads * d)
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries, keys and values of each head, `(b, heads, n, width / heads)` each."""
+    """Return queries, keys and values `(b, n, 3 * width)` per head, `(b, heads, n, width / heads)` each."""
     b, n, width = qkv.shape
+    # (b, n, 3, heads, d) -> (3, b, heads, n, d)
     q, k, v = qkv.view(b, n, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
 class Rotary(nn.Module):
-    """Rotary positions (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
+    """Rotary position embedding (RoFormer, arXiv 2104.09864, section 3.4.2), in real arithmetic.
 
-    Of several axes each turns a share of the pairs, with wavelengths of its own.
+    With several axes, each rotates an equal share of the channel pairs, with its own wavelengths.
 
     Args:
         width: Width of a head, even.
         base: Base of the wavelengths.
-        axes: Coordinates of a position.
+        axes: Number of coordinates of a position.
     """
 
     rates: Tensor
@@ -62,14 +65,14 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions, which can look back to the chunks before.
+    """Self-attention with rotary positions and a cache of earlier chunks' keys and values.
 
     Args:
         width: Width of the tokens.
-        heads: Heads; they divide the width.
+        heads: Attention heads; divides the width.
         base: Base of the rotary wavelengths.
-        axes: Coordinates of a token's position.
-        qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
+        axes: Number of coordinates of a token's position.
+        qk_norm: Apply a layer norm to the queries and keys of each head (arXiv 2302.05442).
         eps: Epsilon of these norms.
     """
 
@@ -93,14 +96,14 @@ class Attention(nn.Module):
         context: int,
         memory: list[Tensor] | None,
     ) -> Tensor:
-        """Return what tokens `(b, n, width)` get from each other.
+        """Return the attention output, `(b, n, width)`.
 
         Args:
-            x: The tokens.
+            x: Tokens `(b, n, width)`.
             positions: Positions of the keys, `(1 or b, context + n, axes)`.
-            allowed: bool, broadcast over `(b, heads, n, context + n)`; if None, `causal` says it.
-            causal: No token attends to those after it.
-            context: Tokens before these whose keys and values a memory has.
+            allowed: bool, broadcastable to `(b, heads, n, context + n)`; if None, `causal` decides.
+            causal: Whether tokens attend to no later token.
+            context: Number of earlier tokens whose keys and values are in `memory`.
             memory: State of earlier chunks.
         """
         b, n, width = x.shape
@@ -110,7 +113,7 @@ class Attention(nn.Module):
             k, v = prepend_context(torch.cat([k, v], dim=-1), memory, self.slot, context, 2).chunk(2, dim=-1)
         q, k = self.rotary(q, positions[:, positions.shape[1] - n :]), self.rotary(k, positions)
         y = functional.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=allowed, is_causal=causal)
-        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))
+        attended: Tensor = self.out(y.transpose(1, 2).reshape(b, n, width))  # (b, heads, n, d) -> (b, n, width)
         return attended
 
 
@@ -132,7 +135,7 @@ class _PlainAttention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and a two-layer perceptron, each after a layer norm, and added to its input."""
+    """Pre-norm transformer block: self-attention and a two-layer perceptron, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, expansion: float) -> None:
         super().__init__()
@@ -156,13 +159,13 @@ class _Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks that begins as the identity: the last map of each branch starts at zero (arXiv 1901.09321).
+    """Pre-norm transformer, initially the identity: the last layer of each branch starts at 0 (arXiv 1901.09321).
 
     Args:
         width: Width of the tokens.
         depth: Number of blocks.
-        heads: Heads of each block; divides `width`.
-        expansion: Hidden width of each perceptron over `width`.
+        heads: Attention heads per block; divides `width`.
+        expansion: Hidden width of the perceptrons, as a multiple of `width`.
     """
 
     def __init__(self, width: int, depth: int, heads: int, expansion: float = 4.0) -> None:

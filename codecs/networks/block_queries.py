@@ -1,9 +1,9 @@
-"""Transformers that read each block of a clip's frames into tokens of its own, in the order of their importance.
+"""Block-causal transformers that encode each block of a clip's frames as ordered tokens.
 
-A block has the tubelets of a few frames and N queries; a block's tokens attend to each other and to those of the blocks
-before (AdapTok, arXiv 2505.17011, section 3.1; ElasticTok, arXiv 2410.08368, section 3). The queries leave as latents.
-The decoder sees the kept latents of each block, and a canvas that becomes its tubelets. Blocks after the first,
-which attend to earlier ones, may have fewer tokens (LanDiff, arXiv 2503.04606, section 3.1: I-frames and P-frames).
+The encoder's input per block is the tubelets of a few frames and N learned queries. A block's tokens attend to each
+other and to all earlier blocks (AdapTok, arXiv 2505.17011, section 3.1; ElasticTok, arXiv 2410.08368, section 3). The
+outputs at the queries are the latents. The decoder's input per block is the kept latents and a mask token per tubelet.
+Later blocks may have fewer tokens than the first (LanDiff, arXiv 2503.04606, section 3.1: I-frames and P-frames).
 """
 
 import math
@@ -24,7 +24,7 @@ __all__ = ["BlockQueryDecoder", "BlockQueryEncoder"]
 
 
 class _BlockQueries(Network):
-    """What both directions share, which is all but the direction."""
+    """Layers of encoder and decoder."""
 
     decodes: bool
 
@@ -63,11 +63,11 @@ class _BlockQueries(Network):
             sides=(height // high, across // wide),
         )
         self.patch = (first, high, wide)
-        self.slot = 0  # for whether a block came before
+        self.slot = 0  # in the memory: whether there was an earlier block
         self.pixels = channels * first * high * wide
         self.queries = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02) if self.decodes else None
-        # At the start a mean, or a sum, is as large as one of what it is of.
+        # Scaled so that the initial weighted mean (encoder) or sum (decoder) has the variance of its inputs.
         size = tokens**-0.5 if self.decodes else math.sqrt(self.rows * self.columns)
         start = torch.randn(1, tokens, self.rows, self.columns)
         self.shortcut = GridTable(start * size) if shortcut else None
@@ -80,12 +80,12 @@ class _BlockQueries(Network):
         nn.init.zeros_(self.map.bias)
 
     def own(self, placed: Tensor, frame: int, k: int, memory: list[Tensor] | None) -> Tensor | None:
-        """Mark those of the first k tokens that blocks have, bool `(b * blocks, k)`; None if all have all.
+        """Return which of the first k ordered tokens each block has, bool `(b * blocks, k)`; None if all have all.
 
         Args:
-            placed: `(b, blocks * frame, width)`.
-            frame: Tokens of a block that have a place.
-            k: How many are asked about.
+            placed: Placed tokens, `(b, blocks * frame, width)`.
+            frame: Placed tokens per block.
+            k: Number of ordered tokens.
             memory: State of earlier chunks.
         """
         if self.later_tokens == self.tokens:
@@ -108,12 +108,12 @@ class _BlockQueries(Network):
         columns: int,
         memory: list[Tensor] | None,
     ) -> Tensor:
-        """Transform the blocks of a clip, each `free` tokens, and after them the placed ones.
+        """Transform the blocks of a clip: in each, the ordered tokens followed by the placed ones.
 
         Args:
-            free: `(b * blocks, k, width)`.
-            placed: `(b, blocks * rows * columns, width)`.
-            kept: bool `(b * blocks, k)`, which of the free ones are there; all if None.
+            free: Ordered tokens, `(b * blocks, k, width)`.
+            placed: Placed tokens, `(b, blocks * rows * columns, width)`.
+            kept: bool `(b * blocks, k)`, True for valid ordered tokens; None for all.
             rows: Rows of tubelets.
             columns: Columns of tubelets.
             memory: State of earlier chunks.
@@ -123,7 +123,7 @@ class _BlockQueries(Network):
         """
         b, frame = placed.shape[0], rows * columns
         k = free.shape[1]
-        x = torch.cat([free, placed.reshape(-1, frame, self.width)], dim=1)
+        x = torch.cat([free, placed.reshape(-1, frame, self.width)], dim=1)  # (b * blocks, k + frame, width)
         mask: Tensor | None = None
         if kept is not None:
             mask = torch.cat([kept, torch.ones_like(x[:, k:, 0], dtype=torch.bool)], dim=1).reshape(b, -1)
@@ -133,33 +133,33 @@ class _BlockQueries(Network):
 
 
 class BlockQueryEncoder(_BlockQueries, Encoder):
-    """Reads each block of frames into `tokens` latents.
+    """Encoder of each block of frames into `tokens` latents.
 
     Args:
-        image_size: Side, or height and width, of the frames of training, in pixels; rotary positions take any other
-            too.
-        patch: Frames of a block, and rows and columns of a tubelet.
-        tokens: Latents of a block, N.
+        image_size: Side, or height and width, of the training frames, in pixels; other sizes work as well, since
+            positions are rotary.
+        patch: Frames of a block, and rows and columns of a tubelet, in pixels.
+        tokens: Latents per block, N.
         width: Width of the transformer and of the latents.
-        depth: Its blocks.
-        heads: Heads of each.
+        depth: Blocks of the transformer.
+        heads: Attention heads per block of the transformer.
         hidden: Hidden width of the perceptrons; four times the width if None.
-        window: Blocks of frames that a token sees, its own counted; None for all.
-        causal: A token sees none of the blocks after its own.
+        window: Attention window in blocks of frames, including the token's own; None for all.
+        causal: Whether tokens attend to no later block.
         channels: Channels of the clip.
-        shortcut: Lay a linear path beside attention, as in `RegisterEncoder`: each query starts from its own learned
-            mean of its block's tubelets, and nothing is normalized on the way out.
+        shortcut: Add a linear path in parallel to attention, as in `RegisterEncoder`: each query starts as its own
+            learned weighted mean of its block's tubelets, and there is no final norm.
         later_tokens: Tokens of each block but a clip's first; equal to `tokens` if None. Latents beyond them are 0 and
             masked.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of clips' blocks, `(b * blocks, N, width)`."""
+        """Return the latents of each block of the clips, `(b * blocks, N, width)`."""
         rows, columns = signal.shape[3] // self.patch[1], signal.shape[4] // self.patch[2]
         patches = self.map(to_tubelets(signal, self.patch))
         blocks = patches.reshape(-1, rows * columns, self.width)
@@ -172,14 +172,14 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
 
 
 class BlockQueryDecoder(_BlockQueries, Decoder):
-    """Makes clips from kept latents of each block; its arguments are the encoder's."""
+    """Decoder of each block's kept latents into clips; its arguments are the encoder's."""
 
     decodes = True
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Decode latents `(b * blocks, k, width)`, k from 1 to N, to clips; with a memory k is N."""
+        """Decode latents `(b * blocks, k, width)` into clips; k is from 1 to N, and N with a memory."""
         rows, columns = self.rows, self.columns
         if len(grid) > 1:
             rows, columns = grid[1], grid[2]

@@ -1,8 +1,8 @@
-"""What every encoder and every decoder keeps; `tests/codecs/networks/test_contract.py` runs it over all presets.
+"""Interface of encoders and decoders; `tests/codecs/networks/test_contract.py` checks it for all presets.
 
-Latents are tokens, `(b, n, width)`. *Placed* tokens are on a grid over the signal, row by row. *Ordered* tokens answer
-the encoder's queries and have no position. In a clip each block of frames, a step of the first axis, has its own, and
-the latents are `(b * blocks, n, width)`.
+Latents are tokens, `(b, n, width)`. *Placed* tokens form a grid over the signal, flattened row by row. *Ordered* tokens
+are outputs of learned queries and have no position. In a clip, each block of frames (a step of the first axis) has its
+own ordered tokens: the latents are `(b * blocks, n, width)`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,20 +13,20 @@ __all__ = ["Decoder", "Encoder", "Network"]
 
 
 class Network(nn.Module, ABC):
-    """What a codec reads of either side.
+    """Base class of encoders and decoders: the attributes that `Codec` reads.
 
-    They are no annotations of the class, because TorchScript would read those.
+    They are not annotated on the class, because TorchScript would compile the annotations.
 
     Args:
         width: Width of the latents.
-        downsample: Samples (pixels, frames) of each axis of the signal to a step of the grid.
+        downsample: Downsampling factor of each axis: samples, pixels or frames per step of the grid.
         channels: Channels of the signal.
-        causal: Whether a step of the first axis depends on none after it.
-        causal_pad: Copies of the first frame that go before a clip, so that it alone makes the first step.
-        tokens: The most ordered tokens of a signal, or of a block of frames; 0 if tokens are placed.
-        later_tokens: The most tokens of a block after a clip's first; equal to `tokens` if None.
-        sides: Rows and columns of a block's grid in training, where a memory has no other.
-        direct: Whether latents are the bottleneck's own, with no map between.
+        causal: Whether each step of the first axis depends on no later step.
+        causal_pad: Copies of the first frame to prepend to a clip, so that this frame alone is the first step.
+        tokens: Maximum number of ordered tokens per signal, or per block of frames; 0 if tokens are placed.
+        later_tokens: Maximum number of tokens of each block but a clip's first; equal to `tokens` if None.
+        sides: Rows and columns of a block's grid in training; used if the caller gives none.
+        direct: Whether the bottleneck quantizes the latents directly, without a linear projection.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Network(nn.Module, ABC):
 
 
 class Encoder(Network):
-    """Reads signals into latents."""
+    """Encoder of signals into latents."""
 
     @property
     def repeats(self) -> bool:
-        """Whether unchanged tokens repeat, so that a run is coded once."""
+        """Whether unchanged tokens repeat, so that a run of equal tokens is coded once."""
         return False
 
     @abstractmethod
@@ -68,24 +68,24 @@ class Encoder(Network):
 
         Args:
             signal: `(b, channels, *size)`, each side a multiple of its `downsample`.
-            mask: bool `(b, n)`, True for valid placed latents: a prefix of the first axis. The others' outputs
-                are undefined. Ordered ones have no mask.
+            mask: bool `(b, n)`, True for valid placed latents, a prefix of the first axis; invalid latents are
+                undefined in the output. None if all are valid, and always for ordered latents.
             memory: State of earlier chunks; see `codecs/streaming.py`.
         """
 
 
 class Decoder(Network):
-    """Makes signals from latents."""
+    """Decoder of latents into signals."""
 
     @abstractmethod
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the signals `(b, channels, *(grid * downsample))`; what isn't valid is 0.
+        """Return the signals `(b, channels, *(grid * downsample))`; invalid steps are 0.
 
         Args:
-            latents: `(b, n, width)`; any prefix of ordered ones.
-            mask: bool `(b, n)`, False for missing latents; None if there are none.
-            grid: Steps of each axis. For ordered latents rows and columns may be missing: then those of training.
+            latents: `(b, n, width)`; of ordered latents, any prefix.
+            mask: bool `(b, n)`, False for missing latents; None if all are present.
+            grid: Steps of each axis. With ordered latents, rows and columns may be omitted: those of training.
             memory: State of earlier chunks; see `codecs/streaming.py`.
         """

@@ -1,12 +1,12 @@
-"""A prior over codes: a small causal transformer that computes exact probabilities of the next symbol.
+"""Autoregressive prior over codes: a small causal transformer whose probabilities are bit-exact on every machine.
 
-The decoder must compute the encoder's probabilities to the last bit, or everything after the first difference is noise.
-Sums of floats depend on the machine, the library and the number of threads. Integer networks (Balle, Johnston and
-Minnen, "Integer networks for data compression with latent-variable models", ICLR 2019) are exact anywhere. This one is
-trained in floats; its exact form (`Prior.exact`) has the same layers in float64, with weights, activations and logits
-rounded to multiples of powers of two, of so few bits that no sum rounds. What isn't a sum is one operation that IEEE
-754 rounds in one way only: a division, a square root, a product. So its functions are made of these: squared ReLU
-(Primer, arXiv 2109.08668, section 3), a norm without a mean, and `(1 + x / 16) ** 16` for attention's exponential.
+In entropy coding, the decoder must reproduce the encoder's probabilities bit by bit: after one difference, every
+further symbol is wrong. Floating-point sums depend on the machine, the library and the number of threads. Integer
+networks avoid this (Balle, Johnston and Minnen, "Integer networks for data compression with latent-variable models",
+ICLR 2019). This prior is trained in float32. Its exact form (`Prior.exact`) runs the same layers in float64 on
+fixed-point numbers: weights, activations and logits have few enough bits that no sum is ever rounded. All other
+operations are divisions, square roots and products, whose rounding IEEE 754 specifies. Hence the layers: squared ReLU
+(Primer, arXiv 2109.08668, section 3), RMS norm, and `(1 + x / 16) ** 16` instead of `exp(x)` in attention.
 """
 
 import copy
@@ -20,29 +20,31 @@ from varitok import require_min
 
 __all__ = ["Prior"]
 
+# Fixed-point formats of the exact form: fractional bits, and the largest magnitude.
 ACTIVATION_BITS, ACTIVATION_BOUND = 12, 64.0  # 19 bits with the sign
 WEIGHT_BITS, WEIGHT_BOUND = 14, 4.0  # 17 bits: sums of up to 2^17 products are exact in float64
 ATTENTION_BITS = 16
-LOGIT_STEPS = 64  # of a nat
-BLOCK = 512  # places at once: what attention looks at grows with its square
-FAR = -1024.0  # a score of what can't be seen: its weight is 0
+LOGIT_STEPS = 64  # integer logits per nat
+BLOCK = 512  # positions per forward pass; the memory of attention is quadratic in it
+FAR = -1024.0  # masked attention score; its weight is 0
 
 
 class Prior(nn.Module):
-    """Chances of each symbol of a code's row, from those before it.
+    """Causal transformer over the symbol sequence of a code: p(symbol | earlier symbols).
 
-    The input of a symbol is its kind (digit and codebook), the number of its token if tokens are ordered, the
-    symbol before it, those of its kind one position back along each axis of the grid, and through attention the last
-    `window` positions of the row, with their distances. Before the row there are zeros.
+    The embedding of a position sums those of: the symbol's kind (digit and codebook), its token's index if tokens are
+    ordered, and `sources` earlier symbols. These are the previous one, and those of the same kind one step back along
+    each axis of the grid. Attention covers the last `window` positions, with a learned bias per distance. Before the
+    first symbol, keys and values are zero.
 
     Args:
-        sizes: Symbols of each kind; together they are the vocabulary.
-        places: Numbers of ordered tokens; 1 for placed tokens.
-        sources: Number of earlier symbols that are inputs of each.
-        width: Width of a position.
+        sizes: Number of symbols of each kind; their sum is the vocabulary size.
+        places: Number of token indices for ordered tokens; 1 for placed tokens.
+        sources: Number of earlier symbols in each position's embedding.
+        width: Hidden size.
         depth: Layers.
-        heads: Attention heads; scores are scaled by a power of two, so four times a power of them should be the width.
-        window: Positions that attention reaches back, its own included.
+        heads: Attention heads. Scores are scaled by a power of two, so `width / heads` should be a power of four.
+        window: Attention window in positions, including the current one.
 
     Raises:
         UserError: A number is out of range.
@@ -79,20 +81,20 @@ class Prior(nn.Module):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """Shape of one row's memory: `(layers, 2, window - 1, width)`."""
+        """Shape of one sequence's key-value cache: `(layers, 2, window - 1, width)`."""
         return len(self.layers), 2, self.window - 1, self.kind.embedding_dim
 
     def forward(self, contexts: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the logits of the next symbols of rows.
+        """Compute the logits of the next n symbols of each sequence.
 
         Args:
-            contexts: int64 `(b, n, 2 + sources)`: kind, number of the token, symbols of the vocabulary, 1 added, 0 for
-                none.
-            state: `(b, *state_shape)`, zeros at the start.
+            contexts: int64 `(b, n, 2 + sources)`: kind, token index, and earlier symbols as vocabulary indices plus 1,
+                or 0 for none.
+            state: Key-value cache `(b, *state_shape)`, initially zeros.
 
         Returns:
-            Logits `(b, n, vocabulary)`, meaningful only for the symbol's kind; in the exact form
-            integers, 64 to a nat. And the memory after these positions.
+            Logits `(b, n, vocabulary)`, valid only for symbols of the position's kind; in the exact form integers, 64
+            per nat. And the cache after these positions.
         """
         x = self.kind(contexts[..., 0]) + self.place(contexts[..., 1])
         for number, table in enumerate(self.sources):
@@ -106,7 +108,7 @@ class Prior(nn.Module):
         return (torch.round(logits * LOGIT_STEPS) if self.rounds else logits), after
 
     def nats(self, contexts: Tensor, row: Tensor) -> Tensor:
-        """Compute the cost of each symbol of rows `(b, n)`, in nats `(b, n)`."""
+        """Compute the cross-entropy of each symbol of the sequences `row` `(b, n)`: `(b, n)`, in nats."""
         state = self.head.weight.new_zeros(len(row), *self.state_shape)
         kinds = torch.arange(len(self.sizes), device=row.device)
         kind_of = kinds.repeat_interleave(torch.tensor(self.sizes, device=row.device))
@@ -118,7 +120,7 @@ class Prior(nn.Module):
         return torch.cat(found, dim=1)
 
     def exact(self) -> "Prior":
-        """Return the form whose every number is the same on every machine; for evaluation only, on the CPU."""
+        """Return a frozen fixed-point copy on the CPU, whose outputs are bit-identical on every machine."""
         found = copy.deepcopy(self).cpu().double().eval().requires_grad_(False)
         found.rounds = True
         for module in found.modules():
@@ -130,7 +132,7 @@ class Prior(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Attention to the last places of a row, and a network at each of them."""
+    """Pre-norm block: windowed causal attention and a perceptron with squared ReLU."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class _Layer(nn.Module):
             nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, memory: Tensor, rounds: bool) -> tuple[Tensor, Tensor]:
-        """Go on by `(b, n, width)`; the memory `(b, 2, window - 1, width)` has the keys and values before them."""
+        """Transform `(b, n, width)` and update the cache of earlier keys and values, `(b, 2, window - 1, width)`."""
         queries, keys, values = _linear(_norm(x, rounds), self.project, rounds).chunk(3, dim=-1)
         seen = torch.cat([memory, torch.stack([keys, values], dim=1)], dim=2)
         x = x + _linear(self._attend(queries, seen[:, 0], seen[:, 1], rounds), self.back, rounds)
@@ -159,12 +161,13 @@ class _Layer(nn.Module):
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, rounds: bool) -> Tensor:
         b, n, width = queries.shape
-        q, k, v = (
+        q, k, v = (  # (b, n, width) -> (b, heads, n, d)
             each.reshape(b, -1, self.heads, width // self.heads).transpose(1, 2) for each in (queries, keys, values)
         )
         places, reached = torch.arange(n, device=q.device), torch.arange(n + self.window - 1, device=q.device)
-        back = places[:, None] + (self.window - 1) - reached  # 0: itself
+        back = places[:, None] + (self.window - 1) - reached  # 0 for the query itself
         sees = (back >= 0) & (back < self.window)
+        # (n, keys, heads) -> (heads, n, keys)
         distance = self.distance(back.clamp(0, self.window - 1)).permute(2, 0, 1)
         scores = q @ k.transpose(2, 3) * self.scale + distance
         scores = torch.where(sees, scores, torch.full_like(scores, FAR))
@@ -172,11 +175,13 @@ class _Layer(nn.Module):
         weights = _grid(weights.square().square().square().square(), ATTENTION_BITS, 1.0) if rounds else weights**16
         shares = weights / weights.sum(dim=-1, keepdim=True)
         shares = _grid(shares, ATTENTION_BITS, 1.0) if rounds else shares
-        return _round_to_grid((shares @ v).transpose(1, 2).reshape(b, n, width), rounds)
+        return _round_to_grid(
+            (shares @ v).transpose(1, 2).reshape(b, n, width), rounds
+        )  # (b, heads, n, d) -> (b, n, width)
 
 
 def _norm(x: Tensor, rounds: bool) -> Tensor:
-    """Scale to a mean square of 1."""
+    """RMS norm without weights."""
     size = x.square().sum(dim=-1, keepdim=True) / x.shape[-1] + 2.0**-10
     return _round_to_grid(x / size.sqrt(), rounds)
 
@@ -187,10 +192,10 @@ def _linear(x: Tensor, layer: nn.Linear, rounds: bool) -> Tensor:
 
 
 def _round_to_grid(x: Tensor, rounds: bool) -> Tensor:
-    """Round activations, in the exact form."""
+    """Round activations to fixed point if `rounds`."""
     return _grid(x, ACTIVATION_BITS, ACTIVATION_BOUND) if rounds else x
 
 
 def _grid(x: Tensor, bits: int, bound: float) -> Tensor:
-    """Round to multiples of 2 ** -bits, between -bound and bound."""
+    """Round to multiples of `2 ** -bits` and clamp to [-bound, bound]."""
     return (x * 2.0**bits).round().clamp(-bound * 2.0**bits, bound * 2.0**bits) * 2.0**-bits

@@ -175,13 +175,12 @@ class _Layer(nn.Module):
         weights = _grid(weights.square().square().square().square(), ATTENTION_BITS, 1.0) if rounds else weights**16
         shares = weights / weights.sum(dim=-1, keepdim=True)
         shares = _grid(shares, ATTENTION_BITS, 1.0) if rounds else shares
-        return _round_to_grid(
-            (shares @ v).transpose(1, 2).reshape(b, n, width), rounds
-        )  # (b, heads, n, d) -> (b, n, width)
+        attended = (shares @ v).transpose(1, 2).reshape(b, n, width)  # (b, heads, n, d) -> (b, n, width)
+        return _round_to_grid(attended, rounds)
 
 
 def _norm(x: Tensor, rounds: bool) -> Tensor:
-    """RMS norm without weights."""
+    """Normalize to a root mean square of 1 over the last axis."""
     size = x.square().sum(dim=-1, keepdim=True) / x.shape[-1] + 2.0**-10
     return _round_to_grid(x / size.sqrt(), rounds)
 

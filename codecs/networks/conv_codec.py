@@ -1,9 +1,10 @@
-"""Convolutional encoders and decoders over 1, 2 or 3 axes: SEANet's and DAC's, common to most audio codecs.
+"""Convolutional encoders and decoders over 1, 2 or 3 axes, as in SEANet, DAC and most audio codecs.
 
-An encoder is a convolution, then for each stride residual units and a strided convolution of twice the stride's taps,
-then a last convolution; a decoder is its mirror. SEANet (EnCodec, arXiv 2210.13438, section 3.1) has one residual unit
-a stage with ELU and narrowed inside, DAC (arXiv 2306.06546, section 3.1) three of dilations 1, 3, 9 with Snake. Where
-the published ones pad by reflection ours pad with zeros, so that a chunk, a padded batch and a single item agree.
+The encoder is a convolution, a stage per stride, and a last convolution. A stage is residual units and a strided
+convolution of kernel size `2 * stride`. The decoder is its mirror. SEANet (EnCodec, arXiv 2210.13438, section 3.1) has
+one residual unit per stage, with ELU and fewer hidden channels. DAC (arXiv 2306.06546, section 3.1) has three, with
+dilations 1, 3, 9 and Snake. The published models pad by reflection. These pad with zeros, so that a chunk, a padded
+batch and a single sample have the same results.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
 
 
 class _Plan:
-    """The sizes that an encoder and its decoder share, and the layers made of them."""
+    """Sizes and layer constructors that encoder and decoder share."""
 
     def __init__(
         self,
@@ -50,15 +51,15 @@ class _Plan:
 
 
 class ResidualUnit(nn.Module):
-    """Activation, dilated convolution, activation, convolution of one tap, added to the input (DAC's and SEANet's).
+    """Residual unit of DAC and SEANet: activation, dilated convolution, activation, pointwise convolution.
 
     Args:
-        plan: The codec's sizes.
-        channels: Channels in and out.
-        kernel: Taps of the first convolution.
+        plan: Layer constructors of the codec.
+        channels: Input and output channels.
+        kernel: Kernel size of the dilated convolution.
         dilation: Its dilation.
-        compress: Channels over the channels inside; 2 in SEANet.
-        mapped: The input is added through a convolution of one tap (EnCodec) instead of as it is.
+        compress: Factor by which the hidden channels are fewer; 2 in SEANet.
+        mapped: Whether the shortcut is a pointwise convolution (EnCodec) instead of the identity.
     """
 
     def __init__(self, plan: _Plan, channels: int, kernel: int, dilation: int, compress: int, mapped: bool) -> None:
@@ -80,7 +81,7 @@ class ResidualUnit(nn.Module):
 
 
 class _Down(nn.Module):
-    """Residual units, then fewer steps of more channels."""
+    """Encoder stage: residual units, then a strided convolution."""
 
     def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """More steps of fewer channels, then residual units."""
+    """Decoder stage: a transposed convolution, then residual units."""
 
     def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class _Up(nn.Module):
         self.units = units
 
     def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Here `mask` is at the rate that comes in, `wide` at the one that goes out."""
+        """Transform `(b, c, *grid)`; `mask` is at the input rate, `wide` at the output rate."""
         x = self.conv(self.act(x, mask), mask, memory)
         for unit in self.units:
             x = unit(x, wide, memory)
@@ -115,37 +116,38 @@ class _Up(nn.Module):
 
 
 def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
+    """Check that a sequence network is used on one axis only, and return it."""
     if module is not None and dims > 1:
         raise UserError("codec: inner and middle networks are for one axis only")
     return module
 
 
 class ConvEncoder(Encoder):
-    """Reads a signal into latents, one for each step of each axis.
+    """Convolutional encoder into one latent per step of the grid.
 
     Args:
         width: Width of the latents.
-        base: Channels after the first convolution; each stage has twice as many as the one before.
-        strides: Strides of the stages, in the order in which they act; for each one number, or one for each axis.
+        base: Channels after the first convolution.
+        strides: Stride of each stage, in order of execution: one number, or one per axis.
         channels: Channels of the signal.
-        dims: Axes of the signal: 1 for sound, 2 for images, 3 for video.
-        multipliers: Channels over `base` of all stages, one more than strides; powers of two if None.
-        kernel: Taps of the first convolution.
-        last_kernel: Taps of the last.
-        residual_kernel: Taps of the residual units.
-        dilations: Dilations of the residual units of each stage, one unit for each.
-        compress: How much narrower the units are inside.
-        conv_shortcut: Units' inputs are added through a convolution of one tap.
+        dims: Axes of the signal: 1 for audio, 2 for images, 3 for video.
+        multipliers: Channels before each stage and after the last, in multiples of `base`; powers of two if None.
+        kernel: Kernel size of the first convolution.
+        last_kernel: Kernel size of the last convolution.
+        residual_kernel: Kernel size of the residual units.
+        dilations: Dilations of the residual units of each stage, one unit per dilation.
+        compress: Factor by which the hidden channels of residual units are fewer.
+        conv_shortcut: Whether the shortcuts of residual units are pointwise convolutions.
         activation: See `activations.ACTIVATIONS`.
-        anti_aliased: Activations are filtered (BigVGAN); 1-D and not causal only.
+        anti_aliased: Whether activations are anti-aliased (BigVGAN); for one axis, and not for a causal codec.
         norm: `weight`, `group` or `none`; see `Convolution`.
-        causal: Latent i depends on the signal up to the end of its step only, along the first axis.
-        inner: A network on `(b, n, d)` before the last convolution, d being the last stage's width: EnCodec's LSTM.
-        middle: A network on `(b, n, width)` after the last convolution: Mimi's transformer.
-        resample: Stride of one more convolution after the middle (Mimi: 2); 1 for none.
+        causal: Whether a latent depends only on the signal up to the end of its step, along the first axis.
+        inner: Network on `(b, n, d)` before the last convolution, d the last stage's width; EnCodec's LSTM.
+        middle: Network on `(b, n, width)` after the last convolution; Mimi's transformer.
+        resample: Stride of another convolution after `middle` (Mimi: 2); 1 for none.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class ConvEncoder(Encoder):
             self.down = Convolution(width, width, 2 * resample, resample, bias=False, dims=dims, causal=causal)
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of signals."""
+        """Return the latents `(b, n, width)` of signals `(b, c, *size)`."""
         rate = self.rate
         mask = along_first(mask, signal.shape[2] // rate, self.dims)
         here = at_rate(mask, rate, self.dims)
@@ -210,23 +212,23 @@ class ConvEncoder(Encoder):
             x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         if self.down is not None:
             x = self.down(x, here, memory)
-        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]  # (b, width, *grid) -> (b, n, width)
 
 
 class ConvDecoder(Decoder):
-    """Makes a signal from latents: the encoder's mirror, of exactly `n * downsample` samples of each axis.
+    """Convolutional decoder, the mirror of `ConvEncoder`: each axis has exactly `steps * downsample` samples.
 
-    The other arguments are the encoder's, in its order: strides act from the last to the first.
+    The other arguments are the encoder's. `strides` are in the encoder's order: the last acts first.
 
     Args:
-        base: Channels before the last convolution; it has to be the encoder's for a mirror only.
-        tanh: The signal goes through tanh at the end (DAC).
-        inner: A network on `(b, n, d)` after the first convolution, d being the widest stage's width: EnCodec's LSTM.
-        middle: A network on `(b, n, width)` before the first convolution: Mimi's transformer.
-        resample: The encoder's; undone before the middle, each channel for itself (Mimi).
+        base: Channels before the last convolution; may differ from the encoder's.
+        tanh: Whether to apply tanh to the output (DAC).
+        inner: Network on `(b, n, d)` after the first convolution, d the first stage's width; EnCodec's LSTM.
+        middle: Network on `(b, n, width)` before the first convolution; Mimi's transformer.
+        resample: Stride of a depthwise transposed convolution before `middle` (Mimi: 2); 1 for none.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     def __init__(
@@ -278,8 +280,8 @@ class ConvDecoder(Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the signals that latents stand for."""
-        x = latents.transpose(1, 2)
+        """Decode latents `(b, n, width)` into signals `(b, c, *size)`."""
+        x = latents.transpose(1, 2)  # (b, n, width) -> (b, width, n)
         if self.dims > 1:
             x = x.reshape([x.shape[0], x.shape[1]] + grid)  # noqa: RUF005 (TorchScript)
         mask = along_first(mask, x.shape[2], self.dims)

@@ -1,13 +1,13 @@
-"""Convolutions over 1, 2 or 3 axes with exact lengths: `t` steps in, `t / stride` out, or `t * stride` transposed.
+"""Convolutions over 1, 2 or 3 axes with exact output lengths: `t / stride`, or `t * stride` if transposed.
 
-All padding is zeros, explicit, and the same for a padded batch as for a single item: what a mask calls invalid is
-zeroed before any layer that looks ahead. A causal layer looks back only, along the first axis, by `context` steps; a
-suffix that isn't valid can't reach it, so it needs no mask.
+Padding is always zeros, and a padded batch gives the same result as single samples: invalid steps are zeroed before
+every layer that looks ahead. Along the first axis, a causal layer depends only on the current and the last `context`
+steps. It needs no mask, because invalid steps are a suffix.
 
-A causal layer streams if it gets a `memory`: a list with an item (index `slot`) for every layer with past
-inputs. A `Convolution` stores the last `context` steps of its input there (zeros at the start) and puts them before
-the next chunk instead of padding. A `TransposedConvolution` also stores `context` input steps, and drops
-the first `context * stride` steps of its output. `codecs/streaming.py` flattens the memory to one tensor.
+A causal layer streams if it gets a `memory`: a list with one tensor, at index `slot`, for each layer that needs earlier
+inputs. A `Convolution` stores the last `context` steps of its input (zeros at first) and prepends them to the next
+chunk instead of padding. A `TransposedConvolution` also stores `context` input steps, and drops the first
+`context * stride` steps of its output. `codecs/streaming.py` flattens the memory to one tensor.
 """
 
 import math
@@ -41,10 +41,10 @@ _TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvT
 
 
 def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """Return a number for each axis: one number stands for all of them.
+    """Return one value per axis, repeating a single one.
 
     Raises:
-        UserError: There are not as many numbers as axes, or one is below 1.
+        UserError: The number of values isn't 1 or `dims`, or a value is below 1.
     """
     values = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(values) != dims or min(values) < 1:
@@ -55,16 +55,16 @@ def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
 def stage_sizes(
     base: int, strides: Sequence[int | Sequence[int]], multipliers: Sequence[int] | None, dims: int
 ) -> tuple[list[tuple[int, ...]], list[int], tuple[int, ...]]:
-    """Return the strides of a codec's stages for each axis, the widths around them, and the downsampling of each axis.
+    """Return per-axis strides of each stage, widths before each stage and after the last, and downsampling factors.
 
     Args:
-        base: Width before the first stage.
-        strides: Strides of the stages, for each one number or one for each axis.
-        multipliers: Widths over `base`, one more than strides; powers of two if None.
-        dims: Axes.
+        base: Width that `multipliers` multiply.
+        strides: Stride of each stage: one number, or one per axis.
+        multipliers: One number more than strides; powers of two if None.
+        dims: Number of axes.
 
     Raises:
-        UserError: There are no strides, or not as many multipliers.
+        UserError: There are no strides, or the number of multipliers is wrong.
     """
     if not strides:
         raise UserError("codec: strides are empty")
@@ -76,19 +76,19 @@ def stage_sizes(
 
 
 def zero_invalid(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero what isn't valid; `mask` is bool, broadcast over x, None for all valid."""
+    """Zero invalid elements; `mask` is bool, broadcastable to x, and None if all are valid."""
     return x if mask is None else torch.where(mask, x, torch.zeros_like(x))
 
 
 def along_first(mask: Tensor | None, steps: int, dims: int) -> Tensor | None:
-    """Bring a mask of all tokens of a grid, bool `(b, n)`, to its first axis, `(b, steps)`: only there are lengths."""
+    """Reduce a token mask, bool `(b, n)`, to the first axis, `(b, steps)`; lengths vary along that axis only."""
     if mask is None or dims == 1:
         return mask
-    return mask.reshape(mask.shape[0], steps, -1)[:, :, 0]
+    return mask.reshape(mask.shape[0], steps, -1)[:, :, 0]  # (b, n) -> (b, steps, n / steps) -> (b, steps)
 
 
 def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
-    """Spread a mask of tokens, bool `(b, n)`, over signals with `rate` steps a token: bool `(b, 1, n * rate, ...)`."""
+    """Repeat a token mask, bool `(b, n)`, for a signal with `rate` steps per token: bool `(b, 1, n * rate, 1...)`."""
     if mask is None:
         return None
     spread = mask.unsqueeze(2).expand(-1, -1, rate).flatten(1).unsqueeze(1)
@@ -98,13 +98,13 @@ def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
 
 
 def recall(memory: list[Tensor], slot: int, x: Tensor, shape: list[int]) -> Tensor:
-    """Take what a layer left in its place of the memory; zeros of a shape, of x's kind, where nothing is there yet."""
+    """Read a layer's slot of the memory, in x's dtype; zeros of this shape before the first chunk."""
     past = memory[slot]
     return x.new_zeros(shape) if past.dim() == 1 else past.to(x.dtype)
 
 
 def prepend_context(x: Tensor, memory: list[Tensor], slot: int, context: int, axis: int) -> Tensor:
-    """Put the last `context` steps of what came before in front of x, along an axis, and remember x's own last ones."""
+    """Prepend the stored last `context` steps of earlier chunks along an axis; store the last ones of the result."""
     shape = list(x.shape)
     shape[axis] = context
     x = torch.cat([recall(memory, slot, x, shape), x], dim=axis)
@@ -113,11 +113,11 @@ def prepend_context(x: Tensor, memory: list[Tensor], slot: int, context: int, ax
 
 
 class StepNorm(nn.Module):
-    """Group normalization whose statistics are of valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
+    """Group norm with statistics over valid steps only (arXiv 1803.08494; EnCodec's time-group-norm).
 
     Args:
-        channels: Channels; `groups` divides them.
-        groups: Groups of channels, each with its own mean and variance over its channels and all steps.
+        channels: Channels, a multiple of `groups`.
+        groups: Groups of channels; mean and variance are over a group's channels and all steps.
         eps: Added to the variance.
     """
 
@@ -133,10 +133,10 @@ class StepNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Normalize `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`, what isn't valid becomes 0."""
+        """Normalize `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`, and invalid steps become 0."""
         if mask is None:
             return functional.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        # Summed by hand, so that the padding enters neither sum nor count.
+        # Sums and counts exclude the padding.
         b, each = x.shape[0], x.shape[1] // self.groups
         valid = mask.expand_as(x[:, :1]).flatten(2)
         flat = zero_invalid(x.flatten(2), valid).float()
@@ -149,14 +149,14 @@ class StepNorm(nn.Module):
 
 
 def _initialize(layer: Any, norm: str) -> nn.Module:
-    """Start the biases at 0 (DAC): speech is quiet, torch's own would drown it, and all latents would be alike."""
+    """Zero the bias (DAC) and add weight norm; torch's default bias would dominate quiet speech: latents collapse."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return weight_norm(layer) if norm == "weight" else layer  # type: ignore[no-any-return]
 
 
 class _Layer(nn.Module):
-    """What both kinds share: sizes for each axis, the norm, whether a mask is needed, and what keeps it from chunks."""
+    """Base class of both convolutions: per-axis sizes, norm and streaming attributes."""
 
     def __init__(
         self, outputs: int, dims: int, kernel: int | Sequence[int], stride: int | Sequence[int], causal: bool, norm: str
@@ -177,26 +177,26 @@ class _Layer(nn.Module):
 
 
 class Convolution(_Layer):
-    """A convolution: `(b, c, t, ...)` to `(b, c', t / stride, ...)`, for sizes that its strides divide.
+    """Convolution of `(b, c, t, ...)` to `(b, c', t / stride, ...)`; each size is a multiple of its stride.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Taps, one number or one for each axis; spread by the dilation they reach at least over a stride.
-        stride: Likewise.
-        dilation: Likewise.
-        groups: Groups of channels that don't see each other.
-        bias: Whether there is one.
-        dims: Axes, 1 to 3.
-        causal: Output i sees the input up to step `i * stride + stride - 1` of the first axis, and no further.
-        norm: `weight`, weight normalization (arXiv 1602.07868), which export folds; `group`, of the output; `none`.
+        inputs: Input channels.
+        outputs: Output channels.
+        kernel: Kernel size: one number, or one per axis. The dilated kernel is at least as long as the stride.
+        stride: One number, or one per axis.
+        dilation: One number, or one per axis.
+        groups: Groups of channels, convolved separately.
+        bias: Whether to add a bias.
+        dims: Number of axes, 1 to 3.
+        causal: Whether output i depends on the input up to step `i * stride + stride - 1` of the first axis only.
+        norm: `weight`, weight norm (arXiv 1602.07868), which export folds; `group`, group norm of the output; `none`.
 
     Attributes:
-        context: Steps of the first axis that a causal layer looks back to beyond its own stride.
-        slot: Its place in a memory.
+        context: Earlier steps of the first axis that a causal layer needs, besides those of the current stride.
+        slot: Index in the memory.
 
     Raises:
-        UserError: The taps don't reach over a stride, or sizes or norm are not possible.
+        UserError: The kernel is shorter than the stride, or another argument is invalid.
     """
 
     pads: list[int]
@@ -227,7 +227,7 @@ class Convolution(_Layer):
         self.context = totals[0]
         self.looks_ahead = right[0] > 0
         even = left == right
-        # The layer's own padding copies nothing; F.pad's numbers go from the last axis to the first.
+        # Symmetric padding is left to the layer, which copies nothing. F.pad takes axes from last to first.
         self.pads = [] if even else [n for pair in zip(left[::-1], right[::-1], strict=True) for n in pair]
         self.chunk_pads = self.pads[:-2] if any(self.pads[:-2]) else []
         padding = tuple(left) if even else 0
@@ -235,7 +235,7 @@ class Convolution(_Layer):
         self.layer = _initialize(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
+        """Convolve x; `mask` is bool `(b, 1, t, ...)`, at the input rate."""
         if self.looks_ahead:
             x = zero_invalid(x, mask)
         pads = self.pads
@@ -251,25 +251,20 @@ class Convolution(_Layer):
 
 
 class TransposedConvolution(_Layer):
-    """A transposed convolution: `(b, c, t, ...)` to `(b, c', t * stride, ...)`.
+    """Transposed convolution of `(b, c, t, ...)` to `(b, c', t * stride, ...)`.
+
+    The other arguments are those of `Convolution`.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Taps, one number or one for each axis, at least the stride.
-        stride: Likewise.
-        groups: Groups of channels that don't see each other.
-        bias: Whether there is one.
-        dims: Axes, 1 to 3.
-        causal: Output i sees the input up to step `i // stride` of the first axis, and no further.
-        norm: `weight`, `group` or `none`, as in `Convolution`.
+        kernel: Kernel size, at least the stride: one number, or one per axis.
+        causal: Whether output i depends on the input up to step `i // stride` of the first axis only.
 
     Attributes:
-        context: Input steps of the first axis that a causal layer looks back to.
-        slot: Its place in a memory.
+        context: Earlier input steps of the first axis that a causal layer needs.
+        slot: Index in the memory.
 
     Raises:
-        UserError: The taps don't reach over a stride, or sizes or norm are not possible.
+        UserError: The kernel is shorter than the stride, or another argument is invalid.
     """
 
     rest: list[int]
@@ -290,7 +285,7 @@ class TransposedConvolution(_Layer):
         totals = [k - s for k, s in zip(self.kernel, self.stride, strict=True)]
         if min(totals) < 0:
             raise UserError(f"convolution: kernel {self.kernel} is shorter than stride {self.stride}")
-        # What is cut on the left the layer cuts itself, on both sides; the rest of the right is narrowed off.
+        # The layer's own padding crops `left` steps on both sides; forward crops the rest on the right.
         left = [total // 2 for total in totals]
         if causal:
             left[0] = 0
@@ -301,7 +296,7 @@ class TransposedConvolution(_Layer):
         self.layer = _initialize(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Convolve; `mask` is bool `(b, 1, t, ...)` of the input."""
+        """Convolve x; `mask` is bool `(b, 1, t, ...)`, at the input rate."""
         if self.mixes and not self.causal:
             x = zero_invalid(x, mask)
         past = 0

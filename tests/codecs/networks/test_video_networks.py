@@ -161,7 +161,7 @@ def test_wavelets_lose_nothing_and_keep_the_energy():
     for levels in (0, 1, 2):
         haar, back = Haar(3, levels), InverseHaar(3, levels)
         y = haar(x)
-        assert y.shape == (2, haar.outputs, *(side // haar.rate for side in (8, 4, 12)))
+        assert y.shape == (2, haar.bands, *(side // haar.rate for side in (8, 4, 12)))
         torch.testing.assert_close(y.square().sum(), x.square().sum())
         torch.testing.assert_close(back(y), x)
     flat = Haar(1, 2)(torch.ones(1, 1, 4, 4, 4))

@@ -1,11 +1,14 @@
-"""Convolutional codecs of clips whose space and time are apart: VidTok's, Cosmos', and MAGVIT-v2's, which are joint.
+"""Convolutional video codecs with factorized (VidTok, Cosmos) or joint (MAGVIT-v2) space-time convolutions.
 
-An encoder is a convolution, then for each stride residual units and a step down, then a middle with attention, a norm
-and a last convolution; a decoder is its mirror. VidTok (arXiv 2412.13061, section 3.1) follows each unit over space by
-one over time, Cosmos (arXiv 2501.03575, section 3.1) replaces each convolution by both, after a wavelet transform;
-MAGVIT-v2 (arXiv 2310.05737, section 3.2) convolves over all three axes. Norms are of each position's channels alone
-(VidTok), so that a chunk, a padded batch and a single clip agree, and padding is zeros for the same reason, where the
-published ones repeat the first frame at every layer.
+The encoder is a convolution, stages of residual units each followed by downsampling, a middle with attention, a norm
+and a last convolution. The decoder is its mirror.
+
+- VidTok (arXiv 2412.13061, section 3.1): each spatial residual unit is followed by a temporal one.
+- Cosmos (arXiv 2501.03575, section 3.1): each convolution is a spatial and a temporal one, after a wavelet transform.
+- MAGVIT-v2 (arXiv 2310.05737, section 3.2): each convolution is over all three axes.
+
+Norms are over the channels of each position (VidTok), and padding is zeros, where the published models repeat the first
+frame in every layer. So a chunk, a padded batch and a single clip have the same results.
 """
 
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ Units = Literal["split", "factorized", "joint"]
 Kernel = tuple[int, int, int]
 SPACE, TIME, JOINT = (1, 3, 3), (3, 1, 1), (3, 3, 3)
 
-# For each kind of unit: the kernels that stand in one convolution's place, of each residual unit that follows another.
+# For each kind: a tuple of residual units, each a tuple of the kernel sizes that replace one convolution.
 UNITS: dict[str, tuple[tuple[Kernel, ...], ...]] = {
     "split": ((SPACE,), (TIME,)),
     "factorized": ((SPACE, TIME),),
@@ -39,7 +42,7 @@ UNITS: dict[str, tuple[tuple[Kernel, ...], ...]] = {
 
 
 class ChannelNorm(nn.Module):
-    """Root-mean-square norm over the channels of each position (arXiv 1910.07467).
+    """RMS norm over the channels of each position: `x / sqrt(mean(x^2) + eps) * weight` (arXiv 1910.07467).
 
     Args:
         channels: Channels of the input.
@@ -58,7 +61,7 @@ class ChannelNorm(nn.Module):
 
 
 class _Chain(nn.Module):
-    """Convolutions one after another, in the place of one."""
+    """Sequence of convolutions that replaces a single one."""
 
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[Kernel], causal: bool) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class _Chain(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Norm, activation and convolution, twice, added to the input."""
+    """Residual unit: norm, activation and convolution, twice."""
 
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[Kernel], causal: bool, activation: str) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class _Unit(nn.Module):
 
 
 class _Units(nn.Module):
-    """Residual units one after another."""
+    """Sequence of `depth` residual units, or pairs of them."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, kind: str, causal: bool, activation: str) -> None:
         super().__init__()
@@ -112,12 +115,15 @@ class _Units(nn.Module):
 
 
 def _beside(units: str) -> tuple[int, int]:
-    """Return the rows and columns of the kernels that change the frame rate: VidTok's include neighbors."""
+    """Return the spatial kernel size of convolutions that change the frame rate; VidTok's is 3 x 3."""
     return (1, 1) if units == "factorized" else (3, 3)
 
 
 class _Down(nn.Module):
-    """Fewer rows and columns by a strided convolution; fewer frames by one blended with their mean (VidTok)."""
+    """Downsampling: a strided convolution in space, and in time one blended with average pooling (VidTok).
+
+    In time: `a * mean(x) + (1 - a) * conv(x)`, where `a = sigmoid(blend)`.
+    """
 
     def __init__(self, channels: int, stride: tuple[int, ...], causal: bool, units: str) -> None:
         super().__init__()
@@ -142,7 +148,10 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """More frames, by repeating them and blending with a convolution of that (VidTok); then more rows and columns."""
+    """Upsampling by repetition: in time blended with a convolution (VidTok), in space followed by one.
+
+    In time: `a * x' + (1 - a) * conv(x')` of the repeated frames `x'`, where `a = sigmoid(blend)`.
+    """
 
     def __init__(self, channels: int, stride: tuple[int, ...], causal: bool, units: str) -> None:
         super().__init__()
@@ -158,7 +167,7 @@ class _Up(nn.Module):
             self.across = Convolution(channels, channels, (1, *taps), dims=3, causal=causal)
 
     def forward(self, x: Tensor, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Here the mask is at the rate that goes out."""
+        """Upsample x; the mask `wide` is at the output rate."""
         if self.along is not None and self.blend is not None:
             x = x.repeat_interleave(self.time, dim=2)
             share = self.blend.sigmoid()
@@ -170,7 +179,7 @@ class _Up(nn.Module):
 
 
 class _FrameAttention(nn.Module):
-    """Attention of one head among the positions of each frame, added to the input."""
+    """Residual single-head self-attention within each frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,19 +189,19 @@ class _FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c)
+        tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c)  # (b, c, t, h, w) -> (b * t, h * w, c)
         y: Tensor = self.out(attend(self.qkv(tokens)))
         return x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 class _Middle(nn.Module):
-    """A residual unit, attention within frames and optionally along time, and a residual unit."""
+    """Residual unit, optional attention within frames and along time, and residual unit."""
 
     def __init__(
         self, channels: int, kind: str, attention: bool, window: int | None, causal: bool, activation: str
     ) -> None:
         super().__init__()
-        # Where space and time are apart elsewhere, VidTok brings them together here.
+        # VidTok splits space and time in the stages, but not in the middle.
         kind = "joint" if kind == "split" else kind
         self.first = _Units(channels, channels, 1, kind, causal, activation)
         self.within = _FrameAttention(channels) if attention else None
@@ -210,7 +219,7 @@ class _Middle(nn.Module):
             steps: Tensor | None = None
             if mask is not None:
                 steps = mask.reshape(b, 1, t).expand(-1, h * w, -1).reshape(b * h * w, t)
-            tokens = x.permute(0, 3, 4, 2, 1).reshape(b * h * w, t, c)
+            tokens = x.permute(0, 3, 4, 2, 1).reshape(b * h * w, t, c)  # (b, c, t, h, w) -> (b * h * w, t, c)
             x = self.along(tokens, steps, memory).reshape(b, h, w, t, c).permute(0, 4, 3, 1, 2)
         return self.second(x, mask, memory)  # type: ignore[no-any-return]
 
@@ -297,7 +306,7 @@ class FactoredEncoder(_FactoredCodec, Encoder):
     decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of clips."""
+        """Return the latents `(b, n, width)` of clips `(b, c, t, h, w)`."""
         rate = self.downsample[0] // self.patcher.rate
         mask = along_first(mask, signal.shape[2] // self.downsample[0], 3)
         here = at_rate(mask, rate, 3)
@@ -309,7 +318,7 @@ class FactoredEncoder(_FactoredCodec, Encoder):
         x = self.stages[-1](x, here, memory)
         x = self.middle(x, here, memory)
         x = self.last(self.act(self.norm(x)), here, memory)
-        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]  # (b, width, *grid) -> (b, n, width)
 
 
 class FactoredDecoder(_FactoredCodec, Decoder):
@@ -326,7 +335,8 @@ class FactoredDecoder(_FactoredCodec, Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the clips that latents stand for."""
+        """Decode latents `(b, n, width)` into clips `(b, c, t, h, w)`."""
+        # (b, n, width) -> (b, width, *grid)
         x = latents.transpose(1, 2).reshape([latents.shape[0], latents.shape[2]] + grid)  # noqa: RUF005 (TorchScript)
         mask = along_first(mask, grid[0], 3)
         rate = 1

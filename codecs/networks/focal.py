@@ -1,9 +1,9 @@
-"""Focal modulation over sequences, and the compressor of FocalCodec that is made of it.
+"""Focal modulation over sequences, and FocalCodec's compressor and decompressor.
 
-Instead of attention between all steps, focal modulation (FocalNet, arXiv 2203.11926, section 3) gathers contexts
-of growing reach by depthwise convolutions, the last one the mean of the whole signal, weighs them by gates of each
-step, and multiplies the step by the result: linear in the length. FocalCodec (arXiv 2502.04465,
-section 3) compresses features by it, and expands them again for a vocoder.
+Focal modulation (FocalNet, arXiv 2203.11926, section 3) replaces self-attention at a cost linear in the length. Stacked
+depthwise convolutions compute contexts of growing receptive field; the last context is the mean over the whole signal.
+Each step is multiplied by a gated sum of its contexts. FocalCodec (arXiv 2502.04465, section 3) compresses features
+with it, and decompresses them for a vocoder.
 """
 
 import math
@@ -23,7 +23,10 @@ __all__ = ["FocalDecoder", "FocalEncoder", "FocalSequence"]
 
 
 class _Modulation(nn.Module):
-    """Multiplies each step by the gated sum of its contexts (FocalNet, equations 4 to 7)."""
+    """Focal modulation (FocalNet, equations 4 to 7): `y = out(q(x) * mix(sum_l gate_l(x) * context_l(x)))`.
+
+    A causal layer replaces the last context, the global mean, by a convolution over the last `span` steps.
+    """
 
     def __init__(self, width: int, window: int, levels: int, growth: int, causal: bool, span: int) -> None:
         super().__init__()
@@ -38,8 +41,9 @@ class _Modulation(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Modulate `(b, n, width)`; `mask` is bool `(b, 1, n)`."""
+        """Transform `(b, n, width)`; `mask` is bool `(b, 1, n)`."""
         query, context, gates = self.into(x).split(self.sizes, dim=2)
+        # (b, n, width) -> (b, width, n), and (b, n, levels + 1) -> (b, levels + 1, n)
         context, gates = context.transpose(1, 2), gates.transpose(1, 2)
         total = torch.zeros_like(context)
         for level, layer in enumerate(self.levels):
@@ -57,7 +61,7 @@ class _Modulation(nn.Module):
 
 
 class _Block(nn.Module):
-    """Modulation and a perceptron with GELU, each normalized, scaled for each channel, and added."""
+    """Pre-norm block: focal modulation and a perceptron with GELU, residual, with LayerScale."""
 
     def __init__(
         self, width: int, hidden: int, window: int, levels: int, growth: int, scale: float, causal: bool, span: int
@@ -78,24 +82,24 @@ class _Block(nn.Module):
 
 
 class FocalSequence(nn.Module):
-    """Blocks of focal modulation, where others have a transformer: a `middle` of `ConvEncoder` or `VocosDecoder`.
+    """Blocks of focal modulation; can replace a transformer as `middle` of `ConvEncoder` or `VocosDecoder`.
 
     Args:
         width: Width of the tokens.
-        depth: Blocks.
+        depth: Number of blocks.
         hidden: Hidden width of the perceptrons; four times the width if None.
-        window: Taps of the first level's convolution.
-        levels: Convolutions of a block, each on what the one before it gathered.
-        growth: Taps by which each is longer than the one before.
-        layer_scale: Start of the scales of each branch; 1 for about none.
-        causal: A token sees none after it; the mean is replaced by a convolution over the past.
-        span: Its taps (512 in FocalCodec-Stream, arXiv 2509.16195); of no use where not causal.
+        window: Kernel size of the first convolution.
+        levels: Stacked convolutions per block.
+        growth: Increase of the kernel size from each convolution to the next.
+        layer_scale: Initial LayerScale of each branch; 1 is close to none.
+        causal: Whether a token depends on no later one; a convolution over the past then replaces the mean.
+        span: Kernel size of that convolution (512 in FocalCodec-Stream, arXiv 2509.16195); ignored if not causal.
 
     Attributes:
-        context: Steps that a causal one looks back to; 0 if not causal.
+        context: Earlier steps on which a step depends if causal, else 0.
 
     Raises:
-        UserError: A size is not possible.
+        UserError: A size is out of range.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class FocalSequence(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, `memory` of the chunks before."""
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, `memory` the state of earlier chunks."""
         here = at_rate(mask, 1, 1)
         for block in self.blocks:
             x = block(x, here, memory)
@@ -133,7 +137,7 @@ class FocalSequence(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A change of rate and width, and blocks after it in an encoder, before it in a decoder."""
+    """Resampling, activation and blocks, in this order in an encoder and reversed in a decoder."""
 
     def __init__(self, blocks: FocalSequence, act: Activation, resample: nn.Module, decodes: bool) -> None:
         super().__init__()
@@ -143,7 +147,7 @@ class _Stage(nn.Module):
         self.decodes = decodes
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Transform `(b, n, d)`; the masks, bool `(b, n)`, are of the rates that come in and go out."""
+        """Transform `(b, n, d)`; the masks `before` and `after`, bool `(b, n)`, are at the input and output rate."""
         here = at_rate(before, 1, 1)
         if self.decodes:
             x = self.blocks(x, before, memory).transpose(1, 2)
@@ -153,13 +157,13 @@ class _Stage(nn.Module):
 
 
 def _slower(mask: Tensor | None, rate: int) -> Tensor | None:
-    """Spread a mask of latents, bool `(b, n)`, over `rate` steps each, `(b, n * rate)`."""
+    """Repeat each element of a mask, bool `(b, n)`, `rate` times: `(b, n * rate)`."""
     spread = at_rate(mask, rate, 1)
     return None if spread is None else spread[:, 0]
 
 
 class _FocalCodec(Network):
-    """The stages of encoder or decoder, without the outer network."""
+    """Stages of encoder or decoder; `outside` maps between signal and features, `blocks` builds a stage's blocks."""
 
     decodes: bool
     strides: list[int]
@@ -191,34 +195,34 @@ class _FocalCodec(Network):
             sizes = (inner, outer) if self.decodes else (outer, inner)
             resample = change(*sizes, stride, stride, causal=causal)
             stages.append(_Stage(sequence, Activation(activation, inner), resample, self.decodes))
-        # In the order in which they act.
+        # In order of execution.
         self.strides = list(reversed(strides) if self.decodes else strides)
         self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
 
 
 class FocalEncoder(_FocalCodec, Encoder):
-    """Compresses features of a sound by focal modulation (FocalCodec, arXiv 2502.04465, section 3.1).
+    """Encoder of audio: features compressed by focal modulation (FocalCodec, arXiv 2502.04465, section 3.1).
 
-    Each stage is a convolution over as many steps as its stride, an activation, and blocks. The published features are
-    of WavLM's sixth layer; any encoder of sounds will do.
+    Each stage is a convolution whose kernel size is its stride, an activation, and blocks. The published features are
+    those of WavLM's sixth layer; any audio encoder can replace it.
 
     Args:
-        features: Makes the features.
-        widths: Widths of the stages; the last is that of the latents.
-        strides: Strides of the stages.
-        hop_length: Samples of a feature, for the data's sake.
-        depth: Blocks of a stage.
-        hidden: See `FocalSequence`, as are the other arguments.
-        window: Taps of the first level.
-        levels: Levels of a block.
-        growth: Taps from level to level.
-        layer_scale: Start of the scales.
+        features: Feature extractor.
+        widths: Width of each stage; the last is the width of the latents.
+        strides: Stride of each stage.
+        hop_length: Hop length of `features`, in samples; the data configuration reads it here.
+        depth: Blocks per stage.
+        hidden: See `FocalSequence`, as for the arguments below.
+        window: Kernel size of the first convolution.
+        levels: Convolutions per block.
+        growth: Increase of the kernel size.
+        layer_scale: Initial LayerScale.
         activation: See `activations.ACTIVATIONS`.
-        causal: Latent i depends on the signal up to the end of its step only.
-        span: Taps over the past.
+        causal: Whether a latent depends only on the signal up to the end of its step.
+        span: Kernel size of the convolution over the past.
 
     Raises:
-        UserError: Sizes that don't fit each other, or features that look ahead in a causal one.
+        UserError: Inconsistent sizes, or `causal` with features that aren't.
     """
 
     decodes = False
@@ -247,7 +251,7 @@ class FocalEncoder(_FocalCodec, Encoder):
         self.features = features
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of sounds."""
+        """Return the latents `(b, n, width)` of audio `(b, c, t)`."""
         rate = self.slowdown
         here = _slower(mask, rate)
         x = self.features(signal, here, memory)
@@ -261,13 +265,15 @@ class FocalEncoder(_FocalCodec, Encoder):
 
 
 class FocalDecoder(_FocalCodec, Decoder):
-    """Expands latents to features by focal modulation, and makes sound of them: the mirror of `FocalEncoder`.
+    """Decoder of audio, the mirror of `FocalEncoder`: focal modulation from latents to features, and a vocoder.
+
+    The other arguments are the encoder's; widths and strides are in its order.
 
     Args:
-        vocoder: Makes sounds of features: `VocosDecoder`. The other arguments are the encoder's, in its order.
+        vocoder: Decoder of features into audio, such as `VocosDecoder`.
 
     Raises:
-        UserError: Sizes that don't fit each other, or a vocoder that looks ahead in a causal one.
+        UserError: Inconsistent sizes, or `causal` with a vocoder that isn't.
     """
 
     decodes = True
@@ -295,7 +301,7 @@ class FocalDecoder(_FocalCodec, Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the sounds that latents stand for."""
+        """Decode latents `(b, n, width)` into audio `(b, c, t)`."""
         x = latents
         here = mask
         rate = 1

@@ -1,4 +1,4 @@
-"""One recurrent layer that scripts, exports to ONNX with a free length, and goes on where a chunk ended."""
+"""LSTM layer for TorchScript, for ONNX with a dynamic length, and for streaming."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ __all__ = ["LSTM"]
 
 
 class LSTM(nn.Module):
-    """One LSTM layer. To ONNX it goes as that format's own operator: torch.export takes its length for a constant.
+    """Single LSTM layer. ONNX export emits the LSTM operator, since torch.export would fix the sequence length.
 
     Args:
-        inputs: Width of what it reads.
-        outputs: Width of what it gives.
+        inputs: Input size.
+        outputs: Hidden size.
 
     Attributes:
-        slot: Its place in a memory, for the hidden and the cell state.
+        slot: Index in the memory, which holds the hidden and the cell state.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -25,7 +25,7 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(inputs, outputs, batch_first=True)
 
     def forward(self, x: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Read `(b, n, inputs)` to `(b, n, outputs)`."""
+        """Transform `(b, n, inputs)` to `(b, n, outputs)`."""
         start = x.new_zeros([x.shape[0], 2, self.lstm.hidden_size])
         if memory is not None:
             start = recall(memory, self.slot, x, list(start.shape))
@@ -46,7 +46,7 @@ class LSTM(nn.Module):
             return y, hidden, cell
 
         def gates(name: str) -> Tensor:
-            """Bring torch's order of gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
+            """Reorder torch's gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
             i, f, c, o = lstm.get_parameter(name).chunk(4)
             return torch.cat([i, o, f, c])
 
@@ -61,4 +61,4 @@ class LSTM(nn.Module):
             shapes=[[x.shape[1], 1, x.shape[0], lstm.hidden_size], last, last],
             version=14,
         )
-        return y.squeeze(1).transpose(0, 1), hidden, cell
+        return y.squeeze(1).transpose(0, 1), hidden, cell  # y: (n, 1, b, outputs) -> (b, n, outputs)

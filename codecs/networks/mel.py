@@ -1,7 +1,7 @@
-"""A codec of sounds without a parameter: logarithmic mel bands, and back by their pseudo-inverse and Griffin-Lim.
+"""Parameter-free audio codec: log-mel spectrograms, inverted by the filterbank's pseudo-inverse and Griffin-Lim.
 
-dMel (arXiv 2407.15835, section 2.1): `bottlenecks.bins.UniformBins` rounds each band's logarithm to one of a few even
-levels. All is real arithmetic with a fixed number of steps, which every export format knows.
+In dMel (arXiv 2407.15835, section 2.1), `bottlenecks.bins.UniformBins` rounds each band's logarithm to evenly spaced
+levels. All arithmetic is real, with a fixed number of iterations, so that every export format supports it.
 """
 
 import math
@@ -18,22 +18,22 @@ from .stft import STFT, Precise, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
 
-FLOOR = 1e-9  # of magnitudes: a logarithm needs one
+FLOOR = 1e-9  # smallest magnitude, for the logarithm
 
 
 class MelFeatures(Precise, Encoder):
-    """Reads sound into natural logarithms of mel magnitudes, `(b, 1, n * hop_length)` to `(b, n, bands)`.
+    """Log-mel spectrogram of audio, `(b, 1, n * hop_length)` to `(b, n, bands)`: `log(max(mel(|STFT(x)|), floor))`.
 
     Args:
         sample_rate: Sample rate, in Hz.
-        bands: Mel bands (Slaney's, of equal area).
-        window: Length of the transform's periodic Hann window, in samples; even.
-        hop_length: Samples of a frame.
-        low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate if None.
-        floor: Magnitudes below it count as it.
-        causal: A frame ends with its hop, instead of being centered on it.
-        direct: As an encoder, its frames are the bottleneck's latents, with no map between (dMel).
+        bands: Number of mel bands (Slaney's, of equal area).
+        window: Length of the periodic Hann window, in samples; even.
+        hop_length: Hop length, in samples.
+        low: Lowest frequency, in Hz.
+        high: Highest frequency, in Hz; half of the sample rate if None.
+        floor: Smallest magnitude.
+        causal: Whether a frame ends with its hop, instead of being centered on it.
+        direct: Whether the bottleneck quantizes the log-mel frames directly, without a linear projection (dMel).
 
     Raises:
         UserError: The window is odd, or shorter than the hop.
@@ -62,36 +62,30 @@ class MelFeatures(Precise, Encoder):
         self.register_buffer("bank", bank.T.contiguous(), persistent=False)
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the mel bands' logarithms."""
+        """Return the log-mel spectrogram `(b, n, bands)` of audio."""
         return self.precisely(signal, mask, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Turn float32 signals into logarithms; `mask` is bool `(b, n)`."""
+        """Compute the log-mel spectrogram of float32 audio `(b, 1, t)`; `mask` is bool `(b, n)`."""
         real, imaginary = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory).chunk(2, dim=1)
-        magnitude = (real.square() + imaginary.square() + self.floor**2).sqrt()  # a root's slope at 0 is no number
-        return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)
+        magnitude = (real.square() + imaginary.square() + self.floor**2).sqrt()  # the gradient of sqrt is infinite at 0
+        return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)  # to (b, n, bands)
 
 
 class MelDecoder(Precise, Decoder):
-    """Makes sound from rounded mel bands, by their pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
+    """Decoder of log-mel spectrograms: filterbank pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
 
-    Phases begin as those of a chirp, the same for all sounds, and are then made those of a sound, step by step. These
-    steps amplify rounding errors by about 10^6, so they run in float64, and by matrices: in float32 signals
-    differ by 8 % of the peak from one batch size, or export format, to the next, and ONNX Runtime has no float64
-    convolution. The first arguments are those of `MelFeatures`.
+    The initial phases are those of a fixed chirp. The iterations amplify rounding errors by about 10^6: in float32,
+    outputs of different batch sizes or export formats differ by 8 % of the peak. So they run in float64, and by matrix
+    products, since ONNX Runtime has no float64 convolution. The other arguments are those of `MelFeatures`.
 
     Args:
-        sample_rate: Sample rate, in Hz.
-        bands: Mel bands.
-        window: Length of the transform's window, in samples.
-        hop_length: Samples of a latent.
-        low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate if None.
         iterations: Iterations of Griffin-Lim.
-        momentum: How far each goes beyond the last's difference, in [0, 1); 0 is plain Griffin-Lim.
+        momentum: Factor a in [0, 1): the next phase is that of `c_i + a (c_i - c_(i-1))`, where c_i is the spectrum of
+            iteration i; 0 for plain Griffin-Lim.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     inverse: Tensor
@@ -125,11 +119,11 @@ class MelDecoder(Precise, Decoder):
         self.register_buffer("square", square.float(), persistent=False)
         bank = mel_bank(sample_rate, bands, window, low, high).T.contiguous()
         self.register_buffer("inverse", torch.linalg.pinv(bank.double()).float().T.contiguous(), persistent=False)
-        # Back, all bins but the first and last stand for their mirror too.
+        # Inverse real FFT: each bin but the first and the last also represents its conjugate.
         back = torch.full((window // 2 + 1,), 2.0 / window)
         back[0] = back[-1] = 1.0 / window
         self.register_buffer("back", back.repeat(2), persistent=False)
-        # Bins turn on from frame to frame by their own frequency; the circle has `window / hop_length` places.
+        # A bin's phase advances by its frequency per hop; it repeats after `window / hop_length` frames.
         self.turns = window // hop_length
         self.register_buffer("taps", torch.arange(window), persistent=False)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)
@@ -140,12 +134,12 @@ class MelDecoder(Precise, Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the sounds whose mel bands these are."""
+        """Decode log-mel spectrograms `(b, n, bands)` into audio `(b, 1, n * hop_length)`."""
         return self.precisely(latents, mask, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Turn latents `(b, n, bands)` into float32 signals `(b, 1, n * hop_length)`; `mask` is bool `(b, n)`."""
-        # To thousandths, far from any level's edge: the last bit of a float, which may be each export's own, is noise.
+        """Compute float32 audio `(b, 1, n * hop_length)` from latents `(b, n, bands)`; `mask` is bool `(b, n)`."""
+        # Rounded to 1/1000, far from the edge of any level: the last bits may differ between export formats.
         mel = ((x.double() * 1000).round() / 1000).exp()
         b, n = x.shape[0], x.shape[1]
         magnitude = torch.matmul(mel, self.inverse.double()).clamp(min=0.0).unsqueeze(2)
@@ -153,7 +147,7 @@ class MelDecoder(Precise, Decoder):
         magnitude = torch.where(there.unsqueeze(3) > 0.0, magnitude, torch.zeros_like(magnitude))
         basis = self.stft.basis[:, 0].double()
         back = basis * self.back.double().unsqueeze(1)
-        # What isn't valid of a frame's sound is cut, or it would come back in the next round's frames.
+        # Overlap-add normalization, 0 at invalid samples, which would leak into the next iteration's frames.
         weight = there.expand(-1, -1, self.rate).flatten(1)
         weight = weight / self._overlap_add(there * self.square.double()).clamp(min=1e-6)
         samples = torch.arange(n, device=x.device).unsqueeze(1) * self.rate + self.taps
@@ -174,7 +168,8 @@ class MelDecoder(Precise, Decoder):
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """Overlap-add frames `(b, n, window)` to `(b, n * hop_length)`.
 
-        Rows of a turn's hops, one longer than they are read again, are each one hop after the row before.
+        Row r of `rows` is hop r of every frame, padded to n + turns hops; `turns` is `window / hop_length`. Reading it
+        in rows of n + turns - 1 hops instead delays row r by r hops.
         """
         b, n = frames.shape[0], frames.shape[1]
         rows = functional.pad(frames.reshape(b, n, self.turns, self.rate).transpose(1, 2), [0, 0, 0, self.turns])

@@ -1,4 +1,4 @@
-"""A clip as a network: from the number of a frame to the frame (NeRV, arXiv 2110.13903; NeRV++, arXiv 2402.18305)."""
+"""Implicit network of one clip, from frame index to frame (NeRV, arXiv 2110.13903; NeRV++, arXiv 2402.18305)."""
 
 import math
 from collections.abc import Sequence
@@ -15,22 +15,21 @@ __all__ = ["NeRV"]
 
 
 class NeRV(Decoder):
-    """Paints the frames of one clip (NeRV++, section 3).
+    """Network that decodes a frame index into the frame of one clip (NeRV++, section 3).
 
-    A frame's time goes through a positional encoding and a small MLP, becomes a coarse grid of features, and is
-    upsampled block by block. An upsampler (convolution, pixel shuffle) stands between residual blocks of separable
-    convolutions, and bilinear interpolation goes around it.
+    A positional encoding of the frame's time and an MLP give a coarse feature map, which blocks upsample. In a block, a
+    pixel-shuffle upsampler with a bilinear shortcut is between two residual blocks of separable convolutions.
 
     Args:
         frames: Frames of the clip.
         image_size: Side, or height and width, in pixels.
-        strides: Upsampling of each block; their product divides both sides.
-        stem: Channels of the coarse grid.
+        strides: Upsampling factor of each block; the product divides both sides.
         widths: Channels after each block.
-        hidden: Width of the MLP.
-        levels: Sines, and cosines, of the positional encoding (l of NeRV).
-        base: Base of their frequencies (b of NeRV).
-        kernel: Side of the separable convolutions, odd.
+        stem: Channels of the coarse feature map.
+        hidden: Hidden size of the MLP.
+        levels: Frequencies of the positional encoding (l in NeRV).
+        base: Ratio of successive frequencies (b in NeRV).
+        kernel: Kernel size of the separable convolutions, odd.
 
     Raises:
         UserError: A number is out of range, or the strides don't divide a side.
@@ -59,11 +58,11 @@ class NeRV(Decoder):
                 f"codec.decoder.strides={list(strides)}: their product, {step}, should divide the frames' sides,"
                 f" {width} x {height}"
             )
-        # Of its code each weight is a token, and one step of the grid the whole clip.
+        # The whole clip is one step of the grid; the tokens are the weights.
         super().__init__(width=1, downsample=(frames, height, width), channels=3, direct=True)
         self.size = (frames, height, width)
         self.grid = (stem, height // step, width // step)
-        # A table: sines of the highest frequencies, computed in float32, would depend on the platform.
+        # Precomputed in float64: float32 sines of the highest frequencies depend on the platform.
         self.register_buffer("encodings", _encode_positions(frames, levels, base), persistent=False)
         self.stem = nn.Sequential(
             nn.Linear(2 * levels, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.grid)), nn.GELU()
@@ -79,21 +78,24 @@ class NeRV(Decoder):
         grid: list[int] | None = None,
         memory: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return frames `(b, 3, h, w)` in [-1, 1]; its latents are their numbers, int64 `(b,)`, from 0 on."""
-        coarse = self.stem(self.encodings[latents]).unflatten(1, self.grid)
+        """Return frames `(b, 3, h, w)` in [-1, 1]; `latents` are frame indices, int64 `(b,)`."""
+        coarse = self.stem(self.encodings[latents]).unflatten(1, self.grid)  # (b, c * h * w) -> (b, c, h, w)
         painted: Tensor = self.head(self.blocks(coarse))
         return painted.tanh()
 
 
 def _encode_positions(frames: int, levels: int, base: float) -> Tensor:
-    """Encode the times of all frames, 0 to 1: sines and cosines `(frames, 2 * levels)` (NeRV, section 3.1)."""
+    """Return the positional encodings of all frames, `(frames, 2 * levels)` (NeRV, section 3.1).
+
+    `sin(pi t base^i)` and `cos(pi t base^i)` for i from 0 to `levels - 1`, t from 0 to 1.
+    """
     times = torch.arange(frames, dtype=torch.float64)[:, None] / max(1, frames - 1)
     angles = math.pi * times * base ** torch.arange(levels, dtype=torch.float64)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 class _Separable(nn.Module):
-    """A residual block: each channel by itself, then each pixel by itself."""
+    """Residual block of a depthwise and a pointwise convolution."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class _Separable(nn.Module):
 
 
 class _Block(nn.Module):
-    """Upsamples by a stride."""
+    """Residual block, pixel-shuffle upsampler with a bilinear shortcut, and residual block."""
 
     def __init__(self, ins: int, outs: int, stride: int, kernel: int) -> None:
         super().__init__()

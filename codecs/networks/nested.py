@@ -1,9 +1,8 @@
-"""Networks of frames whose tokens each cover a square of cells: what a hierarchy of codebooks is about.
+"""Video networks whose tokens concatenate a square of latents, for the hierarchical codebooks of `hierarchy.py`.
 
-A network's latents are cells of a grid. `halvings` times, two rows and two columns become one, so that a token holds
-`4 ** halvings` cells, in the order in which they nest: the cells of each quarter of its square follow each other, and
-so do those of each quarter of a quarter. The mean over a run of cells is then one over neighbors, which is what the
-layers of `bottlenecks/hierarchy.py` code.
+The wrapped network's latents are called cells. Each of `halvings` steps concatenates 2 x 2 cells, so that a token is
+`4 ** halvings` cells in quadtree (Z) order. Each quarter of a token, and each quarter of a quarter, is then a square of
+neighboring cells. The layers of `bottlenecks/hierarchy.py` code the means of such groups.
 """
 
 from torch import Tensor
@@ -16,21 +15,29 @@ __all__ = ["NestedDecoder", "NestedEncoder"]
 
 
 def _fold(x: Tensor) -> Tensor:
-    """Put each two rows and two columns of `(b, t, rows, columns, d)` into one: `(b, t, rows/2, columns/2, 4 * d)`."""
+    """Concatenate the channels of each 2 x 2 square: `(b, t, h, w, d)` -> `(b, t, h / 2, w / 2, 4 * d)`."""
     b, t, rows, columns, d = x.shape
     x = x.reshape(b, t, rows // 2, 2, columns // 2, 2, d).permute(0, 1, 2, 4, 3, 5, 6)
     return x.reshape(b, t, rows // 2, columns // 2, 4 * d)
 
 
 def _unfold(x: Tensor) -> Tensor:
-    """Undo `_fold`."""
+    """Invert `_fold`: `(b, t, h, w, 4 * d)` -> `(b, t, 2 * h, 2 * w, d)`."""
     b, t, rows, columns, d = x.shape
     x = x.reshape(b, t, rows, columns, 2, 2, d // 4).permute(0, 1, 2, 4, 3, 5, 6)
     return x.reshape(b, t, rows * 2, columns * 2, d // 4)
 
 
 class _Nested(Network):
-    """The sizes of both: those of a network of cells, of tokens."""
+    """A network of cells, with the width and the downsampling factors of tokens.
+
+    Args:
+        network: Encoder or decoder whose latents are cells.
+        halvings: Times that rows and columns of cells are halved, to those of tokens.
+
+    Raises:
+        UserError: `halvings` is below 1.
+    """
 
     def __init__(self, network: Network, halvings: int) -> None:
         require_min({"codec.encoder.halvings": (halvings, 1)})
@@ -47,41 +54,25 @@ class _Nested(Network):
 
 
 class NestedEncoder(_Nested, Encoder):
-    """Reads clips into tokens that hold the latents of the cells that they cover.
-
-    Args:
-        network: Reads clips into latents of cells.
-        halvings: Times that a grid's rows and columns are halved, from cells to tokens.
-
-    Raises:
-        UserError: There is no halving.
-    """
+    """Encoder of clips into tokens, each a concatenation of the wrapped encoder's latents."""
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of clips; a mask of tokens serves as one of cells, since both select frames."""
+        """Return the latents of clips; the token mask selects frames, so it is the wrapped encoder's mask too."""
         cells: Tensor = self.network(signal, mask, memory)
         rows, columns = signal.shape[3] // self.cell[1], signal.shape[4] // self.cell[2]
-        x = cells.reshape(cells.shape[0], -1, rows, columns, cells.shape[2])
+        x = cells.reshape(cells.shape[0], -1, rows, columns, cells.shape[2])  # (b, n, d) -> (b, t, rows, columns, d)
         for _ in range(self.halvings):
             x = _fold(x)
         return x.flatten(1, 3)
 
 
 class NestedDecoder(_Nested, Decoder):
-    """Makes clips from what tokens hold: the encoder's mirror.
-
-    Args:
-        network: Makes clips from latents of cells.
-        halvings: The encoder's.
-
-    Raises:
-        UserError: There is no halving.
-    """
+    """Decoder of tokens into clips, the mirror of `NestedEncoder`."""
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the clips that latents of a grid of tokens stand for."""
+        """Decode latents of a grid of tokens into clips."""
         x = latents.reshape([latents.shape[0]] + grid + [latents.shape[2]])  # noqa: RUF005 (TorchScript)
         for _ in range(self.halvings):
             x = _unfold(x)

@@ -1,8 +1,8 @@
-"""A 1-D image tokenizer's networks: vision transformers that read an image into register tokens and back.
+"""Vision transformers of a 1-D image tokenizer, with learned register tokens (TiTok, arXiv 2406.07550, section 3.2).
 
-TiTok (arXiv 2406.07550, section 3.2): the encoder sees patches and N latent tokens and keeps the latter; the decoder
-sees a grid of one repeated mask token and the N quantized tokens and keeps the former. N doesn't follow the image's
-size, and the order of the tokens means what training makes it mean: with tail drop, importance.
+The encoder's input is the patches and N register tokens; the outputs at the registers are the latents. The decoder's
+input is the N quantized latents and a mask token per patch; the outputs at the mask tokens are the patches. N doesn't
+depend on the image size. Training defines the order of the tokens: tail drop sorts them by importance.
 """
 
 import torch
@@ -18,7 +18,7 @@ __all__ = ["RegisterDecoder", "RegisterEncoder"]
 
 
 def _waves(width: int, side: int) -> Tensor:
-    """Return sines and cosines of both coordinates, `(1, width, side, side)`, as initial positions."""
+    """Return sinusoidal 2-D position embeddings, `(1, width, side, side)`."""
     quarter = width // 4
     angles = torch.arange(side)[:, None] / 100 ** (torch.arange(quarter) / quarter)
     axis = torch.cat([angles.sin(), angles.cos()], dim=1).T
@@ -27,10 +27,10 @@ def _waves(width: int, side: int) -> Tensor:
 
 
 class GridTable(nn.Module):
-    """A learned vector for each place of a grid, interpolated (bicubic) where the grid has another size.
+    """Learned vector per position of a grid; bicubic interpolation for other grid sizes.
 
     Args:
-        start: The vectors at the start, `(1, d, height, width)`.
+        start: Initial vectors, `(1, d, height, width)`.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -39,11 +39,11 @@ class GridTable(nn.Module):
         self.table = nn.Parameter(start)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """Return the vectors of a grid, `(1, height * width, d)`."""
+        """Return the vectors of a grid of height x width, `(1, height * width, d)`."""
         table: Tensor = self.table
         if height != self.height or width != self.width:
             table = functional.interpolate(table, [height, width], mode="bicubic", align_corners=False)
-        return table.flatten(2).transpose(1, 2)
+        return table.flatten(2).transpose(1, 2)  # (1, d, h, w) -> (1, h * w, d)
 
 
 class _RegisterCodec(Network):
@@ -110,10 +110,10 @@ class RegisterEncoder(_RegisterCodec, Encoder):
     decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of images."""
+        """Return the latents `(b, N, width)` of images `(b, c, h, w)`."""
         patches = self.embed(signal)
         height, width = patches.shape[-2], patches.shape[-1]
-        patches = patches.flatten(2).transpose(1, 2)
+        patches = patches.flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         registers = self.registers.expand(signal.shape[0], -1, -1)
         if self.shortcut is not None:
             registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
@@ -133,7 +133,7 @@ class RegisterDecoder(_RegisterCodec, Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the images that latents `(b, k, width)` stand for, k from 1 to N."""
+        """Decode latents `(b, k, width)`, k from 1 to N, into images `(b, c, h, w)`."""
         height, width = self.rows, self.columns
         if len(grid) > 0:
             height, width = grid[0], grid[1]
@@ -146,6 +146,7 @@ class RegisterDecoder(_RegisterCodec, Decoder):
             mask = torch.cat([mask, mask.new_ones((b, height * width))], dim=1)
         tokens = torch.cat([latents + self.registers[:, :k], canvas], dim=1)
         painted = self.norm(self.transformer(tokens, mask)[:, k:])
+        # (b, height * width, c * patch^2) -> (b, c * patch^2, height, width)
         pixels = self.to_pixels(painted).transpose(1, 2).reshape(b, -1, height, width)
         signal: Tensor = self.out(functional.pixel_shuffle(pixels, self.patch))
         return signal

@@ -1,7 +1,7 @@
-"""Run-length tokens: tubelets in which nothing changes are left out, and the one before stands for them.
+"""Run-length tokenization (RLT, arXiv 2411.05222, section 3): a run of static tubelets is one token.
 
-RLT (arXiv 2411.05222, section 3): a transformer reads the remaining tokens with their run lengths. Here its latents
-are then repeated as often, so that codes stay a grid; `codecs/evaluation/ladder.py` counts a run once.
+The transformer's input is the first token of each run, plus an embedding of the run's length. Here its latents are then
+repeated over the run, so that codes form a full grid; `codecs/evaluation/ladder.py` counts a run once.
 """
 
 import torch
@@ -12,41 +12,41 @@ from varitok import UserError
 
 __all__ = ["RunLength", "changed_tokens"]
 
-LONGEST = 16  # longer runs are embedded as this long
+LONGEST = 16  # maximum run length of the embedding; longer runs share its last entry
 
 
 def changed_tokens(signal: Tensor, patch: tuple[int, int, int], threshold: float) -> Tensor:
-    """Mark the tubelets in which something changes; of the first step all.
+    """Return a mask of the tubelets that change; those of the first step always count as changed.
 
-    A change is the mean absolute difference between the first frame of the tubelet before, in the same place, and the
-    last frame of this one (section 3.1).
+    The change is the mean absolute difference between the last frame of a tubelet and the first frame of the previous
+    tubelet at the same position (section 3.1).
 
     Args:
-        signal: Clips `(b, c, t, h, w)` of whole tubelets, in [-1, 1].
+        signal: Clips `(b, c, t, h, w)` in [-1, 1]; sizes are multiples of `patch`.
         patch: Frames, rows and columns of a tubelet.
-        threshold: What is below it is no change.
+        threshold: Minimum change.
 
     Returns:
-        bool `(b, n)`, frame by frame and row by row.
+        bool `(b, n)`, in the order of step, row, column.
     """
     first, high, wide = patch
     begins, ends = signal[:, :, ::first], signal[:, :, first - 1 :: first]
     before = torch.cat([begins[:, :, :1], begins[:, :, :-1]], dim=2)
     change = functional.avg_pool2d((ends - before).abs().mean(1), [high, wide])
     start = torch.arange(change.shape[1], device=signal.device)[:, None, None] == 0
-    return ((change >= threshold) | start).flatten(1)
+    return ((change >= threshold) | start).flatten(1)  # (b, t, rows, columns) -> (b, n)
 
 
 class RunLength(nn.Module):
-    """Takes the tokens in which something changes to a transformer, and what it made of them back to all positions.
+    """Drops unchanged tokens, and adds run-length embeddings to the others.
 
     Args:
         width: Width of the tokens.
         threshold: See `changed_tokens`.
 
     Attributes:
-        packs: Whether dropped tokens save time: the others are moved together. Otherwise they stay, masked, with the
-            same result: graphs with data-dependent sizes can't be exported.
+        packs: Whether kept tokens are packed into a shorter sequence, which saves time. Otherwise dropped tokens stay,
+            masked, with the same result: graphs with data-dependent sizes can't be exported.
 
     Raises:
         UserError: The threshold isn't above 0.
@@ -64,24 +64,24 @@ class RunLength(nn.Module):
     def forward(
         self, x: Tensor, moving: Tensor, valid: Tensor | None, frame: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Leave tokens out.
+        """Drop unchanged tokens.
 
         Args:
-            x: `(b, n, width)`.
-            moving: bool `(b, n)`, which are kept; of the first step all.
-            valid: bool `(b, n)`, which are of a clip; all if None.
-            frame: Tokens of a step.
+            x: Tokens `(b, n, width)`.
+            moving: bool `(b, n)`, True for changed tokens, and for all of the first step.
+            valid: bool `(b, n)`, False for padding; None if all are valid.
+            frame: Tokens per step.
 
         Returns:
-            The tokens that are kept, told how long they stand, `(b, m, width)`; which of all they are, `(b, m)`; which
-            of them are there, bool `(b, m)`; and for each of all positions which of them stands there, `(b, n)`.
+            Tokens plus run-length embeddings, `(b, m, width)`; their indices in x, `(b, m)`; a mask, True for kept
+            tokens, `(b, m)`; and for each position of x the index among the m of the token that replaces it, `(b, n)`.
         """
         b, n = moving.shape
         kept = moving if valid is None else moving & valid
         positions = torch.arange(n, device=x.device)
         steps = (positions // frame).reshape(-1, frame)
-        # The last step of each place, up to this one, in which something changed: a running maximum, for which ONNX's
-        # exporter has nothing, by numbering the changes.
+        # The latest changed step up to each step, per position: a running maximum. ONNX export has no such operator, so
+        # changes are numbered by a cumulative sum, and their steps looked up by number.
         change = kept.reshape(b, -1, frame).to(torch.int64)
         number = change.cumsum(1) - 1
         since = torch.zeros_like(change).scatter_add(1, number, change * steps).gather(1, number)

@@ -1,11 +1,11 @@
-"""Networks on sequences `(b, n, d)`: a transformer with rotary positions and a window, a recurrent one, patch codecs.
+"""Networks over sequences `(b, n, d)`: windowed rotary transformers, LSTMs, and the patch codec TAAE.
 
-They are the middles of convolutional codecs (Mimi's transformer, EnCodec's LSTM) and, between patches and latents, the
-whole of TAAE (arXiv 2411.19842).
+Transformers and LSTMs can be the `middle` or `inner` of convolutional codecs (Mimi, EnCodec). TAAE (arXiv 2411.19842)
+consists of transformers between patches and latents.
 
-Chunk by chunk, a causal layer keeps in its memory (see `convolution.py`) the keys and values of the last `context`
-steps, the keys before their rotation, and rotates by positions counted from the first one kept; only differences of
-positions matter, so that the result is the same.
+In streaming, a causal attention layer stores the values and unrotated keys of the last `context` steps in the memory
+(see `convolution.py`). Positions are counted from the first stored key, with the same result, because rotary attention
+depends on differences of positions only.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = ["PatchDecoder", "PatchEncoder", "Recurrent", "SequenceTransformer"]
 
 
 class _Perceptron(nn.Module):
-    """Two layers with GELU, or gated by SiLU (SwiGLU, arXiv 2002.05202)."""
+    """Two-layer perceptron with GELU, or SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int, gated: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Perceptron(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and perceptron, each normalized, scaled for each channel, and added."""
+    """Pre-norm transformer block with LayerScale: `x + s_1 attention(norm(x))`, then `x + s_2 mlp(norm(x))`."""
 
     def __init__(
         self,
@@ -84,32 +84,32 @@ class _Block(nn.Module):
 
 
 class SequenceTransformer(nn.Module):
-    """A pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
+    """Pre-norm transformer with rotary positions and LayerScale (Mimi, arXiv 2410.00037, section 3.3.1; TAAE).
 
-    A step may be a frame of rows x columns tokens, after some that have no position in it: then it is block-causal, a
-    frame's tokens attend to each other and to those of frames before.
+    A step can be one token, or a frame: tokens without a position, then rows x columns tokens. Causal attention over
+    frames is block-causal: tokens attend to all tokens of their own and of earlier frames.
 
     Args:
         width: Width of the tokens.
-        depth: Blocks.
-        heads: Heads of each; `width / heads` is even.
+        depth: Number of blocks.
+        heads: Attention heads per block; `width / heads` is even.
         hidden: Hidden width of the perceptrons; four times the width if None.
-        causal: A step attends to none after it.
-        window: Steps within which tokens attend to each other, themselves counted: `i - j < window`, and without
-            `causal` also `j - i < window`; None for all.
-        layer_scale: Start of the scales of each branch (arXiv 2103.17239); 1 for about none.
-        qk_norm: Queries and keys of each head go through a layer norm (arXiv 2302.05442).
-        gated: The perceptrons are gated by SiLU, instead of GELU.
-        eps: Epsilon of the layer norms; TAAE needs 1e-2, or quiet steps blow up.
+        causal: Whether tokens attend to no later step.
+        window: Attention window in steps, including the token's own: `i - j < window`, and if not causal also
+            `j - i < window`; None for all.
+        layer_scale: Initial LayerScale of each branch (arXiv 2103.17239); 1 is close to none.
+        qk_norm: Apply a layer norm to the queries and keys of each head (arXiv 2302.05442).
+        gated: Use SwiGLU instead of GELU perceptrons.
+        eps: Epsilon of the layer norms; TAAE needs 1e-2, otherwise the norm amplifies quiet steps too much.
         base: Base of the rotary wavelengths.
-        axes: Coordinates of a token's position: 1, the step alone, or 3, step, row and column.
+        axes: Number of coordinates of a token's position: 1 (step) or 3 (step, row, column).
 
     Attributes:
-        context: Steps that a causal layer looks back to; 0 if that is all of them.
-        slot: Its place in a memory, for what of the blocks' memory is of real steps: 1 there, 0 before the start.
+        context: Earlier steps to which a causal layer attends; 0 if unlimited.
+        slot: Index in the memory, for a mask of the stored keys: 1 for valid steps, 0 before the start.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     def __init__(
@@ -156,16 +156,16 @@ class SequenceTransformer(nn.Module):
         free: int = 0,
         some: Tensor | None = None,
     ) -> Tensor:
-        """Transform tokens `(b, n, width)`, of frames row by row.
+        """Transform tokens `(b, n, width)`, ordered by step, row, column.
 
         Args:
             x: The tokens.
-            mask: bool `(b, n)`, True where a token is valid.
+            mask: bool `(b, n)`, True for valid tokens.
             memory: State of earlier chunks.
             rows: Rows of tokens in a frame.
             columns: Columns of tokens in a frame.
-            free: Tokens of each step that come before its rows, and are in none.
-            some: int64 `(b, n)`, indices of these tokens, if some are left out; `mask` then is of all tokens.
+            free: Number of tokens of each step without a position, before its rows.
+            some: int64 `(b, n)`, indices of these tokens in the full sequence, if tokens were dropped.
         """
         frame = free + rows * columns
         context = self.context * frame if memory is not None else 0
@@ -173,12 +173,12 @@ class SequenceTransformer(nn.Module):
         step = index // frame
         positions = index[:, :, None]
         if self.axes == 3:
-            # Not by `%`, which ONNX's exporter takes with a constant only.
+            # Not by `%`, which ONNX export supports for constants only.
             inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
             positions = torch.stack([step, row, inside - row * columns], dim=2)
         allowed: Tensor | None = None
-        # To a causal one what isn't valid can't come, being a suffix; but for free tokens, of any step, and for some.
+        # Causal attention needs no mask if invalid tokens are a suffix; with free or dropped tokens, they may not be.
         masks = mask is not None and (free > 0 or some is not None or not self.causal)
         if self.window > 0 or (self.causal and self.axes == 3) or masks:
             back = step[:, context:, None] - step[:, None]
@@ -191,7 +191,7 @@ class SequenceTransformer(nn.Module):
                 real = torch.ones_like(x[:, :, 0]) if shown is None else shown.to(x.dtype)
                 shown = prepend_context(real, memory, self.slot, context, 1) > 0
             if shown is not None:
-                # Itself each may attend to: a row without anything allowed is NaN.
+                # Each token may attend to itself: softmax over no key at all is NaN.
                 every = torch.arange(context + x.shape[1], device=x.device)
                 allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
         causal = self.causal and allowed is None
@@ -201,13 +201,13 @@ class SequenceTransformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """LSTM layers added to their input (EnCodec, arXiv 2210.13438, section 3.1: two of them).
+    """LSTM with a residual connection around all layers (EnCodec, arXiv 2210.13438, section 3.1: two layers).
 
     Args:
         width: Width of the tokens.
-        depth: Layers.
-        bidirectional: Each layer reads both ways, half of its width each (SpeechTokenizer's encoder, which has the full
-            width each way); padding is not read.
+        depth: Number of layers.
+        bidirectional: Use bidirectional layers of half the width per direction (SpeechTokenizer's encoder has the full
+            width); each sample's backward direction starts at its last valid step.
     """
 
     def __init__(self, width: int, depth: int = 2, bidirectional: bool = False) -> None:
@@ -227,7 +227,7 @@ class Recurrent(nn.Module):
             for layer in self.onward:
                 y = layer(y, memory)
             return x + y
-        # Each sample is turned around by itself, so that the way back begins at its own end.
+        # Reverse each sample's valid steps, so that the backward direction starts at its own end.
         positions = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
         lengths = positions[:, :1] + x.shape[1] if mask is None else mask.sum(1, keepdim=True)
         turned = torch.where(positions < lengths, lengths - 1 - positions, positions).unsqueeze(2)
@@ -238,7 +238,7 @@ class Recurrent(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A transformer and a change of rate, before it in an encoder and after it in a decoder."""
+    """Transformer with resampling before it in an encoder, and after it in a decoder."""
 
     def __init__(self, transformer: SequenceTransformer, resample: nn.Module | None, decodes: bool) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class _Stage(nn.Module):
         self.decodes = decodes
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Transform `(b, n, d)`; the masks, `(b, 1, n)`, are of the rate that comes in and of the one that goes out."""
+        """Transform `(b, n, d)`; the masks `before` and `after`, `(b, 1, n)`, are at the input and output rate."""
         if self.resample is not None and not self.decodes:
             x = self.resample(x.transpose(1, 2), before, memory).transpose(1, 2)
         slow = before if self.decodes else after
@@ -258,7 +258,7 @@ class _Stage(nn.Module):
 
 
 class _PatchCodec(Network):
-    """What patch encoder and decoder share, which is all but the direction."""
+    """Layers of encoder and decoder."""
 
     decodes: bool
     strides: list[int]
@@ -296,7 +296,7 @@ class _PatchCodec(Network):
             )
             for stride, depth in zip(strides, depths, strict=True)
         ]
-        # In the order in which they act.
+        # In order of execution.
         self.strides = list(reversed(strides) if self.decodes else strides)
         self.stages = nn.ModuleList(reversed(stages) if self.decodes else stages)
         self.embed = nn.Linear(width if self.decodes else channels * patch, base)
@@ -305,34 +305,35 @@ class _PatchCodec(Network):
 
 
 class PatchEncoder(_PatchCodec, Encoder):
-    """Reads sound into latents by transformers over patches (TAAE, arXiv 2411.19842, section 3.1).
+    """Encoder of audio by transformers over patches of samples (TAAE, arXiv 2411.19842, section 3.1).
 
-    Each stage is a strided convolution, if its stride is above 1, and a transformer after it.
+    Each stage is a strided convolution, if its stride is above 1, and a transformer.
 
     Args:
         width: Width of the latents.
         base: Width of the transformers.
-        patch: Samples of a patch.
-        strides: Strides of the stages.
-        depths: Blocks of each stage's transformer.
-        heads: Heads of each block.
-        window: See `SequenceTransformer`, as are the other arguments.
+        patch: Samples per patch.
+        strides: Stride of each stage.
+        depths: Transformer blocks of each stage.
+        heads: Attention heads per block.
+        window: See `SequenceTransformer`, as for the arguments below.
         channels: Channels of the signal.
         hidden: Hidden width of the perceptrons.
-        causal: Latent i depends on the signal up to the end of its step only.
-        layer_scale: Start of the scales of each branch.
-        qk_norm: Queries and keys are normalized.
-        gated: The perceptrons are gated.
+        causal: Whether a latent depends only on the signal up to the end of its step.
+        layer_scale: Initial LayerScale of each branch.
+        qk_norm: Whether to normalize queries and keys.
+        gated: Whether the perceptrons are SwiGLU.
         eps: Epsilon of the layer norms.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     decodes = False
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of sounds."""
+        """Return the latents `(b, n, width)` of audio `(b, c, t)`."""
+        # (b, c, t) -> (b, c, n, patch) -> (b, n, c * patch)
         x = signal.reshape(signal.shape[0], self.channels, -1, self.patch).transpose(1, 2).flatten(2)
         x = self.embed(x)
         rate = self.rate // self.patch
@@ -345,9 +346,9 @@ class PatchEncoder(_PatchCodec, Encoder):
 
 
 class PatchDecoder(_PatchCodec, Decoder):
-    """Makes sound from latents by transformers over patches: the mirror of `PatchEncoder`, whose arguments it takes.
+    """Decoder of audio by transformers over patches: the mirror of `PatchEncoder`, with the same arguments.
 
-    Strides and depths are in the encoder's order. Where causal, sample i depends on latents up to `i // downsample`.
+    Strides and depths are in the encoder's order. If causal, sample i depends on latents up to `i // downsample` only.
     """
 
     decodes = True
@@ -355,7 +356,7 @@ class PatchDecoder(_PatchCodec, Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the sounds that latents stand for."""
+        """Decode latents `(b, n, width)` into audio `(b, c, t)`."""
         x = self.embed(latents)
         rate = 1
         for level, stage in enumerate(self.stages):
@@ -363,4 +364,5 @@ class PatchDecoder(_PatchCodec, Decoder):
             rate = rate * self.strides[level]
             x = stage(x, before, at_rate(mask, rate, 1), memory)
         patches = self.out(x).reshape(x.shape[0], x.shape[1], self.channels, self.patch)
+        # (b, n, c, patch) -> (b, c, n * patch)
         return zero_invalid(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))

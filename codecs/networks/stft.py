@@ -1,7 +1,7 @@
-"""The short-time Fourier transform, one for losses, discriminators and networks, and mel bands.
+"""Short-time Fourier transforms for losses, discriminators and networks, and mel filterbanks.
 
-Losses and discriminators have torch's own (`Spectrum`). Networks have the same in real arithmetic, which every export
-format knows: a convolution with the windowed Fourier basis (`STFT`), and a transposed one (`ISTFT`).
+Losses and discriminators use `Spectrum`, which calls torch.stft. Networks use real arithmetic, which every export
+format supports: `STFT` is a convolution with the windowed Fourier basis, `ISTFT` a transposed convolution.
 """
 
 import math
@@ -23,13 +23,13 @@ __all__ = ["ISTFT", "STFT", "Precise", "Spectrum", "mel_bank"]
 
 
 class Spectrum(nn.Module):
-    """Short-time Fourier transform with a periodic Hann window, in float32 whatever the autocast.
+    """Short-time Fourier transform with a periodic Hann window, in float32 even under autocast.
 
     Args:
-        fft: Length of the transform, in samples.
-        hop_length: Samples between frames; a quarter of `fft` if None.
-        window: Length of the window, centered in the transform; `fft` if None.
-        normalized: Whether a spectrum is divided by the root of the sum of its window's squares.
+        fft: FFT size, in samples.
+        hop_length: Hop length, in samples; a quarter of `fft` if None.
+        window: Window length, in samples, centered in the FFT frame; `fft` if None.
+        normalized: Whether to divide spectra by `sqrt(sum(window^2))`.
 
     Raises:
         UserError: The hop is not from 1 to `fft`, or the window is longer than `fft`.
@@ -48,12 +48,12 @@ class Spectrum(nn.Module):
             raise UserError(f"spectrum: hop_length={self.hop_length} and window={window} should be from 1 to fft={fft}")
         hann = torch.hann_window(window)
         if normalized:
-            # The transform is linear: the window takes the factor.
+            # The transform is linear, so the window is scaled instead.
             hann = hann / hann.square().sum().sqrt()
         self.register_buffer("hann", hann, persistent=False)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Transform `(b, c, t)` with `lengths` valid samples; None for all.
+        """Transform audio `(b, c, t)` with `lengths` `(b,)` valid samples; None for all.
 
         Returns:
             complex64 `(b, c, ceil(t / hop_length), fft // 2 + 1)`, and the number of valid frames `(b,)`, None for all.
@@ -75,13 +75,13 @@ class Spectrum(nn.Module):
                 pad_mode="constant",
                 return_complex=True,
             )
-        # A frame that is centered after the end does not count, as after a length.
+        # Drop frames centered after the end.
         spectrum = spectrum[..., : -(-t // self.hop_length)]
-        return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames
+        return spectrum.view(b, c, *spectrum.shape[1:]).transpose(2, 3), frames  # (b * c, f, n) -> (b, c, n, f)
 
 
 def _fourier(window: int) -> Tensor:
-    """Return the Fourier basis, cosines and then negative sines, float64 `(window + 2, window)`."""
+    """Return the real Fourier basis, cosines then negative sines of each bin: float64 `(window + 2, window)`."""
     bins = torch.arange(window // 2 + 1, dtype=torch.float64)[:, None]
     angles = 2 * math.pi / window * torch.remainder(bins * torch.arange(window, dtype=torch.float64), window)
     return torch.cat([angles.cos(), -angles.sin()])
@@ -90,12 +90,12 @@ def _fourier(window: int) -> Tensor:
 class STFT(nn.Module):
     """Short-time Fourier transform with a periodic Hann window, in real arithmetic: n hops to n frames.
 
-    Frame i is centered on its hop, as those of `ISTFT` are, or ends with it where causal.
+    Frame i is centered on hop i, as in `ISTFT`; if causal, it ends with hop i.
 
     Args:
-        window: Length of the window and of the transform, even.
-        hop_length: Samples between frames.
-        causal: Frame i depends on samples up to the end of its hop only.
+        window: Window length and FFT size, in samples; even.
+        hop_length: Hop length, in samples.
+        causal: Whether frame i depends only on samples up to the end of hop i.
 
     Raises:
         UserError: The window is odd, or shorter than the hop.
@@ -116,7 +116,7 @@ class STFT(nn.Module):
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
 
     def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Turn `(b, 1, n * hop_length)` into real and imaginary parts, `(b, window + 2, n)`."""
+        """Transform audio `(b, 1, n * hop_length)` into real parts, then imaginary parts: `(b, window + 2, n)`."""
         if memory is not None and self.left > 0:
             padded = prepend_context(signal, memory, self.slot, self.left, 2)
         else:
@@ -127,17 +127,17 @@ class STFT(nn.Module):
 class ISTFT(nn.Module):
     """Inverse short-time Fourier transform with a periodic Hann window, in real arithmetic: n frames to n hops.
 
-    Overlapping frames are added and divided by the sum of their squared windows, as in torch.istft, to which it is
-    equal but for the places of frames: here frame i is centered on its own hop (Vocos' `same` padding).
+    Windowed frames are overlap-added and divided by the sum of the squared windows, as in torch.istft. Unlike there,
+    frame i is centered on hop i (Vocos' `same` padding).
 
     Args:
-        window: Length of the window and of the transform, even.
-        hop_length: Samples between frames; divides `window`.
-        causal: Frame i begins with its hop, so that sample i depends on frames up to `i // hop_length` only. The signal
-            before the first frame is silence.
+        window: Window length and FFT size, in samples; even.
+        hop_length: Hop length, in samples; divides `window`.
+        causal: Whether frame i begins with hop i, so that sample i depends on frames up to `i // hop_length` only. The
+            signal before the first frame is silence.
 
     Raises:
-        UserError: The window is odd, or not a multiple of the hop, or below twice the hop.
+        UserError: The window is odd, not a multiple of the hop, or below twice the hop.
     """
 
     basis: Tensor
@@ -154,7 +154,7 @@ class ISTFT(nn.Module):
         self.slot = 0
         self.obstacle = "" if causal else "its Fourier transform isn't causal"
         hann = torch.hann_window(window, dtype=torch.float64)
-        # All bins but the first and last stand for their mirror too.
+        # Inverse real FFT: each bin but the first and the last also represents its conjugate.
         twice = torch.full((window // 2 + 1, 1), 2.0, dtype=torch.float64)
         twice[0] = twice[-1] = 1.0
         basis = _fourier(window) * twice.repeat(2, 1) / window * hann
@@ -166,7 +166,7 @@ class ISTFT(nn.Module):
     def forward(
         self, real: Tensor, imaginary: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Turn spectra `(b, window / 2 + 1, n)` into samples `(b, 1, n * hop_length)`; `mask` is bool `(b, 1, n)`."""
+        """Invert spectra `(b, window / 2 + 1, n)` to audio `(b, 1, n * hop_length)`; `mask` is bool `(b, 1, n)`."""
         b, n = real.shape[0], real.shape[2]
         spectrum = zero_invalid(torch.cat([real, imaginary], dim=1), mask)
         added = functional.conv_transpose1d(spectrum, self.basis.to(spectrum.dtype), stride=self.hop_length)
@@ -189,18 +189,18 @@ class ISTFT(nn.Module):
 def mel_bank(
     sample_rate: int, bands: int, window: int, low: float, high: float | None, formula: str = "slaney"
 ) -> Tensor:
-    """Return the weights of mel bands, `(window / 2 + 1, bands)`.
+    """Return a mel filterbank, `(window / 2 + 1, bands)`.
 
     Args:
         sample_rate: Sample rate, in Hz.
-        bands: Mel bands.
-        window: Length of the transform's window, in samples.
-        low: Lowest frequency, Hz.
-        high: Highest, Hz; half of the sample rate if None.
-        formula: "slaney" has bands of equal area, "htk" of equal height.
+        bands: Number of mel bands.
+        window: FFT size, in samples.
+        low: Lowest frequency, in Hz.
+        high: Highest frequency, in Hz; half of the sample rate if None.
+        formula: Mel scale and normalization: "slaney" has bands of equal area, "htk" of equal height.
     """
     with warnings.catch_warnings():
-        # Of short windows the lowest bands are empty: they weigh nothing.
+        # With short windows, the lowest bands contain no bin; their weights are 0.
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
         norm, top = "slaney" if formula == "slaney" else None, sample_rate / 2 if high is None else high
         bank: Tensor = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm, formula)
@@ -208,14 +208,14 @@ def mel_bank(
 
 
 class Precise(Network):
-    """Computes in float32 whatever the autocast, which TorchScript doesn't have."""
+    """Base class of networks that compute in float32 even under autocast; TorchScript knows no autocast."""
 
     @abstractmethod
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Compute the layer on float32 `x`."""
+        """Compute the output from float32 `x`."""
 
     def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Call `compute`; `mask` is bool, `memory` of the chunks before."""
+        """Call `compute` with autocast disabled; `mask` is bool, `memory` the state of earlier chunks."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             y: Tensor = self.compute(x, mask, memory)
         else:
@@ -224,7 +224,7 @@ class Precise(Network):
 
     @torch.jit.unused
     def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # the exporter doesn't know the block below
+        if not torch.is_autocast_enabled(x.device.type):  # export doesn't support the block below
             return self.compute(x, mask, memory)
         with torch.autocast(x.device.type, enabled=False):
             return self.compute(x.float(), mask, memory)

@@ -1,6 +1,6 @@
-"""Transformers on tubelets of clips: block-causal (BSQ-ViT), or space and time in turn (OmniTokenizer).
+"""Transformers over tubelets of clips, with block-causal (BSQ-ViT) or factorized space-time attention (OmniTokenizer).
 
-A tubelet is a box of frames, rows and columns; one linear map makes a token of it, another makes it of a token.
+A tubelet is a box of frames, rows and columns. A linear layer embeds it as a token, another maps tokens back to pixels.
 """
 
 import math
@@ -23,10 +23,10 @@ Attention = Literal["block", "axial"]
 
 
 def tubelet(patch: Sequence[int]) -> tuple[int, int, int]:
-    """Check the frames, rows and columns of a tubelet.
+    """Return the frames, rows and columns of a tubelet as a checked tuple.
 
     Raises:
-        UserError: They are not three, or one is below 1.
+        UserError: They are not three numbers of at least 1.
     """
     if len(patch) != 3 or min(patch) < 1:
         raise UserError(f"codec: patch={list(patch)} should be frames, rows and columns, each at least 1")
@@ -35,27 +35,30 @@ def tubelet(patch: Sequence[int]) -> tuple[int, int, int]:
 
 
 def to_tubelets(signal: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Cut clips `(b, c, t, h, w)` into tubelets `(b, n, c * patch)`, frame by frame and row by row; scriptable."""
+    """Split clips `(b, c, t, h, w)` into tubelets `(b, n, c * prod(patch))` by step, row and column; scriptable."""
     b, c = signal.shape[0], signal.shape[1]
     first, second, third = patch
     rows, columns = signal.shape[3] // second, signal.shape[4] // third
+    # (b, c, t, first, rows, second, columns, third) -> (b, t, rows, columns, c, first, second, third)
     x = signal.reshape(b, c, -1, first, rows, second, columns, third).permute(0, 2, 4, 6, 1, 3, 5, 7)
     return x.reshape(b, -1, c * first * second * third)
 
 
 def from_tubelets(x: Tensor, patch: tuple[int, int, int], channels: int, rows: int, columns: int) -> Tensor:
-    """Lay tubelets `(b, n, c * patch)` of frames of rows x columns out as clips `(b, c, t, h, w)`; scriptable."""
+    """Invert `to_tubelets`: `(b, n, c * prod(patch))` with rows x columns per step to `(b, c, t, h, w)`; scriptable."""
     b = x.shape[0]
     first, second, third = patch
+    # (b, t, rows, columns, c, first, second, third) -> (b, c, t, first, rows, second, columns, third)
     x = x.reshape(b, -1, rows, columns, channels, first, second, third).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return x.reshape(b, channels, -1, rows * second, columns * third)
 
 
 class _Trunk(nn.Module):
-    """The transformer that both directions share: what follows the encoder's map, and precedes the decoder's.
+    """Transformer of encoder and decoder.
 
-    "block" attends from a frame's tokens to all of its own and of the frames before (BSQ-ViT, arXiv 2406.07548, section
-    3.2); "axial" first within frames, then, `depth` blocks later, along time (OmniTokenizer, arXiv 2406.09399).
+    With "block", tokens attend to all tokens of their own and of earlier frames (BSQ-ViT, arXiv 2406.07548, section
+    3.2). With "axial", `depth` blocks attend within frames and `depth` blocks along time (OmniTokenizer, arXiv
+    2406.09399).
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class _Trunk(nn.Module):
             self.blocks = network(causal=causal, window=window, axes=3)
         else:
             self.within = network(axes=3)
-            self.within.obstacle = ""  # a frame is there as a whole
+            self.within.obstacle = ""  # each frame is complete, so this attention can stream
             self.along = network(causal=causal, window=window)
         self.norm = nn.LayerNorm(base)
 
@@ -86,9 +89,10 @@ class _Trunk(nn.Module):
         onward: bool,
         some: Tensor | None = None,
     ) -> Tensor:
-        """Transform tokens `(b, n, d)`; `onward` goes within frames first, else along time first.
+        """Transform tokens `(b, n, d)`.
 
-        `some` says of "block" which of all tokens these are.
+        With "axial", attention is within frames first if `onward` (encoder), else along time first. With "block",
+        `some` `(b, n)` are the indices of these tokens in the full grid, if some are dropped.
         """
         if self.blocks is not None:
             x = self.blocks(x, mask, memory, rows, columns, 0, some)
@@ -102,6 +106,7 @@ class _Trunk(nn.Module):
     def _within(self, x: Tensor, rows: int, columns: int) -> Tensor:
         b, n, d = x.shape
         assert self.within is not None
+        # (b, n, d) -> (b * t, rows * columns, d)
         frames: Tensor = self.within(x.reshape(-1, rows * columns, d), None, None, rows, columns)
         return frames.reshape(b, n, d)
 
@@ -111,29 +116,30 @@ class _Trunk(nn.Module):
         steps: Tensor | None = None
         if mask is not None:
             steps = mask.reshape(b, -1, frame).transpose(1, 2).reshape(b * frame, -1)
-        tubes = x.reshape(b, -1, frame, d).transpose(1, 2).reshape(b * frame, -1, d)
+        tubes = x.reshape(b, -1, frame, d).transpose(1, 2).reshape(b * frame, -1, d)  # (b, n, d) -> (b * frame, t, d)
         moved: Tensor = self.along(tubes, steps, memory)
         return moved.reshape(b, frame, -1, d).transpose(1, 2).reshape(b, n, d)
 
 
 class TubeletEncoder(Encoder):
-    """Reads clips into latents, one for each tubelet.
+    """Encoder of clips into one latent per tubelet.
 
     Args:
         width: Width of the latents.
         patch: Frames, rows and columns of a tubelet.
         base: Width of the transformer.
-        depth: Its blocks; of "axial", of each kind.
-        heads: Heads of each.
+        depth: Blocks of the transformer; with "axial", of each kind.
+        heads: Attention heads per block.
         hidden: Hidden width of the perceptrons; four times the base if None.
         attention: "block" or "axial".
-        window: Latent frames that a token sees, its own counted; None for all, with which it can't go chunk by chunk.
-        causal: A token sees none of the frames after its own.
+        window: Attention window in latent frames, including the token's own; None for all, which can't stream.
+        causal: Whether tokens attend to no later frame.
         channels: Channels of the clip.
-        run_length: With "block": drop tubelets that change by less, see `run_length.changed_tokens`; None for none.
+        run_length: With "block", threshold below which unchanged tubelets are dropped, see
+            `run_length.changed_tokens`; None to keep all.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     def __init__(
@@ -163,15 +169,15 @@ class TubeletEncoder(Encoder):
         nn.init.zeros_(self.embed.bias)
         self.trunk = _Trunk(base, depth, heads, hidden, attention, window, causal)
         self.out = nn.Linear(base, width)
-        nn.init.kaiming_normal_(self.out.weight, nonlinearity="linear")  # latents of unit size
+        nn.init.kaiming_normal_(self.out.weight, nonlinearity="linear")  # latents of unit variance
 
     @property
     def repeats(self) -> bool:
-        """Whether tubelets that don't change are left out."""
+        """Whether unchanged tubelets are dropped."""
         return self.run_length is not None
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """Return the latents of clips."""
+        """Return the latents `(b, n, width)` of clips `(b, c, t, h, w)`."""
         rows, columns = signal.shape[3] // self.patch[1], signal.shape[4] // self.patch[2]
         x = self.embed(to_tubelets(signal, self.patch))
         if self.run_length is not None:
@@ -184,10 +190,10 @@ class TubeletEncoder(Encoder):
 
 
 class TubeletDecoder(Decoder):
-    """Makes clips from latents: the encoder's mirror, with its arguments.
+    """Decoder of latents into clips, the mirror of `TubeletEncoder`, with the same arguments but `run_length`.
 
     Raises:
-        UserError: Sizes that don't fit each other.
+        UserError: Inconsistent sizes.
     """
 
     def __init__(
@@ -216,7 +222,7 @@ class TubeletDecoder(Decoder):
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the clips that latents stand for."""
+        """Decode latents `(b, n, width)` into clips `(b, c, t, h, w)`."""
         steps, rows, columns = grid
         x = self.out(self.trunk(self.embed(latents), mask, rows, columns, memory, False))
         x = from_tubelets(x, self.patch, self.channels, rows, columns)

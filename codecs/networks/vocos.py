@@ -1,11 +1,10 @@
-"""A decoder at the rate of the latents: ConvNeXt blocks, then an inverse short-time Fourier transform.
+"""Vocos decoder: ConvNeXt blocks at the latents' rate, then an inverse STFT (arXiv 2306.00814, section 3).
 
-Vocos (arXiv 2306.00814, section 3); WavTokenizer (arXiv 2408.16532, section 3.3) puts residual blocks around one
-attention before it. The transform is a transposed convolution with the windowed Fourier basis: real arithmetic, which
-every export format knows.
+WavTokenizer (arXiv 2408.16532, section 3.3) adds residual blocks and self-attention before the ConvNeXt blocks. The
+inverse STFT is a transposed convolution in real arithmetic, which every export format supports.
 
-Chunk by chunk, a causal head keeps in its memory (see `convolution.py`) the last `window - hop_length` samples of its
-overlap, which are not yet whole, and adds them to the next chunk's first.
+In streaming, a causal decoder stores the last `window - hop_length` samples of the overlap-add, which are incomplete,
+in the memory (see `convolution.py`), and adds them to the next chunk.
 """
 
 import torch
@@ -23,7 +22,7 @@ __all__ = ["VocosDecoder"]
 
 
 class _ConvNeXt(nn.Module):
-    """Depthwise convolution, norm, two-layer perceptron, scale, added (ConvNeXt, arXiv 2201.03545, section 2)."""
+    """ConvNeXt block with LayerScale: depthwise convolution, layer norm, perceptron (arXiv 2201.03545, section 2)."""
 
     def __init__(self, width: int, hidden: int, scale: float, causal: bool) -> None:
         super().__init__()
@@ -34,13 +33,13 @@ class _ConvNeXt(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), scale))
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        normed = self.norm(self.depthwise(x, mask, memory).transpose(1, 2))
+        normed = self.norm(self.depthwise(x, mask, memory).transpose(1, 2))  # (b, width, n) -> (b, n, width)
         y: Tensor = self.scale * self.out(functional.gelu(self.wide(normed)))
         return x + y.transpose(1, 2)
 
 
 class _Residual(nn.Module):
-    """Norm, SiLU and convolution, twice, added (WavTokenizer's, after DDPM's)."""
+    """Residual unit of WavTokenizer, after DDPM: group norm, SiLU and convolution, twice."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """One head over all steps, added (WavTokenizer's)."""
+    """Residual single-head self-attention over all steps (WavTokenizer)."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -73,23 +72,24 @@ class _Attention(nn.Module):
 
 
 class VocosDecoder(Precise, Decoder):
-    """Makes sound from latents by ConvNeXt blocks at their rate and an inverse Fourier transform.
+    """Decoder of latents into audio by ConvNeXt blocks and an inverse STFT.
 
     Args:
         width: Width of the latents.
         base: Width of the blocks.
-        hidden: Their hidden width; 3 times the base in Vocos and WavTokenizer.
-        depth: Blocks.
-        hop_length: Samples of a latent.
-        window: Length of the transform's window; WavTokenizer's is 4 hops.
+        hidden: Hidden width of the blocks; 3 times the base in Vocos and WavTokenizer.
+        depth: Number of ConvNeXt blocks.
+        hop_length: Samples per latent.
+        window: Window length of the inverse STFT, in samples; WavTokenizer's is 4 hops.
         channels: Channels of the signal.
-        attention: Put WavTokenizer's two residual blocks, one attention and two residual blocks first; not causal.
-        groups: Groups of their norms.
-        middle: A network on `(b, n, base)` after the first convolution: the transformer of X-Codec 2, with depth 0.
-        causal: Sample i depends on latents up to `i // hop_length` only.
+        attention: Whether two residual units, self-attention and two residual units come first (WavTokenizer); not
+            causal.
+        groups: Groups of the norms of these.
+        middle: Network on `(b, n, base)` after the first convolution; X-Codec 2's transformer, with `depth` 0.
+        causal: Whether sample i depends on latents up to `i // hop_length` only.
 
     Raises:
-        UserError: Sizes that don't fit each other, or attention in a causal one.
+        UserError: Inconsistent sizes, or `causal` with `attention`.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class VocosDecoder(Precise, Decoder):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.middle = middle  # it has its own start
+        self.middle = middle  # after the loop above: it initializes itself
 
     def forward(
         self, latents: Tensor, mask: Tensor | None, grid: list[int], memory: list[Tensor] | None = None
     ) -> Tensor:
-        """Return the sounds that latents stand for."""
+        """Decode latents `(b, n, width)` into audio `(b, c, t)`."""
         here = at_rate(mask, 1, 1)
         x = self.first(latents.transpose(1, 2), here, memory)
         for layer in self.before:
@@ -148,13 +148,14 @@ class VocosDecoder(Precise, Decoder):
             x = block(x, here, memory)
         spectrum = self.out(self.last_norm(x.transpose(1, 2))).transpose(1, 2)
         b, n = latents.shape[0], latents.shape[1]
-        # Each channel is a sample of its own to the transform, in float32 whatever the autocast.
+        # Channels are moved to the batch, and the inverse STFT runs in float32 even under autocast.
+        # (b, c * 2 * bins, n) -> (b * c, 2 * bins, n)
         spectrum = spectrum.float().reshape(b * self.channels, 2 * self.bins, n)
         each = None if here is None else here.repeat_interleave(self.channels, dim=0)
         return self.precisely(spectrum, each, memory).reshape(b, self.channels, n * self.rate)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Return the sounds of logarithms of magnitudes and phases; `mask` is bool `(b, 1, n)`."""
+        """Invert log-magnitudes and phases `(b, 2 * bins, n)` to audio; `mask` is bool `(b, 1, n)`."""
         size, phase = x.chunk(2, dim=1)
         size = size.exp().clamp(max=100.0)
         sound: Tensor = self.istft(size * phase.cos(), size * phase.sin(), mask, memory)

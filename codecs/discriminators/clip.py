@@ -1,4 +1,4 @@
-"""Discriminators of clips: of stretches of space and time, and of frames."""
+"""Video discriminators: 3-D patches, and single frames."""
 
 from itertools import pairwise
 
@@ -11,14 +11,14 @@ __all__ = ["ClipDiscriminator", "FrameDiscriminator"]
 
 
 class ClipDiscriminator(nn.Module):
-    """PatchGAN in three dimensions: strided convolutions over space and time to a map of logits (TATS, 2204.03638).
+    """3-D PatchGAN: strided space-time convolutions to a map of logits (TATS, arXiv 2204.03638).
 
-    Weight norm stands in for the batch norm of the paper: a clip is then judged the same in any batch, at any length.
+    Weight norm replaces the paper's batch norm, so that logits don't depend on the batch or on padding.
 
     Args:
         channels: Channels of the clip.
-        width: Channels of the first layer; doubled by each further one, to 8 times at most.
-        layers: Layers that halve rows and columns, and, from the second on, frames.
+        width: Channels of the first layer; each further layer doubles them, up to 8 times.
+        layers: Layers that halve rows and columns; all but the first also halve frames.
     """
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
@@ -33,16 +33,16 @@ class ClipDiscriminator(nn.Module):
         self.layers = Layers(convolutions, slope=0.2)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge clips `(b, c, t, h, w)` in [-1, 1] with `lengths` valid frames; None for all."""
+        """Compute logits and features of clips `(b, c, t, h, w)` in [-1, 1], valid up to frame `lengths`."""
         last, _, features = self.layers(signal, lengths)
         return [DiscriminatorOutput(last.values, last.valid, features)]
 
 
 class FrameDiscriminator(nn.Module):
-    """Judges clips by a discriminator of images, frame by frame.
+    """Image discriminator applied to each frame of a clip.
 
     Args:
-        discriminator: A discriminator of images `(n, c, h, w)`.
+        discriminator: Discriminator of images `(n, c, h, w)`.
     """
 
     def __init__(self, discriminator: nn.Module) -> None:
@@ -50,14 +50,15 @@ class FrameDiscriminator(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge clips `(b, c, t, h, w)` in [-1, 1] with `lengths` valid frames; None for all."""
+        """Compute logits and features of clips `(b, c, t, h, w)` in [-1, 1], valid up to frame `lengths`."""
         b, _, t = signal.shape[:3]
         valid = None if lengths is None else prefix_mask(lengths, t)
 
         def by_clip(values: Tensor) -> Feature:
-            values = values.view(b, t, *values.shape[1:])
+            values = values.view(b, t, *values.shape[1:])  # (b * t, ...) -> (b, t, ...)
             return Feature(values, None if valid is None else valid[(..., *[None] * (values.ndim - 2))])
 
+        # (b, c, t, h, w) -> (b * t, c, h, w)
         judged: list[DiscriminatorOutput] = self.discriminator(signal.transpose(1, 2).flatten(0, 1))
         return [
             DiscriminatorOutput(*by_clip(one.logits), [by_clip(feature.values) for feature in one.features])

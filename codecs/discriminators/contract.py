@@ -1,4 +1,4 @@
-"""What a discriminator gives, and the pieces that keep padding out of its judgment."""
+"""Outputs of discriminators, and layers whose outputs don't depend on padding."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,11 +24,11 @@ __all__ = [
 
 
 class Feature(NamedTuple):
-    """Activations of one layer, and which of them don't rest on padding alone.
+    """Activations of one layer, with a mask.
 
     Attributes:
         values: `(b, channels, ...)`.
-        valid: bool, broadcastable to `values`, or None if all are.
+        valid: bool, broadcastable to `values`, False for activations of padding alone; None if all are valid.
     """
 
     values: Tensor
@@ -36,12 +36,12 @@ class Feature(NamedTuple):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What one discriminator says of a batch.
+    """Logits and features of one discriminator for a batch.
 
     Attributes:
-        logits: `(b, ...)`; large means real.
-        valid: bool, broadcastable to `logits`, or None if all are valid.
-        features: Activations of its layers, first to last, without the logits.
+        logits: `(b, ...)`; larger for real samples.
+        valid: bool, broadcastable to `logits`; None if all are valid.
+        features: Activations of the layers, first to last, without the logits.
     """
 
     logits: Tensor
@@ -49,20 +49,20 @@ class DiscriminatorOutput(NamedTuple):
     features: list[Feature]
 
     def split(self) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
-        """Take apart the judgments of the first and the second half of the batch."""
+        """Split the output into the first and the second half of the batch."""
         halves = [_halves(self.logits, self.valid), *(_halves(*feature) for feature in self.features)]
         first, second = ([Feature(*half[side]) for half in halves] for side in (0, 1))
         return DiscriminatorOutput(*first[0], first[1:]), DiscriminatorOutput(*second[0], second[1:])
 
 
 class MultiDiscriminator(nn.Module):
-    """Several discriminators that judge the same signal, such as DAC's (arXiv 2306.06546, section 3.4).
+    """Several discriminators of the same signal, as in DAC (arXiv 2306.06546, section 3.4).
 
     Args:
-        parts: Discriminators by name; None in place of one removes it.
+        parts: Discriminators by name; None removes one.
 
     Raises:
-        UserError: There is none.
+        UserError: No discriminator is left.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module | None]) -> None:
@@ -72,19 +72,19 @@ class MultiDiscriminator(nn.Module):
             raise UserError("discriminator.parts: there is none")
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge signals `(b, c, *grid)` with `lengths` valid steps; None for all."""
+        """Compute logits and features of signals `(b, c, *grid)` with `lengths` `(b,)` valid steps; None for all."""
         return [judgment for part in self.parts.values() for judgment in part(signal, lengths)]
 
 
 class Layers(nn.Module):
-    """Convolutions with weight norm and leaky ReLU; before each, steps after a sample's length are set to zero.
+    """Stack of convolutions with weight norm and leaky ReLU; invalid steps are zeroed before each convolution.
 
-    So padding is what a single sample's own zero padding is, and a sample is judged the same in any batch.
+    Padding in a batch then equals the zero padding of a single sample, so that the batch doesn't change the output.
 
     Args:
-        convolutions: All convolutions, the first axis of whose kernel runs along time.
-        slope: Slope of the leaky ReLU below zero.
-        last: Whether the last convolution gives logits: no activation follows, and it is no feature.
+        convolutions: The convolutions; the first axis of their kernels is time.
+        slope: Negative slope of the leaky ReLU.
+        last: Whether the last convolution computes the logits, without activation, and is no feature.
     """
 
     def __init__(
@@ -100,17 +100,17 @@ class Layers(nn.Module):
         self.last = last
 
     def forward(self, values: Tensor, steps: Tensor | None) -> tuple[Feature, Tensor | None, list[Feature]]:
-        """Run `(b, c, n, *rest)` with `steps` `(b,)` valid steps, None for all.
+        """Apply the layers to `(b, c, n, *rest)` with `steps` `(b,)` valid steps; None for all.
 
         Returns:
-            What the last convolution gives, its steps, and the features.
+            Output of the last convolution, its number of valid steps `(b,)`, and the features.
         """
         features = []
         valid = _mask(values, steps)
         for number, convolution in enumerate(self.convolutions, 1):
             values = convolution(zero_invalid(values, valid))
             if steps is not None:
-                # As many as of a sample by itself; an empty one has none.
+                # The output length of a single sample; 0 for an empty one.
                 kernel, stride, padding, dilation = self.geometry[number - 1]
                 steps = (steps + 2 * padding - dilation * (kernel - 1) - 1).div(stride, rounding_mode="floor") + 1
                 valid = _mask(values, steps)
@@ -121,7 +121,7 @@ class Layers(nn.Module):
 
 
 def zero_padding(signal: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zero what follows each sample's length, in `(b, c, t)`."""
+    """Zero the steps of `(b, c, t)` after each sample's length."""
     if lengths is None:
         return signal
     return torch.where(prefix_mask(lengths, signal.shape[2])[:, None], signal, 0.0)
@@ -133,7 +133,7 @@ def zero_invalid(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def valid_means(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Average `(b, ...)` over the valid part of each sample: float32 `(b,)`, 0 if it is empty."""
+    """Average the valid values of each sample of `(b, ...)`: float32 `(b,)`, 0 for an empty sample."""
     values = values.float()
     if valid is None:
         return values.flatten(1).mean(1)
@@ -142,14 +142,14 @@ def valid_means(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _mask(values: Tensor, steps: Tensor | None) -> Tensor | None:
-    """Mark valid steps, `(b, 1, n, 1...)`."""
+    """Return a mask of valid steps, `(b, 1, n, 1...)`."""
     if steps is None:
         return None
     return prefix_mask(steps, values.shape[2])[(slice(None), None, slice(None), *[None] * (values.ndim - 3))]
 
 
 def _halves(values: Tensor, valid: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    rows = len(values) // 2
+    half = len(values) // 2
     if valid is None:
-        return [(values[:rows], None), (values[rows:], None)]
-    return [(values[:rows], valid[:rows]), (values[rows:], valid[rows:])]
+        return [(values[:half], None), (values[half:], None)]
+    return [(values[:half], valid[:half]), (values[half:], valid[half:])]

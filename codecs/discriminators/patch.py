@@ -1,4 +1,4 @@
-"""A discriminator that judges patches."""
+"""Patch discriminator of images."""
 
 from torch import Tensor, nn
 
@@ -10,12 +10,12 @@ __all__ = ["PatchDiscriminator"]
 class PatchDiscriminator(nn.Module):
     """PatchGAN: strided convolutions to a map of logits (pix2pix, arXiv 1611.07004, section 3.2.2).
 
-    Group norm stands in for the batch norm of the paper: an image is then judged the same in any batch.
+    Group norm replaces the paper's batch norm, so that logits don't depend on the batch.
 
     Args:
         channels: Channels of the image.
-        width: Channels of the first layer; doubled by each further one, to 8 times at most.
-        layers: Layers that halve the image.
+        width: Channels of the first layer; each further layer doubles them, up to 8 times.
+        layers: Layers that halve rows and columns.
     """
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
@@ -37,9 +37,9 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge images `(b, c, h, w)` in [-1, 1] by logits `(b, 1, h', w')`, h' about h / 2^layers.
+        """Compute logits `(b, 1, h', w')` and features of images `(b, c, h, w)` in [-1, 1]; h' is about `h / 2^layers`.
 
-        All rows are valid, so `lengths` is not needed.
+        Images have no padding, so `lengths` is ignored.
         """
         features = []
         for module in self.net:

@@ -1,4 +1,4 @@
-"""Discriminators that look at every p-th sample of a sound."""
+"""Multi-period discriminator of audio."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ __all__ = ["PeriodDiscriminator"]
 class PeriodDiscriminator(nn.Module):
     """Multi-period discriminator (HiFi-GAN, arXiv 2010.05646, section 2.3): one network for each period p.
 
-    A sound is folded to rows of p samples, the last one filled with zeros (in the paper: by reflection, which would
-    rest on where a sample ends in its batch), and convolved along the columns.
+    Audio is reshaped to rows of p samples and convolved along columns. The last row is padded with zeros; the paper's
+    reflection padding would depend on a sample's length in its batch.
 
     Args:
         periods: Periods, in samples.
-        channels: Channels of the sound.
-        width: Channels of the first layer; 4, 16 and 32 times as many follow.
+        channels: Channels of the audio.
+        width: Channels of the first layer; later layers have 4, 16 and 32 times as many.
     """
 
     def __init__(self, periods: Sequence[int] = (2, 3, 5, 7, 11), channels: int = 1, width: int = 32) -> None:
@@ -35,12 +35,12 @@ class PeriodDiscriminator(nn.Module):
             self.nets.append(Layers([*layers, nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, t', p)`."""
+        """Compute logits `(b, 1, t', p)` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
         signal = zero_padding(signal, lengths)
         b, c, t = signal.shape
         judgments = []
         for period, net in zip(self.periods, self.nets, strict=True):
-            rows = functional.pad(signal, (0, -t % period)).view(b, c, -1, period)
+            rows = functional.pad(signal, (0, -t % period)).view(b, c, -1, period)  # (b, c, t) -> (b, c, t / p, p)
             steps = None if lengths is None else (lengths + period - 1).div(period, rounding_mode="floor")
             logits, _, features = net(rows, steps)
             judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))

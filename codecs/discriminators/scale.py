@@ -1,4 +1,4 @@
-"""Discriminators that look at a sound at several rates."""
+"""Multi-scale discriminator of audio."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,7 +7,7 @@ from .contract import DiscriminatorOutput, Layers, zero_padding
 
 __all__ = ["ScaleDiscriminator"]
 
-# Of the published width of 128: channels, kernel, stride and groups of each layer.
+# Channels, kernel size, stride and groups of each layer, at the published width of 128.
 LAYERS = [
     (128, 15, 1, 1),
     (128, 41, 2, 4),
@@ -20,14 +20,15 @@ LAYERS = [
 
 
 class ScaleDiscriminator(nn.Module):
-    """Multi-scale discriminator (HiFi-GAN, arXiv 2010.05646, section 2.3): one network for each rate, half each time.
+    """Multi-scale discriminator (HiFi-GAN, arXiv 2010.05646, section 2.3): one network per sample rate.
 
-    Weight norm is everywhere (in the paper the first network has spectral norm).
+    Average pooling halves the sample rate from each network to the next. All have weight norm (in the paper, the first
+    has spectral norm).
 
     Args:
-        scales: Number of rates.
-        channels: Channels of the sound.
-        width: Channels of the first layer, a multiple of 16; up to 8 times as many follow.
+        scales: Number of sample rates.
+        channels: Channels of the audio.
+        width: Channels of the first layer, a multiple of 16; later layers have up to 8 times as many.
     """
 
     def __init__(self, scales: int = 3, channels: int = 1, width: int = 128) -> None:
@@ -42,7 +43,7 @@ class ScaleDiscriminator(nn.Module):
             self.nets.append(Layers([*layers, nn.Conv1d(narrow, 1, 3, padding=1)]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, t')`."""
+        """Compute logits `(b, 1, t')` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
         signal = zero_padding(signal, lengths)
         judgments = []
         for number, net in enumerate(self.nets):

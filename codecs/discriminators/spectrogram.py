@@ -1,4 +1,4 @@
-"""Discriminators that look at complex spectrograms of a sound."""
+"""Complex STFT discriminator of audio."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ __all__ = ["SpectrogramDiscriminator"]
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Multi-resolution complex STFT discriminator, of one band or several: one network for each window.
+    """Multi-resolution complex STFT discriminator with one or several bands: one network per window length.
 
-    With the defaults and a width of 32 it is EnCodec's (arXiv 2210.13438, section 3.4); with dilations of 1, a slope
-    of 0.1, `normalized=False`, windows of 2048, 1024 and 512, and five bands it is DAC's (arXiv 2306.06546, section
-    3.4). Windows are a quarter apart, and centered on their sample with zeros around the sound.
+    The defaults are EnCodec's (arXiv 2210.13438, section 3.4). DAC's (arXiv 2306.06546, section 3.4) has dilations of
+    1, a slope of 0.1, `normalized=False`, windows of 2048, 1024 and 512, and five bands. The hop length is a quarter of
+    the window. Frames are centered, with zero padding.
 
     Args:
-        windows: Lengths of the windows, in samples.
-        channels: Channels of the sound; the real and the imaginary part make two of each.
+        windows: Window lengths, in samples.
+        channels: Channels of the audio; real and imaginary parts are separate input channels.
         width: Channels of all layers.
-        dilations: Dilations along time of the three layers that halve the frequencies.
-        bands: Edges of the bands, as shares of all frequencies; each has layers of its own but for the last. The
-            default is one band.
-        normalized: Whether a window's spectrum is divided by the root of the sum of its squares.
-        slope: Slope of the leaky ReLU below zero.
+        dilations: Dilations along time of the layers that halve the frequency axis.
+        bands: Band edges as fractions of the frequency axis; one band by default. Each band has its own layers, but
+            all share the last.
+        normalized: Whether to divide spectra by `sqrt(sum(window^2))`.
+        slope: Negative slope of the leaky ReLU.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SpectrogramDiscriminator(nn.Module):
             self.last.append(Layers([nn.Conv2d(width, 1, 3, padding=1)]))
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
-        """Judge audio `(b, c, t)` with `lengths` valid samples; logits are `(b, 1, frames, f)`."""
+        """Compute logits `(b, 1, frames, f)` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
         judgments = []
         for spectrum, edges, nets, last in zip(self.spectra, self.edges, self.nets, self.last, strict=True):
             transformed, steps = spectrum(signal, lengths)
@@ -66,7 +66,7 @@ class SpectrogramDiscriminator(nn.Module):
 
 
 def _layers(channels: int, width: int, dilations: Sequence[int]) -> list[nn.Conv2d]:
-    """Make a band's convolutions: time is kept, frequency is halved once for each dilation."""
+    """Build the convolutions of a band, which halve the frequency axis once per dilation and keep the time axis."""
     halving = [
         nn.Conv2d(width, width, (3, 9), stride=(1, 2), dilation=(dilation, 1), padding=(dilation, 4))
         for dilation in dilations

@@ -1,7 +1,7 @@
-"""A codec of one clip: training is the encoder, a network's weights are the code (NeRV, arXiv 2110.13903, section 3.2).
+"""Implicit codec of one clip: the code is a network's quantized weights (NeRV, arXiv 2110.13903, section 3.2).
 
-Each weight is a token, and its codebooks are its bits, the most significant first: a prefix of the codebooks is a
-shorter code.
+Training replaces the encoder. Each weight is a token, and its codebooks are its bits, most significant first: a prefix
+of the codebooks is a shorter code.
 """
 
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ from .bitplane_coder import CodedPlanes, pack, unpack
 
 __all__ = ["ImplicitCodec"]
 
-FRAMES = 8  # that are painted at once
+FRAMES = 8  # frames rendered per forward pass
 
 
 class _Trained(Encoder):
-    """In the encoder's place: one step of the grid is the whole clip, whose latents are the weights themselves."""
+    """Placeholder encoder: one step of the grid is the whole clip, and the latents are the weights."""
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
-        """There is nothing to read: training has put the clip into the decoder."""
+        """Raise NotImplementedError: training, not an encoder, computes the weights."""
         raise NotImplementedError
 
 
 class _WeightLayout(PlacedLayout):
-    """Each weight is a token, whatever a signal's size: all of them take part in each frame.
+    """Token layout with one token per weight, independent of the signal's size.
 
     Args:
-        downsample: The clip's size, which is one step.
-        weights: How many there are.
+        downsample: Size of the clip, which is one step.
+        weights: Number of weights.
     """
 
     def __init__(self, downsample: Sequence[int], weights: int) -> None:
@@ -48,40 +48,40 @@ class _WeightLayout(PlacedLayout):
         self.weights = weights
 
     def count(self, size: Sequence[int]) -> int:
-        """Count the weights."""
+        """Return the number of weights."""
         return self.weights
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Count the weights for each signal."""
+        """Return the number of weights for each sample."""
         return torch.full_like(lengths, self.weights)
 
     def obstacle(self, unit_latents: bool) -> str:
-        """Describe why it can't code chunk by chunk."""
+        """Return why the codec can't stream."""
         return "its weights are about the whole clip"
 
 
 class ImplicitCodec(Codec):
-    """A network that paints one clip, as a codec of that clip.
+    """Codec of one clip by an implicit network.
 
-    Each tensor of weights is spread evenly between its smallest and its largest (both float16), and cut in halves again
-    and again: with k bits there are 2^k levels. What is counted are the bytes of `compress`.
+    Each weight tensor is quantized uniformly between its minimum and maximum (both float16), with 2^k levels for k
+    bits. The rate is the number of bytes of `compress`.
 
     Args:
-        decoder: Paints the clip.
-        bottleneck: Bits of a weight: residual codebooks of two levels.
-        length: Its `codebooks` draw the number of bits kept in training, so that weights learn to be rounded; without
-            it, weights are trained in full precision and rounded afterwards, as published.
-        frame_rate: Frame rate of the clip; None if unknown.
+        decoder: Network that renders the clip.
+        bottleneck: Residual codebooks of two levels, one per bit of a weight.
+        length: Its `codebooks` sample the number of bits kept in training (quantization-aware training); without it,
+            weights are trained in full precision and quantized afterwards, as published.
+        frame_rate: Frame rate of the clip, in Hz; None if unknown.
 
     Raises:
-        UserError: The bottleneck has codebooks of another kind.
+        UserError: The bottleneck has other codebooks.
     """
 
     decoder: NeRV
     meanings = {  # noqa: RUF012 (never changed)
         "codebooks": "bits kept of each weight, the most significant first",
         "bits": "8 * bytes",
-        "bytes": "of the coded weights: ranges of all tensors, chances, entropy-coded bits; they decode to the weights",
+        "bytes": "of the coded weights: ranges of all tensors, probabilities, entropy-coded bits; they decode to the weights",
     }
     """Definitions of table columns that differ from those of other codecs."""
 
@@ -99,32 +99,32 @@ class ImplicitCodec(Codec):
         encoder = _Trained(width=decoder.width, downsample=decoder.downsample, channels=decoder.channels, direct=True)
         super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
         self.layout = _WeightLayout(self.downsample, self.weights)
-        # Of grids of two levels the cells go from -2 to 2; this is the middle of the outermost.
+        # Quantization cells of two-level codebooks cover [-2, 2]; this is the center of the outermost cell.
         self.edge = 2 - 2 / 2**self.num_codebooks
 
     @property
     def weights(self) -> int:
-        """Count the weights: tokens of the code."""
+        """Number of weights: the tokens of the code."""
         return sum(weight.numel() for weight in self.decoder.parameters())
 
     @torch.no_grad()
     def ranges(self) -> Tensor:
-        """Return each tensor's smallest and largest weight, float16 `(tensors, 2)`."""
+        """Return the minimum and maximum of each weight tensor, float16 `(tensors, 2)`."""
         ends = [torch.stack(weight.aminmax()) for weight in self.decoder.parameters()]
         return torch.stack(ends).half()
 
     def _spread(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the middle of each weight's range, and half of its size, `(n,)`."""
+        """Return the center and half the width of each weight's range, `(n,)` each."""
         low, high = ranges.to(next(self.parameters()).device).float().T
         counts = torch.tensor([weight.numel() for weight in self.decoder.parameters()], device=low.device)
-        half = ((high - low) / 2).clamp(min=1e-8)  # biases that nothing has moved yet
+        half = ((high - low) / 2).clamp(min=1e-8)  # constant tensors, such as initial biases
         return ((low + high) / 2).repeat_interleave(counts), half.repeat_interleave(counts)
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the weights as latents `(b, n, 1)`, the same for each signal.
+        """Return the weights as latents `(b, n, 1)`, the same for each sample.
 
         Raises:
-            UserError: A signal is not of the clip's size.
+            UserError: A sample doesn't have the clip's size.
         """
         if tuple(signal.shape[2:]) != self.downsample:
             there, own = (" x ".join(map(str, sides)) for sides in (signal.shape[2:], self.downsample))
@@ -135,27 +135,27 @@ class ImplicitCodec(Codec):
         """Return the weights as latents `(1, n, 1)`."""
         middle, half = self._spread(self.ranges())
         flat = torch.cat([weight.flatten() for weight in self.decoder.parameters()])
-        # Ends that float16 has rounded inwards are beyond 1, by less than half of a cell.
+        # float16 may round a range inwards; its ends then exceed 1 by less than half a quantization cell.
         most = 1 + 0.5**self.num_codebooks
         levels = ((flat - middle) / half).clamp(-most, most) * self.edge
-        # The bottleneck bounds latents by a hyperbolic tangent; weights are bounded already.
+        # Invert the bottleneck's tanh, since the weights are bounded already.
         return (2 * torch.atanh(levels / 2))[None, :, None]
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the weights' bits, int64 `(b, bits, n)`, whatever is in the clip."""
+        """Return the bits of the weights, int64 `(b, bits, n)`; only the size of `signal` matters."""
         return self.bottleneck.encode(self.latents(signal))
 
     def painter(self, codes: Tensor, ranges: Tensor | None = None) -> dict[str, Tensor]:
-        """Turn the first bits of all weights, int64 `(1, bits, n)`, into the network's weights by name.
+        """Dequantize the bits of all weights, int64 `(1, bits, n)`, to the network's named weights.
 
         Args:
-            codes: As `encode` gives them; a prefix of the bits is allowed.
-            ranges: Ranges of their tensors; this network's if None.
+            codes: Bits from `encode`, or a prefix of them.
+            ranges: Ranges of the weight tensors; this network's if None.
         """
         return self._to_weights(self.bottleneck.decode(codes), self.ranges() if ranges is None else ranges)
 
     def _to_weights(self, latents: Tensor, ranges: Tensor) -> dict[str, Tensor]:
-        """Turn what the bottleneck gives, `(1, n, 1)`, into the network's weights by name."""
+        """Convert quantized latents `(1, n, 1)` to the network's named weights."""
         middle, half = self._spread(ranges)
         flat = middle + latents[0, :, 0] / self.edge * half
         named = dict(self.decoder.named_parameters())
@@ -163,19 +163,19 @@ class ImplicitCodec(Codec):
         return {name: part.view_as(named[name]) for name, part in zip(named, parts, strict=True)}
 
     def decode(self, codes: Tensor, size: Sequence[int] | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Paint the clip from the first bits of all weights: `(b, 3, frames, height, width)`."""
+        """Decode bits of all weights, `(b, bits, n)`, into the clip `(b, 3, frames, height, width)`."""
         numbers = torch.arange(self.downsample[0], device=codes.device)
         return torch.stack([self.render(one, numbers) for one in torch.split(codes, 1)]).transpose(1, 2)
 
     def render(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        """Paint the frames of these numbers, int64 `(n,)`, from bits `(1, bits, n)`: `(n, 3, height, width)`."""
+        """Render the frames of these indices, int64 `(f,)`, from bits `(1, bits, n)`: `(f, 3, height, width)`."""
         weights = self.painter(codes)
         return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
 
     def forward(
         self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
     ) -> Reconstruction:
-        """Send the clip through its code, with all codebooks."""
+        """Encode and decode the clip, with all codebooks."""
         codes = self.encode(signal)
         return Reconstruction(self.decode(codes), Quantized(self.bottleneck.decode(codes), codes, {}, {}))
 
@@ -184,30 +184,30 @@ class ImplicitCodec(Codec):
 
         Args:
             numbers: int64 `(b,)`, index of each segment's first frame.
-            steps: Frames of a segment.
-            n_codebooks: int64 `(b,)`, number of bits kept of all weights; only the first sample's counts. None: the
-                weights in full precision.
+            steps: Frames per segment.
+            n_codebooks: int64 `(b,)`, bits kept of all weights, the first sample's for all; None for full precision.
         """
         every = (numbers[:, None] + torch.arange(steps, device=numbers.device)).flatten()
         if n_codebooks is None:
             painted = self.decoder(every)
-            quantized = Quantized(painted[:0], numbers[:0], {}, {})  # nothing is
+            quantized = Quantized(painted[:0], numbers[:0], {}, {})  # empty: nothing is quantized
         else:
             quantized = self.bottleneck(self._flat(), n_codebooks.new_full((1,), self.weights), n_codebooks[:1])
             painted = functional_call(self.decoder, self._to_weights(quantized.latents, self.ranges()), (every,))
+        # (b * steps, 3, h, w) -> (b, 3, steps, h, w)
         return Reconstruction(painted.unflatten(0, (len(numbers), steps)).transpose(1, 2), quantized)
 
     def compress(self, codes: Tensor) -> CodedPlanes:
-        """Code the bits of all weights, int64 `(1, bits, n)`: a file's bytes, which may be cut at its `ends`."""
+        """Entropy-code the bits of all weights, int64 `(1, bits, n)`; the bytes may be cut at any of `ends`."""
         head = self.ranges().cpu().numpy().astype("<f2").tobytes()
         packed = pack(codes[0].cpu().numpy().astype(np.uint8))
         return CodedPlanes(head + packed.data, [len(head) + end for end in packed.ends])
 
     def read(self, data: bytes) -> tuple[Tensor, Tensor]:
-        """Return the bits and ranges from the bytes of `compress`; the first bits if these were cut.
+        """Decode the bytes of `compress` to bits, int64 `(1, bits, n)`, and ranges; to fewer bits if they were cut.
 
         Raises:
-            UserError: The bytes are not such weights.
+            UserError: The bytes are damaged, or those of another network.
         """
         tensors = sum(1 for _ in self.decoder.parameters())
         try:

@@ -82,19 +82,19 @@ class RunLength(nn.Module):
         steps = (positions // frame).reshape(-1, frame)
         # The latest changed step up to each step, per position: a running maximum. ONNX export has no such operator, so
         # changes are numbered by a cumulative sum, and their steps looked up by number.
-        change = kept.reshape(b, -1, frame).to(torch.int64)
+        change = kept.reshape(b, -1, frame).to(torch.int64)  # (b, n) -> (b, t, frame)
         number = change.cumsum(1) - 1
         since = torch.zeros_like(change).scatter_add(1, number, change * steps).gather(1, number)
         source = since.flatten(1) * frame + positions - steps.flatten() * frame
         runs = torch.zeros_like(source).scatter_add(
             1, source, torch.ones_like(source) if valid is None else valid.to(source.dtype)
         )
-        told = x + self.lengths[(runs - 1).clamp(0, self.lengths.shape[0] - 1)]
+        embedded = x + self.lengths[(runs - 1).clamp(0, self.lengths.shape[0] - 1)]
         if not self.packs:
-            return told, positions.expand(b, -1), kept, source
+            return embedded, positions.expand(b, -1), kept, source
         order = kept.to(torch.int64).argsort(dim=1, descending=True, stable=True)
         most = int(kept.sum(1).max())
         order = order[:, :most]
         there = kept.gather(1, order)
         rank = (kept.to(torch.int64).cumsum(1) - 1).gather(1, source)
-        return told.gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2])), order, there, rank
+        return embedded.gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2])), order, there, rank

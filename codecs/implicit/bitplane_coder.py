@@ -79,7 +79,7 @@ def unpack(data: bytes, n: int) -> Planes:
         for at in range(0, n, lanes):
             first, second = zero[at : at + lanes], one[at : at + lanes]
             now = state[: len(first)]
-            slot = now & np.uint64(255)  # in [0, f) of a zero, or above
+            slot = now & np.uint64(255)  # below the frequency of a zero: the bit is 0
             bit = slot >= first
             now = np.where(bit, second, first) * (now >> np.uint64(8)) + slot - first * bit
             empty = now < LOW

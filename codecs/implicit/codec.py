@@ -81,7 +81,7 @@ class ImplicitCodec(Codec):
     meanings = {  # noqa: RUF012 (never changed)
         "codebooks": "bits kept of each weight, the most significant first",
         "bits": "8 * bytes",
-        "bytes": "of the coded weights: ranges of all tensors, probabilities, entropy-coded bits; they decode to the weights",
+        "bytes": "of the coded weights: tensor ranges, probabilities, entropy-coded bits; they decode to the weights",
     }
     """Definitions of table columns that differ from those of other codecs."""
 

@@ -69,7 +69,7 @@ class MultiDiscriminator(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
         if not self.parts:
-            raise UserError("discriminator.parts: there is none")
+            raise UserError("discriminator.parts: needs at least one discriminator")
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Compute logits and features of signals `(b, c, *grid)` with `lengths` `(b,)` valid steps; None for all."""

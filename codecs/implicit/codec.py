@@ -57,7 +57,7 @@ class _WeightLayout(PlacedLayout):
 
     def obstacle(self, unit_latents: bool) -> str:
         """Return why the codec can't stream."""
-        return "its weights are about the whole clip"
+        return "each weight depends on the whole clip"
 
 
 class ImplicitCodec(Codec):
@@ -94,7 +94,7 @@ class ImplicitCodec(Codec):
     ) -> None:
         if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.codebook_sizes) != {2}:
             raise UserError(
-                "bottleneck: a weight's codebooks are bits; give bottleneck=fsq_residual bottleneck.levels=[2]"
+                "bottleneck: each codebook is a bit of a weight; use bottleneck=fsq_residual bottleneck.levels=[2]"
             )
         encoder = _Trained(width=decoder.width, downsample=decoder.downsample, channels=decoder.channels, direct=True)
         super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
@@ -128,7 +128,7 @@ class ImplicitCodec(Codec):
         """
         if tuple(signal.shape[2:]) != self.downsample:
             there, own = (" x ".join(map(str, sides)) for sides in (signal.shape[2:], self.downsample))
-            raise UserError(f"clip of {there}: this codec is of one clip alone, of {own} frames, rows and columns")
+            raise UserError(f"clip of {there} frames, rows and columns: this codec stores one clip of {own}")
         return self._flat().expand(len(signal), -1, -1)
 
     def _flat(self) -> Tensor:
@@ -214,5 +214,5 @@ class ImplicitCodec(Codec):
             ranges = np.frombuffer(data, "<f2", 2 * tensors).reshape(tensors, 2)
             planes = unpack(data[4 * tensors :], self.weights)
         except ValueError as error:
-            raise UserError(f"coded weights: {len(data)} bytes are damaged, or another network's") from error
+            raise UserError(f"coded weights: {len(data)} bytes are damaged, or of another network") from error
         return torch.from_numpy(planes.astype(np.int64))[None], torch.from_numpy(ranges.astype(np.float16))

@@ -138,9 +138,9 @@ class Activation(nn.Module):
     def __init__(self, name: str, channels: int, dims: int = 1, anti_aliased: bool = False) -> None:
         super().__init__()
         if anti_aliased and dims > 1:
-            raise UserError(f"activation: anti_aliased is for one axis, not for {dims}")
+            raise UserError(f"activation: anti_aliased is for one axis, not {dims}")
         if name not in ACTIVATIONS:
-            raise UserError(f"activation={name}: there is {', '.join(ACTIVATIONS)}")
+            raise UserError(f"activation={name}: should be one of {', '.join(ACTIVATIONS)}")
         self.inner = ACTIVATIONS[name](channels, dims)
         self.anti_aliased = anti_aliased
         self.pad = TAPS // 2 - 1

@@ -38,7 +38,7 @@ class _Plan:
         resample: int,
     ) -> None:
         if causal and anti_aliased:
-            raise UserError("codec: anti_aliased filters look ahead, a causal codec can't have them")
+            raise UserError("codec: anti_aliased filters look ahead, so a causal codec can't have them")
         self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
         self.downsample = (product[0] * resample, *product[1:])
         self.taps = [tuple(2 * step if step > 1 else 1 for step in stride) for stride in self.strides]

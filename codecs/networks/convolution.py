@@ -167,7 +167,7 @@ class _Layer(nn.Module):
         if norm not in ("weight", "group", "none"):
             raise UserError(f"convolution: norm={norm} should be weight, group or none")
         if causal and norm == "group":
-            raise UserError("convolution: a causal one can't have norm=group, whose statistics look ahead")
+            raise UserError("convolution: norm=group can't be causal, as its statistics look ahead")
         self.kernel = per_axis(kernel, dims)
         self.stride = per_axis(stride, dims)
         self.causal = causal

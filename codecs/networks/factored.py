@@ -246,7 +246,7 @@ class _FactoredCodec(Network):
         causal: bool = True,
     ) -> None:
         if units not in UNITS:
-            raise UserError(f"codec: units={units!r} is one of {', '.join(UNITS)}")
+            raise UserError(f"codec: units={units!r} should be one of {', '.join(UNITS)}")
         steps, widths, product = stage_sizes(base, strides, multipliers, 3)
         downsample = tuple(2**wavelets * step for step in product)
         causal_pad = downsample[0] - 1 if causal else 0

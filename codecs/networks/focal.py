@@ -178,7 +178,7 @@ class _FocalCodec(Network):
         causal: bool,
     ) -> None:
         if len(widths) != len(strides) or not widths or min(strides) < 1:
-            raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides should be as many, 1 at least")
+            raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides: give as many, at least one")
         if causal and not outside.causal:
             raise UserError(f"focal: a causal codec needs a causal {type(outside).__name__}")
         slowdown = math.prod(strides)
@@ -247,7 +247,7 @@ class FocalEncoder(_FocalCodec, Encoder):
         sizes = (depth, hidden, window, levels, growth, layer_scale, causal, span)
         super().__init__(features, widths, strides, lambda width: FocalSequence(width, *sizes), activation, causal)
         if hop_length * self.slowdown != self.rate:
-            raise UserError(f"focal: hop_length={hop_length}, but a feature is of {self.rate // self.slowdown} samples")
+            raise UserError(f"focal: hop_length={hop_length}, but that of the features is {self.rate // self.slowdown}")
         self.features = features
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:

@@ -52,7 +52,7 @@ class NeRV(Decoder):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         step = math.prod(strides)
         if len(strides) != len(widths) or min([frames, stem, hidden, levels, *strides, *widths], default=0) < 1:
-            raise UserError("codec.decoder: strides and widths should be as many, and all numbers at least 1")
+            raise UserError("codec.decoder: give as many strides as widths, and all numbers at least 1")
         if height % step or width % step:
             raise UserError(
                 f"codec.decoder.strides={list(strides)}: their product, {step}, should divide the frames' sides,"

@@ -129,7 +129,7 @@ class SequenceTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if axes not in (1, 3):
-            raise UserError(f"transformer: axes={axes} should be 1, of sequences, or 3, of frames")
+            raise UserError(f"transformer: axes={axes} should be 1 for sequences, or 3 for frames")
         if width % (2 * heads):
             raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
         if window is not None and window < 1:
@@ -213,9 +213,9 @@ class Recurrent(nn.Module):
     def __init__(self, width: int, depth: int = 2, bidirectional: bool = False) -> None:
         super().__init__()
         if bidirectional and width % 2:
-            raise UserError(f"recurrent: width={width} should be even, for both ways")
+            raise UserError(f"recurrent: width={width} should be even if bidirectional")
         self.bidirectional = bidirectional
-        self.obstacle = "a recurrent layer reads both ways" if bidirectional else ""
+        self.obstacle = "a recurrent layer is bidirectional" if bidirectional else ""
         ways = 2 if bidirectional else 1
         self.onward = nn.ModuleList(LSTM(width, width // ways) for _ in range(depth))
         self.returning = nn.ModuleList(LSTM(width, width // ways) for _ in range(depth if bidirectional else 0))
@@ -282,7 +282,7 @@ class _PatchCodec(Network):
         eps: float = 1e-2,
     ) -> None:
         if len(strides) != len(depths) or not strides:
-            raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths should be as many, one at least")
+            raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths: give as many, at least one")
         rate = patch * math.prod(strides)
         super().__init__(width=width, downsample=(rate,), channels=channels, causal=causal)
         self.patch = patch

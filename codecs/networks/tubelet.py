@@ -66,7 +66,7 @@ class _Trunk(nn.Module):
     ) -> None:
         super().__init__()
         if attention not in ("block", "axial"):
-            raise UserError(f"codec: attention={attention!r} is block or axial")
+            raise UserError(f"codec: attention={attention!r} should be block or axial")
         network = partial(SequenceTransformer, base, depth, heads, hidden, layer_scale=1.0, qk_norm=True)
         self.blocks: SequenceTransformer | None = None
         self.within: SequenceTransformer | None = None
@@ -158,7 +158,7 @@ class TubeletEncoder(Encoder):
         run_length: float | None = None,
     ) -> None:
         if run_length is not None and attention != "block":
-            raise UserError("codec.encoder.run_length: only attention=block can leave tokens out")
+            raise UserError("codec.encoder.run_length: only attention=block can drop tokens")
         hop = tubelet(patch)
         super().__init__(
             width=width, downsample=hop, channels=channels, causal=causal, causal_pad=hop[0] - 1 if causal else 0

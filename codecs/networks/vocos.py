@@ -108,7 +108,7 @@ class VocosDecoder(Precise, Decoder):
         causal: bool = False,
     ) -> None:
         if causal and attention:
-            raise UserError("codec.decoder: attention looks ahead, a causal one can't have it; give it a `middle`")
+            raise UserError("codec.decoder: attention looks ahead, so causal=true can't have it; use a causal `middle`")
         super().__init__(width=width, downsample=(hop_length,), channels=channels, causal=causal)
         self.rate = hop_length
         self.bins = window // 2 + 1

@@ -246,7 +246,7 @@ def _bottleneck() -> Bottleneck:
         (tiny_codec, "its tokens are about the whole signal"),
         (sound_codec, "a convolution isn't causal"),
         (lambda: _with("seanet", *LSTM, "unit_latents=true"), "unit_latents"),
-        (lambda: _with("seanet", *LSTM, "encoder.inner.bidirectional=true"), "reads both ways"),
+        (lambda: _with("seanet", *LSTM, "encoder.inner.bidirectional=true"), "is bidirectional"),
         (lambda: _with("seanet_mimi", *SMALLER["seanet_mimi"], "encoder.middle.causal=false"), "isn't causal"),
         (lambda: _with("seanet_mimi", *SMALLER["seanet_mimi"], "encoder.middle.window=null"), "has no window"),
         (lambda: _with("dmel", "encoder.bands=3"), "mel frame isn't causal"),

@@ -300,7 +300,7 @@ def test_images_are_judged_under_the_same_contract():
 
 
 def test_several_needs_one():
-    with pytest.raises(UserError, match="there is none"):
+    with pytest.raises(UserError, match="needs at least one"):
         MultiDiscriminator({"period": None})
 
 

@@ -146,7 +146,7 @@ def test_training_with_drawn_bits_reaches_every_weight():
     ("wrong", "told"),
     [
         ({"image_size": 18}, r"strides=\[2, 2\]: their product, 4, should divide the frames' sides, 18 x 18"),
-        ({"widths": [4]}, "strides and widths should be as many"),
+        ({"widths": [4]}, "as many strides as widths"),
         ({"frames": 0}, "all numbers at least 1"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_network_that_cannot_be_is_told(wrong, told):
 def test_other_codebooks_and_clips_are_refused():
     with pytest.raises(UserError, match="bottleneck=fsq_residual"):
         ImplicitCodec(NeRV(**FORM), FiniteScalarQuantizer([8]), LengthPolicy(Full(), Truncate()))
-    with pytest.raises(UserError, match="of one clip alone, of 6 x 16 x 24"):
+    with pytest.raises(UserError, match="one clip of 6 x 16 x 24"):
         make().encode(torch.zeros(1, 3, 5, 16, 24))
 
 

@@ -225,7 +225,7 @@ def test_anti_aliasing_keeps_low_tones_and_folds_less() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"activation": "snak"}, "there is elu"),
+        ({"activation": "snak"}, "one of elu"),
         ({"norm": "wieght"}, "weight, group or none"),
         ({"norm": "group", "causal": True}, "look ahead"),
         ({"anti_aliased": True, "causal": True}, "look ahead"),

@@ -146,7 +146,7 @@ def test_middles_script(kind: str) -> None:
         (lambda: SequenceTransformer(8, 1, 2, window=0), "window=0"),
         (lambda: Recurrent(5, 1, bidirectional=True), "width=5"),
         (lambda: PatchEncoder(**(PLAIN | {"depths": [1]})), "2 strides and 1 depths"),
-        (lambda: PatchDecoder(**(PLAIN | {"depths": [], "strides": []})), "one at least"),
+        (lambda: PatchDecoder(**(PLAIN | {"depths": [], "strides": []})), "at least one"),
     ],
 )
 def test_mistakes_are_told(make, told: str) -> None:  # type: ignore[no-untyped-def]

@@ -178,8 +178,8 @@ def test_a_window_is_needed_to_go_chunk_by_chunk():
     ("make", "message"),
     [
         (lambda: _factored(strides=[2], multipliers=[1]), "1 strides need 2 multipliers, not 1"),
-        (lambda: _factored(**SPLIT, units="other"), "units='other' is one of split, factorized, joint"),
-        (lambda: _tubelet(attention="other"), "attention='other' is block or axial"),
+        (lambda: _factored(**SPLIT, units="other"), "units='other' should be one of split, factorized, joint"),
+        (lambda: _tubelet(attention="other"), "attention='other' should be block or axial"),
         (lambda: _tubelet(patch=(2, 0, 4)), r"patch=\[2, 0, 4\] should be frames, rows and columns"),
     ],
 )

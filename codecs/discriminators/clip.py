@@ -59,8 +59,8 @@ class FrameDiscriminator(nn.Module):
             return Feature(values, None if valid is None else valid[(..., *[None] * (values.ndim - 2))])
 
         # (b, c, t, h, w) -> (b * t, c, h, w)
-        judged: list[DiscriminatorOutput] = self.discriminator(signal.transpose(1, 2).flatten(0, 1))
+        outputs: list[DiscriminatorOutput] = self.discriminator(signal.transpose(1, 2).flatten(0, 1))
         return [
             DiscriminatorOutput(*by_clip(one.logits), [by_clip(feature.values) for feature in one.features])
-            for one in judged
+            for one in outputs
         ]

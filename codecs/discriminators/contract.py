@@ -73,7 +73,7 @@ class MultiDiscriminator(nn.Module):
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Compute logits and features of signals `(b, c, *grid)` with `lengths` `(b,)` valid steps; None for all."""
-        return [judgment for part in self.parts.values() for judgment in part(signal, lengths)]
+        return [output for part in self.parts.values() for output in part(signal, lengths)]
 
 
 class Layers(nn.Module):

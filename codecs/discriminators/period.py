@@ -38,10 +38,10 @@ class PeriodDiscriminator(nn.Module):
         """Compute logits `(b, 1, t', p)` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
         signal = zero_padding(signal, lengths)
         b, c, t = signal.shape
-        judgments = []
+        outputs = []
         for period, net in zip(self.periods, self.nets, strict=True):
             rows = functional.pad(signal, (0, -t % period)).view(b, c, -1, period)  # (b, c, t) -> (b, c, t / p, p)
             steps = None if lengths is None else (lengths + period - 1).div(period, rounding_mode="floor")
             logits, _, features = net(rows, steps)
-            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
-        return judgments
+            outputs.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return outputs

@@ -45,11 +45,11 @@ class ScaleDiscriminator(nn.Module):
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Compute logits `(b, 1, t')` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
         signal = zero_padding(signal, lengths)
-        judgments = []
+        outputs = []
         for number, net in enumerate(self.nets):
             if number:
                 lengths = None if lengths is None else lengths.div(2, rounding_mode="floor") + (lengths > 0)
                 signal = zero_padding(functional.avg_pool1d(signal, 4, stride=2, padding=2), lengths)
             logits, _, features = net(signal, lengths)
-            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
-        return judgments
+            outputs.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return outputs

@@ -50,7 +50,7 @@ class SpectrogramDiscriminator(nn.Module):
 
     def forward(self, signal: Tensor, lengths: Tensor | None = None) -> list[DiscriminatorOutput]:
         """Compute logits `(b, 1, frames, f)` and features of audio `(b, c, t)`, valid up to sample `lengths`."""
-        judgments = []
+        outputs = []
         for spectrum, edges, nets, last in zip(self.spectra, self.edges, self.nets, self.last, strict=True):
             transformed, steps = spectrum(signal, lengths)
             values = torch.cat([transformed.real, transformed.imag], dim=1)
@@ -61,8 +61,8 @@ class SpectrogramDiscriminator(nn.Module):
                 parts.append(part.values)
                 features += seen
             logits, _, _ = last(torch.cat(parts, dim=-1), steps)
-            judgments.append(DiscriminatorOutput(logits.values, logits.valid, features))
-        return judgments
+            outputs.append(DiscriminatorOutput(logits.values, logits.valid, features))
+        return outputs
 
 
 def _layers(channels: int, width: int, dilations: Sequence[int]) -> list[nn.Conv2d]:

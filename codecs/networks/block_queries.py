@@ -128,7 +128,7 @@ class _BlockQueries(Network):
         if kept is not None:
             mask = torch.cat([kept, torch.ones_like(x[:, k:, 0], dtype=torch.bool)], dim=1).reshape(b, -1)
         x = self.transformer(x.reshape(b, -1, self.width), mask, memory, rows, columns, k)
-        y: Tensor = self.norm(x.reshape(-1, k + frame, self.width))
+        y: Tensor = self.norm(x.reshape(-1, k + frame, self.width))  # (b, n, width) -> (b * blocks, k + frame, width)
         return y
 
 

@@ -152,7 +152,7 @@ class MelDecoder(Precise, Decoder):
         weight = weight / self._overlap_add(there * self.square.double()).clamp(min=1e-6)
         samples = torch.arange(n, device=x.device).unsqueeze(1) * self.rate + self.taps
         turns = torch.arange(n, device=x.device) % self.turns
-        phase = self.start.index_select(0, turns).double().reshape(1, n, 2, -1)
+        phase = self.start.index_select(0, turns).double().reshape(1, n, 2, -1)  # (1, n, cos and sin, bins)
         before = torch.zeros_like(magnitude)
         for _ in range(self.iterations):
             signal = self._overlap_add(torch.matmul((magnitude * phase).flatten(2), back)) * weight
@@ -172,6 +172,7 @@ class MelDecoder(Precise, Decoder):
         in rows of n + turns - 1 hops instead delays row r by r hops.
         """
         b, n = frames.shape[0], frames.shape[1]
+        # (b, n, window) -> (b, turns, n + turns, hop_length)
         rows = functional.pad(frames.reshape(b, n, self.turns, self.rate).transpose(1, 2), [0, 0, 0, self.turns])
         length = (n + self.turns - 1) * self.rate
         added = rows.flatten(1).narrow(1, 0, self.turns * length).reshape(b, self.turns, length).sum(1)

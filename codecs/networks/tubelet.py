@@ -115,10 +115,10 @@ class _Trunk(nn.Module):
         assert self.along is not None
         steps: Tensor | None = None
         if mask is not None:
-            steps = mask.reshape(b, -1, frame).transpose(1, 2).reshape(b * frame, -1)
+            steps = mask.reshape(b, -1, frame).transpose(1, 2).reshape(b * frame, -1)  # (b, n) -> (b * frame, t)
         tubes = x.reshape(b, -1, frame, d).transpose(1, 2).reshape(b * frame, -1, d)  # (b, n, d) -> (b * frame, t, d)
         moved: Tensor = self.along(tubes, steps, memory)
-        return moved.reshape(b, frame, -1, d).transpose(1, 2).reshape(b, n, d)
+        return moved.reshape(b, frame, -1, d).transpose(1, 2).reshape(b, n, d)  # (b * frame, t, d) -> (b, n, d)
 
 
 class TubeletEncoder(Encoder):

@@ -58,7 +58,7 @@ class ResidualUnit(nn.Module):
         channels: Input and output channels.
         kernel: Kernel size of the dilated convolution.
         dilation: Its dilation.
-        compress: Factor by which the hidden channels are fewer; 2 in SEANet.
+        compress: Ratio of input to hidden channels; 2 in SEANet.
         mapped: Whether the shortcut is a pointwise convolution (EnCodec) instead of the identity.
     """
 
@@ -136,7 +136,7 @@ class ConvEncoder(Encoder):
         last_kernel: Kernel size of the last convolution.
         residual_kernel: Kernel size of the residual units.
         dilations: Dilations of the residual units of each stage, one unit per dilation.
-        compress: Factor by which the hidden channels of residual units are fewer.
+        compress: Ratio of input to hidden channels of the residual units.
         conv_shortcut: Whether the shortcuts of residual units are pointwise convolutions.
         activation: See `activations.ACTIVATIONS`.
         anti_aliased: Whether activations are anti-aliased (BigVGAN); for one axis, and not for a causal codec.

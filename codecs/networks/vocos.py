@@ -84,7 +84,7 @@ class VocosDecoder(Precise, Decoder):
         channels: Channels of the signal.
         attention: Whether two residual units, self-attention and two residual units come first (WavTokenizer); not
             causal.
-        groups: Groups of the norms of these.
+        groups: Groups of the norms of these layers.
         middle: Network on `(b, n, base)` after the first convolution; X-Codec 2's transformer, with `depth` 0.
         causal: Whether sample i depends on latents up to `i // hop_length` only.
 

@@ -212,7 +212,8 @@ class ConvEncoder(Encoder):
             x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         if self.down is not None:
             x = self.down(x, here, memory)
-        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]  # (b, width, *grid) -> (b, n, width)
+        # (b, width, *grid) -> (b, n, width)
+        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class ConvDecoder(Decoder):

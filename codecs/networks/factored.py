@@ -318,7 +318,8 @@ class FactoredEncoder(_FactoredCodec, Encoder):
         x = self.stages[-1](x, here, memory)
         x = self.middle(x, here, memory)
         x = self.last(self.act(self.norm(x)), here, memory)
-        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]  # (b, width, *grid) -> (b, n, width)
+        # (b, width, *grid) -> (b, n, width)
+        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class FactoredDecoder(_FactoredCodec, Decoder):

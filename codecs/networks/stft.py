@@ -208,7 +208,7 @@ def mel_bank(
 
 
 class Precise(Network):
-    """Base class of networks that compute in float32 even under autocast; TorchScript knows no autocast."""
+    """Base class of networks that compute in float32 even under autocast, which TorchScript lacks."""
 
     @abstractmethod
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:

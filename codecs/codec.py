@@ -148,7 +148,7 @@ class Codec(nn.Module):
 
     @property
     def runs(self) -> bool:
-        """Whether unchanged tokens repeat, so that a run of them is coded once."""
+        """Whether a token that doesn't change repeats its code in the next step, for run-length coding."""
         return self.encoder.repeats
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:

@@ -32,7 +32,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """
     fits, found = _fit(value, hint)
     if not fits:
-        raise UserError(f"{key}: expected {_say(hint)}, got {value!r}")
+        raise UserError(f"{key}: expected {_name_type(hint)}, got {value!r}")
     return found
 
 
@@ -67,15 +67,15 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
     return True, value
 
 
-def _say(hint: Any) -> str:
+def _name_type(hint: Any) -> str:
     """Describe an annotation for an error message."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         simple = [option for option in options if option in WORDS or get_origin(option)]
-        return " or ".join(_say(option) for option in simple or options)
+        return " or ".join(_name_type(option) for option in simple or options)
     if origin is Literal:
         return " or ".join(repr(option) for option in options)
     if origin in LISTS:
         count = f"{len(options)} values" if origin is tuple and Ellipsis not in options else "a list"
-        return f"{count}, each {_say(options[0])}"
+        return f"{count}, each {_name_type(options[0])}"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -2,7 +2,7 @@
 
     OrderedLayout  ordered tokens of a whole image     codes (b, q, k)      a shorter code has fewer tokens
     BlockLayout    ordered tokens per block of a clip  codes (b, q, t, k)   a shorter code has fewer tokens
-    PlacedLayout   one token per step of a grid        codes (b, q, *grid)  a shorter code has fewer codebooks
+    GridLayout   one token per step of a grid        codes (b, q, *grid)  a shorter code has fewer codebooks
 
 Signals are first padded to whole steps. Here is a causal clip of 14 frames, with `downsample` 4 and `causal_pad` 3:
 
@@ -26,7 +26,7 @@ from varitok import UserError
 from .masking import prefix_mask
 from .padding import pad_to_grid
 
-__all__ = ["BlockLayout", "OrderedLayout", "PlacedLayout", "TokenLayout", "token_layout"]
+__all__ = ["BlockLayout", "OrderedLayout", "GridLayout", "TokenLayout", "token_layout"]
 
 STEPS = {1: "t", 2: "h w", 3: "t h w"}
 
@@ -219,7 +219,7 @@ class OrderedLayout(TokenLayout):
 
 
 class BlockLayout(TokenLayout):
-    """Ordered tokens for each block of a clip, a step of the first axis, with frames of the training size.
+    """Ordered tokens of clips: each block of frames, one step of the first axis, has its own. Frames have one size.
 
     The last axis of codes has the first block's number of tokens; later blocks may have fewer.
     """
@@ -284,7 +284,7 @@ class BlockLayout(TokenLayout):
         return {"frame_size": list(size[2:]), "later_tokens": self.later_tokens}
 
 
-class PlacedLayout(TokenLayout):
+class GridLayout(TokenLayout):
     """One token per step of a grid over a signal of any size; a shorter code has fewer codebooks."""
 
     ordered = False
@@ -364,7 +364,7 @@ def token_layout(
         later_tokens: Maximal number of tokens of a block after the first; equal to `tokens` if None.
     """
     if not tokens:
-        return PlacedLayout(downsample, causal_pad)
+        return GridLayout(downsample, causal_pad)
     if len(downsample) == 3:
         return BlockLayout(downsample, causal_pad, tokens, tokens if later_tokens is None else later_tokens)
     return OrderedLayout(downsample, tokens=tokens, later_tokens=tokens)

@@ -15,7 +15,7 @@ from varitok import UserError
 
 from ..bottlenecks.fsq import ResidualScalarQuantizer
 from ..codec import Codec
-from ..layout import PlacedLayout
+from ..layout import GridLayout
 from ..lengths.policy import LengthPolicy
 from ..networks.contract import Encoder
 from ..networks.nerv import NeRV
@@ -35,7 +35,7 @@ class _Trained(Encoder):
         raise NotImplementedError
 
 
-class _WeightLayout(PlacedLayout):
+class _WeightLayout(GridLayout):
     """Token layout with one token per weight, independent of the signal's size.
 
     Args:

@@ -38,7 +38,7 @@ def example_signals(codec: Codec, modality: Modality, config: Mapping[str, Any],
         if codec.layout.free_sides:
             config = {**config, "image_size": -(-SIDE // codec.downsample[-1]) * codec.downsample[-1]}
         dataset, _ = modality.dataset(config, files, SECONDS, SIDE)
-        signals = [normalize(dataset[0, index]) for index in range(len(files))]  # type: ignore[index]
+        signals = [normalize(dataset[0, index]) for index in range(len(files))]
         if modality.grid.startswith("t"):  # whole steps
             step, pad = codec.downsample[0], codec.layout.causal_pad
             most = [signal.shape[1] for signal in signals] + [size[1]] * (len(size) > 2)  # clips are large

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.codecs.layout import BlockLayout, OrderedLayout, PlacedLayout, TokenLayout, token_layout
+from varitok.codecs.layout import BlockLayout, OrderedLayout, GridLayout, TokenLayout, token_layout
 from varitok.codecs.masking import prefix_mask
 
 # Each with a size that a signal may have, and the shape of its codes of two codebooks, in a batch of three.
@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize(
 
 def test_what_an_encoder_says_makes_the_layout() -> None:
     assert [type(layout) for layout, *_ in (IMAGE, CLIP_OF_BLOCKS, SOUND, PICTURE, CLIP)] == [
-        OrderedLayout, BlockLayout, PlacedLayout, PlacedLayout, PlacedLayout,
+        OrderedLayout, BlockLayout, GridLayout, GridLayout, GridLayout,
     ]  # fmt: skip
     assert token_layout((4, 8, 8), tokens=6).later_tokens == 6
 

@@ -26,7 +26,7 @@ from varitok import UserError
 from .masking import prefix_mask
 from .padding import pad_to_grid
 
-__all__ = ["BlockLayout", "OrderedLayout", "GridLayout", "TokenLayout", "token_layout"]
+__all__ = ["BlockLayout", "GridLayout", "OrderedLayout", "TokenLayout", "token_layout"]
 
 STEPS = {1: "t", 2: "h w", 3: "t h w"}
 

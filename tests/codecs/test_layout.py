@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.codecs.layout import BlockLayout, OrderedLayout, GridLayout, TokenLayout, token_layout
+from varitok.codecs.layout import BlockLayout, GridLayout, OrderedLayout, TokenLayout, token_layout
 from varitok.codecs.masking import prefix_mask
 
 # Each with a size that a signal may have, and the shape of its codes of two codebooks, in a batch of three.

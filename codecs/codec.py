@@ -54,11 +54,16 @@ class Codec(nn.Module):
 
     Linear maps fit the bottleneck's width to those of the networks.
 
-    >>> image = torch.rand(2, 3, 32, 32) * 2 - 1
-    >>> codes = codec.encode(image)  # int64
-    >>> codes.shape  # (b, q, N)
-    torch.Size([2, 1, 16])
-    >>> codec.decode(codes[..., :4]).shape  # of the first 4 tokens
+    >>> import hydra
+    >>> from varitok.codecs.build import build_codec
+    >>> with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+    ...     config = hydra.compose("train", ["experiment=image/demo"])
+    >>> codec = build_codec(config).eval()
+    >>> images = torch.rand(2, 3, 32, 32) * 2 - 1
+    >>> codes = codec.encode(images)  # int64 (b, q, N)
+    >>> codes.shape
+    torch.Size([2, 1, 32])
+    >>> codec.decode(codes[..., :4]).shape  # from the first 4 tokens
     torch.Size([2, 3, 32, 32])
     >>> codec.bits(4)  # of each image
     48.0

@@ -82,7 +82,12 @@ def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":
 
 
 def load_torch(path: str | PathLike[str]) -> "FrozenCodec":
-    """Rebuild a bundle's codec as a torch module, from its configuration and weights; nothing in it is executed.
+    """Rebuild a bundle's codec as a torch module from its configuration and weights; no code of the bundle is run.
+
+    Example:
+        >>> codec = load_torch("image_tokenizer")
+        >>> codec.encode(torch.zeros(1, 3, 16, 16)).shape
+        torch.Size([1, 1, 6])
 
     Args:
         path: The bundle's folder, as `export=` wrote it.

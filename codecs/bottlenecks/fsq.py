@@ -62,6 +62,13 @@ class RoundingGrid(Grid):
 class FiniteScalarQuantizer(GridQuantizer):
     """Finite scalar quantization: rounding of each dimension, without a learned codebook (arXiv 2309.15505, section 3).
 
+    >>> bottleneck = FiniteScalarQuantizer([8, 5, 5, 5])
+    >>> codes = bottleneck.encode(torch.randn(2, 10, 4))  # (b, n, d) -> (b, q, n)
+    >>> codes.shape, bottleneck.codebook_sizes
+    (torch.Size([2, 1, 10]), (1000,))
+    >>> bottleneck.decode(codes).shape
+    torch.Size([2, 10, 4])
+
     Args:
         levels: Levels of each dimension, at least 3 (the gradient of the bound vanishes with 2); their product is
             the number of codes.

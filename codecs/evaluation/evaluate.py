@@ -30,6 +30,12 @@ def evaluate(
 ) -> Table:
     """Measure the quality and the bitrate of prefixes of codes.
 
+    >>> from varitok.data.batch import Sample, collate
+    >>> images = [torch.full((3, 32, 32), 20 * i, dtype=torch.uint8) for i in range(4)]
+    >>> table = evaluate(codec, [collate([Sample(image) for image in images])], keeps=[1, 8])
+    >>> [(row["k"], row["bytes"]) for row in table.rows]
+    [(1, 2.0), (8, 12.0)]
+
     Each batch is encoded once, and decoded at each kept number of tokens, if they are ordered, else of codebooks.
     Signals are rounded as in a file before they are compared. Under torch.distributed this is a collective: every
     process calls it with its own shard of the signals and gets the table of all.

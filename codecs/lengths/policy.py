@@ -176,6 +176,12 @@ class SampledLengths(NamedTuple):
 class LengthPolicy(nn.Module):
     """Sampler of the tokens and codebooks that a training sample keeps, with the mechanism that hides the rest.
 
+    >>> from varitok.codecs.lengths.distributions import LogUniform
+    >>> policy = LengthPolicy(LogUniform(), Zeros())
+    >>> lengths = policy.sample(3, 16).lengths  # of 3 samples, from 1 to 16 tokens
+    >>> policy.mechanism(torch.ones(3, 16, 4), lengths)[0].any(-1).sum(-1).equal(lengths)
+    True
+
     Args:
         distribution: Distribution of the number of tokens.
         mechanism: Hides dropped tokens. Dropped codebooks need no mechanism: they add nothing to the latents.

@@ -51,6 +51,16 @@ class Run(NamedTuple):
 def build_run(config: DictConfig, folder: Path) -> Run:
     """Build a run's trainer, module and data, in the order in which mistakes are found fastest.
 
+    >>> import hydra
+    >>> with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
+    ...     config = hydra.compose("train", ["experiment=image/demo", "updates=2", "export=none"])
+    >>> config.callbacks = {}  # neither samples nor evaluation
+    >>> config.trainer.enable_progress_bar = False
+    >>> run = build_run(config, Path("run"))
+    >>> run.trainer.fit(run.module, run.data)
+    >>> Path("run/checkpoints/last.ckpt").is_file()
+    True
+
     Args:
         config: The composed configuration (see configs/train.yaml).
         folder: The run's folder.

@@ -51,6 +51,10 @@ def export_bundle(
 
     An existing bundle is replaced only when the new one is complete.
 
+    >>> report = export_bundle(codec, "bundle", formats=["safetensors"])
+    >>> report["parity"]["model.safetensors"]["codes_equal"]
+    1.0
+
     Args:
         codec: Codec to export; it isn't changed.
         folder: Folder of the bundle.

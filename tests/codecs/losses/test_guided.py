@@ -282,7 +282,6 @@ def _file_run(folder: Path, term: str, *more: str) -> list[float]:
     words += [
         "data=audio_folder",
         f"data.root={folder / 'sounds'}",
-        "~data.val_length",
         "data.val_share=0.3",
         *QUIET,
         *more,

@@ -43,7 +43,7 @@ RUNS = {
     ],
     "sounds": [
         *(word for word in TINY_SOUND if not word.startswith(("data.", "callbacks.", "loader.", "updates="))),
-        *("data=audio_folder", "~data.val_length", "data.crop_tokens=2", *COMMON),
+        *("data=audio_folder", "data.crop_tokens=2", *COMMON),
     ],
 }
 

@@ -53,8 +53,8 @@ def build(config: Any, **extra: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        told = _explain(error, where)
-        raise told from (told.__cause__ or error.__cause__ or error)
+        message = _explain(error, where)
+        raise message from (message.__cause__ or error.__cause__ or error)
 
 
 def build_codec(config: DictConfig) -> Codec:
@@ -186,8 +186,8 @@ def _find(target: Any, where: str) -> Callable[..., Any]:
         found = getattr(found, part, None)
         if found is None:
             now = new_target(target)
-            told = "there is no such class or function" if now == target else f"is {now} now"
-            raise UserError(f"{where}._target_={target}: {told}")
+            message = "there is no such class or function" if now == target else f"is {now} now"
+            raise UserError(f"{where}._target_={target}: {message}")
     # Check the module that defines the object too: an allowed module may have imported it from elsewhere.
     if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
         raise UserError(f"{where}._target_={target}: not a class or function of {parts[0]}'s own")

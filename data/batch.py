@@ -118,7 +118,7 @@ class SignalDataset(Dataset[Tensor], ABC):
         """Return each signal's length along the first grid axis, 0 if unreadable; empty if lengths are unknown."""
         return ()
 
-    def kinds(self) -> Sequence[int]:
+    def bucket_ids(self) -> Sequence[int]:
         """Return the index into `shapes` of each signal."""
         return [0] * len(self)
 

@@ -40,7 +40,7 @@ class _Readable(Dataset[Sample]):
         dataset: Dataset whose items may raise `BadSample`.
         policy: How a sample that can't be read is handled.
         least: Minimum number of samples in a batch, whatever the policy; missing ones are replaced.
-        kinds: Bucket of each sample; a replacement is from the same bucket.
+        bucket_ids: Bucket of each sample; a replacement is from the same bucket.
         features: Precomputed features of the samples, by teacher.
         captions: Whether captions are read too.
     """
@@ -48,7 +48,7 @@ class _Readable(Dataset[Sample]):
     dataset: SignalDataset
     policy: Policy
     least: int = 0
-    kinds: Sequence[int] | None = None
+    bucket_ids: Sequence[int] | None = None
     features: Mapping[str, FeatureShards] = field(default_factory=dict)
     captions: bool = False
     workplaces: WorkerProgress = field(default_factory=WorkerProgress)
@@ -77,7 +77,7 @@ class _Readable(Dataset[Sample]):
         epoch, index = key
         bad: list[str] = []
         others = ((index + step) % len(self) for step in range(len(self)))
-        alike = (at for at in others if self.kinds is None or self.kinds[at] == self.kinds[index])
+        alike = (at for at in others if self.bucket_ids is None or self.bucket_ids[at] == self.bucket_ids[index])
         for at in islice(alike, self.TRIES if substitute else 1):
             self.workplaces.read(at)
             try:
@@ -112,7 +112,7 @@ class BadSampleCount:
         self.total = 0
         self._recent: deque[bool] = deque(maxlen=WINDOW)
 
-    def see(self, batch: Batch) -> None:
+    def add(self, batch: Batch) -> None:
         """Update the counts with a batch.
 
         Raises:
@@ -236,8 +236,8 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of the remaining batches of the run."""
         data = self.splits.train
-        kinds = data.kinds() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
-        readable = _Readable(data, self.policy, 1, kinds, self.features, self.captions)
+        bucket_ids = data.bucket_ids() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
+        readable = _Readable(data, self.policy, 1, bucket_ids, self.features, self.captions)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)
@@ -249,10 +249,10 @@ class DataModule(pl.LightningDataModule):
         sampler: Sampler[list[Key]]
         if self.sizes:
             sampler = LengthSampler(self.sizes, self.batch_size, self.bucket, self.budget, **form)
-        elif kinds is not None:
+        elif bucket_ids is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
             counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
-            sampler = BucketSampler(kinds, counts, **form)
+            sampler = BucketSampler(bucket_ids, counts, **form)
         else:
             sampler = UpdateBatchSampler(len(readable), self.batch_size, **form)
         return loader(readable, sampler, self.workers)
@@ -269,7 +269,7 @@ class DataModule(pl.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the unreadable samples of a batch."""
-        self.bad.see(batch)
+        self.bad.add(batch)
         return batch
 
     def teardown(self, stage: str) -> None:

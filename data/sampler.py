@@ -64,9 +64,9 @@ class UpdateBatchSampler(RunSampler):
         """Return batches of keys, from `start` on."""
         first = self.start * self.batch_size * self.world  # samples dealt before `start`
         epochs = (self.epoch(epoch) for epoch in count(first // self.length))
-        cards = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
+        indices = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
         for _ in range(self.start, self.batches):
-            yield list(islice(cards, self.batch_size))
+            yield list(islice(indices, self.batch_size))
 
 
 class AlikeSampler(RunSampler, ABC):
@@ -101,15 +101,15 @@ class BucketSampler(AlikeSampler):
     """A sampler of batches within buckets; the last batch of a bucket is completed with the bucket's first samples.
 
     Args:
-        kinds: Bucket index of each sample.
+        bucket_ids: Bucket index of each sample.
         batch_sizes: Samples per batch and process, for each bucket.
     """
 
-    kinds: Sequence[int]
+    bucket_ids: Sequence[int]
     batch_sizes: Sequence[int]
 
     def __post_init__(self) -> None:
-        of = torch.tensor(self.kinds)
+        of = torch.tensor(self.bucket_ids)
         self.groups = [(of == kind).nonzero().flatten() for kind in range(len(self.batch_sizes))]
         self.dealt = [size * self.world for size in self.batch_sizes]
 

@@ -78,10 +78,10 @@ class WorkerLoader(DataLoader[Sample]):
         try:
             yield from batches
         except RuntimeError as error:
-            told = self._explain(workers)
-            if told is None:
+            message = self._explain(workers)
+            if message is None:
                 raise
-            raise UserError(told) from error
+            raise UserError(message) from error
 
     def _explain(self, workers: list[Any]) -> str | None:
         """Return the message for a dead worker: its signal, its file, and a remedy; None if all are alive."""

@@ -74,8 +74,8 @@ class HaltingHead(nn.Module):
         """
         scale = error.detach().float().clamp(min=LEAST).log10()[:, None]
         angles = scale * self.frequencies
-        told = self.embed(torch.cat([scale, angles.sin(), angles.cos()], dim=1).to(self.embed.weight))
-        tokens = self.project(self.norm(latents.detach())) + self.positions + told[:, None]
+        target = self.embed(torch.cat([scale, angles.sin(), angles.cos()], dim=1).to(self.embed.weight))
+        tokens = self.project(self.norm(latents.detach())) + self.positions + target[:, None]
         logits: Tensor = self.out(self.transformer(tokens))[..., 0]
         return logits.float()
 

@@ -32,7 +32,7 @@ class Balancer(nn.Module):
         self.total = total
         self.decay = decay
 
-    def follow(self, names: Iterable[str]) -> None:
+    def track(self, names: Iterable[str]) -> None:
         """Create the EMA buffers of the named terms; a term's EMA starts at its first norm."""
         for name in names:
             self.register_buffer(f"norm_{name}", torch.zeros(()))

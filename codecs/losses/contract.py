@@ -88,7 +88,7 @@ class LossTerm(nn.Module):
     teacher: str | None = None
     at: Tap | None = None
 
-    def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
+    def bind(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
         """Build submodules whose shape depends on the codec and the teachers."""
 
     def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:

@@ -38,7 +38,7 @@ class _Projected(LossTerm):
         self.at: Tap = Tap(at, num_codebooks)
         self.dim = dim
 
-    def attend(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
+    def bind(self, codec: Codec, teachers: Mapping[str, Teacher]) -> None:
         """Build the projection to the teacher's channels.
 
         Raises:

@@ -71,21 +71,21 @@ class Objective(nn.Module):
         # Terms without a gradient at the reconstruction can't be balanced.
         self.beside = {name for name, term in self._terms.items() if term.at is not None}
         if balancer:
-            balancer.follow(
+            balancer.track(
                 [
                     *(name for name in self.weights if name not in self.beside),
                     *(adversarial.weights if adversarial else ()),
                 ]
             )
 
-    def attend(self, codec: Codec) -> None:
+    def bind(self, codec: Codec) -> None:
         """Build the submodules of terms that read the codec's features; freeze terms of weight 0.
 
         Raises:
             UserError: The codec has no such module.
         """
         for name, term in self._terms.items():
-            term.attend(codec, self.teachers.networks)
+            term.bind(codec, self.teachers.networks)
             term.requires_grad_(bool(self.weights[name]))
 
     @property

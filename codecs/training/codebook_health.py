@@ -85,7 +85,7 @@ class CodebookHealth:
         self.remedies = remedies(bottleneck) if self.codebook_sizes else []
         self.low = [0] * len(self.codebook_sizes)  # readings in a row
         self.last = [math.inf] * len(self.codebook_sizes)  # perplexities of the last reading
-        self.told: set[int] = set()
+        self.warned: set[int] = set()
         self._counts: CodeCounts | None = None
         self._positions: Tensor | int = 0
         self._signals = 0
@@ -141,7 +141,7 @@ class CodebookHealth:
 
     def state(self) -> dict[str, Any]:
         """Return the sums since the last reading, over all processes, and the history for the warning."""
-        state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.told)}
+        state: dict[str, Any] = {"low": self.low, "last": self.last, "told": sorted(self.warned)}
         if self._counts is not None:
             rows = self._counts.rows()
             state |= {"counts": gather_rows(rows).cpu(), "sizes": self._sizes()}
@@ -156,7 +156,7 @@ class CodebookHealth:
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
         """Restore a `state`; rank 0 gets all counts, since a reading sums over processes."""
-        self.low, self.last, self.told = list(state["low"]), list(state["last"]), set(state["told"])
+        self.low, self.last, self.warned = list(state["low"]), list(state["last"]), set(state["told"])
         if "counts" in state:
             self._counts, self._positions, self._signals = CodeCounts(self.codebook_sizes, device), 0, 0
             if process == 0:
@@ -174,8 +174,8 @@ class CodebookHealth:
             rises = perplexity > RISE * self.last[codebook]
             self.low[codebook] = self.low[codebook] + 1 if low and not rises else 0
             self.last[codebook] = perplexity
-            if self.low[codebook] >= PATIENCE and codebook not in self.told:
-                self.told.add(codebook)
+            if self.low[codebook] >= PATIENCE and codebook not in self.warned:
+                self.warned.add(codebook)
                 bits = math.log2(perplexity)
                 worth = f"codebook {codebook} is worth {perplexity:.1f} of {possible} entries ({bits:.2f} bits)"
                 fallen.setdefault(self.remedies[codebook], []).append(worth)

@@ -57,7 +57,7 @@ class Guard:
         self._taken = patience  # accepted updates since the last rollback
         self._sound: Tensor | None = None
 
-    def see(self, values: Tensor) -> None:
+    def check(self, values: Tensor) -> None:
         """Check whether latents or losses of this update are finite."""
         finite = values.detach().isfinite().all()
         self._sound = finite if self._sound is None else self._sound & finite
@@ -67,7 +67,7 @@ class Guard:
         latents, *rest = given
         if not (bottleneck.training and torch.is_grad_enabled()):
             return given
-        self.see(latents)
+        self.check(latents)
         return torch.where(latents.isfinite(), latents, 0), *rest
 
     def accepts(self, norm: Tensor) -> bool:

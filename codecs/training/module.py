@@ -54,7 +54,7 @@ class CodecTraining(Training):
     ) -> None:
         super().__init__("codec", codec, optimizer, **options)
         self.objective = objective
-        objective.attend(codec)
+        objective.bind(codec)
         if objective.adversarial:
             if discriminator_optimizer is None:
                 raise UserError("optim.discriminator is missing: the objective has an adversarial term")
@@ -102,7 +102,7 @@ class CodecTraining(Training):
             values["discriminator/grad_norm"] = self.step_discriminator(factor)
         guidance = self.objective.guidance(real, lengths, inside, batch.features, batch.captions)
         loss, terms = self.codec_loss(result, real, lengths, guidance)
-        self.guard.see(loss)
+        self.guard.check(loss)
         values |= terms
         if loss.requires_grad:  # false for a codec without trainable parameters (dMel), which is only measured
             self.learn(self.learning, loss)

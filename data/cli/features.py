@@ -89,7 +89,7 @@ def _extract_images(teacher: VisionTransformer, side: int, device: str, file: Fi
     longer = max(image.shape[1:]) / min(image.shape[1:])
     long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
     size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
-    values, pooled = teacher.see(teacher.resize(normalize(image)[None].to(device), size))
+    values, pooled = teacher.encode_frames(teacher.resize(normalize(image)[None].to(device), size))
     arrays = {"values": _to_half(values[0].permute(1, 2, 0))}  # (c, rows, columns) -> (rows, columns, c)
     if pooled is not None:
         arrays["pooled"] = _to_half(pooled[0])

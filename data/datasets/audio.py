@@ -59,19 +59,19 @@ class AudioDataset(FileDataset):
         with AudioFile(file, self.sample_rate, self.channels) as sound:
             return sound.length
 
-    def stretch(self, key: Key) -> tuple[int, int]:
+    def crop_range(self, key: Key) -> tuple[int, int]:
         """Return the first sample and the maximum length of the crop of `(epoch, index)` in its file.
 
         Raises:
             BadSample: The file can't be read.
         """
-        return self.draw_stretch(self.length(self.files[key[1]]), self.steps, sample_generator(self.seed, key))
+        return self.draw_crop(self.length(self.files[key[1]]), self.steps, sample_generator(self.seed, key))
 
     def __getitem__(self, key: Key) -> Tensor:
         """Return the crop of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
-            sound = file.read(*self.draw_stretch(file.length, self.steps, generator))
+            sound = file.read(*self.draw_crop(file.length, self.steps, generator))
         return self._vary(sound, generator) if self.train else sound
 
     def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:

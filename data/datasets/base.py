@@ -55,7 +55,7 @@ class FileDataset(SignalDataset):
         lengths = self.of_each(self.length)
         return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
 
-    def draw_stretch(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
+    def draw_crop(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
         """Return the first step of a crop, random in training, and its maximum length."""
         steps = length if steps is None else steps
         return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)

@@ -84,7 +84,7 @@ class _OfAudio(FeatureShards):
     dataset: AudioDataset
 
     def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
-        begin, count = self.dataset.stretch(key)
+        begin, count = self.dataset.crop_range(key)
         step = member.facts["step"] * self.dataset.sample_rate / member.facts["sample_rate"]
         first = min(int(begin // step), len(values) - 1)
         found = values[first : max(first + 1, -int(-(begin + count) // step))]

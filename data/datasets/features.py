@@ -48,9 +48,9 @@ class FeatureClips(SignalDataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def kinds(self) -> Sequence[int]:
+    def bucket_ids(self) -> Sequence[int]:
         """Return the index into `shapes` of each clip."""
-        return self.clips.kinds()
+        return self.clips.bucket_ids()
 
     def __getitem__(self, key: Key) -> Tensor:
         """Return the features of the clip of `(epoch, index)`: float32 `(c, t, rows, columns)`, mean 0 and variance 1.

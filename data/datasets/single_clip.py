@@ -12,11 +12,11 @@ from ..batch import BadSample, Key, SignalDataset, Splits
 from ..synthetic.video import Scenes
 from .video import PROTOCOL, VideoDataset
 
-__all__ = ["Stretches", "single_clip", "single_scene"]
+__all__ = ["Segments", "single_clip", "single_scene"]
 
 
 @dataclass(eq=False, repr=False)
-class Stretches(SignalDataset):
+class Segments(SignalDataset):
     """A dataset of consecutive segments of a clip, of equal length; an incomplete last one is dropped.
 
     Args:
@@ -71,4 +71,4 @@ def _splits(clip: Tensor, name: str, protocol: str) -> Splits:
         "dataset": f"one clip, {name}, trained on",
         "protocol": f"{frames} frames of {width} x {height}: {protocol}",
     }
-    return Splits(Stretches(clip, 1), Stretches(clip, frames), about)
+    return Splits(Segments(clip, 1), Segments(clip, frames), about)

@@ -69,7 +69,7 @@ class VideoDataset(FileDataset):
         """Return the number of frames of a file, at the output rate; see `FileDataset.length`."""
         return self._extent(file)[0]
 
-    def kinds(self) -> list[int]:
+    def bucket_ids(self) -> list[int]:
         """Return the index into `shapes` of each file; 0 if it can't be read."""
         return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
 
@@ -92,7 +92,7 @@ class VideoDataset(FileDataset):
             crop: Sequence[int] = (self.height, self.width)
             if self.shapes:
                 steps, *crop = self.shapes[shape_of(self.shapes, (video.length, video.height, video.width))]
-            start, frames = self.draw_stretch(video.length, steps, generator)
+            start, frames = self.draw_crop(video.length, steps, generator)
             scale = 1.0
             if self.train:
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))

@@ -304,13 +304,13 @@ class _FFmpeg:
         """
         if decoded.pts is None:
             return counted or 0
-        told = round(float((decoded.pts - begin) * self._stream.time_base) * self.rate)
+        timed = round(float((decoded.pts - begin) * self._stream.time_base) * self.rate)
         if counted is not None:
-            return counted if abs(told - counted) <= 2 * self._tick else told
-        if told and self._first is not None:  # all frames have one size, except the first, which may be shorter
-            whole = self._first + round((told - self._first) / decoded.samples) * decoded.samples
-            return whole if abs(whole - told) <= self._tick else told
-        return told
+            return counted if abs(timed - counted) <= 2 * self._tick else timed
+        if timed and self._first is not None:  # all frames have one size, except the first, which may be shorter
+            whole = self._first + round((timed - self._first) / decoded.samples) * decoded.samples
+            return whole if abs(whole - timed) <= self._tick else timed
+        return timed
 
     def close(self) -> None:
         """Close the file."""

@@ -47,8 +47,8 @@ def shards_in(folder: str) -> list[tuple[str, int]]:
     try:
         files, path = url_to_fs(folder)
         files.invalidate_cache()
-        told = files.ls(path, detail=True) if files.isdir(path) else []
-        found = {one["name"]: one["size"] for one in told if one["name"].endswith(SUFFIX)}
+        entries = files.ls(path, detail=True) if files.isdir(path) else []
+        found = {one["name"]: one["size"] for one in entries if one["name"].endswith(SUFFIX)}
         return [
             (files.unstrip_protocol(name), int(files.size(name) if size is None else size))
             for name, size in sorted(found.items())

@@ -46,29 +46,29 @@ def scan(stream: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]:
     with the size in its header. After a damaged header, the scan goes on at the next valid one. Memory is bounded
     whatever the headers claim.
     """
-    at, told = 0, dict[str, str]()
+    at, header = 0, dict[str, str]()
     while at + BLOCK <= length:
         stream.seek(at)
         info = read_header(stream.read(BLOCK))
         at += BLOCK
         if info is None:  # the end, or damage: drop the extended header of the lost member
-            told = {}
+            header = {}
             continue
         if info.type in ABOUT:
             if info.size > MOST_ABOUT:
                 continue
-            told |= _read_about(info.type, stream.read(info.size))
+            header |= _read_about(info.type, stream.read(info.size))
             at += info.size + len(padding_of(info.size))
             continue
-        size = int(told["size"]) if told.get("size", "").isdecimal() else info.size
+        size = int(header["size"]) if header.get("size", "").isdecimal() else info.size
         if size > MOST_BYTES:
-            told = {}
+            header = {}
             continue
         if info.type in tarfile.REGULAR_TYPES and not info.name.endswith("/"):
-            yield told.get("path", info.name), at, size
+            yield header.get("path", info.name), at, size
         has_content = info.type in tarfile.REGULAR_TYPES or info.type not in tarfile.SUPPORTED_TYPES
         at += (size + len(padding_of(size))) if has_content else 0
-        told = {}
+        header = {}
 
 
 def read_header(block: bytes) -> tarfile.TarInfo | None:

@@ -74,9 +74,9 @@ class AudioTransformer(Teacher):
             sounds, samples = self.prepare(sounds, valid)
         steps = (samples - self.window) // self.stride + 1
         if whole or self.masks:
-            values = self._hear(sounds, None if whole else samples)
+            values = self._run(sounds, None if whole else samples)
         else:
-            values = self._apart(sounds, samples, int(steps.max()))
+            values = self._run_by_length(sounds, samples, int(steps.max()))
         step = self.stride * self.sample_rate / self.rate
         return FeatureMap(values, (step,), None if whole else steps)
 
@@ -104,7 +104,7 @@ class AudioTransformer(Teacher):
         steps = valid // self.stride if self.bands else -(-valid // self.stride)
         return (steps.clamp(min=1) - 1) * self.stride + self.window
 
-    def _hear(self, sounds: Tensor, samples: Tensor | None) -> Tensor:
+    def _run(self, sounds: Tensor, samples: Tensor | None) -> Tensor:
         """Run the network on waveforms `(b, m)` with `samples` valid samples, None for all: features `(b, c, n)`."""
         given, counts = sounds, samples
         if self.bands:
@@ -114,13 +114,13 @@ class AudioTransformer(Teacher):
         output = self.network(given, attention_mask=mask, output_hidden_states=True)
         return layer_of(output, self.layer).transpose(1, 2).float()  # (b, n, c) -> (b, c, n)
 
-    def _apart(self, sounds: Tensor, samples: Tensor, most: int) -> Tensor:
+    def _run_by_length(self, sounds: Tensor, samples: Tensor, most: int) -> Tensor:
         """Run the network on the waveforms of each length separately, without padding: features `(b, c, most)`."""
         values = sounds.new_zeros(len(sounds), self.channels, most)
         for count in sorted(set(samples.tolist())):
             alike = (samples == count).nonzero()[:, 0]
-            heard = self._hear(sounds[alike, :count], None)
-            values = values.index_copy(0, alike, functional.pad(heard, (0, most - heard.shape[2])))
+            part = self._run(sounds[alike, :count], None)
+            values = values.index_copy(0, alike, functional.pad(part, (0, most - part.shape[2])))
         return values
 
     def mel(self, sounds: Tensor, samples: Tensor | None = None) -> Tensor:

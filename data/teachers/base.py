@@ -88,13 +88,15 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
         raise UserError("a teacher needs the package transformers; pip install 'varitok[teachers]'") from error
     renamed = {"key_mapping": {"^" + re.escape(prefix): ""}} if prefix else {}
     try:
-        found, told = AutoModel.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **renamed)
+        found, loading = AutoModel.from_pretrained(
+            str(path), local_files_only=True, output_loading_info=True, **renamed
+        )
         about = path / "preprocessor_config.json"
         read = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     except Exception as error:  # OSError, ValueError and errors of safetensors
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: transformers can't read it ({first})") from error
-    return Pretrained(found, path, read, sorted(told["missing_keys"]))
+    return Pretrained(found, path, read, sorted(loading["missing_keys"]))
 
 
 def check_layer(layer: Layer, network: Any) -> Layer:

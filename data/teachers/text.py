@@ -69,8 +69,8 @@ class TextTransformer(Teacher):
         wanted = {"input_ids"} if self.filled else {"input_ids", "attention_mask"} & self.known
         given = {name: values.to(device) for name, values in texts.items() if name in wanted}
         vectors: Tensor = self.network.get_text_features(**given).pooler_output.float()
-        told = torch.tensor([bool(caption) for caption in captions], device=vectors.device)
-        vectors = torch.where(told[:, None], vectors, 0.0)
+        has_caption = torch.tensor([bool(caption) for caption in captions], device=vectors.device)
+        vectors = torch.where(has_caption[:, None], vectors, 0.0)
         return FeatureMap(vectors, (), pooled=vectors)
 
 

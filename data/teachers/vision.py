@@ -35,7 +35,7 @@ class FrameTeacher(Teacher):
     mode: str = "bilinear"
 
     @abstractmethod
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    def encode_frames(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute features `(n, c, h / patch, w / patch)` and pooled `(n, d)` of frames `(n, 3, h, w)` in [-1, 1]."""
 
     def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,7 +61,7 @@ class FrameTeacher(Teacher):
                 f"{columns} x {rows} pixels aren't multiples of the teacher's patch, {self.patch}; give the data"
                 " another image_size, or the teacher a size"
             )
-        values, pooled = self.see(frames)
+        values, pooled = self.encode_frames(frames)
         steps = tuple(side / count for side, count in zip(sides, values.shape[2:], strict=True))
         if not clips:
             return FeatureMap(values, steps, pooled=pooled)
@@ -100,8 +100,8 @@ class RandomTeacher(FrameTeacher):
             for narrow, wide in pairwise(widths)
         ).requires_grad_(False)
 
-    def see(self, frames: Tensor) -> tuple[Tensor, None]:
-        """Compute the features of frames; see `FrameTeacher.see`."""
+    def encode_frames(self, frames: Tensor) -> tuple[Tensor, None]:
+        """Compute the features of frames; see `FrameTeacher.encode_frames`."""
         x = frames
         for level, weight in enumerate(self.weights):
             # With zero padding, the border would be the strongest feature.
@@ -179,8 +179,8 @@ class VisionTransformer(FrameTeacher):
         """Normalize frames in [-1, 1] with the mean and standard deviation of the training pixels."""
         return ((frames + 1) / 2 - self.mean) / self.deviation
 
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute the features of frames; see `FrameTeacher.see`."""
+    def encode_frames(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the features of frames; see `FrameTeacher.encode_frames`."""
         output = self.network(pixel_values=self.pixels(frames), output_hidden_states=True, **self.options)
         hidden = layer_of(output, self.layer)
         rows, columns = frames.shape[2] // self.patch, frames.shape[3] // self.patch

@@ -44,7 +44,7 @@ def compare(
     modality: Modality,
     metrics: Sequence[str],
     coding: str | None = None,
-    recognises: Callable[[Tensor], Tensor] | None = None,
+    recognizes: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Row]:
     """Encode and decode every signal with every codec and setting, and measure the reconstructions.
 
@@ -55,7 +55,7 @@ def compare(
         modality: Modality of the bundle.
         metrics: Names of the modality's metrics, all of single signals.
         coding: Coding of the bundle's codes; None for that of `varitok encode`.
-        recognises: Classifies images; the right class is an item's label, or else the class of the original.
+        recognizes: Classifies images; the right class is an item's label, or else the class of the original.
 
     Returns:
         A row for each codec and setting, by ascending size: means over signals, and rates over all signals together.
@@ -67,13 +67,13 @@ def compare(
         normal = normalize(signal[None])
         real, lengths = modality.as_written(normal), torch.tensor([signal.shape[1]])
         amount, count = amount + modality.amount(real, lengths), count + 1
-        wanted = None if recognises is None else int(recognises(real)) if label is None else label
+        wanted = None if recognizes is None else int(recognizes(real)) if label is None else label
         for name, setting, coded in _all(codec, normal, real[0], classics, modality, coding):
             back = coded.back[None]
             values = {column: float(getattr(coded, account)) for account, column in ACCOUNTS.items()}
             values |= {metric: float(call(back, real, lengths)) for metric, call in comparisons.items()}
-            if recognises is not None:
-                values["accuracy"] = float(int(recognises(back)) == wanted)
+            if recognizes is not None:
+                values["accuracy"] = float(int(recognizes(back)) == wanted)
             found.setdefault((name, setting), []).append(values)
     rows: list[Row] = []
     for (name, setting), measured in found.items():

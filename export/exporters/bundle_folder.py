@@ -68,7 +68,7 @@ def describe(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tens
 
 def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
     """Write export.json, after all other files; return its contents, with `parity`, `files` and `versions`."""
-    told = {
+    contents = {
         "format_version": FORMAT_VERSION,
         "parity": {name: result._asdict() for name, result in parity.items()},
         "files": _files(folder, folder),
@@ -76,15 +76,15 @@ def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},
         "opset": OPSET,
     }
-    write_json(folder / "export.json", told)
-    return told
+    write_json(folder / "export.json", contents)
+    return contents
 
 
 def add(folder: Path, name: str) -> None:
     """Update export.json with the files that a subfolder of the bundle has now."""
-    told = read_json(folder / "export.json")
-    others = {key: value for key, value in told["files"].items() if not key.startswith(f"{name}/")}
-    write_json(folder / "export.json", told | {"files": others | _files(folder, folder / name)})
+    contents = read_json(folder / "export.json")
+    others = {key: value for key, value in contents["files"].items() if not key.startswith(f"{name}/")}
+    write_json(folder / "export.json", contents | {"files": others | _files(folder, folder / name)})
 
 
 def _files(folder: Path, part: Path) -> dict[str, dict[str, Any]]:

@@ -163,8 +163,8 @@ def _bundle(path: Path, source: Source) -> Subject:
     if bad := min(source.most, len(mine)) - len(shown):
         header["unreadable files left out"] = str(bad)
     table = evaluate(codec, (collate([Sample(signal)]) for _, signal in shown), header=header)
-    told = read_json(path / "export.json")
-    sizes = {name: f"{file['bytes']:,} bytes" for name, file in told["files"].items()}
+    export = read_json(path / "export.json")
+    sizes = {name: f"{file['bytes']:,} bytes" for name, file in export["files"].items()}
     resolved = path.resolve()
     return Subject(
         name="/".join(resolved.parts[-2:]) if resolved.name == "bundle" else resolved.name,

@@ -141,7 +141,7 @@ def _verify(folder: Path) -> None:
     files = read_json(folder / "export.json").get("files")
     if not isinstance(files, dict) or "config.json" not in files:
         raise UserError(f"{folder}: not a bundle of varitok")
-    for name, told in files.items():
-        path, known = folder / name, told.get("sha256") if isinstance(told, dict) else None
+    for name, entry in files.items():
+        path, known = folder / name, entry.get("sha256") if isinstance(entry, dict) else None
         if path.is_file() and folder.resolve() in path.resolve().parents and sha256(path) != known:
             raise UserError(f"{path}: differs from its checksum; download the bundle again")

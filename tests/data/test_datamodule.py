@@ -91,7 +91,7 @@ def test_a_policy_says_what_comes_in_the_place_of_a_bad_sample():
 def test_what_was_counted_is_remembered():
     count, other = BadSampleCount(0.5), BadSampleCount(0.5)
     for _ in range(3):
-        count.see(_batch(8, ["a: broken", "b: broken"]))
+        count.add(_batch(8, ["a: broken", "b: broken"]))
     other.restore(count.state(), 0, torch.device("cpu"))
     assert other.state() == count.state() and other.total == 6
     other.restore(count.state(), 1, torch.device("cpu"))  # there was no such process
@@ -106,7 +106,7 @@ def _batch(good, bad):
 def test_bad_files_are_named_once_and_counted(caplog):
     count = BadSampleCount(0.5)
     for _ in range(3):
-        count.see(_batch(8, ["a: broken", "b: broken"]))
+        count.add(_batch(8, ["a: broken", "b: broken"]))
     assert caplog.text.count("skipped a: broken") == 1
     assert count.summary() == "2 unreadable files were skipped, 6 times"
 
@@ -114,10 +114,10 @@ def test_bad_files_are_named_once_and_counted(caplog):
 def test_too_large_a_share_ends_the_run():
     count = BadSampleCount(0.002)  # two of a thousand
     for _ in range(12):
-        count.see(_batch(4, []))
-    count.see(_batch(2, ["z: broken", "y: broken"]))  # and these may be among the first
+        count.add(_batch(4, []))
+    count.add(_batch(2, ["z: broken", "y: broken"]))  # and these may be among the first
     with pytest.raises(UserError, match=r"5\.5% of the last 55 files .*max_bad_share=0\.002; the last: x: broken"):
-        count.see(_batch(2, ["x: broken"]))
+        count.add(_batch(2, ["x: broken"]))
 
 
 def test_a_sample_counts_once_however_many_files_were_tried_in_its_place():

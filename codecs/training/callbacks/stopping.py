@@ -45,7 +45,7 @@ class Stopping(pl.Callback):
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self.heard = 0
+        self.received = 0
         self.listening: list[int] = []
         self.agreed: Tensor | None = None
 
@@ -55,12 +55,12 @@ class Stopping(pl.Callback):
             return
         self.listening = SIGNALS
         for number in SIGNALS:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._receive)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.heard and number == signal.SIGINT:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.heard = number
+        self.received = number
         if number == signal.SIGINT:
             _log.warning("stopping after this update, with everything saved; press Ctrl-C again to stop at once")
 
@@ -103,17 +103,17 @@ class Stopping(pl.Callback):
     def _agree(self, device: torch.device) -> int:
         """Return the signal that any process has received, the same on all; 0 if none."""
         if world_size() == 1:
-            return self.heard
+            return self.received
         found = 0 if self.agreed is None else int(self.agreed)
-        self.agreed = torch.tensor(self.heard, device=device)
+        self.agreed = torch.tensor(self.received, device=device)
         dist.all_reduce(self.agreed, dist.ReduceOp.MAX)
         return found
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the signal handlers, and raise a signal that arrived after the last update's check."""
         self._restore()
-        if self.heard:
-            signal.raise_signal(self.heard)
+        if self.received:
+            signal.raise_signal(self.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore the signal handlers."""

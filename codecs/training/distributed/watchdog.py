@@ -140,8 +140,8 @@ class Watchdog(pl.Callback):
     def _end(self, gone: Mapping[int, tuple[int, str]]) -> None:
         """End this process; the lowest remaining rank logs why."""
         if self.rank == min(set(range(self.world)) - set(gone)):
-            told = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))
-            _log.error("%s: the others end too; start the run again to resume from its last checkpoint", told)
+            text = "; ".join(f"process {rank} of {self.world} {how}" for rank, (_, how) in sorted(gone.items()))
+            _log.error("%s: the others end too; start the run again to resume from its last checkpoint", text)
         for rank in gone:
             word, _, number, host = self.words[rank][0].split(maxsplit=3)
             if word == "alive" and host == socket.gethostname():

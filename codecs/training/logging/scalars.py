@@ -52,7 +52,7 @@ class Appended:
     def append(self, record: bytes) -> None:
         """Append the buffered records and a new one."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        told, self.waiting = bool(self.waiting), self.waiting + record
+        was_waiting, self.waiting = bool(self.waiting), self.waiting + record
         try:
             with self.path.open("ab") as file:
                 file.write(self.waiting if size else self.head + self.waiting)
@@ -60,7 +60,7 @@ class Appended:
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, size)
-            if not told:
+            if not was_waiting:
                 _log.warning("%s: can't be written (%s); rows are kept until there is room", self.path, error.strerror)
 
 

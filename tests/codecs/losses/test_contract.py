@@ -83,7 +83,7 @@ def test_a_guided_term_reaches_the_codec_and_passes_over_padding(name: str) -> N
     term, codec = build(config), clip_codec()
     assert isinstance(term, LossTerm) and not isinstance(term, SignalTerm)
     objective = Objective({"one": {"weight": 1.0, "module": term}}, teachers={"random": RandomTeacher(6, 4)})
-    objective.attend(codec)
+    objective.bind(codec)
     real, lengths = torch.rand(2, 3, 5, 16, 16) * 2 - 1, torch.tensor([5, 1])
     real[1, :, 1:] = 0
 

@@ -52,7 +52,7 @@ def objective(teacher, codec, *, balancer=None, weights=None, **terms):
         balancer=balancer,
         teachers={"t": teacher},
     )
-    made.attend(codec)
+    made.bind(codec)
     return made
 
 

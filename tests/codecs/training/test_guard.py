@@ -115,7 +115,7 @@ def test_a_discriminator_does_not_learn_from_it(tmp_path):
 
 def test_averages_of_losses_pass_over_what_is_not_finite():
     balancer = Balancer(decay=0.5)
-    balancer.follow(["l1"])
+    balancer.track(["l1"])
     signal = torch.ones(2, 3, requires_grad=True)
     for factor in (1.0, float("nan"), 1.0):
         balancer({"l1": (factor * signal).abs().mean()}, {"l1": 1.0}, signal)

@@ -68,7 +68,7 @@ def test_stretches_are_cut_where_the_sounds_are(corpus):
     for epoch in range(6):
         for index in range(len(data)):
             signal, found = data[epoch, index], shards[epoch, index]
-            begin, count = data.stretch((epoch, index))
+            begin, count = data.crop_range((epoch, index))
             starts.add(begin)
             assert signal.shape[1] == count
             whole = teacher(plain[0, index][None])

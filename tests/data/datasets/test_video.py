@@ -109,8 +109,8 @@ def shaped(tmp_path_factory):
 def test_each_file_has_the_shape_most_like_it(shaped):
     train = video_folder(shaped, **FORM, buckets=BUCKETS).train
     assert train.shapes == [(5, 16, 16), (1, 16, 32), (9, 16, 32), (1, 32, 16)]
-    assert train.kinds() == [2, 1, 0, 3, 1, 0]
-    assert [train[0, index].shape[1:] for index in range(5)] == [train.shapes[kind] for kind in train.kinds()[:5]]
+    assert train.bucket_ids() == [2, 1, 0, 3, 1, 0]
+    assert [train[0, index].shape[1:] for index in range(5)] == [train.shapes[kind] for kind in train.bucket_ids()[:5]]
 
 
 def test_a_budget_of_pixels_makes_batches_of_shapes(shaped):

@@ -76,7 +76,7 @@ def test_sizes_need_no_file(tmp_path: Path) -> None:
         assert data.sizes() == known  # type: ignore[attr-defined]
         assert all(known)
     data.shapes = [(3, 8, 16), (9, 16, 8)]
-    assert len(data.kinds()) == len(known)
+    assert len(data.bucket_ids()) == len(known)
 
 
 def test_a_mix_takes_folders_and_shards(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from varitok.data.batch import Batch, Splits, normalize
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageDataset
 
+DEFAULT = ["experiment=image/one_d_piece_64", "data=dead_leaves"]
 WARM_UP = 3  # untimed steps of each round
 
 
@@ -111,7 +112,7 @@ def loader_rate(run: Run, batches: int) -> float:
 def main() -> None:
     """Run the comparison and write its CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides; experiment=image/one_d_piece_64 by default")
+    parser.add_argument("overrides", nargs="*", help=f"Hydra overrides; {' '.join(DEFAULT)} by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path)
@@ -119,7 +120,7 @@ def main() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    overrides = options.overrides or ["experiment=image/one_d_piece_64"]
+    overrides = options.overrides or DEFAULT
     with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
         config = hydra.compose("train", [*overrides, "trainer.enable_progress_bar=false"])
     timed = config.copy()

@@ -380,7 +380,8 @@ def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_wandbs_agent_runs_a_trial_and_the_same_trial_again(tmp_path):
     """Its environment, its words: a folder of its own, a run of its name; a preempted one continues there."""
-    words = [*as_agent(ROOT / "configs/sweep/image_rate.yaml"), "debug=one_batch", "export=none", "data.val_length=2"]
+    words = [*as_agent(ROOT / "configs/sweep/image_rate.yaml"), "debug=one_batch", "export=none"]
+    words += ["data=dead_leaves", "data.val_length=2"]
     names = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "trial7", "WANDB_MODE": "offline"}
     for _ in range(2):
         done = subprocess.run(

@@ -26,8 +26,7 @@ class Image(Modality):
     """Images `(b, c, h, w)`, compared as 8-bit pixels."""
 
     name = "image"
-    noun = kind = "image"
-    file_noun = "picture"
+    noun = kind = file_noun = "image"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     examples: ClassVar[tuple[str, ...]] = ("photos/0075.webp", "photos/0632.webp")
     grid = "h w"

@@ -40,7 +40,7 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
         found += sorted(path.rglob("*")) if path.is_dir() else [path]
     mine = list(dict.fromkeys(path for path in found if path.suffix.lower() in suffixes and path.is_file()))
     if not mine:
-        none = f"none of {option} is a {what} ({' '.join(suffixes)})"
+        none = f"{option} has no {what}s ({' '.join(suffixes)})"
         ask = none if paths else f"give some {what}s with {option}"
         raise UserError(f"{bundle.folder}: a bundle needs files to run on; {ask}")
     return mine

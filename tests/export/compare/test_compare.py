@@ -115,13 +115,13 @@ def test_mistakes_are_one_line(exported, photos, tmp_path, capsys):
     folder, out = exported[1], ["--out", tmp_path / "out"]
     for words, message in [
         (["--data", tmp_path / "gone"], "no such file or folder"),
-        (["--data", tmp_path / "no.onnx"], "none of --data is a picture"),
+        (["--data", tmp_path / "no.onnx"], "--data has no images"),
         (["--data", photos, "--codecs", "jpg"], "--codecs jpg: not known; did you mean jpeg?"),
         (["--data", photos, "--metrics", "nice"], "nice"),
         (["--data", photos, "--classes", photos / "red"], "give a folder for each class"),
         (["--data", photos, "--classifier", tmp_path / "no.onnx"], "ONNX Runtime can't read it"),
         (["--data", photos, "--limit", 0], "--limit"),
-        (["--data", tmp_path / "bad"], "no picture could be read; the first that failed"),
+        (["--data", tmp_path / "bad"], "no image could be read; the first that failed"),
     ]:
         with pytest.raises(SystemExit) as left:
             main([*map(str, ["compare", folder, *words, *out])])

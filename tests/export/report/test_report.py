@@ -188,7 +188,7 @@ def test_a_bundle_is_shown_on_files(exported, tmp_path):
     found = Page(tmp_path / "b.html")
     media = found.media["subject-0"]
     assert len(media["samples"]) == 2 and [rung["name"] for rung in media["rungs"]][-1] == f"{codec.tokens} tokens"
-    assert any("2 of 3 pictures" in text for text in found.text) and "unreadable files left out" in found.text
+    assert any("2 of 3 images" in text for text in found.text) and "unreadable files left out" in found.text
     assert not any("onerror" in one for one in found.all("img")) and hostile in found.text
 
 
@@ -248,8 +248,8 @@ def test_mistakes_end_in_one_line(runs, exported, tmp_path):
         ([folders["logged"]], "not the log of a run"),
         ([folders["edited"]], "not an evaluation of this run's codec"),
         ([folders["torn"], "--files", picture], "altered since it was exported"),
-        ([bundle], "give some pictures with --files"),
-        ([bundle, "--files", folders["noise"] / "words.txt"], "none of --files is a picture"),
+        ([bundle], "give some images with --files"),
+        ([bundle, "--files", folders["noise"] / "words.txt"], "--files has no images"),
         ([bundle, "--files", folders["noise"]], "none of the validation signals"),
         ([bundle, "--files", "nowhere.png"], "no such file or folder"),
         ([image, "--classic", image / "evaluation/evaluation.csv"], "no table of classical codecs"),

@@ -339,7 +339,7 @@ class GridLayout(TokenLayout):
         return max(1, num_codebooks)
 
     def count_kept(self, tokens: int, keep: int) -> tuple[int, int | None]:
-        """Return all tokens, and `keep` codebooks."""
+        """Return the kept numbers of tokens and codebooks: all tokens, and `keep` codebooks."""
         return tokens, keep
 
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:

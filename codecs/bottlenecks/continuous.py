@@ -14,7 +14,7 @@ __all__ = ["Autoencoder", "KLBottleneck"]
 
 
 class _FrozenLatents(nn.Module):
-    """Export form: float32 channels `(b, d, n)` in the place of codes."""
+    """Export form: float32 channels `(b, d, n)` instead of codes."""
 
     def __init__(self, moments: nn.Module, bound: str) -> None:
         super().__init__()

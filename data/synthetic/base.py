@@ -16,7 +16,7 @@ __all__ = ["SyntheticDataset"]
 
 @dataclass(eq=False, repr=False)
 class SyntheticDataset(SignalDataset):
-    """A dataset of generated signals, without limit.
+    """A dataset of signals that are generated on access.
 
     Args:
         length: Signals per epoch.

@@ -94,22 +94,27 @@ def as_agent(path, runs=()):
     return agent.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
 
 
+def synthetic(path):
+    """Return overrides for data without files."""
+    return ["data=dead_leaves"] if path.stem.startswith("image") else []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_wandbs_and_ours(path):
     assert not sweeps.schema_violations_from_proposed_config(agent.load_sweep_config(str(path)))
     found = read_sweep(path)
     assert found.fixed["logger"] == "wandb" and len(found.space) >= 3
-    check(composed(*as_agent(path)))
+    check(composed(*as_agent(path), *synthetic(path)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     drawn = found.words(optuna.create_study().ask(found.space).params)
-    check(composed(*(f"{key}={value}" for key, value in (found.fixed | drawn).items())))
+    check(composed(*(f"{key}={value}" for key, value in (found.fixed | drawn).items()), *synthetic(path)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_files_metric_is_logged(path, tmp_path):
     small = ["debug=one_batch", "export=none", "callbacks.samples=null", "data.val_length=2", "trainer.accelerator=cpu"]
-    words = [word for word in as_agent(path) if not word.startswith("logger=")]
+    words = [word for word in as_agent(path) if not word.startswith("logger=")] + synthetic(path)
     run = build_run(composed(*words, *small, "trainer.enable_progress_bar=false"), tmp_path)
     run.trainer.fit(run.module, run.data)
     assert read_sweep(path).metric in read_scalars(tmp_path / "metrics.csv")

@@ -24,8 +24,8 @@ from ..decoding.audio import SUFFIXES as SOUND_SUFFIXES
 from ..decoding.audio import decode_audio
 from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
 from ..decoding.images import decode_image
-from ..storage.listing import list_files
-from ..storage.members import File, Member
+from ..storage.listing import list_splits, name_in, split_folders
+from ..storage.members import File
 from ..storage.shard_writer import ShardWriter
 from ..teachers.audio import AudioTransformer
 from ..teachers.vision import VisionTransformer
@@ -114,10 +114,11 @@ def main(words: Sequence[str]) -> None:
     else:
         teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (SOUND_SUFFIXES, "audio file")
     folder = Path(options.folder)
-    folder = folder / "train" if (folder / "train").is_dir() and (folder / "val").is_dir() else folder
-    found = {str(file): file for part in ("train", "val") for file in list_files(folder, part, 0.05, *kind)}
+    parts = split_folders(folder) if folder.is_dir() else None
+    folder = folder / parts[0] if parts else folder
+    found = {str(file): file for files in list_splits(folder, 0.05, *kind) for file in files}
     files = [found[name] for name in sorted(found)]
-    names = [file.name if isinstance(file, Member) else file.relative_to(folder).as_posix() for file in files]
+    names = [name_in(folder, file) for file in files]
     print(json.dumps(write_features(files, names, teacher, options.out, side=options.side, device=options.device)))
 
 

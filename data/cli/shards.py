@@ -12,9 +12,11 @@ from varitok import UserError, progress
 
 from ..decoding.headers import KINDS, probe
 from ..storage.captions import SUFFIX, caption_of
+from ..storage.folders import describe_skipped, find_files
+from ..storage.listing import require_undivided, split_folders
 from ..storage.members import Member
 from ..storage.shard_index import index_shard
-from ..storage.shard_reader import shards_in
+from ..storage.shard_reader import shards_in, subfolders
 from ..storage.shard_writer import ShardWriter
 
 __all__ = ["main"]
@@ -35,7 +37,8 @@ def main(words: Sequence[str]) -> None:
     for bad in about["bad"]:
         print(f"can't be read: {bad}")
     counts = ", ".join(f"{about[name]:,} {name}" for name in NAMES if about[name])
-    print(f"{about['out']}: {counts or 'nothing'} in {about['shards']} shards of {about['bytes'] / 1e6:.1f} MB in all")
+    packed = f"{counts or 'nothing'} in {about['shards']} shards of {about['bytes'] / 1e6:.1f} MB in all"
+    print(f"{about['out']}: {packed}{describe_skipped(about['skipped'])}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,27 +59,33 @@ def _parser() -> argparse.ArgumentParser:
 def _pack(options: argparse.Namespace) -> dict[str, Any]:
     """Pack the files of a folder into shards, and return a summary."""
     size, folder = _bytes(options.size), options.folder
-    parts = [part for part in ("train", "val") if (folder / part).is_dir()]
-    files = [(part, path) for part in (parts if len(parts) == 2 else [""]) for path in _files(folder / part)]
+    parts = split_folders(folder)
+    listed = [(part, find_files(folder / part, KINDS)) for part in parts or [""]]
+    files = [(part, path) for part, found in listed for path in found.files]
+    skipped = sum((found.skipped for _, found in listed), Counter[str]())
     if not files:
-        raise UserError(f"{folder}: no image, audio or video file in this folder")
-    found = []
+        raise UserError(f"{folder}: no image, audio or video file in this folder{describe_skipped(skipped)}")
+    if not parts:
+        require_undivided(folder, (path.relative_to(folder).as_posix() for _, path in files))
+    packed = []
     with ShardWriter(options.out, size) as shards:
         for (part, path), name in progress(zip(files, _names(files, folder), strict=True), len(files), "files"):
-            caption = caption_of(path)
-            facts = {**probe(path), **({"caption": caption} if caption else {})}
-            found.append((str(path), facts))
+            source, caption = path.relative_to(folder / part).as_posix(), caption_of(path)
+            renamed = {"source": source} if source != name else {}
+            facts = {**probe(path), **renamed, **({"caption": caption} if caption else {})}
+            packed.append((str(path), facts))
             if "bad" in facts and options.drop_bad:
                 continue
             shards.write(name, path, facts, part)
             if caption:
                 shards.write(str(PurePosixPath(name).with_suffix(SUFFIX)), caption.encode(), part=part)
-    return _about(options.out, shards.shards, shards.bytes, found)
+    del skipped[SUFFIX]  # captions
+    return _about(options.out, shards.shards, shards.bytes, packed, skipped)
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """Index the shards in a folder and in its `train` and `val`, and return a summary."""
-    shards = [shard for part in ("", "train", "val") for shard in shards_in(str(folder / part))]
+    """Index the shards in a folder and in its subfolders, and return a summary."""
+    shards = [shard for part in ("", *subfolders(str(folder))) for shard in shards_in(str(folder / part))]
     if not shards:
         raise UserError(f"{folder}: no shards (*.tar) in this folder; give --out SHARDS to pack its files")
     found = []
@@ -89,11 +98,13 @@ def _index(folder: Path) -> dict[str, Any]:
 
     for shard, _ in progress(shards, len(shards), "shards"):
         index_shard(shard, look)
-    return _about(folder, len(shards), sum(size for _, size in shards), found)
+    return _about(folder, len(shards), sum(size for _, size in shards), found, {})
 
 
-def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Summarize the packed or indexed files: counts, durations in seconds, unreadable files."""
+def _about(
+    out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping[str, Any]]], skipped: Mapping[str, int]
+) -> dict[str, Any]:
+    """Summarize the packed or indexed files: counts, durations in seconds, skipped and unreadable files."""
     counts = Counter[str]()
     bad: list[str] = []
     for name, facts in found:
@@ -109,11 +120,8 @@ def _about(out: Path, shards: int, size: int, found: Iterable[tuple[str, Mapping
         else:
             counts["images" if "width" in facts else "others"] += 1
     names = (*NAMES, "sound_seconds", "clip_seconds")
-    return {"out": str(out), "shards": shards, "bytes": size, **{name: counts[name] for name in names}, "bad": bad}
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+    numbers = {name: counts[name] for name in names}
+    return {"out": str(out), "shards": shards, "bytes": size, **numbers, "skipped": skipped, "bad": bad}
 
 
 def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from varitok import UserError, require_min
 
 from ..batch import Key, Splits, sample_generator
 from ..decoding.audio import SUFFIXES, AudioFile, resampled_length
-from ..storage.listing import list_files
+from ..storage.listing import list_splits
 from ..storage.members import File, Member
 from .base import FileDataset, download_or_raise, takes
 from .mixture import mix
@@ -150,8 +150,8 @@ def splits_of(
 
 @takes(splits_of)
 def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Build both splits of a folder of audio files or shards; see `list_files` and `splits_of`."""
-    train, val = (list_files(root, split, val_share, SUFFIXES, "audio file") for split in ("train", "val"))
+    """Build both splits of a folder of audio files or shards; see `list_splits` and `splits_of`."""
+    train, val = list_splits(root, val_share, SUFFIXES, "audio file")
     return splits_of(str(root), train, val, **form)
 
 
@@ -188,7 +188,7 @@ def _libri(
 
     def files(part: str) -> Sequence[File]:
         download_or_raise(partial(make, root, part, download=download), root, f"{part}.tar.gz")
-        return list_files(Path(root) / name / part, "train", 0.0, SUFFIXES, "audio file")
+        return list_splits(Path(root) / name / part, 0.0, SUFFIXES, "audio file").train
 
     train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
     return splits_of(name, train, val, **form)

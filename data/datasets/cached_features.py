@@ -171,7 +171,7 @@ def _members(folder: str) -> Sequence[Member]:
 def _names(files: Sequence[File], known: Iterable[str]) -> list[str]:
     """Return the names of files relative to the folder for which features were computed."""
     if not files or isinstance(files[0], Member):
-        return [str(getattr(file, "name", file)) for file in files]
+        return [str(getattr(file, "source", file)) for file in files]
     paths, seen = [Path(str(file)) for file in files], set(known)
     parts = paths[0].parts
     depth = next((at for at in range(len(parts)) if "/".join(parts[at:]) in seen), len(parts) - 1)

@@ -14,7 +14,7 @@ from varitok import UserError, require_min
 
 from ..batch import Key, SignalDataset, Splits, sample_generator
 from ..decoding.images import SUFFIXES, decode_image, decoded_size
-from ..storage.listing import list_files
+from ..storage.listing import list_splits
 from ..storage.members import File
 from .base import download_or_raise, takes
 from .crops import center_box, random_box
@@ -150,7 +150,7 @@ def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int =
 
 @takes(splits_of)
 def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **form: Any) -> Splits:
-    """Build both splits of a folder of images or shards; see `list_files`, `ImageFiles` and `splits_of`.
+    """Build both splits of a folder of images or shards; see `list_splits`, `ImageFiles` and `splits_of`.
 
     >>> from varitok import data
     >>> splits = image_folder(f"{data.__path__[0]}/embedded/photos", image_size=32)
@@ -161,8 +161,9 @@ def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **f
     """
 
     def make(split: Split, **form: Any) -> ImageDataset:
-        return ImageFiles(list_files(root, split, val_share, SUFFIXES, "image"), least_side=least_side, **form)
+        return ImageFiles(getattr(files, split), least_side=least_side, **form)
 
+    files = list_splits(root, val_share, SUFFIXES, "image")
     return splits_of(str(root), make, **form)
 
 

@@ -16,7 +16,7 @@ from varitok import UserError, require_min
 from ..batch import BadSample, Key, Splits, sample_generator
 from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
 from ..decoding.video import SUFFIXES, VideoFile, frames_in
-from ..storage.listing import list_files
+from ..storage.listing import list_splits
 from ..storage.members import File, Member
 from .base import FileDataset, takes
 from .crops import center_box, random_box
@@ -185,7 +185,7 @@ def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> Extent:
 
 @takes(splits_of)
 def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
-    """Build both splits of a folder of video files and images, or of shards; see `list_files` and `splits_of`.
+    """Build both splits of a folder of video files and images, or of shards; see `list_splits` and `splits_of`.
 
     `root` may also be a manifest, a JSON Lines file of objects with `path`, relative to the manifest, and optionally
     `split`, "train" or "val".
@@ -199,7 +199,7 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
         train, val = _read_manifest(Path(root))
     else:
         kinds = (*SUFFIXES, *IMAGE_SUFFIXES)
-        train, val = (list_files(root, split, val_share, kinds, "clip") for split in ("train", "val"))
+        train, val = list_splits(root, val_share, kinds, "clip")
     return splits_of(str(root), train, val, **form)
 
 
@@ -273,5 +273,5 @@ def kinetics(root: str, **form: Any) -> Splits:
     for split in ("train", "val"):
         if not (Path(root) / split).is_dir():
             raise UserError(f"data.root={root}: {split}/ is not there; place Kinetics' clips in {split}/ACTION/*.mp4")
-    train, val = (list_files(Path(root), split, 0.0, SUFFIXES, "clip") for split in ("train", "val"))
+    train, val = list_splits(root, 0.0, SUFFIXES, "clip")
     return splits_of("Kinetics", train, val, **form)

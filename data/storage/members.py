@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
 import numpy as np
 from fsspec.core import url_to_fs
 
+from .folders import printable
+
 __all__ = ["File", "Member", "Members", "Reader", "clear_handles", "is_url", "open_file", "reader_of"]
 
 MOST_READ = 1 << 30  # bytes; larger members can't be read at once
@@ -24,10 +26,10 @@ class Member(NamedTuple):
 
     Attributes:
         shard: Path or URL of the tar file.
-        name: Path of the file relative to the folder that was packed.
+        name: Its name in the tar file: a path with slashes.
         offset: Offset of its first byte in the shard.
         size: Size in bytes.
-        facts: Its metadata in the index: `width`, `height`, `samples`, `sample_rate` ...
+        facts: Its metadata in the index: `width`, `height`, `samples`, `sample_rate`, `source` ...
     """
 
     shard: str
@@ -38,8 +40,12 @@ class Member(NamedTuple):
 
     def __str__(self) -> str:
         """Return "shard/name"; unprintable characters are escaped."""
-        name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.name)
-        return f"{self.shard}/{name}"
+        return f"{self.shard}/{printable(self.name)}"
+
+    @property
+    def source(self) -> str:
+        """Path of the packed file relative to its folder; it differs from `name` if `varitok shards` renamed it."""
+        return str(self.facts.get("source", self.name))
 
     @property
     def suffix(self) -> str:

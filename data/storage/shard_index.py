@@ -28,7 +28,7 @@ def index_of(shard: str) -> str:
 def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}) -> list[bytes]:
     """Build the index of a local shard, write it beside the shard, and return its lines, one per member.
 
-    If it can't be written, a warning is logged.
+    The members' `source` is taken over from an existing index. If the index can't be written, a warning is logged.
 
     Args:
         shard: Path of the tar file.
@@ -40,7 +40,9 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
     length = os.stat(shard).st_size
     with open(shard, "rb") as file:
         members = _attach_captions([Member(shard, *entry) for entry in scan(file, length)])
-    lines = [_line(one.name, one.offset, one.size, {**one.facts, **facts(one)}) for one in members]
+    sources = _sources(shard)
+    about = ({**sources.get(one.name, {}), **one.facts, **facts(one)} for one in members)
+    lines = [_line(one.name, one.offset, one.size, more) for one, more in zip(members, about, strict=True)]
     if members and members[-1].offset + members[-1].size > length:
         _log.warning("%s is truncated within %s: the rest is lost", shard, members[-1])
     try:
@@ -48,6 +50,15 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
     except OSError as error:
         _log.warning("%s can't be written (%s): it will be rebuilt at each start", index_of(shard), error.strerror)
     return lines
+
+
+def _sources(shard: str) -> dict[str, dict[str, str]]:
+    """Read the `source` of each renamed member from an existing index: the tar file doesn't contain it."""
+    try:
+        entries = [json.loads(line) for line in Path(index_of(shard)).read_bytes().splitlines()[1:]]
+        return {one["name"]: {"source": str(one["source"])} for one in entries if "source" in one}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _attach_captions(members: Sequence[Member]) -> list[Member]:

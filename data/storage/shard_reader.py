@@ -2,7 +2,8 @@
 
 Many small files are slow to list, copy and open, especially over a network. A shard `000000.tar` is an ordinary tar
 file, whose members are named by their paths relative to the packed folder. Its index `000000.index.jsonl` has a line
-about the shard, then one per member, with its name, offset, size and header (pixels, samples, frames).
+about the shard, then one per member, with its name, offset, size and header (pixels, samples, frames). If `varitok
+shards` had to rename a file, `a.b.png` to `a_b.png`, the index has its path too, as `source`.
 So members are read at random: a dataset of shards resumes as exactly as one of a folder. Nothing is unpacked or
 executed (WebDataset's reader runs pickles as it decodes).
 
@@ -19,7 +20,9 @@ To read, from a folder or an fsspec URL:
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from .members import Members, clear_handles, is_url, reader_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
 from .tar import BLOCK, read_header
 
-__all__ = ["open_shards", "shards_in"]
+__all__ = ["open_shards", "shards_in", "subfolders"]
 
 
 def shards_in(folder: str) -> list[tuple[str, int]]:
@@ -42,31 +45,63 @@ def shards_in(folder: str) -> list[tuple[str, int]]:
         UserError: fsspec doesn't support the URL, or can't reach it.
     """
     if not is_url(folder):
-        paths = sorted(path for path in Path(folder).glob("*" + SUFFIX) if path.is_file())
+        paths = sorted(path for path in Path(folder).glob("[!.]*" + SUFFIX) if path.is_file())
         return [(str(path), path.stat().st_size) for path in paths]
-    try:
-        files, path = url_to_fs(folder)
-        files.invalidate_cache()
-        entries = files.ls(path, detail=True) if files.isdir(path) else []
-        found = {one["name"]: one["size"] for one in entries if one["name"].endswith(SUFFIX)}
+    with _convert_errors(folder):
+        files, entries = _entries(folder)
+        found = {one["name"]: one["size"] for one in entries if _is_shard(one["name"])}
         return [
             (files.unstrip_protocol(name), int(files.size(name) if size is None else size))
             for name, size in sorted(found.items())
         ]
-    except Exception as error:  # ValueError, ImportError, OSError and errors of fsspec's file systems
+
+
+def subfolders(folder: str) -> list[str]:
+    """List the names of a folder's subfolders, sorted, without hidden ones.
+
+    Raises:
+        UserError: The folder can't be read, or fsspec doesn't support the URL.
+    """
+    with _convert_errors(folder):
+        if is_url(folder):
+            entries = _entries(folder)[1]
+            names = {one["name"].rstrip("/").rpartition("/")[2] for one in entries if one["type"] == "directory"}
+        else:
+            with os.scandir(folder) as found:
+                names = {entry.name for entry in found if entry.is_dir()}
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _entries(url: str) -> tuple[Any, list[dict[str, Any]]]:
+    """List a folder at a URL: its file system, and the entries."""
+    files, path = url_to_fs(url)
+    files.invalidate_cache()
+    return files, files.ls(path, detail=True) if files.isdir(path) else []
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.rpartition("/")[2].startswith(".")
+
+
+@contextmanager
+def _convert_errors(folder: str) -> Iterator[None]:
+    """Convert ValueError, ImportError, OSError and errors of fsspec's file systems into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"data.root={folder}: can't be read ({reason})") from error
 
 
 def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> Members:
-    """List the members of all shards in a folder, sorted by name.
+    """List the members of all shards in a folder, sorted by `Member.source`.
 
     If a local shard has no index, or an outdated one, it is rebuilt. If a shard was truncated after it was indexed,
     all its members are listed; reading a lost one raises an error that names it.
 
     Args:
         folder: Path, or an fsspec URL: `s3://...`, `https://...`.
-        wanted: Predicate on names; selects the members that are listed.
+        wanted: Predicate on `Member.source`; selects the members that are listed.
 
     Raises:
         UserError: A shard or its index can't be read.
@@ -74,22 +109,22 @@ def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name:
     clear_handles()
     shards = shards_in(str(folder))
     found = [
-        (name.split("/"), number, line)
+        (source.split("/"), number, line)
         for number, (shard, length) in enumerate(shards)
-        for name, line in _index(shard, length)
-        if wanted(name)
+        for source, line in _index(shard, length)
+        if wanted(source)
     ]
     found.sort(key=lambda one: one[:2])
     return Members([shard for shard, _ in shards], ((number, line) for _, number, line in found))
 
 
 def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
-    """Read a shard's index, or build it: name and index line of each member."""
+    """Read a shard's index, or build it: `source` and index line of each member."""
     try:
         with fsspec.open(index_of(shard), "rb") as file:
             head, *lines = file.read().splitlines(keepends=True)
         _check(shard, length, json.loads(head), lines)
-        return [(str(json.loads(line)["name"]), line) for line in lines]
+        return [(_source(line), line) for line in lines]
     except FileNotFoundError:
         reason = "has no index"
     except (ValueError, KeyError, TypeError):  # from parsing JSON, or from `_check`
@@ -100,9 +135,14 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
         raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards are, and copy the index too")
     _log.info("%s %s; building the index", shard, reason)
     try:
-        return [(json.loads(line)["name"], line) for line in index_shard(shard)]
+        return [(_source(line), line) for line in index_shard(shard)]
     except OSError as error:
         raise UserError(f"{shard}: can't be read ({error.strerror or error})") from error
+
+
+def _source(line: bytes) -> str:
+    one = json.loads(line)
+    return str(one.get("source", one["name"]))
 
 
 def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[bytes]) -> None:

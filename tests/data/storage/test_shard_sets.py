@@ -147,7 +147,7 @@ def test_shards_are_read_from_what_fsspec_knows(tmp_path: Path) -> None:
     memory.rm("/varitok", recursive=True)
     with pytest.raises(UserError, match=r"data\.root=memory://nowhere: no image in this folder"):
         make("memory://nowhere")
-    with pytest.raises(UserError, match=r"data\.root=nonsense://x/train: can't be read \(Protocol not known: nonsense"):
+    with pytest.raises(UserError, match=r"data\.root=nonsense://x: can't be read \(Protocol not known: nonsense"):
         make("nonsense://x")
 
 
@@ -155,14 +155,17 @@ def test_the_command_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFix
     folder = fill(tmp_path / "folder", 3, {"text.png": BROKEN["text.png"]})
     sounds(folder / "b", 2)
     (folder / "b" / "notes.txt").write_text("not packed")
+    (folder / "b" / "notes.tmp").touch()
     varitok(["shards", str(folder), "--out", str(tmp_path / "one"), "--json"])
     about = json.loads(capsys.readouterr().out)
     assert {name: about[name] for name in ("shards", "images", "sounds", "clips", "others")} == {
         **{"shards": 1, "images": 3, "sounds": 2, "clips": 0, "others": 0},
     }
+    assert about["skipped"] == {".tmp": 1}
     assert about["bad"] == [f"{folder / 'text.png'}: cannot identify image file 'file'"]
     varitok(["shards", str(folder), "--out", str(tmp_path / "two"), "--drop-bad"])
-    assert "can't be read" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "can't be read" in shown and "MB in all; skipped 1 .tmp" in shown
     counts = [len((tmp_path / name / "000000.index.jsonl").read_text().splitlines()) - 1 for name in ("one", "two")]
     assert counts == [6, 5]
     made = (tmp_path / "one" / "000000.index.jsonl").read_text().splitlines()

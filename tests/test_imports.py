@@ -76,7 +76,7 @@ def allowed(importer: str) -> tuple[str, ...]:
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
     if below(importer, *(f"varitok.{name}" for name in WITHOUT_TORCH)):
-        return (*own, "varitok.export")
+        return (*own, "varitok.export", "varitok.data.storage.folders")
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 
 

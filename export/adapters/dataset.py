@@ -1,5 +1,6 @@
 """Torch datasets of media files for a bundle, with the evaluation's preprocessing."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch.utils.data import Dataset
 
 from varitok import UserError
 from varitok.codecs.modalities.registry import MODALITIES
+from varitok.data.storage.folders import describe_skipped, find_files
 
 from ..runtime.bundle import Bundle
 
@@ -34,13 +36,16 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
     """
     what, suffixes = noun_of(bundle), MODALITIES[bundle.modality].suffixes
     found: list[Path] = []
+    skipped = Counter[str]()
     for path in paths:
         if not path.exists():
             raise UserError(f"{option} {path}: no such file or folder")
-        found += sorted(path.rglob("*")) if path.is_dir() else [path]
+        files, others = find_files(path, suffixes) if path.is_dir() else ([path], {})
+        found += files
+        skipped.update(others)
     mine = list(dict.fromkeys(path for path in found if path.suffix.lower() in suffixes and path.is_file()))
     if not mine:
-        none = f"{option} has no {what}s ({' '.join(suffixes)})"
+        none = f"{option} has no {what}s ({' '.join(suffixes)}){describe_skipped(skipped)}"
         ask = none if paths else f"give some {what}s with {option}"
         raise UserError(f"{bundle.folder}: a bundle needs files to run on; {ask}")
     return mine

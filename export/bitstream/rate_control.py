@@ -18,7 +18,7 @@ from ..runtime.bundle import Array, Bundle
 from . import container
 from .entropy_coding import codebooks_of, coding_of, prior_identity
 
-__all__ = ["Encoded", "Quality", "Target", "Written", "encode_signal", "fit_to_target", "psnr"]
+__all__ = ["Encoded", "Quality", "Target", "Written", "codings_of", "encode_signal", "fit_to_target", "psnr"]
 
 Signal: TypeAlias = npt.NDArray[np.float32]
 
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 
     def serialize(self, bundle: Bundle) -> "Written":
         """Serialize the codes to a container."""
-        found = [self._write(bundle, name) for name in _codings(bundle, self.coding)]
+        found = [self._write(bundle, name) for name in codings_of(bundle, self.coding)]
         return min(found, key=lambda one: len(one.data))
 
     def _write(self, bundle: Bundle, name: str) -> "Written":
@@ -171,7 +171,12 @@ def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Call
     return encoded
 
 
-def _codings(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
+def codings_of(bundle: Bundle, asked: str | None) -> tuple[str, ...]:
+    """Return the names of the entropy codings to try: `asked`, or those of the bundle's default.
+
+    Raises:
+        UserError: The bundle's codes are continuous.
+    """
     if not bundle.codebook_sizes:
         raise UserError("this codec's codes are continuous: a container holds only indices into codebooks")
     if asked is not None:

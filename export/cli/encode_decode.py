@@ -2,67 +2,137 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from varitok import UserError, progress
+from varitok.data.storage.folders import describe_skipped, find_files, printable
 
 from ..bitstream.container import SUFFIX
-from ..bitstream.entropy_coding import CODINGS
+from ..bitstream.entropy_coding import CODINGS, codebooks_of, coding_of
 from ..bitstream.media_files import decode_file, encode_file
-from ..bitstream.rate_control import Quality, Target, psnr
+from ..bitstream.rate_control import Quality, Target, codings_of, psnr
 from ..runtime.bundle import Bundle
 from ..runtime.files import STREAM
 from ..runtime.load import BUNDLES, load
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "destinations", "encode"]
+
+_Convert: TypeAlias = Callable[[Path, Path], dict[str, Any]]
+"""Function (file, output) -> summary."""
 
 
 def _run(words: Sequence[str], encodes: bool) -> None:
-    """Run `varitok encode` or `varitok decode`; see `--help`."""
+    """Run `varitok encode` or `varitok decode`; see `--help`.
+
+    Of several files, those that fail are reported and counted, and the exit status is 1.
+
+    Raises:
+        UserError: The only file fails, an option is wrong, or there is no such file.
+    """
     options = _parser(encodes).parse_args(words)
     bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, Bundle) or not bundle.written:
         raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")
     kinds = bundle.suffixes if encodes else (SUFFIX,)
-    to = SUFFIX[1:] if encodes else _choose_suffix(bundle, options.to)
-    target = Target(options.bytes, options.kbps, _quality(bundle, options)) if encodes else Target()
-    pairs = _destinations([*_find(options.files, kinds)], options.out, f".{to}")
+    convert, to = _encoder(bundle, options) if encodes else _decoder(bundle, options)
+    pairs = destinations(_find(options.files, kinds), options.out, f".{to}")
     console = sys.stderr if any(out == STREAM for _, out in pairs) else sys.stdout
-    lines = []
+    lines, failed = [], 0
     for path, out in progress(pairs, len(pairs), "files"):
-        if encodes:
-            kept = {"tokens": options.tokens, "num_codebooks": options.codebooks}
-            about = encode_file(bundle, path, out, target=target, coding=options.coding, **kept)
-        else:
-            about = decode_file(bundle, path, out, to=to, force=options.force)
+        try:
+            about = convert(path, out)
+        except UserError as error:
+            if len(pairs) == 1:
+                raise
+            failed += 1
+            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+            print(f"varitok {'encode' if encodes else 'decode'}: {printable(reason)}", file=sys.stderr, flush=True)
+            lines.append({"file": str(path), "error": reason})
+            continue
         lines.append({"file": str(path), "out": str(out), **about})
         if not options.json:
             told = ", ".join(f"{value} {name}" for name, value in about.items() if name != "whole")
             missing = "" if about.get("whole", True) else "; the rest is missing"
-            print(f"{path} -> {out}: {told}{missing}", file=console, flush=True)
+            print(f"{printable(path)} -> {printable(out)}: {told}{missing}", file=console, flush=True)
     if options.json:
         print(json.dumps(lines, indent=2), file=console)
+    if failed:
+        print(f"{failed} of {len(pairs)} files failed", file=sys.stderr)
+        sys.exit(1)
 
 
 encode, decode = partial(_run, encodes=True), partial(_run, encodes=False)
 
 
-def _destinations(found: Sequence[tuple[Path, Path]], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:
-    """Pair each file with its destination, which keeps its path below the given folder."""
+def _encoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str]:
+    """Return the function that encodes a file, and the suffix of its output.
+
+    Raises:
+        UserError: An option is wrong whatever the file.
+    """
+    kept = {"tokens": options.tokens, "num_codebooks": options.codebooks}
+    bundle.check_kept(**kept)
+    for name in codings_of(bundle, options.coding):
+        coding_of(name, codebooks_of(bundle), bundle)
+    target = Target(options.bytes, options.kbps, _quality(bundle, options))
+    return partial(encode_file, bundle, target=target, coding=options.coding, **kept), SUFFIX[1:]
+
+
+def _decoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str]:
+    """Return the function that decodes a container, and the suffix of its output."""
+    to = _choose_suffix(bundle, options.to)
+    return partial(decode_file, bundle, to=to, force=options.force), to
+
+
+def destinations(found: Mapping[Path, Path], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:
+    """Pair each file with its output: `x.jpg` with `x.vtk`, beside it or in the folder `out`.
+
+    Files that would share an output, such as `x.jpg` and `x.png`, have `x.jpg.vtk` and `x.png.vtk`. So has a file
+    whose output would replace a given file. Outputs that are equal even so are numbered, `x.jpg_2.vtk`.
+
+    Args:
+        found: Paths of the files, and their paths below the given folders, which `out` keeps.
+        out: The folder; None: beside each file. `STREAM`: standard output, as for standard input by default.
+        suffix: Suffix of the outputs, with its dot.
+
+    Raises:
+        UserError: Several files are to be written to standard output.
+
+    Example:
+        >>> found = {Path("in/x.jpg"): Path("x.jpg"), Path("in/a/x.png"): Path("a/x.png")}
+        >>> [str(path) for _, path in destinations(found, Path("out"), ".vtk")]
+        ['out/x.vtk', 'out/a/x.vtk']
+    """
     if out == STREAM and len(found) > 1:
         raise UserError(f"--out -: standard output takes one file, not {len(found)}; give a folder")
-    pairs, taken = [], set[Path]()
-    for path, inside in found:
-        to_stream = out == STREAM or (out is None and path == STREAM)
-        goes = STREAM if to_stream else (out / inside if out else path).with_suffix(suffix)
-        if goes in taken or (goes == path and path != STREAM):
-            raise UserError(f"{path}: its output {goes} would replace another file; give --out, or rename it")
-        taken.add(goes)
-        pairs.append((path, goes))
-    return pairs
+    streams = {path: STREAM for path in found if out == STREAM or (out is None and path == STREAM)}
+    places = {path: out / inside if out else path for path, inside in found.items() if path not in streams}
+    whole = {path: place.with_name(place.name + suffix) for path, place in places.items()}
+    chosen, before = {path: place.with_suffix(suffix) for path, place in places.items()}, dict[Path, Path]()
+    given = [_identity(path) for path in places]
+    while chosen != before:
+        before, uses = chosen, Counter([*given, *map(_identity, chosen.values())])
+        chosen = {path: whole[path] if uses[_identity(goes)] > 1 else goes for path, goes in chosen.items()}
+    taken = set(given)
+    for path, place in places.items():
+        number = 1
+        while _identity(chosen[path]) in taken:
+            number += 1
+            chosen[path] = place.with_name(f"{place.name}_{number}{suffix}")
+        taken.add(_identity(chosen[path]))
+    chosen |= streams
+    return [(path, chosen[path]) for path in found]
+
+
+def _identity(path: Path) -> str:
+    """Return a key that is equal for paths of one file; some file systems ignore case."""
+    return os.path.abspath(path).casefold()
 
 
 def _choose_suffix(bundle: Bundle, asked: str | None) -> str:
@@ -97,7 +167,7 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     name = "encode" if encodes else "decode"
     parser = argparse.ArgumentParser(
         f"varitok {name}",
-        description="Encode image, audio or video files into containers (.vtk)."
+        description="Encode image, audio or video files into containers (.vtk); x.jpg beside x.png into x.jpg.vtk."
         if encodes
         else "Decode containers (.vtk) into image, audio or video files.",
         epilog=f"for example: varitok {name} tokenizer {'PHOTOS --tokens 32' if encodes else 'CODES'} --out FOLDER",
@@ -136,17 +206,20 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     return parser
 
 
-def _find(paths: Sequence[Path], kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+def _find(paths: Sequence[Path], kinds: Sequence[str]) -> dict[Path, Path]:
     """Find files with a suffix of `kinds` and their paths below the given folders; given files may have any suffix."""
+    found: dict[Path, Path] = {}
     for path in paths:
         if path == STREAM:
-            yield path, Path("stdin")
+            found[path] = Path("stdin")
         elif path.is_dir():
-            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in kinds)
-            if not inside:
-                raise UserError(f"{path}: holds no file named {', '.join('*' + kind for kind in kinds)}")
-            yield from ((one, one.relative_to(path)) for one in inside)
+            files, skipped = find_files(path, kinds)
+            if not files:
+                named = ", ".join(f"*{kind}" for kind in kinds)
+                raise UserError(f"{path}: holds no file named {named}{describe_skipped(skipped)}")
+            found |= {one: one.relative_to(path) for one in files}
         elif path.is_file():
-            yield path, Path(path.name)
+            found[path] = Path(path.name)
         else:
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file'}")
+    return found

@@ -72,7 +72,8 @@ SUBCOMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `varitok SUBCOMMAND ...`.
 
-    The exit status is 0 on success, 1 if an exported file fails the parity check, 2 after a `UserError`, which prints
+    The exit status is 0 on success, 1 if an exported file fails the parity check or some of several files can't be
+    encoded or decoded, 2 after a `UserError`, which prints
     one line, and 130 after an interrupt.
 
     Args:

@@ -173,15 +173,9 @@ class Bundle(Opened):
         Raises:
             UserError: A number is out of range, or `tokens` is given for a codec without ordered tokens.
         """
+        self.check_kept(tokens, num_codebooks)
         codes = self.run_encoder(values)[:, : self.count_kept(num_codebooks)]
-        if tokens is None:
-            return codes
-        if not self.tokens:
-            raise UserError(
-                f"--tokens {tokens}: the number of tokens follows from the signal's size; keep fewer codebooks instead"
-            )
-        self._check_tokens(tokens)
-        return codes[..., :tokens]
+        return codes if tokens is None else codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
         """Return each signal's number of code steps: ceil((length + causal_pad) / hop), of `steps` in the batch."""
@@ -324,6 +318,21 @@ class Bundle(Opened):
                 + (", or fewer" if self.codebook_sizes else ", all needed")
             )
         return kept
+
+    def check_kept(self, tokens: int | None, num_codebooks: int | None) -> None:
+        """Check how many tokens and codebooks of a signal to keep; None for all.
+
+        Raises:
+            UserError: A number is out of range, or `tokens` is given for a codec without ordered tokens.
+        """
+        self.count_kept(num_codebooks)
+        if tokens is None:
+            return
+        if not self.tokens:
+            raise UserError(
+                f"--tokens {tokens}: the number of tokens follows from the signal's size; keep fewer codebooks instead"
+            )
+        self._check_tokens(tokens)
 
     def _check_tokens(self, tokens: int) -> None:
         if tokens < 1 or (self.tokens and tokens > self.tokens):

@@ -2,19 +2,24 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import varitok
 from varitok import UserError
 from varitok.export.bitstream import container
 from varitok.export.bitstream.media_files import encode_file
+from varitok.export.cli.encode_decode import destinations
 from varitok.export.cli.main import main
 from varitok.export.exporters.bundle import export_bundle
 
@@ -191,7 +196,7 @@ def test_a_pipe_carries_what_files_do(sounds, tmp_path):
     piped(coded.stdout, "decode", sounds, "-", "--out", tmp_path / "back")
     assert (tmp_path / "back" / "stdin.wav").is_file()
     assert b"varitok decode: -: " in piped(b"nothing", "decode", sounds, "-", status=2).stderr
-    files = [tmp_path / "a.wav"] * 2
+    files = [tmp_path / "a.wav", tmp_path / "back" / "a.wav"]
     assert b"standard output takes one" in piped(b"", "encode", sounds, *files, "--out", "-", status=2).stderr
 
 
@@ -218,13 +223,12 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
     soundfile.write(tmp_path / "some.wav", np.zeros(100), RATE)
     (tmp_path / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
     (tmp_path / "broken.vtk").write_bytes(b"\x89VTK\x01")
-    shutil.copy(photos / "a.png", photos / "a.jpg")
     (tmp_path / "empty").mkdir()
     for words, message in [
         (["encode", folder, tmp_path / "gone.png"], "gone.png: no such file"),
         (["encode", folder, tmp_path / "empty"], "holds no file named *.png"),
+        (["encode", folder, "/dev/null"], "/dev/null: neither a file nor a folder"),
         (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
-        (["encode", folder, photos], "would replace another file; give --out, or rename it"),
         (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),
         (["encode", folder, photos / "a.png", "--codebooks", 9], "9 codebooks: this codec has"),
         (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE} Hz; resample"),
@@ -234,6 +238,65 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
         (["decode", folder, tmp_path / "broken.vtk"], "broken.vtk: cut before the first code"),
     ]:
         assert message in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_bad_file_ends_no_other(exported, photos, tmp_path, capsys, more):
+    folder, codes, back = exported[1], tmp_path / "codes", tmp_path / "back"
+    (photos / "b.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    (photos / "._a.png").write_bytes(b"resource fork")
+    (photos / "folder.png").mkdir()
+    shutil.copy(photos / "a.png", photos / "folder.png" / "a.png")
+    os.mkfifo(photos / "pipe.png")
+
+    def partly(*words):
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, words), *more])
+        assert left.value.code == 1
+        shown = capsys.readouterr()
+        if more:
+            bad = [one for one in json.loads(shown.out) if "error" in one]
+            assert [one["error"] for one in bad] == [line.partition(": ")[2] for line in shown.err.splitlines()[:-1]]
+        return shown.err
+
+    told = partly("encode", folder, photos, "--out", codes)
+    assert f"varitok encode: {photos / 'b.png'}: can't be read" in told and told.endswith("\n1 of 5 files failed\n")
+    written = ["a", "below/b", "c", "folder.png/a"]
+    assert sorted(codes.rglob("*.vtk")) == [codes / f"{name}.vtk" for name in written]
+    (codes / "c.vtk").write_bytes(b"\x89VTK\x01")
+    told = partly("decode", folder, codes, "--out", back)
+    assert "c.vtk: cut before the first code arrived\n1 of 4 files failed\n" in told
+    assert sorted(path for path in back.rglob("*.png") if path.is_file()) == [
+        back / f"{name}.png" for name in written if name != "c"
+    ]
+    assert "tokens: this codec takes" in refused(capsys, "encode", folder, photos, "--tokens", TOKENS + 1)
+
+
+def test_files_of_one_stem_keep_their_suffixes(exported, photos, tmp_path, capsys):
+    folder, codes = exported[1], tmp_path / "codes"
+    shutil.copy(photos / "a.png", photos / "a.jpg")
+    run(capsys, "encode", folder, photos, photos / "a.png", "--out", codes)
+    assert sorted(path.name for path in codes.iterdir()) == ["a.jpg.vtk", "a.png.vtk", "below", "c.vtk"]
+    run(capsys, "decode", folder, codes, "--out", tmp_path / "back")
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a.jpg.png", "a.png.png", "below", "c.png"]
+
+
+STEMS = st.from_regex(r"[ab]{1,2}(\.(vtk|jpg))?", fullmatch=True)
+FOUND = st.lists(st.tuples(st.sampled_from(["one", "two/c"]), STEMS, st.sampled_from(["", ".jpg", ".PNG", ".vtk"])))
+
+
+@given(found=FOUND, out=st.none() | st.just(Path("out")))
+def test_each_file_has_an_output_of_its_own(found, out):
+    inside = {Path(folder, stem + suffix): Path(stem + suffix) for folder, stem, suffix in found}
+    pairs = destinations(inside, out, ".vtk")
+    assert [path for path, _ in pairs] == list(inside)
+    outputs = [goes for _, goes in pairs]
+    assert len({str(goes).casefold() for goes in outputs}) == len(outputs) and not set(outputs) & set(inside)
+    places = [out / below if out else path for path, below in inside.items()]
+    assert [goes.parent for goes in outputs] == [place.parent for place in places]
+    short = [place.with_suffix(".vtk") for place in places]
+    if len({str(path).casefold() for path in [*short, *inside]}) == len(short) + len(inside):
+        assert outputs == short
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ MODULES = {
     "export.bitstream.range_coder": "image",
     "export.bitstream.rate_control": "image",
     "export.bitstream.symbols": "image",
+    "export.cli.encode_decode": "image",
     "export.cli.info": "image",
     "export.cli.main": "image",
     "export.runtime.audio": "audio",

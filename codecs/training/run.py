@@ -12,6 +12,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 
 from varitok import UserError, require_min
 from varitok.data.datamodule import DataModule
+from varitok.data.storage.listing import list_splits
 
 from ..build import build, build_codec, checkpoint_of, read_checkpoint
 from ..implicit.codec import ImplicitCodec
@@ -19,6 +20,7 @@ from .base import Training
 from .callbacks.checkpoints import Checkpoints, WholeFiles
 from .callbacks.progress import Progress
 from .callbacks.stopping import Stopping
+from .config.launch import detect_launch
 from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
 from .implicit import ClipTraining
@@ -172,7 +174,9 @@ def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quieten() -> None:
-    """Silence Lightning's warnings about intended settings, and its advertising."""
+    """Silence Lightning's warnings about intended settings, its advertising, and what rank 0 logs already."""
+    if detect_launch().rank:
+        logging.getLogger(list_splits.__module__).setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.raiseExceptions = False  # a full disk would print a traceback at each line of run.log
     for message in (

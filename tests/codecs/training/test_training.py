@@ -1,6 +1,7 @@
 """Whole runs, small: what a user gets from `train.py`, and that a run can go on where it stopped."""
 
 import csv
+import logging
 import os
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from omegaconf import OmegaConf
 
 from varitok import UserError
 from varitok.codecs.build import load_run
+from varitok.codecs.training.config.launch import Launch
 from varitok.codecs.training.ema import EMA
 from varitok.codecs.training.logging.scalar_buffer import ScalarBuffer
 from varitok.codecs.training.module import CodecTraining
 from varitok.codecs.training.run import build_run
 from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
+from varitok.data.storage.listing import list_splits
 
 from ...composing import composed
 from ..examples import QUIET, TINY_RUN, shrink, tiny_codec
@@ -73,6 +76,20 @@ DRAWN = ["bottleneck=bernoulli", "bottleneck.part.bits=6", "bottleneck.part.anne
 
 def compose(*overrides):
     return composed(*TINY, *overrides)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_logs_the_files_that_a_start_found(tmp_path, caplog, monkeypatch, rank):
+    names = [f"{split}/{number}.png" for split, count in (("train", 3), ("Test", 2)) for number in range(count)]
+    for name in [*names, "train/._0.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr("varitok.codecs.training.run.detect_launch", lambda: Launch(rank=rank))
+    monkeypatch.setattr(logging.getLogger(list_splits.__module__), "level", logging.INFO)
+    words = [word for word in TINY if "length" not in word]  # of synthetic data
+    build_run(composed(*words, "data=image_folder", f"data.root={tmp_path}"), tmp_path / "run")
+    found = "3 for training in train/ (0.png ... 2.png), 2 for validation in Test/ (0.png ... 1.png); skipped 1 hidden"
+    assert [line for line in caplog.messages if "data.root" in line] == [f"data.root={tmp_path}: {found}"] * (not rank)
 
 
 def fit(folder, *overrides):

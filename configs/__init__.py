@@ -34,7 +34,7 @@ def _causal_pad(encoder: Any) -> int:
 
 def _of_bundle(folder: str | None, key: str) -> Any:
     """Return a value of a bundle's config.json by its dotted key; `hop.0` is the first item of a list."""
-    if folder is None:
+    if not folder:
         raise UserError("tokenizer is required: give tokenizer=BUNDLE")
     path = Path(folder) / "config.json"
     try:

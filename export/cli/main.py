@@ -103,6 +103,11 @@ def _run(name: str, words: list[str]) -> None:
         near = difflib.get_close_matches(name, SUBCOMMANDS, 1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
         raise UserError(f"{name!r} is no subcommand; {meant}")
+    for number, (before, word) in enumerate(zip(["", *words], words, strict=False), start=1):
+        # As a path it would be the current folder.
+        if not word or (word.startswith("--") and word.endswith("=")):
+            what = word[:-1] or (before if before.startswith("--") else f"argument {number}")
+            raise UserError(f"{what}: is empty; give a value (is a variable of the shell unset?)")
     chosen = SUBCOMMANDS[name]
     module, _, function = chosen.call.partition(":")
     try:

@@ -94,6 +94,10 @@ class Result:
         (["data=image_folder"], ["data.root is required: give data.root=FOLDER"]),
         (["experiment=prior/images", "data.root=x"], ["tokenizer is required: give tokenizer=BUNDLE"]),
         (["experiment=prior/audio", "data.root=x", "tokenizer=y"], ["tokenizer=y: not a bundle"]),
+        (["init_from="], ["init_from=: is empty; give a value, or null for none"]),
+        (["hydra.run.dir="], ["hydra.run.dir=: is empty"]),
+        (["experiment=prior/images", "data.root=x", "tokenizer="], ["tokenizer=: is empty"]),
+        (["experiment=prior/images", "data.root=x", "tokenizer=''"], ["tokenizer is required: give tokenizer=BUNDLE"]),
         (["updates=abc"], ["updates: expected a whole number, got 'abc'"]),
         (["+logger.wandb.api_key=x"], ["logger.wandb.api_key: others can read it there", "WANDB_API_KEY"]),
         (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
@@ -129,6 +133,20 @@ def test_values_are_held_against_their_defaults() -> None:
     ):
         with pytest.raises(UserError, match=told):
             compose.check(composed(word))
+
+
+def test_no_path_is_empty() -> None:
+    """By whatever way: an environment variable in a YAML file, or quoted."""
+    cached = "objective.teachers.dinov2.cached"
+    for words, told in (
+        (['init_from=""'], "init_from: is empty"),
+        (["resume='${oc.env:NO_SUCH_VARIABLE,\"\"}'"], "resume: is empty"),
+        (["data=image_folder", "data.root=''"], "data.root: is empty"),
+        (["experiment=audio/demo", "data=audio_mix", "data.roots={speech: ''}"], "data.roots.speech: is empty"),
+        (["experiment=image/demo", "guide=dinov2", f"{cached}=''"], f"{cached}: is empty"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+            compose.check(composed(*words))
 
 
 def test_a_configuration_with_a_key_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from varitok import UserError, __version__
 from ...conversion import convert
 from ...renamed import modernize
 from .launch import detect_launch, match_launch
+from .locations import check_locations
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
@@ -82,6 +83,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
             os.environ[RUN_ID] = _run_id()  # all jobs of a sweep, on any machine, share one folder
         os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
         _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+        _refuse_empty(sys.argv[1:])
         program()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -113,15 +115,15 @@ def check(config: DictConfig) -> None:
     The trainer's numbers of devices and nodes are set to those of the launcher (`match_launch`).
 
     Raises:
-        UserError: A required value is missing, an interpolation fails, a key is unknown, a value has a wrong type, a
-            key is that of a secret, or the launched processes don't match the trainer's.
+        UserError: A required value is missing, an interpolation fails, a path is empty, a key is unknown, a value has a
+            wrong type, a key is that of a secret, or the launched processes don't match the trainer's.
     """
     _refuse_secrets(paths(config))
     if missing := sorted(OmegaConf.missing_keys(config)):
         give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
     try:
-        OmegaConf.resolve(config.copy())
+        check_locations(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         mistake = error.__cause__
         raise mistake if isinstance(mistake, UserError) else UserError(one_line(error)) from error
@@ -137,6 +139,12 @@ def _refuse_secrets(keys: Iterable[str]) -> None:
     """Refuse secrets on the command line: they are visible in process lists and would be saved with the run."""
     if found := [key for key in keys if SECRET.search(key)]:
         raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
+
+
+def _refuse_empty(words: Iterable[str]) -> None:
+    """Refuse `KEY=`, which an unset variable of the shell makes of `KEY=$NAME`; an empty text is written `KEY=""`."""
+    if found := [word for word in words if word.endswith("=") and not word.startswith("-")]:
+        raise UserError(f"{found[0]}: is empty; give a value, or null for none (is a variable of the shell unset?)")
 
 
 def _run_id() -> str:

@@ -99,6 +99,9 @@ def test_the_command_makes_the_same_codec(run, tmp_path, capsys):
         (["info", "nowhere"], "varitok info: nowhere: neither a bundle "),
         (["info", "RUN/checkpoints"], "varitok info: RUN/checkpoints: neither a bundle "),
         (["completion", "cmd"], "varitok completion: cmd: "),
+        (["evaluate", "RUN", "--data", ""], "varitok evaluate: --data: is empty; "),
+        (["evaluate", "RUN", "--data="], "varitok evaluate: --data: is empty; "),
+        (["encode", "RUN/bundle", ""], "varitok encode: argument 2: is empty; "),
     ],
 )
 def test_mistakes_end_in_one_line(run, words, told, capsys):

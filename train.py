@@ -30,8 +30,8 @@ def train(config: DictConfig) -> None:
     from varitok.codecs.training.run import build_run  # noqa: PLC0415 (a typo is reported without loading torch)
 
     folder = run_folder(config)
-    save_resolved(config, folder)
     run = build_run(config, folder)
+    save_resolved(config, folder)  # only now: a start that fails leaves the folder's run as it was
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
 
 

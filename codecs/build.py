@@ -19,7 +19,7 @@ from .codec import Codec
 from .conversion import convert
 from .renamed import modernize, new_key, new_state, new_target
 
-__all__ = ["build", "build_codec", "checkpoint_of", "load_run", "read_checkpoint"]
+__all__ = ["build", "build_codec", "checkpoint_of", "load_run", "misfit", "open_checkpoint", "read_checkpoint"]
 
 ALLOWED = ("varitok.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
 SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
@@ -78,22 +78,50 @@ def checkpoint_of(path: str | Path) -> Path:
     return checkpoint
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
-    """Read a checkpoint: the codec's state dict (of the EMA if there is one) and the run's configuration.
+def open_checkpoint(path: Path, **options: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a checkpoint: the training module's state dict, and the run's configuration under its current names.
 
     No code in the file is executed (`weights_only=True`).
+
+    Args:
+        path: The file.
+        options: Further options of `torch.load`.
 
     Raises:
         UserError: The file is not a varitok checkpoint, or is damaged.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        state, config = saved["state_dict"], OmegaConf.create(modernize(saved["varitok"]["config"]))
+        saved = torch.load(path, weights_only=True, **options)
+        return saved["state_dict"], modernize(saved["varitok"]["config"])
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise UserError(f"{path}: not a varitok checkpoint, or a damaged one ({type(error).__name__})") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], DictConfig]:
+    """Read a checkpoint: the codec's state dict (of the EMA if there is one) and the run's configuration.
+
+    Raises:
+        UserError: The file is not a varitok checkpoint, or is damaged.
+    """
+    state, config = open_checkpoint(path, map_location="cpu")
     prefix = "average.codec." if any(name.startswith("average.codec.") for name in state) else "codec."
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return {new_state(name): value for name, value in own.items()}, config
+    return {new_state(name): value for name, value in own.items()}, OmegaConf.create(config)
+
+
+def misfit(saved: Mapping[str, torch.Tensor], built: Mapping[str, torch.Tensor]) -> str:
+    """Describe the first weight, by name, that isn't the same in two state dicts; empty if they fit.
+
+    >>> misfit({"bias": torch.zeros(2)}, {"bias": torch.zeros(3)})
+    'bias has the shape [2], not [3]'
+    """
+    for name in sorted({*saved, *built}):
+        if name not in saved or name not in built:
+            return f"{name} is {'missing' if name in built else 'one too many'}"
+        shapes = list(saved[name].shape), list(built[name].shape)
+        if shapes[0] != shapes[1]:
+            return f"{name} has the shape {shapes[0]}, not {shapes[1]}"
+    return ""
 
 
 def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
@@ -105,13 +133,9 @@ def load_run(path: str | Path) -> tuple[Codec, DictConfig]:
     checkpoint = checkpoint_of(path)
     state, config = read_checkpoint(checkpoint)
     codec = build_codec(config)
-    try:
-        codec.load_state_dict(state)
-    except RuntimeError as error:
-        first = " ".join(str(error).splitlines()[1:2]).strip() or str(error)
-        raise UserError(
-            f"{checkpoint}: doesn't fit this varitok's codec, another version trained it ({first})"
-        ) from error
+    if odd := misfit(state, codec.state_dict()):
+        raise UserError(f"{checkpoint}: doesn't fit this varitok's codec, another version trained it ({odd})")
+    codec.load_state_dict(state)
     return codec.eval(), config
 
 

@@ -22,7 +22,7 @@ FLOORS = {
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"
-        " module prior implicit callbacks run sweep"
+        " module prior implicit callbacks resume run sweep"
     ),
     "export": "runtime bitstream exporters adapters compare report cli",
 }

@@ -144,6 +144,9 @@ class Training(pl.LightningModule):
         optimizers = [make(parameter_groups(part)) for make, part in made]
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["initial_lr"] = group["lr"]
+        for optimizer in optimizers:
+            # A checkpoint's groups have the options of the run that wrote it; a resumed run may have others.
+            optimizer.register_load_state_dict_post_hook(partial(_set_options, options=_options(optimizer)))
         return optimizers
 
     def parts(self) -> list[nn.Module]:
@@ -282,6 +285,16 @@ class Training(pl.LightningModule):
         if name not in parts:
             raise UserError(f"training.{option}: the {self.name} has no part {name!r}; it has {', '.join(parts)}")
         return parts[name]
+
+
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each group of parameters: learning rate, betas, weight decay."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _set_options(optimizer: Optimizer, options: list[dict[str, Any]]) -> None:
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

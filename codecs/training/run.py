@@ -14,7 +14,7 @@ from varitok import UserError, require_min
 from varitok.data.datamodule import DataModule
 from varitok.data.storage.listing import list_splits
 
-from ..build import build, build_codec, checkpoint_of, read_checkpoint
+from ..build import build, build_codec, checkpoint_of, misfit, read_checkpoint
 from ..implicit.codec import ImplicitCodec
 from .base import Training
 from .callbacks.checkpoints import Checkpoints, WholeFiles
@@ -27,6 +27,7 @@ from .implicit import ClipTraining
 from .malloc import keep_freed_memory
 from .module import CodecTraining
 from .prior import PriorTraining
+from .resume import check_resume, find_checkpoint
 
 __all__ = ["Run", "build_run"]
 
@@ -76,7 +77,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     loop = config.training
     require_min({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
-    resume = _find_checkpoint(config.resume, folder)
+    resume = find_checkpoint(config.resume, folder)
     data = DataModule(
         build(config.data),
         **plain["loader"],
@@ -88,6 +89,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     module = (
         _prior_training(config, plain) if OmegaConf.select(config, "prior") else _codec_training(config, plain, data)
     )
+    if resume:
+        check_resume(resume, module, plain)
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
         logger.log_hyperparams(plain)
@@ -129,25 +132,16 @@ def _features(plain: dict[str, Any]) -> dict[str, str]:
     return {name: teacher["cached"] for name, teacher in teachers if teacher and teacher.get("cached")}
 
 
-def _find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Return the checkpoint to resume, or None; refuse to start anew in a folder that has one."""
-    own = folder / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return own if own.is_file() else None
-    if resume != "none":
-        return checkpoint_of(resume)
-    if own.is_file():
-        raise UserError(f"{folder}: has a run already; resume it by resume=auto, or give another hydra.run.dir")
-    return None
-
-
 def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule) -> CodecTraining:
     codec = build_codec(config)
     if not codec.bounded:
         for name in ("mean", "deviation"):
             codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
     if config.init_from:
-        codec.load_state_dict(read_checkpoint(checkpoint_of(str(config.init_from)))[0])
+        state, _ = read_checkpoint(checkpoint_of(str(config.init_from)))
+        if odd := misfit(state, codec.state_dict()):
+            raise UserError(f"init_from={config.init_from}: its codec isn't the one that this run builds ({odd})")
+        codec.load_state_dict(state)
     training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
     return training(
         codec,

@@ -21,6 +21,7 @@ from .callbacks.checkpoints import Checkpoints, WholeFiles
 from .callbacks.progress import Progress
 from .callbacks.stopping import Stopping
 from .config.launch import detect_launch
+from .config.locations import with_absolute_paths
 from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
 from .implicit import ClipTraining
@@ -89,13 +90,14 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     module = (
         _prior_training(config, plain) if OmegaConf.select(config, "prior") else _codec_training(config, plain, data)
     )
+    stored = with_absolute_paths(plain)  # once data is there, which may have been downloaded
     if resume:
-        check_resume(resume, module, plain)
+        check_resume(resume, module, stored)
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
         logger.log_hyperparams(plain)
     files = WholeFiles()
-    checkpoints = Checkpoints(plain, files, **plain["checkpoint"])
+    checkpoints = Checkpoints(stored, files, **plain["checkpoint"])
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
     callbacks += [Watchdog(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]

@@ -235,6 +235,22 @@ def test_a_saved_run_repeats_in_a_new_folder(tmp_path: Path) -> None:
     assert "bottleneck: there is no group" in group.err
 
 
+def test_paths_are_saved_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is repeated and resumed from any folder. Values that are no paths, or lead nowhere, stay as given."""
+    for name in ("photos", "run", "auto"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = {"root": "photos", "roots": {"near": "./photos", "far": "s3://photos"}, "clips": {"root": "../x"}}
+    config = {"data": data, "init_from": "run", "resume": "auto", "name": "run", "tokenizer": None}
+    compose.save_resolved(OmegaConf.create(config), tmp_path)
+    saved = OmegaConf.load("config.yaml")
+    photos = str(tmp_path / "photos")
+    roots = {"near": photos, "far": "s3://photos"}
+    assert saved.data == {"root": photos, "roots": roots, "clips": {"root": "../x"}}
+    assert saved.init_from == str(tmp_path / "run")
+    assert (saved.resume, saved.name, saved.tokenizer) == ("auto", "run", None)
+
+
 def test_provenance_names_versions_and_no_local_path(tmp_path: Path) -> None:
     Result(tmp_path, f"resume={tmp_path}/here.ckpt", "hydra.run.dir=run")
     text = (tmp_path / "run" / "provenance.json").read_text()

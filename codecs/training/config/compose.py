@@ -29,7 +29,7 @@ from varitok import UserError, __version__
 from ...conversion import convert
 from ...renamed import modernize
 from .launch import detect_launch, match_launch
-from .locations import check_locations
+from .locations import check_locations, with_absolute_paths
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
@@ -183,8 +183,9 @@ def run_folder(config: DictConfig) -> Path:
 def save_resolved(config: DictConfig, folder: Path) -> None:
     """Save a run's configuration, from which it can be repeated, and its provenance; only rank 0 saves.
 
-    `config.yaml` is the resolved configuration with train.yaml's `hydra:` block, unresolved, so that a repeated run
-    gets a new folder. `provenance.json` has the command line, the git commit and the versions of the main packages.
+    `config.yaml` is the resolved configuration, with absolute paths, and train.yaml's `hydra:` block, unresolved, so
+    that a repeated run gets a new folder. `provenance.json` has the command line, the git commit and the versions of
+    the main packages.
 
     Args:
         config: The composed configuration.
@@ -193,10 +194,10 @@ def save_resolved(config: DictConfig, folder: Path) -> None:
     if detect_launch().rank:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    plain = with_absolute_paths(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     parts = [
         "# Repeat this run: python train.py --config-dir THIS_FOLDER --config-name config\n",
-        OmegaConf.to_yaml(plain),
+        OmegaConf.to_yaml(OmegaConf.create(plain)),
         OmegaConf.to_yaml({"hydra": _defaults().get("hydra", {})}),
     ]
     (folder / "config.yaml").write_text("".join(parts), encoding="utf-8")

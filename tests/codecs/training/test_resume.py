@@ -2,16 +2,19 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
 from varitok import UserError
+from varitok.codecs.build import load_run
 from varitok.codecs.training.run import build_run
 from varitok.train import main
 
 from ...composing import composed
 from ..examples import QUIET, TINY_RUN
 
+ROOT = Path(__file__).parents[3]
 WORDS = [*TINY_RUN, *QUIET, "updates=2", "optim.warmup=0", "export=none"]
 
 
@@ -20,7 +23,10 @@ def start(folder, *words):
 
 
 def fit(folder, *words):
-    run = start(folder, *words)
+    return train(start(folder, *words))
+
+
+def train(run):
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
     return run
 
@@ -45,6 +51,20 @@ def test_a_resumed_run_takes_the_optimizers_new_options(finished, tmp_path, capl
     assert line.endswith("optim.final=1 (was 0.02), updates=3 (was 2)")
     run.module.go_back(finished / "checkpoints/last.ckpt")
     assert run.trainer.optimizers[0].param_groups[0]["initial_lr"] == 0.01, "a rollback isn't one of the options"
+
+
+def test_a_run_whose_data_has_a_relative_path_resumes_from_another_folder(tmp_path, monkeypatch, caplog):
+    synthetic = ("data.length=12", "data.val_length=5")
+    words = [word for word in WORDS if word not in synthetic] + ["data=image_folder", "data.root=photos"]
+    (tmp_path / "photos").symlink_to(ROOT / "data/embedded/photos")
+    monkeypatch.chdir(tmp_path)
+    train(build_run(composed(*words), tmp_path / "run"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, config = load_run(tmp_path / "run")
+    with caplog.at_level(logging.INFO):
+        build_run(config, tmp_path / "run")
+    assert "resumed with" not in caplog.text
 
 
 def test_of_a_run_that_resumes_as_it_was_nothing_is_told(finished, caplog):

@@ -41,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="for example: varitok evaluate runs/demo --data PHOTOS --keep 1,4,16",
     )
     parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="a run's folder or a checkpoint")
-    parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="other files; its val/, or the share held out of it"
-    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="other files: its val/ beside train/, or all")
     parser.add_argument(
         "--keep",
         metavar="1,4,16",
@@ -58,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure quality with these shares of the tokens replaced, at the largest kept number",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the results; the run's evaluation/ by default"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the results; by default the run's evaluation/, with --data evaluation/FOLDER/",
     )
     parser.add_argument("--json", action="store_true", help="for scripts: one JSON object")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     metrics = options.metrics.split(",") if options.metrics else modality.available()
     table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
-    folder = options.out or run / "evaluation"
+    folder = options.out or run / "evaluation" / (options.data.resolve().name if options.data else "")
     table.write_csv(folder / "evaluation.csv")
     if not options.json:
         table.print()
@@ -132,9 +133,10 @@ def validation_splits(modality: Modality, data: DictConfig, folder: Path | None)
     Args:
         modality: The codec's modality.
         data: The run's data configuration.
-        folder: Folder of other files; None for the run's own data.
+        folder: Folder of other files, measured whole unless it has train/ and val/; None for the run's own data.
     """
     if folder is not None:
-        return modality.folder_splits(data, folder)
-    splits: Splits = build(data)
-    return splits
+        splits = modality.folder_splits(data, folder)
+        measured = f"{folder}, {len(splits.val)} {modality.plural}"
+        return splits._replace(about=splits.about | {"dataset": measured})
+    return build(data)  # type: ignore[no-any-return]

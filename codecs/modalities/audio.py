@@ -80,7 +80,8 @@ class Audio(Modality):
         from varitok.data.datasets.audio import audio_folder  # noqa: PLC0415 (torchaudio is slow to import)
 
         form = {key: data[key] for key in ("channels", "val_seconds") if key in data}
-        return audio_folder(str(folder), sample_rate=data.sample_rate, crop_tokens=None, downsample=1, **form)
+        form |= {"sample_rate": data.sample_rate, "crop_tokens": None, "downsample": 1}
+        return audio_folder(str(folder), val_share=1.0, **form)
 
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int

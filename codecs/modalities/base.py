@@ -190,6 +190,8 @@ class Modality(ABC):
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
         """Build the splits of a folder's files, preprocessed as in a run's data configuration.
 
+        Unless it has the subfolders train and val, each file is in both splits.
+
         Raises:
             UserError: The folder doesn't exist, or the modality has no file format.
         """

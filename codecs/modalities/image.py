@@ -74,7 +74,7 @@ class Image(Modality):
         """Build the splits of a folder of images."""
         from varitok.data.datasets.images import image_folder  # noqa: PLC0415 (torchvision is slow to import)
 
-        return image_folder(str(folder), image_size=image_size_of(data))
+        return image_folder(str(folder), image_size=image_size_of(data), val_share=1.0)
 
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int

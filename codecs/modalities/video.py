@@ -78,7 +78,7 @@ class Video(Image):
 
         image_size_of(data)
         names = ("crop_tokens", "downsample", "causal_pad", "val_tokens", "image_size", "frame_rate")
-        return video_folder(str(folder), **{key: data[key] for key in names if key in data})
+        return video_folder(str(folder), val_share=1.0, **{key: data[key] for key in names if key in data})
 
     def dataset(
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int

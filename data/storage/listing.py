@@ -46,7 +46,7 @@ def list_splits(root: str | Path, val_share: float, suffixes: Collection[str], w
 
     Args:
         root: The folder, with files at any depth or shards directly in it; or an fsspec URL of shards.
-        val_share: Share of the files that is held out.
+        val_share: Share of the files that is held out; 1: each file is in both splits, as for a test set.
         suffixes: Suffixes of the files, in lower case, with their dots.
         what: Noun for the files, in the singular, for the error message.
 
@@ -156,7 +156,7 @@ def _files(folder: str | Path, suffixes: Collection[str], what: str, skipped: Co
 
 def _hold_out(files: Sequence[File], names: Sequence[str], val_share: float) -> SplitFiles:
     """Split files by the hashes of their names."""
-    if len(files) == 1:
+    if len(files) == 1 or val_share == 1:
         return SplitFiles(files, files)
     ranks = [hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names]
     count = min(len(files) - 1, max(1, round(val_share * len(files))))

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         "--files", type=Path, nargs="+", default=[], metavar="PATH", help="files and folders to encode with bundles"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="other data for runs: its val/, or the share held out of it"
+        "--data", type=Path, metavar="FOLDER", help="other data for runs: its val/ beside train/, or all"
     )
     parser.add_argument(
         "--classic", type=Path, nargs="+", default=[], metavar="CSV",

@@ -199,13 +199,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_writes_and_prints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = str(run.parent / "images")
     main([str(run), "--data", images, "--keep", "1,5", "--device", "cpu", "--workers", "0"])
-    table = read_csv(run / "evaluation" / "evaluation.csv")
+    table = read_csv(run / "evaluation" / "images" / "evaluation.csv")
     assert table.column("k") == [1, 5] and table.column("images") == [8, 8]
     assert table.column("psnr") == pytest.approx([_level(4), 100], abs=1e-3)
     assert table.header["command"].startswith("varitok evaluate ") and "--keep 1,5" in table.header["command"]
     assert "bicubic" in table.header["protocol"] and "16 x 16" in table.header["protocol"]
-    assert (run / "evaluation" / "evaluation.png").is_file()
+    assert (run / "evaluation" / "images" / "evaluation.png").is_file()
     assert "36.09" in capsys.readouterr().out
+
+
+def test_the_command_measures_all_of_a_test_set(run: Path) -> None:
+    options = ["--keep", "5", "--device", "cpu", "--workers", "0"]
+    main([str(run), *options])
+    own = (run / "evaluation" / "evaluation.csv").read_bytes()
+    main([str(run), "--data", str(run.parent / "images" / "val"), *options])
+    table = read_csv(run / "evaluation" / "val" / "evaluation.csv")
+    assert table.column("images") == [8] and table.header["dataset"].endswith("images/val, 8 images")
+    assert (run / "evaluation" / "evaluation.csv").read_bytes() == own
 
 
 @pytest.mark.parametrize(

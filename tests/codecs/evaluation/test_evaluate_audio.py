@@ -132,7 +132,7 @@ def test_the_command_evaluates_a_folder_of_sounds(finished, tmp_path, capsys):
         tone = torch.sin(torch.arange(20_000 + 777 * index) * 0.05 * (1 + index))
         soundfile.write(tmp_path / f"{index}.flac", 0.3 * tone.numpy(), 22050)
     main([str(finished), "--data", str(tmp_path), "--keep", "1,3", "--metrics", "mel,si_sdr", "--workers", "0"])
-    table = read_csv(finished / "evaluation/evaluation.csv")
+    table = read_csv(finished / "evaluation" / tmp_path.name / "evaluation.csv")
     assert table.column("codebooks") == [1, 3] and "resampled to 16000 Hz" in table.header["protocol"]
     assert "sounds; written to" in capsys.readouterr().out
     with pytest.raises(UserError, match="--robustness is measured on images"):

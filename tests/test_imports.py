@@ -66,6 +66,7 @@ def allowed(importer: str) -> tuple[str, ...]:
         "varitok.UserError",
         "varitok.require_min",
         "varitok.progress",
+        "varitok.exit_on_closed_output",
         "varitok.__version__",
     )  # and `import varitok` itself
     if below(importer, "varitok.data"):

@@ -5,9 +5,11 @@ many codes are kept is a free choice, at training and at use. This file is the p
 to the checkout's top level (ARCHITECTURE.md, "Where the package is").
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from varitok.export.exporters.frozen import FrozenCodec
     from varitok.export.runtime.bundle import Opened
 
-__all__ = ["UserError", "__version__", "require_min", "load", "load_torch", "progress"]
+__all__ = ["UserError", "__version__", "exit_on_closed_output", "require_min", "load", "load_torch", "progress"]
 __version__ = "0.1.0"
 Item = TypeVar("Item")
 
@@ -58,6 +60,24 @@ def progress(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:
         yield item
     if shown:
         print("\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_on_closed_output() -> Iterator[None]:
+    """Exit with status 141, as after SIGPIPE, if the reader of standard output has ended, such as `head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            # The interpreter flushes once more at its end, which would print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        raise  # it was another pipe
 
 
 def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":

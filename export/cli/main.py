@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from varitok import UserError, __version__
+from varitok import UserError, __version__, exit_on_closed_output
 
 __all__ = ["SUBCOMMANDS", "Subcommand", "main"]
 
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `varitok SUBCOMMAND ...`.
 
     The exit status is 0 on success, 1 if an exported file fails the parity check or some of several files can't be
-    encoded or decoded, 2 after a `UserError`, which prints
-    one line, and 130 after an interrupt.
+    encoded or decoded, 2 after a `UserError`, which prints one line, 130 after an interrupt, and 141 if the reader of
+    the output has ended, such as `head`.
 
     Args:
         arguments: The words after `varitok`; those of `sys.argv` if None.
@@ -84,21 +84,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         varitok 0.1.0
     """
     name, *words = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
-    if name in ("-h", "--help"):
-        print(_help())
-    elif name == "--version":
-        print(f"varitok {__version__}")
-    else:
-        try:
+    try:
+        with exit_on_closed_output():
             _run(name, words)
-        except UserError as error:
-            print(f"varitok {name}: {error}" if name in SUBCOMMANDS else f"varitok: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(130)
+    except UserError as error:
+        print(f"varitok {name}: {error}" if name in SUBCOMMANDS else f"varitok: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _run(name: str, words: list[str]) -> None:
+    if name in ("-h", "--help"):
+        print(_help())
+        return
+    if name == "--version":
+        print(f"varitok {__version__}")
+        return
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, 1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from varitok import UserError, __version__
+from varitok import UserError, __version__, exit_on_closed_output
 
 from ...conversion import convert
 from ...renamed import modernize
@@ -84,7 +84,8 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
         _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
         _refuse_empty(sys.argv[1:])
-        program()
+        with exit_on_closed_output():
+            program()
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as leaving:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,18 @@ def test_mistakes_end_in_one_line(run, words, told, capsys):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(told.replace("RUN", str(run[0]))) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["info", "--help"], ["info", "RUN"], ["train", "--cfg", "job"]])
+def test_a_reader_that_ends_is_no_error(run, words):
+    """`varitok info RUN | head`: the pipe is closed before or while the command writes to it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "varitok.export.cli.main", *(word.replace("RUN", str(run[0])) for word in words)]
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # or argparse would pass over the error
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=env)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_help_names_all_there_is(capsys):

@@ -201,6 +201,24 @@ def test_sweep_runs_each(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/varitok/*_sweep/*/config.yaml"))) == 2
 
 
+def test_overrides_and_options_come_in_any_order(tmp_path: Path) -> None:
+    result = Result(tmp_path, "updates=7", "-m", "seed=1,2", "--config-dir", ".", "name=x")
+    assert [line for line in result.out.splitlines() if line.startswith("updates")] == [
+        "updates 7 name 'x' seed 1",
+        "updates 7 name 'x' seed 2",
+    ], result.err
+    (tmp_path / "lr=1" / "experiment").mkdir(parents=True)
+    (tmp_path / "lr=1" / "experiment" / "mine.yaml").write_text("# @package _global_\nupdates: 5\n")
+    assert "updates 5 name 'y'" in Result(tmp_path, "name=y", "--config-dir", "lr=1", "experiment=mine").out
+
+
+@pytest.mark.parametrize("folder", ["Größe (2024)", "it's #1 & only", "a=b", "写真", "2024", "1e3", "a,b", "[x]", "~x"])
+def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    result = Result(tmp_path, f"init_from={folder}", f"hydra.run.dir={folder}/run")
+    assert result.status == 0, result.err
+    assert OmegaConf.load(tmp_path / folder / "run" / "config.yaml").init_from == str(tmp_path / folder)
+
+
 def test_hydras_own_options_work(tmp_path: Path) -> None:
     assert "experiment" in Result(tmp_path, "--help").out
     shown = Result(tmp_path, "--cfg", "job", "updates=3")

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,7 @@ from ...renamed import modernize
 from .launch import detect_launch, match_launch
 from .locations import check_locations, with_absolute_paths
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
+from .overrides import arrange
 
 __all__ = ["check", "run_folder", "run_with", "save_resolved"]
 
@@ -82,8 +83,8 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
         if {"-m", "--multirun"}.intersection(sys.argv) and not detect_launch().launcher:
             os.environ[RUN_ID] = _run_id()  # all jobs of a sweep, on any machine, share one folder
         os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them
-        _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
-        _refuse_empty(sys.argv[1:])
+        sys.argv[1:] = arrange(sys.argv[1:])
+        _check_words(sys.argv[1:])
         with exit_on_closed_output():
             program()
     except KeyboardInterrupt:
@@ -142,8 +143,12 @@ def _refuse_secrets(keys: Iterable[str]) -> None:
         raise UserError(f"{found[0]}: others can read it there; log in by `wandb login`, or set WANDB_API_KEY instead")
 
 
-def _refuse_empty(words: Iterable[str]) -> None:
-    """Refuse `KEY=`, which an unset variable of the shell makes of `KEY=$NAME`; an empty text is written `KEY=""`."""
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse secrets, and `KEY=`, which an unset variable of the shell makes of `KEY=$NAME`.
+
+    An empty text is written `KEY=""`.
+    """
+    _refuse_secrets(word.lstrip("+~").partition("=")[0] for word in words)
     if found := [word for word in words if word.endswith("=") and not word.startswith("-")]:
         raise UserError(f"{found[0]}: is empty; give a value, or null for none (is a variable of the shell unset?)")
 

@@ -16,10 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from varitok import UserError
 
 from .codec import Codec
-from .conversion import convert
+from .conversion import ANY, RANGES, convert
 from .renamed import modernize, new_key, new_state, new_target
 
-__all__ = ["build", "build_codec", "checkpoint_of", "load_run", "misfit", "open_checkpoint", "read_checkpoint"]
+__all__ = [
+    "build",
+    "build_codec",
+    "check_values",
+    "checkpoint_of",
+    "load_run",
+    "misfit",
+    "open_checkpoint",
+    "read_checkpoint",
+]
 
 ALLOWED = ("varitok.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
 SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
@@ -150,7 +159,31 @@ def _explain(error: Exception, where: str) -> UserError:
     if isinstance(cause, UserError):
         return cause
     text = next((line for line in str(cause).splitlines() if line.strip()), "")
+    if isinstance(cause, MemoryError) or "allocate memory" in text or "Storage size" in text:
+        return UserError(f"{where}: is too large for the memory of this machine")
     return UserError(f"{where}: {type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def check_values(found: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Convert the arguments of a class or function to the annotated types, and check their ranges.
+
+    Args:
+        found: The class or function.
+        given: Plain values by argument name.
+        where: Key of the configuration that holds them; empty for its root.
+
+    Raises:
+        UserError: A value doesn't fit its annotation, or is out of range.
+    """
+    try:
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
+    except (NameError, TypeError):  # annotations that only a type checker can resolve
+        hints = {}
+    ranges = RANGES if found.__module__.startswith("varitok.") else ANY
+    return {
+        key: convert(value, hints[key], f"{where}.{key}".lstrip("."), ranges) if key in hints else value
+        for key, value in given.items()
+    }
 
 
 def _check(node: Any, where: str, extra: Mapping[str, Any]) -> Any:
@@ -169,10 +202,6 @@ def _check_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> d
     given = {key: value for key, value in node.items() if key not in SWITCHES}
     known = inspect.signature(found).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    try:
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except (NameError, TypeError):  # annotations that only a type checker can resolve
-        hints = {}
     for key in (*given, *extra):
         if key.startswith("_") or (key not in known and not open_ended):
             if (now := new_key(key, node["_target_"], where)) in known:
@@ -182,8 +211,7 @@ def _check_call(node: dict[str, Any], where: str, extra: Mapping[str, Any]) -> d
                 f"{where}.{key}: {name} takes no such argument"
                 + (f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(known) or 'none'}")
             )
-    for key in given.keys() & hints.keys():
-        node[key] = convert(given[key], hints[key], f"{where}.{key}")
+    node |= check_values(found, given, where)
     for key, parameter in known.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         needed = named and parameter.default is parameter.empty and not node.get("_partial_")

@@ -22,6 +22,7 @@ Codes are `(b, q, *grid)` if tokens are on a grid, `(b, q, k)` or, for clips, `(
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class Codec(nn.Module):
         unit_latents: bool = False,
         perturbation: Perturbation | None = None,
         sample_rate: int | None = None,
-        frame_rate: float | None = None,
+        frame_rate: Annotated[float | None, "(0, inf)"] = None,
         bounded: bool = True,
     ) -> None:
         super().__init__()

@@ -1,24 +1,30 @@
-"""Conversion of configuration values to annotated types. This module doesn't import torch."""
+"""Conversion of configuration values to annotated types, and their ranges. This module doesn't import torch.
+
+An annotation names a number's range as an interval, `Annotated[float, "(0, 1]"]`. A second text says what a user who
+wants none of it should write: `Annotated[float, "(0, inf]", "inf doesn't clip"]`.
+"""
 
 import inspect
 import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from varitok import UserError
 
-__all__ = ["convert"]
+__all__ = ["RANGES", "convert"]
 
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", type(None): "null",
 }  # fmt: skip
 LISTS = (list, tuple, Sequence)
+RANGES = {int: "[1, inf)", float: "[0, inf)"}  # of what our classes take, unless they say otherwise: sizes and weights
+ANY = {int: "(-inf, inf)", float: "[-inf, inf]"}
 
 
-def convert(value: Any, hint: Any, key: str) -> Any:
-    """Convert a value to the type of an annotation: int accepts 1e3, str accepts 7.
+def convert(value: Any, hint: Any, key: str, ranges: Mapping[type, str] = ANY) -> Any:
+    """Convert a value to the type of an annotation: int accepts 1e3, str accepts 7. Check its range.
 
     Pydantic instead accepts "3" as a number and 1 as true, and raises messages of several lines.
 
@@ -26,19 +32,62 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         value: Plain value of a configuration; a mapping, which builds an object, fits all but plain types.
         hint: The annotation; an unsupported one accepts any value.
         key: Key of the value, for the message.
+        ranges: Intervals of numbers whose annotation names none, by type.
 
     Raises:
-        UserError: The value doesn't fit the annotation.
+        UserError: The value doesn't fit the annotation, or is out of range.
     """
     fits, found = _fit(value, hint)
     if not fits:
-        raise UserError(f"{key}: expected {_name_type(hint)}, got {value!r}")
+        note = f"; {hint.__metadata__[1]}" if get_origin(hint) is Annotated and len(hint.__metadata__) > 1 else ""
+        raise UserError(f"{key}: expected {_name_type(hint)}, got {value!r}{note}")
+    _check_range(found, hint, key, ranges)
     return found
+
+
+def _check_range(value: Any, hint: Any, key: str, ranges: Mapping[type, str], note: str = "") -> None:
+    """Check the range of a number, or of each in a list, that fits the annotation."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        interval, *notes = hint.__metadata__
+        _check_range(value, options[0], key, dict.fromkeys(ranges, interval), *notes)
+    elif origin in (Union, types.UnionType):
+        note = note or ("write null for none" if type(None) in options else "")
+        _check_range(value, next(option for option in options if _fit(value, option)[0]), key, ranges, note)
+    elif origin in LISTS and options:
+        for index, item in enumerate(value):
+            _check_range(item, options[0], f"{key}[{index}]", ranges, note)
+    elif hint in ranges and not _within(value, ranges[hint]):
+        raise UserError(f"{key}={value}: must be {_name_range(value, ranges[hint])}{note and f'; {note}'}")
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def _within(value: float, interval: str) -> bool:
+    low, high = _ends(interval)
+    return (low < value or (value == low and interval[0] == "[")) and (
+        value < high or (value == high and interval[-1] == "]")
+    )
+
+
+def _name_range(value: float, interval: str) -> str:
+    """Describe a range that a value is not in."""
+    low, high = _ends(interval)
+    if math.isinf(value) and low <= value <= high:
+        return "finite"
+    least = f"{'at least' if interval[0] == '[' else 'above'} {low:.12g}"
+    most = f"{'at most' if interval[-1] == ']' else 'below'} {high:.12g}"
+    return " and ".join(part for part, end in ((least, low), (most, high)) if math.isfinite(end))
 
 
 def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for each kind of annotation)
     """Return whether a value fits an annotation, and the converted value."""
     origin, options = get_origin(hint) or hint, get_args(hint)
+    if origin is Annotated:
+        return _fit(value, options[0])
     if isinstance(value, Mapping):
         return hint not in WORDS, value
     if origin in (Union, types.UnionType):
@@ -70,6 +119,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
 def _name_type(hint: Any) -> str:
     """Describe an annotation for an error message."""
     origin, options = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _name_type(options[0])
     if origin in (Union, types.UnionType):
         simple = [option for option in options if option in WORDS or get_origin(option)]
         return " or ".join(_name_type(option) for option in simple or options)

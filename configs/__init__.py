@@ -5,6 +5,7 @@ This is the only folder of the checkout with an `__init__.py`: Hydra finds YAML 
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,19 @@ __all__: list[str] = []
 def _downsample(encoder: Any) -> int:
     """Return an encoder's downsampling factor along its first axis: samples or frames per token."""
     encoder = encoder.get("network", encoder)  # the inner one of a nested encoder
-    strides = [_first(stride) for stride in encoder.get("strides", [])]
-    own = [_first(encoder.get(key, 1)) for key in ("hop_length", "patch", "resample")]
-    return int(math.prod([*strides, *own, 2 ** int(encoder.get("wavelets", 0))]))
+    strides = [_first(stride, "strides") for stride in encoder.get("strides", [])]
+    own = [_first(encoder.get(key, 1), key) for key in ("hop_length", "patch", "resample")]
+    wavelets = _first(encoder.get("wavelets", 0), "wavelets")
+    return math.prod([*strides, *own, 2 ** max(0, min(wavelets, 30))])  # the encoder itself refuses others
 
 
-def _first(value: Any) -> int:
-    return int(value) if isinstance(value, int) else int(value[0])
+def _first(value: Any, key: str) -> int:
+    """Return a whole number, or the first of a list, of the encoder's `key`."""
+    number = value[0] if isinstance(value, Sequence) and value else value
+    try:
+        return int(number)
+    except (TypeError, ValueError, OverflowError) as error:  # null, nan, inf
+        raise UserError(f"codec.encoder.{key}: expected whole numbers, got {value}") from error
 
 
 def _causal_pad(encoder: Any) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -187,15 +187,15 @@ class DataModule(pl.LightningDataModule):
         splits: Splits,
         *,
         batch_size: int,
-        workers: int = 2,
+        workers: Annotated[int, "[0, 1000]", "0 reads in the main process"] = 2,
         updates: int,
         accumulate: int = 1,
-        seed: int = 0,
+        seed: Annotated[int, "[0, inf)"] = 0,
         bad: Policy = "substitute",
-        max_bad_share: float = 0.01,
+        max_bad_share: Annotated[float, "[0, 1]"] = 0.01,
         overfit: bool = False,
-        bucket: float = 0,
-        budget: int | None = None,
+        bucket: Annotated[float, "[0, 1)", "0 doesn't sort"] = 0,
+        budget: Annotated[int | None, "[1, inf)", "null is unlimited"] = None,
         features: Mapping[str, str] = MappingProxyType({}),
         captions: bool = False,
     ) -> None:

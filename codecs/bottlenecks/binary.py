@@ -1,6 +1,7 @@
 """Binary quantization: each dimension is quantized to its sign, one bit."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -58,7 +59,13 @@ class _EntropyBinary(_Binary):
     """Base of binary quantizers with an entropy penalty."""
 
     def __init__(
-        self, bits: int, scale: float, entropy: float, diversity: float, temperature: float, entropy_group: int
+        self,
+        bits: int,
+        scale: float,
+        entropy: float,
+        diversity: float,
+        temperature: float,
+        entropy_group: int,
     ) -> None:
         super().__init__(bits, scale)
         self.entropy = entropy
@@ -94,8 +101,8 @@ class LookupFreeQuantizer(_EntropyBinary):
         commitment: float = 0.25,
         entropy: float = 0.1,
         diversity: float = 1.0,
-        temperature: float = 0.01,
-        entropy_group: int = 0,
+        temperature: Annotated[float, "(0, inf)"] = 0.01,
+        entropy_group: Annotated[int, "[0, inf)", "0 takes all bits together"] = 0,
     ) -> None:
         super().__init__(bits, 1.0, entropy, diversity, temperature, entropy_group)
         self.commitment = commitment
@@ -125,8 +132,8 @@ class BinarySphericalQuantizer(_EntropyBinary):
         bits: int,
         entropy: float = 0.1,
         diversity: float = 1.0,
-        temperature: float = 1.0,
-        entropy_group: int = 9,
+        temperature: Annotated[float, "(0, inf)"] = 1.0,
+        entropy_group: Annotated[int, "[0, inf)", "0 takes all bits together"] = 9,
     ) -> None:
         super().__init__(bits, 1 / math.sqrt(max(bits, 1)), entropy, diversity, temperature, entropy_group)
 
@@ -149,7 +156,7 @@ class BernoulliQuantizer(_Binary):
         anneal: Updates until the temperature is 0.
     """
 
-    def __init__(self, bits: int, temperature: float = 1.0, anneal: int = 10000) -> None:
+    def __init__(self, bits: int, temperature: Annotated[float, "(0, inf)"] = 1.0, anneal: int = 10000) -> None:
         super().__init__(bits, 1.0)
         self.temperature = Annealed(temperature, 0.0, anneal)
 

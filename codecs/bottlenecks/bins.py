@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class DimensionBins(_Bins):
         UserError: There are fewer than 2 bins.
     """
 
-    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: float = 5.0) -> None:
+    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: Annotated[float, "(0, inf)"] = 5.0) -> None:
         if bins < 2:
             raise UserError(f"bottleneck.bins={bins}: must be at least 2")
         ends = torch.special.ndtr(torch.tensor([-reach, reach], dtype=torch.float64))
@@ -131,7 +132,13 @@ class UniformBins(_Bins):
         UserError: `levels` is below 2, or `smallest` not below `largest`.
     """
 
-    def __init__(self, dim: int, levels: int = 16, smallest: float = -7.0, largest: float = 2.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        levels: int = 16,
+        smallest: Annotated[float, "(-inf, inf)"] = -7.0,
+        largest: Annotated[float, "(-inf, inf)"] = 2.0,
+    ) -> None:
         if levels < 2 or not smallest < largest:
             raise UserError(f"bottleneck: levels={levels} from {smallest} to {largest}: 2 or more, in rising order")
         digits = torch.arange(levels, dtype=torch.float32)

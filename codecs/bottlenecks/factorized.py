@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,12 @@ class FactorizedResidualQuantizer(Bottleneck):
     """
 
     def __init__(
-        self, dim: int, num_codebooks: int, codebook_size: int = 1024, width: int = 8, commitment: float = 0.25
+        self,
+        dim: int,
+        num_codebooks: Annotated[int, "[1, 1000]"],
+        codebook_size: int = 1024,
+        width: int = 8,
+        commitment: float = 0.25,
     ) -> None:
         super().__init__()
         if min(dim, num_codebooks, codebook_size, width) < 1:

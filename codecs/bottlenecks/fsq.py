@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,11 @@ class FiniteScalarQuantizer(GridQuantizer):
     grid: RoundingGrid
 
     def __init__(
-        self, levels: Sequence[int], entropy: float = 0.0, temperature: float = 0.01, entropy_group: int = 0
+        self,
+        levels: Sequence[int],
+        entropy: float = 0.0,
+        temperature: Annotated[float, "(0, inf)"] = 0.01,
+        entropy_group: Annotated[int, "[0, inf)", "0 takes all dimensions together"] = 0,
     ) -> None:
         if not levels or min(levels) < 3:
             raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
@@ -200,7 +205,11 @@ class ResidualScalarQuantizer(Bottleneck):
     reach: Tensor
 
     def __init__(
-        self, levels: Sequence[int], num_codebooks: int, refinement: float | None = None, bound: float | None = None
+        self,
+        levels: Sequence[int],
+        num_codebooks: Annotated[int, "[1, 1000]"],
+        refinement: Annotated[float | None, "(0, inf)"] = None,
+        bound: Annotated[float | None, "(0, inf)"] = None,
     ) -> None:
         super().__init__()
         if not levels or min(levels) < 2 or num_codebooks < 1:
@@ -260,7 +269,9 @@ class DitheredScalarQuantizer(GridQuantizer):
 
     grid: EvenGrid
 
-    def __init__(self, levels: Sequence[int], noise: float = 0.5, bypass: float = 0.25) -> None:
+    def __init__(
+        self, levels: Sequence[int], noise: Annotated[float, "[0, 1]"] = 0.5, bypass: Annotated[float, "[0, 1]"] = 0.25
+    ) -> None:
         if not levels or min(levels) < 2:
             raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
         super().__init__(levels, EvenGrid(levels, squash=True))

@@ -1,6 +1,7 @@
 """Product quantization: channels are split into parts, each with its own bottleneck."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class Product(Composite):
         return _FrozenProduct(self)
 
 
-def grouped(part: Callable[[], Bottleneck], groups: int, disentangle: float = 0.0) -> Product:
+def grouped(part: Callable[[], Bottleneck], groups: Annotated[int, "[1, 1000]"], disentangle: float = 0.0) -> Product:
     """Build a product of equal parts (UniTok's multi-codebook, arXiv 2502.20321; LFSC's grouped FSQ, 2409.12117).
 
     Args:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,9 @@ class Residual(Composite):
         return _FrozenResidual(self)
 
 
-def residual(level: Callable[[], Bottleneck], num_codebooks: int, shared: bool = False) -> Residual:
+def residual(
+    level: Callable[[], Bottleneck], num_codebooks: Annotated[int, "[1, 1000]"], shared: bool = False
+) -> Residual:
     """Build a residual quantizer of equal levels.
 
     Args:
@@ -143,7 +146,9 @@ def residual(level: Callable[[], Bottleneck], num_codebooks: int, shared: bool =
     return Residual([first] * num_codebooks if shared else [first, *(level() for _ in range(num_codebooks - 1))])
 
 
-def masked_channels(level: Callable[..., Bottleneck], dim: int, masked: int, num_codebooks: int) -> Residual:
+def masked_channels(
+    level: Callable[..., Bottleneck], dim: int, masked: int, num_codebooks: Annotated[int, "[1, 1000]"]
+) -> Residual:
     """Build a residual quantizer whose first codebooks quantize disjoint channels (arXiv 2402.12208, section 3.2).
 
     Plain RVQ puts most of the information into codebook 1, which a language model has to predict in one step. Here the

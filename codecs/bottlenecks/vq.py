@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class VectorQuantizer(_Codebook):
         cosine: bool = False,
         rotation: bool = False,
         entropy: float = 0.0,
-        temperature: float = 0.01,
+        temperature: Annotated[float, "(0, inf)"] = 0.01,
     ) -> None:
         super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
@@ -144,11 +144,11 @@ class EMAVectorQuantizer(_Codebook):
         commitment: float = 0.25,
         cosine: bool = False,
         rotation: bool = False,
-        decay: float = 0.99,
-        revival: float = 0.03,
+        decay: Annotated[float, "[0, 1)"] = 0.99,
+        revival: Annotated[float, "[0, 1]"] = 0.03,
         kmeans_init: bool = True,
         entropy: float = 0.0,
-        temperature: float = 0.01,
+        temperature: Annotated[float, "(0, inf)"] = 0.01,
     ) -> None:
         super().__init__(dim, codebook_size, cosine, rotation, _Weights(commitment, entropy, temperature))
         self.codebook = MovingCodebook(codebook_size, dim, decay, revival, kmeans_init, cosine)
@@ -181,7 +181,9 @@ class KMeansQuantizer(EMAVectorQuantizer):
         revival: Fraction of uniform usage below which a cluster is replaced; 0: never.
     """
 
-    def __init__(self, dim: int, codebook_size: int, cosine: bool = False, revival: float = 0.03) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, cosine: bool = False, revival: Annotated[float, "[0, 1]"] = 0.03
+    ) -> None:
         super().__init__(dim, codebook_size, 0.0, cosine, decay=1.0, revival=revival)
 
 
@@ -223,7 +225,7 @@ class IndexVectorQuantizer(_Codebook):
         codebook: float = 0.25,
         double: float = 1.0,
         entropy: float = 0.05,
-        temperature: float = 1.0,
+        temperature: Annotated[float, "(0, inf)"] = 1.0,
     ) -> None:
         super().__init__(dim, codebook_size, False, False, _Weights(commitment, entropy, temperature))
         self.pull = codebook
@@ -278,7 +280,9 @@ class MixtureVectorQuantizer(_Codebook):
         deviation: Initial standard deviation, learned and shared by all entries.
     """
 
-    def __init__(self, dim: int, codebook_size: int, likelihood: float = 0.1, deviation: float = 0.5) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, likelihood: float = 0.1, deviation: Annotated[float, "(0, inf)"] = 0.5
+    ) -> None:
         super().__init__(dim, codebook_size, False, False, _Weights(0.0, 0.0, 1.0))
         self.likelihood = likelihood
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim) * deviation)

@@ -1,6 +1,7 @@
 """Video discriminators: 3-D patches, and single frames."""
 
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class ClipDiscriminator(nn.Module):
         layers: Layers that halve rows and columns; all but the first also halve frames.
     """
 
-    def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
+    def __init__(self, channels: int = 3, width: int = 64, layers: Annotated[int, "[0, 1000]"] = 3) -> None:
         super().__init__()
         widths = [channels, *(width * min(2**layer, 8) for layer in range(layers + 1))]
         convolutions = []

@@ -1,5 +1,7 @@
 """Patch discriminator of images."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from .contract import DiscriminatorOutput, Feature
@@ -18,7 +20,7 @@ class PatchDiscriminator(nn.Module):
         layers: Layers that halve rows and columns.
     """
 
-    def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
+    def __init__(self, channels: int = 3, width: int = 64, layers: Annotated[int, "[0, 1000]"] = 3) -> None:
         super().__init__()
         net: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         wide = width

@@ -5,6 +5,7 @@ of the codebooks is a shorter code.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class ImplicitCodec(Codec):
         decoder: NeRV,
         bottleneck: ResidualScalarQuantizer,
         length: LengthPolicy,
-        frame_rate: float | None = None,
+        frame_rate: Annotated[float | None, "(0, inf)"] = None,
     ) -> None:
         if not isinstance(bottleneck, ResidualScalarQuantizer) or set(bottleneck.codebook_sizes) != {2}:
             raise UserError(

@@ -9,6 +9,7 @@ encoder, without the decoder. The head is not exported.
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class HaltingHead(nn.Module):
         dim: int,
         tokens: int,
         width: int = 64,
-        depth: int = 2,
+        depth: Annotated[int, "[0, 1000]"] = 2,
         heads: int = 4,
         waves: int = 8,
         threshold: float = 0.5,

@@ -1,12 +1,10 @@
 """Adversarial loss: a discriminator, its criterion and its schedule. The optimizers are the trainer's."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from varitok import UserError
 
 from ..discriminators.contract import DiscriminatorOutput, Feature, valid_means, zero_padding
 from ..distributed import mean_over_ranks
@@ -51,9 +49,6 @@ class Adversarial(nn.Module):
             DAC's code); None leaves signals unchanged.
         lecam: Weight of LeCam regularization (arXiv 2104.03310, equation 5); 0 turns it off.
         lecam_decay: Decay of LeCam's EMA of the logits; checkpoints include it.
-
-    Raises:
-        UserError: `every` is below 1.
     """
 
     real_average: Tensor
@@ -68,18 +63,16 @@ class Adversarial(nn.Module):
         features: float = 0.0,
         relative: bool = False,
         reduction: Literal["mean", "sum"] = "mean",
-        start: int = 0,
-        head_start: int = 0,
-        ramp: int = 0,
+        start: Annotated[int, "[0, inf)"] = 0,
+        head_start: Annotated[int, "[0, inf)"] = 0,
+        ramp: Annotated[int, "[0, inf)"] = 0,
         every: int = 1,
         shared: bool = False,
-        peak: float | None = None,
+        peak: Annotated[float | None, "(0, inf)", "null keeps the level"] = None,
         lecam: float = 0.0,
-        lecam_decay: float = 0.999,
+        lecam_decay: Annotated[float, "[0, 1)"] = 0.999,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise UserError(f"objective.adversarial.every={every} should be 1 or more")
         self.discriminator = discriminator
         self.kind = kind
         self.weights = {"adversarial": weight, "features": features}

@@ -1,6 +1,7 @@
 """Loss balancer: weights terms by the norm of their gradient at the reconstruction."""
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Balancer(nn.Module):
         decay: Decay of the EMA of the norms; checkpoints include it.
     """
 
-    def __init__(self, total: float = 1.0, decay: float = 0.999) -> None:
+    def __init__(self, total: Annotated[float, "(0, inf)"] = 1.0, decay: Annotated[float, "[0, 1)"] = 0.999) -> None:
         super().__init__()
         self.total = total
         self.decay = decay

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from varitok.data.feature_map import FeatureMap
 from varitok.data.teachers.base import Teacher
 
 from ..codec import Codec
+from ..conversion import convert
 from ..unregistered import FrozenModules
 from .adversarial import Adversarial
 from .balancer import Balancer
@@ -20,6 +21,8 @@ from .contract import Guidance, LossTerm
 from .feature_hooks import Tap
 
 __all__ = ["Objective"]
+
+Weight = Annotated[float, "[0, inf)", "0 only logs the term"]
 
 
 class Objective(nn.Module):
@@ -58,7 +61,7 @@ class Objective(nn.Module):
                 raise UserError(f"objective.terms.{name}: expected `weight` and `module`, got {sorted(term)}")
             if adversarial and name in adversarial.weights:
                 raise UserError(f"objective.terms.{name}: the adversarial term has a loss of this name")
-            self.weights[name] = float(term["weight"])
+            self.weights[name] = convert(term["weight"], Weight, f"objective.terms.{name}.weight")
             self._terms[name] = module = term["module"]
             if not isinstance(module, LossTerm):
                 raise UserError(f"objective.terms.{name}: {type(module).__name__} is not a loss term")

@@ -6,7 +6,7 @@ code uses reflection padding, with which the last frames would depend on it.)
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class MultiResolutionSTFT(SignalTerm):
         convergence: float = 1.0,
         logarithm: float = 1.0,
         magnitude: float = 0.0,
-        floor: float = 1e-5,
+        floor: Annotated[float, "(0, inf)"] = 1e-5,
         quiet: float = 0.01,
         scale: float | None = None,
         normalized: bool = False,
@@ -148,9 +148,9 @@ class MultiScaleMel(MultiResolutionSTFT):
         low: float = 0.0,
         high: float | None = None,
         formula: Literal["slaney", "htk"] = "slaney",
-        power: float = 1.0,
+        power: Annotated[float, "(0, inf)"] = 1.0,
         normalized: bool = False,
-        floor: float = 1e-5,
+        floor: Annotated[float, "(0, inf)"] = 1e-5,
         magnitude: float = 0.0,
         logarithm: float = 1.0,
         squared: bool = False,
@@ -189,7 +189,7 @@ class SISDR(SignalTerm):
             loss to [-80, 80] dB.
     """
 
-    def __init__(self, floor: float = 1e-8) -> None:
+    def __init__(self, floor: Annotated[float, "(0, inf)"] = 1e-8) -> None:
         super().__init__()
         self.floor = floor
 

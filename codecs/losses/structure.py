@@ -1,5 +1,7 @@
 """A perceptual loss without pretrained weights: SSIM and edges at several scales."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,7 +25,7 @@ class MultiScaleStructure(SignalTerm):
         edges: Whether the differences of neighboring pixels are included.
     """
 
-    def __init__(self, scales: int = 3, window: int = 7, edges: bool = True) -> None:
+    def __init__(self, scales: Annotated[int, "[1, 1000]"] = 3, window: int = 7, edges: bool = True) -> None:
         super().__init__()
         self.scales = scales
         self.window = window

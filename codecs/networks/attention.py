@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from varitok import UserError
+
 from .convolution import prepend_context
 
 __all__ = ["Attention", "Rotary", "Transformer", "attend"]
@@ -170,6 +172,8 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, expansion: float = 4.0) -> None:
         super().__init__()
+        if width % heads:
+            raise UserError(f"transformer: width={width} should be a multiple of its heads={heads}")
         self.blocks = nn.ModuleList(_Block(width, heads, expansion) for _ in range(depth))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

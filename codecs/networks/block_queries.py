@@ -8,6 +8,7 @@ Later blocks may have fewer tokens than the first (LanDiff, arXiv 2503.04606, se
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class _BlockQueries(Network):
         patch: Sequence[int],
         tokens: int,
         width: int,
-        depth: int,
+        depth: Annotated[int, "[0, 1000]"],
         heads: int,
         hidden: int | None = None,
         window: int | None = None,

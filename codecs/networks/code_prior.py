@@ -11,12 +11,13 @@ operations are divisions, square roots and products, whose rounding IEEE 754 spe
 
 import copy
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import require_min
+from varitok import UserError, require_min
 
 __all__ = ["Prior"]
 
@@ -57,13 +58,14 @@ class Prior(nn.Module):
         sources: int,
         *,
         width: int = 128,
-        depth: int = 3,
+        depth: Annotated[int, "[0, 1000]"] = 3,
         heads: int = 4,
         window: int = 128,
     ) -> None:
         super().__init__()
         require_min({"prior.heads": (heads, 1), "prior.depth": (depth, 0), "prior.window": (window, 2)})
-        require_min({"prior.width": (width, heads)})
+        if width % heads:
+            raise UserError(f"prior.width={width}: must be a multiple of prior.heads={heads}")
         self.sizes = tuple(sizes)
         self.window = window
         self.rounds = False

@@ -12,7 +12,7 @@ frame in every layer. So a chunk, a padded batch and a single clip have the same
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -236,10 +236,10 @@ class _FactoredCodec(Network):
         base: int,
         strides: Sequence[int | Sequence[int]],
         multipliers: Sequence[int],
-        depth: int = 2,
+        depth: Annotated[int, "[0, 1000]"] = 2,
         channels: int = 3,
         units: Units = "split",
-        wavelets: int = 0,
+        wavelets: Annotated[int, "[0, 1000]"] = 0,
         attention: bool = True,
         window: int | None = None,
         activation: str = "silu",

@@ -8,6 +8,7 @@ with it, and decompresses them for a vocoder.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,15 @@ class _Block(nn.Module):
     """Pre-norm block: focal modulation and a perceptron with GELU, residual, with LayerScale."""
 
     def __init__(
-        self, width: int, hidden: int, window: int, levels: int, growth: int, scale: float, causal: bool, span: int
+        self,
+        width: int,
+        hidden: int,
+        window: int,
+        levels: int,
+        growth: int,
+        scale: float,
+        causal: bool,
+        span: int,
     ) -> None:
         super().__init__()
         self.modulation_norm = nn.LayerNorm(width)
@@ -72,8 +81,8 @@ class _Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.wide = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
-        self.modulation_scale = nn.Parameter(torch.full((width,), scale))
-        self.mlp_scale = nn.Parameter(torch.full((width,), scale))
+        self.modulation_scale = nn.Parameter(torch.full((width,), float(scale)))
+        self.mlp_scale = nn.Parameter(torch.full((width,), float(scale)))
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         x = x + self.modulation_scale * self.modulation(self.modulation_norm(x), mask, memory)
@@ -105,10 +114,10 @@ class FocalSequence(nn.Module):
     def __init__(
         self,
         width: int,
-        depth: int,
+        depth: Annotated[int, "[0, 1000]"],
         hidden: int | None = None,
         window: int = 7,
-        levels: int = 2,
+        levels: Annotated[int, "[1, 1000]"] = 2,
         growth: int = 2,
         layer_scale: float = 1.0,
         causal: bool = False,
@@ -234,10 +243,10 @@ class FocalEncoder(_FocalCodec, Encoder):
         widths: Sequence[int],
         strides: Sequence[int],
         hop_length: int,
-        depth: int = 1,
+        depth: Annotated[int, "[0, 1000]"] = 1,
         hidden: int | None = None,
         window: int = 7,
-        levels: int = 2,
+        levels: Annotated[int, "[1, 1000]"] = 2,
         growth: int = 2,
         layer_scale: float = 1.0,
         activation: str = "snake",
@@ -284,10 +293,10 @@ class FocalDecoder(_FocalCodec, Decoder):
         vocoder: Decoder,
         widths: Sequence[int],
         strides: Sequence[int],
-        depth: int = 1,
+        depth: Annotated[int, "[0, 1000]"] = 1,
         hidden: int | None = None,
         window: int = 7,
-        levels: int = 2,
+        levels: Annotated[int, "[1, 1000]"] = 2,
         growth: int = 2,
         layer_scale: float = 1.0,
         activation: str = "snake",

@@ -5,6 +5,7 @@ levels. All arithmetic is real, with a fixed number of iterations, so that every
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class MelFeatures(Precise, Encoder):
         hop_length: int = 200,
         low: float = 0.0,
         high: float | None = None,
-        floor: float = FLOOR,
+        floor: Annotated[float, "(0, inf)"] = FLOOR,
         causal: bool = False,
         direct: bool = False,
     ) -> None:
@@ -103,8 +104,8 @@ class MelDecoder(Precise, Decoder):
         hop_length: int = 200,
         low: float = 0.0,
         high: float | None = None,
-        iterations: int = 16,
-        momentum: float = 0.99,
+        iterations: Annotated[int, "[0, 10000]"] = 16,
+        momentum: Annotated[float, "[0, 1)"] = 0.99,
     ) -> None:
         if window % hop_length:
             raise UserError(f"mel: window={window} should be a multiple of hop_length={hop_length}")

@@ -5,9 +5,9 @@ The wrapped network's latents are called cells. Each of `halvings` steps concate
 neighboring cells. The layers of `bottlenecks/hierarchy.py` code the means of such groups.
 """
 
-from torch import Tensor
+from typing import Annotated
 
-from varitok import require_min
+from torch import Tensor
 
 from .contract import Decoder, Encoder, Network
 
@@ -34,13 +34,9 @@ class _Nested(Network):
     Args:
         network: Encoder or decoder whose latents are cells.
         halvings: Times that rows and columns of cells are halved, to those of tokens.
-
-    Raises:
-        UserError: `halvings` is below 1.
     """
 
-    def __init__(self, network: Network, halvings: int) -> None:
-        require_min({"codec.encoder.halvings": (halvings, 1)})
+    def __init__(self, network: Network, halvings: Annotated[int, "[1, 1000]"]) -> None:
         super().__init__(
             width=network.width << 2 * halvings,
             downsample=(network.downsample[0], *(side << halvings for side in network.downsample[1:])),

@@ -5,6 +5,8 @@ input is the N quantized latents and a mask token per patch; the outputs at the 
 depend on the image size. Training defines the order of the tokens: tail drop sorts them by importance.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,7 +60,7 @@ class _RegisterCodec(Network):
         patch: int,
         tokens: int,
         width: int,
-        depth: int,
+        depth: Annotated[int, "[0, 1000]"],
         heads: int,
         channels: int = 3,
         shortcut: bool = False,

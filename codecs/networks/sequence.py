@@ -10,6 +10,7 @@ depends on differences of positions only.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ class SequenceTransformer(nn.Module):
     def __init__(
         self,
         width: int,
-        depth: int,
+        depth: Annotated[int, "[0, 1000]"],
         heads: int,
         hidden: int | None = None,
         causal: bool = False,
@@ -123,8 +124,8 @@ class SequenceTransformer(nn.Module):
         layer_scale: float = 0.01,
         qk_norm: bool = False,
         gated: bool = False,
-        eps: float = 1e-5,
-        base: float = 10000.0,
+        eps: Annotated[float, "(0, inf)"] = 1e-5,
+        base: Annotated[float, "(0, inf)"] = 10000.0,
         axes: int = 1,
     ) -> None:
         super().__init__()
@@ -210,7 +211,7 @@ class Recurrent(nn.Module):
             width); each sample's backward direction starts at its last valid step.
     """
 
-    def __init__(self, width: int, depth: int = 2, bidirectional: bool = False) -> None:
+    def __init__(self, width: int, depth: Annotated[int, "[0, 1000]"] = 2, bidirectional: bool = False) -> None:
         super().__init__()
         if bidirectional and width % 2:
             raise UserError(f"recurrent: width={width} should be even if bidirectional")
@@ -270,7 +271,7 @@ class _PatchCodec(Network):
         base: int,
         patch: int,
         strides: Sequence[int],
-        depths: Sequence[int],
+        depths: Annotated[Sequence[int], "[0, 1000]"],
         heads: int,
         window: int | None = 64,
         channels: int = 1,
@@ -279,7 +280,7 @@ class _PatchCodec(Network):
         layer_scale: float = 0.01,
         qk_norm: bool = True,
         gated: bool = True,
-        eps: float = 1e-2,
+        eps: Annotated[float, "(0, inf)"] = 1e-2,
     ) -> None:
         if len(strides) != len(depths) or not strides:
             raise UserError(f"codec: {len(strides)} strides and {len(depths)} depths: give as many, at least one")

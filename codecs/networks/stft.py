@@ -198,11 +198,17 @@ def mel_bank(
         low: Lowest frequency, in Hz.
         high: Highest frequency, in Hz; half of the sample rate if None.
         formula: Mel scale and normalization: "slaney" has bands of equal area, "htk" of equal height.
+
+    Raises:
+        UserError: The frequencies don't rise, or exceed half of the sample rate.
     """
+    top = sample_rate / 2 if high is None else high
+    if not low < top <= sample_rate / 2:
+        raise UserError(f"mel: low={low:g} and high={top:g} should rise to at most {sample_rate / 2:g} Hz")
     with warnings.catch_warnings():
         # With short windows, the lowest bands contain no bin; their weights are 0.
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-        norm, top = "slaney" if formula == "slaney" else None, sample_rate / 2 if high is None else high
+        norm = "slaney" if formula == "slaney" else None
         bank: Tensor = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm, formula)
     return bank
 

@@ -6,7 +6,7 @@ A tubelet is a box of frames, rows and columns. A linear layer embeds it as a to
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -62,7 +62,14 @@ class _Trunk(nn.Module):
     """
 
     def __init__(
-        self, base: int, depth: int, heads: int, hidden: int | None, attention: str, window: int | None, causal: bool
+        self,
+        base: int,
+        depth: int,
+        heads: int,
+        hidden: int | None,
+        attention: str,
+        window: int | None,
+        causal: bool,
     ) -> None:
         super().__init__()
         if attention not in ("block", "axial"):
@@ -148,7 +155,7 @@ class TubeletEncoder(Encoder):
         width: int,
         patch: Sequence[int],
         base: int = 768,
-        depth: int = 12,
+        depth: Annotated[int, "[0, 1000]"] = 12,
         heads: int = 12,
         hidden: int | None = None,
         attention: Attention = "block",
@@ -202,7 +209,7 @@ class TubeletDecoder(Decoder):
         width: int,
         patch: Sequence[int],
         base: int = 768,
-        depth: int = 12,
+        depth: Annotated[int, "[0, 1000]"] = 12,
         heads: int = 12,
         hidden: int | None = None,
         attention: Attention = "block",

@@ -7,6 +7,8 @@ In streaming, a causal decoder stores the last `window - hop_length` samples of 
 in the memory (see `convolution.py`), and adds them to the next chunk.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -98,7 +100,7 @@ class VocosDecoder(Precise, Decoder):
         width: int,
         base: int,
         hidden: int,
-        depth: int,
+        depth: Annotated[int, "[0, 1000]"],
         hop_length: int,
         window: int,
         channels: int = 1,

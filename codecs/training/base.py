@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -79,17 +79,17 @@ class Training(pl.LightningModule):
         optimizer: MakeOptimizer,
         *,
         updates: int,
-        warmup: int = 0,
-        final: float = 0.1,
-        clip: float = 1.0,
+        warmup: Annotated[int, "[0, inf)"] = 0,
+        final: Annotated[float, "[0, 1]", "1 keeps the learning rate constant"] = 0.1,
+        clip: Annotated[float, "(0, inf]", "inf doesn't clip"] = 1.0,
         accumulate: int = 1,
-        ema_decay: float = 0.999,
+        ema_decay: Annotated[float, "[0, 1)", "0 averages nothing"] = 0.999,
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
         activation_checkpointing: Sequence[str] = (),
         log_every: int = 50,
         guard: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: Annotated[int, "[0, 4294967295]"] = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False

@@ -3,12 +3,10 @@
 import math
 from collections import deque
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
-
-from varitok import UserError, require_min
 
 from ..distributed import mean_over_ranks
 
@@ -37,15 +35,14 @@ class Guard:
         refused: Number of refused updates in the whole run.
         why: Reason why the last update was refused; empty if it was accepted.
         mine: Whether this process's own latents and loss were finite in the last update.
-
-    Raises:
-        UserError: A number is too small.
     """
 
-    def __init__(self, patience: int = 10, spike: float | None = None, roll_back: bool = False) -> None:
-        require_min({"training.guard.patience": (patience, 1)})
-        if spike is not None and not spike > 1:
-            raise UserError(f"training.guard.spike={spike}: must be above 1; null refuses none")
+    def __init__(
+        self,
+        patience: int = 10,
+        spike: Annotated[float | None, "(1, inf)", "null refuses none"] = None,
+        roll_back: bool = False,
+    ) -> None:
         self.patience = patience
         self.spike = spike
         self.roll_back = roll_back

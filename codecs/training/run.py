@@ -1,22 +1,25 @@
 """Construction of a run's trainer, training module and data from its configuration."""
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
+from torch import nn
 
-from varitok import UserError, require_min
+from varitok import UserError
 from varitok.data.datamodule import DataModule
 from varitok.data.storage.listing import list_splits
 
-from ..build import build, build_codec, checkpoint_of, misfit, read_checkpoint
+from ..build import build, build_codec, check_values, checkpoint_of, misfit, read_checkpoint
 from ..implicit.codec import ImplicitCodec
-from .base import Training
+from .base import MakeOptimizer, Training
 from .callbacks.checkpoints import Checkpoints, WholeFiles
 from .callbacks.progress import Progress
 from .callbacks.stopping import Stopping
@@ -24,6 +27,7 @@ from .config.launch import detect_launch
 from .config.locations import with_absolute_paths
 from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
+from .guard import Guard
 from .implicit import ClipTraining
 from .malloc import keep_freed_memory
 from .module import CodecTraining
@@ -75,20 +79,19 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     _quieten()
     folder.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    loop = config.training
-    require_min({"training.log_every": (loop.log_every, 1), "processes.timeout": (config.processes.timeout, 1)})
+    options = _options(plain)
+    pl.seed_everything(options["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config.resume, folder)
     data = DataModule(
         build(config.data),
-        **plain["loader"],
+        **check_values(DataModule, plain["loader"], "loader"),
         features=_features(plain),
-        updates=config.updates,
-        accumulate=loop.accumulate,
-        seed=config.seed,
+        **{name: options[name] for name in ("updates", "accumulate", "seed")},
     )
     module = (
-        _prior_training(config, plain) if OmegaConf.select(config, "prior") else _codec_training(config, plain, data)
+        _prior_training(config, options)
+        if OmegaConf.select(config, "prior")
+        else _codec_training(config, options, data)
     )
     stored = with_absolute_paths(plain)  # once data is there, which may have been downloaded
     if resume:
@@ -97,10 +100,11 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     for logger in loggers:
         logger.log_hyperparams(plain)
     files = WholeFiles()
-    checkpoints = Checkpoints(stored, files, **plain["checkpoint"])
+    checkpoints = Checkpoints(stored, files, **check_values(Checkpoints, plain["checkpoint"], "checkpoint"))
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
-    callbacks += [Watchdog(plain["processes"]["silence"]), Stopping(checkpoints), checkpoints]
+    silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
+    callbacks += [Watchdog(**silence), Stopping(checkpoints), checkpoints]
     trainer = _trainer(plain, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -112,7 +116,9 @@ def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
     arguments = plain["trainer"]
     if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
-    strategy = strategy_of(arguments, plain["processes"]["timeout"])
+    strategy = strategy_of(
+        arguments, **check_values(strategy_of, {"timeout": plain["processes"]["timeout"]}, "processes")
+    )
     try:
         return pl.Trainer(
             **arguments | {"strategy": strategy},
@@ -134,7 +140,7 @@ def _features(plain: dict[str, Any]) -> dict[str, str]:
     return {name: teacher["cached"] for name, teacher in teachers if teacher and teacher.get("cached")}
 
 
-def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule) -> CodecTraining:
+def _codec_training(config: DictConfig, options: dict[str, Any], data: DataModule) -> CodecTraining:
     codec = build_codec(config)
     if not codec.bounded:
         for name in ("mean", "deviation"):
@@ -148,25 +154,44 @@ def _codec_training(config: DictConfig, plain: dict[str, Any], data: DataModule)
     return training(
         codec,
         build(config.objective),
-        optimizer=build(config.optim.codec),
-        discriminator_optimizer=build(config.optim.discriminator),
-        freeze=plain["training"]["freeze"],
-        **_options(config, plain),
+        optimizer=_optimizer(config.optim.codec, "optim.codec"),
+        discriminator_optimizer=config.optim.discriminator
+        and _optimizer(config.optim.discriminator, "optim.discriminator"),
+        **options,
     )
 
 
-def _prior_training(config: DictConfig, plain: dict[str, Any]) -> PriorTraining:
+def _prior_training(config: DictConfig, options: dict[str, Any]) -> PriorTraining:
     source = build(config.prior.source)
     prior = build(config.prior.network, sizes=source.sizes, places=source.places, sources=source.sources)
-    return PriorTraining(prior, source, optimizer=build(config.optim.codec), **_options(config, plain))
+    return PriorTraining(prior, source, optimizer=_optimizer(config.optim.codec, "optim.codec"), **options)
 
 
-def _options(config: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
+def _optimizer(config: DictConfig, where: str) -> MakeOptimizer:
+    """Build what makes an optimizer; make one of a single parameter, because torch checks values only then."""
+    make: MakeOptimizer = build(config)
+    try:
+        values = make([{"params": [nn.Parameter(torch.zeros(1, 1))]}]).defaults
+    except Exception as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if not values["lr"] > 0:
+        raise UserError(f"{where}.lr={values['lr']}: must be above 0; training.freeze keeps parts as they are")
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}.{key}={value}: must be finite")
+    return make
+
+
+def _options(plain: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments common to all trainings."""
-    optim = {name: config.optim[name] for name in ("warmup", "final", "clip")}
-    names = ("accumulate", "ema_decay", "compile", "activation_checkpointing", "guard", "log_every")
-    loop = {name: plain["training"][name] for name in names}
-    return {"updates": config.updates, "seed": config.seed, **optim, **loop}
+    optim = {name: plain["optim"][name] for name in ("warmup", "final", "clip")}
+    loop = plain["training"]
+    guard = check_values(Guard, loop["guard"], "training.guard")
+    return (
+        check_values(Training, {name: plain[name] for name in ("updates", "seed")}, "")
+        | check_values(Training, optim, "optim")
+        | check_values(Training, loop | {"guard": guard}, "training")
+    )
 
 
 def _quieten() -> None:

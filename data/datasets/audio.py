@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class AudioDataset(FileDataset):
     sample_rate: int
     _: KW_ONLY
     channels: int = 1
-    gain: Sequence[float] = (0.0, 0.0)
-    loudness: float | None = None
+    gain: Annotated[Sequence[float], "(-inf, inf)"] = (0.0, 0.0)
+    loudness: Annotated[float | None, "(-inf, inf)"] = None
 
     def length(self, file: File) -> int:
         """Return the number of samples of a file, at the output rate; see `FileDataset.length`."""
@@ -99,8 +99,8 @@ def splits_of(
     crop_tokens: int | None,
     downsample: int,
     channels: int = 1,
-    val_seconds: float | None = 10.0,
-    gain: Sequence[float] = (-6.0, 0.0),
+    val_seconds: Annotated[float | None, "(0, inf)", "null takes whole files"] = 10.0,
+    gain: Annotated[Sequence[float], "(-inf, inf)"] = (-6.0, 0.0),
     **form: Any,
 ) -> Splits:
     """Build both splits from lists of audio files.
@@ -157,7 +157,11 @@ def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 
 @takes(audio_folder)
 def audio_mix(
-    roots: Mapping[str, str], *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
+    roots: Mapping[str, str],
+    *,
+    weights: Mapping[str, float] = MappingProxyType({}),
+    seed: Annotated[int, "[0, inf)"] = 0,
+    **form: Any,
 ) -> Splits:
     """Build the splits of several folders of audio files, mixed in training by weight; see `mix`.
 

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import torch
 
@@ -37,7 +37,7 @@ class FileDataset(SignalDataset):
     _: KW_ONLY
     train: bool = True
     flip: bool = True
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,7 +84,7 @@ def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function
         passed = inspect.signature(other).parameters.values()
         more = [one for one in passed if one.kind is one.KEYWORD_ONLY and one.name not in (*own, *but)]
         function.__signature__ = inspect.Signature([*own.values(), *more])  # type: ignore[attr-defined]
-        hints = get_type_hints(other)
+        hints = get_type_hints(other, include_extras=True)
         function.__annotations__ |= {one.name: hints[one.name] for one in more}
         return function
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,9 +57,9 @@ class ImageDataset(SignalDataset):
     _: KW_ONLY
     image_size: int
     train: bool
-    least_scale: float = 0.8
+    least_scale: Annotated[float, "(0, 1]"] = 0.8
     flip: bool = True
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
 
     def __post_init__(self) -> None:
         require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize uint8 to one pixel
@@ -168,7 +168,14 @@ def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **f
 
 
 @takes(splits_of)
-def cifar10(root: str, *, image_size: int = 32, download: bool = True, least_scale: float = 1.0, **form: Any) -> Splits:
+def cifar10(
+    root: str,
+    *,
+    image_size: int = 32,
+    download: bool = True,
+    least_scale: Annotated[float, "(0, 1]"] = 1.0,
+    **form: Any,
+) -> Splits:
     """Build the splits of CIFAR-10: 50,000 and 10,000 images of 32 x 32 pixels, downloaded by torchvision.
 
     Raises:

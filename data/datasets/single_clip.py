@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
@@ -35,7 +36,9 @@ class Segments(SignalDataset):
         return self.clip[:, key[1] * self.frames :][:, : self.frames]
 
 
-def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_rate: float | None = None) -> Splits:
+def single_clip(
+    root: str, frames: int, image_size: int | Sequence[int], frame_rate: Annotated[float | None, "(0, inf)"] = None
+) -> Splits:
     """Build the splits of the beginning of a video file, resized, center-cropped, and kept in memory.
 
     Args:
@@ -59,7 +62,12 @@ def single_clip(root: str, frames: int, image_size: int | Sequence[int], frame_r
     return _splits(clip, root, PROTOCOL)
 
 
-def single_scene(frames: int = 32, image_size: int = 64, frame_rate: float = 8.0, seed: int = 0) -> Splits:
+def single_scene(
+    frames: int = 32,
+    image_size: int = 64,
+    frame_rate: Annotated[float, "(0, inf)"] = 8.0,
+    seed: Annotated[int, "[0, inf)"] = 0,
+) -> Splits:
     """Build the splits of a synthetic clip of moving dead leaves; see `Scenes`."""
     clip = Scenes(image_size, frames=frames, frame_rate=frame_rate, length=1, seed=seed, train=False)[0, 0]
     return _splits(clip, f"scene {seed}, synthetic", "made at this size")

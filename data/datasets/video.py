@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ class VideoDataset(FileDataset):
     height: int
     width: int
     _: KW_ONLY
-    frame_rate: float | None = None
-    least_scale: float = 0.8
+    frame_rate: Annotated[float | None, "(0, inf)", "null takes each file's own"] = None
+    least_scale: Annotated[float, "(0, 1]"] = 0.8
     shapes: Sequence[Extent] = ()
 
     def __post_init__(self) -> None:
@@ -128,11 +128,11 @@ def splits_of(
     *,
     crop_tokens: int = 5,
     downsample: int = 4,
-    causal_pad: int = 3,
+    causal_pad: Annotated[int, "[0, inf)"] = 3,
     val_tokens: int | None = None,
     buckets: Sequence[Sequence[int]] | None = None,
     image_size: int | Sequence[int] = 64,
-    frame_rate: float | None = None,
+    frame_rate: Annotated[float | None, "(0, inf)", "null takes each file's own"] = None,
     **form: Any,
 ) -> Splits:
     """Build both splits from lists of files.
@@ -223,7 +223,12 @@ def _read_manifest(path: Path) -> tuple[list[Path], list[Path]]:
 
 @takes(video_folder)
 def clips_and_images(
-    clips: str, images: str, *, weights: Mapping[str, float] = MappingProxyType({}), seed: int = 0, **form: Any
+    clips: str,
+    images: str,
+    *,
+    weights: Mapping[str, float] = MappingProxyType({}),
+    seed: Annotated[int, "[0, inf)"] = 0,
+    **form: Any,
 ) -> Splits:
     """Build the splits of a folder of clips and a folder of images, mixed in training by weight; see `mix`.
 

@@ -1,7 +1,7 @@
 """Synthetic audio: speech-like voices, tones and noise; needs no download."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +72,11 @@ def voices(
     sample_rate: int = 24_000,
     crop_tokens: int = 75,
     downsample: int = 320,
-    val_seconds: float = 2.0,
+    val_seconds: Annotated[float, "(0, inf)"] = 2.0,
     length: int = 10_000,
     val_length: int = 64,
     channels: int = 1,
-    seed: int = 0,
+    seed: Annotated[int, "[0, inf)"] = 0,
 ) -> Splits:
     """Build both splits of `Voices`, of `length` and `val_length` waveforms.
 

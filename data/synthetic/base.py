@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class SyntheticDataset(SignalDataset):
 
     _: KW_ONLY
     length: int = 10_000
-    seed: int = 0
+    seed: Annotated[int, "[0, inf)"] = 0
     train: bool = True
 
     def __post_init__(self) -> None:

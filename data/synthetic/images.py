@@ -1,7 +1,7 @@
 """Synthetic images: dead leaves, which have the statistics of natural images and need no download."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,11 @@ class DeadLeaves(SyntheticDataset):
 
 
 def dead_leaves(
-    image_size: int = 64, length: int = 10_000, val_length: int = 256, seed: int = 0, least_radius: float = 2.0
+    image_size: int = 64,
+    length: int = 10_000,
+    val_length: int = 256,
+    seed: Annotated[int, "[0, inf)"] = 0,
+    least_radius: float = 2.0,
 ) -> Splits:
     """Build both splits of `DeadLeaves`, of `length` and `val_length` images."""
     protocol = f"made at {image_size} x {image_size} pixels; nothing else"

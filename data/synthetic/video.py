@@ -1,7 +1,7 @@
 """Synthetic clips: moving dead leaves and a moving camera; needs no download."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class Scenes(DeadLeaves):
 
     least_radius: float = 4.0
     frames: int = 17
-    frame_rate: float = 8.0
+    frame_rate: Annotated[float, "(0, inf)"] = 8.0
     speed: float = 0.5
 
     def __post_init__(self) -> None:
@@ -115,11 +115,11 @@ def scenes(
     image_size: int = 64,
     crop_tokens: int = 5,
     downsample: int = 4,
-    causal_pad: int = 3,
-    frame_rate: float = 8.0,
+    causal_pad: Annotated[int, "[0, inf)"] = 3,
+    frame_rate: Annotated[float, "(0, inf)"] = 8.0,
     length: int = 10_000,
     val_length: int = 32,
-    seed: int = 0,
+    seed: Annotated[int, "[0, inf)"] = 0,
     least_radius: float = 4.0,
     speed: float = 0.5,
 ) -> Splits:

@@ -4,7 +4,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class VisionTransformer(FrameTeacher):
         prefix: str = "",
         layer: Layer = "last",
         size: int | Sequence[int] | None = None,
-        mean: Sequence[float] | None = None,
+        mean: Annotated[Sequence[float] | None, "(-inf, inf)"] = None,
         deviation: Sequence[float] | None = None,
     ) -> None:
         super().__init__()

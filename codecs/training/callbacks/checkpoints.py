@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ...modalities.registry import lower_is_better
 from ..base import Training
@@ -94,7 +94,7 @@ class Checkpoints(Checkpoint):
         best: Logged metric of an evaluation, such as `val/psnr@64`, whose best value `best.ckpt` has; null: none.
 
     Raises:
-        UserError: A number is too small, or `archive` is no multiple of `every`.
+        UserError: `archive` is no multiple of `every`.
     """
 
     def __init__(
@@ -103,14 +103,10 @@ class Checkpoints(Checkpoint):
         files: WholeFiles,
         *,
         every: int,
-        archive: int | None = None,
-        keep: int | None = 3,
+        archive: Annotated[int | None, "[1, inf)", "null archives none"] = None,
+        keep: Annotated[int | None, "[1, inf)", "null keeps all"] = 3,
         best: str | None = None,
     ) -> None:
-        counts = {"every": (every, 1), "archive": (archive, 1), "keep": (keep, 1)}
-        require_min(
-            {f"checkpoint.{key}": (count, least) for key, (count, least) in counts.items() if count is not None}
-        )
         if archive is not None and archive % every:
             raise UserError(f"checkpoint.archive={archive}: must be a multiple of checkpoint.every={every}")
         self.config = config

@@ -42,7 +42,7 @@ PACKAGES = (
     "vector-quantize-pytorch torchmetrics numpy pillow onnx onnxruntime wandb"
 ).split()
 PRIMARY = "train"  # name of varitok's own configuration; any other is the saved one of a run
-NULLABLE = ("checkpoint.keep",)  # numbers that may be null
+NULLABLE = ("checkpoint.keep", "optim.clip")  # numbers for which null is no wrong type
 SECRET = re.compile(r"(^|[._])(api_?key|wandb_?key|password|secret)$|^logger\..*\bkey$", re.IGNORECASE)
 
 
@@ -121,10 +121,11 @@ def check(config: DictConfig) -> None:
             wrong type, a key is that of a secret, or the launched processes don't match the trainer's.
     """
     _refuse_secrets(paths(config))
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
-        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: give {' '.join(give)}")
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
+            are = "is" if len(missing) == 1 else "are"
+            raise UserError(f"{', '.join(missing)} {are} required: give {' '.join(give)}")
         check_locations(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         mistake = error.__cause__

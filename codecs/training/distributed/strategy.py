@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -193,7 +193,7 @@ STRATEGIES: dict[str, Callable[..., Parallel]] = {
 }
 
 
-def strategy_of(trainer: dict[str, Any], timeout: float) -> Strategy | str:
+def strategy_of(trainer: dict[str, Any], timeout: Annotated[float, "[1, 1e9]"]) -> Strategy | str:
     """Return the strategy for a trainer's arguments; Lightning's own for a single process.
 
     Args:

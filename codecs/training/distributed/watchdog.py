@@ -12,13 +12,13 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ...distributed import world_size
 from ..config.launch import detect_launch
@@ -42,13 +42,9 @@ class Watchdog(pl.Callback):
 
     Args:
         silence: Seconds without a heartbeat after which a process counts as gone.
-
-    Raises:
-        UserError: The time is too short.
     """
 
-    def __init__(self, silence: float = 120.0) -> None:
-        require_min({"processes.silence": (silence, 2)})
+    def __init__(self, silence: Annotated[float, "[2, inf)"] = 120.0) -> None:
         self.silence = silence
         self.failed = threading.Event()  # set when a collective has failed
         self.leaving = threading.Event()

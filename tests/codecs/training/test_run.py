@@ -1,0 +1,111 @@
+"""A run is built from any numbers, or a line says which is wrong."""
+
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from varitok import UserError
+from varitok.codecs.training.config.compose import check
+from varitok.codecs.training.run import build_run
+
+from ...composing import composed
+from ..examples import TINY_CLIP, TINY_RUN, TINY_SOUND
+
+DEMOS = {"image": [*TINY_RUN, "export=none"], "audio": TINY_SOUND, "video": TINY_CLIP}
+EXTREMES = (-1, 0, None, math.inf, math.nan, 1e15)  # the last is more than any address space
+
+
+def _demo(modality: str) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(composed(*DEMOS[modality]), resolve=True)  # type: ignore[assignment]
+    return plain
+
+
+def _numbers(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths of a configuration's numbers, and of its nulls, which may stand for numbers."""
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return [found for key, child in items for found in _numbers(child, (*path, key))]
+    return [path] if node is None or (isinstance(node, int | float) and not isinstance(node, bool)) else []
+
+
+KEYS = [(modality, path) for modality in DEMOS for path in _numbers(_demo(modality))]
+
+
+def _is_built_or_refused(modality: str, path: tuple[Any, ...], value: float | None) -> None:
+    plain = node = _demo(modality)
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    config = OmegaConf.create(plain)
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    with TemporaryDirectory() as folder:
+        try:
+            check(config)
+            build_run(config, Path(folder) / "run")
+        except UserError as told:
+            assert len(str(told).splitlines()) == 1 and "HYDRA_FULL_ERROR" not in str(told), told
+
+
+@settings(max_examples=12)  # the slow test below draws all
+@given(key=st.sampled_from(KEYS), value=st.sampled_from(EXTREMES))
+def test_a_number_builds_or_is_refused_in_a_line(key: tuple[str, tuple[Any, ...]], value: float | None) -> None:
+    _is_built_or_refused(*key, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", DEMOS)
+def test_every_number_builds_or_is_refused_in_a_line(modality: str) -> None:
+    for of, path in KEYS:
+        for value in EXTREMES if of == modality else ():
+            _is_built_or_refused(modality, path, value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.clip=-1", "optim.clip=-1: must be above 0; inf doesn't clip"),
+        ("optim.clip=0", "optim.clip=0: must be above 0; inf doesn't clip"),
+        ("optim.clip=null", "optim.clip: expected a number, got None; inf doesn't clip"),
+        ("optim.final=-1", "optim.final=-1: must be at least 0 and at most 1; 1 keeps the learning rate constant"),
+        ("optim.warmup=-1", "optim.warmup=-1: must be at least 0"),
+        ("optim.codec.lr=-1", "optim.codec: Invalid learning rate: -1"),
+        ("optim.codec.lr=0", "optim.codec.lr=0: must be above 0; training.freeze keeps parts as they are"),
+        ("optim.codec.lr=inf", "optim.codec.lr=inf: must be finite"),
+        ("optim.codec.betas=[0.9,1]", "optim.codec: Invalid beta parameter at index 1: 1"),
+        ("optim.codec.weight_decay=inf", "optim.codec.weight_decay=inf: must be finite"),
+        ("training.ema_decay=1", "training.ema_decay=1: must be at least 0 and below 1; 0 averages nothing"),
+        ("training.log_every=0", "training.log_every=0: must be at least 1"),
+        ("training.accumulate=-1", "training.accumulate=-1: must be at least 1"),
+        ("training.guard.spike=0", "training.guard.spike=0: must be above 1; null refuses none"),
+        ("checkpoint.keep=0", "checkpoint.keep=0: must be at least 1; null keeps all"),
+        ("checkpoint.archive=0", "checkpoint.archive=0: must be at least 1; null archives none"),
+        ("loader.workers=-1", "loader.workers=-1: must be at least 0 and at most 1000; 0 reads in the main process"),
+        ("loader.bucket=-1", "loader.bucket=-1: must be at least 0 and below 1; 0 doesn't sort"),
+        ("loader.budget=0", "loader.budget=0: must be at least 1; null is unlimited"),
+        ("objective.terms.l2.weight=-1", "objective.terms.l2.weight=-1: must be at least 0; 0 only logs the term"),
+        ("callbacks.samples.count=-1", "callbacks.samples.count=-1: must be at least 1"),
+        ("seed=-1", "seed=-1: must be at least 0 and at most 4294967295"),
+        ("updates=0", "updates=0: must be at least 1"),
+        ("codec.encoder.heads=3", "transformer: width=128 should be a multiple of its heads=3"),
+        ("codec.encoder.width=1e15", "codec.encoder: is too large for the memory of this machine"),
+    ],
+)
+def test_a_number_that_means_something_else_is_refused(tmp_path: Path, word: str, message: str) -> None:
+    config = composed("experiment=image/demo", "export=none", word)
+    with pytest.raises(UserError) as told:
+        check(config)
+        build_run(config, tmp_path)
+    assert str(told.value) == message
+
+
+def test_an_infinite_clip_is_none(tmp_path: Path) -> None:
+    config = composed("experiment=image/demo", "export=none", "optim.clip=inf")
+    check(config)
+    assert build_run(config, tmp_path).module.clip == math.inf

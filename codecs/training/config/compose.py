@@ -21,7 +21,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from varitok import UserError, __version__, exit_on_closed_output
@@ -112,7 +112,7 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Check a composed configuration, and convert values to their types in place, such as `1e3` to an int.
+    """Check a composed configuration, and convert values to their types in place: `1e3` to an int, `None` to null.
 
     The trainer's numbers of devices and nodes are set to those of the launcher (`match_launch`).
 
@@ -121,6 +121,7 @@ def check(config: DictConfig) -> None:
             wrong type, a key is that of a secret, or the launched processes don't match the trainer's.
     """
     _refuse_secrets(paths(config))
+    _set_null(config)
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             give = [f"{key}={'FOLDER' if key.endswith(('root', 'folder', 'dir')) else 'VALUE'}" for key in missing]
@@ -136,6 +137,17 @@ def check(config: DictConfig) -> None:
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if "trainer" in config:
         match_launch(config.trainer, HydraConfig.get().runtime.choices["hydra/launcher"] if sweeping else "")
+
+
+def _set_null(config: DictConfig) -> None:
+    """Replace `None`, as W&B's sweeps write it, by null in place."""
+    for key in config:
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            if not (node._is_none() or node._is_missing() or node._is_interpolation()):
+                _set_null(node)
+        elif isinstance(node, Node) and node._value() == "None":
+            config[key] = None
 
 
 def _refuse_secrets(keys: Iterable[str]) -> None:

@@ -105,6 +105,14 @@ def test_a_number_that_means_something_else_is_refused(tmp_path: Path, word: str
     assert str(told.value) == message
 
 
+def test_none_is_null_as_sweeps_write_it(tmp_path: Path) -> None:
+    words = ("checkpoint.keep=None", "loader.budget=None", "init_from=None", "callbacks.samples=None")
+    config = composed("experiment=image/demo", "export=none", *words)
+    check(config)
+    assert config.checkpoint.keep is config.loader.budget is config.init_from is config.callbacks.samples is None
+    build_run(config, tmp_path)
+
+
 def test_an_infinite_clip_is_none(tmp_path: Path) -> None:
     config = composed("experiment=image/demo", "export=none", "optim.clip=inf")
     check(config)

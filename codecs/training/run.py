@@ -38,6 +38,22 @@ __all__ = ["Run", "build_run"]
 
 # Not float16: codes are computed in float32, and gradient scaling would not cover every optimizer step.
 PRECISIONS = ("32-true", "bf16-mixed")
+TAKEN = {  # Lightning's arguments that are wrong or without effect here, and the keys that have their meaning
+    "accumulate_grad_batches": "training.accumulate",
+    "check_val_every_n_epoch": "callbacks.evaluation.every",
+    "fast_dev_run": "debug=one_batch",
+    "gradient_clip_algorithm": "optim.clip",
+    "gradient_clip_val": "optim.clip",
+    "limit_train_batches": "updates",
+    "limit_val_batches": "data.val_length, or a smaller val/",
+    "log_every_n_steps": "training.log_every",
+    "max_epochs": "updates",
+    "max_steps": "updates",
+    "min_epochs": "updates",
+    "min_steps": "updates",
+    "overfit_batches": "loader.overfit=true",
+    "val_check_interval": "callbacks.evaluation.every",
+}
 
 
 class Run(NamedTuple):
@@ -116,6 +132,10 @@ def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
     arguments = plain["trainer"]
     if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
         raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
+    for key, value in arguments.items():
+        # trainer/default.yaml has one of them.
+        if key in TAKEN and value is not None and (key, value) != ("log_every_n_steps", 1):
+            raise UserError(f"trainer.{key}: set {TAKEN[key]} instead")
     strategy = strategy_of(
         arguments, **check_values(strategy_of, {"timeout": plain["processes"]["timeout"]}, "processes")
     )

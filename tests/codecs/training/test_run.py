@@ -95,6 +95,9 @@ def test_every_number_builds_or_is_refused_in_a_line(modality: str) -> None:
         ("updates=0", "updates=0: must be at least 1"),
         ("codec.encoder.heads=3", "transformer: width=128 should be a multiple of its heads=3"),
         ("codec.encoder.width=1e15", "codec.encoder: is too large for the memory of this machine"),
+        ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set optim.clip instead"),
+        ("trainer.log_every_n_steps=50", "trainer.log_every_n_steps: set training.log_every instead"),
+        ("+trainer.max_steps=5", "trainer.max_steps: set updates instead"),
     ],
 )
 def test_a_number_that_means_something_else_is_refused(tmp_path: Path, word: str, message: str) -> None:
@@ -113,7 +116,7 @@ def test_none_is_null_as_sweeps_write_it(tmp_path: Path) -> None:
     build_run(config, tmp_path)
 
 
-def test_an_infinite_clip_is_none(tmp_path: Path) -> None:
-    config = composed("experiment=image/demo", "export=none", "optim.clip=inf")
+def test_an_infinite_clip_and_a_null_are_off(tmp_path: Path) -> None:
+    config = composed("experiment=image/demo", "export=none", "optim.clip=inf", "+trainer.gradient_clip_val=null")
     check(config)
     assert build_run(config, tmp_path).module.clip == math.inf

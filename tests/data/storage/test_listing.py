@@ -44,7 +44,7 @@ ORDINARY = st.from_regex(r"([a-c][a-c.\-]{0,2}[a-c]/){0,3}[a-d]{1,2}(\.[a-d])?\.
 
 
 @settings(deadline=None, max_examples=15)
-@given(names=st.sets(ORDINARY, min_size=2, max_size=25), share=st.floats(0, 1))
+@given(names=st.sets(ORDINARY, min_size=2, max_size=25), share=st.floats(0, 0.99))
 def test_an_ordinary_folder_has_the_files_it_always_had(names, share):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -63,13 +63,19 @@ def test_an_ordinary_folder_has_the_files_it_always_had(names, share):
         shutil.rmtree(packed)
 
 
-@pytest.mark.parametrize(("share", "held"), [(0.25, 10), (0.1, 4), (0.0, 1), (1.0, 39)])
+@pytest.mark.parametrize(("share", "held"), [(0.25, 10), (0.1, 4), (0.0, 1), (0.99, 39)])
 def test_a_share_is_held_out_and_neither_split_is_empty(tmp_path, share, held):
     _fill(tmp_path, *(f"{index}.wav" for index in range(40)))
     train, val = _splits(tmp_path, share)
     assert len(val) == held
     assert not set(train) & set(val)
     assert len(train) + len(val) == 40
+
+
+def test_a_test_set_is_in_both_splits(tmp_path):
+    _fill(tmp_path, *(f"{index}.wav" for index in range(40)))
+    train, val = _splits(tmp_path, 1.0)
+    assert len(val) == 40 and train == val
 
 
 def test_what_is_held_out_hangs_on_names_below_the_folder_alone(tmp_path):

@@ -97,6 +97,11 @@ class Opened:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'config.json'}: {error} is missing or wrong; {REEXPORT_HINT}") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle, without graphs: they can't be pickled, and a copy loads them on first use."""
+        graphs = [name for name in vars(self) if isinstance(getattr(type(self), name, None), cached_property)]
+        return {name: value for name, value in vars(self).items() if name not in graphs}
+
     def _read(self) -> None:
         """Set the attributes that the config defines."""
 

@@ -1,5 +1,7 @@
 """A bundle of a codec of sounds."""
 
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -48,6 +50,18 @@ def test_any_length_and_any_depth(exported, bundle, batch, samples, codebooks):
     np.testing.assert_array_equal(codes, codec.encode(sound)[:, :codebooks].numpy())
     expected = codec.decode(torch.from_numpy(codes)).clamp(-1, 1)
     np.testing.assert_allclose(bundle.decode(codes), expected.numpy(), atol=1e-5)
+
+
+def test_a_bundle_is_pickled_before_and_after_use(exported):
+    """As a data set's worker process gets it."""
+    sound = np.sin(np.arange(3 * HOP) / 5).astype(np.float32)
+    fresh = varitok.load(exported[1])
+    used = pickle.loads(pickle.dumps(fresh))
+    codes = used.encode(sound, RATE)
+    decoded = used.decode(codes)
+    again = pickle.loads(pickle.dumps(used))
+    np.testing.assert_array_equal(again.encode(sound, RATE), codes)
+    np.testing.assert_array_equal(copy.deepcopy(again).decode(codes), decoded)
 
 
 def test_other_ways_to_give_a_sound(bundle):

@@ -26,7 +26,8 @@ def arrange(words: Sequence[str]) -> list[str]:
     Args:
         words: Command-line arguments.
     """
-    overrides, options = [], []
+    overrides: list[str] = []
+    options: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         named = not word.startswith("-") and ("=" in word or word.startswith("~")) and before not in FOLDERS
         (overrides if named else options).append(word)

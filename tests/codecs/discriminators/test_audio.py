@@ -270,7 +270,7 @@ def test_the_discriminator_learns_every_so_many_updates_and_terms_are_heard_by_n
     assert term.loss_weights(99) == pytest.approx({"adversarial": 0.4, "features": 2.0})
     assert Adversarial(Told(), weight=0.0, features=1.0).loss_weights(0) == {"features": 1.0}
     with pytest.raises(UserError, match="every=0"):
-        Adversarial(Told(), every=0)
+        build({"_target_": "varitok.codecs.losses.adversarial.Adversarial", "every": 0}, discriminator=Told())
 
 
 def test_judged_sounds_lose_their_offset_and_get_one_peak():

@@ -205,7 +205,7 @@ def test_a_bundle_takes_any_number_of_frames_and_tokens(tmp_path, mechanism):
     codes = bundle.encode(pixels, tokens=3)
     assert codes.shape == (1, 1, 3, 3) and "up to 5 tokens" in repr(bundle)
     assert bundle.pixels(bundle.decode(codes, (6, SIDE, SIDE))).shape == (1, 6, SIDE, SIDE, 3)
-    assert "Keep the first k" in (tmp_path / "bundle" / "README.md").read_text()
+    assert "the first k tokens give a coarser" in (tmp_path / "bundle" / "README.md").read_text()
     for call in (
         lambda: bundle.encode(pixels, tokens=6),
         lambda: bundle.encode(pixels[:, :8]),

@@ -394,7 +394,7 @@ def test_a_run_ends_well_though_wandbs_helper_is_killed(tmp_path):
 FILLED = """
 mount -t tmpfs -o size=4m none {disk}
 (until [ -s {disk}/run/wandb/sent ]; do sleep 0.1; done; cat /dev/zero > {disk}/filler 2> /dev/null
- until grep -q "waits for room" {kept}/said; do sleep 0.1; done; rm {disk}/filler) &
+ until grep -q "until there is room" {kept}/said; do sleep 0.1; done; rm {disk}/filler) &
 "$0" "$@" > {kept}/said 2>&1
 status=$?
 cp {disk}/run/metrics.csv {kept}

@@ -212,7 +212,8 @@ def test_overrides_and_options_come_in_any_order(tmp_path: Path) -> None:
     assert "updates 5 name 'y'" in Result(tmp_path, "name=y", "--config-dir", "lr=1", "experiment=mine").out
 
 
-@pytest.mark.parametrize("folder", ["Größe (2024)", "it's #1 & only", "a=b", "写真", "2024", "1e3", "a,b", "[x]", "~x"])
+# The parser itself is tested with any name (tests/codecs/training/config/test_overrides.py).
+@pytest.mark.parametrize("folder", ["Größe (1e3)", "it's #1 & [only], 写真", "~a=b"])
 def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
     result = Result(tmp_path, f"init_from={folder}", f"hydra.run.dir={folder}/run")
     assert result.status == 0, result.err

@@ -60,7 +60,7 @@ def walk(folder: Path, root: Path, searched: set[Path]) -> Iterator[Path]:
                 yield path
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(entries=TREES)
 def test_each_regular_file_that_can_be_seen_is_found_once(entries):
     with tempfile.TemporaryDirectory() as top:

@@ -27,7 +27,8 @@ import onnxruntime  # noqa: E402
 from varitok import UserError, __version__  # noqa: E402
 from varitok.codecs.evaluation.ladder import Ladder  # noqa: E402
 from varitok.codecs.evaluation.table import write_rows  # noqa: E402
-from varitok.data.batch import BadSample, normalize  # noqa: E402
+from varitok.data.batch import normalize  # noqa: E402
+from varitok.data.decoding.errors import BadSample  # noqa: E402
 from varitok.export.adapters.codec import as_codec  # noqa: E402
 from varitok.export.adapters.dataset import dataset_of, files_of, noun_of  # noqa: E402
 from varitok.export.bitstream.entropy_coding import codebooks_of, coding_of, prior_identity  # noqa: E402

@@ -1,8 +1,7 @@
 """The dataset interface, samples and batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -13,40 +12,12 @@ from .feature_map import FeatureMap, stack_features
 from .storage.members import File
 
 __all__ = [
-    "BadSample", "Batch", "Key", "Sample", "SignalDataset", "Splits",
-    "collate", "convert_errors", "normalize", "sample_generator", "to_uint8",
+    "Batch", "Key", "Sample", "SignalDataset", "Splits",
+    "collate", "normalize", "sample_generator", "to_uint8",
 ]  # fmt: skip
 
 Key: TypeAlias = tuple[int, int]
 """Index of a sample in a dataset: (epoch, index). The epoch only changes random draws."""
-
-
-class BadSample(Exception):
-    """Raised for a file that can't be read or decoded.
-
-    Args:
-        path: The file.
-        reason: Why it can't be read, in a few words.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both arguments unchanged, so that workers can pickle it
-
-    def __str__(self) -> str:
-        """Return "path: reason"."""
-        return "{}: {}".format(*self.args)
-
-
-@contextmanager
-def convert_errors(path: str | File) -> Iterator[None]:
-    """Convert any exception that a decoder raises into a `BadSample` with a one-line reason."""
-    try:
-        yield
-    except BadSample:
-        raise
-    except Exception as error:  # OSError, SyntaxError, RuntimeError, ValueError, MemoryError, FFmpeg's own and more
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadSample(str(path), " ".join(reason.replace(str(path), "file").split())) from None
 
 
 class Sample(NamedTuple):

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from varitok import UserError, require_min
 
-from .batch import BadSample, Batch, Key, Sample, SignalDataset, Splits, collate
+from .batch import Batch, Key, Sample, SignalDataset, Splits, collate
 from .datasets.cached_features import FeatureShards, open_features
+from .decoding.errors import BadSample
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .storage.captions import caption_of, require_captions
-from .workers import WorkerLoader, WorkerProgress, ignore_signals, name_of
+from .workers import WorkerLoader, WorkerProgress, name_of, start_worker
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -298,7 +299,7 @@ def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
     )

@@ -7,6 +7,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, get_worker_info
 
 from varitok import UserError
@@ -14,7 +15,7 @@ from varitok import UserError
 from .batch import Sample
 from .storage.members import File
 
-__all__ = ["WorkerLoader", "WorkerProgress", "ignore_signals", "name_of"]
+__all__ = ["WorkerLoader", "WorkerProgress", "name_of", "start_worker"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
@@ -102,11 +103,13 @@ def _cause(status: int) -> str:
         return f"exit status {status}"
 
 
-def ignore_signals(worker: int) -> None:
-    """Ignore signals that are sent to all processes of a run; only the main process handles them.
+def start_worker(worker: int) -> None:
+    """Prepare a worker process: one thread for NumPy, and no reaction to signals that all processes of a run receive.
 
-    They are ignored rather than blocked: a thread that a library started earlier would still receive a blocked signal.
+    torch limits its own threads. Those of NumPy's BLAS, which resampling uses, would compete in all workers.
+    Signals are ignored rather than blocked: a thread that a library started earlier would still receive a blocked one.
     """
+    threadpool_limits(1)
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

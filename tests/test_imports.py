@@ -1,6 +1,7 @@
 """Imports point one way: data <- codecs <- codecs/training <- export; the runtime stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_TORCH = ("export.runtime", "export.bitstream", "export.cli.main", "export.cli.encode_decode")
+DECODING = ("data.decoding", "data.storage.members", "data.storage.folders")
+WITHOUT_TORCH = (*DECODING, "export.runtime", "export.bitstream", "export.cli.main", "export.cli.encode_decode")
 FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # Each folder's rooms from the ground up: a room imports what stands before it, never what stands after.
 FLOORS = {
-    "data": ("weights feature_map storage batch sampler workers decoding teachers synthetic datasets datamodule cli"),
+    "data": ("weights feature_map storage decoding batch sampler workers teachers synthetic datasets datamodule cli"),
     "codecs": (
         "renamed conversion result masking padding layout distributed unregistered networks bottlenecks discriminators"
         " lengths codec streaming implicit build discretize allocation losses metrics modalities evaluation training"
@@ -77,7 +79,7 @@ def allowed(importer: str) -> tuple[str, ...]:
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
     if below(importer, *(f"varitok.{name}" for name in WITHOUT_TORCH)):
-        return (*own, "varitok.export", "varitok.data.storage.folders")
+        return (*own, "varitok.export", *(f"varitok.{name}" for name in DECODING))
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 
 
@@ -143,6 +145,17 @@ def test_what_is_known_to_fail_is_not_used() -> None:
     for path in MODULES:
         wrong = {name for name in imported(path) if below(name, *SHUNNED)}
         assert not wrong, f"{name_of(path)} uses {wrong}: {SHUNNED}"
+
+
+def test_media_files_are_opened_in_the_decoding_room_alone() -> None:
+    """Another reader would disagree about orientation, alpha, depth, rate or frame times."""
+    opener = re.compile(
+        r"Image\.open\(|soundfile\.(read|info|blocks|SoundFile)\(|av\.open\((?!.*\"w\")|torchaudio\.load"
+    )
+    for path in MODULES:
+        if not below(name_of(path), "varitok.data.decoding"):
+            found = opener.search(path.read_text(encoding="utf-8"))
+            assert not found, f"{name_of(path)}: {found}; read through data/decoding"
 
 
 def test_what_needs_no_torch_loads_none() -> None:

@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok.data.batch import Splits
-from varitok.data.decoding.audio import SUFFIXES
-from varitok.data.decoding.video import SUFFIXES as VIDEO_SUFFIXES
 
 from ..codec import Codec
 from ..metrics import audio
@@ -26,7 +24,6 @@ class Audio(Modality):
 
     name = "audio"
     noun = kind = file_noun = "sound"
-    suffixes = tuple(suffix for suffix in SUFFIXES if suffix not in VIDEO_SUFFIXES)
     examples = ("speech/00.ogg", "speech/01.ogg")
     grid = "t"
     graph = GraphNames("input_values", "audio_codes", "audio_values", ("num_samples",), ("num_frames",))

@@ -68,7 +68,6 @@ class Modality(ABC):
         plural: Plural of the noun; also the column of the number of signals.
         kind: Noun for one signal in headings of pages.
         file_noun: Noun for a file with a signal.
-        suffixes: Suffixes of those files.
         examples: Two files below `data/embedded/`, for the test vectors of bundles; empty for synthetic signals.
         grid: Letters of a signal's axes after the channels, for config.json.
         graph: Names in ONNX graphs.
@@ -85,7 +84,6 @@ class Modality(ABC):
     plural: ClassVar[str]
     kind: ClassVar[str]
     file_noun: ClassVar[str] = "file"
-    suffixes: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
     grid: ClassVar[str]
     graph: ClassVar[GraphNames]
@@ -204,7 +202,7 @@ class Modality(ABC):
 
         Args:
             config: The bundle's config.json, as `describe` wrote it.
-            files: Paths of files with one of the `suffixes`.
+            files: Paths of media files.
             seconds: Duration kept from the beginning of each file; None for the default.
             side: Side of video frames, in pixels, if the bundle takes any.
         """

@@ -25,7 +25,6 @@ class Feature(Video):
 
     name = "features"
     kind = "feature clip"
-    suffixes = ()
     graph = GraphNames("input_features", "feature_codes", "reconstruction", *AXES)
     rounding = "none: features are compared as floats"
     metrics = feature.METRICS

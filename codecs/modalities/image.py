@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from varitok import UserError
 from varitok.data.batch import Splits, to_uint8
-from varitok.data.decoding.images import SUFFIXES, decode_image
 
 from ..codec import Codec
 from ..metrics import frechet, image
@@ -27,7 +26,6 @@ class Image(Modality):
 
     name = "image"
     noun = kind = file_noun = "image"
-    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     examples: ClassVar[tuple[str, ...]] = ("photos/0075.webp", "photos/0632.webp")
     grid = "h w"
     graph = GraphNames(
@@ -80,11 +78,10 @@ class Image(Modality):
         self, config: Mapping[str, Any], files: Sequence[Path], seconds: float | None, side: int
     ) -> tuple[Dataset[Tensor], str]:
         """Build a dataset of image files, cropped and resized."""
-        from varitok.data.datasets.images import PROTOCOL, ImageDataset  # noqa: PLC0415 (torchvision is slow to import)
+        from varitok.data.datasets.images import PROTOCOL, ImageFiles  # noqa: PLC0415 (torchvision is slow to import)
 
         side = int(config["image_size"])
-        data = ImageDataset(lambda index, _: decode_image(files[index]), len(files), image_size=side, train=False)
-        return data, f"{PROTOCOL}; {side} x {side} pixels"
+        return ImageFiles(files, image_size=side, train=False), f"{PROTOCOL}; {side} x {side} pixels"
 
 
 def image_size_of(data: DictConfig) -> Any:

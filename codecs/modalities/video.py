@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok.data.batch import Splits
-from varitok.data.decoding.video import SUFFIXES
 
 from ..codec import Codec
 from ..metrics import fvd, video
@@ -34,7 +33,6 @@ class Video(Image):
 
     name = "video"
     noun = kind = file_noun = "clip"
-    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     examples: ClassVar[tuple[str, ...]] = ("clips/07.mp4", "clips/13.mp4")
     grid = "t h w"
     graph = GraphNames("pixel_values_videos", "video_codes", "reconstruction", *AXES)

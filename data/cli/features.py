@@ -18,12 +18,12 @@ from torch import Tensor
 
 from varitok import UserError, progress
 
-from ..batch import BadSample, normalize
+from ..batch import normalize
 from ..datasets.cached_features import IMAGE, SOUND
-from ..decoding.audio import SUFFIXES as SOUND_SUFFIXES
 from ..decoding.audio import decode_audio
-from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
+from ..decoding.errors import BadSample
 from ..decoding.images import decode_image
+from ..decoding.suffixes import AUDIO, IMAGES
 from ..storage.listing import list_splits, name_in, split_folders
 from ..storage.members import File
 from ..storage.shard_writer import ShardWriter
@@ -74,7 +74,7 @@ def write_features(
 
 def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Member:
     """Compute the features of an audio file, `(n, c)`."""
-    sound = decode_audio(file, sample_rate=teacher.sample_rate, channels=1)
+    sound = torch.from_numpy(decode_audio(file, sample_rate=teacher.sample_rate, channels=1))
     windows = torch.split(sound[None].to(device), WINDOW * teacher.sample_rate, dim=2)
     seen = [teacher(window) for window in windows]
     content = io.BytesIO()
@@ -85,7 +85,7 @@ def _extract_audio(teacher: AudioTransformer, device: str, file: File) -> _Membe
 
 def _extract_images(teacher: VisionTransformer, side: int, device: str, file: File) -> _Member:
     """Compute the features of an image file, `(rows, columns, c)`."""
-    image = decode_image(file)
+    image = torch.from_numpy(decode_image(file)).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
     longer = max(image.shape[1:]) / min(image.shape[1:])
     long = round(min(longer, MOST_LONGER) * side / teacher.patch) * teacher.patch
     size = (side, long) if image.shape[1] < image.shape[2] else (long, side)
@@ -110,9 +110,9 @@ def main(words: Sequence[str]) -> None:
     teacher: AudioTransformer | VisionTransformer
     kind: tuple[Collection[str], str]
     if options.rate is None:
-        teacher, kind = VisionTransformer(options.teacher, layer=layer), (IMAGE_SUFFIXES, "image")
+        teacher, kind = VisionTransformer(options.teacher, layer=layer), (IMAGES, "image")
     else:
-        teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (SOUND_SUFFIXES, "audio file")
+        teacher, kind = AudioTransformer(options.teacher, options.rate, layer), (AUDIO, "audio file")
     folder = Path(options.folder)
     parts = split_folders(folder) if folder.is_dir() else None
     folder = folder / parts[0] if parts else folder

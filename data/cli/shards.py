@@ -10,7 +10,8 @@ from typing import Any
 
 from varitok import UserError, progress
 
-from ..decoding.headers import KINDS, probe
+from ..decoding.headers import probe
+from ..decoding.suffixes import ALL
 from ..storage.captions import SUFFIX, caption_of
 from ..storage.folders import describe_skipped, find_files
 from ..storage.listing import require_undivided, split_folders
@@ -60,7 +61,7 @@ def _pack(options: argparse.Namespace) -> dict[str, Any]:
     """Pack the files of a folder into shards, and return a summary."""
     size, folder = _bytes(options.size), options.folder
     parts = split_folders(folder)
-    listed = [(part, find_files(folder / part, KINDS)) for part in parts or [""]]
+    listed = [(part, find_files(folder / part, ALL)) for part in parts or [""]]
     files = [(part, path) for part, found in listed for path in found.files]
     skipped = sum((found.skipped for _, found in listed), Counter[str]())
     if not files:
@@ -91,7 +92,7 @@ def _index(folder: Path) -> dict[str, Any]:
     found = []
 
     def look(member: Member) -> Mapping[str, Any]:
-        facts = probe(member) if member.suffix.lower() in KINDS else {}
+        facts = probe(member) if member.suffix.lower() in ALL else {}
         if member.suffix != SUFFIX:
             found.append((str(member), {**member.facts, **facts}))
         return facts

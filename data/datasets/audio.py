@@ -16,7 +16,9 @@ from torchaudio.functional import loudness as measured_loudness
 from varitok import UserError, require_min
 
 from ..batch import Key, Splits, sample_generator
-from ..decoding.audio import SUFFIXES, AudioFile, resampled_length
+from ..decoding.audio import AudioFile
+from ..decoding.resampling import resampled_length
+from ..decoding.suffixes import AUDIO
 from ..storage.listing import list_splits
 from ..storage.members import File, Member
 from .base import FileDataset, download_or_raise, takes
@@ -71,7 +73,7 @@ class AudioDataset(FileDataset):
         """Return the crop of `(epoch, index)`: float32 `(channels, n)` in [-1, 1], n at most `steps`."""
         generator = sample_generator(self.seed, key)
         with AudioFile(self.files[key[1]], self.sample_rate, self.channels) as file:
-            sound = file.read(*self.draw_crop(file.length, self.steps, generator))
+            sound = torch.from_numpy(file.read(*self.draw_crop(file.length, self.steps, generator)))
         return self._vary(sound, generator) if self.train else sound
 
     def _vary(self, sound: Tensor, generator: torch.Generator) -> Tensor:
@@ -151,7 +153,7 @@ def splits_of(
 @takes(splits_of)
 def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     """Build both splits of a folder of audio files or shards; see `list_splits` and `splits_of`."""
-    train, val = list_splits(root, val_share, SUFFIXES, "audio file")
+    train, val = list_splits(root, val_share, AUDIO, "audio file")
     return splits_of(str(root), train, val, **form)
 
 
@@ -192,7 +194,7 @@ def _libri(
 
     def files(part: str) -> Sequence[File]:
         download_or_raise(partial(make, root, part, download=download), root, f"{part}.tar.gz")
-        return list_splits(Path(root) / name / part, 0.0, SUFFIXES, "audio file").train
+        return list_splits(Path(root) / name / part, 0.0, AUDIO, "audio file").train
 
     train, val = ([file for part in chosen for file in files(part)] for chosen in (parts, val_parts))
     return splits_of(name, train, val, **form)

@@ -11,7 +11,8 @@ import torch
 
 from varitok import UserError
 
-from ..batch import BadSample, SignalDataset
+from ..batch import SignalDataset
+from ..decoding.errors import BadSample
 from ..storage.members import File
 from .crops import random_box
 

@@ -18,7 +18,8 @@ from torchvision.ops import roi_align
 
 from varitok import UserError
 
-from ..batch import Key, convert_errors
+from ..batch import Key
+from ..decoding.errors import convert_errors
 from ..feature_map import FeatureMap
 from ..storage.members import File, Member
 from ..storage.shard_reader import open_shards

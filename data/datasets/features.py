@@ -16,7 +16,8 @@ from torch.utils.data import get_worker_info
 
 from varitok import UserError, require_min
 
-from ..batch import BadSample, Key, SignalDataset, Splits
+from ..batch import Key, SignalDataset, Splits
+from ..decoding.errors import BadSample
 from ..teachers.base import Teacher
 
 __all__ = ["FeatureClips", "teacher_features"]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from varitok import UserError, require_min
 
-from ..batch import BadSample, Key, SignalDataset, Splits
+from ..batch import Key, SignalDataset, Splits
+from ..decoding.errors import BadSample
 from ..synthetic.video import Scenes
 from .video import PROTOCOL, VideoDataset
 

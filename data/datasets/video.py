@@ -13,9 +13,10 @@ from torch import Tensor
 
 from varitok import UserError, require_min
 
-from ..batch import BadSample, Key, Splits, sample_generator
-from ..decoding.images import SUFFIXES as IMAGE_SUFFIXES
-from ..decoding.video import SUFFIXES, VideoFile, frames_in
+from ..batch import Key, Splits, sample_generator
+from ..decoding.errors import BadSample
+from ..decoding.suffixes import IMAGES, VIDEO
+from ..decoding.video import VideoFile, covering, frames_in
 from ..storage.listing import list_splits
 from ..storage.members import File, Member
 from .base import FileDataset, takes
@@ -96,12 +97,11 @@ class VideoDataset(FileDataset):
             scale = 1.0
             if self.train:
                 scale = self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
-            # Resize factor at which the crop has `scale` of the sides of the largest crop.
-            fit = max(crop[0] / video.height, crop[1] / video.width) / scale
-            whole = max(crop[0], round(video.height * fit)), max(crop[1], round(video.width * fit))
-            clip = video.read(start, frames, whole)
+            whole = covering((video.height, video.width), crop, scale)
+            pixels = video.read(start, frames, whole)
         (top, height), (left, width) = random_box(whole, crop, generator) if self.train else center_box(whole, crop)
-        clip = clip[:, :, top : top + height, left : left + width]
+        pixels = pixels[:, top : top + height, left : left + width]
+        clip = torch.from_numpy(pixels).permute(3, 0, 1, 2)  # (n, h, w, 3) -> (3, n, h, w)
         if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
         return clip.contiguous()
@@ -198,7 +198,7 @@ def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
     if Path(root).is_file():
         train, val = _read_manifest(Path(root))
     else:
-        kinds = (*SUFFIXES, *IMAGE_SUFFIXES)
+        kinds = (*VIDEO, *IMAGES)
         train, val = list_splits(root, val_share, kinds, "clip")
     return splits_of(str(root), train, val, **form)
 
@@ -278,5 +278,5 @@ def kinetics(root: str, **form: Any) -> Splits:
     for split in ("train", "val"):
         if not (Path(root) / split).is_dir():
             raise UserError(f"data.root={root}: {split}/ is not there; place Kinetics' clips in {split}/ACTION/*.mp4")
-    train, val = list_splits(root, 0.0, SUFFIXES, "clip")
+    train, val = list_splits(root, 0.0, VIDEO, "clip")
     return splits_of("Kinetics", train, val, **form)

@@ -1,36 +1,26 @@
 """Decode segments of audio files, at a given sample rate."""
 
-from fractions import Fraction
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import torch
-from torch import Tensor
-from torchaudio.transforms import Resample
 
-from ..batch import BadSample, convert_errors
-from ..storage.members import File, Member, open_file
+from ..storage.members import Source, open_file, to_source
+from .errors import BadSample, convert_errors
+from .ffmpeg import import_av, open_media
+from .resampling import resampled_length, resampler
+from .suffixes import VIDEO
 
-__all__ = ["MOST_SAMPLES", "SUFFIXES", "AudioFile", "decode_audio", "resampled_length"]
+__all__ = ["MOST_SAMPLES", "AudioFile", "decode_audio"]
 
 Floats = npt.NDArray[np.float32]
-SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf", ".wma", ".w64", ".webm",
-    ".mp4", ".mkv", ".mov",
-)  # fmt: skip
 MOST_SAMPLES = 1 << 27  # of one read, over all channels: 512 MiB; headers can't be trusted
 MOST_CHANNELS = 32
 LEAST_RATE, MOST_RATE = 2_000, 768_000  # Hz; a header of 1 Hz would turn each sample into a second
 LARGEST = 8.0  # largest peak of a float file; beyond it, the values can't be meant as [-1, 1]
-FINEST_RATIO = 512  # largest denominator of a resampling ratio; torchaudio takes 80 s and 11 GB for 44,101 to 16,000 Hz
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
-# FFmpeg also opens playlists, which name other files and URLs: only containers of audio are allowed.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,mp3,ogg,flac,wav,w64,aiff,asf,avi,mpeg,mpegts,ac3,eac3,amr,caf"
 PREROLL = 0.5  # seconds decoded before the requested segment, until a lossy decoder's state has settled
 
 
@@ -48,14 +38,15 @@ class AudioFile:
 
     Attributes:
         sample_rate: Sample rate of the output, in Hz.
+        channels: Number of its channels.
         length: Number of samples at that rate; for some lossy files an estimate.
 
     Raises:
         BadSample: The file can't be read as audio, or is empty.
     """
 
-    def __init__(self, path: str | File, sample_rate: int | None = None, channels: int | None = None) -> None:
-        self.path: File = path if isinstance(path, Member) else Path(path)
+    def __init__(self, path: str | Source, sample_rate: int | None = None, channels: int | None = None) -> None:
+        self.path = to_source(path)
         with convert_errors(self.path):
             self._source = _open(self.path)
             try:
@@ -65,9 +56,19 @@ class AudioFile:
                 raise
         self.sample_rate = sample_rate or self._source.rate
         self.channels = channels or self._source.channels
-        ratio = _ratio(self._source.rate, self.sample_rate)
-        self._down, self._up = ratio.denominator, ratio.numerator
         self.length = resampled_length(self._source.frames, self._source.rate, self.sample_rate)
+        self._block = 0, np.zeros((self._source.channels, 0), np.float32)  # the last that was read, and its start
+
+    @property
+    def changes(self) -> str:
+        """How the output differs from the file, such as "44100 Hz resampled to 16000 Hz"; empty if it doesn't."""
+        rate, channels = self._source.rate, self._source.channels
+        found = [f"{rate} Hz resampled to {self.sample_rate} Hz"] if rate != self.sample_rate else []
+        if channels != self.channels:
+            how = "averaged" if self.channels == 1 else f"copied to {self.channels}"
+            how = f"cut to {self.channels}" if channels > self.channels > 1 else how
+            found.append(f"{channels} channel{'s' * (channels > 1)} {how}")
+        return ", ".join(found)
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -75,7 +76,7 @@ class AudioFile:
     def __exit__(self, *_: object) -> None:
         self._source.close()
 
-    def read(self, start: int = 0, frames: int | None = None) -> Tensor:
+    def read(self, start: int = 0, frames: int | None = None) -> Floats:
         """Read a segment; its samples equal those of the whole file at that place.
 
         Args:
@@ -91,73 +92,89 @@ class AudioFile:
         """
         if start < 0:
             raise ValueError(f"start={start}: must not be negative")
-        frames = max(0, self.length - start if frames is None else min(frames, self.length - start))
         with convert_errors(self.path):
-            if self._down == self._up:
-                sound = self._read_channels(start, frames)
-            else:
-                resampler = _resampler(self._down, self._up)
-                # Read whole periods of the two rates, so that resampling phases equal those of the whole file, plus
-                # the kernel's half-width on either side.
-                reach = -(-resampler.width // self._down)
-                first = max(0, start // self._up - reach)
-                last = (start + frames) // self._up + 1 + reach
-                sound = resampler(self._read_channels(first * self._down, (last - first) * self._down))
-                sound = sound[:, start - first * self._up :][:, :frames]
+            sound = self._read(start, max(0, self.length - start if frames is None else frames))
             if not sound.shape[1]:
                 raise BadSample(str(self.path), "no samples")
-        return sound.clamp(-1, 1)
+        return sound
 
-    def _read_channels(self, start: int, frames: int) -> Tensor:
+    def chunks(self, frames: int) -> Iterator[Floats]:
+        """Read the whole file, `frames` samples at a time; only the last chunk may be shorter.
+
+        Unlike successive calls of `read`, it decodes the file in one pass.
+
+        Raises:
+            BadSample: See `read`; also a file without samples.
+        """
+        yield self.read(0, frames)
+        for start in range(frames, self.length, frames):
+            with convert_errors(self.path):
+                sound = self._read(start, frames)
+            if sound.shape[1]:
+                yield sound
+
+    def _read(self, start: int, frames: int) -> Floats:
+        """Read a segment, perhaps of no samples."""
+        frames = min(frames, max(0, self.length - start))
+        if self._source.rate == self.sample_rate:
+            sound = self._read_channels(start, frames)
+        else:
+            change = resampler(self._source.rate, self.sample_rate)
+            # Read whole periods of the two rates, so that resampling phases equal those of the whole file, plus
+            # the kernel's half-width on either side.
+            reach = -(-change.width // change.down)
+            first = max(0, start // change.up - reach)
+            last = (start + frames) // change.up + 1 + reach
+            sound = change(self._read_channels(first * change.down, (last - first) * change.down))
+            sound = sound[:, start - first * change.up :][:, :frames]
+        return np.ascontiguousarray(sound.clip(-1, 1))
+
+    def _read_channels(self, start: int, frames: int) -> Floats:
         """Read a segment at the file's own rate, mixed to the output channels."""
         source = self._source
-        frames = min(frames, source.frames - start)
+        frames = max(0, min(frames, source.frames - start))
         if frames * source.channels > MOST_SAMPLES:
             raise BadSample(str(self.path), f"{frames / source.rate:.0f} s are too long to be read at once")
-        raw = source.read(start, frames)
+        raw = self._read_raw(start, frames)
         if source.exact and raw.shape[1] < frames:
             raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {source.frames} samples")
-        if not raw.shape[1]:
-            raise BadSample(str(self.path), "no samples")
         peak = float(np.abs(raw).max(initial=0))  # NaN if any value is
         if not np.isfinite(peak):
             raise BadSample(str(self.path), "contains values that are not finite")
         if peak > LARGEST:
             raise BadSample(str(self.path), f"contains values up to {peak:.3g}, not in [-1, 1]")
         if self.channels == 1 and len(raw) > 1:
-            raw = raw.mean(0, keepdims=True)
-        elif self.channels < len(raw):
-            raw = raw[: self.channels]
-        elif self.channels > len(raw) == 1:
-            raw = raw.repeat(self.channels, 0)
-        elif self.channels > len(raw):
+            return raw.mean(0, keepdims=True)
+        if self.channels > len(raw) == 1:
+            return raw.repeat(self.channels, 0)
+        if self.channels > len(raw):
             raise BadSample(str(self.path), f"{len(raw)} channels are fewer than {self.channels}")
-        return torch.from_numpy(np.ascontiguousarray(raw))
+        return raw[: self.channels]
 
-
-def resampled_length(samples: int, rate: int, wanted: int) -> int:
-    """Return the length of `samples` samples at `rate` after resampling to `wanted`, ceil(samples * wanted / rate)."""
-    ratio = _ratio(rate, wanted)
-    return -(-samples * ratio.numerator // ratio.denominator)
-
-
-def _ratio(rate: int, wanted: int) -> Fraction:
-    return Fraction(wanted, rate).limit_denominator(FINEST_RATIO)
+    def _read_raw(self, start: int, frames: int) -> Floats:
+        """Read a segment at the file's own rate; what the last segment contained isn't decoded again."""
+        begin, block = self._block
+        known = block[:, start - begin :][:, :frames] if begin <= start <= begin + block.shape[1] else block[:, :0]
+        missing = frames - known.shape[1]
+        if missing:
+            known = np.concatenate([known, self._source.read(start + known.shape[1], missing)], 1)
+        self._block = start, known
+        return known
 
 
 def decode_audio(
-    path: str | File,
+    path: str | Source,
     start: int = 0,
     frames: int | None = None,
     sample_rate: int | None = None,
     channels: int | None = None,
-) -> Tensor:
+) -> Floats:
     """Read a segment of an audio file; see `AudioFile` and `AudioFile.read`."""
     with AudioFile(path, sample_rate, channels) as sound:
         return sound.read(start, frames)
 
 
-def _open(path: File) -> "_Source":
+def _open(path: Source) -> "_Opened":
     """Open a file with libsndfile, or with FFmpeg if libsndfile doesn't support it."""
     if not _holds_something(path):
         raise BadSample(str(path), "an empty file")
@@ -166,20 +183,20 @@ def _open(path: File) -> "_Source":
     except soundfile.LibsndfileError as error:
         try:
             return _FFmpeg(path)
-        except av.error.InvalidDataError:
+        except import_av(path).error.InvalidDataError:
             reason = error.error_string.rstrip(".")
             raise BadSample(str(path), f"neither libsndfile nor FFmpeg knows this format ({reason})") from None
 
 
-def _holds_something(path: File) -> bool:
+def _holds_something(path: Source) -> bool:
     """Return whether a file isn't empty; raise for a bad path, which libsndfile would report as "System error"."""
-    if isinstance(path, Member):  # not opened: over a network, it would be read twice
+    if not isinstance(path, Path):  # not opened: over a network, it would be read twice
         return path.size > 0
     with path.open("rb") as file:
         return bool(file.read(1))
 
 
-def _check(path: File, source: "_Source") -> None:
+def _check(path: Source, source: "_Opened") -> None:
     """Raise `BadSample` if the header has implausible values."""
     if source.frames < 1:
         raise BadSample(str(path), "no samples")
@@ -187,19 +204,6 @@ def _check(path: File, source: "_Source") -> None:
         raise BadSample(str(path), f"{source.channels} channels, not 1 to {MOST_CHANNELS}")
     if not LEAST_RATE <= source.rate <= MOST_RATE:
         raise BadSample(str(path), f"a sample rate of {source.rate} Hz, not {LEAST_RATE} to {MOST_RATE}")
-
-
-@lru_cache(maxsize=8)
-def _resampler(down: int, up: int) -> Resample:
-    """Return a cached resampler; its parameters are torchaudio's for "kaiser_best"."""
-    return Resample(
-        down,
-        up,
-        resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        beta=14.769656459379492,
-    )
 
 
 class _Libsndfile:
@@ -212,7 +216,7 @@ class _Libsndfile:
         exact: Whether `frames` is exact rather than an estimate.
     """
 
-    def __init__(self, path: File) -> None:
+    def __init__(self, path: Source) -> None:
         self._file = soundfile.SoundFile(open_file(path))
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -221,11 +225,13 @@ class _Libsndfile:
 
     def read(self, start: int, frames: int) -> Floats:
         """Read a segment: `(channels, n)`, n < `frames` if the file ends before."""
-        # MP3 frames use bits of earlier ones (bit reservoir): right after a seek the decoder silently outputs zeros.
+        # MP3 frames use bits of earlier ones (bit reservoir): after a seek the decoder silently outputs zeros. And
+        # soundfile seeks after every read.
         before = 0 if self.exact else min(start, round(PREROLL * self.rate))
         if start:
             self._file.seek(start - before)
-        return np.asarray(self._file.read(before + frames, "float32", always_2d=True), np.float32).T[:, before:]
+        raw = np.asarray(self._file.read(before + frames, "float32", always_2d=True), np.float32)[before:]
+        return raw.T
 
     def close(self) -> None:
         """Close the file."""
@@ -237,9 +243,9 @@ class _FFmpeg:
 
     exact = False
 
-    def __init__(self, path: File) -> None:
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        self._container: Any = av.open(open_file(path), options=options)
+    def __init__(self, path: Source) -> None:
+        self._av = import_av(path)
+        self._container: Any = open_media(path)
         try:
             self._stream = self._sound_of(path)
         except BaseException:
@@ -251,16 +257,19 @@ class _FFmpeg:
         if stream.duration is not None:
             seconds = float(stream.duration * stream.time_base)
         else:
-            seconds = (self._container.duration or 0) / av.time_base
+            seconds = (self._container.duration or 0) / self._av.time_base
         self.frames = round(seconds * self.rate)
         self._tick = float(stream.time_base) * self.rate
         self._first: int | None = None
+        self._at = -1  # the sample after the last that was read
+        self._blocks: Iterator[Floats] = iter(())  # those that follow, and the rest of the last one
+        self._rest = np.zeros((self.channels, 0), np.float32)
 
-    def _sound_of(self, path: File) -> Any:
+    def _sound_of(self, path: Source) -> Any:
         """Return the audio stream; reject a video with an audio suffix, which is a mistake in the dataset."""
         streams = self._container.streams
-        cover = av.stream.Disposition.attached_pic
-        if path.suffix.lower() not in VIDEO_SUFFIXES and any(not s.disposition & cover for s in streams.video):
+        cover = self._av.stream.Disposition.attached_pic
+        if path.suffix and path.suffix.lower() not in VIDEO and any(not s.disposition & cover for s in streams.video):
             raise BadSample(str(path), "a video with the suffix of an audio file")
         if not streams.audio:
             raise BadSample(str(path), "has no audio stream")
@@ -271,7 +280,20 @@ class _FFmpeg:
         return streams.audio[0]
 
     def read(self, start: int, frames: int) -> Floats:
-        """Read a segment `(channels, n)`: seek to before its start, decode, and trim."""
+        """Read a segment `(channels, n)`; if it doesn't follow the last one, seek."""
+        if start != self._at:
+            self._blocks, self._rest = self._decode(start), self._rest[:, :0]
+        parts, have = [self._rest[:, :frames]], min(frames, self._rest.shape[1])
+        self._rest = self._rest[:, have:]
+        while have < frames and (block := next(self._blocks, None)) is not None:
+            parts.append(block[:, : frames - have])
+            self._rest = block[:, frames - have :]
+            have += parts[-1].shape[1]
+        self._at = start + have
+        return np.concatenate(parts, 1)
+
+    def _decode(self, start: int) -> Iterator[Floats]:
+        """Seek to before a sample, decode, and yield what begins at it in blocks."""
         stream = self._stream
         begin = stream.start_time or 0
         # May be negative: after a seek to exactly the beginning, Matroska loses the first frame.
@@ -281,21 +303,17 @@ class _FFmpeg:
             self._first = next((frame.samples for frame in self._container.decode(stream)), None)
         self._container.seek(begin + round(before / stream.time_base), stream=stream)
         # Interleaved: with more than 8 planes, PyAV 18 reads those beyond the eighth out of bounds.
-        interleaved = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
-        parts: list[Floats] = []
-        have, at = 0, None
+        interleaved = self._av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+        at = None
         for decoded in self._container.decode(stream):
             at = self._locate(decoded, begin, at)
             for frame in interleaved.resample(decoded):
-                part = np.asarray(frame.to_ndarray(), np.float32).reshape(-1, self.channels).T
-                wanted = part[:, max(0, start + have - at) :][:, : frames - have]
-                at += part.shape[1]
+                block = np.asarray(frame.to_ndarray(), np.float32).reshape(-1, self.channels).T
+                wanted = block[:, max(0, start - at) :]
+                at += block.shape[1]
                 if wanted.shape[1]:
-                    parts.append(wanted)
-                    have += wanted.shape[1]
-            if have >= frames:
-                break
-        return np.concatenate(parts, 1) if parts else np.zeros((self.channels, 0), np.float32)
+                    start += wanted.shape[1]
+                    yield wanted
 
     def _locate(self, decoded: Any, begin: int, counted: int | None) -> int:
         """Return the index of a frame's first sample; Matroska rounds times to milliseconds, so counting has priority.
@@ -317,4 +335,4 @@ class _FFmpeg:
         self._container.close()
 
 
-_Source: TypeAlias = _Libsndfile | _FFmpeg
+_Opened: TypeAlias = _Libsndfile | _FFmpeg

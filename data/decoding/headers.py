@@ -3,22 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..batch import BadSample
-from ..storage.members import File
-from .audio import SUFFIXES as SOUND_SUFFIXES
+from ..storage.members import Source
 from .audio import AudioFile
-from .images import SUFFIXES as IMAGE_SUFFIXES
+from .errors import BadSample
 from .images import open_image
-from .video import SUFFIXES as CLIP_SUFFIXES
+from .suffixes import AUDIO, IMAGES, VIDEO
 from .video import VideoFile
 
-__all__ = ["KINDS", "probe"]
-
-KINDS = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *SOUND_SUFFIXES, *CLIP_SUFFIXES)))
-"""Suffixes of all supported files: images, audio, video."""
+__all__ = ["probe"]
 
 
-def probe(file: File) -> Mapping[str, Any]:
+def probe(file: Source) -> Mapping[str, Any]:
     """Read the metadata of a file from its header.
 
     Returns:
@@ -28,7 +23,7 @@ def probe(file: File) -> Mapping[str, Any]:
     """
     found: dict[str, Any] = {}
     reasons: list[str] = []
-    for suffixes, look in ((CLIP_SUFFIXES, _of_video), (IMAGE_SUFFIXES, _of_image), (SOUND_SUFFIXES, _of_audio)):
+    for suffixes, look in ((VIDEO, _of_video), (IMAGES, _of_image), (AUDIO, _of_audio)):
         if file.suffix.lower() in suffixes:
             try:
                 found |= look(file)
@@ -37,17 +32,17 @@ def probe(file: File) -> Mapping[str, Any]:
     return found or {"bad": reasons[0]}
 
 
-def _of_image(file: File) -> dict[str, Any]:
+def _of_image(file: Source) -> dict[str, Any]:
     with open_image(file) as image:
         return {"width": image.width, "height": image.height}
 
 
-def _of_audio(file: File) -> dict[str, Any]:
+def _of_audio(file: Source) -> dict[str, Any]:
     with AudioFile(file) as sound:
         return {"samples": sound.length, "sample_rate": sound.sample_rate, "channels": sound.channels}
 
 
-def _of_video(file: File) -> dict[str, Any]:
+def _of_video(file: Source) -> dict[str, Any]:
     with VideoFile(file) as clip:
         size = {"width": clip.width, "height": clip.height}
         return {**size, "frames": clip.length, "frame_rate": clip.frame_rate, "seconds": clip.seconds}

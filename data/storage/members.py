@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
 
 import numpy as np
-from fsspec.core import url_to_fs
 
 from .folders import printable
 
-__all__ = ["File", "Member", "Members", "Reader", "clear_handles", "is_url", "open_file", "reader_of"]
+__all__ = [
+    "File", "InMemory", "Member", "Members", "Reader", "Source",
+    "clear_handles", "is_url", "open_file", "reader_of", "to_source",
+]  # fmt: skip
 
 MOST_READ = 1 << 30  # bytes; larger members can't be read at once
 CHUNK = 1 << 20  # bytes; read-ahead buffer of an open member
@@ -84,13 +86,49 @@ class Member(NamedTuple):
             return file.read()
 
 
+class InMemory(NamedTuple):
+    """A file in memory, such as standard input, usable in place of a `Path`.
+
+    Attributes:
+        name: What errors call it; its suffix, if it has one, is the file's.
+        content: Its bytes.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the name, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return len(self.content)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open the file; `mode` exists for compatibility with `Path` and is ignored."""
+        return io.BytesIO(self.content)
+
+
 File: TypeAlias = Path | Member
 """A file of a dataset."""
+Source: TypeAlias = File | InMemory
+"""A file to decode."""
 
 
-def open_file(file: str | File) -> Any:
+def to_source(path: str | Source) -> Source:
+    """Return the path of a file as a `Path`, other sources unchanged."""
+    return Path(path) if isinstance(path, str) else path
+
+
+def open_file(file: str | Source) -> Any:
     """Return what decoding libraries accept: the path of a file, which they open faster themselves, or a stream."""
-    return file.open() if isinstance(file, Member) else os.path.abspath(file)
+    return os.path.abspath(file) if isinstance(file, str | Path) else file.open()
 
 
 class _Whole(io.BytesIO):
@@ -167,6 +205,8 @@ def reader_of(shard: str) -> Reader:
         OSError: The shard can't be read; raised here, or by the reader.
     """
     if is_url(shard):
+        from fsspec.core import url_to_fs  # noqa: PLC0415 (training brings it; decoding files doesn't need it)
+
         return partial(_fetch, *url_to_fs(shard))  # fsspec keeps one connection for each process
     return partial(_pread, _local(shard))
 

@@ -34,7 +34,7 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
     Raises:
         UserError: A path doesn't exist, or no file has a suffix of the modality.
     """
-    what, suffixes = noun_of(bundle), MODALITIES[bundle.modality].suffixes
+    what, suffixes = noun_of(bundle), bundle.suffixes
     found: list[Path] = []
     skipped = Counter[str]()
     for path in paths:

@@ -26,7 +26,7 @@ def encode_file(
     target: Target = Target(),  # noqa: B008 (immutable)
     coding: str | None = None,
 ) -> dict[str, Any]:
-    """Encode a media file into a container; return its size and the kept tokens or codebooks.
+    """Encode a media file into a container; return its size, the kept tokens or codebooks, and changes to its signal.
 
     Args:
         bundle: The bundle to encode with.
@@ -45,7 +45,8 @@ def encode_file(
         >>> encode_file(bundle, Path("photo.png"), Path("photo.vtk"), tokens=4, coding="packed")
         {'tokens': 4, 'bytes': 36, 'payload bytes': 3, 'coding': 'packed'}
     """
-    signal, rate = bundle.read_file(path)
+    with bundle.open_file(path) as file:
+        signal, rate, changes = file.read(), file.frame_rate, file.changes
     whole = encode_signal(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(
         coding=coding
     )
@@ -62,7 +63,8 @@ def encode_file(
         raise UserError(f"{path}: {error}") from error
     write_output(out, written.data)
     kept = {"tokens": chosen.codes.shape[-1]} if bundle.tokens else {"codebooks": chosen.codes.shape[1]}
-    return kept | {"bytes": len(written.data), "payload bytes": written.payload, "coding": written.coding}
+    about = {"bytes": len(written.data), "payload bytes": written.payload, "coding": written.coding}
+    return kept | about | ({"changes": changes} if changes else {})
 
 
 def decode_file(bundle: Bundle, path: Path, out: Path, *, to: str | None = None, force: bool = False) -> dict[str, Any]:

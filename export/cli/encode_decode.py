@@ -43,7 +43,7 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     convert, to = _encoder(bundle, options) if encodes else _decoder(bundle, options)
     pairs = destinations(_find(options.files, kinds), options.out, f".{to}")
     console = sys.stderr if any(out == STREAM for _, out in pairs) else sys.stdout
-    lines, failed = [], 0
+    lines, failed, changes = [], 0, set[str]()
     for path, out in progress(pairs, len(pairs), "files"):
         try:
             about = convert(path, out)
@@ -56,6 +56,9 @@ def _run(words: Sequence[str], encodes: bool) -> None:
             lines.append({"file": str(path), "error": reason})
             continue
         lines.append({"file": str(path), "out": str(out), **about})
+        if (changed := about.pop("changes", "")) and changed not in changes:
+            changes.add(changed)  # told once, not for each file
+            print(f"{printable(path)}: {changed}", file=sys.stderr, flush=True)
         if not options.json:
             told = ", ".join(f"{value} {name}" for name, value in about.items() if name != "whole")
             missing = "" if about.get("whole", True) else "; the rest is missing"

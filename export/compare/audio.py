@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from varitok.codecs.metrics.audio import round_to_16_bits
+from varitok.data.decoding.audio import decode_audio
+from varitok.data.storage.members import InMemory
 
 from .classic import ClassicalCodec, Coded
 
@@ -83,11 +85,11 @@ class AudioCodec(ClassicalCodec):
         Raises:
             ValueError: The file has fewer samples.
         """
-        sound, _ = soundfile.read(BytesIO(file), dtype="float32", always_2d=True)
-        if len(sound) < samples:
-            raise ValueError(f"{len(sound)} of {samples} samples were decoded")
+        sound = decode_audio(InMemory(self.name, file))  # (1, t)
+        if sound.shape[1] < samples:
+            raise ValueError(f"{sound.shape[1]} of {samples} samples were decoded")
         # Very short audio decodes to slightly more samples.
-        return torch.from_numpy(sound.T[:, :samples] / self.level)  # (t, 1) -> (1, t)
+        return torch.from_numpy(sound[:, :samples] / self.level)
 
 
 CODECS = (

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from varitok import UserError
-from varitok.data.batch import BadSample, normalize
+from varitok.data.batch import normalize
+from varitok.data.decoding.errors import BadSample
 
 from ..adapters.dataset import dataset_of, files_of
 from ..runtime.bundle import Bundle, onnx_runtime

@@ -11,6 +11,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from varitok.data.decoding.images import decode_image
+from varitok.data.storage.members import InMemory
+
 from .classic import ClassicalCodec, Coded
 
 __all__ = ["CODECS", "ImageCodec", "payload", "versions"]
@@ -43,8 +46,8 @@ class ImageCodec(ClassicalCodec):
         quality: dict[str, Any] = {"quality_layers": [setting]} if self.name == "JPEG 2000" else {"quality": setting}
         pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))  # (3, h, w) -> (h, w, 3)
         pixels.save(buffer, self.encoder, **quality, **self.options)
-        back = torch.from_numpy(np.array(Image.open(buffer).convert("RGB"))).permute(2, 0, 1)  # -> (3, h, w)
         data = buffer.getvalue()
+        back = torch.from_numpy(decode_image(InMemory(self.name, data))).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
         return Coded(len(data), payload(self.name, data), back)
 
 

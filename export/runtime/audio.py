@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.decoding.suffixes import AUDIO
 
 from .bundle import Array, Bundle, tensors
-from .files import Part, open_input, read_file
+from .files import Part, SignalFile, open_input
 from .streaming import DecodingStream, EncodingStream, stream_form
 
 __all__ = ["AudioBundle"]
@@ -35,7 +37,7 @@ class AudioBundle(Bundle):
 
     modality = "audio"
     counted = "samples"
-    suffixes = (".wav", ".flac", ".ogg", ".mp3")
+    suffixes = AUDIO
     written = ("wav", "flac")
     sample_rate: int
 
@@ -79,19 +81,15 @@ class AudioBundle(Bundle):
         """Return the sample rate."""
         return (self.sample_rate,)
 
-    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read an audio file; if its number of channels isn't the codec's, average them and repeat the mean."""
-        import soundfile  # noqa: PLC0415 (arrays don't need it)
+    @contextmanager
+    def open_file(self, path: Path) -> Iterator[SignalFile]:
+        """Open an audio file, resampled and mixed to the codec's rate and channels; see `AudioFile`."""
+        from varitok.data.decoding.audio import AudioFile  # noqa: PLC0415 (arrays don't need it)
 
-        wave, rate = read_file(path, lambda: soundfile.read(open_input(path), dtype="float32", always_2d=True))
-        if rate != self.sample_rate:
-            raise UserError(f"{path}: {rate} Hz, this codec takes {self.sample_rate} Hz; resample it first")
-        if not len(wave):
-            raise UserError(f"{path}: holds no samples")
-        given = wave.T
-        if given.shape[0] != self.channels:
-            given = np.repeat(given.mean(0, keepdims=True), self.channels, axis=0)
-        return self.values(given.clip(-1, 1)), None
+        with open_input(path) as source, AudioFile(source, self.sample_rate, self.channels) as sound:
+            yield SignalFile(
+                sound.length, lambda count: (one[None] for one in sound.chunks(count)), None, sound.changes
+            )
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
         """Decode and concatenate the parts into a 16-bit audio file."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 
-from .files import Part
+from .files import Part, SignalFile
 
 __all__ = [
     "DECODER",
@@ -77,7 +78,7 @@ class Opened:
     Attributes:
         modality: Name of the modality in config.json and in containers.
         graphs: Required graph files.
-        suffixes: Suffixes of the files that `read_file` accepts.
+        suffixes: Suffixes of the files that a folder is searched for.
         written: Suffixes of the files that `write_file` writes, without the dot; the first is the default.
         config: Parsed config.json.
     """
@@ -194,8 +195,8 @@ class Bundle(Opened):
         """Return the facts about a signal `(1, c, *grid)` that the container's header records for decoding."""
         return ()
 
-    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a file; return its signal in the form of `values`, and its frame rate if it has one.
+    def open_file(self, path: Path) -> AbstractContextManager[SignalFile]:
+        """Open a media file, which is prepared as in training and evaluation; `STREAM` is standard input.
 
         Raises:
             UserError: The file can't be read, or the codec doesn't support its content.

@@ -1,19 +1,21 @@
 """Read and write media files; their libraries are imported on first use."""
 
-import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.decoding.errors import BadSample
+from varitok.data.storage.members import InMemory, Source
 
-__all__ = ["PICTURES", "STREAM", "Part", "open_input", "read_file", "read_picture", "write_output"]
+__all__ = ["STREAM", "Part", "SignalFile", "open_input", "write_output"]
 
 STREAM = Path("-")  # stands for standard input or output
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Part(NamedTuple):
@@ -30,31 +32,39 @@ class Part(NamedTuple):
     facts: tuple[int, ...]
 
 
-def read_file(path: Path, read: Callable[[], Any]) -> Any:
-    """Return `read()`, a library call that reads a file.
+class SignalFile(NamedTuple):
+    """An open media file, read in the form of `Bundle.values`.
+
+    Attributes:
+        length: Length of its signal in samples or frames; for some lossy audio files an estimate.
+        chunks: Function (count) -> the whole signal, float32 `(1, c, n, ...)` with n = `count` in all but the last. It
+            raises `UserError` if the file can't be read.
+        frame_rate: Frames per second of a clip; None for other signals.
+        changes: How its signal differs from the file, such as "44100 Hz resampled to 16000 Hz"; empty if it doesn't.
+    """
+
+    length: int
+    chunks: Callable[[int], Iterator[npt.NDArray[np.float32]]]
+    frame_rate: float | None = None
+    changes: str = ""
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Read the whole signal."""
+        parts = list(self.chunks(max(1, self.length)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[Source]:
+    """Return a file in the form that `varitok.data.decoding` reads; `STREAM` is standard input, read whole.
 
     Raises:
-        UserError: The call failed; the library's error becomes one line.
+        UserError: Within the `with` block, the file can't be decoded.
     """
     try:
-        return read()
-    except UserError:
-        raise
-    except Exception as error:  # each library has exception classes of its own
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: can't be read ({reason})") from error
-
-
-def open_input(path: Path) -> str | BinaryIO:
-    """Return a file's name, or the content of standard input as a file object."""
-    return io.BytesIO(sys.stdin.buffer.read()) if path == STREAM else str(path)
-
-
-def read_picture(path: Path) -> Any:
-    """Read an image file as a Pillow RGB image, and apply its EXIF orientation."""
-    from PIL import Image, ImageOps  # noqa: PLC0415 (only images need it)
-
-    return read_file(path, lambda: ImageOps.exif_transpose(Image.open(open_input(path))).convert("RGB"))
+        yield InMemory("standard input", sys.stdin.buffer.read()) if path == STREAM else path
+    except BadSample as error:
+        raise UserError(str(error)) from error
 
 
 def write_output(path: Path, data: bytes) -> None:

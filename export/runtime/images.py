@@ -1,7 +1,8 @@
 """Run an exported image codec, with NumPy and ONNX Runtime."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.decoding.suffixes import IMAGES
 
 from .bundle import Array, Bundle, tensors, to_pixels
-from .files import PICTURES, Part, read_picture
+from .files import Part, SignalFile, open_input
 
 __all__ = ["ImageBundle"]
 
@@ -32,7 +34,7 @@ class ImageBundle(Bundle):
 
     modality = "image"
     counted = "images"
-    suffixes = PICTURES
+    suffixes = IMAGES
     written = ("png", "jpg", "webp")
 
     def _read(self) -> None:
@@ -51,7 +53,8 @@ class ImageBundle(Bundle):
 
         Args:
             image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
-                [-1, 1]. Pillow images and uint8 pixels of another size are center-cropped to a square and resized.
+                [-1, 1]. Pillow images of any mode are turned upright. They
+                and uint8 pixels of another size are center-cropped to a square and resized.
             tokens: Number of tokens to keep, 1 to N; all if None.
 
         Returns:
@@ -76,9 +79,13 @@ class ImageBundle(Bundle):
         """Return ones: each token belongs to the one image."""
         return np.ones(steps, np.int64)
 
-    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read an image file of any size."""
-        return self.values(read_picture(path)), None
+    @contextmanager
+    def open_file(self, path: Path) -> Iterator[SignalFile]:
+        """Open an image file of any size."""
+        from varitok.data.decoding.images import open_image  # noqa: PLC0415 (arrays don't need it)
+
+        with open_input(path) as source, open_image(source) as image:
+            yield SignalFile(1, lambda count: iter([self.values(image)]))
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
         """Decode one image into a file; PNG and WebP are lossless."""
@@ -111,7 +118,7 @@ class ImageBundle(Bundle):
     def values(self, image: Any) -> npt.NDArray[np.float32]:
         """Convert any accepted image to float32 `(b, c, S, S)` in [-1, 1]."""
         if hasattr(image, "convert"):  # a Pillow image; no import of Pillow is needed
-            image = np.asarray(image.convert("RGB" if self.channels == 3 else "L")).reshape(*image.size[::-1], -1)
+            image = _pixels(image, self.channels)
         values = np.asarray(image)
         side, c = self.image_size, self.channels
         if values.dtype == np.uint8:
@@ -119,7 +126,7 @@ class ImageBundle(Bundle):
             if values.ndim != 4 or values.shape[3] != c or not values.size:
                 raise UserError(f"image: pixels (height, width, {c}) or (batch, ...) are expected, got {values.shape}")
             if values.shape[1:3] != (side, side):
-                values = np.stack([_square(pixels, side) for pixels in values])
+                values = _squares(values, side)
             # (b, h, w, c) -> (b, c, h, w)
             return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
         if values.dtype.kind != "f":
@@ -131,15 +138,19 @@ class ImageBundle(Bundle):
         return values.astype(np.float32)
 
 
-def _square(pixels: Array, side: int) -> Array:
-    """Center-crop pixels `(h, w, c)` to a square and resize it bicubically, as training and evaluation do."""
+def _pixels(image: Any, channels: int) -> Array:
+    """Convert a Pillow image to pixels `(h, w, c)`."""
+    from varitok.data.decoding.images import upright_rgb  # noqa: PLC0415 (arrays don't need it)
+
     try:
-        from PIL import Image  # noqa: PLC0415 (images of the right size don't need it)
-    except ImportError as error:
-        raise UserError(f"image: resizing to {side} x {side} pixels needs Pillow; pip install Pillow") from error
-    height, width, c = pixels.shape
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = pixels[top : top + short, left : left + short]
-    resized = Image.fromarray(square if c > 1 else square[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(resized).reshape(side, side, c)
+        rgb = upright_rgb(image)
+    except ValueError as error:
+        raise UserError(f"image: {error}") from error
+    return np.asarray(rgb if channels == 3 else rgb.convert("L")).reshape(*rgb.size[::-1], -1)
+
+
+def _squares(images: Array, side: int) -> Array:
+    """Prepare pixels `(b, h, w, c)` of another size as in evaluation: `(b, side, side, c)`."""
+    from varitok.data.decoding.images import center_square  # noqa: PLC0415 (images of the right size don't need it)
+
+    return np.stack([center_square(pixels, side) for pixels in images])

@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.decoding.suffixes import IMAGES, VIDEO
 
 from .bundle import Array, Bundle, tensors, to_pixels
-from .files import PICTURES, Part, open_input, read_file, read_picture
+from .files import Part, SignalFile, open_input
 from .streaming import DecodingStream, EncodingStream, stream_form
 from .tiling import decode_tiled, encode_tiled
 
 __all__ = ["VideoBundle"]
 
-MOST_FRAMES = 1 << 30  # maximum bytes of a clip's frames
 FRAME_RATE = 8.0  # frames per second, if neither the file nor the codec has a rate
 
 
@@ -46,7 +47,7 @@ class VideoBundle(Bundle):
 
     modality = "video"
     counted = "frames"
-    suffixes: ClassVar[tuple[str, ...]] = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", *PICTURES)
+    suffixes: ClassVar[tuple[str, ...]] = (*VIDEO, *IMAGES)
     written: ClassVar[tuple[str, ...]] = ("mp4", "mkv")
     axes = 3
     unit = "pixels"
@@ -182,27 +183,27 @@ class VideoBundle(Bundle):
         """Return the height and width of frames, and the number of frames in 1,000 s."""
         return (*values.shape[3:], round(1000 * (rate or 0)))
 
-    def read_file(self, path: Path) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a video or image file; frames are resized and center-cropped if the codec has a frame size."""
-        if path.suffix.lower() in PICTURES:
-            return self.values(self._fit(np.asarray(read_picture(path)))[None]), 0.0
-        av, frames = _av(), list[npt.NDArray[np.uint8]]()
+    @contextmanager
+    def open_file(self, path: Path) -> Iterator[SignalFile]:
+        """Open a video or image file; frames are resized and center-cropped if the codec has a frame size.
 
-        def read() -> float:
-            with av.open(open_input(path)) as file:
-                if not file.streams.video:
-                    raise UserError(f"{path}: holds no frames")
-                stream = file.streams.video[0]
-                for frame in file.decode(stream):
-                    frames.append(self._fit(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)))
-                    if len(frames) * frames[0].nbytes > MOST_FRAMES:
-                        raise UserError(f"{path}: longer than {MOST_FRAMES >> 30} GiB of frames; cut it into parts")
-                return float(stream.average_rate or 0)
+        A clip keeps its frame rate; one of variable rate has its mean rate.
+        """
+        from varitok.data.decoding.video import VideoFile, covering  # noqa: PLC0415 (arrays don't need it)
 
-        rate = read_file(path, read)
-        if not frames:
-            raise UserError(f"{path}: holds no frames")
-        return self.values(np.stack(frames)), rate
+        with open_input(path) as source, VideoFile(source) as clip:
+            whole = height, width = clip.height, clip.width
+            if self.frame_size:
+                height, width = self.frame_size
+                whole = covering((clip.height, clip.width), (height, width))
+            top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+
+            def chunks(count: int) -> Iterator[npt.NDArray[np.float32]]:
+                for start in range(0, clip.length, count):
+                    frames = clip.read(start, count, whole)
+                    yield self.values(frames[:, top : top + height, left : left + width])
+
+            yield SignalFile(clip.length, chunks, None if clip.is_image else clip.frame_rate)
 
     def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
         """Decode and concatenate clips into an H.264 file (CRF 12); odd sides lose their last row or column."""
@@ -229,20 +230,6 @@ class VideoBundle(Bundle):
         frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
         clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
         return np.asarray(clips[0])
-
-    def _fit(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resize a frame `(h, w, c)` to cover the codec's frame size, and center-crop it."""
-        if self.frame_size in (None, pixels.shape[:2]):
-            return pixels
-        from PIL import Image  # noqa: PLC0415 (only frames of another size need it)
-
-        assert self.frame_size is not None
-        height, width = self.frame_size
-        scale = max(height / pixels.shape[0], width / pixels.shape[1])
-        tall, wide = max(height, round(pixels.shape[0] * scale)), max(width, round(pixels.shape[1] * scale))
-        large = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
-        top, left = (tall - height) // 2, (wide - width) // 2
-        return large[top : top + height, left : left + width]
 
     def describe_signals(self) -> str:
         """Return the frame size, channels and frame rate."""

@@ -16,9 +16,10 @@ def frames(count=20, height=48, width=64):
 
 
 def numbers(clip):
-    """Read the numbers of frames `(3, t, h, w)`."""
-    blue = clip[2, :, :, clip.shape[3] * 3 // 4 :].float().mean((1, 2))
-    return ((blue - 20) / 10).round().int().tolist()
+    """Read the numbers of frames, an array `(t, h, w, 3)` or a tensor `(3, t, h, w)`."""
+    pixels = clip if isinstance(clip, np.ndarray) else clip.permute(1, 2, 3, 0).numpy()
+    blue = pixels[:, :, pixels.shape[2] * 3 // 4 :, 2].mean((1, 2))
+    return ((blue - 20) / 10).round().astype(int).tolist()
 
 
 def write(path: Path, pictures, rate=10, codec="libx264", times=None, options=None, pixels="yuv444p", sound=False):

@@ -4,7 +4,8 @@ import pickle
 
 import torch
 
-from varitok.data.batch import BadSample, Sample, collate, normalize, sample_generator, to_uint8
+from varitok.data.batch import Sample, collate, normalize, sample_generator, to_uint8
+from varitok.data.decoding.errors import BadSample
 
 
 def test_bytes_survive_the_way_to_floats_and_back() -> None:

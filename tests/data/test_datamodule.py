@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from varitok import UserError
-from varitok.data.batch import BadSample, Batch, SignalDataset, Splits
+from varitok.data.batch import Batch, SignalDataset, Splits
 from varitok.data.datamodule import BadSampleCount, DataModule
 from varitok.data.datasets.images import image_folder
+from varitok.data.decoding.errors import BadSample
 
 
 class Numbers(SignalDataset):

@@ -17,7 +17,7 @@ from varitok import UserError
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageFiles, image_folder
 from varitok.data.storage.shard_writer import ShardWriter
-from varitok.data.workers import ignore_signals
+from varitok.data.workers import start_worker
 
 from .pictures import fill
 
@@ -153,9 +153,9 @@ def test_signals_to_all_processes_are_for_the_main_one(tmp_path, monkeypatch, th
     def begin(worker: int) -> None:
         if threaded:  # as a library may begin one, before
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        ignore_signals(worker)
+        start_worker(worker)
 
-    monkeypatch.setattr("varitok.data.datamodule.ignore_signals", begin)
+    monkeypatch.setattr("varitok.data.datamodule.start_worker", begin)
     others = {child.pid for child in psutil.Process().children()}
     batches = iter(module(fill(tmp_path / "photos", 12), workers=1).train_dataloader())
     next(batches)

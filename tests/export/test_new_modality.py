@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from varitok.export.cli.main import main
 from varitok.export.exporters.bundle import export_bundle
 from varitok.export.runtime import load as loading
 from varitok.export.runtime.bundle import Bundle
+from varitok.export.runtime.files import SignalFile
 
 CHANNELS, HOP = 5, 8
 
@@ -86,8 +88,10 @@ class SensorBundle(Bundle):
     def values(self, signal):
         return np.asarray(signal, np.float32).reshape(1, self.channels, -1)
 
-    def read_file(self, path):
-        return self.values(np.load(path)), None
+    @contextmanager
+    def open_file(self, path):
+        signal = self.values(np.load(path))
+        yield SignalFile(signal.shape[2], lambda count: iter([signal]))
 
     def write_file(self, parts, to, path):
         signal = np.concatenate([self.decode(part.codes)[0, :, : part.units] for part in parts], axis=1)

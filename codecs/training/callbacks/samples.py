@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from varitok import UserError
-from varitok.data.batch import BadSample, Batch, Sample, collate, normalize
+from varitok.data.batch import Batch, Sample, collate, normalize
+from varitok.data.decoding.errors import BadSample
 
 from ...evaluation.ladder import Evaluable, Ladder
 from ...modalities.registry import modality_of

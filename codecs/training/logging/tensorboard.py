@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import av
-import soundfile
 from PIL import Image
 
 from varitok import UserError
+from varitok.data.decoding.audio import AudioFile
+from varitok.data.decoding.images import open_image
+from varitok.data.decoding.video import VideoFile
+from varitok.data.storage.members import InMemory
 
 from .loggers import RunLog, unharmed
 from .scalars import Appended, replace, stays
@@ -92,28 +94,28 @@ class TensorboardLog(RunLog):
         return self._sound(tag, path) if path.suffix == ".wav" else self._image(tag, _encode_gif(path))
 
     def _image(self, tag: str, data: bytes) -> Any:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(InMemory(tag, data)) as opened:
             width, height = opened.size
         image = self.summaries.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         return self.summaries.Summary.Value(tag=tag, image=image)
 
     def _sound(self, tag: str, path: Path) -> Any:
-        found = soundfile.info(path)
-        audio = self.summaries.Summary.Audio(
-            sample_rate=found.samplerate,
-            num_channels=found.channels,
-            length_frames=found.frames,
-            encoded_audio_string=path.read_bytes(),
-            content_type="audio/wav",
-        )
+        with AudioFile(path) as sound:
+            audio = self.summaries.Summary.Audio(
+                sample_rate=sound.sample_rate,
+                num_channels=sound.channels,
+                length_frames=sound.length,
+                encoded_audio_string=path.read_bytes(),
+                content_type="audio/wav",
+            )
         return self.summaries.Summary.Value(tag=tag, audio=audio)
 
 
 def _encode_gif(path: Path) -> bytes:
     """Encode a video file as an animated GIF, which TensorBoard shows as an image."""
-    with av.open(str(path)) as clip:
-        rate = float(clip.streams.video[0].average_rate or 8)
-        first, *others = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
+    with VideoFile(path) as clip:
+        first, *others = [Image.fromarray(frame) for frame in clip.read()]
+        duration = 1000 / clip.frame_rate
     animated = io.BytesIO()
-    first.save(animated, "gif", save_all=True, append_images=others, duration=1000 / rate, loop=0)
+    first.save(animated, "gif", save_all=True, append_images=others, duration=duration, loop=0)
     return animated.getvalue()

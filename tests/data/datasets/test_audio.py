@@ -12,8 +12,8 @@ from torchaudio.functional import loudness as measured_loudness
 from varitok import UserError
 from varitok.data.batch import Sample, collate
 from varitok.data.datamodule import DataModule, validation_loader
-from varitok.data.datasets import audio as module
 from varitok.data.datasets.audio import audio_folder, audio_mix, librispeech, libritts, speech_commands
+from varitok.data.decoding import suffixes
 
 RATE = 8000
 
@@ -238,4 +238,4 @@ def test_speech_commands_keep_their_own_splits(tmp_path):
 
 
 def test_every_suffix_is_lower_case_with_its_dot():
-    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in module.SUFFIXES)
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in suffixes.ALL)

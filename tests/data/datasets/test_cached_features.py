@@ -10,12 +10,13 @@ from PIL import Image
 from torch.nn import functional
 
 from varitok import UserError
-from varitok.data.batch import BadSample, Sample, collate
+from varitok.data.batch import Sample, collate
 from varitok.data.cli.features import main
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.audio import AudioDataset, audio_folder
 from varitok.data.datasets.cached_features import CachedTeacher, audio_teacher, image_teacher, open_features
 from varitok.data.datasets.images import image_folder
+from varitok.data.decoding.errors import BadSample
 from varitok.data.feature_map import FeatureMap, resample
 from varitok.data.storage.shard_writer import ShardWriter
 from varitok.data.synthetic.images import dead_leaves

@@ -8,9 +8,10 @@ import torch
 
 from varitok import UserError
 from varitok.codecs.build import build
-from varitok.data.batch import BadSample, SignalDataset, Splits
+from varitok.data.batch import SignalDataset, Splits
 from varitok.data.datamodule import validation_loader
 from varitok.data.datasets.features import teacher_features
+from varitok.data.decoding.errors import BadSample
 from varitok.data.synthetic.video import scenes
 from varitok.data.teachers.vision import RandomTeacher, VisionTransformer
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from varitok import UserError
-from varitok.data.batch import BadSample
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.video import clips_and_images, kinetics, ucf101, video_folder
+from varitok.data.decoding.errors import BadSample
 
 from ..clips import frames, numbers, write
 

@@ -165,8 +165,8 @@ def test_nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     evil = pickle.dumps(Evil())
     packed(tmp_path / "a.tar", {f"1.{kind}": evil for kind in ("pyd", "pickle", "pth", "npy", "png")})
     assert all(one.read() == evil for one in open_shards(tmp_path))
-    from varitok.data.batch import BadSample
     from varitok.data.datasets.images import image_folder
+    from varitok.data.decoding.errors import BadSample
 
     with pytest.raises(BadSample, match="cannot identify image file 'file'"):
         image_folder(tmp_path).train[0, 0]

@@ -17,6 +17,7 @@ from PIL import Image
 
 import varitok
 from varitok import UserError
+from varitok.data.decoding.audio import decode_audio
 from varitok.export.bitstream import container
 from varitok.export.bitstream.media_files import encode_file
 from varitok.export.cli.encode_decode import destinations
@@ -200,6 +201,20 @@ def test_a_pipe_carries_what_files_do(sounds, tmp_path):
     assert b"standard output takes one" in piped(b"", "encode", sounds, *files, "--out", "-", status=2).stderr
 
 
+def test_sounds_of_another_rate_are_resampled_which_is_told_once(sounds, tmp_path, capsys):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, (12 * HOP, 2))
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", wave, 2 * RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "c.wav", wave[:, 0], RATE)
+    main(["encode", str(sounds), *(str(tmp_path / f"{name}.wav") for name in "abc")])
+    assert capsys.readouterr().err.count(f"a.wav: {2 * RATE} Hz resampled to {RATE} Hz, 2 channels averaged\n") == 1
+    found = container.read(tmp_path / "b.vtk")
+    assert found.units == 6 * HOP
+    bundle = varitok.load(sounds)
+    trained = decode_audio(tmp_path / "b.wav", sample_rate=RATE, channels=1)
+    np.testing.assert_array_equal(found.codes(), bundle.encode(trained, RATE))
+
+
 def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, capsys):
     folder, codes = exported[1], tmp_path / "a.vtk"
     encode_file(varitok.load(folder), photos / "a.png", codes)
@@ -218,7 +233,6 @@ def test_another_bundles_codes_are_refused(exported, sounds, photos, tmp_path, c
 
 def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path, capsys):
     folder = exported[1]
-    soundfile.write(tmp_path / "other_rate.wav", np.zeros(100), RATE * 2)
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), RATE)
     soundfile.write(tmp_path / "some.wav", np.zeros(100), RATE)
     (tmp_path / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])
@@ -226,13 +240,12 @@ def test_what_can_not_be_is_told_in_one_line(exported, sounds, photos, tmp_path,
     (tmp_path / "empty").mkdir()
     for words, message in [
         (["encode", folder, tmp_path / "gone.png"], "gone.png: no such file"),
-        (["encode", folder, tmp_path / "empty"], "holds no file named *.png"),
+        (["encode", folder, tmp_path / "empty"], "holds no file named *.jpg, "),
         (["encode", folder, "/dev/null"], "/dev/null: neither a file nor a folder"),
-        (["encode", folder, tmp_path / "broken.png"], "broken.png: can't be read"),
+        (["encode", folder, tmp_path / "broken.png"], "broken.png: image file is truncated"),
         (["encode", folder, photos / "a.png", "--tokens", TOKENS + 1], f"{TOKENS + 1} tokens: this codec takes"),
         (["encode", folder, photos / "a.png", "--codebooks", 9], "9 codebooks: this codec has"),
-        (["encode", sounds, tmp_path / "other_rate.wav"], f"{RATE * 2} Hz, this codec takes {RATE} Hz; resample"),
-        (["encode", sounds, tmp_path / "nothing.wav"], "holds no samples"),
+        (["encode", sounds, tmp_path / "nothing.wav"], "nothing.wav: no samples"),
         (["encode", sounds, tmp_path / "some.wav", "--tokens", 1], "keep fewer codebooks instead"),
         (["encode", tmp_path, photos], "is"),
         (["decode", folder, tmp_path / "broken.vtk"], "broken.vtk: cut before the first code"),
@@ -260,7 +273,9 @@ def test_a_bad_file_ends_no_other(exported, photos, tmp_path, capsys, more):
         return shown.err
 
     told = partly("encode", folder, photos, "--out", codes)
-    assert f"varitok encode: {photos / 'b.png'}: can't be read" in told and told.endswith("\n1 of 5 files failed\n")
+    assert f"varitok encode: {photos / 'b.png'}: image file is truncated" in told and told.endswith(
+        "\n1 of 5 files failed\n"
+    )
     written = ["a", "below/b", "c", "folder.png/a"]
     assert sorted(codes.rglob("*.vtk")) == [codes / f"{name}.vtk" for name in written]
     (codes / "c.vtk").write_bytes(b"\x89VTK\x01")
@@ -317,7 +332,7 @@ def test_a_clip_comes_back_with_its_frames_and_rate(tmp_path, capsys):
     run(capsys, "encode", tmp_path / "bundle", tmp_path / "one.png")
     assert container.read(tmp_path / "one.vtk").units == 1
     (tmp_path / "none.mp4").write_bytes(b"nothing")
-    assert "none.mp4: can't be read" in refused(capsys, "encode", tmp_path / "bundle", tmp_path / "none.mp4")
+    assert "none.mp4: Invalid data found" in refused(capsys, "encode", tmp_path / "bundle", tmp_path / "none.mp4")
     with pytest.raises(UserError, match="frames of several sizes"):
         both = tmp_path / "both.vtk"
         both.write_bytes((tmp_path / "a.vtk").read_bytes() + (tmp_path / "one.vtk").read_bytes())

@@ -157,6 +157,31 @@ def test_resampling_is_torchaudios(rate, wanted, samples):
     np.testing.assert_allclose(changed(given), reference.numpy(), atol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    form=st.sampled_from(["wav", "flac", "aiff", "au", "caf", "w64"]),
+    depth=st.sampled_from(["PCM_16", "PCM_24", "FLOAT"]),
+    rate=st.sampled_from([8_000, 11_025, 16_000, 44_100, 48_000, 96_000]),
+    channels=st.integers(1, 6),
+    wanted=st.tuples(st.sampled_from([16_000, 24_000]), st.integers(1, 3)),
+    samples=st.integers(1, 4000),
+)
+def test_rates_channels_and_containers(tmp_path_factory, form, depth, rate, channels, wanted, samples):
+    given = _noise(samples, channels)
+    path = tmp_path_factory.getbasetemp() / f"a.{form}"
+    soundfile.write(path, given, rate, subtype="PCM_24" if form == "flac" and depth == "FLOAT" else depth)
+    if 1 < channels < wanted[1]:
+        _is_named(path, "channels are fewer", sample_rate=wanted[0], channels=wanted[1])
+        return
+    mixed = given[:, : wanted[1]] if channels > 1 else given.repeat(wanted[1], 1)
+    if wanted[1] == 1:
+        mixed = given.mean(1, keepdims=True)
+    expected = mixed.T if rate == wanted[0] else resampler(rate, wanted[0])(mixed.T)
+    found = decode_audio(path, sample_rate=wanted[0], channels=wanted[1])
+    assert found.shape == expected.shape == (wanted[1], resampled_length(samples, rate, wanted[0]))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_resampling_keeps_level_and_place(tmp_path, rate):
     path = _write(tmp_path, "float.wav", _tone(rate, rate), rate)

@@ -1,7 +1,6 @@
 """Files of clips: the frames displayed at each time, whatever the file; broken files are reported."""
 
 import os
-import struct
 import time
 
 import numpy as np
@@ -12,9 +11,10 @@ from PIL import Image
 
 from varitok.data.decoding import video as video_files
 from varitok.data.decoding.errors import BadSample
-from varitok.data.decoding.video import VideoFile
+from varitok.data.decoding.video import VideoFile, frames_in
 
 from ..clips import frames, numbers, write, write_sound
+from ..media import write_matrix
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,11 @@ def test_frames_are_resized_as_they_are_decoded(clip):
         assert small[:, :, :8, 0].mean() == pytest.approx(200, abs=5)
 
 
-UNIT = 1 << 16
-MATRICES = {  # (a, b, c, d) of the display matrix, and what it does to a frame
+MATRICES = {  # (a, b, c, d) of the display matrix, and how a displayed frame becomes the stored one
     "none": ((1, 0, 0, 1), lambda pixels: pixels),
-    "clockwise": ((0, 1, -1, 0), lambda pixels: np.rot90(pixels, -1)),
+    "clockwise": ((0, 1, -1, 0), np.rot90),
     "half": ((-1, 0, 0, -1), lambda pixels: pixels[::-1, ::-1]),
-    "counterclockwise": ((0, -1, 1, 0), np.rot90),
+    "counterclockwise": ((0, -1, 1, 0), lambda pixels: np.rot90(pixels, -1)),
     "mirrored": ((-1, 0, 0, 1), lambda pixels: pixels[:, ::-1]),
     "upside down": ((1, 0, 0, -1), lambda pixels: pixels[::-1]),
     "transposed": ((0, 1, 1, 0), lambda pixels: pixels.swapaxes(0, 1)),
@@ -95,23 +94,31 @@ MATRICES = {  # (a, b, c, d) of the display matrix, and what it does to a frame
 }
 
 
-@pytest.mark.parametrize("name", MATRICES)
-def test_the_display_matrix_is_applied(folder, name):
-    """The matrix is written into the track's header (tkhd), as phones do; PyAV writes none."""
-    (a, b, c, d), transform = MATRICES[name]
-    pictures = frames(3)
-    pictures[:, :10, :, 1] = 250  # the top is green, so no two orientations look alike
-    plain = write(folder / "plain.mp4", pictures)
-    content = bytearray(plain.read_bytes())
-    at = content.index(b"tkhd") + 4 + 40  # version 0
-    assert struct.unpack(">9i", content[at : at + 36]) == (UNIT, 0, 0, 0, UNIT, 0, 0, 0, 1 << 30)
-    content[at : at + 20] = struct.pack(">5i", *(UNIT * value for value in (a, b, 0, c, d)))
-    (folder / "turned.mp4").write_bytes(content)
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(st.integers(1, 6), min_size=2, max_size=12),
+    rate=st.sampled_from([None, 4.0, 10.0, 12.5]),
+    name=st.sampled_from(list(MATRICES)),
+)
+def test_frames_are_shown_at_their_times_and_upright(folder, steps, rate, name):
+    """Times may vary; an output frame is the one displayed at its time, within half a frame."""
+    matrix, undo = MATRICES[name]
+    times = [0, *np.cumsum(steps[:-1]).tolist()]
+    pictures = frames(len(times))
+    pictures[:, :10, :32, 1] = 250  # a corner is green, so no two orientations look alike
+    plain = write(folder / "plain.mp4", pictures, times=times)
+    write_matrix(plain, folder / "turned.mp4", matrix)
+    with VideoFile(folder / "turned.mp4", rate) as video:
+        whole = video.read()
+        assert whole.shape == (frames_in(video.seconds, video.frame_rate), video.height, video.width, 3)
     with VideoFile(plain) as video:
-        expected = transform(video.read()[1])
-    with VideoFile(folder / "turned.mp4") as video:
-        assert (video.height, video.width) == expected.shape[:2]
-        np.testing.assert_array_equal(video.read()[1], expected)
+        native = video.frame_rate
+    back = np.stack([undo(displayed) for displayed in whole])
+    assert np.abs(back[0].astype(int) - pictures[numbers(back)[0]]).mean() < 4
+    for number, index in enumerate(numbers(back)):
+        moment = number / (rate or native)
+        assert times[index] / 10 <= moment + 0.5 / native + 1e-6
+        assert index == len(times) - 1 or times[index + 1] / 10 >= moment + 0.5 / native - 1e-6
 
 
 @settings(max_examples=25, deadline=None)

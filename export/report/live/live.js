@@ -56,8 +56,9 @@ async function openFile(file) {
       await encode(file);
     }
   } catch (error) {
-    const broken = error.name === "InvalidStateError" || error.name === "EncodingError" || error.name === "DOMException";
-    tell(`${file.name}: ${broken ? `this browser can't read it as ${about.noun}` : error.message}`, true);
+    const broken = error instanceof DOMException || error instanceof RangeError; // RangeError: it ends within a header
+    const reason = broken ? `this browser can't read it as ${about.noun}; use varitok encode` : error.message;
+    tell(`${file.name}: ${reason}`, true);
     return;
   }
   state.name = file.name.replace(/\.[^.]*$/, "");

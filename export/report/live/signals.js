@@ -1,4 +1,17 @@
-// Convert files to encoder inputs, with the same values as the Python runtime, and decoder outputs to files.
+// Read files as data/decoding does, with equal values, and write decoder outputs to files.
+
+const MOST_PIXELS = 2 ** 27; // larger images are rejected
+
+const word = (view, at, count = 4) => String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + at, count));
+
+// Yield the chunks of a RIFF file, such as WAV or WebP.
+function* chunksOf(view) {
+  for (let at = 12; at + 8 <= view.byteLength; ) {
+    const size = view.getUint32(at + 4, true);
+    yield { name: word(view, at), at: at + 8, size: Math.min(size, view.byteLength - at - 8) };
+    at += 8 + size + (size % 2);
+  }
+}
 
 // Pillow's bicubic resize of 8-bit values: antialiased, separable, with 22-bit fixed-point coefficients.
 function cubic(x) {
@@ -23,48 +36,76 @@ function coefficients(from, to) {
   });
 }
 
-// Resample lines of `from` pixels to `to` pixels. `step` is the offset between the pixels of a line, `stride` between lines.
+// Resample lines of `from` RGBA pixels to `to` pixels. `step` is the offset between the pixels of a line, `stride` that
+// between lines.
 function pass(values, lines, from, to, step, stride) {
   if (from === to) return values;
-  const out = new Uint8ClampedArray(lines * to * 3), plan = coefficients(from, to);
-  const across = step === 3; // lines are rows; else columns
+  const out = new Uint8ClampedArray(lines * to * 4), plan = coefficients(from, to);
+  const across = step === 4; // lines are rows; else columns
   for (let line = 0; line < lines; line++) {
     plan.forEach(({ low, whole }, place) => {
       for (let c = 0; c < 3; c++) {
         let sum = 2 ** 21;
         for (let x = 0; x < whole.length; x++) sum += values[line * stride + (low + x) * step + c] * whole[x];
-        out[(across ? line * to + place : place * lines + line) * 3 + c] = Math.floor(sum / 2 ** 22);
+        out[(across ? line * to + place : place * lines + line) * 4 + c] = Math.floor(sum / 2 ** 22);
       }
     });
   }
   return out;
 }
 
-// Crop the centered square of an image, and resize it to `side` pixels, RGB.
-function square(image, side) {
-  const { width, height, data } = image, short = Math.min(width, height);
-  const left = Math.floor((width - short) / 2), top = Math.floor((height - short) / 2);
-  const pixels = new Uint8ClampedArray(short * short * 3);
-  for (let y = 0; y < short; y++) {
-    for (let x = 0; x < short; x++) {
-      const from = ((y + top) * width + x + left) * 4;
-      pixels.set(data.subarray(from, from + 3), (y * short + x) * 3);
-    }
+// Transforms from stored to upright pixels for each EXIF orientation, given the stored width and height.
+const TURNS = {
+  2: (w) => [-1, 0, 0, 1, w, 0], 3: (w, h) => [-1, 0, 0, -1, w, h], 4: (w, h) => [1, 0, 0, -1, 0, h],
+  5: () => [0, 1, 1, 0, 0, 0], 6: (w, h) => [0, 1, -1, 0, h, 0], 7: (w, h) => [0, -1, -1, 0, h, w],
+  8: (w) => [0, -1, 1, 0, 0, w],
+};
+
+function orientationOf(exif) {
+  const begin = word(exif, 0) === "Exif" ? 6 : 0, little = exif.getUint16(begin) === 0x4949;
+  const entries = begin + exif.getUint32(begin + 4, little);
+  for (let left = exif.getUint16(entries, little), at = entries + 2; left > 0; left--, at += 12) {
+    if (exif.getUint16(at, little) === 0x112) return exif.getUint16(at + 8, little);
   }
-  const rows = pass(pixels, short, short, side, 3, short * 3);
-  return pass(rows, side, short, side, side * 3, 3);
+  return 1;
+}
+
+// Browsers apply the EXIF orientation of all formats but WebP. Return that of a WebP file, and the file without it.
+async function takeOrientation(file) {
+  const view = new DataView(await file.arrayBuffer());
+  if (view.byteLength < 12 || word(view, 0) !== "RIFF" || word(view, 8) !== "WEBP") return { file, orientation: 1 };
+  let orientation = 1;
+  for (const { name, at, size } of chunksOf(view)) {
+    if (name !== "EXIF") continue;
+    orientation = orientationOf(new DataView(view.buffer, at, size));
+    view.setUint8(at - 8, 0x5f); // a chunk that is unknown, and so ignored
+  }
+  return { file: new Blob([view]), orientation };
+}
+
+// Return the centered square of an image file, upright and over white, as RGBA. Color profiles are ignored.
+async function readSquare(given) {
+  const { file, orientation } = await takeOrientation(given);
+  const image = await createImageBitmap(file, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
+  const { width, height } = image, side = Math.min(width, height);
+  if (width * height > MOST_PIXELS) throw new Error(`${width} x ${height} pixels are too many`);
+  const context = new OffscreenCanvas(side, side).getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white";
+  context.fillRect(0, 0, side, side);
+  const turn = TURNS[orientation], [across, down] = turn && orientation > 4 ? [height, width] : [width, height];
+  context.translate(-Math.floor((across - side) / 2), -Math.floor((down - side) / 2));
+  if (turn) context.transform(...turn(width, height));
+  context.drawImage(image, 0, 0);
+  return { side, pixels: context.getImageData(0, 0, side, side).data };
 }
 
 async function readPicture(file, about) {
-  const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  const side = about.image_size, area = side * side;
-  const pixels = square(context.getImageData(0, 0, bitmap.width, bitmap.height), side);
+  const square = await readSquare(file), short = square.side, side = about.image_size, area = side * side;
+  const rows = pass(square.pixels, short, short, side, 4, short * 4);
+  const pixels = pass(rows, side, short, side, side * 4, 4);
   const values = new Float32Array(3 * area);
   for (let place = 0; place < area; place++) {
-    for (let c = 0; c < 3; c++) values[c * area + place] = Math.fround(pixels[place * 3 + c] / 127.5) - 1;
+    for (let c = 0; c < 3; c++) values[c * area + place] = Math.fround(pixels[place * 4 + c] / 127.5) - 1;
   }
   return { values, shape: [1, 3, side, side], length: 1 };
 }
@@ -72,7 +113,10 @@ async function readPicture(file, about) {
 function paint(canvas, values, side) {
   const image = new ImageData(side, side), area = side * side;
   for (let place = 0; place < area; place++) {
-    for (let c = 0; c < 3; c++) image.data[place * 4 + c] = (values[c * area + place] + 1) * 127.5;
+    for (let c = 0; c < 3; c++) {
+      const pixel = Math.fround(Math.fround(values[c * area + place] + 1) * 127.5);
+      image.data[place * 4 + c] = pixel; // clamped, and rounded half to even
+    }
     image.data[place * 4 + 3] = 255;
   }
   canvas.width = canvas.height = side;

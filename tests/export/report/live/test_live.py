@@ -121,7 +121,8 @@ def test_pictures_have_the_codes_and_files_that_python_gives(browser, exported, 
         ("cut.vtk", small[:-6], "cut"),
         ("flipped.vtk", small[:-7] + bytes([small[-7] ^ 1]) + small[-6:], "checksum of a chunk"),
         ("other.vtk", small[:6] + bytes(8) + small[14:], "damaged"),
-        ("a.txt", b"nothing of the kind", "can't read it"),
+        ("a.txt", b"nothing of the kind", "can't read it as an image; use varitok encode"),
+        ("a.tif", b"II*\0" + bytes(40), "can't read it as an image; use varitok encode"),
         ("text.vtk", b"nothing of the kind", "no container"),
     ):
         give(browser, name, data)

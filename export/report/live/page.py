@@ -72,7 +72,7 @@ def _example(bundle: Opened) -> tuple[dict[str, str], bytes] | None:
     if bundle.modality == "audio":
         import soundfile  # noqa: PLC0415 (images don't need it)
 
-        soundfile.write(file, signal.T, bundle.config["sampling_rate"], "PCM_16", format="WAV")  # (c, t) -> (t, c)
+        soundfile.write(file, signal.T, bundle.config["sampling_rate"], "PCM_24", format="WAV")  # (c, t) -> (t, c)
         name = "example.wav"
     else:
         Image.fromarray(to_pixels(signal[None])[0]).save(file, "PNG")

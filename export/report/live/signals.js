@@ -1,6 +1,12 @@
 // Read files as data/decoding does, with equal values, and write decoder outputs to files.
 
-const MOST_PIXELS = 2 ** 27; // larger images are rejected
+const MOST_PIXELS = 2 ** 27; // of an image
+const LEAST_RATE = 2000, MOST_RATE = 768000; // Hz
+const LARGEST = 8; // largest peak of a sound; beyond it, the values can't be meant as [-1, 1]
+// Of the resampling kernel: zero crossings on either side, cutoff by the lower Nyquist frequency, Kaiser window.
+const ZEROS = 64, ROLLOFF = 0.9475937167399596, BETA = 14.769656459379492;
+const FINEST_RATIO = 512; // largest denominator of a ratio of rates
+const HALF_EVEN = 1.5 * 2 ** 52; // adding and subtracting it rounds to an integer, half to even
 
 const word = (view, at, count = 4) => String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + at, count));
 
@@ -123,46 +129,180 @@ function paint(canvas, values, side) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// Read a 16-bit WAV file of the bundle's sample rate directly; let the browser decode and resample all else.
-async function readSound(file, about) {
-  const bytes = await file.arrayBuffer();
-  let channels = parseWave(bytes, about.sampling_rate);
-  if (!channels) {
-    const context = new OfflineAudioContext(1, 1, about.sampling_rate);
-    const decoded = await context.decodeAudioData(bytes);
-    channels = Array.from({ length: decoded.numberOfChannels }, (_, c) => decoded.getChannelData(c));
-  }
-  const length = Math.min(channels[0].length, Math.round(about.most_seconds * about.sampling_rate));
-  if (!length) throw new Error("The file holds no audio samples.");
-  const values = new Float32Array(length * about.channels);
-  for (let place = 0; place < length; place++) {
-    const mean = channels.reduce((sum, channel) => sum + channel[place], 0) / channels.length;
-    for (let c = 0; c < about.channels; c++) {
-      const value = channels.length === about.channels ? channels[c][place] : mean;
-      values[c * length + place] = Math.min(1, Math.max(-1, value));
+// Return the numerator and denominator of the fraction nearest to a / b, as Python's Fraction.limit_denominator does.
+function nearest(a, b, largest) {
+  let [up, down, before, under] = [1, 0, 0, 1], [n, d] = [a, b]; // the last convergent, and the one before
+  while (d) {
+    const whole = Math.floor(n / d);
+    if (under + whole * down > largest) {
+      const times = Math.floor((largest - under) / down), between = [before + times * up, under + times * down];
+      return 2 * d * between[1] <= b ? [up, down] : between;
     }
+    [up, down, before, under] = [before + whole * up, under + whole * down, up, down];
+    [n, d] = [d, n - whole * d];
   }
-  return { values, shape: [1, about.channels, length], length, cut: length < channels[0].length };
+  return [up, down];
 }
 
-function parseWave(bytes, rate) {
-  const view = new DataView(bytes), word = (at) => String.fromCharCode(...new Uint8Array(bytes, at, 4));
-  if (bytes.byteLength < 44 || word(0) !== "RIFF" || word(8) !== "WAVE") return null;
-  let format = null;
-  for (let at = 12; at + 8 <= bytes.byteLength; ) {
-    const size = view.getUint32(at + 4, true), body = at + 8;
-    if (word(at) === "fmt ") {
-      format = { kind: view.getUint16(body, true), channels: view.getUint16(body + 2, true),
-        rate: view.getUint32(body + 4, true), bits: view.getUint16(body + 14, true) };
-    } else if (word(at) === "data" && format) {
-      if (format.kind !== 1 || format.bits !== 16 || format.rate !== rate) return null;
-      const count = Math.floor(Math.min(size, bytes.byteLength - body) / 2 / format.channels);
-      return Array.from({ length: format.channels }, (_, c) =>
-        Float32Array.from({ length: count }, (_, place) => view.getInt16(body + 2 * (place * format.channels + c), true) / 32768));
-    }
-    at = body + size + (size % 2);
+// The modified Bessel function of order 0, by its power series.
+function bessel(x) {
+  let sum = 1;
+  for (let k = 1, term = 1; term > 1e-17 * sum; k++) sum += term *= (x / (2 * k)) ** 2;
+  return sum;
+}
+
+// Resample to `up` / `down` times the rate; return the first `length` samples. The formula is that of
+// data/decoding/resampling.py.
+function resample(sound, up, down, length) {
+  if (up === down) return sound.slice(0, length);
+  const cutoff = ROLLOFF * Math.min(down, up), reach = (ZEROS * down) / cutoff;
+  const kernels = Array.from({ length: up }, (_, phase) => {
+    const center = (phase * down) / up, first = Math.ceil(center - reach);
+    const weights = Float64Array.from({ length: Math.floor(center + reach) - first + 1 }, (_, tap) => {
+      const time = cutoff * ((first + tap) / down - phase / up), angle = Math.PI * time;
+      const window = bessel(BETA * Math.sqrt(Math.max(0, 1 - (time / ZEROS) ** 2))) / bessel(BETA);
+      return ((angle ? Math.sin(angle) / angle : 1) * window * cutoff) / down;
+    });
+    return { first, weights };
+  });
+  const out = new Float32Array(length);
+  for (let place = 0; place < length; place++) {
+    const { first, weights } = kernels[place % up], start = Math.floor(place / up) * down + first;
+    const end = Math.min(weights.length, sound.length - start);
+    let sum = 0;
+    for (let tap = Math.max(0, -start); tap < end; tap++) sum += sound[start + tap] * weights[tap];
+    out[place] = sum;
   }
-  return null;
+  return out;
+}
+
+// Samples of a WAV file by format and number of bytes, scaled as libsndfile does.
+const SAMPLES = {
+  "1 1": (view, at) => (view.getUint8(at) - 128) / 2 ** 7,
+  "1 2": (view, at) => view.getInt16(at, true) / 2 ** 15,
+  "1 3": (view, at) => (view.getInt8(at + 2) * 2 ** 16 + view.getUint16(at, true)) / 2 ** 23,
+  "1 4": (view, at) => view.getInt32(at, true) / 2 ** 31,
+  "3 4": (view, at) => view.getFloat32(at, true),
+  "3 8": (view, at) => view.getFloat64(at, true),
+};
+
+// Return the sample rate of a WAV file, and the channels of its first seconds unless the browser must decode them.
+function readWave(view, seconds) {
+  let rate, count, bytes, sample;
+  for (const { name, at, size } of chunksOf(view)) {
+    if (name === "fmt ") {
+      const format = view.getUint16(at, true), extensible = format === 0xfffe;
+      [count, rate] = [view.getUint16(at + 2, true), view.getUint32(at + 4, true)];
+      bytes = Math.ceil(view.getUint16(at + 14, true) / 8);
+      sample = SAMPLES[`${extensible ? view.getUint16(at + 24, true) : format} ${bytes}`];
+    } else if (name === "data" && sample && count) {
+      const length = Math.min(Math.floor(size / bytes / count), seconds * rate);
+      const channels = Array.from({ length: count }, () => new Float32Array(length));
+      for (let place = 0; place < length; place++) {
+        for (let c = 0; c < count; c++) channels[c][place] = sample(view, at + bytes * (place * count + c));
+      }
+      return { rate, channels };
+    }
+  }
+  return { rate };
+}
+
+// Yield the offset of each box of an MP4 file at a path of names, past its header.
+function* boxesOf(view, [name, ...inner], begin = 0, end = view.byteLength) {
+  for (let at = begin; at + 8 <= end; ) {
+    const long = view.getUint32(at) === 1, body = at + (long ? 16 : 8);
+    const size = long ? Number(view.getBigUint64(at + 8)) : view.getUint32(at) || end - at;
+    if (word(view, at + 4) === name && inner.length) yield* boxesOf(view, inner, body, Math.min(at + size, end));
+    else if (word(view, at + 4) === name) yield body;
+    at += Math.max(size, 8);
+  }
+}
+
+const MP3_RATES = [44100, 48000, 32000];
+const AAC_RATES = [96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350];
+// Headers of Opus, Vorbis and FLAC, which Ogg and WebM files contain.
+const CODECS = {
+  OpusHead: () => 48000,
+  "\x01vorbis": (view, at) => view.getUint32(at + 12, true),
+  fLaC: (view, at) => view.getUint32(at + 18) >>> 12,
+};
+
+// Return the sample rate in the header of an MP4, MP3, AAC, FLAC, Ogg or WebM file; undefined if there is none.
+function sampleRate(view) {
+  if (word(view, 4) === "ftyp") {
+    for (const at of boxesOf(view, ["moov", "trak", "mdia", "minf", "stbl", "stsd"])) {
+      if (["mp4a", "alac", "fLaC", "Opus"].includes(word(view, at + 12))) return view.getUint16(at + 40);
+    }
+    return undefined;
+  }
+  // An ID3 tag may precede the first frame; its size has 7 bits a byte.
+  const size = [6, 7, 8, 9].reduce((sum, at) => sum * 128 + view.getUint8(at), 0);
+  const tag = word(view, 0, 3) === "ID3" ? 10 + size : 0;
+  const frame = view.getUint32(tag), layer = (frame >> 17) & 3;
+  if (frame >>> 20 === 0xfff && !layer) return AAC_RATES[(frame >> 10) & 15];
+  if (frame >>> 21 === 0x7ff) return MP3_RATES[(frame >> 10) & 3] / [4, NaN, 2, 1][(frame >> 19) & 3];
+  const head = new TextDecoder("latin1").decode(new Uint8Array(view.buffer, tag).subarray(0, 1 << 16));
+  for (const [mark, rate] of Object.entries(CODECS)) {
+    if (head.includes(mark)) return rate(view, tag + head.indexOf(mark));
+  }
+}
+
+// Chromium divides 16-bit samples by 32767 if they are positive, else by 32768; libsndfile divides all by 32768.
+function scaleEvenly(channels) {
+  const positive = (value) => Math.abs(value * 32767 - Math.round(value * 32767)) < 0.01;
+  const whole = (value) => (value > 0 ? positive(value) : Number.isInteger(value * 32768));
+  if (!channels.every((channel) => channel.every(whole))) return channels;
+  return channels.map((channel) => channel.map((value) => (value > 0 ? Math.round(value * 32767) / 32768 : value)));
+}
+
+// Return a sound's sample rate and the channels of its first seconds. A context of another rate would resample.
+async function decodeSound(bytes, seconds) {
+  const view = new DataView(bytes), wave = word(view, 0) === "RIFF" && word(view, 8) === "WAVE";
+  const { rate, channels } = wave ? readWave(view, seconds) : { rate: sampleRate(view) };
+  if (!rate) throw new Error("this page can't find its sample rate; use varitok encode");
+  if (rate < LEAST_RATE || rate > MOST_RATE) {
+    throw new Error(`a sample rate of ${rate} Hz, not ${LEAST_RATE} to ${MOST_RATE}`);
+  }
+  if (channels) return { rate, channels };
+  const decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes);
+  const all = Array.from({ length: decoded.numberOfChannels }, (_, c) => decoded.getChannelData(c));
+  return { rate, channels: scaleEvenly(all.map((channel) => channel.subarray(0, seconds * rate))) };
+}
+
+function checkRange(channels) {
+  if (!channels.every((channel) => channel.every(Number.isFinite))) {
+    throw new Error("contains values that are not finite");
+  }
+  const peak = (most, channel) => channel.reduce((one, value) => Math.max(one, Math.abs(value)), most);
+  const found = channels.reduce(peak, 0);
+  if (found > LARGEST) throw new Error(`contains values up to ${Number(found.toPrecision(3))}, not in [-1, 1]`);
+}
+
+// Average all channels to mono; copy mono to all channels; otherwise drop surplus channels.
+function mix(channels, wanted) {
+  const given = channels.length;
+  if (wanted === 1 && given > 1) {
+    const sum = new Float32Array(channels[0].length);
+    for (const channel of channels) channel.forEach((value, place) => { sum[place] += value; });
+    return [sum.map((value) => value / given)];
+  }
+  if (wanted > given && given > 1) throw new Error(`${given} channels are fewer than ${wanted}`);
+  return Array.from({ length: wanted }, (_, c) => channels[given > 1 ? c : 0]);
+}
+
+async function readSound(file, about) {
+  const bytes = await file.arrayBuffer();
+  const { rate, channels } = await decodeSound(bytes, about.most_seconds + 1); // the last sample depends on later ones
+  const [up, down] = nearest(about.sampling_rate, rate, FINEST_RATIO), most = about.most_seconds * about.sampling_rate;
+  const given = channels[0].length, whole = Math.ceil((given * up) / down), length = Math.min(whole, most);
+  if (!length) throw new Error("no samples");
+  checkRange(channels);
+  const values = new Float32Array(length * about.channels);
+  mix(channels, about.channels).forEach((channel, c) => {
+    const sound = resample(channel, up, down, length);
+    values.set(sound.map((value) => Math.min(1, Math.max(-1, value))), c * length);
+  });
+  return { values, shape: [1, about.channels, length], length, cut: length < whole };
 }
 
 function writeWave(values, channels, rate) {
@@ -174,8 +314,8 @@ function writeWave(values, channels, rate) {
   text(36, "data"); view.setUint32(40, 2 * values.length, true);
   for (let place = 0; place < length; place++) {
     for (let c = 0; c < channels; c++) {
-      const value = Math.round(Math.min(1, Math.max(-1, values[c * length + place])) * 32767);
-      view.setInt16(44 + 2 * (place * channels + c), value, true);
+      const value = values[c * length + place] * 32768 + HALF_EVEN - HALF_EVEN;
+      view.setInt16(44 + 2 * (place * channels + c), Math.min(32767, Math.max(-32768, value)), true);
     }
   }
   return new Blob([view], { type: "audio/wav" });

@@ -158,9 +158,15 @@ def test_sounds_have_the_codes_and_files_that_python_gives(browser, exported_sou
     playing = "document.getElementById('after')"
     browser.run(f"{playing}.play()", gesture=True)
     browser.wait(f"{playing}.currentTime > 0 || {playing}.ended")
-    soundfile.write(tmp_path / "b.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), 2 * RATE)
-    give(browser, "b.wav", (tmp_path / "b.wav").read_bytes())  # of another rate: the browser resamples it
+    soundfile.write(tmp_path / "b.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), 2 * RATE)
+    give(browser, "b.flac", (tmp_path / "b.flac").read_bytes())  # of another rate
     assert "kbit/s" in browser.run("document.getElementById('size').textContent")
+    for name, data, told in (
+        ("a.wav", b"RIFF", "a.wav: this browser can't read it as an audio file; use varitok encode"),
+        ("a.aif", b"FORM" + bytes(40), "a.aif: this page can't find its sample rate; use varitok encode"),
+    ):
+        give(browser, name, data)
+        assert browser.run("document.getElementById('told').textContent") == told
     assert not browser.complaints
 
 

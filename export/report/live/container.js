@@ -80,11 +80,11 @@ function writeContainer(rows, length, about) {
   return { bytes: Uint8Array.from(out), payload };
 }
 
-// Return each codebook's codes and the signal's length; throw an error whose message is for the user.
+// Return each codebook's codes and the signal's length; an error's message is for the user.
 function readContainer(bytes, about) {
   let at = 0;
   const take = (count) => {
-    if (at + count > bytes.length) throw new Error("The file is cut short; varitok decode can still decode its first chunks.");
+    if (at + count > bytes.length) throw new Error("truncated; varitok decode can still decode its first chunks");
     at += count;
     return bytes.subarray(at - count, at);
   };
@@ -94,7 +94,7 @@ function readContainer(bytes, about) {
       [byte] = take(1);
       found += (byte & 127) * scale;
       scale *= 128;
-      if (found > Number.MAX_SAFE_INTEGER) throw new Error("The file is damaged: a number is too large.");
+      if (found > Number.MAX_SAFE_INTEGER) throw new Error("damaged: a number is too large");
     } while (byte > 127);
     return found;
   };
@@ -102,31 +102,33 @@ function readContainer(bytes, about) {
     const body = bytes.subarray(begin, at);
     const given = take(4);
     if (checksum(body).some((byte, place) => byte !== given[place])) {
-      throw new Error(`The file is damaged: the checksum of ${what} differs.`);
+      throw new Error(`damaged: the checksum of ${what} differs`);
     }
   };
-  if (MAGIC.some((byte, place) => byte !== bytes[place])) throw new Error("This is no container of varitok's (.vtk).");
+  if (MAGIC.some((byte, place) => byte !== bytes[place])) throw new Error("not a varitok container (.vtk)");
   take(4);
   const [version, modality] = take(2);
-  if (version !== 1) throw new Error(`This is version ${version} of the format; the page reads version 1.`);
+  if (version !== 1) throw new Error(`version ${version} of the container format; this page reads version 1`);
   const identity = Array.from(take(8), (byte) => byte.toString(16).padStart(2, "0")).join("");
   const [coding] = take(1);
   if (coding > 1) take(8);
   const codebooks = [];
   for (let runs = number(); runs > 0; runs--) {
     const [count, size, stride] = [number(), number(), number()];
-    if (count > 256) throw new Error("The file is damaged: it has too many codebooks.");
+    if (count > 256) throw new Error("damaged: more than 256 codebooks");
     for (let codebook = 0; codebook < count; codebook++) codebooks.push([size, stride]);
   }
   const inner = Array.from({ length: number() }, number), facts = Array.from({ length: number() }, number);
   check(0, "the header");
-  if (modality !== (about.modality === "audio" ? 1 : 0)) throw new Error("The file holds codes of another modality.");
-  if (identity !== about.identity || inner.length || codebooks.length > about.codebook_sizes.length ||
-      codebooks.some(([size, stride], codebook) => size !== about.codebook_sizes[codebook] || stride !== about.codebook_strides[codebook])) {
-    throw new Error("Another tokenizer wrote this file; its codes mean something else here.");
+  const wanted = about.modality === "audio" ? 1 : 0;
+  if (modality !== wanted) throw new Error(`codes of another modality, not ${about.modality}`);
+  const { codebook_sizes: sizes, codebook_strides: strides } = about;
+  if (identity !== about.identity || inner.length || codebooks.length > sizes.length ||
+      codebooks.some(([size, stride], codebook) => size !== sizes[codebook] || stride !== strides[codebook])) {
+    throw new Error("codes of another tokenizer; decode them with its own bundle");
   }
-  if (facts.join() !== about.facts.join()) throw new Error("The file has another sample rate than this tokenizer.");
-  if (coding) throw new Error("Its codes are entropy-coded, and this page reads packed ones; use varitok decode.");
+  if (facts.join() !== about.facts.join()) throw new Error(`codes of another sample rate, not ${about.facts} Hz`);
+  if (coding) throw new Error("entropy-coded; this page reads packed codes only, use varitok decode");
   const rows = codebooks.map(() => []);
   let length = 0;
   for (;;) {
@@ -134,13 +136,15 @@ function readContainer(bytes, about) {
     if (!steps) break;
     length += number();
     const size = number();
-    if (steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about)) throw new Error("The file is damaged: a chunk has a wrong size.");
+    const wrong = steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about);
+    if (wrong) throw new Error("damaged: the size of a chunk is wrong");
     const payload = take(size);
     check(begin, "a chunk");
     unpack(payload, steps, rows, about);
   }
-  if (!rows[0].length) throw new Error("The file holds no codes.");
-  if (about.modality === "image" && rows[0].length > about.tokens) throw new Error("The file has more tokens than an image can have.");
+  if (!rows[0].length) throw new Error("no codes");
+  const tokens = rows[0].length, most = about.modality === "image" ? about.tokens : Infinity;
+  if (tokens > most) throw new Error(`${tokens} tokens, not 1 to ${most}`);
   return { rows, length };
 }
 
@@ -153,7 +157,7 @@ function unpack(payload, steps, rows, about) {
       for (let left = widthOf(about.codebook_sizes[codebook]); left > 0; left--, bit++) {
         code = (code << 1n) | BigInt((payload[bit >> 3] >> (7 - (bit & 7))) & 1);
       }
-      if (code >= BigInt(about.codebook_sizes[codebook])) throw new Error("The file is damaged: a code is outside its codebook.");
+      if (code >= BigInt(about.codebook_sizes[codebook])) throw new Error("damaged: a code is outside its codebook");
       row.push(code);
     });
   }

@@ -36,10 +36,10 @@ async function encode(file) {
   const begin = performance.now(), { ort, encoder } = graphs;
   const found = await encoder.run({ [encoder.inputNames[0]]: new ort.Tensor("float32", values, shape) });
   const codes = found[encoder.outputNames[0]], steps = codes.dims[2];
-  state.rows = about.codebook_sizes.map((_, codebook) => [...codes.data.slice(codebook * steps, (codebook + 1) * steps)]);
+  state.rows = about.codebook_sizes.map((_, row) => [...codes.data.slice(row * steps, (row + 1) * steps)]);
   Object.assign(state, { length, values });
   const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms.`;
-  tell(cut ? `${shown} Only the first ${about.most_seconds} s are used.` : shown);
+  tell(cut ? `${shown} Only the first ${about.most_seconds} s were encoded.` : shown);
 }
 
 async function openFile(file) {
@@ -51,7 +51,7 @@ async function openFile(file) {
       const { rows, length } = readContainer(new Uint8Array(await file.arrayBuffer()), about);
       await ready;
       Object.assign(state, { rows, length, values: null });
-      tell("The file holds codes, so nothing was encoded.");
+      tell("This file contains codes; nothing was encoded.");
     } else {
       await encode(file);
     }
@@ -71,7 +71,7 @@ async function openFile(file) {
   await show();
 }
 
-// Unless the reader was faster.
+// Show the example, unless the reader has opened a file already.
 async function showExample() {
   if (about.example && !files) await openFile(new File([await unpacked("example")], about.example.name));
   if (files > 1 || (files && !about.example)) return;
@@ -109,23 +109,25 @@ async function show() {
   do {
     again = false;
     const rows = kept(), steps = rows[0].length, { ort, decoder } = graphs;
-    const flat = BigInt64Array.from(rows.flat());
+    const codes = new ort.Tensor("int64", BigInt64Array.from(rows.flat()), [1, rows.length, steps]);
     const begin = performance.now();
-    const found = await decoder.run({ [decoder.inputNames[0]]: new ort.Tensor("int64", flat, [1, rows.length, steps]) });
+    const found = await decoder.run({ [decoder.inputNames[0]]: codes });
     const signal = found[decoder.outputNames[0]], took = performance.now() - begin;
     const { bytes, payload } = writeContainer(rows, state.length, about);
     if (picture) {
       paint(find("after"), signal.data, about.image_size);
     } else {
-      const all = signal.data.length / about.channels, values = new Float32Array(state.length * about.channels);
-      for (let c = 0; c < about.channels; c++) values.set(signal.data.slice(c * all, c * all + state.length), c * state.length);
+      const { length } = state, all = signal.data.length / about.channels;
+      const values = new Float32Array(length * about.channels);
+      for (let c = 0; c < about.channels; c++) values.set(signal.data.slice(c * all, c * all + length), c * length);
       state.wave = writeWave(values, about.channels, about.sampling_rate);
       play(find("after"), state.wave);
     }
     const count = Number(find("kept").value), unit = picture ? "token" : "codebook";
     const rate = picture ? "" : `, ${((payload * 8) / (state.length / about.sampling_rate) / 1000).toFixed(2)} kbit/s`;
     const words = `${count} ${unit}${count === 1 ? "" : "s"}`;
-    find("size").textContent = `${words}: ${payload} bytes of codes${rate}, ${bytes.length} as a file; decoded in ${took.toFixed(0)} ms`;
+    const sizes = `${payload} bytes of codes${rate}, ${bytes.length} as a file`;
+    find("size").textContent = `${words}: ${sizes}; decoded in ${took.toFixed(0)} ms`;
     find("kept").setAttribute("aria-valuetext", words);
     state.container = bytes;
     state.shown = count;

@@ -118,12 +118,12 @@ def test_pictures_have_the_codes_and_files_that_python_gives(browser, exported, 
     assert browser.run("document.getElementById('kept').max") == "3" and saved(browser) == small
     assert browser.run("document.getElementById('original').hidden")
     for name, data, told in (
-        ("cut.vtk", small[:-6], "cut"),
-        ("flipped.vtk", small[:-7] + bytes([small[-7] ^ 1]) + small[-6:], "checksum of a chunk"),
+        ("cut.vtk", small[:-6], "truncated"),
+        ("flipped.vtk", small[:-7] + bytes([small[-7] ^ 1]) + small[-6:], "damaged: the checksum of a chunk differs"),
         ("other.vtk", small[:6] + bytes(8) + small[14:], "damaged"),
         ("a.txt", b"nothing of the kind", "can't read it as an image; use varitok encode"),
         ("a.tif", b"II*\0" + bytes(40), "can't read it as an image; use varitok encode"),
-        ("text.vtk", b"nothing of the kind", "no container"),
+        ("text.vtk", b"nothing of the kind", "not a varitok container"),
     ):
         give(browser, name, data)
         assert told in browser.run("document.getElementById('told').textContent"), name

@@ -31,14 +31,14 @@ function tell(text, wrong = false) {
 }
 
 async function encode(file) {
-  const { values, shape, length, cut } = await (picture ? readPicture(file, about) : readSound(file, about));
+  const { values, shape, length, changes, cut } = await (picture ? readPicture(file, about) : readSound(file, about));
   await ready;
   const begin = performance.now(), { ort, encoder } = graphs;
   const found = await encoder.run({ [encoder.inputNames[0]]: new ort.Tensor("float32", values, shape) });
   const codes = found[encoder.outputNames[0]], steps = codes.dims[2];
   state.rows = about.codebook_sizes.map((_, row) => [...codes.data.slice(row * steps, (row + 1) * steps)]);
   Object.assign(state, { length, values });
-  const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms.`;
+  const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms${changes ? `: ${changes}` : ""}.`;
   tell(cut ? `${shown} Only the first ${about.most_seconds} s were encoded.` : shown);
 }
 

@@ -290,6 +290,15 @@ function mix(channels, wanted) {
   return Array.from({ length: wanted }, (_, c) => channels[given > 1 ? c : 0]);
 }
 
+// Describe how the samples differ from the file's; empty if they don't.
+function describeChanges(rate, given, about) {
+  const { sampling_rate: wanted, channels } = about, found = [];
+  if (rate !== wanted) found.push(`${rate} Hz resampled to ${wanted} Hz`);
+  const how = channels === 1 ? "averaged" : given === 1 ? `copied to ${channels}` : `cut to ${channels}`;
+  if (given !== channels) found.push(`${given} channel${given > 1 ? "s" : ""} ${how}`);
+  return found.join(", ");
+}
+
 async function readSound(file, about) {
   const bytes = await file.arrayBuffer();
   const { rate, channels } = await decodeSound(bytes, about.most_seconds + 1); // the last sample depends on later ones
@@ -302,7 +311,8 @@ async function readSound(file, about) {
     const sound = resample(channel, up, down, length);
     values.set(sound.map((value) => Math.min(1, Math.max(-1, value))), c * length);
   });
-  return { values, shape: [1, about.channels, length], length, cut: length < whole };
+  const changes = describeChanges(rate, channels.length, about);
+  return { values, shape: [1, about.channels, length], length, changes, cut: length < whole };
 }
 
 function writeWave(values, channels, rate) {

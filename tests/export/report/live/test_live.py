@@ -158,9 +158,11 @@ def test_sounds_have_the_codes_and_files_that_python_gives(browser, exported_sou
     playing = "document.getElementById('after')"
     browser.run(f"{playing}.play()", gesture=True)
     browser.wait(f"{playing}.currentTime > 0 || {playing}.ended")
-    soundfile.write(tmp_path / "b.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE), 2 * RATE)
-    give(browser, "b.flac", (tmp_path / "b.flac").read_bytes())  # of another rate
+    soundfile.write(tmp_path / "b.flac", np.random.default_rng(0).uniform(-0.5, 0.5, (2 * RATE, 2)), 2 * RATE)
+    give(browser, "b.flac", (tmp_path / "b.flac").read_bytes())
     assert "kbit/s" in browser.run("document.getElementById('size').textContent")
+    told = browser.run("document.getElementById('told').textContent")
+    assert told.endswith(f"ms: {2 * RATE} Hz resampled to {RATE} Hz, 2 channels averaged.")
     for name, data, told in (
         ("a.wav", b"RIFF", "a.wav: this browser can't read it as an audio file; use varitok encode"),
         ("a.aif", b"FORM" + bytes(40), "a.aif: this page can't find its sample rate; use varitok encode"),

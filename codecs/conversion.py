@@ -37,6 +37,8 @@ def convert(value: Any, hint: Any, key: str, ranges: Mapping[type, str] = ANY) -
     Raises:
         UserError: The value doesn't fit the annotation, or is out of range.
     """
+    if isinstance(value, Mapping) and get_origin(hint) is Mapping:
+        return {name: convert(item, get_args(hint)[1], f"{key}.{name}", ranges) for name, item in value.items()}
     fits, found = _fit(value, hint)
     if not fits:
         note = f"; {hint.__metadata__[1]}" if get_origin(hint) is Annotated and len(hint.__metadata__) > 1 else ""
@@ -88,6 +90,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
     origin, options = get_origin(hint) or hint, get_args(hint)
     if origin is Annotated:
         return _fit(value, options[0])
+    if hint is type(None):
+        return value is None, value
     if isinstance(value, Mapping):
         return hint not in WORDS, value
     if origin in (Union, types.UnionType):

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from .batch import Batch, Key, Sample, SignalDataset, Splits, collate
 from .datasets.cached_features import FeatureShards, open_features
@@ -179,7 +179,7 @@ class DataModule(pl.LightningDataModule):
         captions: Read the captions beside the training files (`captions`).
 
     Raises:
-        UserError: A number is out of range, features belong to another dataset, or the dataset lacks the lengths,
+        UserError: Features belong to another dataset, or the dataset lacks the lengths,
             shapes or captions that are required.
     """
 
@@ -201,10 +201,6 @@ class DataModule(pl.LightningDataModule):
         captions: bool = False,
     ) -> None:
         super().__init__()
-        require_min({"loader.batch_size": (batch_size, 1), "updates": (updates, 1)})
-        require_min({"training.accumulate": (accumulate, 1)})
-        if bad not in get_args(Policy):
-            raise UserError(f"loader.bad={bad}: must be {', '.join(get_args(Policy))}")
         self.splits = splits
         self.features = {name: open_features(folder, splits.train) for name, folder in features.items()}
         self.captions = captions
@@ -218,8 +214,6 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.overfit = overfit
         self.bucket = bucket
-        if not 0 <= bucket < 1:
-            raise UserError(f"loader.bucket={bucket}: give a share of the lengths, such as 0.05, or 0 for none")
         self.sizes = _fill_unknown(splits.train.sizes()) if bucket else []
         if bucket and not self.sizes:
             raise UserError("loader.bucket: the lengths of this dataset are unknown; set loader.bucket=0")

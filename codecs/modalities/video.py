@@ -87,7 +87,7 @@ class Video(Image):
         rate, causal_pad = float(config.get("frame_rate") or FRAME_RATE), int(config["lead"])
         frames, *sides = (int(step) for step in config["hop"])
         tokens = max(1, int(((seconds or SECONDS) * rate + causal_pad) // frames))
-        size = config.get("frame_size") or [-(-side // step) * step for step in sides]
+        height, width = config.get("frame_size") or [-(-side // step) * step for step in sides]
         splits = splits_of(
             "",
             files,
@@ -95,7 +95,7 @@ class Video(Image):
             crop_tokens=tokens,
             downsample=frames,
             causal_pad=causal_pad,
-            image_size=list(size),
+            image_size=(height, width),
             frame_rate=rate,
         )
         return splits.val, splits.about["protocol"]

@@ -13,20 +13,19 @@ from torch import Tensor
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS, SPEECHCOMMANDS
 from torchaudio.functional import loudness as measured_loudness
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, Splits, sample_generator
 from ..decoding.audio import AudioFile
 from ..decoding.resampling import resampled_length
 from ..decoding.suffixes import AUDIO
-from ..storage.listing import list_splits
+from ..storage.listing import Share, list_splits
 from ..storage.members import File, Member
 from .base import FileDataset, download_or_raise, takes
-from .mixture import mix
+from .mixture import Weight, mix
 
 __all__ = ["AudioDataset", "audio_folder", "audio_mix", "librispeech", "libritts", "speech_commands", "splits_of"]
 
-LEAST_RATE = 4000  # Hz
 BLOCK = 0.4  # seconds, the gating block over which BS.1770 measures loudness
 MOST_MEASURED = 5  # channels that BS.1770 defines
 
@@ -50,7 +49,7 @@ class AudioDataset(FileDataset):
     sample_rate: int
     _: KW_ONLY
     channels: int = 1
-    gain: Annotated[Sequence[float], "(-inf, inf)"] = (0.0, 0.0)
+    gain: Annotated[tuple[float, float], "(-inf, inf)"] = (0.0, 0.0)
     loudness: Annotated[float | None, "(-inf, inf)"] = None
 
     def length(self, file: File) -> int:
@@ -97,12 +96,12 @@ def splits_of(
     train: Sequence[File],
     val: Sequence[File],
     *,
-    sample_rate: int,
+    sample_rate: Annotated[int, "[4000, inf)"],
     crop_tokens: int | None,
     downsample: int,
     channels: int = 1,
     val_seconds: Annotated[float | None, "(0, inf)", "null takes whole files"] = 10.0,
-    gain: Annotated[Sequence[float], "(-inf, inf)"] = (-6.0, 0.0),
+    gain: Annotated[tuple[float, float], "(-inf, inf)"] = (-6.0, 0.0),
     **form: Any,
 ) -> Splits:
     """Build both splits from lists of audio files.
@@ -121,19 +120,11 @@ def splits_of(
         form: See `AudioDataset`.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: The gain's range is empty, or `val_seconds` shorter than a sample.
     """
-    require_min(
-        {
-            "data.sample_rate": (sample_rate, LEAST_RATE),
-            "data.channels": (channels, 1),
-            "data.downsample": (downsample, 1),
-            "data.crop_tokens": (1 if crop_tokens is None else crop_tokens, 1),
-        }
-    )
     if val_seconds is not None and not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")
-    if len(gain) != 2 or gain[0] > gain[1]:
+    if gain[0] > gain[1]:
         raise UserError(f"data.gain={list(gain)}: must be a range, the lower end first")
     samples = None if crop_tokens is None else crop_tokens * downsample
     shown = None if val_seconds is None else round(val_seconds * sample_rate)
@@ -151,7 +142,7 @@ def splits_of(
 
 
 @takes(splits_of)
-def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
+def audio_folder(root: str, *, val_share: Share = 0.05, **form: Any) -> Splits:
     """Build both splits of a folder of audio files or shards; see `list_splits` and `splits_of`."""
     train, val = list_splits(root, val_share, AUDIO, "audio file")
     return splits_of(str(root), train, val, **form)
@@ -159,9 +150,9 @@ def audio_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
 
 @takes(audio_folder)
 def audio_mix(
-    roots: Mapping[str, str],
+    roots: Mapping[str, str | None],
     *,
-    weights: Mapping[str, float] = MappingProxyType({}),
+    weights: Mapping[str, Weight] = MappingProxyType({}),
     seed: Annotated[int, "[0, inf)"] = 0,
     **form: Any,
 ) -> Splits:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, SignalDataset, Splits
 from ..decoding.errors import BadSample
@@ -89,9 +89,8 @@ def teacher_features(clips: Splits, teacher: Teacher, measured: int = 16, device
         device: Device of the teacher; "cuda" requires `loader.workers=0`.
 
     Raises:
-        UserError: A number is out of range, no clip can be read, or the teacher's patch doesn't divide the frames.
+        UserError: No clip can be read, or the teacher's patch doesn't divide the frames.
     """
-    require_min({"data.measured": (measured, 1)})
     mean, deviation = _statistics(clips.train, teacher, measured, device)
     train, val = (FeatureClips(split, teacher, mean, deviation, device) for split in (clips.train, clips.val))
     how = f"features of each frame by {teacher.name}, {len(mean)} channels; standardized by {measured} training clips"

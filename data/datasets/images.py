@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from varitok import UserError, require_min
-
 from ..batch import Key, SignalDataset, Splits, sample_generator
 from ..decoding.images import center_square, decode_image, decoded_size
 from ..decoding.suffixes import IMAGES
-from ..storage.listing import list_splits
+from ..storage.listing import Share, list_splits
 from ..storage.members import File
 from .base import download_or_raise, takes
 from .crops import random_box
@@ -27,6 +25,7 @@ PROTOCOL = (
     " resized by antialiased bicubic interpolation on 8-bit values; nothing else"
 )
 Split: TypeAlias = Literal["train", "val"]
+ImageSize: TypeAlias = Annotated[int, "[2, inf)"]  # torch 2.14 fails to resize uint8 to one pixel
 
 
 class Square(NamedTuple):
@@ -56,16 +55,11 @@ class ImageDataset(SignalDataset):
     read: Callable[[int, int | None], Tensor]
     count: int
     _: KW_ONLY
-    image_size: int
+    image_size: ImageSize
     train: bool
     least_scale: Annotated[float, "(0, 1]"] = 0.8
     flip: bool = True
     seed: Annotated[int, "[0, inf)"] = 0
-
-    def __post_init__(self) -> None:
-        require_min({"data.image_size": (self.image_size, 2)})  # torch 2.14 fails to resize uint8 to one pixel
-        if not 0 < self.least_scale <= 1:
-            raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
     def __len__(self) -> int:
         return self.count
@@ -134,7 +128,7 @@ class ImageFiles(ImageDataset):
 
 
 @takes(ImageDataset, "train")
-def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int = 64, **form: Any) -> Splits:
+def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: ImageSize = 64, **form: Any) -> Splits:
     """Build both splits.
 
     Args:
@@ -149,7 +143,7 @@ def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: int =
 
 
 @takes(splits_of)
-def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **form: Any) -> Splits:
+def image_folder(root: str, *, val_share: Share = 0.05, least_side: int = 8, **form: Any) -> Splits:
     """Build both splits of a folder of images or shards; see `list_splits`, `ImageFiles` and `splits_of`.
 
     >>> from varitok import data
@@ -171,7 +165,7 @@ def image_folder(root: str, *, val_share: float = 0.05, least_side: int = 8, **f
 def cifar10(
     root: str,
     *,
-    image_size: int = 32,
+    image_size: ImageSize = 32,
     download: bool = True,
     least_scale: Annotated[float, "(0, 1]"] = 1.0,
     **form: Any,

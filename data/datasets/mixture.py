@@ -1,6 +1,7 @@
 """Mixtures of datasets, sampled by weight rather than by size."""
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,7 +10,10 @@ from varitok import UserError
 
 from ..batch import Key, SignalDataset, Splits, sample_generator
 
-__all__ = ["Mix", "mix"]
+__all__ = ["Mix", "Weight", "mix"]
+
+Weight: TypeAlias = Annotated[float, "(0, inf)"]
+"""Relative frequency of a dataset in training."""
 
 
 class Mix(SignalDataset):
@@ -67,7 +71,7 @@ class _Joined(SignalDataset):
         return data[key[0], at]
 
 
-def mix(splits: Mapping[str, Splits], weights: Mapping[str, float], seed: int = 0) -> Splits:
+def mix(splits: Mapping[str, Splits], weights: Mapping[str, Weight], seed: int = 0) -> Splits:
     """Mix datasets, for example speech with ten times as much music.
 
     Args:
@@ -76,13 +80,13 @@ def mix(splits: Mapping[str, Splits], weights: Mapping[str, float], seed: int = 
         seed: Seed of all randomness.
 
     Raises:
-        UserError: There is no dataset, or a weight isn't above 0 or has an unknown name.
+        UserError: There is no dataset, or a weight has an unknown name.
     """
     if not splits:
         raise UserError("data: give at least one dataset to mix")
-    for name, weight in weights.items():
-        if name not in splits or not weight > 0:
-            raise UserError(f"data.weights.{name}={weight}: give a number above 0 for one of {', '.join(splits)}")
+    for name in weights:
+        if name not in splits:
+            raise UserError(f"data.weights.{name}: there is no such dataset (have: {', '.join(splits)})")
     shares = [float(weights.get(name, 1.0)) for name in splits]
     return Splits(
         Mix([parts.train for parts in splits.values()], shares, seed),

@@ -1,18 +1,17 @@
 """Datasets of a single clip, to which a codec is fitted: trained on single frames, evaluated on the whole clip."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from torch import Tensor
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, SignalDataset, Splits
 from ..decoding.errors import BadSample
 from ..synthetic.video import Scenes
-from .video import PROTOCOL, VideoDataset
+from .video import PROTOCOL, FrameSize, VideoDataset
 
 __all__ = ["Segments", "single_clip", "single_scene"]
 
@@ -38,7 +37,10 @@ class Segments(SignalDataset):
 
 
 def single_clip(
-    root: str, frames: int, image_size: int | Sequence[int], frame_rate: Annotated[float | None, "(0, inf)"] = None
+    root: str,
+    frames: int,
+    image_size: FrameSize,
+    frame_rate: Annotated[float | None, "(0, inf)", "null keeps the file's own"] = None,
 ) -> Splits:
     """Build the splits of the beginning of a video file, resized, center-cropped, and kept in memory.
 
@@ -49,10 +51,9 @@ def single_clip(
         frame_rate: Frames per second; None keeps the file's.
 
     Raises:
-        UserError: The file can't be read or is too short, or a number is out of range.
+        UserError: The file can't be read or is too short.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    require_min({"data.frames": (frames, 1), "data.image_size": (min(height, width), 2)})
     file = VideoDataset([Path(root)], frames, height, width, frame_rate=frame_rate, train=False)
     try:
         clip = file[0, 0]
@@ -65,7 +66,7 @@ def single_clip(
 
 def single_scene(
     frames: int = 32,
-    image_size: int = 64,
+    image_size: Annotated[int, "[8, inf)"] = 64,
     frame_rate: Annotated[float, "(0, inf)"] = 8.0,
     seed: Annotated[int, "[0, inf)"] = 0,
 ) -> Splits:

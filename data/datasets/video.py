@@ -11,17 +11,18 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, Splits, sample_generator
 from ..decoding.errors import BadSample
 from ..decoding.suffixes import IMAGES, VIDEO
 from ..decoding.video import VideoFile, covering, frames_in
-from ..storage.listing import list_splits
+from ..storage.listing import Share, list_splits
 from ..storage.members import File, Member
+from ..synthetic.video import clip_frames
 from .base import FileDataset, takes
 from .crops import center_box, random_box
-from .mixture import mix
+from .mixture import Weight, mix
 
 __all__ = ["VideoDataset", "clips_and_images", "kinetics", "splits_of", "ucf101", "video_folder"]
 
@@ -33,6 +34,8 @@ LEAST_SIDE = 8  # pixels; files with a shorter side count as unreadable
 
 Extent: TypeAlias = tuple[int, int, int]
 """Frames, height and width."""
+FrameSize: TypeAlias = Annotated[int | tuple[int, int], "[2, inf)"]
+"""Side, or height and width, in pixels."""
 
 
 @dataclass(eq=False, repr=False)
@@ -50,9 +53,6 @@ class VideoDataset(FileDataset):
         least_scale: Minimum side of a random crop, as a share of the largest crop's, in (0, 1].
         shapes: Frames, height and width of each shape; empty for `steps`, `height` and `width`.
         files, steps, train, flip, seed: See `FileDataset`.
-
-    Raises:
-        UserError: A number is out of range.
     """
 
     height: int
@@ -61,10 +61,6 @@ class VideoDataset(FileDataset):
     frame_rate: Annotated[float | None, "(0, inf)", "null takes each file's own"] = None
     least_scale: Annotated[float, "(0, 1]"] = 0.8
     shapes: Sequence[Extent] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.least_scale <= 1:
-            raise UserError(f"data.least_scale={self.least_scale}: must be in (0, 1]")
 
     def length(self, file: File) -> int:
         """Return the number of frames of a file, at the output rate; see `FileDataset.length`."""
@@ -130,8 +126,8 @@ def splits_of(
     downsample: int = 4,
     causal_pad: Annotated[int, "[0, inf)"] = 3,
     val_tokens: int | None = None,
-    buckets: Sequence[Sequence[int]] | None = None,
-    image_size: int | Sequence[int] = 64,
+    buckets: Sequence[Extent] | None = None,
+    image_size: FrameSize = 64,
     frame_rate: Annotated[float | None, "(0, inf)", "null takes each file's own"] = None,
     **form: Any,
 ) -> Splits:
@@ -153,18 +149,13 @@ def splits_of(
         form: See `VideoDataset`.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: A clip has fewer latent frames than its padding fills.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     val_tokens = crop_tokens if val_tokens is None else val_tokens
-    require_min({"data.downsample": (downsample, 1), "data.causal_pad": (causal_pad, 0)})
-    shortest = causal_pad // downsample + 1  # latent frames, one more than padding alone fills
-    require_min({"data.image_size": (min(height, width), 2), "data.crop_tokens": (crop_tokens, shortest)})
-    require_min({"data.val_tokens": (val_tokens, shortest)})
-    if frame_rate is not None and not frame_rate > 0:
-        raise UserError(f"data.frame_rate={frame_rate}: must be above 0, or null for each file's own")
-    shapes = [_bucket(bucket, downsample, causal_pad) for bucket in buckets or ()]
-    cropped, shown = (tokens * downsample - causal_pad for tokens in (crop_tokens, val_tokens))
+    lengths = {"crop_tokens": crop_tokens, "val_tokens": val_tokens}
+    cropped, shown = (clip_frames(key, tokens, downsample, causal_pad) for key, tokens in lengths.items())
+    shapes = [(clip_frames("buckets", tokens, downsample, causal_pad), h, w) for tokens, h, w in buckets or ()]
     rate = f"{frame_rate:g} frames a second" if frame_rate else "each file's frame rate"
     return Splits(
         VideoDataset(train, cropped, height, width, frame_rate=frame_rate, shapes=shapes, **form),
@@ -176,15 +167,8 @@ def splits_of(
     )
 
 
-def _bucket(bucket: Sequence[int], downsample: int, causal_pad: int) -> Extent:
-    """Check a bucket and return its frames, height and width."""
-    if len(bucket) != 3 or min(bucket) < 1:
-        raise UserError(f"data.buckets: {list(bucket)} should be latent frames, height and width, each at least 1")
-    return bucket[0] * downsample - causal_pad, bucket[1], bucket[2]
-
-
 @takes(splits_of)
-def video_folder(root: str, *, val_share: float = 0.05, **form: Any) -> Splits:
+def video_folder(root: str, *, val_share: Share = 0.05, **form: Any) -> Splits:
     """Build both splits of a folder of video files and images, or of shards; see `list_splits` and `splits_of`.
 
     `root` may also be a manifest, a JSON Lines file of objects with `path`, relative to the manifest, and optionally
@@ -226,7 +210,7 @@ def clips_and_images(
     clips: str,
     images: str,
     *,
-    weights: Mapping[str, float] = MappingProxyType({}),
+    weights: Mapping[str, Weight] = MappingProxyType({}),
     seed: Annotated[int, "[0, inf)"] = 0,
     **form: Any,
 ) -> Splits:
@@ -240,17 +224,15 @@ def clips_and_images(
 
 
 @takes(splits_of)
-def ucf101(root: str, *, fold: int = 1, **form: Any) -> Splits:
+def ucf101(root: str, *, fold: Annotated[int, "[1, 3]"] = 1, **form: Any) -> Splits:
     """Build the splits of UCF101 (arXiv 1212.0402): 13,320 clips of 101 actions, about 3,700 of them held out.
 
     Its RAR archive must be unpacked by hand: UCF101.rar to `UCF-101/`, the archive of splits to `ucfTrainTestlist/`.
     `fold` is 1, 2 or 3. For the other arguments see `splits_of`.
 
     Raises:
-        UserError: A file is missing, or there is no such fold.
+        UserError: A file is missing.
     """
-    if fold not in (1, 2, 3):
-        raise UserError(f"data.fold={fold}: UCF101 has folds 1, 2 and 3")
     lists = []
     for split in ("train", "test"):
         path = Path(root) / "ucfTrainTestlist" / f"{split}list{fold:02d}.txt"

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 from varitok import UserError
 
@@ -14,7 +14,7 @@ from .folders import describe_skipped, find_files, printable, skip_reason
 from .members import File, Member, Members, is_url
 from .shard_reader import open_shards, subfolders
 
-__all__ = ["SplitFiles", "list_splits", "name_in", "require_undivided", "split_folders"]
+__all__ = ["Share", "SplitFiles", "list_splits", "name_in", "require_undivided", "split_folders"]
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ TRAINING = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "dev", "eval", "evaluation")
 TEST = ("test", "testing")
 HELD_OUT = VALIDATION + TEST
+Share: TypeAlias = Annotated[float, "[0, 1]"]
+"""Share of files that is held out; 1 puts all in both splits."""
 
 
 class SplitFiles(NamedTuple):
@@ -36,7 +38,7 @@ class SplitFiles(NamedTuple):
     val: Sequence[File]
 
 
-def list_splits(root: str | Path, val_share: float, suffixes: Collection[str], what: str) -> SplitFiles:
+def list_splits(root: str | Path, val_share: Share, suffixes: Collection[str], what: str) -> SplitFiles:
     """List the files of both splits, sorted: files below a folder, or members of the shards in it.
 
     If the folder has subfolders for training and validation (`split_folders`), these are the splits. Otherwise a share

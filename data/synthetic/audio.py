@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, Splits
 from .base import SyntheticDataset
@@ -48,20 +48,11 @@ class Voices(SyntheticDataset):
         samples: Samples of each waveform.
         channels: 1 or 2; with 2, one channel is the other with a short delay and another gain.
         length, seed, train: See `SyntheticDataset`.
-
-    Raises:
-        UserError: A number is out of range.
     """
 
     sample_rate: int = 24_000
     samples: int = 24_000
     channels: int = 1
-
-    def __post_init__(self) -> None:
-        require_min({"data.sample_rate": (self.sample_rate, 4000), "data.crop_tokens": (self.samples, 1)})
-        super().__post_init__()
-        if self.channels not in (1, 2):
-            raise UserError(f"data.channels={self.channels}: must be 1 or 2")
 
     def __getitem__(self, key: Key) -> Tensor:
         """Generate the waveform of `(epoch, index)`: float32 `(channels, samples)` in [-1, 1]."""
@@ -69,13 +60,13 @@ class Voices(SyntheticDataset):
 
 
 def voices(
-    sample_rate: int = 24_000,
+    sample_rate: Annotated[int, "[4000, inf)"] = 24_000,
     crop_tokens: int = 75,
     downsample: int = 320,
     val_seconds: Annotated[float, "(0, inf)"] = 2.0,
     length: int = 10_000,
     val_length: int = 64,
-    channels: int = 1,
+    channels: Annotated[int, "[1, 2]"] = 1,
     seed: Annotated[int, "[0, inf)"] = 0,
 ) -> Splits:
     """Build both splits of `Voices`, of `length` and `val_length` waveforms.
@@ -83,7 +74,7 @@ def voices(
     Training waveforms have `crop_tokens * downsample` samples, validation waveforms `val_seconds` seconds.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: Validation waveforms are shorter than a sample.
     """
     if not val_seconds * sample_rate >= 1:
         raise UserError(f"data.val_seconds={val_seconds}: must be at least one sample long")

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from varitok import require_min
-
 from ..batch import Key, SignalDataset, Splits
 
 __all__ = ["SyntheticDataset"]
@@ -22,18 +20,12 @@ class SyntheticDataset(SignalDataset):
         length: Signals per epoch.
         seed: Seed of all randomness.
         train: Generate new signals in each epoch; otherwise the same in each, disjoint from the training signals.
-
-    Raises:
-        UserError: A number is out of range.
     """
 
     _: KW_ONLY
     length: int = 10_000
     seed: Annotated[int, "[0, inf)"] = 0
     train: bool = True
-
-    def __post_init__(self) -> None:
-        require_min({"data.length": (self.length, 1), "data.seed": (self.seed, 0)})
 
     def __len__(self) -> int:
         return self.length
@@ -57,7 +49,6 @@ class SyntheticDataset(SignalDataset):
 
         `what` describes the signals, with {} for their number; tables print it and `protocol` in their header.
         """
-        require_min({"data.val_length": (val_length, 1)})
         return Splits(
             cls(train=True, **form),
             cls(train=False, **{**form, **val, "length": val_length}),

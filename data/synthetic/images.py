@@ -8,8 +8,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varitok import require_min
-
 from ..batch import Key, Splits
 from .base import SyntheticDataset
 
@@ -39,17 +37,12 @@ class DeadLeaves(SyntheticDataset):
         image_size: Side, in pixels.
         least_radius: Radius of the smallest leaves, in pixels.
         length, seed, train: See `SyntheticDataset`.
-
-    Raises:
-        UserError: A number is out of range.
     """
 
     image_size: int = 64
     least_radius: float = 2.0
 
     def __post_init__(self) -> None:
-        require_min({"data.image_size": (self.image_size, 8), "data.least_radius": (self.least_radius, 1)})
-        super().__post_init__()
         self._fields = noise_fields(np.random.default_rng(self.seed))
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -59,11 +52,11 @@ class DeadLeaves(SyntheticDataset):
 
 
 def dead_leaves(
-    image_size: int = 64,
+    image_size: Annotated[int, "[8, inf)"] = 64,
     length: int = 10_000,
     val_length: int = 256,
     seed: Annotated[int, "[0, inf)"] = 0,
-    least_radius: float = 2.0,
+    least_radius: Annotated[float, "[1, inf)"] = 2.0,
 ) -> Splits:
     """Build both splits of `DeadLeaves`, of `length` and `val_length` images."""
     protocol = f"made at {image_size} x {image_size} pixels; nothing else"

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import Key, Splits
 from .images import FIELD_SIDE, DeadLeaves, Floats, Leaves, draw_leaves, paint
 
-__all__ = ["Motion", "Scenes", "scenes"]
+__all__ = ["Motion", "Scenes", "clip_frames", "scenes"]
 
 STILL = 0.15  # share of clips with a static camera
 OWN = 0.35  # share of leaves with their own motion
@@ -72,21 +72,12 @@ class Scenes(DeadLeaves):
         frame_rate: Frames per second.
         speed: Maximum speed of the pan, in frame sides per second.
         image_size, least_radius, length, seed, train: See `DeadLeaves`.
-
-    Raises:
-        UserError: A number is out of range.
     """
 
     least_radius: float = 4.0
     frames: int = 17
-    frame_rate: Annotated[float, "(0, inf)"] = 8.0
+    frame_rate: float = 8.0
     speed: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_min({"data.frames": (self.frames, 1), "data.speed": (self.speed, 0)})
-        if not self.frame_rate > 0:
-            raise UserError(f"data.frame_rate={self.frame_rate}: must be above 0")
-        super().__post_init__()
 
     def __getitem__(self, key: Key) -> Tensor:
         """Generate the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`."""
@@ -111,8 +102,20 @@ class Scenes(DeadLeaves):
         return bright
 
 
+def clip_frames(key: str, tokens: int, downsample: int, causal_pad: int) -> int:
+    """Return the frames of a clip: latent frames times `downsample`, without the `causal_pad` copies before the first.
+
+    Raises:
+        UserError: No frame is left; `key` names the number of latent frames.
+    """
+    frames = tokens * downsample - causal_pad
+    if frames < 1:
+        raise UserError(f"data.{key}={tokens}: must be at least {causal_pad // downsample + 1}")
+    return frames
+
+
 def scenes(
-    image_size: int = 64,
+    image_size: Annotated[int, "[8, inf)"] = 64,
     crop_tokens: int = 5,
     downsample: int = 4,
     causal_pad: Annotated[int, "[0, inf)"] = 3,
@@ -120,14 +123,17 @@ def scenes(
     length: int = 10_000,
     val_length: int = 32,
     seed: Annotated[int, "[0, inf)"] = 0,
-    least_radius: float = 4.0,
+    least_radius: Annotated[float, "[1, inf)"] = 4.0,
     speed: float = 0.5,
 ) -> Splits:
     """Build both splits of `Scenes`, of `length` and `val_length` clips of `crop_tokens` latent frames.
 
     A clip has crop_tokens * downsample - causal_pad frames; the codec prepends `causal_pad` copies of the first one.
+
+    Raises:
+        UserError: No frame is left.
     """
-    frames = crop_tokens * downsample - causal_pad
+    frames = clip_frames("crop_tokens", crop_tokens, downsample, causal_pad)
     protocol = f"made at {image_size} x {image_size} pixels, {frames} frames at {frame_rate:g} a second"
     form: dict[str, Any] = {"frames": frames, "frame_rate": frame_rate, "speed": speed, "image_size": image_size}
     form |= {"least_radius": least_radius, "length": length, "seed": seed}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 from ..batch import normalize
 from ..feature_map import FeatureMap
@@ -81,12 +81,11 @@ class RandomTeacher(FrameTeacher):
         patch: Patch size in pixels, the stride of the feature map; a power of two.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: `patch` isn't a power of two.
     """
 
-    def __init__(self, channels: int = 64, patch: int = 8) -> None:
+    def __init__(self, channels: int = 64, patch: Annotated[int, "[2, inf)"] = 8) -> None:
         super().__init__()
-        require_min({"data.teacher.channels": (channels, 1), "data.teacher.patch": (patch, 2)})
         halvings = patch.bit_length() - 1
         if patch != 1 << halvings:
             raise UserError(f"data.teacher.patch={patch}: must be a power of two")

@@ -1,7 +1,7 @@
 """A value of a configuration becomes what the annotation says, or a line that names its key and its range."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import pytest
@@ -52,6 +52,9 @@ def test_every_number_of_a_list_is_checked(items: list[int]) -> None:
         (math.inf, int, "k: expected a whole number, got inf"),
         (0, int | Sequence[int], "k=0: must be at least 1"),
         ([4, 0], int | Sequence[int], "k[1]=0: must be at least 1"),
+        ([4], int | None, "k: expected a whole number or null, got [4]"),
+        ([4], tuple[int, int] | None, "k: expected 2 values, each a whole number or null, got [4]"),
+        ({"a": 1, "b": 0}, Mapping[str, Annotated[float, "(0, inf)"]], "k.b=0: must be above 0"),
     ],
 )
 def test_a_message_says_the_range_and_what_else_to_write(value: object, hint: object, message: str) -> None:

@@ -10,12 +10,14 @@ import torch
 from torchaudio.functional import loudness as measured_loudness
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.data.batch import Sample, collate
 from varitok.data.datamodule import DataModule, validation_loader
 from varitok.data.datasets.audio import audio_folder, audio_mix, librispeech, libritts, speech_commands
 from varitok.data.decoding import suffixes
 
 RATE = 8000
+FORM = {"sample_rate": RATE, "crop_tokens": 20, "downsample": 40}
 
 
 def _tone(seconds: float, frequency: float = 200.0, level: float = 0.25) -> np.ndarray:
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _folder(folder: Path, **form):
-    return audio_folder(str(folder), **({"sample_rate": RATE, "crop_tokens": 20, "downsample": 40} | form))
+    return audio_folder(str(folder), **FORM | form)
 
 
 def test_a_training_stretch_is_counted_in_tokens_and_lies_in_its_file(folder):
@@ -161,14 +163,6 @@ def test_an_unreadable_sound_is_stood_in_for_by_one_of_the_usual_length(folder):
     assert all(batch.signal.shape[2] * len(batch.signal) <= 1.12 * budget for batch in batches)
 
 
-@pytest.mark.parametrize("bucket", [-0.1, 1, 32])
-def test_a_bucket_is_a_share(folder, bucket):
-    with pytest.raises(
-        UserError, match=r"loader\.bucket=.*: give a share of the lengths, such as 0\.05, or 0 for none"
-    ):
-        DataModule(_folder(folder), batch_size=4, updates=1, bucket=bucket)
-
-
 def test_buckets_need_lengths():
     from varitok.data.synthetic.audio import voices
 
@@ -182,18 +176,17 @@ def test_a_mix_gives_each_folder_its_share(tmp_path):
             _write(tmp_path / name / "train" / f"{index}.wav", _tone(0.5, frequency))
         _write(tmp_path / name / "val" / "a.wav", _tone(0.3, frequency))
     roots = {"speech": str(tmp_path / "speech"), "music": str(tmp_path / "music"), "none": None}
-    form = {"sample_rate": RATE, "crop_tokens": 20, "downsample": 40}
-    splits = audio_mix(roots, weights={"music": 3.0}, **form)
+    splits = audio_mix(roots, weights={"music": 3.0}, **FORM)
     assert len(splits.train) == 33 and len(splits.val) == 2
     crossings = [(splits.train[0, i].sign().diff() != 0).sum() for i in range(33)]
     crossings += [(splits.train[1, i].sign().diff() != 0).sum() for i in range(33)]
     music = sum(bool(count > 100) for count in crossings)
     assert 38 <= music <= 60  # 3 of 4 of 66
-    assert torch.equal(splits.train[1, 7], audio_mix(roots, weights={"music": 3.0}, **form).train[1, 7])
-    with pytest.raises(UserError, match=r"weights\.musik=1"):
-        audio_mix(roots, weights={"musik": 1}, **form)
+    assert torch.equal(splits.train[1, 7], audio_mix(roots, weights={"music": 3.0}, **FORM).train[1, 7])
+    with pytest.raises(UserError, match=r"data\.weights\.musik: there is no such dataset \(have: speech, music\)"):
+        audio_mix(roots, weights={"musik": 1}, **FORM)
     with pytest.raises(UserError, match="at least one"):
-        audio_mix({"a": None}, **form)
+        audio_mix({"a": None}, **FORM)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +197,22 @@ def test_a_mix_gives_each_folder_its_share(tmp_path):
         ("downsample", 0),
         ("crop_tokens", 0),
         ("val_seconds", 0.0),
+        ("val_seconds", 1e-6),
+        ("val_share", 1.1),
         ("gain", [1.0, 0.0]),
         ("gain", [1.0]),
     ],
 )
 def test_wrong_numbers_are_told(folder, name, value):
-    with pytest.raises(UserError, match=rf"data\.{name}="):
-        _folder(folder, **{name: value})
+    with pytest.raises(UserError, match=rf"\.{name}[=:]"):
+        build({"_target_": "varitok.data.datasets.audio.audio_folder", "root": str(folder)} | FORM | {name: value})
+
+
+@pytest.mark.parametrize("weight", [0, -1, math.inf])
+def test_a_weight_in_a_mixture_is_above_0_and_finite(folder, weight):
+    target = {"_target_": "varitok.data.datasets.audio.audio_mix", "roots": {"a": str(folder), "b": None}}
+    with pytest.raises(UserError, match=r"\.weights\.a=.*: must be"):
+        build(target | FORM | {"weights": {"a": weight}})
 
 
 @pytest.mark.parametrize(("make", "name"), [(librispeech, "LibriSpeech"), (libritts, "LibriTTS")])

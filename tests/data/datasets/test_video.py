@@ -7,6 +7,11 @@ import torch
 from PIL import Image
 
 from varitok import UserError
+<<<<<<< HEAD
+=======
+from varitok.codecs.build import build
+from varitok.data.batch import BadSample
+>>>>>>> acca5ec (Check data's numbers by annotations alone)
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.video import clips_and_images, kinetics, ucf101, video_folder
 from varitok.data.decoding.errors import BadSample
@@ -159,8 +164,8 @@ def test_ucf101_and_kinetics_read_what_is_unpacked(folder, tmp_path):
         write(tmp_path / "UCF-101" / "Swing" / f"{name}.avi", frames(8), codec="mpeg4", pixels="yuv420p")
     splits = ucf101(str(tmp_path), fold=2, **FORM)
     assert splits.train[0, 0].shape == splits.val[0, 0].shape == (3, 5, 16, 16)
-    with pytest.raises(UserError, match="folds 1, 2 and 3"):
-        ucf101(str(tmp_path), fold=4)
+    with pytest.raises(UserError, match=r"fold=4: must be at least 1 and at most 3"):
+        build({"_target_": "varitok.data.datasets.video.ucf101", "root": str(tmp_path), "fold": 4})
     assert len(kinetics(str(folder), **FORM).train) == 3
     with pytest.raises(UserError, match="train/ is not there; place Kinetics"):
         kinetics(str(tmp_path / "nothing"))
@@ -176,8 +181,11 @@ def test_ucf101_and_kinetics_read_what_is_unpacked(folder, tmp_path):
         {"val_tokens": 0},
         {"buckets": [[1, 16]]},
         {"buckets": [[0, 16, 16]]},
+        {"buckets": [[1, 16, 16]], "causal_pad": 4},
+        {"image_size": [16]},
+        {"val_share": -0.1},
     ],
 )
 def test_numbers_out_of_range_are_told(folder, wrong):
-    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
-        video_folder(str(folder), **FORM | wrong)
+    with pytest.raises(UserError, match=rf"\.{next(iter(wrong))}[^ ]*[=:] ?"):
+        build({"_target_": "varitok.data.datasets.video.video_folder", "root": str(folder)} | FORM | wrong)

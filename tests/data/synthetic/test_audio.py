@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.data.synthetic.audio import Voices, voices
 
 
@@ -57,7 +58,7 @@ def test_sounds_have_pitch_and_are_not_all_alike():
 )
 def test_wrong_numbers_are_told(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        voices(**wrong)
+        build({"_target_": "varitok.data.synthetic.audio.voices"} | wrong)
 
 
 def test_an_index_out_of_range():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.data.datamodule import validation_loader
 from varitok.data.synthetic.images import DeadLeaves, dead_leaves
 
@@ -69,8 +70,8 @@ def test_channels_go_together_as_in_photographs() -> None:
 
 @pytest.mark.parametrize("wrong", [{"image_size": 7}, {"length": 0}, {"val_length": 0}, {"seed": -1}])
 def test_a_number_out_of_range_is_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"data\.{next(iter(wrong))}=-?\d+: must be at least"):
-        dead_leaves(**wrong)
+    with pytest.raises(UserError, match=rf"\.{next(iter(wrong))}=-?\d+: must be at least"):
+        build({"_target_": "varitok.data.synthetic.images.dead_leaves"} | wrong)
 
 
 def test_an_index_beyond_the_end_is_refused() -> None:

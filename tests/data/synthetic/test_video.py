@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.data.synthetic.images import draw_leaves, paint
 from varitok.data.synthetic.video import Motion, Scenes, scenes
 
@@ -60,8 +61,16 @@ def test_the_ground_is_everywhere() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"image_size": 4}, {"length": 0}, {"val_length": 0}, {"frame_rate": 0}, {"crop_tokens": 0}, {"speed": -1}],
+    [
+        {"image_size": 4},
+        {"length": 0},
+        {"val_length": 0},
+        {"frame_rate": 0},
+        {"crop_tokens": 0},
+        {"causal_pad": 20},
+        {"speed": -1},
+    ],
 )
 def test_numbers_out_of_range_are_told(wrong) -> None:
     with pytest.raises(UserError, match="must be"):
-        scenes(**wrong)
+        build({"_target_": "varitok.data.synthetic.video.scenes"} | wrong)

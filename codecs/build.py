@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 ALLOWED = ("varitok.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
+TOO_LARGE = ("allocate memory", "Storage size", "Maximum allowed dimension", "array is too big")  # torch's, NumPy's
 SWITCHES = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 
@@ -159,7 +160,7 @@ def _explain(error: Exception, where: str) -> UserError:
     if isinstance(cause, UserError):
         return cause
     text = next((line for line in str(cause).splitlines() if line.strip()), "")
-    if isinstance(cause, MemoryError) or "allocate memory" in text or "Storage size" in text:
+    if isinstance(cause, MemoryError) or any(words in text for words in TOO_LARGE):
         return UserError(f"{where}: is too large for the memory of this machine")
     return UserError(f"{where}: {type(cause).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)")
 

@@ -66,7 +66,6 @@ def allowed(importer: str) -> tuple[str, ...]:
     """Return the modules of ours that a module may import."""
     own = (
         "varitok.UserError",
-        "varitok.require_min",
         "varitok.progress",
         "varitok.exit_on_closed_output",
         "varitok.__version__",

@@ -8,7 +8,7 @@ to the checkout's top level (ARCHITECTURE.md, "Where the package is").
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
@@ -17,27 +17,13 @@ if TYPE_CHECKING:
     from varitok.export.exporters.frozen import FrozenCodec
     from varitok.export.runtime.bundle import Opened
 
-__all__ = ["UserError", "__version__", "exit_on_closed_output", "require_min", "load", "load_torch", "progress"]
+__all__ = ["UserError", "__version__", "exit_on_closed_output", "load", "load_torch", "progress"]
 __version__ = "0.1.0"
 Item = TypeVar("Item")
 
 
 class UserError(ValueError):
     """A user's mistake; its text is one line: the mistake, where, and the remedy."""
-
-
-def require_min(numbers: Mapping[str, tuple[float, float]]) -> None:
-    """Check numbers of a configuration against their minimum.
-
-    Args:
-        numbers: Each and its least, by its key in the configuration.
-
-    Raises:
-        UserError: One is too small.
-    """
-    for key, (value, least) in numbers.items():
-        if not value >= least:
-            raise UserError(f"{key}={value}: must be at least {least}")
 
 
 def progress(items: Iterable[Item], total: int, noun: str) -> Iterator[Item]:

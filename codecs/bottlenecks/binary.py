@@ -1,13 +1,11 @@
 """Binary quantization: each dimension is quantized to its sign, one bit."""
 
 import math
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from varitok import UserError
 
 from ..masking import masked_mean
 from ..result import Quantized
@@ -17,6 +15,9 @@ from .grid import Grid, GridQuantizer
 from .statistics import Annealed
 
 __all__ = ["BernoulliQuantizer", "BinarySphericalQuantizer", "LookupFreeQuantizer", "SignGrid"]
+
+Bits: TypeAlias = Annotated[int, "[1, 62]"]
+"""Dimensions of one bit each, whose code fits a 64-bit integer."""
 
 
 class SignGrid(Grid):
@@ -50,8 +51,6 @@ class _Binary(GridQuantizer):
     grid: SignGrid
 
     def __init__(self, bits: int, scale: float) -> None:
-        if not 1 <= bits <= 62:
-            raise UserError(f"bottleneck.bits={bits}: a code of 1 to 62 bits fits a 64-bit integer")
         super().__init__([2] * bits, SignGrid(bits, scale))
 
 
@@ -60,7 +59,7 @@ class _EntropyBinary(_Binary):
 
     def __init__(
         self,
-        bits: int,
+        bits: Bits,
         scale: float,
         entropy: float,
         diversity: float,
@@ -97,7 +96,7 @@ class LookupFreeQuantizer(_EntropyBinary):
 
     def __init__(
         self,
-        bits: int,
+        bits: Bits,
         commitment: float = 0.25,
         entropy: float = 0.1,
         diversity: float = 1.0,
@@ -129,7 +128,7 @@ class BinarySphericalQuantizer(_EntropyBinary):
 
     def __init__(
         self,
-        bits: int,
+        bits: Bits,
         entropy: float = 0.1,
         diversity: float = 1.0,
         temperature: Annotated[float, "(0, inf)"] = 1.0,
@@ -156,7 +155,7 @@ class BernoulliQuantizer(_Binary):
         anneal: Updates until the temperature is 0.
     """
 
-    def __init__(self, bits: int, temperature: Annotated[float, "(0, inf)"] = 1.0, anneal: int = 10000) -> None:
+    def __init__(self, bits: Bits, temperature: Annotated[float, "(0, inf)"] = 1.0, anneal: int = 10000) -> None:
         super().__init__(bits, 1.0)
         self.temperature = Annealed(temperature, 0.0, anneal)
 

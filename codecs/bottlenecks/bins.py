@@ -94,14 +94,14 @@ class DimensionBins(_Bins):
         continuous: The trained bottleneck.
         bins: Bins per dimension, 2 or more.
         reach: Standard deviations at which the Gaussian is truncated.
-
-    Raises:
-        UserError: There are fewer than 2 bins.
     """
 
-    def __init__(self, continuous: KLBottleneck, bins: int = 64, reach: Annotated[float, "(0, inf)"] = 5.0) -> None:
-        if bins < 2:
-            raise UserError(f"bottleneck.bins={bins}: must be at least 2")
+    def __init__(
+        self,
+        continuous: KLBottleneck,
+        bins: Annotated[int, "[2, inf)"] = 64,
+        reach: Annotated[float, "(0, inf)"] = 5.0,
+    ) -> None:
         ends = torch.special.ndtr(torch.tensor([-reach, reach], dtype=torch.float64))
         shares = torch.linspace(float(ends[0]), float(ends[1]), bins + 1, dtype=torch.float64)
         edges = torch.special.ndtri(shares).clamp(-reach, reach)
@@ -129,18 +129,18 @@ class UniformBins(_Bins):
         largest: The highest level.
 
     Raises:
-        UserError: `levels` is below 2, or `smallest` not below `largest`.
+        UserError: `smallest` isn't below `largest`.
     """
 
     def __init__(
         self,
         dim: int,
-        levels: int = 16,
+        levels: Annotated[int, "[2, inf)"] = 16,
         smallest: Annotated[float, "(-inf, inf)"] = -7.0,
         largest: Annotated[float, "(-inf, inf)"] = 2.0,
     ) -> None:
-        if levels < 2 or not smallest < largest:
-            raise UserError(f"bottleneck: levels={levels} from {smallest} to {largest}: 2 or more, in rising order")
+        if not smallest < largest:
+            raise UserError(f"bottleneck.smallest={smallest}: must be below bottleneck.largest={largest}")
         digits = torch.arange(levels, dtype=torch.float32)
         super().__init__(Autoencoder(dim), digits[1:] - 0.5, digits)
         self.shift.fill_(smallest)

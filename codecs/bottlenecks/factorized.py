@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError
-
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, FrozenCodebooks, straight_through
@@ -103,8 +101,6 @@ class FactorizedResidualQuantizer(Bottleneck):
         commitment: float = 0.25,
     ) -> None:
         super().__init__()
-        if min(dim, num_codebooks, codebook_size, width) < 1:
-            raise UserError("bottleneck: dim, num_codebooks, codebook_size and width must be at least 1")
         self.dim, self.num_codebooks, self.width = dim, num_codebooks, width
         self.codebook_sizes = (codebook_size,) * num_codebooks
         self.commitment = commitment

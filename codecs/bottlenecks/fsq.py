@@ -76,22 +76,17 @@ class FiniteScalarQuantizer(GridQuantizer):
         entropy: Weight of the entropy penalty, confidence - diversity, in nats (VidTok, arXiv 2412.13061, section 3.2).
         temperature: Softmax temperature of the entropy penalty, in units of squared distance of latents in [-1, 1].
         entropy_group: Dimensions per group whose joint entropy is computed; 0: all in one group.
-
-    Raises:
-        UserError: A level is below 3.
     """
 
     grid: RoundingGrid
 
     def __init__(
         self,
-        levels: Sequence[int],
+        levels: Sequence[Annotated[int, "[3, inf)"]],
         entropy: float = 0.0,
         temperature: Annotated[float, "(0, inf)"] = 0.01,
         entropy_group: Annotated[int, "[0, inf)", "0 takes all dimensions together"] = 0,
     ) -> None:
-        if not levels or min(levels) < 3:
-            raise UserError(f"bottleneck.levels: every level must be at least 3, got {list(levels)}")
         super().__init__(levels, RoundingGrid(levels))
         self.entropy = entropy
         self.temperature = temperature
@@ -196,9 +191,6 @@ class ResidualScalarQuantizer(Bottleneck):
         num_codebooks: Number of codebooks.
         refinement: Scale of each grid relative to the previous one, in every dimension; 1 / levels if None.
         bound: Absolute value at which latents saturate; 1 + 1 / (levels - 1) if None, the edge of the outermost cells.
-
-    Raises:
-        UserError: A level is below 2, or `num_codebooks` below 1.
     """
 
     scales: Tensor
@@ -206,14 +198,12 @@ class ResidualScalarQuantizer(Bottleneck):
 
     def __init__(
         self,
-        levels: Sequence[int],
+        levels: Sequence[Annotated[int, "[2, inf)"]],
         num_codebooks: Annotated[int, "[1, 1000]"],
         refinement: Annotated[float | None, "(0, inf)"] = None,
         bound: Annotated[float | None, "(0, inf)"] = None,
     ) -> None:
         super().__init__()
-        if not levels or min(levels) < 2 or num_codebooks < 1:
-            raise UserError(f"bottleneck: levels of at least 2 and a codebook, got {list(levels)} and {num_codebooks}")
         self.dim = len(levels)
         self.codebook_sizes = (math.prod(levels),) * num_codebooks
         self.grid = EvenGrid(levels)
@@ -262,18 +252,16 @@ class DitheredScalarQuantizer(GridQuantizer):
         levels: Levels of each dimension, at least 2.
         noise: Fraction of training samples that get noise, in [0, 1].
         bypass: Fraction of training samples that pass unquantized, in [0, 1].
-
-    Raises:
-        UserError: A level is below 2.
     """
 
     grid: EvenGrid
 
     def __init__(
-        self, levels: Sequence[int], noise: Annotated[float, "[0, 1]"] = 0.5, bypass: Annotated[float, "[0, 1]"] = 0.25
+        self,
+        levels: Sequence[Annotated[int, "[2, inf)"]],
+        noise: Annotated[float, "[0, 1]"] = 0.5,
+        bypass: Annotated[float, "[0, 1]"] = 0.25,
     ) -> None:
-        if not levels or min(levels) < 2:
-            raise UserError(f"bottleneck.levels: every level must be at least 2, got {list(levels)}")
         super().__init__(levels, EvenGrid(levels, squash=True))
         self.noise = noise
         self.bypass = bypass

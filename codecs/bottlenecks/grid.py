@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from varitok import UserError
+
 from ..masking import prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck
@@ -22,6 +24,9 @@ class Grid(nn.Module):
 
     Args:
         levels: Levels of each dimension; their product is below 2^63.
+
+    Raises:
+        UserError: There are none, or too many for an int64 code.
     """
 
     levels: Tensor
@@ -29,6 +34,8 @@ class Grid(nn.Module):
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()
+        if not levels or math.prod(levels) >= 1 << 63:
+            raise UserError(f"bottleneck.levels={list(levels)}: give one or more, with a product below 2^63")
         radix = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("radix", torch.tensor(radix), persistent=False)

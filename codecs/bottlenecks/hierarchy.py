@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +88,11 @@ class Hierarchy(Bottleneck):
         UserError: Widths differ, a level has several codebooks, or a number of groups doesn't divide the next.
     """
 
-    def __init__(self, levels: Sequence[Bottleneck], groups: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[Bottleneck], groups: Sequence[Annotated[int, "[1, 1000]"]]) -> None:
         super().__init__()
         apart = not levels or len(levels) != len(groups)
-        if apart or min(groups) < 1 or any(after % before for before, after in pairwise(groups)):
-            raise UserError(f"bottleneck.groups={list(groups)}: one for each level, at least 1, each divides the next")
+        if apart or any(after % before for before, after in pairwise(groups)):
+            raise UserError(f"bottleneck.groups={list(groups)}: one for each level, each divides the next")
         if any(len(level.codebook_sizes) != 1 or level.dim != levels[0].dim for level in levels):
             raise UserError("bottleneck.level: all levels of a hierarchy have one codebook and one width")
         self.levels = nn.ModuleList(levels)
@@ -154,7 +155,7 @@ class Hierarchy(Bottleneck):
         return _FrozenHierarchy(self)
 
 
-def hierarchy(level: Callable[[], Bottleneck], groups: Sequence[int]) -> Hierarchy:
+def hierarchy(level: Callable[[], Bottleneck], groups: Sequence[Annotated[int, "[1, 1000]"]]) -> Hierarchy:
     """Build a hierarchy of equal levels.
 
     Args:

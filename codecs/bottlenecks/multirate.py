@@ -78,15 +78,15 @@ class MultiRate(Composite):
         strides: Tokens per group, for each level.
 
     Raises:
-        UserError: Widths differ, the numbers of strides and levels differ, or a stride is below 1.
+        UserError: Widths differ, or the numbers of strides and levels differ.
     """
 
     def __init__(self, levels: Sequence[Bottleneck], strides: Sequence[int]) -> None:
         super().__init__(levels[0].dim if levels else 0, levels, interleave=False)
         if any(level.dim != self.dim for level in levels):
             raise UserError(f"bottleneck: levels of one width, got {[level.dim for level in levels]}")
-        if len(strides) != len(levels) or min(strides) < 1:
-            raise UserError(f"bottleneck.strides={list(strides)}: one of at least 1 for each of {len(levels)} levels")
+        if len(strides) != len(levels):
+            raise UserError(f"bottleneck.strides={list(strides)}: give one for each of {len(levels)} levels")
         self.strides = tuple(strides)
         # An output projection is trained only by the gradient of its output.
         self.passes = any(isinstance(part, FactorizedResidualQuantizer | Split) for part in self.modules())

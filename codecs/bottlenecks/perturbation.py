@@ -10,6 +10,7 @@ the codes of late codebooks.
 """
 
 from abc import ABC, abstractmethod
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from .contract import Bottleneck, straight_through
 __all__ = ["Nearest", "Noise", "Perturbation", "add_noise", "codebook_table", "neighbors"]
 
 BLOCK = 1 << 22  # distances per block
+Share: TypeAlias = Annotated[float, "[0, 1]"]
 
 
 def codebook_table(bottleneck: Bottleneck) -> Tensor | None:
@@ -104,16 +106,13 @@ class Perturbation(nn.Module, ABC):
         end: Progress of the run, in [0, 1], from which alpha is `alpha_end`.
 
     Raises:
-        UserError: A fraction is outside [0, 1], or `end` is below `begin`.
+        UserError: `end` is below `begin`.
     """
 
     def __init__(self, beta: float, alpha_start: float, alpha_end: float, begin: float, end: float) -> None:
         super().__init__()
-        if not all(0 <= share <= 1 for share in (beta, alpha_start, alpha_end, begin, end)) or begin > end:
-            raise UserError(
-                f"codec.perturbation: beta={beta}, alpha_start={alpha_start}, alpha_end={alpha_end}, begin={begin} and"
-                f" end={end} must be in [0, 1], begin not above end"
-            )
+        if begin > end:
+            raise UserError(f"codec.perturbation.begin={begin}: must be at most codec.perturbation.end={end}")
         self.beta = beta
         self.alpha_start, self.alpha_end = alpha_start, alpha_end
         self.begin, self.end = begin, end
@@ -182,21 +181,19 @@ class Nearest(Perturbation):
         beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
-        UserError: A fraction is outside [0, 1], or delta is below 1.
+        UserError: `end` is below `begin`.
     """
 
     def __init__(
         self,
         delta: int = 100,
-        beta: float = 0.1,
-        alpha_start: float = 1.0,
-        alpha_end: float = 0.5,
-        begin: float = 0.2,
-        end: float = 0.6,
+        beta: Share = 0.1,
+        alpha_start: Share = 1.0,
+        alpha_end: Share = 0.5,
+        begin: Share = 0.2,
+        end: Share = 0.6,
     ) -> None:
         super().__init__(beta, alpha_start, alpha_end, begin, end)
-        if delta < 1:
-            raise UserError(f"codec.perturbation.delta={delta}: must be at least 1")
         self.delta = delta
 
     def check(self, bottleneck: Bottleneck) -> None:
@@ -228,21 +225,19 @@ class Noise(Perturbation):
         beta, alpha_start, alpha_end, begin, end: See `Perturbation`.
 
     Raises:
-        UserError: A fraction is outside [0, 1], or sigma is not above 0.
+        UserError: `end` is below `begin`.
     """
 
     def __init__(
         self,
-        sigma: float = 0.3,
-        beta: float = 0.1,
-        alpha_start: float = 1.0,
-        alpha_end: float = 0.5,
-        begin: float = 0.2,
-        end: float = 0.6,
+        sigma: Annotated[float, "(0, inf)"] = 0.3,
+        beta: Share = 0.1,
+        alpha_start: Share = 1.0,
+        alpha_end: Share = 0.5,
+        begin: Share = 0.2,
+        end: Share = 0.6,
     ) -> None:
         super().__init__(beta, alpha_start, alpha_end, begin, end)
-        if not sigma > 0:
-            raise UserError(f"codec.perturbation.sigma={sigma}: must be above 0")
         self.sigma = sigma
 
     def check(self, bottleneck: Bottleneck) -> None:

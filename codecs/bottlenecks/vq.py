@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError
-
 from ..masking import masked_mean, prefix_mask
 from ..result import Quantized
 from .contract import Bottleneck, straight_through
@@ -43,8 +41,6 @@ class _Codebook(Bottleneck):
 
     def __init__(self, dim: int, codebook_size: int, cosine: bool, rotation: bool, weights: _Weights) -> None:
         super().__init__()
-        if codebook_size < 1 or dim < 1:
-            raise UserError(f"bottleneck: codebook_size={codebook_size} and dim={dim} must be at least 1")
         self.dim = dim
         self.codebook_sizes = (codebook_size,)
         self.cosine = cosine

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from varitok.data.batch import Splits
 from varitok.data.datamodule import validation_loader
 
 from ..build import build, load_run
+from ..conversion import RANGES, convert
 from ..implicit.codec import ImplicitCodec
 from ..modalities.base import Modality
 from ..modalities.registry import MODALITIES, modality_of
@@ -70,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> None:
     """Evaluate a run, and write and print the results."""
-    if options.batch_size < 1 or options.workers < 0:
-        raise UserError("--batch-size must be at least 1, --workers at least 0")
+    convert(options.batch_size, int, "--batch-size", RANGES)
+    convert(options.workers, Annotated[int, "[0, 1000]", "0 reads in the main process"], "--workers")
     keeps = _numbers(options.keep) if options.keep else None
     rates = _shares(options.robustness) if options.robustness else []
     codec, config = load_run(options.run)

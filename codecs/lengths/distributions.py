@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ __all__ = [
     "Uniform",
     "ladder",
 ]
+
+Share: TypeAlias = Annotated[float, "[0, 1]"]
+Until: TypeAlias = Annotated[float, "(0, 1]"]
+Power: TypeAlias = Annotated[float, "(0, inf)"]
 
 
 def ladder(total: int) -> list[int]:
@@ -58,14 +62,9 @@ class Uniform:
 
     Args:
         low: Smallest fraction, in [0, 1] (ElasticTok: 1/16); a length is at least 1.
-
-    Raises:
-        UserError: `low` is outside [0, 1].
     """
 
-    def __init__(self, low: float = 0.0) -> None:
-        if not 0 <= low <= 1:
-            raise UserError(f"length: Uniform needs a share from 0 to 1, got low={low}")
+    def __init__(self, low: Share = 0.0) -> None:
         self.low = low
 
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
@@ -109,12 +108,12 @@ class FixedSet:
         lengths: Lengths of at least 1.
 
     Raises:
-        UserError: The list is empty, a length is below 1, or, when sampling, above the total.
+        UserError: The list is empty, or, when sampling, a length above the total.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        if not lengths or min(lengths) < 1:
-            raise UserError(f"length: FixedSet needs lengths of 1 or more, got {list(lengths)}")
+        if not lengths:
+            raise UserError("length.lengths: the list is empty; give at least one")
         self.lengths = torch.tensor(list(lengths))
 
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
@@ -133,12 +132,12 @@ class Range:
         stride: Difference between consecutive lengths (KARL, arXiv 2507.07995: 16).
 
     Raises:
-        UserError: `1 <= low <= high` doesn't hold, the stride is below 1, or, when sampling, a bound exceeds the total.
+        UserError: `high` is below `low`, or, when sampling, a bound exceeds the total.
     """
 
     def __init__(self, low: int = 1, high: int | None = None, stride: int = 1) -> None:
-        if low < 1 or stride < 1 or (high is not None and high < low):
-            raise UserError(f"length: Range needs 1 <= low <= high and stride >= 1, got {low}, {high}, {stride}")
+        if high is not None and high < low:
+            raise UserError(f"length: Range goes from low={low} to high={high}, which must not be below it")
         self.low = low
         self.high = high
         self.stride = stride
@@ -163,14 +162,18 @@ class TruncatedNormal:
         high: Largest fraction, in [low, 1].
 
     Raises:
-        UserError: A value is out of range.
+        UserError: `high` is below `low`.
     """
 
-    def __init__(self, mean: float = 0.5, deviation: float = 0.25, low: float = 0.0625, high: float = 1.0) -> None:
-        if not (deviation > 0 and 0 <= low <= high <= 1):
-            raise UserError(
-                f"length: TruncatedNormal needs deviation > 0, 0 <= low <= high <= 1: {deviation, low, high}"
-            )
+    def __init__(
+        self,
+        mean: Annotated[float, "(-inf, inf)"] = 0.5,
+        deviation: Annotated[float, "(0, inf)"] = 0.25,
+        low: Share = 0.0625,
+        high: Share = 1.0,
+    ) -> None:
+        if low > high:
+            raise UserError(f"length: TruncatedNormal goes from low={low} to high={high}, which must not be below it")
         self.mean = mean
         self.deviation = deviation
         self.low = low
@@ -211,13 +214,10 @@ class FallingMinimum:
     Args:
         until: Progress of the run at which the minimum reaches 1, in (0, 1].
         power: Above 1 the minimum decreases late, below 1 early.
-
-    Raises:
-        UserError: A value is out of range.
     """
 
-    def __init__(self, until: float = 0.5, power: float = 1.0) -> None:
-        self.until, self.power = _pace(until, power, "FallingMinimum")
+    def __init__(self, until: Until = 0.5, power: Power = 1.0) -> None:
+        self.until, self.power = until, power
 
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
         """Sample integers from the minimum to `total`."""
@@ -238,10 +238,10 @@ class Curriculum:
         UserError: A value is out of range.
     """
 
-    def __init__(self, start: Distribution, end: Distribution, until: float = 0.5, power: float = 1.0) -> None:
+    def __init__(self, start: Distribution, end: Distribution, until: Until = 0.5, power: Power = 1.0) -> None:
         self.start = start
         self.end = end
-        self.until, self.power = _pace(until, power, "Curriculum")
+        self.until, self.power = until, power
 
     def __call__(self, count: int, total: int, generator: torch.Generator | None, progress: float = 1.0) -> Tensor:
         """Sample from both distributions, and choose one for each sample."""
@@ -261,10 +261,3 @@ def _draw_index(weights: Tensor, count: int, generator: torch.Generator | None) 
     steps = (weights - weights.max()).exp().cumsum(0)
     drawn = torch.rand(count, generator=generator, dtype=torch.float64) * steps[-1]
     return torch.searchsorted(steps, drawn, right=True).clamp(max=len(weights) - 1)
-
-
-def _pace(until: float, power: float, name: str) -> tuple[float, float]:
-    """Check and return the parameters of a curriculum."""
-    if not (0 < until <= 1 and power > 0):
-        raise UserError(f"length: {name} needs 0 < until <= 1 and power > 0, got {until} and {power}")
-    return until, power

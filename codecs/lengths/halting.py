@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError
-
 from ..networks.attention import Transformer
 
 __all__ = ["HaltingHead"]
@@ -35,9 +33,6 @@ class HaltingHead(nn.Module):
         heads: Number of attention heads; divides `width`.
         waves: Number of sines, and of cosines, that embed the logarithm of the error.
         threshold: Halting probability from which a token is dropped, in (0, 1); KARL uses 0.75 at inference.
-
-    Raises:
-        UserError: The threshold is out of range.
     """
 
     frequencies: Tensor
@@ -50,11 +45,9 @@ class HaltingHead(nn.Module):
         depth: Annotated[int, "[0, 1000]"] = 2,
         heads: int = 4,
         waves: int = 8,
-        threshold: float = 0.5,
+        threshold: Annotated[float, "(0, 1)"] = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 < threshold < 1:
-            raise UserError(f"length.halting.threshold={threshold}: not between 0 and 1")
         self.tokens = tokens
         self.threshold = threshold
         self.norm = nn.LayerNorm(dim)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from ..masking import prefix_mask
-from .distributions import Distribution
+from .distributions import Distribution, Share
 from .halting import HaltingHead
 
 __all__ = [
@@ -132,16 +132,11 @@ class Axis:
         distribution: Distribution of the lengths.
         granularity: One draw per "sample", per "batch" of a rank, or per "step", the same on all ranks.
         full_share: Fraction of draws replaced by the total, in [0, 1].
-
-    Raises:
-        UserError: `full_share` is outside [0, 1].
     """
 
     def __init__(
-        self, distribution: Distribution, granularity: Granularity = "sample", full_share: float = 0.0
+        self, distribution: Distribution, granularity: Granularity = "sample", full_share: Share = 0.0
     ) -> None:
-        if not 0 <= full_share <= 1:
-            raise UserError(f"length: full_share={full_share} is not from 0 to 1")
         self.distribution = distribution
         self.granularity = granularity
         self.full_share = full_share
@@ -196,7 +191,7 @@ class LengthPolicy(nn.Module):
         distribution: Distribution,
         mechanism: Mechanism,
         granularity: Granularity = "sample",
-        full_share: float = 0.0,
+        full_share: Share = 0.0,
         codebooks: Axis | None = None,
         halting: HaltingHead | None = None,
     ) -> None:

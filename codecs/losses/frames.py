@@ -1,9 +1,9 @@
 """Losses of clips: image losses applied to frames, and the temporal difference."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
-
-from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
 from .contract import SignalTerm
@@ -17,15 +17,10 @@ class PerFrame(SignalTerm):
     Args:
         module: Loss of images `(n, c, h, w)`.
         frames: Number of the batch's valid frames to sample at each call; None for all.
-
-    Raises:
-        UserError: `frames` is below 1.
     """
 
-    def __init__(self, module: SignalTerm, frames: int | None = None) -> None:
+    def __init__(self, module: SignalTerm, frames: Annotated[int | None, "[1, inf)", "null takes all"] = None) -> None:
         super().__init__()
-        if frames is not None and frames < 1:
-            raise UserError(f"objective: frames={frames} should be 1 or more, or null for all")
         self.module = module
         self.frames = frames
 

@@ -7,7 +7,6 @@ Later blocks may have fewer tokens than the first (LanDiff, arXiv 2503.04606, se
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -19,7 +18,7 @@ from .contract import Decoder, Encoder, Network
 from .convolution import prepend_context
 from .register_vit import GridTable
 from .sequence import SequenceTransformer
-from .tubelet import from_tubelets, to_tubelets, tubelet
+from .tubelet import from_tubelets, to_tubelets
 
 __all__ = ["BlockQueryDecoder", "BlockQueryEncoder"]
 
@@ -32,8 +31,8 @@ class _BlockQueries(Network):
     def __init__(
         self,
         *,
-        image_size: int | Sequence[int],
-        patch: Sequence[int],
+        image_size: int | tuple[int, int],
+        patch: tuple[int, int, int],
         tokens: int,
         width: int,
         depth: Annotated[int, "[0, 1000]"],
@@ -45,14 +44,12 @@ class _BlockQueries(Network):
         shortcut: bool = False,
         later_tokens: int | None = None,
     ) -> None:
-        first, high, wide = tubelet(patch)
+        first, high, wide = patch
         height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height % high or across % wide:
             raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
-        if tokens < 1:
-            raise UserError(f"codec: tokens={tokens} should be at least 1")
-        if later_tokens is not None and not 1 <= later_tokens <= tokens:
-            raise UserError(f"codec: later_tokens={later_tokens} should be from 1 to tokens={tokens}")
+        if later_tokens is not None and later_tokens > tokens:
+            raise UserError(f"codec: later_tokens={later_tokens} should be at most tokens={tokens}")
         super().__init__(
             width=width,
             downsample=(first, high, wide),

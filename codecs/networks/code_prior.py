@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError, require_min
+from varitok import UserError
 
 __all__ = ["Prior"]
 
@@ -48,7 +48,7 @@ class Prior(nn.Module):
         window: Attention window in positions, including the current one.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: `heads` doesn't divide `width`.
     """
 
     def __init__(
@@ -60,10 +60,9 @@ class Prior(nn.Module):
         width: int = 128,
         depth: Annotated[int, "[0, 1000]"] = 3,
         heads: int = 4,
-        window: int = 128,
+        window: Annotated[int, "[2, inf)"] = 128,
     ) -> None:
         super().__init__()
-        require_min({"prior.heads": (heads, 1), "prior.depth": (depth, 0), "prior.window": (window, 2)})
         if width % heads:
             raise UserError(f"prior.width={width}: must be a multiple of prior.heads={heads}")
         self.sizes = tuple(sizes)

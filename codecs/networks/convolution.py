@@ -44,11 +44,11 @@ def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """Return one value per axis, repeating a single one.
 
     Raises:
-        UserError: The number of values isn't 1 or `dims`, or a value is below 1.
+        UserError: The number of values isn't 1 or `dims`.
     """
     values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) != dims or min(values) < 1:
-        raise UserError(f"convolution: {value!r} should be 1 or {dims} whole numbers, each at least 1")
+    if len(values) != dims:
+        raise UserError(f"convolution: {value!r} should be 1 or {dims} whole numbers")
     return values
 
 

@@ -106,29 +106,21 @@ class FocalSequence(nn.Module):
 
     Attributes:
         context: Earlier steps on which a step depends if causal, else 0.
-
-    Raises:
-        UserError: A size is out of range.
     """
 
     def __init__(
         self,
         width: int,
-        depth: Annotated[int, "[0, 1000]"],
+        depth: Annotated[int, "[1, 1000]"],
         hidden: int | None = None,
         window: int = 7,
         levels: Annotated[int, "[1, 1000]"] = 2,
-        growth: int = 2,
+        growth: Annotated[int, "[0, inf)"] = 2,
         layer_scale: float = 1.0,
         causal: bool = False,
         span: int = 512,
     ) -> None:
         super().__init__()
-        if min(width, depth, window, levels, span) < 1 or growth < 0:
-            raise UserError(
-                f"focal: width={width}, depth={depth}, window={window}, levels={levels} and span={span} should be at "
-                f"least 1, and growth={growth} at least 0"
-            )
         self.width = width
         self.causal = causal
         each = sum(window + growth * level - 1 for level in range(levels)) + span - 1
@@ -186,7 +178,7 @@ class _FocalCodec(Network):
         activation: str,
         causal: bool,
     ) -> None:
-        if len(widths) != len(strides) or not widths or min(strides) < 1:
+        if len(widths) != len(strides) or not widths:
             raise UserError(f"focal: {len(widths)} widths and {len(strides)} strides: give as many, at least one")
         if causal and not outside.causal:
             raise UserError(f"focal: a causal codec needs a causal {type(outside).__name__}")

@@ -109,8 +109,6 @@ class MelDecoder(Precise, Decoder):
     ) -> None:
         if window % hop_length:
             raise UserError(f"mel: window={window} should be a multiple of hop_length={hop_length}")
-        if iterations < 0 or not 0 <= momentum < 1:
-            raise UserError(f"mel: iterations={iterations} should be at least 0, and momentum={momentum} in [0, 1)")
         super().__init__(width=bands, downsample=(hop_length,), channels=1, direct=True)
         self.rate = hop_length
         self.iterations = iterations

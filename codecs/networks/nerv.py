@@ -32,7 +32,7 @@ class NeRV(Decoder):
         kernel: Kernel size of the separable convolutions, odd.
 
     Raises:
-        UserError: A number is out of range, or the strides don't divide a side.
+        UserError: Strides and widths differ in number, or the strides don't divide a side.
     """
 
     encodings: Tensor
@@ -40,7 +40,7 @@ class NeRV(Decoder):
     def __init__(
         self,
         frames: int,
-        image_size: int | Sequence[int],
+        image_size: int | tuple[int, int],
         strides: Sequence[int],
         widths: Sequence[int],
         stem: int = 16,
@@ -51,8 +51,8 @@ class NeRV(Decoder):
     ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         step = math.prod(strides)
-        if len(strides) != len(widths) or min([frames, stem, hidden, levels, *strides, *widths], default=0) < 1:
-            raise UserError("codec.decoder: give as many strides as widths, and all numbers at least 1")
+        if not strides or len(strides) != len(widths):
+            raise UserError("codec.decoder: give as many strides as widths, at least one")
         if height % step or width % step:
             raise UserError(
                 f"codec.decoder.strides={list(strides)}: their product, {step}, should divide the frames' sides,"

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from varitok import UserError
-
 __all__ = ["RunLength", "changed_tokens"]
 
 LONGEST = 16  # maximum run length of the embedding; longer runs share its last entry
@@ -47,15 +45,10 @@ class RunLength(nn.Module):
     Attributes:
         packs: Whether kept tokens are packed into a shorter sequence, which saves time. Otherwise dropped tokens stay,
             masked, with the same result: graphs with data-dependent sizes can't be exported.
-
-    Raises:
-        UserError: The threshold isn't above 0.
     """
 
     def __init__(self, width: int, threshold: float) -> None:
         super().__init__()
-        if not threshold > 0:
-            raise UserError(f"codec.encoder.run_length={threshold}: must be above 0")
         self.threshold = threshold
         self.packs = True
         self.obstacle = "run lengths depend on the frames before"

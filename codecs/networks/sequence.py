@@ -133,8 +133,6 @@ class SequenceTransformer(nn.Module):
             raise UserError(f"transformer: axes={axes} should be 1 for sequences, or 3 for frames")
         if width % (2 * heads):
             raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
-        if window is not None and window < 1:
-            raise UserError(f"transformer: window={window} should be at least 1")
         self.width = width
         self.axes = axes
         self.causal = causal

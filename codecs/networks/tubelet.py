@@ -4,7 +4,6 @@ A tubelet is a box of frames, rows and columns. A linear layer embeds it as a to
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -17,21 +16,9 @@ from .convolution import along_first, at_rate, zero_invalid
 from .run_length import RunLength, changed_tokens
 from .sequence import SequenceTransformer
 
-__all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets", "tubelet"]
+__all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets"]
 
 Attention = Literal["block", "axial"]
-
-
-def tubelet(patch: Sequence[int]) -> tuple[int, int, int]:
-    """Return the frames, rows and columns of a tubelet as a checked tuple.
-
-    Raises:
-        UserError: They are not three numbers of at least 1.
-    """
-    if len(patch) != 3 or min(patch) < 1:
-        raise UserError(f"codec: patch={list(patch)} should be frames, rows and columns, each at least 1")
-    first, second, third = patch
-    return first, second, third
 
 
 def to_tubelets(signal: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -153,7 +140,7 @@ class TubeletEncoder(Encoder):
         self,
         *,
         width: int,
-        patch: Sequence[int],
+        patch: tuple[int, int, int],
         base: int = 768,
         depth: Annotated[int, "[0, 1000]"] = 12,
         heads: int = 12,
@@ -162,11 +149,11 @@ class TubeletEncoder(Encoder):
         window: int | None = None,
         causal: bool = True,
         channels: int = 3,
-        run_length: float | None = None,
+        run_length: Annotated[float | None, "(0, inf)", "null drops none"] = None,
     ) -> None:
         if run_length is not None and attention != "block":
             raise UserError("codec.encoder.run_length: only attention=block can drop tokens")
-        hop = tubelet(patch)
+        hop = (patch[0], patch[1], patch[2])
         super().__init__(
             width=width, downsample=hop, channels=channels, causal=causal, causal_pad=hop[0] - 1 if causal else 0
         )
@@ -207,7 +194,7 @@ class TubeletDecoder(Decoder):
         self,
         *,
         width: int,
-        patch: Sequence[int],
+        patch: tuple[int, int, int],
         base: int = 768,
         depth: Annotated[int, "[0, 1000]"] = 12,
         heads: int = 12,
@@ -217,7 +204,7 @@ class TubeletDecoder(Decoder):
         causal: bool = True,
         channels: int = 3,
     ) -> None:
-        hop = tubelet(patch)
+        hop = (patch[0], patch[1], patch[2])
         super().__init__(
             width=width, downsample=hop, channels=channels, causal=causal, causal_pad=hop[0] - 1 if causal else 0
         )

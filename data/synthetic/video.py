@@ -82,8 +82,10 @@ class Scenes(DeadLeaves):
     def __getitem__(self, key: Key) -> Tensor:
         """Generate the clip of `(epoch, index)`: uint8 `(3, frames, image_size, image_size)`."""
         leaves, motion = self.draw(key)
-        clip = np.stack([self._frame(leaves, motion, number) for number in range(self.frames)], axis=1)
-        return torch.from_numpy(np.rint(clip).astype(np.uint8))
+        clip = np.empty((3, self.frames, self.image_size, self.image_size), np.uint8)
+        for number in range(self.frames):
+            clip[:, number] = np.rint(self._frame(leaves, motion, number))
+        return torch.from_numpy(clip)
 
     def draw(self, key: Key) -> tuple[Leaves, Motion]:
         """Draw the leaves of a clip in its first frame, and their motion."""

@@ -6,12 +6,14 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from varitok import UserError, progress, require_min
+from varitok import UserError, progress
+from varitok.codecs.conversion import RANGES, convert
 from varitok.codecs.evaluation.evaluate import versions
 from varitok.codecs.evaluation.figure import draw_curves
 from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
@@ -72,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> None:
     """Run the comparison; write tables and figures, and print the Bjontegaard rates."""
-    given = {"--limit": (options.limit, 1), "--seconds": (options.seconds, 0.01), "--side": (options.side, 8)}
-    require_min({name: (value, least) for name, (value, least) in given.items() if value is not None})
+    convert(options.limit, int | None, "--limit", RANGES)
+    convert(options.seconds, Annotated[float | None, "[0.01, inf)"], "--seconds")
+    convert(options.side, Annotated[int, "[8, inf)"], "--side")
     bundle = load(options.bundle)
     if not isinstance(bundle, Bundle) or bundle.modality not in CLASSICAL:
         raise UserError(f"{options.bundle}: there are no classical codecs for its signals")

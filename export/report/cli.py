@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from varitok import UserError, progress, require_min
+from varitok import UserError, progress
+from varitok.codecs.conversion import RANGES, convert
 
 from .classics import read_classics
 from .live.page import write_live
@@ -20,7 +22,8 @@ def main(words: Sequence[str]) -> None:
     if options.live:
         _live(options)
         return
-    require_min({"--count": (options.count, 1), "--seconds": (options.seconds, 0.1)})
+    convert(options.count, int, "--count", RANGES)
+    convert(options.seconds, Annotated[float, "[0.1, inf)"], "--seconds")
     source = Source(options.data, options.files, options.count, options.seconds)
     classics = [read_classics(path) for path in options.classic]
     subjects = [open_subject(path, source) for path in progress(options.subjects, len(options.subjects), "shown")]

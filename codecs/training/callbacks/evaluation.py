@@ -34,7 +34,7 @@ class Evaluation(Periodic):
     """
 
     def __init__(self, every: int, metrics: Sequence[str] | None = None, keeps: Sequence[int] | None = None) -> None:
-        super().__init__(every, "evaluation")
+        super().__init__(every)
         self.metrics = metrics
         self.keeps = keeps
 

@@ -4,8 +4,6 @@ from abc import abstractmethod
 
 import pytorch_lightning as pl
 
-from varitok import require_min
-
 from ..base import Training
 
 __all__ = ["Periodic"]
@@ -16,11 +14,9 @@ class Periodic(pl.Callback):
 
     Args:
         every: Updates between two actions.
-        name: Name of the callback in the configuration, for error messages.
     """
 
-    def __init__(self, every: int, name: str) -> None:
-        require_min({f"callbacks.{name}.every": (every, 1)})
+    def __init__(self, every: int) -> None:
         self.every = every
 
     @abstractmethod

@@ -37,7 +37,7 @@ class PriorBits(Periodic):
     """
 
     def __init__(self, every: int, keeps: Sequence[int] | None = None) -> None:
-        super().__init__(every, "evaluation")
+        super().__init__(every)
         self.keeps = keeps
 
     @torch.inference_mode()

@@ -94,7 +94,7 @@ class Samples(Periodic):
     """
 
     def __init__(self, every: int, count: int = 8, scale: int = 1, keeps: list[int] | None = None) -> None:
-        super().__init__(every, "samples")
+        super().__init__(every)
         self.count = count
         self.scale = scale
         self.keeps = keeps

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from varitok import UserError, require_min
+from varitok import UserError
 
+from ...conversion import RANGES, convert
 from .figure import draw_parallel
 from .results import read_results
 from .search import Search
@@ -26,15 +27,15 @@ def main(words: Sequence[str]) -> None:
     if options.summary:
         _summarise(options.summary, options)
         return
-    require_min({"--jobs": (options.jobs, 1)})
+    convert(options.jobs, int, "--jobs", RANGES)
     given = dict(word.partition("=")[::2] for word in options.words)
     if wrong := [word for word in options.words if not word.partition("=")[2]]:
         raise UserError(f"{wrong[0]}: can't be read; give KEY=VALUE")
     sweep = read_sweep(options.file)
+    convert(options.trials, int | None, "--trials", RANGES)
     trials = options.trials or sweep.trials or (len(sweep.grid()) if sweep.method == "grid" else None)
     if trials is None:
         raise UserError(f"{options.file}: has no run_cap; give --trials")
-    require_min({"--trials": (trials, 1)})
     folder = options.out or Path("runs", "sweep", options.file.stem)
     search = Search(sweep, folder, given, options.jobs)
     try:

@@ -227,7 +227,7 @@ def test_the_command_measures_all_of_a_test_set(run: Path) -> None:
         (["--metrics", "pnsr"], "metric 'pnsr' is unknown"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--device", "warp"], "--device warp"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size=0: must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(words: list[str], message: str, run: Path) -> None:

@@ -147,7 +147,6 @@ def test_training_with_drawn_bits_reaches_every_weight():
     [
         ({"image_size": 18}, r"strides=\[2, 2\]: their product, 4, should divide the frames' sides, 18 x 18"),
         ({"widths": [4]}, "as many strides as widths"),
-        ({"frames": 0}, "all numbers at least 1"),
     ],
 )
 def test_a_network_that_cannot_be_is_told(wrong, told):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from varitok import UserError
 from varitok.codecs.lengths.distributions import Uniform
 from varitok.codecs.lengths.halting import HaltingHead
 from varitok.codecs.lengths.policy import Axis, LengthPolicy, Truncate
@@ -59,12 +58,6 @@ def test_counts_up_to_the_first_that_halts():
     assert head.lengths(torch.zeros(4, 5, DIM), torch.zeros(4)).tolist() == [2, 1, 5, 1]
     head.threshold = 0.9
     assert head.lengths(torch.zeros(4, 5, DIM), torch.zeros(4)).tolist() == [5, 5, 5, 5]
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_threshold_is_a_probability(threshold):
-    with pytest.raises(UserError, match="threshold"):
-        HaltingHead(DIM, N, threshold=threshold)
 
 
 def test_loss_is_least_where_the_head_is_right_and_leaves_out_what_does_not_count():

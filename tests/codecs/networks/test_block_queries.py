@@ -108,7 +108,7 @@ def test_wrong_codes_are_told(codes, size):
         tiny().decode(torch.zeros(codes, dtype=torch.int64), size)
 
 
-@pytest.mark.parametrize("change", [{"patch": [4, 8]}, {"patch": [4, 5, 8]}, {"tokens": 0}, {"heads": 5}])
+@pytest.mark.parametrize("change", [{"patch": [4, 5, 8]}, {"later_tokens": TOKENS + 1}, {"heads": 5}])
 def test_sizes_that_do_not_fit_are_told(change):
     with pytest.raises(UserError):
         BlockQueryEncoder(**FORM | change)

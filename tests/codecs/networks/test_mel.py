@@ -144,10 +144,9 @@ def test_autocast_changes_nothing() -> None:
         torch.testing.assert_close(paint(decoder, latents), paint(pair()[1], latents), **CLOSE)
 
 
-@pytest.mark.parametrize("change", [{"levels": 1}, {"smallest": 2.0}], ids=str)
-def test_levels_that_do_not_rise_are_refused(change: dict[str, float]) -> None:
+def test_levels_that_do_not_rise_are_refused() -> None:
     with pytest.raises(UserError):
-        UniformBins(**{"dim": 3} | change)  # type: ignore[arg-type]
+        UniformBins(3, smallest=2.0)
 
 
 def test_bands_of_another_number_are_refused() -> None:
@@ -166,11 +165,7 @@ def test_silence_is_finite() -> None:
     assert codec.decode(codec.encode(torch.zeros(1, 1, 1600))).abs().max() < 0.02
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"window": 81}, {"window": 70}, {"iterations": -1}, {"momentum": 1.0}],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [{"window": 81}, {"window": 70}], ids=str)
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(UserError):
         MelDecoder(**SMALL | change)  # type: ignore[arg-type]

@@ -143,7 +143,6 @@ def test_middles_script(kind: str) -> None:
     ("make", "told"),
     [
         (lambda: SequenceTransformer(6, 1, 2), "width=6"),
-        (lambda: SequenceTransformer(8, 1, 2, window=0), "window=0"),
         (lambda: Recurrent(5, 1, bidirectional=True), "width=5"),
         (lambda: PatchEncoder(**(PLAIN | {"depths": [1]})), "2 strides and 1 depths"),
         (lambda: PatchDecoder(**(PLAIN | {"depths": [], "strides": []})), "at least one"),

@@ -180,7 +180,6 @@ def test_a_window_is_needed_to_go_chunk_by_chunk():
         (lambda: _factored(strides=[2], multipliers=[1]), "1 strides need 2 multipliers, not 1"),
         (lambda: _factored(**SPLIT, units="other"), "units='other' should be one of split, factorized, joint"),
         (lambda: _tubelet(attention="other"), "attention='other' should be block or axial"),
-        (lambda: _tubelet(patch=(2, 0, 4)), r"patch=\[2, 0, 4\] should be frames, rows and columns"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make, message):

@@ -1,6 +1,8 @@
 """A run is built from any numbers, or a line says which is wrong."""
 
+import copy
 import math
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,12 +13,16 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.codecs.training.config.compose import check
 from varitok.codecs.training.run import build_run
 
 from ...composing import composed
-from ..examples import TINY_CLIP, TINY_RUN, TINY_SOUND
+from ..examples import CONFIGS, SMALLER, TINY_CLIP, TINY_RUN, TINY_SOUND
 
+EMBEDDED = CONFIGS.parent / "data" / "embedded"
+REST = {"data": ["codec=vidtok_small", "length=full"], "objective": ["data=voices", "codec=seanet"]}
+GIVEN = {"downsample": 4, "causal_pad": 3, "download": False}
 DEMOS = {"image": [*TINY_RUN, "export=none"], "audio": TINY_SOUND, "video": TINY_CLIP}
 EXTREMES = (-1, 0, None, math.inf, math.nan, 1e15)  # the last is more than any address space
 
@@ -67,9 +73,64 @@ def test_every_number_builds_or_is_refused_in_a_line(modality: str) -> None:
             _is_built_or_refused(modality, path, value)
 
 
+@cache
+def _option(group: str, name: str) -> Any:
+    """Compose an option of a group, as plain containers with nothing missing."""
+    smaller = SMALLER.get(name, []) if group == "bottleneck" else []
+    words = [*REST.get(group, []), f"{group}={name}", *(f"{group}.{word}" for word in smaller)]
+    config = OmegaConf.select(composed(*words), group.replace("/", "."))
+    node = config.get("clips", config) if "features" in config._target_ else config
+    node.update({key: value for key, value in GIVEN.items() if key in node})
+    kind = "speech" if "audio" in node._target_ else "photos" if "images" in node._target_ else "clips"
+    for key in ("root", "roots", "clips", "images"):
+        if OmegaConf.is_missing(node, key):
+            folder = str(EMBEDDED / kind / ("00.mp4" if name == "single_clip" else ""))
+            node.update({"roots": {"a": folder}, "weights": {"a": 1.0}} if key == "roots" else {key: folder})
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+OPTIONS = [
+    (group, path.stem)
+    for group in ("bottleneck", "codec/perturbation", "data", "length", "objective")
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+    if path.stem not in ("none", "feature_videos")
+]
+
+
+def _is_taken_or_refused(group: str, name: str, path: tuple[Any, ...], value: float | None) -> None:
+    plain = node = copy.deepcopy(_option(group, name))
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    try:
+        build(OmegaConf.create({group: plain})[group])
+    except UserError as told:
+        assert len(str(told).splitlines()) == 1 and "HYDRA_FULL_ERROR" not in str(told), told
+
+
+@settings(max_examples=6)  # the slow test below draws all
+@given(option=st.sampled_from(OPTIONS), value=st.sampled_from(EXTREMES), draw=st.data())
+def test_a_number_of_an_option_is_taken_or_refused(
+    option: tuple[str, str], value: float | None, draw: st.DataObject
+) -> None:
+    _is_taken_or_refused(*option, draw.draw(st.sampled_from(_numbers(_option(*option)))), value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS, ids="=".join)
+def test_every_number_of_an_option_is_taken_or_refused(option: tuple[str, str]) -> None:
+    for key in _numbers(_option(*option)):
+        for value in EXTREMES:
+            _is_taken_or_refused(*option, key, value)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("bottleneck.levels=[8,2]", "bottleneck.levels[1]=2: must be at least 3"),
+        ("data.image_size=4", "data.image_size=4: must be at least 8"),
+        ("length.full_share=1.5", "length.full_share=1.5: must be at least 0 and at most 1"),
         ("optim.clip=-1", "optim.clip=-1: must be above 0; inf doesn't clip"),
         ("optim.clip=0", "optim.clip=0: must be above 0; inf doesn't clip"),
         ("optim.clip=null", "optim.clip: expected a number, got None; inf doesn't clip"),

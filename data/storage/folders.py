@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from heapq import heappop, heappush
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
@@ -18,17 +18,19 @@ class FolderFiles(NamedTuple):
     Attributes:
         files: Their paths, sorted.
         skipped: Number of skipped entries by reason; a suffix is a reason.
+        linked: Real paths of the files that were reached through a link, by their paths.
     """
 
     files: list[Path]
     skipped: Counter[str]
+    linked: dict[Path, str]
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
     """Find the regular files with given suffixes at any depth of a folder.
 
-    Hidden files and folders are skipped. Linked folders are searched after all others, each once; one that contains
-    the link or `folder` is a loop and is skipped.
+    Hidden files and folders are skipped. Links are followed after all else, and lead to each file and folder once; one
+    to a folder that contains it or `folder` is a loop and is skipped.
 
     Args:
         folder: An existing folder.
@@ -36,10 +38,35 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
     """
     files: list[Path] = []
     skipped = Counter[str]()
+    linked: dict[Path, str] = {}
+    links: list[Path] = []
+    for found, real, through_link in _walk(folder, suffixes, skipped):
+        path = Path(found.path)
+        (links if found.is_symlink() else files).append(path)
+        if through_link:
+            linked[path] = os.path.join(real, found.name)
+    root = os.path.realpath(folder)
+    own = {linked.get(file) or os.path.join(root, file.relative_to(folder)) for file in files if links}
+    for link in sorted(links):
+        real = os.path.realpath(link)
+        if real in own:
+            skipped["linked again"] += 1
+        else:
+            own.add(real)
+            files.append(link)
+            linked[link] = real
+    return FolderFiles(sorted(files), skipped, linked)
+
+
+def _walk(
+    folder: Path, suffixes: Collection[str], skipped: Counter[str]
+) -> Iterator[tuple[os.DirEntry[str], str, bool]]:
+    """Yield each file, the real path of its folder, and whether a link to a folder led there; count skipped entries."""
     root = os.path.realpath(folder)
     waiting = [(str(folder), root)]  # path below `folder`, and the real path
     links: list[tuple[str, str]] = []  # a heap: path of the link, and real path of the folder that contains it
     searched = set[str]()
+    through_link = os.path.islink(folder)
     while waiting:
         path, real = waiting.pop()
         if real in searched:
@@ -57,7 +84,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
                 elif reason or kind:
                     skipped[reason or kind] += 1
                 else:
-                    files.append(Path(entry.path))
+                    yield entry, real, through_link
         while links and not waiting:
             path, parent = heappop(links)
             real = os.path.realpath(path)
@@ -65,7 +92,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
                 skipped["linked again"] += 1
             else:
                 waiting.append((path, real))
-    return FolderFiles(sorted(files), skipped)
+                through_link = True  # so are all that follow
 
 
 def skip_reason(name: str, suffixes: Collection[str]) -> str:

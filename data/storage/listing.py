@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeAlias
 
@@ -53,16 +54,19 @@ def list_splits(root: str | Path, val_share: Share, suffixes: Collection[str], w
         what: Noun for the files, in the singular, for the error message.
 
     Raises:
-        UserError: The folder doesn't exist, contains no such file, or its splits are ambiguous.
+        UserError: The folder doesn't exist or contains no such file, or its splits are ambiguous or share a file.
     """
     if not is_url(str(root)) and not Path(root).is_dir():
         raise UserError(f"data.root={root}: no such folder")
     parts = split_folders(root)
     folders = [_subfolder(root, part) for part in parts] if parts else [root]
     skipped = Counter[str]()
-    found = [_files(folder, suffixes, what, skipped) for folder in folders]
+    linked: dict[Path, str] = {}
+    found = [_files(folder, suffixes, what, skipped, linked) for folder in folders]
     if parts:
         splits = SplitFiles(*found)
+        if linked:
+            _require_apart(root, folders, splits, linked)
     else:
         names = [name_in(root, file) for file in found[0]]
         require_undivided(root, names)
@@ -137,7 +141,29 @@ def _subfolder(root: str | Path, name: str) -> str | Path:
     return f"{root}/{name}" if is_url(str(root)) else Path(root) / name
 
 
-def _files(folder: str | Path, suffixes: Collection[str], what: str, skipped: Counter[str]) -> Sequence[File]:
+def _require_apart(
+    root: str | Path, folders: Sequence[str | Path], splits: SplitFiles, linked: Mapping[Path, str]
+) -> None:
+    """Check that no link makes a file part of both splits."""
+    train, val = (
+        {
+            linked.get(file) or os.path.join(os.path.realpath(folder), file.relative_to(folder)): file
+            for file in files
+            if isinstance(file, Path)
+        }
+        for folder, files in zip(folders, splits, strict=True)
+    )
+    if both := sorted(train.keys() & val.keys()):
+        names = " and ".join(printable(name_in(root, split[both[0]])) for split in (train, val))
+        raise UserError(
+            f"data.root={root}: {names} are one file; remove the link, since a file in both splits is trained and"
+            " tested on"
+        )
+
+
+def _files(
+    folder: str | Path, suffixes: Collection[str], what: str, skipped: Counter[str], linked: dict[Path, str]
+) -> Sequence[File]:
     """List the files below a folder; if there are none, the members of its shards."""
 
     def wanted(name: str) -> bool:
@@ -147,8 +173,9 @@ def _files(folder: str | Path, suffixes: Collection[str], what: str, skipped: Co
 
     files: Sequence[File] = []
     if not is_url(str(folder)):
-        files, others = find_files(Path(folder), suffixes)
+        files, others, links = find_files(Path(folder), suffixes)
         skipped.update(others)
+        linked |= links
     files = files or open_shards(folder, wanted)
     if not files:
         looked = f"(looked for {' '.join(suffixes)})"

@@ -40,7 +40,7 @@ def files_of(bundle: Bundle, paths: Sequence[Path], option: str) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{option} {path}: no such file or folder")
-        files, others = find_files(path, suffixes) if path.is_dir() else ([path], {})
+        files, others = find_files(path, suffixes)[:2] if path.is_dir() else ([path], {})
         found += files
         skipped.update(others)
     mine = list(dict.fromkeys(path for path in found if path.suffix.lower() in suffixes and path.is_file()))

@@ -44,7 +44,7 @@ def make(top: Path, entries: list[tuple[str, str, str | None]]) -> Path:
 
 
 def walk(folder: Path, root: Path, searched: set[Path]) -> Iterator[Path]:
-    """Yield the regular files that a search should reach, by their real paths or the paths of links to files."""
+    """Yield the real paths of the regular files that a search should reach."""
     if folder in searched:
         return
     searched.add(folder)
@@ -57,7 +57,7 @@ def walk(folder: Path, root: Path, searched: set[Path]) -> Iterator[Path]:
                 if not (path.is_symlink() and any(inside.is_relative_to(real) for inside in (folder, root))):
                     yield from walk(real, root, searched)
             elif path.is_file() and path.suffix.lower() in SUFFIXES:
-                yield path
+                yield real
 
 
 @settings(deadline=None, max_examples=25)
@@ -65,18 +65,20 @@ def walk(folder: Path, root: Path, searched: set[Path]) -> Iterator[Path]:
 def test_each_regular_file_that_can_be_seen_is_found_once(entries):
     with tempfile.TemporaryDirectory() as top:
         root = make(Path(top).resolve(), entries)
-        files, skipped = find_files(root, SUFFIXES)
+        files, skipped, linked = find_files(root, SUFFIXES)
         assert files == sorted(files)
-        found = [path.parent.resolve() / path.name for path in files]
-        assert sorted(found) == sorted(walk(root, root, set()))
+        found = [path.resolve() for path in files]
+        assert sorted(found) == sorted({*walk(root, root, set())})
+        assert linked == {path: str(path.resolve()) for path in files if path != path.resolve()}
         assert all(path.is_file() for path in files)
         assert not any(part.startswith(".") for path in files for part in path.relative_to(root).parts)
         unlinked = [Path(at, name) for at, _, names in os.walk(root) for name in names]
-        assert {path for path in unlinked if path in files} == {
+        assert {path for path in unlinked if path in files and not path.is_symlink()} == {
             path
             for path in unlinked
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
+            and not path.is_symlink()
             and not any(part.startswith(".") for part in path.relative_to(root).parts)
         }, "files below no link keep their own paths"
         assert not skipped or describe_skipped(skipped).startswith("; skipped ")
@@ -91,13 +93,19 @@ def test_entries_are_counted_by_the_reason_why_they_are_skipped(tmp_path):
         ("file", "other/linked.jpg", None),
         *[("link", f"root/{name}", "other") for name in ("one", "two")],
         *[("link", f"root/{name}", target) for name, target in (("up", "."), ("self", "root/self"), ("off", "gone"))],
-        ("link", "root/z.jpg", "other/linked.jpg"),
+        ("link", "root/y.jpg", "other/linked.jpg"),
+        ("file", "elsewhere.jpg", None),
+        *[("link", f"root/{name}.jpg", "elsewhere.jpg") for name in ("z", "zz")],
     ]
     root = make(tmp_path, entries)
-    files, skipped = find_files(root, SUFFIXES)
+    files, skipped, linked = find_files(root, SUFFIXES)
     names = ["folder.jpg/in.jpg", "one/linked.jpg", "x.jpg", "z.jpg"]
+    assert linked == {
+        root / "one/linked.jpg": str(tmp_path / "other/linked.jpg"),
+        root / "z.jpg": str(tmp_path / "elsewhere.jpg"),
+    }
     assert [path.relative_to(root).as_posix() for path in files] == names
-    assert skipped == {".txt": 2, "hidden": 2, "linked again": 2, "without a suffix": 3, "special": 1}
+    assert skipped == {".txt": 2, "hidden": 2, "linked again": 4, "without a suffix": 3, "special": 1}
 
 
 def test_a_folder_whose_own_name_is_hidden_or_linked_is_searched(tmp_path):
@@ -121,7 +129,7 @@ def test_a_folder_that_can_not_be_read_is_counted(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert find_files(root, SUFFIXES) == ([root / "b" / "x.png"], {"unreadable": 1})
+    assert find_files(root, SUFFIXES) == ([root / "b" / "x.png"], {"unreadable": 1}, {})
 
 
 @pytest.mark.parametrize(

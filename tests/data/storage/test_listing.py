@@ -134,6 +134,23 @@ def test_a_subfolder_alone_is_a_folder_like_any_other(tmp_path, name):
     assert len(_splits(tmp_path)[1]) == 2
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "told"),
+    [
+        ("train/a/b.wav", "test/x.wav", "train/a/b.wav and test/x.wav"),
+        ("train/a/b", "test", "train/a/b/x.wav and test/x.wav"),
+        ("test/z.wav", "train/y.wav", "train/y.wav and test/z.wav"),
+    ],
+)
+def test_a_link_from_one_split_into_the_other_is_refused(tmp_path, link, target, told):
+    _fill(tmp_path, "train/y.wav", "train/a/c.wav", "test/x.wav", "elsewhere/d.wav")
+    (tmp_path / "train/d.wav").symlink_to(tmp_path / "elsewhere/d.wav")
+    assert _splits(tmp_path) == (["train/a/c.wav", "train/d.wav", "train/y.wav"], ["test/x.wav"])
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=f"^[^\n]*: {told} are one file; remove the link, [^\n]*$"):
+        _splits(tmp_path)
+
+
 def test_one_file_is_both_splits(tmp_path):
     _fill(tmp_path, "a.wav")
     assert _splits(tmp_path) == (["a.wav"], ["a.wav"])

@@ -88,6 +88,7 @@ def log_cost(run: Run, folder: str, steps: int = 2000) -> float:
     run.module.record.every = 50
     run.module.on_fit_start()
     run.module._trainer = run.trainer
+    run.trainer.datamodule = run.data
     run.trainer.strategy.optimizers = [torch.optim.SGD(run.module.codec.parameters(), 0.1)]
     run.trainer.optimizers[0].param_groups[0]["initial_lr"] = 0.1
     run.trainer.loggers = [CsvLog(folder, "benchmark")]

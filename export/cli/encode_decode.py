@@ -97,7 +97,8 @@ def destinations(found: Mapping[Path, Path], out: Path | None, suffix: str) -> l
     """Pair each file with its output: `x.jpg` with `x.vtk`, beside it or in the folder `out`.
 
     Files that would share an output, such as `x.jpg` and `x.png`, have `x.jpg.vtk` and `x.png.vtk`. So has a file
-    whose output would replace a given file. Outputs that are equal even so are numbered, `x.jpg_2.vtk`.
+    whose output would replace a given file, and a container beside a file that would be decoded over: `x.vtk.png`.
+    Outputs that are equal even so are numbered, `x.jpg_2.vtk`.
 
     Args:
         found: Paths of the files, and their paths below the given folders, which `out` keeps.
@@ -118,6 +119,8 @@ def destinations(found: Mapping[Path, Path], out: Path | None, suffix: str) -> l
     places = {path: out / inside if out else path for path, inside in found.items() if path not in streams}
     whole = {path: place.with_name(place.name + suffix) for path, place in places.items()}
     chosen, before = {path: place.with_suffix(suffix) for path, place in places.items()}, dict[Path, Path]()
+    if out is None and suffix != SUFFIX:
+        chosen = {path: whole[path] if goes.exists() else goes for path, goes in chosen.items()}
     given = [_identity(path) for path in places]
     while chosen != before:
         before, uses = chosen, Counter([*given, *map(_identity, chosen.values())])

@@ -314,6 +314,18 @@ def test_each_file_has_an_output_of_its_own(found, out):
         assert outputs == short
 
 
+def test_a_decoded_file_does_not_replace_the_original_beside_its_container(tmp_path):
+    for name in ("a.vtk", "a.png", "b.vtk", "c.png"):
+        (tmp_path / name).touch()
+    found = {tmp_path / "a.vtk": Path("a.vtk"), tmp_path / "b.vtk": Path("b.vtk")}
+    for _ in range(2):
+        assert [goes.name for _, goes in destinations(found, None, ".png")] == ["a.vtk.png", "b.png"]
+        (tmp_path / "a.vtk.png").touch()  # an earlier output, which is replaced
+    again = {tmp_path / "c.png": Path("c.png"), tmp_path / "a.png": Path("a.png")}
+    assert [goes.name for _, goes in destinations(again, None, ".vtk")] == ["c.vtk", "a.vtk"]
+    assert [goes.name for _, goes in destinations(found, tmp_path, ".png")] == ["a.png", "b.png"]
+
+
 @pytest.mark.slow
 def test_a_clip_comes_back_with_its_frames_and_rate(tmp_path, capsys):
     export_bundle(clip_codec().eval(), tmp_path / "bundle", formats=["onnx"], streaming=False)

@@ -7,11 +7,7 @@ import torch
 from PIL import Image
 
 from varitok import UserError
-<<<<<<< HEAD
-=======
 from varitok.codecs.build import build
-from varitok.data.batch import BadSample
->>>>>>> acca5ec (Check data's numbers by annotations alone)
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.video import clips_and_images, kinetics, ucf101, video_folder
 from varitok.data.decoding.errors import BadSample

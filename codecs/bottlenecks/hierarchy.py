@@ -57,7 +57,7 @@ class _FrozenHierarchy(FrozenCodebooks):
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         steps, count = codes.shape[2], self.groups[-1]
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=codes.device)
         begin = 0
         for index, level in enumerate(self.levels):
             groups = self.groups[index]

@@ -53,7 +53,7 @@ class _FrozenMultiRate(FrozenComposite):
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=codes.device)
         for index, part in enumerate(self.parts):
             stride = self.strides[index]
             coarse = part.decode_kept(codes[:, :, ::stride], kept)  # type: ignore[operator]

@@ -183,7 +183,7 @@ class _FrozenSplit(FrozenComposite):
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=codes.device)
         for part, project in zip(self.parts, self.project_out):  # noqa: B905
             total = total + project(part.decode_kept(codes, kept))  # type: ignore[operator]
         return total

@@ -76,7 +76,7 @@ class PriorBits(Periodic):
 def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
     """Return float64 `(4,)`: number of signals, and their codes' bits packed, by order 0 and by the prior."""
     if not len(batch.signal):
-        return torch.zeros(4)
+        return torch.zeros(4, dtype=torch.float64, device=module.device)
     signal = normalize(batch.signal.to(module.device))
     rows = module.source.rows(signal, batch.lengths.to(module.device), kept)
     nats = module.evaluated.nats(rows.contexts, rows.row)[rows.valid].double().sum()

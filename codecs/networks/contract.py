@@ -7,9 +7,10 @@ own ordered tokens: the latents are `(b * blocks, n, width)`.
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Encoder", "Network"]
+__all__ = ["Decoder", "Encoder", "Network", "Precise"]
 
 
 class Network(nn.Module, ABC):
@@ -89,3 +90,26 @@ class Decoder(Network):
             grid: Steps of each axis. With ordered latents, rows and columns may be omitted: those of training.
             memory: State of earlier chunks; see `codecs/streaming.py`.
         """
+
+
+class Precise(Network):
+    """Base class of networks that compute in float32 even under autocast, which TorchScript lacks."""
+
+    @abstractmethod
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Compute the output from float32 `x`."""
+
+    def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Call `compute` with autocast disabled; `mask` is bool, `memory` the state of earlier chunks."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            y: Tensor = self.compute(x, mask, memory)
+        else:
+            y = self._eager(x, mask, memory)
+        return y
+
+    @torch.jit.unused
+    def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):  # export doesn't support the block below
+            return self.compute(x, mask, memory)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.compute(x.float(), mask, memory)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .activations import Activation
-from .contract import Decoder, Encoder
+from .contract import Decoder, Encoder, Precise
 from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, stage_sizes, zero_invalid
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
@@ -216,7 +216,7 @@ class ConvEncoder(Encoder):
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class ConvDecoder(Decoder):
+class ConvDecoder(Precise, Decoder):
     """Convolutional decoder, the mirror of `ConvEncoder`: each axis has exactly `steps * downsample` samples.
 
     The other arguments are the encoder's. `strides` are in the encoder's order: the last acts first.
@@ -302,5 +302,10 @@ class ConvDecoder(Decoder):
             wide = at_rate(mask, rate, self.dims)
             x = stage(x, here, wide, memory)
             here = wide
-        x = self.last(self.act(x, here), here, memory)
-        return zero_invalid(torch.tanh(x) if self.tanh else x, here)
+        # A bfloat16 waveform would have 55 dB of noise, which spectral losses and discriminators hear.
+        return self.precisely(x, here, memory) if self.dims == 1 else self.compute(x, here, memory)
+
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Return the signal, given the last stage's output."""
+        x = self.last(self.act(x, mask), mask, memory)
+        return zero_invalid(torch.tanh(x) if self.tanh else x, mask)

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .contract import Decoder, Encoder
+from .contract import Decoder, Encoder, Precise
 from .convolution import at_rate, zero_invalid
-from .stft import STFT, Precise, mel_bank
+from .stft import STFT, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from varitok import UserError
 
 from .attention import Attention
-from .contract import Decoder, Encoder, Network
+from .contract import Decoder, Encoder, Network, Precise
 from .convolution import Convolution, TransposedConvolution, at_rate, prepend_context, zero_invalid
 from .lstm import LSTM
 
@@ -344,7 +344,7 @@ class PatchEncoder(_PatchCodec, Encoder):
         return latents
 
 
-class PatchDecoder(_PatchCodec, Decoder):
+class PatchDecoder(_PatchCodec, Precise, Decoder):
     """Decoder of audio by transformers over patches: the mirror of `PatchEncoder`, with the same arguments.
 
     Strides and depths are in the encoder's order. If causal, sample i depends on latents up to `i // downsample` only.
@@ -362,6 +362,9 @@ class PatchDecoder(_PatchCodec, Decoder):
             before = at_rate(mask, rate, 1)
             rate = rate * self.strides[level]
             x = stage(x, before, at_rate(mask, rate, 1), memory)
+        return self.precisely(x, at_rate(mask, self.rate, 1), memory)
+
+    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Return the signal, given the last stage's output `(b, n, d)`."""
         patches = self.out(x).reshape(x.shape[0], x.shape[1], self.channels, self.patch)
-        # (b, n, c, patch) -> (b, c, n * patch)
-        return zero_invalid(patches.transpose(1, 2).flatten(2), at_rate(mask, self.rate, 1))
+        return zero_invalid(patches.transpose(1, 2).flatten(2), mask)  # (b, n, c, patch) -> (b, c, n * patch)

@@ -6,7 +6,6 @@ format supports: `STFT` is a convolution with the windowed Fourier basis, `ISTFT
 
 import math
 import warnings
-from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from torchaudio.functional import melscale_fbanks
 from varitok import UserError
 
 from ..masking import prefix_mask
-from .contract import Network
 from .convolution import at_rate, prepend_context, recall, zero_invalid
 
-__all__ = ["ISTFT", "STFT", "Precise", "Spectrum", "mel_bank"]
+__all__ = ["ISTFT", "STFT", "Spectrum", "mel_bank"]
 
 
 class Spectrum(nn.Module):
@@ -211,26 +209,3 @@ def mel_bank(
         norm = "slaney" if formula == "slaney" else None
         bank: Tensor = melscale_fbanks(window // 2 + 1, low, top, bands, sample_rate, norm, formula)
     return bank
-
-
-class Precise(Network):
-    """Base class of networks that compute in float32 even under autocast, which TorchScript lacks."""
-
-    @abstractmethod
-    def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Compute the output from float32 `x`."""
-
-    def precisely(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Call `compute` with autocast disabled; `mask` is bool, `memory` the state of earlier chunks."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            y: Tensor = self.compute(x, mask, memory)
-        else:
-            y = self._eager(x, mask, memory)
-        return y
-
-    @torch.jit.unused
-    def _eager(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # export doesn't support the block below
-            return self.compute(x, mask, memory)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.compute(x.float(), mask, memory)

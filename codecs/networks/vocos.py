@@ -16,9 +16,9 @@ from torch.nn import functional
 from varitok import UserError
 
 from .attention import attend
-from .contract import Decoder
+from .contract import Decoder, Precise
 from .convolution import Convolution, StepNorm, at_rate
-from .stft import ISTFT, Precise
+from .stft import ISTFT
 
 __all__ = ["VocosDecoder"]
 

@@ -109,6 +109,16 @@ def test_shapes_are_exact_and_every_weight_learns(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", KINDS.values())
+def test_waveforms_are_float32_under_autocast(name: str) -> None:
+    """Spectral losses hear the noise of a bfloat16 waveform."""
+    encoder, decoder = networks(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        painted = decoder(encoder(signals(encoder)), None, grid_of(encoder))
+    assert painted.dtype == torch.float32 or len(encoder.downsample) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", KINDS.values())
 def test_a_padded_batch_is_its_single_items(name: str) -> None:
     encoder, decoder = networks(name)
     signal, grid = signals(encoder), grid_of(encoder)

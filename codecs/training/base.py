@@ -204,10 +204,17 @@ class Training(pl.LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, Parallel):
             strategy.expect(part, self.stepped)
-        self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
+        # Lightning runs the whole step under autocast. There, the backward pass of operations in float32, such as LFQ's
+        # entropies, would multiply in bfloat16: an error of 6 % of its gradient.
+        with self.without_autocast():
+            self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
 
     def end_update(self, factor: float) -> Tensor:
         """Step the first optimizer unless the guard refuses, and count the update; return the gradient norm."""
+        with self.without_autocast():
+            return self._end_update(factor)
+
+    def _end_update(self, factor: float) -> Tensor:
         optimizers = self.optimizers()
         first = optimizers[0] if isinstance(optimizers, list) else optimizers
         norm = self.clip_norm(self.learning)
@@ -222,6 +229,10 @@ class Training(pl.LightningModule):
         else:
             self.after_refusal()
         return norm
+
+    def without_autocast(self) -> torch.autocast:
+        """Return a context in which operations compute in the type of their inputs."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def after_step(self) -> None:
         """Run after an accepted step, before the EMA update; does nothing by default."""

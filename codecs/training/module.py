@@ -139,8 +139,9 @@ class CodecTraining(Training):
     def step_discriminator(self, factor: float) -> Tensor:
         """Step the discriminator's raw optimizer: stepping Lightning's wrapper would increment `global_step` again."""
         assert self.objective.adversarial is not None
-        norm = self.clip_norm(self.objective.adversarial)
-        self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
+        with self.without_autocast():
+            norm = self.clip_norm(self.objective.adversarial)
+            self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
         return norm
 
     def draw(self, batch: Batch) -> SampledLengths:

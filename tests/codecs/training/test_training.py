@@ -268,8 +268,27 @@ def test_what_the_trainer_can_not_do_is_told(tmp_path, monkeypatch, word, told):
         build_run(compose(word), tmp_path)
 
 
-def test_bfloat16_trains(tmp_path):
-    assert fit(tmp_path, *QUIET, "trainer.precision=bf16-mixed").module.update == 4
+def test_bfloat16_trains_with_backward_and_updates_outside_autocast(tmp_path):
+    """There, operations in float32, such as LFQ's entropies, would multiply in bfloat16 on the way back."""
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            def note(name):
+                seen.setdefault(name, torch.is_autocast_enabled("cpu"))
+
+            module, update = pl_module, pl_module.codec.bottleneck.update
+            module.codec.project_out.weight.register_hook(lambda gradient: note("backward"))
+            module.codec.register_forward_hook(lambda *_: note("forward"))
+            for name, optimizer in zip(("codec", "discriminator"), trainer.optimizers, strict=True):
+                optimizer.register_step_pre_hook(lambda *_, name=name: note(name))
+            module.codec.bottleneck.update = lambda: [note("codebooks"), update()]
+
+    run = build_run(compose(*QUIET, *ADVERSARIAL, "bottleneck=vq_ema", "trainer.precision=bf16-mixed"), tmp_path)
+    run.trainer.callbacks.insert(0, Look())
+    run.trainer.fit(run.module, run.data)
+    assert run.module.update == 4 and seen.pop("forward")
+    assert seen == dict.fromkeys(("backward", "codec", "discriminator", "codebooks"), False)
 
 
 @pytest.mark.slow

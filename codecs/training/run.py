@@ -25,6 +25,7 @@ from .callbacks.progress import Progress
 from .callbacks.stopping import Stopping
 from .config.launch import detect_launch
 from .config.locations import with_absolute_paths
+from .distributed.agreement import Agreement
 from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
 from .guard import Guard
@@ -120,7 +121,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
     silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
-    callbacks += [Watchdog(**silence), Stopping(checkpoints), checkpoints]
+    callbacks += [Watchdog(**silence), Agreement(), Stopping(checkpoints), checkpoints]
     trainer = _trainer(plain, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()

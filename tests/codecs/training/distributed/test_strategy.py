@@ -80,10 +80,19 @@ class Changing(pl.Callback):
         pl_module.codec.project_out.bias.requires_grad_(pl_module.update < 3)
 
 
-def train(rank, words, folder, disturbed=False, changing=False):
+class Parting(pl.Callback):
+    """Changes a weight of the second process alone, as a fault of a device or of a driver does."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if pl_module.update == 2 and trainer.global_rank:
+            with torch.no_grad():
+                pl_module.codec.project_out.bias += 1e-3
+
+
+def train(rank, words, folder, disturbed=False, callback=None):
     run = build_run(compose("trainer.devices=2", "trainer.strategy=ddp", *words), folder)
-    if changing:
-        run.trainer.callbacks.insert(0, Changing())
+    if callback:
+        run.trainer.callbacks.insert(0, callback)
     if disturbed and rank:  # it begins elsewhere, with other codebooks, and must be brought back
         with torch.no_grad():
             for tensor in (*run.module.parameters(), *run.module.codec.buffers()):
@@ -125,9 +134,15 @@ def slow(rank, folder):
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
     with pytest.raises(UserError, match="fsdp2: not with a loss term that has trainable"):
         train(rank, [*GUIDED, SHARDED], folder / "guided_sharded")
+    # Each process has a folder of its own, as on nodes that share none: only the first finds a checkpoint.
+    train(rank, [*words, "updates=2"], folder / "apart" / str(rank))
+    with pytest.raises(UserError, match=r"has checkpoint .* bytes, process 1 \(.*\) none; the run's folder must"):
+        train(rank, [*words, "updates=4"], folder / "apart" / str(rank))
+    with pytest.raises(UserError, match="update 3: the weights of process 1 differ"):
+        train(rank, ["bottleneck=fsq", *LOGGED], folder / "parting", callback=Parting())
     # The last: what the processes had begun to average is not finished.
     with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
-        train(rank, CASES["accumulated"], folder / "changing", changing=True)
+        train(rank, CASES["accumulated"], folder / "changing", callback=Changing())
     saved = torch.load(folder / "changing/checkpoints/last.ckpt", weights_only=True)
     results["changing"] = int(saved["state_dict"]["updates"])
     return results

@@ -36,6 +36,7 @@ from .lengths.distributions import Full
 from .lengths.policy import LengthPolicy
 from .masking import prefix_mask
 from .networks.contract import Decoder, Encoder
+from .precision import exact_float32
 from .result import Quantized, Reconstruction
 
 __all__ = ["Codec"]
@@ -223,7 +224,8 @@ class Codec(nn.Module):
         if lengths is None:
             lengths = self.layout.valid(torch.full((len(signal),), size[0], device=signal.device), size)
         n_codebooks = n_codebooks if n_codebooks is not None else self.bottleneck.depths(latents)
-        quantized: Quantized = self.bottleneck(latents, lengths, n_codebooks)
+        with exact_float32():
+            quantized: Quantized = self.bottleneck(latents, lengths, n_codebooks)
         put = quantized.latents
         if self.training and self.perturbation is not None:
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)

@@ -19,8 +19,9 @@ MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 FLOORS = {
     "data": ("weights feature_map storage decoding batch sampler workers teachers synthetic datasets datamodule cli"),
     "codecs": (
-        "renamed conversion result masking padding layout distributed unregistered networks bottlenecks discriminators"
-        " lengths codec streaming implicit build discretize allocation losses metrics modalities evaluation training"
+        "renamed conversion result masking padding layout distributed precision unregistered networks bottlenecks"
+        " discriminators lengths codec streaming implicit build discretize allocation losses metrics modalities"
+        " evaluation training"
     ),
     "codecs.training": (
         "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"

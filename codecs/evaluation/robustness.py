@@ -25,6 +25,7 @@ from ..bottlenecks.perturbation import add_noise, codebook_table, neighbors
 from ..codec import Codec
 from ..distributed import sum_over_ranks, world_size
 from ..metrics import frechet, image
+from ..precision import exact_float32
 from .table import wide_console, write_rows
 
 __all__ = [
@@ -99,13 +100,14 @@ def available_features(device: torch.device) -> dict[str, FeatureExtractor]:
 
 @contextmanager
 def evaluation_mode(codec: object) -> Iterator[torch.device]:
-    """Set a codec to evaluation mode within the context, which yields its device; restore each module's mode after."""
+    """Set a codec to evaluation mode and exact float32 within the context, which yields its device; restore both."""
     modes = {module: module.training for module in codec.modules()} if isinstance(codec, nn.Module) else {}
     parameter = next(codec.parameters(), None) if isinstance(codec, nn.Module) else None
     try:
         for module in modes:
             module.training = False
-        yield parameter.device if parameter is not None else torch.device("cpu")
+        with exact_float32():
+            yield parameter.device if parameter is not None else torch.device("cpu")
     finally:
         for module, mode in modes.items():
             module.training = mode

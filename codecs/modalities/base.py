@@ -72,6 +72,7 @@ class Modality(ABC):
         grid: Letters of a signal's axes after the channels, for config.json.
         graph: Names in ONNX graphs.
         rounding: Rounding before comparison, for the header of a table.
+        precision: Precision of training on a GPU, as Lightning calls it, if `trainer.precision` is auto.
         metrics: All metrics of the modality.
         shown: The two metrics that training measures and figures show.
         rate: Column of the bitrate: bits per `amount`.
@@ -88,6 +89,7 @@ class Modality(ABC):
     grid: ClassVar[str]
     graph: ClassVar[GraphNames]
     rounding: ClassVar[str]
+    precision: ClassVar[str] = "32-true"
     metrics: ClassVar[tuple[Metric, ...]]
     shown: ClassVar[tuple[str, str]]
     rate: ClassVar[Column]

@@ -31,6 +31,7 @@ class Image(Modality):
     graph = GraphNames(
         "pixel_values", "image_codes", "reconstruction", ("height", "width"), ("latent_height", "latent_width")
     )
+    precision = "bf16-mixed"
     rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
     metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID)
     shown = ("psnr", "ssim")

@@ -19,6 +19,8 @@ from varitok.data.storage.listing import list_splits
 
 from ..build import build, build_codec, check_values, checkpoint_of, misfit, read_checkpoint
 from ..implicit.codec import ImplicitCodec
+from ..modalities.registry import modality_of
+from ..precision import allow_tf32
 from .base import MakeOptimizer, Training
 from .callbacks.checkpoints import Checkpoints, WholeFiles
 from .callbacks.progress import Progress
@@ -38,7 +40,7 @@ from .resume import check_resume, find_checkpoint
 __all__ = ["Run", "build_run"]
 
 # Not float16: codes are computed in float32, and gradient scaling would not cover every optimizer step.
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 TAKEN = {  # Lightning's arguments that are wrong or without effect here, and the keys that have their meaning
     "accumulate_grad_batches": "training.accumulate",
     "check_val_every_n_epoch": "callbacks.evaluation.every",
@@ -99,6 +101,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     options = _options(plain)
     pl.seed_everything(options["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config.resume, folder)
+    _use_own_gpu(plain["trainer"].get("devices"))
     data = DataModule(
         build(config.data),
         **check_values(DataModule, plain["loader"], "loader"),
@@ -120,19 +123,42 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     checkpoints = Checkpoints(stored, files, **check_values(Checkpoints, plain["checkpoint"], "checkpoint"))
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
+    precision = _precision(plain["trainer"].get("precision", PRECISIONS[0]), module)
     silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
     callbacks += [Watchdog(**silence), Agreement(), Stopping(checkpoints), checkpoints]
-    trainer = _trainer(plain, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
+    trainer = _trainer(plain, precision, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return Run(trainer, module, data, None if resume is None else str(resume))
 
 
-def _trainer(plain: dict[str, Any], **parts: Any) -> pl.Trainer:
+def _precision(asked: str, module: Training) -> str:
+    """Return the precision of training, as Lightning calls it, and let a GPU use TF32.
+
+    Raises:
+        UserError: There is no such precision.
+    """
+    if asked not in PRECISIONS:
+        raise UserError(f"trainer.precision={asked}: not supported; take {' or '.join(PRECISIONS)}")
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        allow_tf32()
+    if asked != "auto":
+        return asked
+    codec = getattr(module, "codec", None)
+    return modality_of(codec).precision if on_gpu and codec is not None else "32-true"
+
+
+def _use_own_gpu(devices: Any) -> None:
+    """Make this process's GPU the current one: what data sets compute on "cuda" shall not all go to the first."""
+    if torch.cuda.is_available():
+        local = detect_launch().local
+        torch.cuda.set_device(devices[local] if isinstance(devices, list) else local)
+
+
+def _trainer(plain: dict[str, Any], precision: str, **parts: Any) -> pl.Trainer:
     """Build Lightning's trainer; refuse arguments that are wrong, or impossible on this machine."""
-    arguments = plain["trainer"]
-    if (precision := arguments.get("precision", PRECISIONS[0])) not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision}: not supported; take {' or '.join(PRECISIONS)}")
+    arguments = plain["trainer"] | {"precision": precision}
     for key, value in arguments.items():
         # trainer/default.yaml has one of them.
         if key in TAKEN and value is not None and (key, value) != ("log_every_n_steps", 1):

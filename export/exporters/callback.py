@@ -28,10 +28,14 @@ class ExportBundle(pl.Callback):
         self.formats = tuple(formats)
         self.streaming = streaming
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Get the codec; a sharded one is gathered from all processes, which later have left their group."""
+        assert isinstance(pl_module, CodecTraining)
+        self.codec = pl_module.evaluated
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export on rank 0."""
-        assert isinstance(pl_module, CodecTraining)
-        codec = pl_module.evaluated
+        codec = self.codec.cpu()
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)

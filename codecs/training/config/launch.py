@@ -22,12 +22,14 @@ class Launch(NamedTuple):
         rank: Global rank of this process.
         processes: Number of processes; 1 if Lightning starts them.
         machines: Number of machines, each with the same number of processes.
+        local: Rank of this process on its machine.
     """
 
     launcher: str = ""
     rank: int = 0
     processes: int = 1
     machines: int = 1
+    local: int = 0
 
     @property
     def on_each(self) -> int:
@@ -43,14 +45,17 @@ def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
     if "TORCHELASTIC_RUN_ID" in environment:
         count, here = number("WORLD_SIZE", 1), number("LOCAL_WORLD_SIZE", 1)
-        return Launch("torchrun", number("RANK"), count, count // here)
+        return Launch("torchrun", number("RANK"), count, count // here, number("LOCAL_RANK"))
     # In an interactive SLURM shell (`srun --pty bash`) runs start as in any other shell.
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment and not interactive:
-        return Launch("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), number("SLURM_NNODES", 1))
+        numbers = [number(name) for name in ("SLURM_PROCID", "SLURM_NTASKS")]
+        return Launch("srun", *numbers, number("SLURM_NNODES", 1), number("SLURM_LOCALID"))
     if "SUBMITIT_LOCAL_NTASKS" in environment:
-        return Launch("submitit", number("SUBMITIT_LOCAL_GLOBALID"), number("SUBMITIT_LOCAL_NTASKS"))
-    return Launch(rank=number("RANK") or number("NODE_RANK") or number("LOCAL_RANK"))
+        rank = number("SUBMITIT_LOCAL_GLOBALID")
+        return Launch("submitit", rank, number("SUBMITIT_LOCAL_NTASKS"), local=rank)
+    local = number("LOCAL_RANK")
+    return Launch(rank=number("RANK") or number("NODE_RANK") or local, local=local)
 
 
 def match_launch(trainer: DictConfig, sweep: str = "") -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
+import torch.distributed as dist
 from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.overrides.distributed import prepare_for_backward
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -151,12 +152,12 @@ class Sharded(Parallel):
         return copied.eval()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the complete state dict for a checkpoint."""
-        return _whole(super().lightning_module_state_dict())
+        """Return the complete state dict for a checkpoint on rank 0, empty tensors on the others."""
+        return _on_rank_zero(super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return an optimizer's complete state for a checkpoint."""
-        return _whole(super().optimizer_state(optimizer))
+        """Return an optimizer's complete state for a checkpoint on rank 0, empty tensors on the others."""
+        return _on_rank_zero(super().optimizer_state(optimizer))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load this process's shards of the optimizers' states."""
@@ -183,6 +184,22 @@ def _whole(state: Any) -> dict[str, Any]:
     """Gather all sharded tensors in nested containers; every process must call it."""
     whole: dict[str, Any] = apply_to_collection(state, Tensor, full_tensor)
     return whole
+
+
+def _on_rank_zero(state: Any) -> dict[str, Any]:
+    """Gather all sharded tensors in nested containers to rank 0's CPU, one after the other; every process must call it.
+
+    All at once, parameters, EMA and optimizer state would take 16 bytes a parameter on each GPU.
+    """
+
+    def gather(values: Tensor) -> Tensor:
+        if not isinstance(values, DTensor):
+            return values
+        whole = values.full_tensor()
+        return whole.cpu() if dist.get_rank() == 0 else whole.new_empty(0)
+
+    gathered: dict[str, Any] = apply_to_collection(state, Tensor, gather)
+    return gathered
 
 
 STRATEGIES: dict[str, Callable[..., Parallel]] = {

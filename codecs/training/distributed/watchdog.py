@@ -27,7 +27,8 @@ __all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
 
-BEAT = 0.5  # seconds between two heartbeats
+BEAT = 0.5  # seconds between two heartbeats, in runs of up to CROWD processes
+CROWD = 64  # in larger ones heartbeats are rarer: each process reads those of all from one store
 EVIDENCE = 4.0  # seconds of silence after which a process counts as gone if a collective has failed
 STARTER = "VARITOK_STARTER"
 GRACE = 4.0  # seconds in which a process may end by itself, with its own error message
@@ -36,9 +37,10 @@ GRACE = 4.0  # seconds in which a process may end by itself, with its own error 
 class Watchdog(pl.Callback):
     """The callback that ends all processes if one was killed or hangs, instead of waiting for it forever.
 
-    Each process sends a heartbeat twice a second to the process group's store. If one fails or is silent for too long,
-    the others end too, within seconds after a failed collective. They report its rank, and exit with its status or 1. A
-    silent process on the same machine is killed, since it could wake up after the run was restarted without it.
+    Each process sends a heartbeat twice a second to the process group's store, more rarely if there are more than 64.
+    If one fails or is silent for too long, the others end too, within seconds after a failed collective. They report
+    its rank, and exit with its status or 1. A silent process on the same machine is killed, since it could wake up
+    after the run was restarted without it.
 
     Args:
         silence: Seconds without a heartbeat after which a process counts as gone.
@@ -66,6 +68,7 @@ class Watchdog(pl.Callback):
         if world_size() == 1:
             return
         self.rank, self.world = trainer.global_rank, trainer.world_size
+        self.interval = BEAT * max(1, self.world / CROWD)
         # Lightning sends SIGKILL to all processes in this list if one fails, so it is emptied.
         started: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
         self.children = dict(enumerate([*started], trainer.global_rank - trainer.local_rank + 1))
@@ -91,7 +94,7 @@ class Watchdog(pl.Callback):
 
     def _beat(self) -> None:
         """Send heartbeats, and read those of the others."""
-        while not self.leaving.wait(BEAT):
+        while not self.leaving.wait(self.interval):
             try:
                 self._tell("alive")
                 found = self.store.multi_get([str(rank) for rank in self.words])
@@ -116,7 +119,7 @@ class Watchdog(pl.Callback):
     def _gone(self) -> dict[int, tuple[int, str]]:
         """Return the lost processes by rank: exit status for the others, and description."""
         now = time.monotonic()
-        limit = min(EVIDENCE, self.silence) if self.failed.is_set() else self.silence
+        limit = min(max(EVIDENCE, 4 * self.interval), self.silence) if self.failed.is_set() else self.silence
         if self.rank and (self.lost or now - self.reached > limit):  # the others' states are outdated
             return {0: (1, "is gone" if self.lost else _silent(now - self.reached))}
         found = {}

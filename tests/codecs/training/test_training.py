@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from varitok import UserError
 from varitok.codecs.build import load_run
+from varitok.codecs.evaluation.robustness import evaluation_mode
 from varitok.codecs.training.config.launch import Launch
 from varitok.codecs.training.ema import EMA
 from varitok.codecs.training.logging.scalar_buffer import ScalarBuffer
@@ -254,7 +255,7 @@ def test_what_must_count_is_told(tmp_path, key):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: not supported; take 32-true or bf16-mixed"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: not supported; take auto or 32-true or bf16-mixed"),
         ("trainer.precision=64-true", "trainer.precision=64-true: not supported"),
         ("trainer.accelerator=gpu", "trainer.accelerator=gpu .*: No supported gpu backend found"),
         ("trainer.accelerator=nope", "trainer.accelerator=nope .*: .* Available names are: "),
@@ -266,6 +267,30 @@ def test_what_the_trainer_can_not_do_is_told(tmp_path, monkeypatch, word, told):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=told):
         build_run(compose(word), tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_precision_suits_the_device(tmp_path, monkeypatch, rank):
+    """On a GPU images train in bfloat16, products of float32 in TF32; evaluation and codebooks in exact float32."""
+    assert build_run(compose(*QUIET), tmp_path / "cpu").trainer.precision == "32-true"
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("varitok.codecs.training.run.detect_launch", lambda: Launch(rank=rank, local=rank))
+    try:
+        run = build_run(compose(*QUIET, "trainer.accelerator=cpu"), tmp_path / "gpu")
+        assert run.trainer.precision == "bf16-mixed" and chosen == [rank]
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+        found = []
+        note = lambda *_: found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))  # noqa: E731
+        run.module.codec.bottleneck.register_forward_hook(note)
+        run.module.codec(torch.zeros(1, 3, 16, 16))
+        with evaluation_mode(run.module.codec):
+            note()
+        note()
+        assert found == [("highest", False), ("highest", False), ("high", True)]
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_bfloat16_trains_with_backward_and_updates_outside_autocast(tmp_path):

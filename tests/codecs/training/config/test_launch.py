@@ -16,13 +16,13 @@ SUBMITIT = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMI
     ("environment", "expected"),
     [
         ({}, Launch("", 0, 1, 1)),
-        (TORCHRUN, Launch("torchrun", 5, 8, 2)),
-        (SRUN, Launch("srun", 3, 4, 2)),
-        (SRUN | TORCHRUN, Launch("torchrun", 5, 8, 2)),
+        (TORCHRUN, Launch("torchrun", 5, 8, 2, 1)),
+        (SRUN | {"SLURM_LOCALID": "1"}, Launch("srun", 3, 4, 2, 1)),
+        (SRUN | TORCHRUN, Launch("torchrun", 5, 8, 2, 1)),
         (SRUN | {"SLURM_JOB_NAME": "interactive"}, Launch()),
         ({"SLURM_JOB_ID": "77"}, Launch()),
-        (SUBMITIT, Launch("submitit", 1, 2, 1)),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch("", 1)),
+        (SUBMITIT, Launch("submitit", 1, 2, 1, 1)),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch("", 1, local=1)),
         ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, Launch("", 1)),
     ],
 )

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from varitok import UserError
 from varitok.codecs.build import load_run
-from varitok.codecs.distributed import local_tensor
+from varitok.codecs.distributed import full_tensor, local_tensor
 from varitok.codecs.training.distributed import strategy as parallel
 from varitok.codecs.training.run import build_run
 
@@ -101,7 +101,7 @@ def train(rank, words, folder, disturbed=False, callback=None):
     if isinstance(run.trainer.strategy, parallel.Parallel) and SHARDED not in words:
         run.trainer.callbacks.insert(0, gradients)
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
-    state = run.trainer.strategy.lightning_module_state_dict() if SHARDED in words else run.module.state_dict()
+    state = {name: full_tensor(value) for name, value in run.module.state_dict().items()}
     return {"state": state, "gradients": gradients.seen, "shares": _elements(run.module.codec)}
 
 

@@ -116,10 +116,10 @@ class AudioFile:
     def _read(self, start: int, frames: int) -> Floats:
         """Read a segment, perhaps of no samples."""
         frames = min(frames, max(0, self.length - start))
-        if self._source.rate == self.sample_rate:
+        change = resampler(self._source.rate, self.sample_rate)
+        if change.up == change.down:
             sound = self._read_channels(start, frames)
         else:
-            change = resampler(self._source.rate, self.sample_rate)
             # Read whole periods of the two rates, so that resampling phases equal those of the whole file, plus
             # the kernel's half-width on either side.
             reach = -(-change.width // change.down)

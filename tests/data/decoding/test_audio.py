@@ -268,6 +268,11 @@ def test_a_negative_start_is_told(tmp_path):
             decode_audio(path, -1, 10, rate)
 
 
+def test_a_rate_that_is_nearly_the_wanted_one_is_taken_for_it(tmp_path):
+    soundfile.write(tmp_path / "a.wav", _noise(500), 16_000, "FLOAT")  # 16,001 : 16,000 is 1 : 1 to within 1 / 512
+    np.testing.assert_array_equal(decode_audio(tmp_path / "a.wav", sample_rate=16_001), _noise(500).T)
+
+
 def test_one_sample_is_resampled(tmp_path):
     assert decode_audio(_write(tmp_path, "a.wav", _tone(1) + 0.5, 48_000), sample_rate=16_000).shape == (1, 1)
 

@@ -301,7 +301,9 @@ class _FFmpeg:
         if before > 0 and self._tick > 1 and self._first is None:
             self._container.seek(begin - round(PREROLL / stream.time_base), stream=stream)
             self._first = next((frame.samples for frame in self._container.decode(stream)), None)
-        self._container.seek(begin + round(before / stream.time_base), stream=stream)
+        target = begin + round(before / stream.time_base)
+        # Raw AAC has no start time, and no negative ones.
+        self._container.seek(max(0, target) if stream.start_time is None else target, stream=stream)
         # Interleaved: with more than 8 planes, PyAV 18 reads those beyond the eighth out of bounds.
         interleaved = self._av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         at = None

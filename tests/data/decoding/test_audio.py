@@ -273,6 +273,15 @@ def test_a_rate_that_is_nearly_the_wanted_one_is_taken_for_it(tmp_path):
     np.testing.assert_array_equal(decode_audio(tmp_path / "a.wav", sample_rate=16_001), _noise(500).T)
 
 
+def test_raw_aac_is_read_from_its_beginning(tmp_path):
+    path = _encode(tmp_path / "a.aac", _tone(5 * 1024), RATE, "aac")
+    with av.open(str(path)) as file:
+        wanted = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], 1)
+    found = decode_audio(path)
+    np.testing.assert_allclose(found, wanted.clip(-1, 1)[:, : found.shape[1]], atol=1e-6)
+    assert found.shape[1] > 4 * 1024
+
+
 def test_one_sample_is_resampled(tmp_path):
     assert decode_audio(_write(tmp_path, "a.wav", _tone(1) + 0.5, 48_000), sample_rate=16_000).shape == (1, 1)
 

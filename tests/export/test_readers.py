@@ -30,7 +30,7 @@ PIXELS = {"channels": 3, "codebook_sizes": [256] * 3, "quantizer": "none"}
 
 
 class LosslessImages(ImageBundle):
-    """Each pixel is a token, each channel a codebook: what is decoded is what the encoder was given."""
+    """Each pixel is a token, each channel a codebook; the decoder returns the encoder's input."""
 
     def run_encoder(self, signal):
         return np.rint((signal + 1) * 127.5).astype(np.int64).reshape(len(signal), 3, -1)
@@ -124,7 +124,7 @@ def test_clips(folder):
         encode_file(bundle, path, coded, coding="packed")
         assert container.read(coded).header.signal == (height, width, round(1000 * rate))
         decode_file(bundle, coded, back)
-        with VideoFile(back) as clip:  # H.264 is lossy: the frame's brightness tells its time
+        with VideoFile(back) as clip:  # H.264 is lossy: brightness numbers the frames
             assert clip.length == file.length and clip.frame_rate == pytest.approx(rate, abs=0.01), name
             blue = clip.read()[:, -8:, -8:, 2].mean((1, 2))
         assert np.abs(blue - trained[2, :, -8:, -8:].float().mean((1, 2)).numpy()).max() < 7, name

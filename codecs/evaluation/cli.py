@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from ..modalities.base import Modality
 from ..modalities.registry import MODALITIES, modality_of
 from .evaluate import evaluate, versions
 from .robustness import available_features, robustness
-from .table import json_rows
+from .table import json_rows, read_rows
 
 __all__ = ["main", "validation_splits"]
 
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     metrics = options.metrics.split(",") if options.metrics else modality.available()
     table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
-    folder = options.out or run / "evaluation" / (options.data.resolve().name if options.data else "")
+    folder = options.out or _results(run / "evaluation", splits.about)
     table.write_csv(folder / "evaluation.csv")
     if not options.json:
         table.print()
@@ -110,6 +111,22 @@ def _run(options: argparse.Namespace, command: str) -> None:
         print(json.dumps({"rows": json_rows(table.rows), "robustness": json_rows(replaced)}, indent=2))
         return
     print(f"{table.rows[0][modality.plural]} {modality.plural}; written to {folder}")
+
+
+def _results(parent: Path, about: Mapping[str, str]) -> Path:
+    """Return the folder of the results: `parent`, or one below it that has the name of the other data's folder.
+
+    Other data of the same name is numbered.
+    """
+    if (measured := about.get("folder")) is None:
+        return parent
+    name = Path(measured).name
+    for number in count(1):
+        results = parent / (f"{name}_{number}" if number > 1 else name)
+        table = results / "evaluation.csv"
+        if not table.is_file() or read_rows(table)[0].get("folder", measured) == measured:
+            break
+    return results
 
 
 def _numbers(text: str) -> list[int]:
@@ -140,5 +157,5 @@ def validation_splits(modality: Modality, data: DictConfig, folder: Path | None)
     if folder is not None:
         splits = modality.folder_splits(data, folder)
         measured = f"{folder}, {len(splits.val)} {modality.plural}"
-        return splits._replace(about=splits.about | {"dataset": measured})
+        return splits._replace(about=splits.about | {"dataset": measured, "folder": str(folder.resolve())})
     return build(data)  # type: ignore[no-any-return]

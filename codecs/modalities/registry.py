@@ -12,11 +12,12 @@ from .feature import Feature
 from .image import Image
 from .video import Video
 
-__all__ = ["COLUMNS", "METRICS", "MODALITIES", "lower_is_better", "modality_of"]
+__all__ = ["BITS", "COLUMNS", "METRICS", "MODALITIES", "lower_is_better", "modality_of"]
 
 MODALITIES: dict[str, type[Modality]] = {kind.name: kind for kind in (Audio, Image, Video, Feature)}
 """Modalities by name. A codec has the first one that recognizes it."""
 
+BITS = "bits"  # of the validation codes under a prior
 METRICS = {metric.name: metric for kind in MODALITIES.values() for metric in kind.metrics}
 
 COLUMNS: dict[str, Column] = {
@@ -41,5 +42,5 @@ def modality_of(codec: Any) -> Modality:
 
 
 def lower_is_better(name: str) -> bool:
-    """Return whether a column is a metric whose lower values are better."""
-    return name in METRICS and not METRICS[name].higher_is_better
+    """Return whether a measured value is better if it is lower: a metric's, or a prior's bits."""
+    return name == BITS or (name in METRICS and not METRICS[name].higher_is_better)

@@ -15,7 +15,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from varitok import UserError
 
-from ...modalities.registry import lower_is_better
+from ...metrics.rate import USE
+from ...modalities.registry import BITS, METRICS, lower_is_better
 from ..base import Training
 
 __all__ = ["Checkpoints", "WholeFiles"]
@@ -94,7 +95,7 @@ class Checkpoints(Checkpoint):
         best: Logged metric of an evaluation, such as `val/psnr@64`, whose best value `best.ckpt` has; null: none.
 
     Raises:
-        UserError: `archive` is no multiple of `every`.
+        UserError: `archive` is no multiple of `every`, or no evaluation measures `best`.
     """
 
     def __init__(
@@ -109,13 +110,16 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if archive is not None and archive % every:
             raise UserError(f"checkpoint.archive={archive}: must be a multiple of checkpoint.every={every}")
+        metric = "" if best is None else best.partition("/")[2].partition("@")[0]
+        if best is not None and metric not in (*METRICS, *USE, BITS):
+            raise UserError(f"checkpoint.best={best}: no evaluation logs it; give one that does, such as val/psnr@64")
         self.config = config
         self.files = files
         self.every = every
         self.archive = archive
         self.keep = keep
         self.best = best
-        self.lower = best is not None and lower_is_better(best.partition("/")[2].partition("@")[0])
+        self.lower = lower_is_better(metric)
         self.reached: float | None = None
         self.saved = -1  # update of the last save
         self.folder = Path()

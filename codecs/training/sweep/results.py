@@ -111,7 +111,7 @@ def read_results(folder: Path, metric: str | None = None, maximize: bool | None 
     assert metric is not None
     if maximize is None:
         name = metric.removeprefix("val/").partition("@")[0]
-        maximize = not lower_is_better(name) and name != "bits" and "loss" not in metric
+        maximize = not lower_is_better(name) and "loss" not in metric
     runs = []
     for (path, end, parameters), scalars in zip(found, logged, strict=True):
         value = next(reversed(scalars.get(metric, {}).values()), None)

@@ -1,6 +1,7 @@
 """`evaluate` on a codec whose distortion is known, its table, and the command."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,6 +217,17 @@ def test_the_command_measures_all_of_a_test_set(run: Path) -> None:
     table = read_csv(run / "evaluation" / "val" / "evaluation.csv")
     assert table.column("images") == [8] and table.header["dataset"].endswith("images/val, 8 images")
     assert (run / "evaluation" / "evaluation.csv").read_bytes() == own
+
+
+def test_test_sets_of_one_name_have_results_of_their_own(run: Path) -> None:
+    sets = run.parent / "one" / "test", run.parent / "other" / "test"
+    for data in sets:
+        shutil.copytree(run.parent / "images" / "val", data)
+    for data in (*sets, sets[0]):
+        main([str(run), "--data", str(data), "--keep", "5", "--device", "cpu", "--workers", "0"])
+    for data, name in zip(sets, ("test", "test_2"), strict=True):
+        assert read_csv(run / "evaluation" / name / "evaluation.csv").header["folder"] == str(data.resolve())
+    assert not (run / "evaluation" / "test_3").exists()
 
 
 @pytest.mark.parametrize(

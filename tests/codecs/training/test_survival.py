@@ -154,8 +154,11 @@ def test_archived_and_best_checkpoints_stay(tmp_path):
     assert sizes["checkpoint/megabytes"] == pytest.approx(megabytes, rel=0.01)
     with pytest.raises(UserError, match=r"checkpoint\.archive=3: must be a multiple of checkpoint\.every=2"):
         build_run(compose(*words, "checkpoint.every=2", "checkpoint.archive=3"), tmp_path / "other")
-    with pytest.raises(UserError, match=r"checkpoint\.best=val/mos: no evaluation logs it; they log val/psnr@1"):
-        fit(tmp_path / "other", *words, "checkpoint.best=val/mos")
+    for best in ("val/mos", "-1"):
+        with pytest.raises(UserError, match=rf"checkpoint\.best={best}: no evaluation logs it; give one that does"):
+            build_run(compose(*words, f"checkpoint.best={best}"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"checkpoint\.best=val/psnr@3: no evaluation logs it; they log val/psnr@1"):
+        fit(tmp_path / "other", *words, "checkpoint.best=val/psnr@3")
 
 
 PROGRAM = [sys.executable, str(ROOT / "train.py")]

@@ -38,7 +38,7 @@ test: setup ## Run the tests that take seconds
 	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 slow: setup ## Run the tests that train or build
-	@WANDB_MODE=offline $(BIN)/python -m pytest -q -m slow
+	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --timeout 1800 -m slow
 
 check: setup ## Lint, check the format, the types and the words
 	@$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """Files of clips: the frames displayed at each time, whatever the file; broken files are reported."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -200,10 +199,8 @@ def test_what_holds_no_frames_is_told(folder, tmp_path):
 
 def test_a_pipe_that_never_delivers_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    began = time.monotonic()
     with pytest.raises(BadSample, match="not a regular file"):
         VideoFile(tmp_path / "pipe.mp4")
-    assert time.monotonic() - began < 5
 
 
 def test_a_decoder_that_does_not_end_is_stopped(clip, monkeypatch):

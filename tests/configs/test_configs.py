@@ -1,6 +1,7 @@
 """A command line becomes a run, and every mistake on it one line."""
 
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from varitok import UserError
 from varitok.codecs.build import build
 from varitok.codecs.training.config import compose
+from varitok.codecs.training.config.choices import drop_foreign
 
 from ..composing import composed
 
@@ -103,6 +105,8 @@ class Result:
         (["logger=wandb", "logger.wandb.key=x"], ["logger.wandb.key: others can read it there"]),
         (["WANDB_API_KEY=x"], ["WANDB_API_KEY: others can read it there"]),
         (["codec.encoder.patch=${data.nope}"], ["codec.encoder.patch: ", "data.nope"]),
+        (["codec=seanet_small"], ["codec.sample_rate: takes the value of data.sample_rate, which isn't there"]),
+        (["seed=1,2"], ["seed=1,2: has several values; give -m to run each"]),
         (["demo"], ["demo: can't be read; give KEY=VALUE"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
         (["hydra.run.dir=stdout/run"], ["stdout/run: can't write the run there", "hydra.run.dir=FOLDER"]),
@@ -384,6 +388,29 @@ def test_a_demo_takes_a_folder_of_files(modality: str, option: str, folder: str)
     splits = build(config.data)
     assert len(splits.train) > len(splits.val) >= 1
     assert splits.val[0, 0].shape[0] == (1 if modality == "audio" else 3)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option", "dropped"),
+    [
+        ("audio/dmel", "data=audio_folder", "without data.val_length, which"),
+        ("audio/demo", "bottleneck=fsq", "without bottleneck.num_codebooks, bottleneck.level, which"),
+        ("image/demo", "bottleneck=vq", ""),
+    ],
+)
+def test_an_option_drops_what_the_experiment_sets_for_its_own(
+    caplog: pytest.LogCaptureFixture, experiment: str, option: str, dropped: str
+) -> None:
+    words = [f"experiment={experiment}", option]
+    config = composed(*words)
+    with caplog.at_level(logging.INFO):
+        drop_foreign(config, words, [CONFIGS])
+    assert caplog.text.count("without") == bool(dropped) and dropped in caplog.text
+    if option.startswith("bottleneck"):
+        assert build(config.bottleneck).dim >= 1
+    kept = composed(*words, "+bottleneck.nope=1")
+    drop_foreign(kept, [*words, "+bottleneck.nope=1"], [CONFIGS])
+    assert kept.bottleneck.nope == 1, "a user's own key is answered by what takes it"
 
 
 def test_check_names_every_missing_value() -> None:

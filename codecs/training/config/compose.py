@@ -28,6 +28,7 @@ from varitok import UserError, __version__, exit_on_closed_output
 
 from ...conversion import convert
 from ...renamed import modernize
+from .choices import drop_foreign
 from .launch import detect_launch, match_launch
 from .locations import check_locations, with_absolute_paths
 from .messages import HERE, command_line, explain, groups, no_such_key, one_line, paths
@@ -114,13 +115,17 @@ def run_with(task: Callable[[DictConfig], Any]) -> None:
 def check(config: DictConfig) -> None:
     """Check a composed configuration, and convert values to their types in place: `1e3` to an int, `None` to null.
 
-    The trainer's numbers of devices and nodes are set to those of the launcher (`match_launch`).
+    Keys that an experiment sets for other options than the chosen ones are removed (`drop_foreign`). The trainer's
+    numbers of devices and nodes are set to those of the launcher (`match_launch`).
 
     Raises:
         UserError: A required value is missing, an interpolation fails, a path is empty, a key is unknown, a value has a
             wrong type, a key is that of a secret, or the launched processes don't match the trainer's.
     """
     _refuse_secrets(paths(config))
+    if HydraConfig.initialized():
+        words = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task))
+        drop_foreign(config, words, command_line()[1])
     _set_null(config)
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):

@@ -151,4 +151,8 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
     text = lines[0] if lines else type(error).__name__
+    if several := re.fullmatch(r"Ambiguous value for argument '(.+)'", text):
+        return f"{several[1]}: has several values; give -m to run each, or [...] for a list, or quotes for one text"
+    if missing := re.fullmatch(r"Interpolation key '(.+)' not found", text):
+        text = f"takes the value of {missing[1]}, which isn't there; are data, codec and objective of one modality?"
     return f"{key}: {text}" if key and key not in text else text

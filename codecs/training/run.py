@@ -101,7 +101,9 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     options = _options(plain)
     pl.seed_everything(options["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config.resume, folder)
-    _use_own_gpu(plain["trainer"].get("devices"))
+    on_gpu = _trains_on_gpu(plain["trainer"])
+    if on_gpu:  # or what data sets compute on "cuda" would all go to the first
+        torch.cuda.set_device(_gpu_of(plain["trainer"]))
     data = DataModule(
         build(config.data),
         **check_values(DataModule, plain["loader"], "loader"),
@@ -123,7 +125,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     checkpoints = Checkpoints(stored, files, **check_values(Checkpoints, plain["checkpoint"], "checkpoint"))
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
-    precision = _precision(plain["trainer"].get("precision", PRECISIONS[0]), module)
+    precision = _precision(plain["trainer"].get("precision", PRECISIONS[0]), module, on_gpu)
     silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
     callbacks += [Watchdog(**silence), Agreement(), Stopping(checkpoints), checkpoints]
     trainer = _trainer(plain, precision, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
@@ -132,7 +134,17 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     return Run(trainer, module, data, None if resume is None else str(resume))
 
 
-def _precision(asked: str, module: Training) -> str:
+def _trains_on_gpu(arguments: dict[str, Any]) -> bool:
+    return torch.cuda.is_available() and arguments.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+
+
+def _gpu_of(arguments: dict[str, Any]) -> int:
+    """Return the index of this process's GPU."""
+    local, devices = detect_launch().local, arguments.get("devices")
+    return int(devices[local]) if isinstance(devices, list) and local < len(devices) else local
+
+
+def _precision(asked: str, module: Training, on_gpu: bool) -> str:
     """Return the precision of training, as Lightning calls it, and let a GPU use TF32.
 
     Raises:
@@ -140,20 +152,12 @@ def _precision(asked: str, module: Training) -> str:
     """
     if asked not in PRECISIONS:
         raise UserError(f"trainer.precision={asked}: not supported; take {' or '.join(PRECISIONS)}")
-    on_gpu = torch.cuda.is_available()
     if on_gpu:
         allow_tf32()
     if asked != "auto":
         return asked
     codec = getattr(module, "codec", None)
     return modality_of(codec).precision if on_gpu and codec is not None else "32-true"
-
-
-def _use_own_gpu(devices: Any) -> None:
-    """Make this process's GPU the current one: what data sets compute on "cuda" shall not all go to the first."""
-    if torch.cuda.is_available():
-        local = detect_launch().local
-        torch.cuda.set_device(devices[local] if isinstance(devices, list) else local)
 
 
 def _trainer(plain: dict[str, Any], precision: str, **parts: Any) -> pl.Trainer:

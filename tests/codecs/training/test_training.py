@@ -274,11 +274,11 @@ def test_precision_suits_the_device(tmp_path, monkeypatch, rank):
     """On a GPU images train in bfloat16, products of float32 in TF32; evaluation and codebooks in exact float32."""
     assert build_run(compose(*QUIET), tmp_path / "cpu").trainer.precision == "32-true"
     chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("varitok.codecs.training.run._trains_on_gpu", lambda arguments: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr("varitok.codecs.training.run.detect_launch", lambda: Launch(rank=rank, local=rank))
     try:
-        run = build_run(compose(*QUIET, "trainer.accelerator=cpu"), tmp_path / "gpu")
+        run = build_run(compose(*QUIET), tmp_path / "gpu")
         assert run.trainer.precision == "bf16-mixed" and chosen == [rank]
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
         found = []

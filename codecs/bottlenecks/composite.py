@@ -92,6 +92,11 @@ class Composite(Bottleneck):
         positions = [position for position in self.positions[index] if position < codes.shape[1]]
         return self.parts[index].decode(codes[:, positions]) if positions else None  # type: ignore[operator]
 
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the weights of all parts; see `Bottleneck.thaw`."""
+        for part, other in zip(self.parts, frozen.parts, strict=True):  # type: ignore[arg-type]
+            part.thaw(other.module)  # type: ignore[operator]
+
 
 class _FrozenLeaf(nn.Module):
     """Export form of a part with one codebook."""

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from varitok import UserError
+
 from ..distributed import sum_over_ranks
 from ..result import Quantized
 from .statistics import Gathering
@@ -101,6 +103,15 @@ class Bottleneck(nn.Module, ABC):
     @abstractmethod
     def frozen(self) -> nn.Module:
         """Return the export form: `encode` and `decode` as tables and integer arithmetic, scriptable, float32."""
+
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the weights of an export form of such a bottleneck, as far as it has all that training needs.
+
+        Raises:
+            UserError: The export form lacks weights that are trained.
+        """
+        if self.state_dict():
+            raise UserError(f"a bundle lacks what {type(self).__name__} trains; give the run or its checkpoint")
 
     def update(self) -> None:
         """Apply the statistics gathered since the last optimizer step, summed over all ranks.

@@ -150,6 +150,11 @@ class Hierarchy(Bottleneck):
             begin += groups
         return _tokens(total)
 
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the weights of all levels; see `Bottleneck.thaw`."""
+        for level, other in zip(self.levels, frozen.levels, strict=True):  # type: ignore[arg-type]
+            level.thaw(other)  # type: ignore[operator]
+
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenHierarchy(self)

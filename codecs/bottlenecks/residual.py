@@ -233,6 +233,12 @@ class Split(Composite):
                 total = total if part is None else total + out(part)
         return total
 
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the weights of parts and projections; see `Bottleneck.thaw`."""
+        super().thaw(frozen)
+        for name in ("project_in", "project_out"):
+            self.get_submodule(name).load_state_dict(frozen.get_submodule(name).state_dict())
+
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""
         return _FrozenSplit(self)

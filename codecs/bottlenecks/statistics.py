@@ -122,6 +122,14 @@ class MovingCodebook(Gathering):
         self.flat: Tensor | None = None
         self.spare: list[Tensor] = []  # candidates for dead entries
 
+    def start_from(self, entries: Tensor) -> None:
+        """Take over entries `(K, d)`, each with a count of 1."""
+        self.entries.copy_(entries)
+        self.sums.copy_(entries)
+        self.counts.fill_(1)
+        self.initialised.fill_(True)
+        self.ready = True
+
     @property
     def gathered(self) -> Tensor:
         """Return sums `(K + 1, d)` and counts `(K + 1,)` of latents per entry, flattened; the last is of padding."""

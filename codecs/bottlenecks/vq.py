@@ -120,6 +120,11 @@ class VectorQuantizer(_Codebook):
         """Return the entries `(K, d)`."""
         return self._scale_latents(self.codebook.float())
 
+    @torch.no_grad()
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the entries; see `Bottleneck.thaw`."""
+        self.codebook.copy_(frozen.get_buffer("table"))
+
 
 class EMAVectorQuantizer(_Codebook):
     """Codebook of EMAs of the latents assigned to each entry (VQ-VAE, arXiv 1711.00937, appendix A).
@@ -152,6 +157,10 @@ class EMAVectorQuantizer(_Codebook):
     def table(self) -> Tensor:
         """Return the entries `(K, d)`."""
         return self.codebook.entries
+
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the entries, each with a count of 1; see `Bottleneck.thaw`."""
+        self.codebook.start_from(frozen.get_buffer("table"))
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         learns = self.training and torch.is_grad_enabled()
@@ -231,6 +240,11 @@ class IndexVectorQuantizer(_Codebook):
     def table(self) -> Tensor:
         """Return the entries `(K, d)`."""
         return self.codebook.float()
+
+    @torch.no_grad()
+    def thaw(self, frozen: nn.Module) -> None:
+        """Take over the entries; see `Bottleneck.thaw`."""
+        self.codebook.copy_(frozen.get_buffer("table"))
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         codebook, weights = self.table(), self.weights

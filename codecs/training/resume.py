@@ -1,9 +1,11 @@
 """Resuming a run: its checkpoint, and what may differ from the configuration that wrote it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
 
@@ -11,7 +13,7 @@ from ..build import checkpoint_of, misfit, open_checkpoint
 from .base import Training
 from .config.launch import detect_launch
 
-__all__ = ["check_resume", "find_checkpoint"]
+__all__ = ["check_resume", "differing", "find_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,12 @@ def check_resume(checkpoint: Path, module: Training, plain: Mapping[str, Any]) -
         raise UserError(f"{checkpoint}: doesn't fit this run's weights, {why} ({odd})")
     if changes and not detect_launch().rank:
         _log.info("resumed with %s", ", ".join(changes.values()))
+
+
+def differing(before: DictConfig, now: DictConfig, groups: Sequence[str]) -> str:
+    """Describe the values of groups in which two configurations differ, such as "codec.encoder.depth=2 (was 1)"."""
+    old, new = (cast(dict[str, Any], OmegaConf.to_container(one, resolve=True)) for one in (before, now))
+    return ", ".join(told for group in groups for _, told in _differences(old.get(group), new.get(group), group))
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -8,19 +8,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varitok import UserError
 from varitok.codecs.build import build_codec
+from varitok.codecs.codec import Codec
 from varitok.codecs.renamed import CLASSES, modernize, new_state
 
 from ..runtime.bundle import REEXPORT_HINT, read_config, read_json, sha256
+from ..runtime.hub import download
 from .frozen import FrozenCodec, freeze
 
-__all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of"]
+__all__ = ["WEIGHTS", "frozen_of", "rebuild", "shapes_of", "trainable_state"]
 
 WEIGHTS = "model.safetensors"
 PARTS = ("networks", "bottlenecks", "lengths", "implicit")  # folders of `varitok.codecs` with parts of codecs
@@ -68,9 +73,7 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
     count = sum(math.prod(shape) for shape in weights.values())
     try:
         with _Bounded(2 * count + SPARE):
-            frozen = freeze(
-                build_codec(OmegaConf.create(_targets(modernize(config["architecture"])))), "streaming" in config
-            )
+            frozen = freeze(_codec_of(config), "streaming" in config)
     except UserError as error:
         raise UserError(f"config.json: {error}") from error
     except Exception as error:  # a constructor may raise anything on arguments that it doesn't expect
@@ -80,6 +83,45 @@ def frozen_of(config: Mapping[str, Any], weights: Mapping[str, tuple[int, ...]])
         odd = next(name for name in sorted({*expected, *weights}) if expected.get(name) != weights.get(name))
         raise UserError(f"{WEIGHTS}: {odd} is not as config.json has it; {REEXPORT_HINT}")
     return frozen.eval()
+
+
+def trainable_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict of the codec that a bundle was exported from, to train it further.
+
+    Args:
+        path: The bundle's folder; or `hf://OWNER/NAME`, as for `varitok.load`.
+
+    Raises:
+        UserError: See `rebuild`; or the bundle lacks weights that its bottleneck trains.
+    """
+    folder = download(str(path).removeprefix("hf://")) if str(path).startswith("hf://") else Path(path)
+    frozen, codec = rebuild(folder), _codec_of(read_config(folder))
+    for name in ("encoder", "project_in", "project_out", "decoder"):
+        _unfold(codec.get_submodule(name), frozen.get_submodule(name).state_dict())
+    if frozen.masks and isinstance(token := codec.length.mechanism.fill(), nn.Parameter):
+        token.data.copy_(frozen.mask_token)
+    try:
+        codec.bottleneck.thaw(frozen.bottleneck)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return codec.state_dict()
+
+
+def _codec_of(config: Mapping[str, Any]) -> Codec:
+    """Build the codec that a bundle's config.json describes, with initial weights."""
+    return build_codec(OmegaConf.create(_targets(modernize(config["architecture"]))))
+
+
+@torch.no_grad()
+def _unfold(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set a module's weights, parametrized ones to what folds to the given."""
+    for name, value in weights.items():
+        owner, _, own = name.rpartition(".")
+        part = module.get_submodule(owner)
+        if parametrize.is_parametrized(part, own):
+            setattr(part, own, value)
+        else:
+            getattr(part, own).copy_(value)
 
 
 class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]

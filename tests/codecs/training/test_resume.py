@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.training.run import build_run
+from varitok.export.exporters.bundle import architecture, export_bundle
 from varitok.train import main
 
 from ...composing import composed
@@ -95,8 +97,23 @@ def test_what_a_run_cannot_resume_with_is_named(finished, words, told):
 
 
 def test_the_codec_of_another_size_is_no_start(finished, tmp_path):
-    with pytest.raises(UserError, match=r"^init_from=\S+: its codec isn't the one that this run builds \(\S+ has the"):
+    told = r"its codec isn't the one that this run builds \(\S+ has the shape [^\n]*\)"
+    with pytest.raises(UserError, match=rf"^init_from=\S+: {told}; this run has codec\.encoder\.width=8 \(was 16\)"):
         start(tmp_path, f"init_from={finished}", "codec.encoder.width=8")
+
+
+def test_a_run_starts_from_a_bundle(finished, tmp_path):
+    codec, config = load_run(finished)
+    form = {"formats": ["safetensors"], "streaming": False, "architecture": architecture(config)}
+    export_bundle(codec, tmp_path / "bundle", **form)
+    started = start(tmp_path / "run", f"init_from={tmp_path / 'bundle'}").module.codec.state_dict()
+    for name, value in codec.state_dict().items():
+        torch.testing.assert_close(started[name], value, msg=name)
+    with pytest.raises(UserError, match=r"^init_from=\S+bundle: its codec isn't the one that this run builds \("):
+        start(tmp_path / "other", f"init_from={tmp_path / 'bundle'}", "codec.encoder.depth=2")
+    (tmp_path / "bundle" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^\S+model\.safetensors: missing; [^\n]*$"):
+        start(tmp_path / "other", f"init_from={tmp_path / 'bundle'}")
 
 
 def test_a_start_that_fails_leaves_the_runs_configuration(finished, monkeypatch, capsys):

@@ -150,7 +150,7 @@ def test_what_is_known_to_fail_is_not_used() -> None:
 def test_media_files_are_opened_in_the_decoding_room_alone() -> None:
     """Another reader would disagree about orientation, alpha, depth, rate or frame times."""
     opener = re.compile(
-        r"Image\.open\(|soundfile\.(read|info|blocks|SoundFile)\(|av\.open\((?!.*\"w\")|torchaudio\.load"
+        r"Image\.open\(|soundfile\.(read|info|blocks|SoundFile)\((?!.*\"w\")|av\.open\((?!.*\"w\")|torchaudio\.load"
     )
     for path in MODULES:
         if not below(name_of(path), "varitok.data.decoding"):

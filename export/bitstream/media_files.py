@@ -1,17 +1,19 @@
-"""Encode media files into containers, and decode containers into media files."""
+"""Encode media files into containers, and decode containers into media files, in bounded memory."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from varitok import UserError
 
 from ..runtime.bundle import Bundle
-from ..runtime.files import Part, write_output
+from ..runtime.files import SignalFile, open_output
+from ..runtime.memory import MEMORY, Coded, decode_within, encode_within, passage
+from ..runtime.tiling import Floats
 from . import container
-from .rate_control import Encoded, Target, encode_signal, fit_to_target
+from .rate_control import Encoded, Quality, Target, fit_to_target
 
 __all__ = ["decode_file", "encode_file"]
 
@@ -25,6 +27,7 @@ def encode_file(
     num_codebooks: int | None = None,
     target: Target = Target(),  # noqa: B008 (immutable)
     coding: str | None = None,
+    memory: float = MEMORY,
 ) -> dict[str, Any]:
     """Encode a media file into a container; return its size, the kept tokens or codebooks, and changes to its signal.
 
@@ -37,37 +40,67 @@ def encode_file(
         target: Size or quality that limits the kept tokens or codebooks further.
         coding: Entropy coding, one of `CODINGS`; None: learned if the bundle has a prior, else the smaller of packed
             and adaptive.
+        memory: Peak memory of the process in GB; signals that need more are encoded in parts (`runtime/memory.py`).
 
     Raises:
-        UserError: The file can't be read or is not supported, a number is out of range, or the target can't be met.
+        UserError: The file can't be read or is not supported, a number is out of range, the target can't be met, or the
+            bundle needs more memory.
 
     Example:
         >>> encode_file(bundle, Path("photo.png"), Path("photo.vtk"), tokens=4, coding="packed")
         {'tokens': 4, 'bytes': 36, 'payload bytes': 3, 'coding': 'packed'}
     """
+    bundle.check_kept(tokens, num_codebooks)
     with bundle.open_file(path) as file:
-        signal, rate, changes = file.read(), file.frame_rate, file.changes
-    whole = encode_signal(bundle, signal, tokens=tokens, num_codebooks=num_codebooks, frame_rate=rate)._replace(
-        coding=coding
-    )
-    shape = whole.original.shape
+        try:
+            coded = encode_within(bundle, file, memory, tokens=tokens, num_codebooks=num_codebooks)
+            rate = bundle.sample_rate or file.frame_rate
+            whole = Encoded(
+                coded.codes,
+                bundle.facts(coded.size, file.frame_rate),
+                bundle.units_of(coded.codes.shape[2], coded.size[0]),
+                coded.size[0] / rate if rate else None,
+                coding,
+            )
 
-    def decoded(part: Encoded) -> npt.NDArray[np.float32]:
-        back = bundle.decode(part.codes)
-        return back[tuple(slice(side) for side in shape)]
+            def measure(one: Encoded) -> float:
+                assert target.quality is not None
+                return _measure(bundle, file, coded._replace(codes=one.codes), target.quality, memory)
 
-    try:
-        chosen = fit_to_target(bundle, whole, target, decoded)
-        written = chosen.serialize(bundle)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    write_output(out, written.data)
+            chosen = fit_to_target(bundle, whole, target, measure)
+            written = chosen.serialize(bundle)
+        except UserError as error:
+            raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    with open_output(out) as output:
+        output.write(written.data)
     kept = {"tokens": chosen.codes.shape[-1]} if bundle.tokens else {"codebooks": chosen.codes.shape[1]}
     about = {"bytes": len(written.data), "payload bytes": written.payload, "coding": written.coding}
-    return kept | about | ({"changes": changes} if changes else {})
+    return kept | about | ({"changes": file.changes} if file.changes else {})
 
 
-def decode_file(bundle: Bundle, path: Path, out: Path, *, to: str | None = None, force: bool = False) -> dict[str, Any]:
+def _measure(bundle: Bundle, file: SignalFile, coded: Coded, quality: Quality, memory: float) -> float:
+    """Measure the quality of a file's codes.
+
+    Raises:
+        UserError: The metric needs the whole signal, which takes more memory.
+    """
+    parts = decode_within(bundle, coded.codes, coded.size, memory)
+    original, values, lengths, end = passage(bundle, file), list[float](), list[int](), 0
+    if coded.whole:
+        return quality.measure(np.concatenate(list(parts), axis=2), original.take(0, coded.size[0]))
+    if quality.combine is None:
+        reason = f"needs the whole signal, which doesn't fit in {memory:g} GB"
+        raise UserError(f"{quality.name} {reason}; give more --memory, or another target")
+    for part in parts:
+        begin, end = end, end + part.shape[2]
+        values.append(quality.measure(part, original.take(begin, end)))
+        lengths.append(part.shape[2])
+    return quality.combine(values, lengths)
+
+
+def decode_file(
+    bundle: Bundle, path: Path, out: Path, *, to: str | None = None, force: bool = False, memory: float = MEMORY
+) -> dict[str, Any]:
     """Decode a container's signals, concatenated, into a media file; return a summary.
 
     Args:
@@ -76,9 +109,11 @@ def decode_file(bundle: Bundle, path: Path, out: Path, *, to: str | None = None,
         out: The media file; `STREAM` for standard output.
         to: File format, one of `Bundle.written`; None: the suffix of `out` if that is one, else the first.
         force: Decode another bundle's container too; the result is noise unless both bundles export the same codec.
+        memory: Peak memory of the process in GB; signals that need more are decoded in parts (`runtime/memory.py`).
 
     Raises:
-        UserError: The container is damaged or another bundle's, or the file can't be written.
+        UserError: The container is damaged or another bundle's, the file can't be written, or the bundle needs more
+            memory.
 
     Example:
         >>> decode_file(bundle, Path("photo.vtk"), Path("decoded.png"))
@@ -90,13 +125,18 @@ def decode_file(bundle: Bundle, path: Path, out: Path, *, to: str | None = None,
     for one in found:
         container.check(one.header, bundle, path, force)
     codes = [one.codes(bundle) for one in found]
-    arrived: dict[str, Any] = {"whole": all(one.complete for one in found)}
+    arrived: dict[str, Any] = {} if bundle.splits else {"tokens": codes[0].shape[2]}
+    arrived["whole"] = all(one.complete for one in found)
     if unchecked := sum(each.shape[2] - one.steps for each, one in zip(codes, found, strict=True)):
         arrived["steps unchecked"] = unchecked
-    parts = [
-        Part(each, one.units if one.complete else None, one.header.signal)
-        for each, one in zip(codes, found, strict=True)
-    ]
-    data, kept = bundle.write_file(parts, to, path)
-    write_output(out, data)
-    return kept | arrived
+
+    def chunks() -> Iterator[Floats]:
+        for one, each in zip(found, codes, strict=True):
+            size = bundle.signal_size(each, one.units if one.complete else None, one.header.signal)
+            yield from decode_within(bundle, each, size, memory)
+
+    try:
+        with open_output(out) as file:
+            return bundle.write_file(chunks(), found[0].header.signal, to, file) | arrived
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error

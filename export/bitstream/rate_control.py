@@ -5,8 +5,9 @@ The search for a quality needs a few more decoder passes than log2 of the number
 """
 
 import io
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +31,6 @@ class Encoded(NamedTuple):
         codes: int64 `(1, codebooks, steps, *inner)`.
         facts: Facts about the signal for the container's header.
         units: Where each step ends in the signal, in samples or frames, `(steps,)` or longer.
-        original: The encoded signal, float32 `(1, c, ...)` in [-1, 1].
         seconds: Duration; None for an image, or if no rate is known.
         coding: Entropy coding, one of `CODINGS`; None: learned if the bundle has a prior, else the smaller of packed
             and adaptive.
@@ -39,7 +39,6 @@ class Encoded(NamedTuple):
     codes: Array
     facts: tuple[int, ...]
     units: npt.NDArray[np.int64]
-    original: Signal
     seconds: float | None
     coding: str | None = None
 
@@ -89,7 +88,7 @@ def encode_signal(
     units = bundle.units_of(codes.shape[2], signal.shape[2])
     rate = bundle.sample_rate or frame_rate
     seconds = signal.shape[2] / rate if rate else None
-    return Encoded(codes, bundle.facts(signal, frame_rate), units, signal, seconds)
+    return Encoded(codes, bundle.facts(signal.shape[2:], frame_rate), units, seconds)
 
 
 class Written(NamedTuple):
@@ -114,12 +113,15 @@ class Quality(NamedTuple):
         wanted: Value to reach.
         measure: Metric of the decoded signal and the original, both float32 `(1, c, ...)`; NaN if undefined.
         lower: Whether lower is better.
+        combine: Function of the values and lengths of a signal's parts that returns the whole's value; None if it
+            can't be computed from them.
     """
 
     name: str
     wanted: float
     measure: Callable[[Signal, Signal], float]
     lower: bool = False
+    combine: Callable[[Sequence[float], Sequence[int]], float] | None = None
 
 
 class Target(NamedTuple):
@@ -136,7 +138,9 @@ class Target(NamedTuple):
     quality: Quality | None = None
 
 
-def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Callable[[Encoded], Signal]) -> Encoded:
+def fit_to_target(
+    bundle: Bundle, encoded: Encoded, target: Target, measure: Callable[[Encoded], float] = lambda _: math.nan
+) -> Encoded:
     """Choose how many ordered tokens, or else codebooks, meet a target; return the shortened codes.
 
     A size or bitrate selects the most that fit, a quality the fewest that reach it.
@@ -145,14 +149,14 @@ def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Call
         bundle: The bundle of the codes.
         encoded: All codes.
         target: The constraint.
-        decode: Decodes codes to a signal of the original's size.
+        measure: Returns the target's quality of codes, once they are decoded; NaN if undefined.
 
     Raises:
         UserError: The target can't be met; the message names the nearest value that can.
 
     Example:
         >>> encoded = encode_signal(bundle, bundle.values(image))
-        >>> chosen = fit_to_target(bundle, encoded, Target(bytes=35), lambda part: bundle.decode(part.codes))
+        >>> chosen = fit_to_target(bundle, encoded, Target(bytes=35))
         >>> encoded.codes.shape, chosen.codes.shape
         ((1, 1, 6), (1, 1, 2))
     """
@@ -167,7 +171,7 @@ def fit_to_target(bundle: Bundle, encoded: Encoded, target: Target, decode: Call
         rate = lambda one: one.serialize(bundle).payload * 8 / 1000 / seconds  # noqa: E731
         return _largest(cuts, rate, target.kbps, "--kbps", "kbit/s")
     if target.quality is not None:
-        return _least(cuts, decode, target.quality)
+        return _least(cuts, measure, target.quality)
     return encoded
 
 
@@ -192,12 +196,12 @@ def _largest(cuts: list[Encoded], measure: Callable[[Encoded], float], most: flo
     return cuts[found - 1]
 
 
-def _least(cuts: list[Encoded], decode: Callable[[Encoded], Signal], quality: Quality) -> Encoded:
+def _least(cuts: list[Encoded], measure: Callable[[Encoded], float], quality: Quality) -> Encoded:
     """Return the shortest codes that reach a quality, assuming that quality increases with length."""
     sign = -1 if quality.lower else 1
 
     def worth(one: Encoded) -> float:
-        found = sign * quality.measure(decode(one), one.original)
+        found = sign * measure(one)
         return -np.inf if np.isnan(found) else found
 
     below, best = 0, -np.inf
@@ -219,9 +223,13 @@ def psnr(wanted: float) -> Quality:
         >>> psnr(30).measure(np.full((1, 1, 8), 0.2), np.zeros((1, 1, 8)))
         20.0
     """
-    return Quality("PSNR", wanted, _psnr)
+    return Quality("PSNR", wanted, _psnr, combine=_psnr_of_parts)
 
 
 def _psnr(back: Signal, original: Signal) -> float:
     error = float(np.mean((original.astype(np.float64) - back) ** 2))
     return 100.0 if error < 4e-10 else float(10 * np.log10(4 / error))
+
+
+def _psnr_of_parts(values: Sequence[float], lengths: Sequence[int]) -> float:
+    return float(-10 * np.log10(np.average(10 ** (-np.array(values) / 10), weights=lengths)))

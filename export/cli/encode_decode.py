@@ -20,6 +20,7 @@ from ..bitstream.rate_control import Quality, Target, codings_of, psnr
 from ..runtime.bundle import Bundle
 from ..runtime.files import STREAM
 from ..runtime.load import BUNDLES, load
+from ..runtime.memory import MEMORY
 
 __all__ = ["decode", "destinations", "encode"]
 
@@ -36,6 +37,8 @@ def _run(words: Sequence[str], encodes: bool) -> None:
         UserError: The only file fails, an option is wrong, or there is no such file.
     """
     options = _parser(encodes).parse_args(words)
+    if not options.memory > 0:
+        raise UserError(f"--memory {options.memory:g}: must be above 0")
     bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, Bundle) or not bundle.written:
         raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")
@@ -84,13 +87,14 @@ def _encoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str
     for name in codings_of(bundle, options.coding):
         coding_of(name, codebooks_of(bundle), bundle)
     target = Target(options.bytes, options.kbps, _quality(bundle, options))
-    return partial(encode_file, bundle, target=target, coding=options.coding, **kept), SUFFIX[1:]
+    encoder = partial(encode_file, bundle, target=target, coding=options.coding, memory=options.memory, **kept)
+    return encoder, SUFFIX[1:]
 
 
 def _decoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str]:
     """Return the function that decodes a container, and the suffix of its output."""
     to = _choose_suffix(bundle, options.to)
-    return partial(decode_file, bundle, to=to, force=options.force), to
+    return partial(decode_file, bundle, to=to, force=options.force, memory=options.memory), to
 
 
 def destinations(found: Mapping[Path, Path], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:
@@ -186,6 +190,14 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="default: beside each file; - for standard output, of one file"
     )
     parser.add_argument("--json", action="store_true", help="for scripts: a JSON list of the results")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=MEMORY,
+        metavar="GB",
+        help=f"most memory to use; default: {MEMORY:g}. A signal that needs more is coded in parts: with the same"
+        " result if the codec streams, else with slightly other codes near the parts' borders",
+    )
     if encodes:
         parser.add_argument("--tokens", type=int, metavar="K", help="keep the first K tokens, if they are ordered")
         parser.add_argument("--codebooks", type=int, metavar="Q", help="keep the first Q codebooks")

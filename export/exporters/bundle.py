@@ -28,6 +28,7 @@ from .examples import example_signals
 from .frozen import FrozenCodec, FrozenStream, freeze
 from .implicit import export_single_clip
 from .int8 import quantize_decoder
+from .memory import measure_memory
 from .model_card import card
 from .onnx import export_onnx
 from .parity import Chunked, Coder, Size, check, draw
@@ -194,7 +195,7 @@ def _write(
     signals, source = example_signals(codec, modality_of(codec), config, sizes[-1])
     _write_golden(frozen, signals, folder / "golden.safetensors", metadata | {"codec.examples": source}, names)
     (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
-    return report(folder, parity)
+    return report(folder, parity, measure_memory(runtime.bundle) if "onnx" in formats else {})
 
 
 class _Runtime:

@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,11 +67,20 @@ def describe(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tens
     }
 
 
-def report(folder: Path, parity: Mapping[str, Parity]) -> dict[str, Any]:
-    """Write export.json, after all other files; return its contents, with `parity`, `files` and `versions`."""
-    contents = {
+def report(
+    folder: Path, parity: Mapping[str, Parity], memory: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Write export.json, after all other files; return its contents.
+
+    Args:
+        folder: The bundle's folder.
+        parity: Each file's agreement with the codec.
+        memory: The graphs' memory (`memory.py`).
+    """
+    contents: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "parity": {name: result._asdict() for name, result in parity.items()},
+        "memory": dict(memory),
         "files": _files(folder, folder),
         "versions": {"varitok": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},

@@ -1,11 +1,10 @@
 """Run an exported audio codec, with NumPy and ONNX Runtime."""
 
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,8 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import AUDIO
 
 from .bundle import Array, Bundle, tensors
-from .files import Part, SignalFile, open_input
-from .streaming import DecodingStream, EncodingStream, stream_form
+from .files import SignalFile, open_input
+from .streaming import DecodingStream, EncodingStream
 
 __all__ = ["AudioBundle"]
 
@@ -77,7 +76,7 @@ class AudioBundle(Bundle):
             raise UserError(f"wave: samples (batch, {self.channels}, 1 or more) are expected, got {np.shape(wave)}")
         return self.run_encoder(values)[:, :kept]
 
-    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
+    def facts(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
         """Return the sample rate."""
         return (self.sample_rate,)
 
@@ -91,15 +90,19 @@ class AudioBundle(Bundle):
                 sound.length, lambda count: (one[None] for one in sound.chunks(count)), None, sound.changes
             )
 
-    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode and concatenate the parts into a 16-bit audio file."""
+    def write_file(
+        self, chunks: Iterable[npt.NDArray[np.float32]], facts: tuple[int, ...], to: str, file: BinaryIO
+    ) -> dict[str, Any]:
+        """Write a 16-bit audio file."""
         import soundfile  # noqa: PLC0415 (arrays don't need it)
 
-        wave = np.concatenate([self.decode(part.codes)[0, :, : part.units] for part in parts], axis=1)
-        # libsndfile rounds floats differently in each format.
-        samples, file = np.clip(np.rint(wave.T * 32768), -32768, 32767).astype(np.int16), io.BytesIO()
-        soundfile.write(file, samples, self.sample_rate, subtype="PCM_16", format=to)
-        return file.getvalue(), {"seconds": round(wave.shape[1] / self.sample_rate, 3)}
+        written = 0
+        with soundfile.SoundFile(file, "w", self.sample_rate, self.channels, subtype="PCM_16", format=to) as sound:
+            for wave in chunks:
+                # libsndfile rounds floats differently in each format.
+                sound.write(np.clip(np.rint(wave[0].T * 32768), -32768, 32767).astype(np.int16))
+                written += wave.shape[2]
+        return {"seconds": round(written / self.sample_rate, 3)}
 
     def describe_signals(self) -> str:
         """Return the sample rate and channels."""
@@ -132,9 +135,7 @@ class AudioBundle(Bundle):
             ([1, 1, 1], 1)
         """
         self._check_rate(sample_rate)
-        kept = self.count_kept(num_codebooks)
-        graph = self.streaming_graphs[0]
-        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
+        return self.encoding_stream(num_codebooks, batch)
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Return a streaming decoder; its concatenated output equals `decode` of all codes.
@@ -150,8 +151,7 @@ class AudioBundle(Bundle):
             >>> decode(np.zeros((1, 2, 3), np.int64)).shape, decode.flush().shape
             ((1, 1, 120), (1, 1, 0))
         """
-        graph = self.streaming_graphs[1]
-        return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
+        return self.decoding_stream(batch)
 
     def _check_rate(self, sample_rate: int) -> None:
         if sample_rate != self.sample_rate:

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
 
-from .files import Part, SignalFile
+from .files import SignalFile
+from .streaming import DecodingStream, EncodingStream, stream_form
 
 __all__ = [
     "DECODER",
@@ -119,8 +120,12 @@ class Opened:
         return self._session(DECODER_INT8 if self.int8 else DECODER)
 
     def _session(self, name: str) -> Any:
+        runtime = onnx_runtime()
+        options = runtime.SessionOptions()
+        # Memory planned for the last call's sizes would be held beside that of other sizes: twice the peak.
+        options.enable_mem_pattern = False
         try:
-            return onnx_runtime().InferenceSession(str(self.folder / name), providers=self.providers)
+            return runtime.InferenceSession(str(self.folder / name), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime's exception classes, defined in C++
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"{self.folder / name}: ONNX Runtime can't read it ({first}); {REEXPORT_HINT}") from error
@@ -191,9 +196,33 @@ class Bundle(Opened):
         """Return where each code step ends in a signal of this length: int64 `(steps,)`, in samples or frames."""
         return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.causal_pad, length)
 
-    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
-        """Return the facts about a signal `(1, c, *grid)` that the container's header records for decoding."""
+    @cached_property
+    def memory(self) -> Mapping[str, Sequence[float]]:
+        """Memory of `encoder` and `decoder` (`exporters/memory.py`); empty for older exports."""
+        found: Mapping[str, Sequence[float]] = read_json(self.folder / "export.json").get("memory") or {}
+        return found
+
+    @property
+    def splits(self) -> bool:
+        """Whether parts of a signal can be coded one by one: unless its tokens are about the whole, as an image's."""
+        return not self.tokens or self.axes > 1
+
+    def facts(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
+        """Return the facts about a signal of a size `(*grid)` that the container's header records for decoding."""
         return ()
+
+    def signal_size(self, codes: Array, units: int | None, facts: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size `(*grid)` of a container's signal.
+
+        Args:
+            codes: Its codes, `(1, codebooks, steps, *inner)`.
+            units: Its length in samples or frames; None if the file is truncated.
+            facts: Facts about it from the container's header, as `facts` returns them.
+
+        Raises:
+            UserError: The codes don't have this size.
+        """
+        return (codes.shape[2] * self.hops[0] - self.causal_pad if units is None else units,)
 
     def open_file(self, path: Path) -> AbstractContextManager[SignalFile]:
         """Open a media file, which is prepared as in training and evaluation; `STREAM` is standard input.
@@ -203,16 +232,42 @@ class Bundle(Opened):
         """
         raise NotImplementedError
 
-    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode consecutive parts of the container `path` into one file of format `to`.
+    def write_file(
+        self, chunks: Iterable[npt.NDArray[np.float32]], facts: tuple[int, ...], to: str, file: BinaryIO
+    ) -> dict[str, Any]:
+        """Write a decoded signal.
+
+        Args:
+            chunks: Consecutive chunks of the signal, `(1, c, n, ...)`.
+            facts: Facts about it, as `facts` returns them.
+            to: Format, one of `written`.
+            file: The file, opened for writing; formats may seek in it.
 
         Returns:
-            The file's bytes, and a summary of its content.
+            A summary of the file's content.
 
         Raises:
-            UserError: The parts don't fit in one file.
+            UserError: The chunks don't fit in one file.
         """
         raise NotImplementedError
+
+    def encoding_stream(self, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
+        """Return a streaming encoder of `batch` signals that keeps `num_codebooks` codebooks, all if None.
+
+        Raises:
+            UserError: The codec can't stream, or has fewer codebooks.
+        """
+        graph, kept = self.streaming_graphs[0], self.count_kept(num_codebooks)
+        return EncodingStream(graph, self.values, stream_form(self.config, "encoder"), batch, kept)
+
+    def decoding_stream(self, batch: int = 1) -> DecodingStream:
+        """Return a streaming decoder of `batch` signals.
+
+        Raises:
+            UserError: The codec can't stream.
+        """
+        graph = self.streaming_graphs[1]
+        return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
 
     def describe(self, files: Mapping[str, int]) -> dict[str, Any]:
         """Return a summary as JSON-serializable values."""

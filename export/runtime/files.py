@@ -1,10 +1,12 @@
 """Read and write media files; their libraries are imported on first use."""
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +15,9 @@ from varitok import UserError
 from varitok.data.decoding.errors import BadSample
 from varitok.data.storage.members import InMemory, Source
 
-__all__ = ["STREAM", "Part", "SignalFile", "open_input", "write_output"]
+__all__ = ["STREAM", "SignalFile", "open_input", "open_output"]
 
 STREAM = Path("-")  # stands for standard input or output
-
-
-class Part(NamedTuple):
-    """The received codes of one signal; a container file may hold several signals.
-
-    Attributes:
-        codes: `(1, codebooks, steps, *inner)`.
-        units: Length of the signal in samples or frames; None if the file is truncated.
-        facts: Facts about the signal from the container's header, as `Bundle.facts` returns them.
-    """
-
-    codes: npt.NDArray[Any]
-    units: int | None
-    facts: tuple[int, ...]
 
 
 class SignalFile(NamedTuple):
@@ -67,8 +55,11 @@ def open_input(path: Path) -> Iterator[Source]:
         raise UserError(str(error)) from error
 
 
-def write_output(path: Path, data: bytes) -> None:
-    """Write a file atomically, or write to standard output.
+@contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, which takes the place of `path` once it is complete; after an error nothing is left.
+
+    Standard output gets the whole file at the end: formats whose headers hold sizes need to seek.
 
     Raises:
         UserError: The file can't be written.
@@ -76,13 +67,19 @@ def write_output(path: Path, data: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         if path == STREAM:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        if path != STREAM:
+        try:
+            with partial.open("w+b") as file:
+                yield file
+            partial.replace(path)
+        except BaseException:
             partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror or error})") from error

@@ -1,10 +1,9 @@
 """Run an exported image codec, with NumPy and ONNX Runtime."""
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES
 
 from .bundle import Array, Bundle, tensors, to_pixels
-from .files import Part, SignalFile, open_input
+from .files import SignalFile, open_input
 
 __all__ = ["ImageBundle"]
 
@@ -87,16 +86,23 @@ class ImageBundle(Bundle):
         with open_input(path) as source, open_image(source) as image:
             yield SignalFile(1, lambda count: iter([self.values(image)]))
 
-    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode one image into a file; PNG and WebP are lossless."""
+    def signal_size(self, codes: Array, units: int | None, facts: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the height and width of the images."""
+        return self.image_size, self.image_size
+
+    def write_file(
+        self, chunks: Iterable[npt.NDArray[np.float32]], facts: tuple[int, ...], to: str, file: BinaryIO
+    ) -> dict[str, Any]:
+        """Write one image; PNG and WebP are lossless."""
         from PIL import Image  # noqa: PLC0415 (only image files need it)
 
-        if len(parts) > 1:
-            raise UserError(f"{path}: holds {len(parts)} images; decode them one by one")
-        pixels, file = self.pixels(self.decode(parts[0].codes))[0], io.BytesIO()
+        first, *others = chunks
+        if others:
+            raise UserError(f"holds {1 + len(others)} images; decode them one by one")
+        pixels = self.pixels(first)[0]
         image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
         image.save(file, "JPEG" if to == "jpg" else to, quality=95, subsampling=0, lossless=True)
-        return file.getvalue(), {"tokens": parts[0].codes.shape[2]}
+        return {}
 
     def describe_signals(self) -> str:
         """Return the size and channels."""

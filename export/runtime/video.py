@@ -1,12 +1,11 @@
 """Run an exported video codec, with NumPy and ONNX Runtime."""
 
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,8 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES, VIDEO
 
 from .bundle import Array, Bundle, tensors, to_pixels
-from .files import Part, SignalFile, open_input
-from .streaming import DecodingStream, EncodingStream, stream_form
+from .files import SignalFile, open_input
+from .streaming import DecodingStream, EncodingStream
 from .tiling import decode_tiled, encode_tiled
 
 __all__ = ["VideoBundle"]
@@ -167,21 +166,35 @@ class VideoBundle(Bundle):
         if self.tokens:
             self._check_tokens(codes.shape[3])
         if size is not None:
-            grid = self.grid(*size)
-            if self.tokens:
-                self._check_size(*size[1:])
-                grid = grid[0], codes.shape[3], 0
-            if grid[: self.axes] != codes.shape[2:]:
-                raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
+            self._check_grid(codes, size)
         if tile is None:
             clips = self.run_decoder(codes)
         else:
             clips = decode_tiled(self.run_decoder, codes, self._get_tile_steps(), tile)
         return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
 
-    def facts(self, values: npt.NDArray[np.float32], rate: float | None) -> tuple[int, ...]:
+    def facts(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
         """Return the height and width of frames, and the number of frames in 1,000 s."""
-        return (*values.shape[3:], round(1000 * (rate or 0)))
+        return (*size[1:], round(1000 * (rate or 0)))
+
+    def signal_size(self, codes: Array, units: int | None, facts: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the frames, height and width of a container's clip."""
+        if len(facts) != 3:
+            raise UserError("the container lacks its frames' height, width and rate; encode the clip again")
+        size = *super().signal_size(codes, units, facts), *facts[:2]
+        self._check_grid(codes, size)
+        return size
+
+    def _check_grid(self, codes: Array, size: tuple[int, ...]) -> None:
+        """Check that codes `(b, codebooks, *grid)` are of clips of a size: frames, height, width."""
+        frames, height, width = size
+        grid = self.grid(frames, height, width)
+        if self.tokens:
+            self._check_tokens(codes.shape[3])
+            self._check_size(height, width)
+            grid = grid[0], codes.shape[3], 0
+        if grid[: self.axes] != codes.shape[2:]:
+            raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
 
     @contextmanager
     def open_file(self, path: Path) -> Iterator[SignalFile]:
@@ -205,31 +218,26 @@ class VideoBundle(Bundle):
 
             yield SignalFile(clip.length, chunks, None if clip.is_image else clip.frame_rate)
 
-    def write_file(self, parts: Sequence[Part], to: str, path: Path) -> tuple[bytes, dict[str, Any]]:
-        """Decode and concatenate clips into an H.264 file (CRF 12); odd sides lose their last row or column."""
-        clips = [self._decode_part(part) for part in parts]
-        if len({clip.shape[1:] for clip in clips}) > 1:
-            raise UserError(f"{path}: its clips have frames of several sizes; decode them one by one")
-        clip, av, memory = np.concatenate(clips), _av(), io.BytesIO()
-        rate = parts[0].facts[2] / 1000 or self.frame_rate or FRAME_RATE
-        height, width = (side // 2 * 2 for side in clip.shape[1:3])  # 4:2:0 subsamples chroma by 2
-        with av.open(memory, "w", format="matroska" if to == "mkv" else to) as file:
-            stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "12", "preset": "fast"}
-            for frame in np.ascontiguousarray(clip[:, :height, :width]):
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            file.mux(stream.encode(None))
-        return memory.getvalue(), {"frames": len(clip)}
-
-    def _decode_part(self, part: Part) -> npt.NDArray[np.uint8]:
-        """Decode a part into a clip: uint8 `(t, h, w, 3)`."""
-        if len(part.facts) != 3:
-            raise UserError("the container lacks its frames' height, width and rate; encode the clip again")
-        height, width, _ = part.facts
-        frames = part.codes.shape[2] * self.downsample[0] - self.causal_pad if part.units is None else part.units
-        clips: npt.NDArray[np.uint8] = self.pixels(self.decode(part.codes, (frames, height, width)))
-        return np.asarray(clips[0])
+    def write_file(
+        self, chunks: Iterable[npt.NDArray[np.float32]], facts: tuple[int, ...], to: str, file: BinaryIO
+    ) -> dict[str, Any]:
+        """Write an H.264 file (CRF 12); odd sides lose their last row or column."""
+        av, rate, written = _av(), facts[2] / 1000 or self.frame_rate or FRAME_RATE, 0
+        with av.open(file, "w", format="matroska" if to == "mkv" else to) as clip:
+            stream = clip.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+            stream.pix_fmt, stream.options = "yuv420p", {"crf": "12", "preset": "fast"}
+            for chunk in chunks:
+                sides = [side // 2 * 2 for side in chunk.shape[3:]]  # 4:2:0 subsamples chroma by 2
+                if not written:
+                    stream.height, stream.width = sides
+                elif [stream.height, stream.width] != sides:
+                    raise UserError("its clips have frames of several sizes; decode them one by one")
+                for frame in self.pixels(chunk)[0, :, : sides[0], : sides[1]]:
+                    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                    clip.mux(stream.encode(picture))
+                    written += 1
+            clip.mux(stream.encode(None))
+        return {"frames": written}
 
     def describe_signals(self) -> str:
         """Return the frame size, channels and frame rate."""
@@ -268,10 +276,7 @@ class VideoBundle(Bundle):
             >>> encode(np.zeros((6, 16, 16, 3), np.uint8)).shape, encode.flush().shape
             ((1, 2, 1, 2, 2), (1, 2, 1, 2, 2))
         """
-        graph = self.streaming_graphs[0]
-        return EncodingStream(
-            graph, self.values, stream_form(self.config, "encoder"), batch, self.count_kept(num_codebooks)
-        )
+        return self.encoding_stream(num_codebooks, batch)
 
     def decoding(self, *, batch: int = 1) -> DecodingStream:
         """Return a streaming decoder; its concatenated output equals `decode` of all codes.
@@ -287,8 +292,7 @@ class VideoBundle(Bundle):
             >>> decode(np.zeros((1, 2, 1, 2, 2), np.int64)).shape
             (1, 3, 4, 16, 16)
         """
-        graph = self.streaming_graphs[1]
-        return DecodingStream(graph, self._codes, stream_form(self.config, "decoder"), batch, self.channels)
+        return self.decoding_stream(batch)
 
     def values(self, frames: Any) -> npt.NDArray[np.float32]:
         """Convert clips, perhaps of zero frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""

@@ -1,6 +1,5 @@
 """A new modality, 1-D sensor signals, is one class for torch and one for bundles: all commands take it then."""
 
-import io
 import json
 from contextlib import contextmanager
 
@@ -93,11 +92,10 @@ class SensorBundle(Bundle):
         signal = self.values(np.load(path))
         yield SignalFile(signal.shape[2], lambda count: iter([signal]))
 
-    def write_file(self, parts, to, path):
-        signal = np.concatenate([self.decode(part.codes)[0, :, : part.units] for part in parts], axis=1)
-        file = io.BytesIO()
+    def write_file(self, chunks, facts, to, file):
+        signal = np.concatenate(list(chunks), axis=2)[0]
         np.save(file, signal)
-        return file.getvalue(), {"samples": signal.shape[1]}
+        return {"samples": signal.shape[1]}
 
     def describe_signals(self):
         return f"recordings of {self.channels} channels"

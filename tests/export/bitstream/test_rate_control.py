@@ -14,62 +14,69 @@ N = 12
 
 
 def row(seed):
-    """Encode a row of bright pixels, a token for each: missing ones are black."""
+    """Return a row of bright pixels, and its code: a token for each."""
     original = np.random.default_rng(seed).uniform(0.3, 1, (1, 1, 1, N)).astype(np.float32)
-    return Encoded(np.arange(N)[None, None], (), np.ones(N, np.int64), original, None)
+    return original, Encoded(np.arange(N)[None, None], (), np.ones(N, np.int64), None)
 
 
-def decode(part):
-    """Decode a prefix of the row."""
-    kept = np.arange(N) < part.codes.shape[2]
-    return np.where(kept, part.original, 0).astype(np.float32)
+def decode(part, original):
+    """Decode a prefix of the row: missing pixels are black."""
+    return np.where(np.arange(N) < part.codes.shape[2], original, 0).astype(np.float32)
 
 
-def kept(whole, quality, back=decode):
+def kept(whole, quality, measure):
     """Return how many tokens are kept for a quality."""
-    return fit_to_target(SimpleNamespace(tokens=N), whole, Target(quality=quality), back).codes.shape[2]
+    return fit_to_target(SimpleNamespace(tokens=N), whole, Target(quality=quality), measure).codes.shape[2]
 
 
 def l1(back, original):
     return float(np.abs(back - original).mean())
 
 
-def qualities(whole, measure, back=decode):
-    return [measure(back(whole.cut(k, True)), whole.original) for k in range(1, N + 1)]
-
-
 @pytest.mark.parametrize("name", ["psnr", "l1"])
 @given(share=st.floats(-0.2, 1.2), seed=st.integers(0, 3))
 def test_the_fewest_tokens_that_reach_a_quality(name, share, seed):
-    whole, lower = row(seed), name == "l1"
-    measure = l1 if lower else psnr(0).measure
-    every = qualities(whole, measure)
+    (original, whole), lower = row(seed), name == "l1"
+    metric = l1 if lower else psnr(0).measure
+
+    def measure(part):
+        return metric(decode(part, original), original)
+
+    every = [measure(whole.cut(k, True)) for k in range(1, N + 1)]
     assert every == sorted(every, reverse=lower) and len(set(every)) == N, "the example has to be monotone"
     wanted = min(every) + share * (max(every) - min(every))
     enough = [k for k, value in enumerate(every, 1) if (value <= wanted if lower else value >= wanted)]
     if enough:
-        assert kept(whole, Quality(name, wanted, measure, lower)) == enough[0]
+        assert kept(whole, Quality(name, wanted, metric, lower), measure) == enough[0]
     else:
         with pytest.raises(UserError, match="ask for no better than that"):
-            kept(whole, Quality(name, wanted, measure, lower))
+            kept(whole, Quality(name, wanted, metric, lower), measure)
 
 
 @given(wanted=st.floats(0, 1), values=st.lists(st.floats(0, 1), min_size=N, max_size=N))
 def test_where_more_tokens_are_not_always_better_the_quality_still_holds(wanted, values):
-    found = Quality("luck", wanted, lambda back, _: float(back))
-    whole = row(0)
+    found = Quality("luck", wanted, l1)
     try:
-        assert values[kept(whole, found, lambda part: values[part.codes.shape[2] - 1]) - 1] >= wanted
+        assert values[kept(row(0)[1], found, lambda part: values[part.codes.shape[2] - 1]) - 1] >= wanted
     except UserError:
         assert all(values[k - 1] < wanted for k in (1, 2, 4, 8, N))
 
 
 def test_what_has_no_quality_is_told():
     with pytest.raises(UserError, match="luck is undefined"):
-        kept(row(0), Quality("luck", 1.0, lambda back, original: float("nan")))
+        kept(row(0)[1], Quality("luck", 1.0, l1), lambda _: float("nan"))
 
 
 def test_psnr_in_decibels():
     measure = psnr(0).measure
     assert measure(np.full((1, 3, 4, 4), 0.2), np.zeros((1, 3, 4, 4), np.float32)) == pytest.approx(20)
     assert measure(*np.ones((2, 1, 1, 4, 4), np.float32)) == 100
+
+
+@given(cuts=st.lists(st.integers(1, 99), unique=True), seed=st.integers(0, 3))
+def test_the_psnr_of_parts_is_the_wholes(cuts, seed):
+    quality = psnr(0)
+    back, original = np.random.default_rng(seed).uniform(-1, 1, (2, 1, 2, 100)).astype(np.float32)
+    parts = list(zip(*(np.split(one, sorted(cuts), axis=2) for one in (back, original)), strict=True))
+    values, lengths = [quality.measure(*part) for part in parts], [part[0].shape[2] for part in parts]
+    assert quality.combine(values, lengths) == pytest.approx(quality.measure(back, original))

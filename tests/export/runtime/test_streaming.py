@@ -27,7 +27,9 @@ from varitok.codecs.streaming import ChunkedCodec
 from varitok.export.exporters.bundle import export_bundle
 from varitok.export.exporters.frozen import FrozenStream, freeze
 from varitok.export.exporters.torchscript import load_torchscript
+from varitok.export.runtime.files import SignalFile
 from varitok.export.runtime.load import load
+from varitok.export.runtime.memory import PROCESS, decode_within, encode_within
 
 from ...codecs.examples import sound_codec
 
@@ -165,6 +167,19 @@ def test_chunks_of_any_number_of_samples(exported, bundle, samples, cuts, batch,
         signals.append(painting.flush())
         np.testing.assert_allclose(np.concatenate(signals, axis=2), bundle.decode(codes), atol=1e-5)
     assert coding.flush().shape == (batch, codebooks, 0) and painting.flush().shape[2] == 0
+
+
+@settings(max_examples=8)
+@given(samples=st.integers(1, 4000), share=st.floats(0, 1))
+def test_files_are_coded_in_chunks_as_the_whole(exported, bundle, samples, share):
+    sound = _sound(exported[0], samples / RATE)
+    bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, 4e3**share, 0.0))
+    little = PROCESS + 0.01  # GB
+    coded = encode_within(bundle, SignalFile(samples, lambda _: iter([sound])), little)
+    codes = bundle.encode(sound, RATE)
+    np.testing.assert_array_equal(coded.codes, codes)
+    back = np.concatenate(list(decode_within(bundle, codes, (samples,), little)), axis=2)
+    np.testing.assert_allclose(back, bundle.decode(codes)[:, :, :samples], atol=1e-5)
 
 
 def test_torchscript_streams(exported):

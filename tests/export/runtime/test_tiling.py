@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varitok import UserError
-from varitok.export.runtime.tiling import decode_tiled, encode_tiled, windows
+from varitok.export.runtime.tiling import count_windows, decode_tiled, encode_tiled, windows
 
 HOP = (4, 2)
 
@@ -25,9 +25,13 @@ def decode(codes):
     return codes.repeat(HOP[0], 3).repeat(HOP[1], 4).astype(np.float32)
 
 
-@given(st.integers(1, 200), st.integers(2, 40))
-def test_windows_overlap_and_what_they_keep_follows_on(steps, tile):
-    found = windows(steps, tile)
+@given(st.integers(1, 200), st.integers(2, 40), st.booleans())
+def test_windows_overlap_and_what_they_keep_follows_on(steps, tile, causal):
+    found = list(windows(steps, tile, causal))
+    assert len(found) == count_windows(steps, tile)
+    assert found == list(windows(lambda reached: min(steps, reached), tile, causal)), (
+        "more is read than the windows need"
+    )
     assert [w.first for w in found] == [0, *(w.last for w in found[:-1])] and found[-1].last == steps
     assert all(0 <= w.begin <= w.first < w.last <= w.end <= steps and w.end - w.begin <= tile for w in found)
     assert all(a.end > b.begin for a, b in pairwise(found)), "neighbors share nothing"

@@ -1,0 +1,196 @@
+"""Encode and decode signals of any length within a given memory, with NumPy and ONNX Runtime.
+
+    the signal fits                 its graph runs once
+    else, the codec can stream      chunk by chunk, with the codes and the signal of the whole
+    else                            in overlapping windows (`tiling.py`), and frames that don't fit in tiles
+
+Which of them, and the sizes of chunks, windows and tiles, follow from the memory, the bundle and the signal's size: a
+command gives the same codes on every machine.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from varitok import UserError, progress
+
+from .bundle import Array, Bundle
+from .files import SignalFile
+from .streaming import stream_form
+from .tiling import Floats, Passage, decode_tiled, decode_windows, encode_tiled, encode_windows
+
+__all__ = ["MEMORY", "Coded", "Plan", "decode_within", "encode_within", "passage", "plan"]
+
+MEMORY = 2.0  # GB
+GIGABYTE = 1e9
+PROCESS = 0.35  # GB of Python, its libraries, and an H.264 encoder's frames
+COPIES = 4  # of a signal in memory, beside the graphs: as read, joined, cut and converted
+SLACK = 2  # ONNX Runtime's memory over that of weights, which it packs, and of activations, whose memory it pools
+STREAMED = 4  # a chunk's memory over that of a whole signal of its length: layers join it to what they keep of the past
+UNKNOWN = 2e8, 2048.0, 0.0  # `Bundle.memory` of older exports
+LEAST = 4  # steps along time of a window of whole frames; if fewer fit, frames are tiled
+READ = 1 << 16  # samples of a sound that are read at once
+
+Side = Literal["encoder", "decoder"]
+
+
+class Plan(NamedTuple):
+    """How a signal is coded.
+
+    Attributes:
+        whole: Most steps of the first axis that are coded at once.
+        steps: If there are more, the steps of a chunk or window.
+        streams: Whether chunks are streamed; otherwise windows overlap.
+        tile: Maximum height and width of a window's tiles; None for whole frames.
+    """
+
+    whole: int
+    steps: int
+    streams: bool
+    tile: tuple[int, ...] | None = None
+
+
+class Coded(NamedTuple):
+    """The codes of a file.
+
+    Attributes:
+        codes: `(1, codebooks, steps, *inner)`.
+        size: Size of the signal: samples; or frames, height and width.
+        whole: Whether the signal was encoded at once.
+    """
+
+    codes: Array
+    size: tuple[int, ...]
+    whole: bool
+
+
+def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> Plan:
+    """Return how signals with frames of a size are coded.
+
+    Args:
+        bundle: The bundle.
+        side: Whether to encode or decode.
+        frame: Height and width of the signal's frames; empty for sound.
+        memory: Peak memory of the process in GB.
+
+    Raises:
+        UserError: The bundle needs more memory.
+    """
+    weights, linear, quadratic = (SLACK * each for each in bundle.memory.get(side, UNKNOWN))
+    linear += COPIES * 4 * bundle.channels
+    room = (memory - PROCESS) * GIGABYTE - weights
+    hop, *hops = bundle.hops
+
+    def cost(steps: int, sides: Sequence[int]) -> float:
+        length, area = steps * hop, math.prod(sides)
+        return length * area * (linear + quadratic * (area if bundle.axes == 3 else length))
+
+    whole = _most(lambda steps: cost(steps, frame), room)
+    if bundle.config.get("streaming") and not (side == "decoder" and bundle.int8):
+        form = stream_form(bundle.config, side)
+        grid = [-(-length // step) for length, step in zip(frame, hops, strict=True)]
+        state = 4 * form.state_size(grid)
+        chunk = _most(lambda steps: STREAMED * cost(steps, frame) + 3 * state, room)  # given, found, and in the layers
+        each = form.whole // hop if side == "encoder" else form.whole
+        if chunk >= each:
+            return Plan(whole, chunk // each * each, True)
+    if whole < LEAST and bundle.axes == 3:
+        sides = _most(lambda count: cost(LEAST, [count * step for step in hops]), room)
+        if sides > 1:
+            return Plan(whole, LEAST, False, tuple(sides * step for step in hops))
+    if whole < 2:
+        least = cost(LEAST, [2 * step for step in hops]) if bundle.axes == 3 else cost(2, frame)
+        least = memory + (least - room) / GIGABYTE
+        raise UserError(f"--memory {memory:g}: {bundle.folder} needs {least:.2g} GB; give that or more")
+    return Plan(whole, whole, False)
+
+
+def _most(cost: Callable[[int], float], room: float) -> int:
+    """Return the most steps whose cost is within `room`."""
+    return bisect_right(range(1, 1 << 40), room, key=cost)
+
+
+def passage(bundle: Bundle, file: SignalFile) -> Passage:
+    """Return a file's signal, read from its begin as it is needed."""
+    return Passage(file.chunks(READ if bundle.axes == 1 else bundle.hops[0]))
+
+
+def encode_within(
+    bundle: Bundle, file: SignalFile, memory: float, *, tokens: int | None = None, num_codebooks: int | None = None
+) -> Coded:
+    """Encode a file within a given memory.
+
+    Args:
+        bundle: The bundle to encode with.
+        file: The file, as `Bundle.open_file` returns it.
+        memory: Peak memory of the process in GB.
+        tokens: Number of ordered tokens to keep; all if None.
+        num_codebooks: Number of codebooks to keep; all if None.
+
+    Raises:
+        UserError: The file can't be read, or the bundle needs more memory.
+    """
+    encode: Callable[[Array], Array] = partial(bundle.encode_values, tokens=tokens, num_codebooks=num_codebooks)
+    if not bundle.splits:
+        values = file.read()
+        return Coded(encode(values), values.shape[2:], True)
+    hop, pad = bundle.hops[0], bundle.causal_pad
+    signal = passage(bundle, file)
+    frame = signal.frame
+    chosen = plan(bundle, "encoder", frame, memory)
+    most = chosen.whole * hop - pad
+    if signal.reach(most + 1) <= most:
+        return Coded(encode(signal.take(0, most)), (signal.end, *frame), True)
+    if chosen.streams:
+        stream, chunk = bundle.encoding_stream(num_codebooks), chosen.steps * hop
+        begins = progress(signal.begins(chunk), -(-file.length // chunk), "chunks")
+        parts = [stream(signal.take(begin, begin + chunk)) for begin in begins]
+        codes = np.concatenate([*parts, stream.flush()], axis=2)[..., :tokens]
+    else:
+        if chosen.tile:
+            encode = partial(encode_tiled, encode, axes=(3, 4), downsample=bundle.hops[1:], tile=chosen.tile)
+        codes = encode_windows(encode, signal, file.length, chosen.steps, hop, pad)
+    return Coded(codes, (signal.end, *frame), False)
+
+
+def decode_within(bundle: Bundle, codes: Array, size: tuple[int, ...], memory: float) -> Iterator[Floats]:
+    """Decode codes within a given memory; yield the signal in consecutive parts `(1, c, n, ...)`.
+
+    Args:
+        bundle: The bundle to decode with.
+        codes: Valid codes of the bundle, `(1, codebooks, steps, *inner)`.
+        size: Size of the signal, as `Bundle.signal_size` returns it.
+        memory: Peak memory of the process in GB.
+
+    Raises:
+        UserError: The bundle needs more memory.
+    """
+    left = size[0]
+    for part in _decode(bundle, codes, size, memory):
+        cut = part[(slice(None), slice(None), slice(left), *map(slice, size[1:]))]
+        left -= cut.shape[2]
+        if cut.shape[2]:
+            yield cut
+
+
+def _decode(bundle: Bundle, codes: Array, size: tuple[int, ...], memory: float) -> Iterator[Floats]:
+    if not bundle.splits:
+        yield bundle.run_decoder(codes)
+        return
+    steps, chosen = codes.shape[2], plan(bundle, "decoder", size[1:], memory)
+    decode: Callable[[Array], Floats] = bundle.run_decoder
+    if steps <= chosen.whole:
+        yield decode(codes)
+    elif chosen.streams:
+        stream, begins = bundle.decoding_stream(), range(0, steps, chosen.steps)
+        for begin in progress(begins, len(begins), "chunks"):
+            yield stream(codes[:, :, begin : begin + chosen.steps])
+        yield stream.flush()
+    else:
+        if chosen.tile:
+            decode = partial(decode_tiled, decode, downsample=bundle.hops[1:], tile=chosen.tile)
+        yield from decode_windows(decode, codes, chosen.steps, bundle.hops[0], bundle.causal_pad)

@@ -1,0 +1,136 @@
+"""Signals of any length within a given memory: their codes are the whole's where the codec allows it."""
+
+import json
+import resource
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+import varitok
+from varitok import UserError
+from varitok.export.bitstream.media_files import decode_file, encode_file
+from varitok.export.bitstream.rate_control import Target, psnr
+from varitok.export.exporters.memory import measure_memory
+from varitok.export.runtime.files import SignalFile
+from varitok.export.runtime.memory import PROCESS, decode_within, encode_within, plan
+from varitok.export.runtime.video import VideoBundle
+
+from ...codecs.examples import HOP, RATE
+from .test_examples import write_bundle
+
+LITTLE = PROCESS + 0.001  # GB: the hand-made graphs have 1 MB for their activations
+
+
+class Led(VideoBundle):
+    """A causal codec of clips that was exported without streaming graphs."""
+
+    def run_encoder(self, signal):
+        return super().run_encoder(np.concatenate([signal[:, :, :1]] * self.causal_pad + [signal], axis=2))
+
+    def run_decoder(self, codes):
+        return super().run_decoder(codes)[:, :, self.causal_pad :]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Return bundles whose codecs look no further than a step."""
+    folder, made = tmp_path_factory.mktemp("bundles"), {}
+    for name in ("audio", "video"):
+        write_bundle(folder / name, name)
+        made[f"{name}, streams"] = varitok.load(folder / name)
+        made[name] = varitok.load(folder / name)
+        del made[name].config["streaming"]
+    made["video, led"] = Led(folder / "video", made["video"].config | {"lead": 3}, ["CPUExecutionProvider"])
+    return made
+
+
+@given(data=st.data(), share=st.floats(0, 1))
+def test_what_does_not_fit_is_coded_in_parts_as_the_whole(bundles, data, share):
+    name = data.draw(st.sampled_from(sorted(bundles)))
+    bundle = bundles[name]
+    sides = (40, 24) if bundle.axes == 3 else ()
+    length = data.draw(st.integers(1, 60 if sides else 2000))
+    values = np.random.default_rng(length).uniform(-1, 1, (1, bundle.channels, length, *sides)).astype(np.float32)
+    most = 90 if bundle.axes == 3 else 4e3
+    bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, most**share, 0.0))
+    whole = bundle.encode_values(values)
+    file = SignalFile(length, lambda count: (values[:, :, at : at + count] for at in range(0, length, count)))
+    coded = encode_within(bundle, file, LITTLE)
+    np.testing.assert_array_equal(coded.codes, whole)
+    assert coded.size == values.shape[2:]
+    assert coded.whole == (whole.shape[2] <= plan(bundle, "encoder", sides, LITTLE).whole)
+    back = np.concatenate(list(decode_within(bundle, whole, coded.size, LITTLE)), axis=2)
+    assert back.shape == values.shape
+    wanted = bundle.run_decoder(whole)[(..., *map(slice, values.shape[2:]))]
+    np.testing.assert_allclose(back, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_plan_follows_from_the_memory(bundles):
+    sound, clip, streams = (bundles[name] for name in ("audio", "video", "audio, streams"))
+    sound.memory = {"encoder": (0.0, 500.0, 1e-2)}
+    clip.memory = streams.memory = {"encoder": (0.0, 200.0, 0.0)}
+    budgets = [LITTLE, 0.4, 0.5, 1, 2, 32]
+    plans = [plan(sound, "encoder", (), memory) for memory in budgets]
+    assert all(a.steps < b.steps and not (a.streams or a.tile) for a, b in pairwise(plans))
+    assert plans[-1].whole < 6 * plans[-2].whole, "activations that grow with the square are not counted"
+    assert plan(streams, "encoder", (), 2).streams
+    large = [plan(clip, "encoder", (1080, 1920), memory) for memory in budgets[1:]]
+    assert large[0].tile and not large[-1].tile and large[0].tile[0] * large[0].tile[1] < 1080 * 1920
+    with pytest.raises(UserError, match=r"--memory 0\.3: .*audio needs 0\.3\d GB; give that or more"):
+        plan(sound, "encoder", (), 0.3)
+
+
+def test_a_quality_is_measured_in_parts(bundles, tmp_path):
+    bundle = bundles["audio"]
+    wave = np.repeat(np.random.default_rng(0).uniform(-0.9, 0.9, 300), HOP) * np.linspace(0, 1, 300 * HOP)
+    soundfile.write(tmp_path / "a.wav", wave, RATE)
+    for memory, share in ((2, 1.0), (LITTLE, 4e3)):
+        bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, share, 0.0))
+        encode_file(
+            bundle, tmp_path / "a.wav", tmp_path / f"{memory}.vtk", target=Target(quality=psnr(20)), memory=memory
+        )
+    assert (tmp_path / "2.vtk").read_bytes() == (tmp_path / f"{LITTLE}.vtk").read_bytes()
+    other = psnr(20)._replace(name="mel", combine=None)
+    with pytest.raises(UserError, match=r"mel needs the whole signal, which doesn't fit in 0\.351 GB"):
+        encode_file(bundle, tmp_path / "a.wav", tmp_path / "a.vtk", target=Target(quality=other), memory=LITTLE)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, UserError("no space")])
+def test_what_is_interrupted_leaves_no_file(bundles, tmp_path, monkeypatch, ends):
+    bundle, out = bundles["audio"], tmp_path / "out" / "a.wav"
+    bundle.memory = {"encoder": (0.0, 1.0, 0.0), "decoder": (0.0, 4e3, 0.0)}
+    soundfile.write(tmp_path / "a.wav", np.zeros(2000), RATE)
+    encode_file(bundle, tmp_path / "a.wav", tmp_path / "a.vtk")
+    written = []
+
+    def run_decoder(codes):
+        written.extend(out.parent.iterdir())
+        if len(written) > 2:
+            raise ends
+        return type(bundle).run_decoder(bundle, codes)
+
+    monkeypatch.setattr(bundle, "run_decoder", run_decoder)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        decode_file(bundle, tmp_path / "a.vtk", out, memory=LITTLE)
+    assert {path.name for path in written} == {"a.wav.partial"} and not list(out.parent.iterdir())
+
+
+@pytest.mark.slow
+def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
+    folder, minutes = exported_sounds[1], 10
+    assert measure_memory(varitok.load(folder)) == json.loads((folder / "export.json").read_text())["memory"]
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)
+    soundfile.write(tmp_path / "a.flac", np.tile(noise, 60 * minutes), RATE)
+    for words in (["encode", folder, tmp_path / "a.flac"], ["decode", folder, tmp_path / "a.vtk"]):
+        subprocess.run(
+            [sys.executable, "-m", "varitok.export.cli.main", *map(str, words), "--memory", "0.5"], check=True
+        )
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert soundfile.info(tmp_path / "a.wav").frames == 60 * minutes * RATE
+    assert peak < 0.5e9

@@ -144,7 +144,7 @@ class AudioFile:
         if peak > LARGEST:
             raise BadSample(str(self.path), f"contains values up to {peak:.3g}, not in [-1, 1]")
         if self.channels == 1 and len(raw) > 1:
-            return raw.mean(0, keepdims=True)
+            return np.asarray(raw.mean(0, keepdims=True))
         if self.channels > len(raw) == 1:
             return raw.repeat(self.channels, 0)
         if self.channels > len(raw):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
-def _to_8_bits(values: npt.NDArray[np.generic]) -> Pixels:
+def _to_8_bits(values: npt.NDArray[Any]) -> Pixels:
     """Convert 16-bit integers, which Pillow may store in 32 bits, or floats to 8 bits."""
     low, high = float(values.min()), float(values.max())
     floats = values.dtype.kind == "f"

@@ -207,7 +207,7 @@ class VideoFile:
         height, width = size[::-1] if upright.transposed else size
         pixels = self._scaler.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
         pixels = pixels.swapaxes(0, 1) if upright.transposed else pixels
-        return pixels[:: -1 if upright.flips_rows else 1, :: -1 if upright.flips_columns else 1]
+        return np.asarray(pixels[:: -1 if upright.flips_rows else 1, :: -1 if upright.flips_columns else 1])
 
 
 class _Orientation(NamedTuple):

@@ -49,8 +49,8 @@ def detect_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     # In an interactive SLURM shell (`srun --pty bash`) runs start as in any other shell.
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_PROCID" in environment and "SLURM_NTASKS" in environment and not interactive:
-        numbers = [number(name) for name in ("SLURM_PROCID", "SLURM_NTASKS")]
-        return Launch("srun", *numbers, number("SLURM_NNODES", 1), number("SLURM_LOCALID"))
+        rank, count = number("SLURM_PROCID"), number("SLURM_NTASKS")
+        return Launch("srun", rank, count, number("SLURM_NNODES", 1), number("SLURM_LOCALID"))
     if "SUBMITIT_LOCAL_NTASKS" in environment:
         rank = number("SUBMITIT_LOCAL_GLOBALID")
         return Launch("submitit", rank, number("SUBMITIT_LOCAL_NTASKS"), local=rank)

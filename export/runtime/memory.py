@@ -99,11 +99,12 @@ def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> P
         if chunk >= each:
             return Plan(whole, chunk // each * each, True)
     if whole < LEAST and bundle.axes == 3:
-        sides = _most(lambda count: cost(LEAST, [count * step for step in hops]), room)
+        frames = COPIES * 4 * bundle.channels * LEAST * hop * math.prod(frame)  # bytes
+        sides = _most(lambda count: cost(LEAST, [count * step for step in hops]), room - frames)
         if sides > 1:
             return Plan(whole, LEAST, False, tuple(sides * step for step in hops))
     if whole < 2:
-        least = cost(LEAST, [2 * step for step in hops]) if bundle.axes == 3 else cost(2, frame)
+        least = frames + cost(LEAST, [2 * step for step in hops]) if bundle.axes == 3 else cost(2, frame)
         least = memory + (least - room) / GIGABYTE
         raise UserError(f"--memory {memory:g}: {bundle.folder} needs {least:.2g} GB; give that or more")
     return Plan(whole, whole, False)

@@ -130,9 +130,12 @@ class Passage:
         self.reach(end)
         while len(self._held) > 1 and self._begin + self._held[0].shape[2] <= begin:
             self._begin += self._held.pop(0).shape[2]
-        held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held, axis=2)
-        self._held, self._begin = [held[:, :, begin - self._begin :]], begin
-        return self._held[0][:, :, : end - begin]
+        parts, at = list[Floats](), self._begin
+        for chunk in self._held:
+            if at < end:
+                parts.append(chunk[:, :, max(0, begin - at) : end - at])
+            at += chunk.shape[2]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def encode_tiled(

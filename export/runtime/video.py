@@ -232,7 +232,8 @@ class VideoBundle(Bundle):
                     stream.height, stream.width = sides
                 elif [stream.height, stream.width] != sides:
                     raise UserError("its clips have frames of several sizes; decode them one by one")
-                for frame in self.pixels(chunk)[0, :, : sides[0], : sides[1]]:
+                for at in range(chunk.shape[2]):
+                    frame = self.pixels(chunk[:, :, at : at + 1])[0, 0, : sides[0], : sides[1]]
                     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                     clip.mux(stream.encode(picture))
                     written += 1

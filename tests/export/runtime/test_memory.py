@@ -24,7 +24,7 @@ from varitok.export.runtime.video import VideoBundle
 from ...codecs.examples import HOP, RATE
 from .test_examples import write_bundle
 
-LITTLE = PROCESS + 0.001  # GB: the hand-made graphs have 1 MB for their activations
+LITTLE = PROCESS + 0.002  # GB: the hand-made graphs have 2 MB for their activations
 
 
 class Led(VideoBundle):
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_coded_in_parts_as_the_whole(bundles, data, share):
     sides = (40, 24) if bundle.axes == 3 else ()
     length = data.draw(st.integers(1, 60 if sides else 2000))
     values = np.random.default_rng(length).uniform(-1, 1, (1, bundle.channels, length, *sides)).astype(np.float32)
-    most = 90 if bundle.axes == 3 else 4e3
+    most = 120 if bundle.axes == 3 else 1e4
     bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, most**share, 0.0))
     whole = bundle.encode_values(values)
     file = SignalFile(length, lambda count: (values[:, :, at : at + count] for at in range(0, length, count)))
@@ -80,8 +80,8 @@ def test_the_plan_follows_from_the_memory(bundles):
     assert all(a.steps < b.steps and not (a.streams or a.tile) for a, b in pairwise(plans))
     assert plans[-1].whole < 6 * plans[-2].whole, "activations that grow with the square are not counted"
     assert plan(streams, "encoder", (), 2).streams
-    large = [plan(clip, "encoder", (1080, 1920), memory) for memory in budgets[1:]]
-    assert large[0].tile and not large[-1].tile and large[0].tile[0] * large[0].tile[1] < 1080 * 1920
+    large = [plan(clip, "encoder", (240, 320), memory) for memory in budgets[2:]]
+    assert large[0].tile and not large[-1].tile and large[0].tile[0] * large[0].tile[1] < 240 * 320
     with pytest.raises(UserError, match=r"--memory 0\.3: .*audio needs 0\.3\d GB; give that or more"):
         plan(sound, "encoder", (), 0.3)
 
@@ -97,7 +97,7 @@ def test_a_quality_is_measured_in_parts(bundles, tmp_path):
         )
     assert (tmp_path / "2.vtk").read_bytes() == (tmp_path / f"{LITTLE}.vtk").read_bytes()
     other = psnr(20)._replace(name="mel", combine=None)
-    with pytest.raises(UserError, match=r"mel needs the whole signal, which doesn't fit in 0\.351 GB"):
+    with pytest.raises(UserError, match=r"mel needs the whole signal, which doesn't fit in 0\.352 GB"):
         encode_file(bundle, tmp_path / "a.wav", tmp_path / "a.vtk", target=Target(quality=other), memory=LITTLE)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DECODING = ("data.decoding", "data.storage.members", "data.storage.folders")
+DECODING = ("data.decoding", "data.storage")
 WITHOUT_TORCH = (*DECODING, "export.runtime", "export.bitstream", "export.cli.main", "export.cli.encode_decode")
 FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

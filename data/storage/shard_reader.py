@@ -24,10 +24,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import fsspec
-from fsspec.core import url_to_fs
+from typing import Any, BinaryIO, cast
 
 from varitok import UserError
 
@@ -35,7 +32,7 @@ from .members import Members, clear_handles, is_url, reader_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
 from .tar import BLOCK, read_header
 
-__all__ = ["open_shards", "shards_in", "subfolders"]
+__all__ = ["open_index", "open_shards", "shards_in", "subfolders"]
 
 
 def shards_in(folder: str) -> list[tuple[str, int]]:
@@ -74,6 +71,8 @@ def subfolders(folder: str) -> list[str]:
 
 def _entries(url: str) -> tuple[Any, list[dict[str, Any]]]:
     """List a folder at a URL: its file system, and the entries."""
+    from fsspec.core import url_to_fs  # noqa: PLC0415 (training brings it; local shards don't need it)
+
     files, path = url_to_fs(url)
     files.invalidate_cache()
     return files, files.ls(path, detail=True) if files.isdir(path) else []
@@ -121,7 +120,7 @@ def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name:
 def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
     """Read a shard's index, or build it: `source` and index line of each member."""
     try:
-        with fsspec.open(index_of(shard), "rb") as file:
+        with open_index(shard) as file:
             head, *lines = file.read().splitlines(keepends=True)
         _check(shard, length, json.loads(head), lines)
         return [(_source(line), line) for line in lines]
@@ -138,6 +137,19 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
         return [(_source(line), line) for line in index_shard(shard)]
     except OSError as error:
         raise UserError(f"{shard}: can't be read ({error.strerror or error})") from error
+
+
+def open_index(shard: str) -> BinaryIO:
+    """Open the index of a shard, by the shard's path or URL.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not is_url(shard):
+        return open(index_of(shard), "rb")
+    import fsspec  # noqa: PLC0415 (training brings it; local shards don't need it)
+
+    return cast(BinaryIO, fsspec.open(index_of(shard), "rb").open())
 
 
 def _source(line: bytes) -> str:

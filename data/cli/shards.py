@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..storage.listing import require_undivided, split_folders
 from ..storage.members import Member
 from ..storage.shard_index import index_shard
 from ..storage.shard_reader import shards_in, subfolders
-from ..storage.shard_writer import ShardWriter
+from ..storage.shard_writer import ShardWriter, member_names
 
 __all__ = ["main"]
 
@@ -62,16 +62,17 @@ def _pack(options: argparse.Namespace) -> dict[str, Any]:
     size, folder = _bytes(options.size), options.folder
     parts = split_folders(folder)
     listed = [(part, find_files(folder / part, ALL)) for part in parts or [""]]
-    files = [(part, path) for part, found in listed for path in found.files]
+    files = [(part, path, path.relative_to(folder / part).as_posix()) for part, found in listed for path in found.files]
+    names = [name for part, _ in listed for name in member_names(source for own, _, source in files if own == part)]
     skipped = sum((found.skipped for _, found in listed), Counter[str]())
     if not files:
         raise UserError(f"{folder}: no image, audio or video file in this folder{describe_skipped(skipped)}")
     if not parts:
-        require_undivided(folder, (path.relative_to(folder).as_posix() for _, path in files))
+        require_undivided(folder, (source for _, _, source in files))
     packed = []
     with ShardWriter(options.out, size) as shards:
-        for (part, path), name in progress(zip(files, _names(files, folder), strict=True), len(files), "files"):
-            source, caption = path.relative_to(folder / part).as_posix(), caption_of(path)
+        for (part, path, source), name in progress(zip(files, names, strict=True), len(files), "files"):
+            caption = caption_of(path)
             renamed = {"source": source} if source != name else {}
             facts = {**probe(path), **renamed, **({"caption": caption} if caption else {})}
             packed.append((str(path), facts))
@@ -123,24 +124,6 @@ def _about(
     names = (*NAMES, "sound_seconds", "clip_seconds")
     numbers = {name: counts[name] for name in names}
     return {"out": str(out), "shards": shards, "bytes": size, **numbers, "skipped": skipped, "bad": bad}
-
-
-def _names(files: Sequence[tuple[str, Path]], folder: Path) -> Iterator[str]:
-    """Return the names of members: their paths relative to the folder, each with a unique key.
-
-    In WebDataset's layout, a sample's key is the name up to its first dot, and members of the same key are one sample.
-    So other dots become underscores, and of two files `a.jpg` and `a.png` the second is named `a_2.png`.
-    """
-    taken = set[tuple[str, str]]()
-    for part, path in files:
-        inside = PurePosixPath(path.relative_to(folder / part).as_posix())
-        stem, number = inside.stem.replace(".", "_"), 1
-        key = stem
-        while (part, str(inside.with_name(key))) in taken:
-            number += 1
-            key = f"{stem}_{number}"
-        taken.add((part, str(inside.with_name(key))))
-        yield str(inside.with_name(key + inside.suffix))
 
 
 def _bytes(text: str) -> int:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
@@ -58,6 +58,10 @@ class _Readable(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """Return the name of a signal."""
+        return name_of(self.dataset.files, index)
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Read the samples of a batch."""
@@ -284,14 +288,21 @@ def _kind(size: int, share: float) -> int:
     return int(math.log(size) / math.log1p(share))
 
 
-def loader(dataset: _Readable, batches: Any, workers: int) -> WorkerLoader:
-    """Build a loader of given batches of keys; it doesn't advance the global random generator."""
+def loader(dataset: Any, batches: Any, workers: int, stack: Callable[[Any], Any] = collate) -> WorkerLoader:
+    """Build a loader of given batches of keys; it doesn't advance the global random generator.
+
+    Args:
+        dataset: See `WorkerLoader`; its `__getitems__` returns the samples of a batch.
+        batches: Keys of each batch.
+        workers: Number of processes; 0 reads in this one.
+        stack: Function that makes a batch of the samples.
+    """
     dataset.workplaces.prepare(workers)
     return WorkerLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=stack,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),

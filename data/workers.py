@@ -54,6 +54,8 @@ def name_of(files: Sequence[File], index: int) -> str:
 class WorkerLoader(DataLoader[Sample]):
     """A `DataLoader` that raises a one-line error if a worker dies, with the file that it was reading.
 
+    Its dataset has `workplaces`, a `WorkerProgress`, and `name(index)`, the name of a signal.
+
     torch raises from its SIGCHLD handler, wherever the main process is, perhaps while it saves a checkpoint.
     Here the error is raised when the next batch is requested.
     """
@@ -91,7 +93,7 @@ class WorkerLoader(DataLoader[Sample]):
                 name = _cause(worker.exitcode)
                 data: Any = self.dataset
                 index = data.workplaces[number]
-                reading = f" while it read {name_of(data.dataset.files, index)}" if index >= 0 else ""
+                reading = f" while it read {data.name(index)}" if index >= 0 else ""
                 return f"a worker (process {worker.pid}) ended by {name}{reading}; {CAUSES.get(name, CRASH)}"
         return None
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 from varitok.data.decoding.suffixes import AUDIO
+from varitok.data.storage.members import File
 
 from .bundle import Array, Bundle, tensors
 from .files import SignalFile, open_input
@@ -81,7 +82,7 @@ class AudioBundle(Bundle):
         return (self.sample_rate,)
 
     @contextmanager
-    def open_file(self, path: Path) -> Iterator[SignalFile]:
+    def open_file(self, path: File) -> Iterator[SignalFile]:
         """Open an audio file, resampled and mixed to the codec's rate and channels; see `AudioFile`."""
         from varitok.data.decoding.audio import AudioFile  # noqa: PLC0415 (arrays don't need it)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.storage.members import File
 
 from .files import SignalFile
 from .streaming import DecodingStream, EncodingStream, stream_form
@@ -82,12 +83,14 @@ class Opened:
         suffixes: Suffixes of the files that a folder is searched for.
         written: Suffixes of the files that `write_file` writes, without the dot; the first is the default.
         config: Parsed config.json.
+        threads: Threads of each graph that is loaded from now on; 0 for one a core.
     """
 
     modality: ClassVar[str]
     graphs: ClassVar[tuple[str, ...]] = (ENCODER, DECODER)
     suffixes: ClassVar[tuple[str, ...]] = ()
     written: ClassVar[tuple[str, ...]] = ()
+    threads = 0
 
     def __init__(self, folder: Path, config: dict[str, Any], providers: list[str], int8: bool = False) -> None:
         self.folder = folder
@@ -124,6 +127,7 @@ class Opened:
         options = runtime.SessionOptions()
         # Memory planned for the last call's sizes would be held beside that of other sizes: twice the peak.
         options.enable_mem_pattern = False
+        options.intra_op_num_threads = self.threads
         try:
             return runtime.InferenceSession(str(self.folder / name), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime's exception classes, defined in C++
@@ -224,8 +228,8 @@ class Bundle(Opened):
         """
         return (codes.shape[2] * self.hops[0] - self.causal_pad if units is None else units,)
 
-    def open_file(self, path: Path) -> AbstractContextManager[SignalFile]:
-        """Open a media file, which is prepared as in training and evaluation; `STREAM` is standard input.
+    def open_file(self, path: File) -> AbstractContextManager[SignalFile]:
+        """Open a media file or a member of a shard, prepared as in training and evaluation; `STREAM` is standard input.
 
         Raises:
             UserError: The file can't be read, or the codec doesn't support its content.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 from varitok.data.decoding.errors import BadSample
-from varitok.data.storage.members import InMemory, Source
+from varitok.data.storage.members import File, InMemory, Source
 
 __all__ = ["STREAM", "SignalFile", "open_input", "open_output"]
 
@@ -43,7 +43,7 @@ class SignalFile(NamedTuple):
 
 
 @contextmanager
-def open_input(path: Path) -> Iterator[Source]:
+def open_input(path: File) -> Iterator[Source]:
     """Return a file in the form that `varitok.data.decoding` reads; `STREAM` is standard input, read whole.
 
     Raises:

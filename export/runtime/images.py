@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES
+from varitok.data.storage.members import File
 
 from .bundle import Array, Bundle, tensors, to_pixels
 from .files import SignalFile, open_input
@@ -79,7 +80,7 @@ class ImageBundle(Bundle):
         return np.ones(steps, np.int64)
 
     @contextmanager
-    def open_file(self, path: Path) -> Iterator[SignalFile]:
+    def open_file(self, path: File) -> Iterator[SignalFile]:
         """Open an image file of any size."""
         from varitok.data.decoding.images import open_image  # noqa: PLC0415 (arrays don't need it)
 

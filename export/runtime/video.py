@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES, VIDEO
+from varitok.data.storage.members import File
 
 from .bundle import Array, Bundle, tensors, to_pixels
 from .files import SignalFile, open_input
@@ -197,7 +198,7 @@ class VideoBundle(Bundle):
             raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
 
     @contextmanager
-    def open_file(self, path: Path) -> Iterator[SignalFile]:
+    def open_file(self, path: File) -> Iterator[SignalFile]:
         """Open a video or image file; frames are resized and center-cropped if the codec has a frame size.
 
         A clip keeps its frame rate; one of variable rate has its mean rate.

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from varitok.export.exporters.frozen import FrozenCodec
     from varitok.export.runtime.bundle import Opened
+    from varitok.export.runtime.codes import Codes
 
-__all__ = ["UserError", "__version__", "exit_on_closed_output", "load", "load_torch", "progress"]
+__all__ = ["UserError", "__version__", "codes", "exit_on_closed_output", "load", "load_torch", "progress"]
 __version__ = "0.1.0"
 Item = TypeVar("Item")
 
@@ -85,6 +86,33 @@ def load(path: str | PathLike[str], *, int8: bool = False) -> "Opened":
     from varitok.export.runtime.load import load as load_bundle  # noqa: PLC0415 (keeps `import varitok` instant)
 
     return load_bundle(path, int8=int8)
+
+
+def codes(path: str | PathLike[str], *, partial: bool = False) -> "Codes":
+    """Open the codes of a corpus, which `varitok tokenize` wrote, with numpy alone; arrays are read on access.
+
+    Args:
+        path: The folder of shards, or an fsspec URL of it.
+        partial: Accept a folder in which shards are missing: `varitok tokenize` hasn't ended, or some weren't copied.
+
+    Raises:
+        UserError: The folder has no codes, codes of several bundles, or too few shards.
+
+    Example:
+        >>> corpus = codes("image_codes")  # varitok tokenize PHOTOS --bundle image_tokenizer --out image_codes
+        >>> len(corpus), corpus.codebook_sizes
+        (1, (37,))
+        >>> name, array, facts = corpus[0]
+        >>> name, array.shape, array.dtype.name  # codes are (codebooks, *grid)
+        ('photo.png', (1, 6), 'uint8')
+        >>> facts["signal_size"], facts["caption"]
+        ([16, 16], 'a gray square')
+        >>> load("image_tokenizer").decode(array[None]).shape
+        (1, 3, 16, 16)
+    """
+    from varitok.export.runtime.codes import read_codes  # noqa: PLC0415 (keeps `import varitok` instant)
+
+    return read_codes(path, partial=partial)
 
 
 def load_torch(path: str | PathLike[str]) -> "FrozenCodec":

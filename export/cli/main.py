@@ -57,6 +57,12 @@ SUBCOMMANDS = {
     ),
     "encode": Subcommand("export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
     "decode": Subcommand("export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
+    "tokenize": Subcommand(
+        "export.cli.tokenize:main",
+        "write a corpus's codes as shards",
+        "PHOTOS --bundle tokenizer --out CODES",
+        "train",
+    ),
     "info": Subcommand("export.cli.info:main", "describe a bundle, a run, a checkpoint or a .vtk file", "tokenizer"),
     "push": Subcommand(
         "export.runtime.hub:push", "upload a bundle to the Hugging Face hub", "tokenizer OWNER/NAME", "hub"
@@ -73,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `varitok SUBCOMMAND ...`.
 
     The exit status is 0 on success, 1 if an exported file fails the parity check or some of several files can't be
-    encoded or decoded, 2 after a `UserError`, which prints one line, 130 after an interrupt, and 141 if the reader of
-    the output has ended, such as `head`.
+    read, encoded or decoded, 2 after a `UserError`, which prints one line, 130 after an interrupt, and 141 if the
+    reader of the output has ended, such as `head`.
 
     Args:
         arguments: The words after `varitok`; those of `sys.argv` if None.

@@ -16,6 +16,7 @@ import varitok
 from varitok.codecs.build import build_codec
 from varitok.export.bitstream import container, media_files
 from varitok.export.bitstream.entropy_coding import codebooks_of, coding_of
+from varitok.export.cli.tokenize import main as tokenize
 from varitok.export.exporters.bundle import architecture
 from varitok.export.runtime.bundle import DECODER, ENCODER, FORMAT_VERSION, STREAMING, sha256
 from varitok.export.runtime.load import BUNDLES
@@ -38,6 +39,7 @@ MODULES = {
     "export.cli.main": "image",
     "export.runtime.audio": "audio",
     "export.runtime.bundle": "image",
+    "export.runtime.codes": "image",
     "export.runtime.features": "feature",
     "export.runtime.images": "image",
     "export.runtime.implicit": "clip",
@@ -159,12 +161,22 @@ def exported_image(once):
     return once("vq_cosine-truncate", awake(build_codec(config)), architecture=architecture(config))[0]
 
 
+@pytest.fixture(scope="module")
+def image_codes(exported_image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(folder / "photo.png")
+    (folder / "photo.txt").write_text("a gray square")
+    tokenize([str(folder), "--bundle", str(exported_image), "--out", str(folder / "codes"), "--workers", "0"])
+    return folder / "codes"
+
+
 @pytest.fixture
-def place(bundles, opened, tmp_path, monkeypatch):
+def place(bundles, opened, image_codes, tmp_path, monkeypatch):
     """Go to a folder with the files that examples name, and return the image and the path of the codes there."""
     monkeypatch.chdir(tmp_path)
     for name, folder in bundles.items():
         Path("clip" if name == "clip" else f"{name}_tokenizer").symlink_to(folder)
+    Path("image_codes").symlink_to(image_codes)
     image, path, audio = np.full((16, 16, 3), 90, np.uint8), Path("codes.vtk"), opened["audio"]
     Image.fromarray(image).save("photo.png")
     media_files.encode_file(opened["image"], Path("photo.png"), Path("photo.vtk"), tokens=4, coding="packed")

@@ -1,0 +1,163 @@
+"""Encode the files of a corpus with a bundle, in worker processes or on a GPU."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varitok import UserError
+from varitok.codecs.precision import exact_float32
+from varitok.data.datamodule import loader
+from varitok.data.storage.members import File
+from varitok.data.workers import WorkerProgress
+
+from ..exporters.rebuild import rebuild
+from ..runtime.bundle import Array, Bundle
+
+__all__ = ["Coded", "encode_files"]
+
+_Encode: TypeAlias = Callable[[Any], Array]
+"""Function (values `(b, c, *grid)`) -> codes `(b, codebooks, *grid)`."""
+
+
+class Coded(NamedTuple):
+    """The codes of a file.
+
+    Attributes:
+        codes: `(codebooks, *grid)`; None if the file can't be read, or isn't encoded yet.
+        size: Shape of its signal, without channels.
+        seconds: Duration; None for an image, or if no rate is known.
+        bad: "path: reason" if it can't be read; otherwise empty.
+    """
+
+    codes: Array | None = None
+    size: tuple[int, ...] = ()
+    seconds: float | None = None
+    bad: str = ""
+
+
+def encode_files(
+    bundle: Bundle,
+    files: Sequence[File],
+    batches: Iterable[Sequence[int]],
+    *,
+    tokens: int | None = None,
+    num_codebooks: int | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> Iterator[Coded]:
+    """Yield the codes of files, in the order of `batches`; whole signals, prepared as in evaluation.
+
+    On the CPU each worker encodes the signals that it reads one by one, by ONNX Runtime in one thread: as fast as
+    torch in batches, and exactly the codes of `Bundle.encode`. On another device torch encodes the equally shaped
+    signals of a batch at once, in float32; there a code may differ if two entries of a codebook are equally near.
+
+    Args:
+        bundle: A bundle of a modality with media files; it hasn't encoded anything yet.
+        files: Files of its modality.
+        batches: Indices of the files of each batch.
+        tokens: Number of ordered tokens to keep; all if None.
+        num_codebooks: Number of codebooks to keep; all if None.
+        device: "cpu", or a device of torch.
+        workers: Number of processes that read files; 0 reads in this one.
+
+    Raises:
+        UserError: The device isn't available, its memory is too small, or a worker ended.
+    """
+    kept = bundle.count_kept(num_codebooks)
+    encode_here = None if device == "cpu" else _torch_encoder(bundle, device)
+    if workers:
+        bundle.threads = 1
+    encode = None if encode_here else partial(bundle.encode_values, tokens=tokens, num_codebooks=num_codebooks)
+    for read in loader(_Signals(bundle, files, encode), batches, workers, lambda read: read):
+        found = list(read.coded)
+        for positions, values in read.stacks:
+            assert encode_here is not None
+            codes = encode_here(values)[:, :kept]
+            for position, one in zip(positions, codes if tokens is None else codes[..., :tokens], strict=True):
+                found[position] = found[position]._replace(codes=one)
+        yield from found
+
+
+class _Read(NamedTuple):
+    """The files of a batch.
+
+    Attributes:
+        coded: One for each file.
+        stacks: Signals to encode, `(b, c, *grid)` of each shape, and their positions in `coded`.
+    """
+
+    coded: list[Coded]
+    stacks: list[tuple[list[int], Tensor]]
+
+
+@dataclass(eq=False, repr=False)
+class _Signals(Dataset[Any]):
+    """A dataset of batches of a bundle's signals, encoded by `encode` unless it is None."""
+
+    bundle: Bundle
+    files: Sequence[File]
+    encode: _Encode | None
+    workplaces: WorkerProgress = field(default_factory=WorkerProgress)
+
+    def name(self, index: int) -> str:
+        """Return the name of a file."""
+        return str(self.files[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> _Read:
+        """Read the files of a batch."""
+        coded: list[Coded] = []
+        alike = defaultdict[tuple[int, ...], dict[int, npt.NDArray[np.float32]]](dict)
+        for position, index in enumerate(indices):
+            self.workplaces.read(index)
+            try:
+                values, seconds = self._open(self.files[index])
+                codes = self.encode(values)[0] if self.encode else None
+            except UserError as error:
+                name = self.name(index)
+                coded.append(Coded(bad=str(error) if name in str(error) else f"{name}: {error}"))
+                continue
+            coded.append(Coded(codes, values.shape[2:], seconds))
+            if self.encode is None:
+                alike[values.shape][position] = values
+        stacks = [(list(same), torch.from_numpy(np.concatenate(list(same.values())))) for same in alike.values()]
+        return _Read(coded, stacks)
+
+    def _open(self, file: File) -> tuple[npt.NDArray[np.float32], float | None]:
+        """Read a signal `(1, c, *grid)`, and its duration in seconds."""
+        with self.bundle.open_file(file) as opened:
+            values, rate = opened.read(), self.bundle.sample_rate or opened.frame_rate
+        if not values.size:
+            raise UserError("holds no signal")
+        return values, round(values.shape[2] / rate, 6) if rate else None
+
+
+def _torch_encoder(bundle: Bundle, device: str) -> _Encode:
+    """Return the encoder on a device of torch.
+
+    Raises:
+        UserError: The device isn't available, or the bundle lacks its weights.
+    """
+    codec = rebuild(bundle.folder)
+    try:
+        codec.to(device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
+        raise UserError(f"--device {device}: this device isn't available") from error
+
+    @torch.inference_mode()
+    def encode(values: Tensor) -> Array:
+        try:
+            with exact_float32():
+                codes: Array = codec.encode(values.to(device, non_blocking=True)).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"--batch: {len(values)} signals don't fit in the device's memory; give less") from error
+        return codes
+
+    return encode

@@ -122,9 +122,9 @@ def test_other_floats_are_no_whole_numbers(value: float) -> None:
 
 def test_a_constructors_user_error_is_told_as_it_is() -> None:
     with pytest.raises(UserError) as direct:
-        build({"_target_": FSQ, "levels": [2]})
+        build({"_target_": FSQ, "levels": []})
     with pytest.raises(UserError) as nested:
-        build({"parts": [{"_target_": FSQ, "levels": [2]}]})
+        build({"parts": [{"_target_": FSQ, "levels": []}]})
     assert str(direct.value) == str(nested.value)
     assert "level" in str(direct.value)
 

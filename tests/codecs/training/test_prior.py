@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.codecs.networks.code_prior import Prior
 from varitok.codecs.training.callbacks.prior_bits import order_zero
 
@@ -89,5 +90,6 @@ def test_order_zero_is_the_surprise_at_what_was_counted():
 
 @pytest.mark.parametrize(("option", "value"), [("heads", 0), ("window", 1), ("depth", -1), ("width", 1)])
 def test_numbers_out_of_range_are_refused(option, value):
-    with pytest.raises(UserError, match=f"prior.{option}"):
-        Prior(SIZES, PLACES, SOURCES, **{"width": 16, "heads": 2, option: value})
+    form = {"sizes": SIZES, "places": PLACES, "sources": SOURCES, "width": 16, "heads": 2, option: value}
+    with pytest.raises(UserError, match=rf"\.{option}={value}: must be"):
+        build({"_target_": "varitok.codecs.networks.code_prior.Prior", **form})

@@ -255,7 +255,7 @@ def test_mistakes_end_in_one_line(runs, exported, tmp_path):
         ([image, "--classic", image / "evaluation/evaluation.csv"], "no table of classical codecs"),
         ([image, "--classic", "nowhere.csv"], "No such file"),
         ([image, "--count", "0"], "--count=0"),
-        ([image, "--seconds", "nan"], "--seconds=nan"),
+        ([image, "--seconds", "nan"], "--seconds: expected a number, got nan"),
         ([image, "--data", folders["empty"]], "no image in this folder"),
         ([image, "--out", tmp_path], "can't be written"),
     ]:

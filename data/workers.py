@@ -19,8 +19,8 @@ __all__ = ["WorkerLoader", "WorkerProgress", "name_of", "start_worker"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
-    "SIGKILL": "out of memory? set fewer loader.workers, or a smaller loader.batch_size",
-    "SIGBUS": "is /dev/shm full? set fewer loader.workers, or a smaller loader.batch_size",
+    "SIGKILL": "out of memory? set fewer workers (loader.workers), or a smaller batch (loader.batch_size)",
+    "SIGBUS": "is /dev/shm full? set fewer workers (loader.workers), or a smaller batch (loader.batch_size)",
 }
 CRASH = "remove that file: its decoder crashed"
 

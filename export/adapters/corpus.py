@@ -73,8 +73,7 @@ def encode_files(
     """
     kept = bundle.count_kept(num_codebooks)
     encode_here = None if device == "cpu" else _torch_encoder(bundle, device)
-    if workers:
-        bundle.threads = 1
+    bundle.threads = 1  # more would spin while they wait for each other; processes don't
     encode = None if encode_here else partial(bundle.encode_values, tokens=tokens, num_codebooks=num_codebooks)
     for read in loader(_Signals(bundle, files, encode), batches, workers, lambda read: read):
         found = list(read.coded)

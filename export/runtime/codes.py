@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
-from varitok.data.storage.members import Members
+from varitok.data.storage.members import Members, is_url
 from varitok.data.storage.shard_index import index_of
 from varitok.data.storage.shard_reader import open_index, shards_in, subfolders
 
@@ -126,7 +126,7 @@ class Codes(Sequence[Record]):
 def read_codes(path: str | PathLike[str], *, partial: bool = False) -> Codes:
     """Open the codes of a corpus; see `varitok.codes`."""
     folder = os.fspath(path)
-    if "://" not in folder and not os.path.isdir(folder):
+    if not is_url(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     found = shards_in(folder)
     if not found:

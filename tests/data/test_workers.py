@@ -52,7 +52,7 @@ def test_a_killed_worker_disturbs_nothing_but_the_next_batches(tmp_path) -> None
     victim = psutil.Process().children()[-1]
     victim.kill()
     threading.Event().wait(0.3)  # torch itself raises here, wherever the main process just is
-    told = rf"^a worker \(process {victim.pid}\) ended by SIGKILL.*; out of memory\? set fewer loader\.workers"
+    told = rf"^a worker \(process {victim.pid}\) ended by SIGKILL.*; out of memory\? set fewer workers"
     with pytest.raises(UserError, match=told):
         list(batches)
 

@@ -23,9 +23,11 @@ from varitok.export.bitstream import container
 from varitok.export.cli.main import main
 from varitok.export.cli.tokenize import main as tokenize_main
 from varitok.export.runtime.bundle import DECODER, ENCODER, FORMAT_VERSION, sha256
+from varitok.export.runtime.images import ImageBundle
 
 from ...data.clips import frames, write
 from ...data.pictures import BROKEN, fill
+from ..conftest import KINDS
 from ..runtime.test_examples import write_bundle, write_graph
 
 ALONE = ["--workers", "0"]
@@ -284,7 +286,15 @@ def test_damaged_folders_of_codes_are_named(photos, exported, told, tmp_path):
         varitok.codes(tmp_path / "nowhere")
 
 
+def test_a_file_that_crashes_its_decoder_is_named(photos, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageBundle, "open_file", lambda self, path: os._exit(3))
+    words = ["--bundle", str(exported[1]), "--out", str(tmp_path / "out"), "--workers", "1"]
+    with pytest.raises(UserError, match=r"a worker .* ended by exit status 3 while it read .*good_000.png; remove"):
+        tokenize_main([str(photos), *words])
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("exported", [KINDS[0]], indirect=True)
 def test_a_run_that_is_killed_twice_has_each_file_once(exported, tmp_path):
     folder = fill(tmp_path / "photos", 2000)
     command = [sys.executable, "-m", "varitok.export.cli.main", "tokenize", str(folder), "--bundle", str(exported[1])]

@@ -6,7 +6,6 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +69,7 @@ class VideoFile:
         self._scaler = self._av.video.reformatter.VideoReformatter()
         self._next = -1  # the frame after the last that was read
         self._decoded: Iterator[Any] = iter(())  # frames that follow
+        self._ahead: Any = None  # the first of them, if it was decoded already
         self._shown: Any = None  # the frame displayed before them
         try:
             with convert_errors(self.path):
@@ -166,10 +166,11 @@ class VideoFile:
         moments = [(start + number) / self.frame_rate + slack for number in range(len(clip))]
         if start != self._next:
             self._seek(moments[0] if moments else 0.0)
-            self._decoded, self._shown = self._file.decode(self._stream), None
+            self._decoded, self._ahead, self._shown = self._file.decode(self._stream), None, None
         self._next = start + len(clip)
         done, at = 0, 0.0 if self._shown is None else self._time(self._shown)
-        for frame in self._decoded:
+        while (frame := self._ahead or next(self._decoded, None)) is not None:
+            self._ahead = None
             if time.monotonic() > deadline:
                 raise BadSample(str(self.path), f"took longer than {PATIENCE:g} s to decode")
             at = self._time(frame)
@@ -178,7 +179,7 @@ class VideoFile:
                 clip[done:end] = self._convert(self._shown, clip.shape[1:3])
                 done = end
             if done == len(clip):
-                self._decoded = chain([frame], self._decoded)
+                self._ahead = frame
                 return done
             if frame.is_corrupt:
                 raise BadSample(str(self.path), f"damaged at {at:.2f} s")

@@ -96,12 +96,16 @@ class AudioBundle(Bundle):
         """Write a 16-bit audio file."""
         import soundfile  # noqa: PLC0415 (arrays don't need it)
 
-        written = 0
-        with soundfile.SoundFile(file, "w", self.sample_rate, self.channels, subtype="PCM_16", format=to) as sound:
-            for wave in chunks:
-                # libsndfile rounds floats differently in each format.
-                sound.write(np.clip(np.rint(wave[0].T * 32768), -32768, 32767).astype(np.int16))
-                written += wave.shape[2]
+        written, form = 0, {"subtype": "PCM_16", "format": to, "closefd": False}
+        try:
+            # By its descriptor: libsndfile prints the errors of a Python file, such as a full disk.
+            with soundfile.SoundFile(file.fileno(), "w", self.sample_rate, self.channels, **form) as sound:
+                for wave in chunks:
+                    # libsndfile rounds floats differently in each format.
+                    sound.write(np.clip(np.rint(wave[0].T * 32768), -32768, 32767).astype(np.int16))
+                    written += wave.shape[2]
+        except (AssertionError, soundfile.LibsndfileError) as error:  # soundfile asserts that all is written
+            raise UserError("the sound can't be written; is the disk full?") from error
         return {"seconds": round(written / self.sample_rate, 3)}
 
     def describe_signals(self) -> str:

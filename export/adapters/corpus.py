@@ -1,5 +1,6 @@
 """Encode the files of a corpus with a bundle, in worker processes or on a GPU."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,15 @@ from varitok.data.workers import WorkerProgress
 
 from ..exporters.rebuild import rebuild
 from ..runtime.bundle import Array, Bundle
+from ..runtime.files import SignalFile
+from ..runtime.memory import MEMORY, encode_within
+from ..runtime.memory import Coded as CodedSignal
 
 __all__ = ["Coded", "encode_files"]
 
-_Encode: TypeAlias = Callable[[Any], Array]
-"""Function (values `(b, c, *grid)`) -> codes `(b, codebooks, *grid)`."""
+_EncodeFile: TypeAlias = Callable[[SignalFile], CodedSignal]
+_EncodeBatch: TypeAlias = Callable[[Tensor], Array]
+"""Function (signals `(b, c, *grid)`) -> codes `(b, codebooks, *grid)`."""
 
 
 class Coded(NamedTuple):
@@ -52,12 +57,14 @@ def encode_files(
     num_codebooks: int | None = None,
     device: str = "cpu",
     workers: int = 0,
+    memory: float = MEMORY,
 ) -> Iterator[Coded]:
-    """Yield the codes of files, in the order of `batches`; whole signals, prepared as in evaluation.
+    """Yield the codes of files, in the order of `batches`; signals are prepared as in evaluation.
 
-    On the CPU each worker encodes the signals that it reads one by one, by ONNX Runtime in one thread: as fast as
-    torch in batches, and exactly the codes of `Bundle.encode`. On another device torch encodes the equally shaped
-    signals of a batch at once, in float32; there a code may differ if two entries of a codebook are equally near.
+    On the CPU each worker encodes the files that it reads one by one, by ONNX Runtime in one thread. That is as fast as
+    torch in batches, and gives exactly the codes of `varitok encode`. On another device torch encodes the equally
+    shaped, whole signals of a batch at once, in float32; there a code may differ if two entries of a codebook are
+    equally near.
 
     Args:
         bundle: A bundle of a modality with media files; it hasn't encoded anything yet.
@@ -67,6 +74,7 @@ def encode_files(
         num_codebooks: Number of codebooks to keep; all if None.
         device: "cpu", or a device of torch.
         workers: Number of processes that read files; 0 reads in this one.
+        memory: On the CPU, peak memory of each process in GB; see `encode_within`.
 
     Raises:
         UserError: The device isn't available, its memory is too small, or a worker ended.
@@ -74,8 +82,8 @@ def encode_files(
     kept = bundle.count_kept(num_codebooks)
     encode_here = None if device == "cpu" else _torch_encoder(bundle, device)
     bundle.threads = 1  # more would spin while they wait for each other; processes don't
-    encode = None if encode_here else partial(bundle.encode_values, tokens=tokens, num_codebooks=num_codebooks)
-    for read in loader(_Signals(bundle, files, encode), batches, workers, lambda read: read):
+    encode = partial(encode_within, bundle, memory=memory, tokens=tokens, num_codebooks=num_codebooks)
+    for read in loader(_Signals(bundle, files, None if encode_here else encode), batches, workers, lambda read: read):
         found = list(read.coded)
         for positions, values in read.stacks:
             assert encode_here is not None
@@ -103,7 +111,7 @@ class _Signals(Dataset[Any]):
 
     bundle: Bundle
     files: Sequence[File]
-    encode: _Encode | None
+    encode: _EncodeFile | None
     workplaces: WorkerProgress = field(default_factory=WorkerProgress)
 
     def name(self, index: int) -> str:
@@ -117,28 +125,34 @@ class _Signals(Dataset[Any]):
         for position, index in enumerate(indices):
             self.workplaces.read(index)
             try:
-                values, seconds = self._open(self.files[index])
-                codes = self.encode(values)[0] if self.encode else None
+                one, values = self._read(self.files[index])
             except UserError as error:
                 name = self.name(index)
                 coded.append(Coded(bad=str(error) if name in str(error) else f"{name}: {error}"))
                 continue
-            coded.append(Coded(codes, values.shape[2:], seconds))
-            if self.encode is None:
+            coded.append(one)
+            if values is not None:
                 alike[values.shape][position] = values
         stacks = [(list(same), torch.from_numpy(np.concatenate(list(same.values())))) for same in alike.values()]
         return _Read(coded, stacks)
 
-    def _open(self, file: File) -> tuple[npt.NDArray[np.float32], float | None]:
-        """Read a signal `(1, c, *grid)`, and its duration in seconds."""
+    def _read(self, file: File) -> tuple[Coded, npt.NDArray[np.float32] | None]:
+        """Encode a file; or read its signal, `(1, c, *grid)`."""
+        values, codes = None, None
         with self.bundle.open_file(file) as opened:
-            values, rate = opened.read(), self.bundle.sample_rate or opened.frame_rate
-        if not values.size:
+            if self.encode:
+                found, size, _ = self.encode(opened)
+                codes = found[0]
+            else:
+                values = opened.read()
+                size = values.shape[2:]
+            rate = self.bundle.sample_rate or opened.frame_rate
+        if not math.prod(size):
             raise UserError("holds no signal")
-        return values, round(values.shape[2] / rate, 6) if rate else None
+        return Coded(codes, size, round(size[0] / rate, 6) if rate else None), values
 
 
-def _torch_encoder(bundle: Bundle, device: str) -> _Encode:
+def _torch_encoder(bundle: Bundle, device: str) -> _EncodeBatch:
     """Return the encoder on a device of torch.
 
     Raises:

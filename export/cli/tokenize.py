@@ -35,6 +35,7 @@ from ..bitstream.container import identity
 from ..runtime.bundle import Bundle
 from ..runtime.codes import ABOUT, FILE, read_head
 from ..runtime.load import load
+from ..runtime.memory import MEMORY
 
 __all__ = ["main"]
 
@@ -48,6 +49,7 @@ DIFFERENT = {  # entries of the description in an index, by what another value m
     "files": "other files",
     "names": "other files",
     "shard_files": "another size of shards (--shard-files)",
+    "memory": "another memory (--memory)",
 }
 
 
@@ -96,6 +98,8 @@ def main(words: Sequence[str]) -> None:
     if options.batch is None:
         options.batch = CPU_BATCH if options.device == "cpu" else GPU_BATCH
     convert(options.batch, int, "--batch", RANGES)
+    if not options.memory > 0:
+        raise UserError(f"--memory {options.memory:g}: must be above 0")
     bundle = load(options.bundle)
     if not isinstance(bundle, Bundle) or not bundle.suffixes:
         raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")
@@ -150,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="files of a shard; an interrupted run repeats at most these; default: %(default)s",
     )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=MEMORY,
+        metavar="GB",
+        help=f"most memory of each process unless a GPU encodes, as for varitok encode; default: {MEMORY:g}",
+    )
     return parser
 
 
@@ -189,6 +200,7 @@ def _corpora(bundle: Bundle, options: argparse.Namespace) -> list[_Corpus]:
                 "files": len(files),
                 "names": _digest(root, files),
                 "shard_files": options.shard_files,
+                "memory": options.memory,
             },
         )
         for root, name, files in found or [(data, "", splits.train)]
@@ -221,6 +233,7 @@ def _tokenize(bundle: Bundle, corpus: _Corpus, mine: Sequence[int], options: arg
             num_codebooks=options.codebooks,
             device=options.device,
             workers=options.workers,
+            memory=options.memory,
         )
         shown = progress(coded, sum(len(corpus.indices(number)) for number in missing), "files")
         done += [_write(corpus, number, shown) for number in missing]

@@ -213,6 +213,8 @@ def test_continuous_codes_stay_floats(tmp_path):
         (["--batch", "0"], "--batch=0: must be "),
         (["--shard-files", "0"], "--shard-files=0: must be "),
         (["--workers", "-1"], "--workers=-1: must be "),
+        (["--memory", "0"], "--memory 0: must be above 0"),
+        (["--memory", "1"], "told: has codes of another memory (--memory); name a new folder with --out"),
         (["--device", "mps:9", "--out", "new"], "--device mps:9: this device isn't available"),
         (["--tokens", "3"], "told: has codes of another number of tokens (--tokens); name a new folder with --out"),
         (["--shard-files", "4"], "told: has codes of another size of shards (--shard-files); name a new "),

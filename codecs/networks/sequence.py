@@ -102,7 +102,8 @@ class SequenceTransformer(nn.Module):
         gated: Use SwiGLU instead of GELU perceptrons.
         eps: Epsilon of the layer norms; TAAE needs 1e-2, otherwise the norm amplifies quiet steps too much.
         base: Base of the rotary wavelengths.
-        axes: Number of coordinates of a token's position: 1 (step) or 3 (step, row, column).
+        axes: Number of coordinates of a token's position: 1 (step), 2 (row, column of one frame) or 3 (step, row,
+            column).
 
     Attributes:
         context: Earlier steps to which a causal layer attends; 0 if unlimited.
@@ -128,8 +129,8 @@ class SequenceTransformer(nn.Module):
         axes: int = 1,
     ) -> None:
         super().__init__()
-        if axes not in (1, 3):
-            raise UserError(f"transformer: axes={axes} should be 1 for sequences, or 3 for frames")
+        if axes not in (1, 2, 3):
+            raise UserError(f"transformer: axes={axes} should be 1 for sequences, 2 for images, or 3 for frames")
         if width % (2 * heads):
             raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
         self.width = width
@@ -170,11 +171,11 @@ class SequenceTransformer(nn.Module):
         index = torch.arange(context + x.shape[1], device=x.device)[None] if some is None else some
         step = index // frame
         positions = index[:, :, None]
-        if self.axes == 3:
+        if self.axes > 1:
             # Not by `%`, which ONNX export supports for constants only.
             inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
-            positions = torch.stack([step, row, inside - row * columns], dim=2)
+            positions = torch.stack([step, row, inside - row * columns], dim=2)[:, :, 3 - self.axes :]
         allowed: Tensor | None = None
         # Causal attention needs no mask if invalid tokens are a suffix; with free or dropped tokens, they may not be.
         masks = mask is not None and (free > 0 or some is not None or not self.causal)

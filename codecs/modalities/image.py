@@ -66,7 +66,9 @@ class Image(Modality):
         return [Exhibit(webp(picture, lossless=True)) for picture in pictures]
 
     def describe(self, codec: Codec, size: Sequence[int]) -> dict[str, Any]:
-        """Return the image size and the patch size."""
+        """Return the image size and the patch size; of tokens on a grid, the downsampling factors."""
+        if not codec.layout.ordered:
+            return {"hop": list(codec.downsample)}
         return {"image_size": size[1], "patch": codec.downsample[0]}
 
     def folder_splits(self, data: DictConfig, folder: Path) -> Splits:
@@ -81,7 +83,7 @@ class Image(Modality):
         """Build a dataset of image files, cropped and resized."""
         from varitok.data.datasets.images import PROTOCOL, ImageFiles  # noqa: PLC0415 (torchvision is slow to import)
 
-        side = int(config["image_size"])
+        side = int(config.get("image_size", side))
         return ImageFiles(files, image_size=side, train=False), f"{PROTOCOL}; {side} x {side} pixels"
 
 

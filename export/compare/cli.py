@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", metavar="NAMES", help="such as psnr,ssim; by default all that are available")
     parser.add_argument("--limit", type=int, metavar="N", help="largest number of files, evenly chosen")
     parser.add_argument("--seconds", type=float, metavar="S", help="duration of each file; by default all, 4 of a clip")
-    parser.add_argument("--side", type=int, default=128, metavar="PIXELS", help="size of clips; default: %(default)s")
+    parser.add_argument(
+        "--side", type=int, default=128, metavar="PIXELS", help="size of clips and grid images; default: %(default)s"
+    )
     parser.add_argument("--coding", choices=CODINGS, help="coding of the codes; by default that of varitok encode")
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--classifier", type=Path, metavar="ONNX", help="also measure its accuracy on reconstructions")

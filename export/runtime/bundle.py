@@ -149,7 +149,8 @@ class Bundle(Opened):
         codebook_sizes: Entries of each codebook; empty if codes are continuous.
         codebook_strides: Tokens that share one code of each codebook; the code is repeated for them.
         rows: Size of the codes' axis 1: number of codebooks, or of channels of continuous codes.
-        axes: Number of axes of the code grid: 1 for a sequence of tokens, 2 for blocks of tokens, 3 for a video grid.
+        axes: Number of axes of the code grid: 1 for a sequence of tokens, 2 for blocks of tokens or the grid of an
+            image, 3 for that of a clip.
         latency_ms: Signal, in ms, that a stream buffers before its first code; None if the codec can't stream or no
             rate is known.
     """
@@ -347,8 +348,9 @@ class Bundle(Opened):
             raise UserError(f"codes: {what} are expected, got {codes.dtype}")
         if codes.ndim != 2 + self.axes or not least <= codes.shape[1] <= self.rows or not codes.shape[0]:
             rows = f"{least} to {self.rows}" if least < self.rows else self.rows
-            most = ["tokens", f"blocks, 1 to {self.tokens}", "frames, rows, columns"][self.axes - 1]
-            most = f"1 to {self.tokens}" if self.tokens and self.axes == 1 else most
+            most = ["tokens", "rows, columns", "frames, rows, columns"][self.axes - 1]
+            if self.tokens:
+                most = f"blocks, 1 to {self.tokens}" if self.axes > 1 else f"1 to {self.tokens}"
             raise UserError(f"codes: shape (batch, {rows}, {most}) is expected, got {codes.shape}")
         # ONNX Runtime would read -1 as the last entry.
         for codebook, size in zip(range(codes.shape[1]), self.codebook_sizes, strict=False):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,17 +12,21 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES
 from varitok.data.storage.members import File
 
-from .bundle import Array, Bundle, tensors, to_pixels
+from .bundle import Array, tensors
 from .files import SignalFile, open_input
+from .pixels import PixelBundle
+from .tiling import encode_tiled
 
 __all__ = ["ImageBundle"]
 
+TILE = 256  # pixels, a usual size of training; a transformer's memory grows with the square of an image's area
 
-class ImageBundle(Bundle):
-    """An exported image tokenizer.
+
+class ImageBundle(PixelBundle):
+    """An exported image tokenizer, of images of one size if its tokens are ordered, else of any size.
 
     Attributes:
-        image_size: Height and width of the images in pixels, S.
+        image_size: Height and width of the images in pixels, S; None for any.
 
     Example:
         >>> bundle = varitok.load("image_tokenizer")
@@ -35,29 +40,55 @@ class ImageBundle(Bundle):
     counted = "images"
     suffixes = IMAGES
     written = ("png", "jpg", "webp")
+    given = "image"
+    sides = "height, width"
+    steps = "pixels"
 
     def _read(self) -> None:
         super()._read()
-        self.image_size = int(self.config["image_size"])
-        self.hops = (int(self.config.get("patch", 1)),) * 2
+        self.image_size: int | None = None
+        if self.tokens:
+            self.image_size = int(self.config["image_size"])
+            self.frame_size = self.image_size, self.image_size
+            self.hops = (int(self.config.get("patch", 1)),) * 2
+        else:
+            self.axes = 2
+            self.hops = tuple(int(step) for step in self.config["hop"])
 
     def __repr__(self) -> str:
-        side, sizes = self.image_size, " x ".join(str(size) for size in self.codebook_sizes)
-        about = f"{side} x {side} images, up to {self.tokens} tokens of {sizes} codes"
+        sizes = " x ".join(str(size) for size in self.codebook_sizes)
+        about = f"a token of {sizes} codes for {' x '.join(map(str, self.hops))} pixels"
+        if self.tokens:
+            about = f"{self.image_size} x {self.image_size} images, up to {self.tokens} tokens of {sizes} codes"
         return f"ImageBundle({str(self.folder)!r}: {about})"
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of an image's patches, ceil(size / patch) each.
+
+        Example:
+            >>> bundle.grid(height=16, width=20)
+            (2, 3)
+        """
+        rows, columns = self._grid((height, width))
+        return rows, columns
+
     @tensors
-    def encode(self, image: Any, *, tokens: int | None = None) -> Array:
-        """Encode images.
+    def encode(
+        self, image: Any, *, tokens: int | None = None, num_codebooks: int | None = None, tile: int | None = TILE
+    ) -> Array:
+        """Encode images; of images on a grid, the last row and column are repeated up to whole patches.
 
         Args:
-            image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, S, S)` in
-                [-1, 1]. Pillow images of any mode are turned upright. They
-                and uint8 pixels of another size are center-cropped to a square and resized.
-            tokens: Number of tokens to keep, 1 to N; all if None.
+            image: A Pillow image, uint8 pixels `(h, w, c)` or `(b, h, w, c)`, or float values `(b, c, h, w)` in
+                [-1, 1]. Pillow images of any mode are turned upright. If tokens are ordered, they and uint8 pixels
+                of another size are center-cropped to a square and resized to S x S.
+            tokens: Number of ordered tokens to keep, 1 to N; all if None.
+            num_codebooks: Number of codebooks to keep; all if None.
+            tile: Maximum height and width of a tile in pixels, for tokens on a grid: larger images are encoded in
+                overlapping tiles (`tiling.py`). None: whole images.
 
         Returns:
-            int64 `(b, codebooks, tokens)`; float32 `(b, channels, tokens)` if codes are continuous.
+            int64 `(b, num_codebooks, tokens)`, or `(b, num_codebooks, *grid)`; float32 if codes are continuous.
 
         Raises:
             UserError: The shape, type or a value is not supported.
@@ -66,17 +97,58 @@ class ImageBundle(Bundle):
             >>> bundle.encode(np.zeros((2, 16, 16, 3), np.uint8), tokens=3).shape
             (2, 1, 3)
         """
-        kept = self.tokens if tokens is None else tokens
-        self._check_tokens(kept)
-        return self.run_encoder(self.values(image))[..., :kept]
+        self.check_kept(tokens, num_codebooks)
+        return self.encode_values(self.values(image), tokens=tokens, num_codebooks=num_codebooks, tile=tile)
+
+    def encode_values(
+        self,
+        values: npt.NDArray[np.float32],
+        *,
+        tokens: int | None = None,
+        num_codebooks: int | None = None,
+        tile: int | None = TILE,
+    ) -> Array:
+        """Encode the output of `values`, larger images in tiles; arguments as `encode`."""
+        if self.tokens or tile is None or max(values.shape[2:]) <= tile:
+            return super().encode_values(values, tokens=tokens, num_codebooks=num_codebooks)
+        encode = partial(super().encode_values, tokens=tokens, num_codebooks=num_codebooks)
+        return encode_tiled(encode, values, (2, 3), self.hops, tile)
+
+    @tensors
+    def decode(self, codes: Any, size: tuple[int, int] | None = None, *, tile: int | None = TILE) -> Array:
+        """Decode the output of `encode` into images, float32 `(b, c, h, w)` in [-1, 1].
+
+        Args:
+            codes: Codes of any integer type, `(b, q, k)` with k at most N, or `(b, q, *grid)`; in all or the first
+                codebooks. Continuous codes are floats and need all channels.
+            size: Height and width of the images; None: those of training, or of whole patches.
+            tile: Maximum height and width of a tile in pixels, as in `encode`; overlapping tiles are blended.
+
+        Raises:
+            UserError: The shape, type or a code is not the codec's, or the codes are not of this size.
+
+        Example:
+            >>> bundle.decode(np.zeros((1, 1, 4), np.int64)).shape
+            (1, 3, 16, 16)
+        """
+        return self._decode(codes, size, None if self.tokens else tile)
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
-        """Return `steps` for each image: an image has all of its tokens."""
-        return np.full_like(lengths, steps)
+        """Return `steps` for each image, all of its ordered tokens, or the rows of its grid."""
+        return np.full_like(lengths, steps) if self.tokens else super().steps_of(lengths, steps)
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
-        """Return ones: each token belongs to the one image."""
+        """Return ones: each token, or row of them, belongs to the one image."""
         return np.ones(steps, np.int64)
+
+    @property
+    def splits(self) -> bool:
+        """Return false: an image is read whole, and coded in tiles if it is large."""
+        return False
+
+    def facts(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
+        """Return the height and width of an image on a grid."""
+        return () if self.tokens else size
 
     @contextmanager
     def open_file(self, path: File) -> Iterator[SignalFile]:
@@ -87,8 +159,16 @@ class ImageBundle(Bundle):
             yield SignalFile(1, lambda count: iter([self.values(image)]))
 
     def signal_size(self, codes: Array, units: int | None, facts: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the height and width of the images."""
-        return self.image_size, self.image_size
+        """Return the height and width of the images; of a truncated one on a grid, of the rows that arrived."""
+        if self.frame_size:
+            return self.frame_size
+        if len(facts) != 2:
+            raise UserError("the container lacks its image's height and width; encode the image again")
+        height, width = facts
+        if units is None:
+            height = min(height, codes.shape[2] * self.hops[0])
+        self._check_grid(codes, (height, width))
+        return height, width
 
     def write_file(
         self, chunks: Iterable[npt.NDArray[np.float32]], facts: tuple[int, ...], to: str, file: BinaryIO
@@ -106,42 +186,26 @@ class ImageBundle(Bundle):
 
     def describe_signals(self) -> str:
         """Return the size and channels."""
-        return f"images of {self.image_size} x {self.image_size} pixels, {self.channels} channels"
+        size = "any size" if self.image_size is None else f"{self.image_size} x {self.image_size} pixels"
+        return f"images of {size}, {self.channels} channels"
 
     def describe_rates(self) -> dict[str, Any]:
-        """Return the number of tokens and their payload in bytes."""
+        """Return the number of ordered tokens and their payload in bytes, or the bits per pixel of a grid."""
+        if not self.tokens:
+            return self._describe_grid()
         return {"tokens": f"1 to {self.tokens} for an image"} | self._describe_lengths("an image")
 
-    def pixels(self, signal: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Convert images `(b, c, h, w)` in [-1, 1] to uint8 `(b, h, w, c)`, rounded to the nearest integer.
-
-        Example:
-            >>> bundle.pixels(np.ones((1, 3, 2, 2)))[0, 0, 0].tolist()
-            [255, 255, 255]
-        """
-        return to_pixels(signal)
-
     def values(self, image: Any) -> npt.NDArray[np.float32]:
-        """Convert any accepted image to float32 `(b, c, S, S)` in [-1, 1]."""
+        """Convert any accepted image to float32 `(b, c, h, w)` in [-1, 1]."""
         if hasattr(image, "convert"):  # a Pillow image; no import of Pillow is needed
             image = _pixels(image, self.channels)
-        values = np.asarray(image)
-        side, c = self.image_size, self.channels
-        if values.dtype == np.uint8:
-            values = values[None] if values.ndim == 3 else values
-            if values.ndim != 4 or values.shape[3] != c or not values.size:
-                raise UserError(f"image: pixels (height, width, {c}) or (batch, ...) are expected, got {values.shape}")
-            if values.shape[1:3] != (side, side):
-                values = _squares(values, side)
-            # (b, h, w, c) -> (b, c, h, w)
-            return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
-        if values.dtype.kind != "f":
-            raise UserError(f"image: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
-        if values.ndim != 4 or values.shape[1:] != (c, side, side) or not values.size:
-            raise UserError(f"image: float values (batch, {c}, {side}, {side}) are expected, got {values.shape}")
-        if not np.abs(values).max() <= 1 + 1e-3:  # also False for NaN
-            raise UserError("image: float values must be numbers in [-1, 1]; some aren't")
-        return values.astype(np.float32)
+        return super().values(image)
+
+    def _fit(self, pixels: Array) -> Array:
+        """Prepare pixels of another size than the codec's as in evaluation."""
+        if self.image_size is None or pixels.shape[1:3] == self.frame_size:
+            return pixels
+        return _squares(pixels, self.image_size)
 
 
 def _pixels(image: Any, channels: int) -> Array:

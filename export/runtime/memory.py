@@ -180,7 +180,7 @@ def decode_within(bundle: Bundle, codes: Array, size: tuple[int, ...], memory: f
 
 def _decode(bundle: Bundle, codes: Array, size: tuple[int, ...], memory: float) -> Iterator[Floats]:
     if not bundle.splits:
-        yield bundle.run_decoder(codes)
+        yield bundle.decode(codes)
         return
     steps, chosen = codes.shape[2], plan(bundle, "decoder", size[1:], memory)
     decode: Callable[[Array], Floats] = bundle.run_decoder

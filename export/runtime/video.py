@@ -1,6 +1,5 @@
 """Run an exported video codec, with NumPy and ONNX Runtime."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -13,17 +12,18 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES, VIDEO
 from varitok.data.storage.members import File
 
-from .bundle import Array, Bundle, tensors, to_pixels
+from .bundle import Array, tensors
 from .files import SignalFile, open_input
+from .pixels import PixelBundle
 from .streaming import DecodingStream, EncodingStream
-from .tiling import decode_tiled, encode_tiled
+from .tiling import encode_tiled
 
 __all__ = ["VideoBundle"]
 
 FRAME_RATE = 8.0  # frames per second, if neither the file nor the codec has a rate
 
 
-class VideoBundle(Bundle):
+class VideoBundle(PixelBundle):
     """An exported video codec, of clips of any number of frames of any size; an image is a clip of one frame.
 
     If each block of frames has ordered tokens (`tokens` > 0), frames must have the size of training.
@@ -49,7 +49,9 @@ class VideoBundle(Bundle):
     suffixes: ClassVar[tuple[str, ...]] = (*VIDEO, *IMAGES)
     written: ClassVar[tuple[str, ...]] = ("mp4", "mkv")
     axes = 3
-    unit = "pixels"
+    given = "frames"
+    sides = "frames, height, width"
+    steps = "frames, rows, columns"
 
     def _read(self) -> None:
         super()._read()
@@ -57,7 +59,6 @@ class VideoBundle(Bundle):
         self.causal_pad = int(self.config["lead"])
         rate = self.config.get("frame_rate")
         self.frame_rate = None if rate is None else float(rate)
-        self.frame_size: tuple[int, ...] | None = None
         if self.tokens:
             self.axes = 2
             self.frame_size = tuple(int(side) for side in self.config["frame_size"])
@@ -90,10 +91,7 @@ class VideoBundle(Bundle):
             >>> bundle.grid(frames=8, height=30, width=48)
             (2, 4, 6)
         """
-        first, second, third = (
-            -(-side // step)
-            for side, step in zip((frames + self.causal_pad, height, width), self.downsample, strict=True)
-        )
+        first, second, third = self._grid((frames, height, width))
         return first, second, third
 
     @tensors
@@ -160,18 +158,7 @@ class VideoBundle(Bundle):
             >>> bundle.decode(np.zeros((1, 2, 1, 4, 4), np.int64), size=(3, 30, 30)).shape
             (1, 3, 3, 30, 30)
         """
-        codes = self._codes(codes)
-        if not codes.size:
-            raise UserError(f"codes: shape {codes.shape} has none")
-        if self.tokens:
-            self._check_tokens(codes.shape[3])
-        if size is not None:
-            self._check_grid(codes, size)
-        if tile is None:
-            clips = self.run_decoder(codes)
-        else:
-            clips = decode_tiled(self.run_decoder, codes, self._get_tile_steps(), tile)
-        return clips if size is None else clips[:, :, : size[0], : size[1], : size[2]]
+        return self._decode(codes, size, tile)
 
     def facts(self, size: tuple[int, ...], rate: float | None) -> tuple[int, ...]:
         """Return the height and width of frames, and the number of frames in 1,000 s."""
@@ -184,17 +171,6 @@ class VideoBundle(Bundle):
         size = *super().signal_size(codes, units, facts), *facts[:2]
         self._check_grid(codes, size)
         return size
-
-    def _check_grid(self, codes: Array, size: tuple[int, ...]) -> None:
-        """Check that codes `(b, codebooks, *grid)` are of clips of a size: frames, height, width."""
-        frames, height, width = size
-        grid = self.grid(frames, height, width)
-        if self.tokens:
-            self._check_tokens(codes.shape[3])
-            self._check_size(height, width)
-            grid = grid[0], codes.shape[3], 0
-        if grid[: self.axes] != codes.shape[2:]:
-            raise UserError(f"size: {size} has codes {grid[: self.axes]}, these are {codes.shape[2:]}")
 
     @contextmanager
     def open_file(self, path: File) -> Iterator[SignalFile]:
@@ -250,15 +226,7 @@ class VideoBundle(Bundle):
         """Return the bits per pixel of a grid, or the payload of a block's tokens."""
         if self.tokens:
             return {"tokens": f"1 to {self.tokens} for {self.downsample[0]} frames"} | self._describe_lengths("a block")
-        steps, rate = " x ".join(map(str, self.downsample)), self.bits(1) / math.prod(self.downsample)
-        return {
-            "tokens": f"one for {steps} frames, rows, columns",
-            "rates": {"all codebooks": f"{rate:.4g} bits a pixel"},
-        }
-
-    def pixels(self, clips: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Convert clips `(b, c, t, h, w)` in [-1, 1] to uint8 `(b, t, h, w, c)`, rounded to the nearest integer."""
-        return to_pixels(clips)
+        return self._describe_grid()
 
     def encoding(self, *, num_codebooks: int | None = None, batch: int = 1) -> EncodingStream:
         """Return a streaming encoder that accepts chunks of any number of frames, in the form of `encode`.
@@ -294,38 +262,6 @@ class VideoBundle(Bundle):
             (1, 3, 4, 16, 16)
         """
         return self.decoding_stream(batch)
-
-    def values(self, frames: Any) -> npt.NDArray[np.float32]:
-        """Convert clips, perhaps of zero frames, to float32 `(b, c, t, h, w)` in [-1, 1]."""
-        values, c = np.asarray(frames), self.channels
-        if values.dtype == np.uint8:
-            values = values[None] if values.ndim == 4 else values
-            if values.ndim != 5 or values.shape[4] != c or not all(values.shape[2:4]):
-                raise UserError(f"frames: pixels (frames, height, width, {c}) are expected, got {np.shape(frames)}")
-            self._check_size(*values.shape[2:4])
-            # (b, t, h, w, c) -> (b, c, t, h, w)
-            return np.moveaxis(values, -1, 1).astype(np.float32) / np.float32(127.5) - 1
-        if values.dtype.kind != "f":
-            raise UserError(f"frames: uint8 pixels or floats in [-1, 1] are expected, got {values.dtype}")
-        if values.ndim != 5 or values.shape[1] != c or not all(values.shape[3:]) or not values.shape[0]:
-            shape = f"(batch, {c}, frames, height, width)"
-            raise UserError(f"frames: float values {shape} are expected, got {values.shape}")
-        if not np.abs(values).max(initial=0) <= 1 + 1e-3:  # also False for NaN
-            raise UserError("frames: float values must be numbers in [-1, 1]; some aren't")
-        self._check_size(*values.shape[3:])
-        return values.astype(np.float32)
-
-    def _get_tile_steps(self) -> tuple[int, ...]:
-        """Return the downsampling factors of height and width; raise an error if frames can't be tiled."""
-        if self.tokens:
-            raise UserError("tile: this codec's frames have a fixed size; encode and decode them whole")
-        return self.downsample[1:]
-
-    def _check_size(self, height: int, width: int) -> None:
-        if self.frame_size not in (None, (height, width)):
-            assert self.frame_size is not None
-            there = " x ".join(map(str, reversed(self.frame_size)))
-            raise UserError(f"frames: {width} x {height} {self.unit}, this codec takes {there}; resize them first")
 
 
 def _av() -> Any:

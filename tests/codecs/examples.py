@@ -24,6 +24,7 @@ from varitok.codecs.lengths.distributions import Full, Uniform
 from varitok.codecs.lengths.policy import Axis, LengthPolicy, MaskToken, Mechanism, Truncate, Zeros
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
+from varitok.codecs.networks.vit2d import ViTDecoder, ViTEncoder
 
 from ..composing import composed
 
@@ -208,6 +209,14 @@ def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: b
         LengthPolicy(Uniform(), MECHANISMS[mechanism]()),
         unit_latents=shortcut,
     )
+
+
+def photo_codec() -> Codec:
+    """Make a codec of images of any size, a token for every 4 x 4 pixels."""
+    torch.manual_seed(0)
+    sizes = {"patch": 4, "width": WIDTH, "depth": 1, "heads": 2}
+    length = LengthPolicy(Full(), Truncate())
+    return Codec(ViTEncoder(**sizes), FiniteScalarQuantizer([8, 5, 5]), ViTDecoder(**sizes), length).eval()
 
 
 def sound_codec(unit_latents: bool = False) -> Codec:

@@ -127,6 +127,8 @@ def _about(bundle: Opened) -> dict[str, Any]:
     image = bundle.modality == "image"
     if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
         raise UserError(f"{bundle.folder}: the live page supports only image and audio bundles with codebooks")
+    if image and not bundle.tokens:
+        raise UserError(f"{bundle.folder}: the live page supports no image bundles with tokens on a grid yet")
     if image and bundle.channels != 3:
         raise UserError(f"{bundle.folder}: the live page supports only RGB images, not {bundle.channels} channels")
     if any(size > 1 << 52 for size in bundle.codebook_sizes):

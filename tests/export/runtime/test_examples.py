@@ -48,12 +48,14 @@ MODULES = {
     "export.runtime.tiling": "video",
     "export.runtime.video": "video",
 }
-SHAPES = {"audio": (1, (40,)), "video": (3, (4, 8, 8)), "feature": (8, (1, 2, 2))}  # channels, downsampling factors
+# Channels and downsampling factors.
+SHAPES = {"audio": (1, (40,)), "photo": (3, (8, 8)), "video": (3, (4, 8, 8)), "feature": (8, (1, 2, 2))}
 STREAM = {"latency_ms": 5, "encoder_state_size": 1, "decoder_state_size": 1, "chunk_tokens": 1}
 CONFIGS = {
     "audio": {
         "modality": "audio", "sampling_rate": 8000, "hop_length": 40, "streaming": {"chunk_samples": 40, **STREAM},
     },
+    "photo": {"modality": "image", "hop": [8, 8]},
     "video": {"modality": "video", "hop": [4, 8, 8], "lead": 0, "streaming": {"chunk_samples": 4, **STREAM}},
     "feature": {
         "modality": "features", "hop": [1, 2, 2], "lead": 0, "feature_mean": [2] * 8, "feature_deviation": [3] * 8,

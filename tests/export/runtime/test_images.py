@@ -119,7 +119,7 @@ def test_other_numbers_of_tokens_are_told(bundle, tokens):
 @pytest.mark.parametrize(
     ("image", "told"),
     [
-        (np.zeros((1, 3, SIZE, SIZE + 8), np.float32), "float values"),
+        (np.zeros((1, 3, SIZE, SIZE + 8), np.float32), "24 x 16 pixels, this codec takes 16 x 16"),
         (np.zeros((3, SIZE, SIZE), np.float32), "float values"),
         (np.zeros((0, 3, SIZE, SIZE), np.float32), "float values"),
         (np.full((1, 3, SIZE, SIZE), np.nan, np.float32), "must be numbers"),

@@ -125,7 +125,9 @@ def decode_file(
     for one in found:
         container.check(one.header, bundle, path, force)
     codes = [one.codes(bundle) for one in found]
-    arrived: dict[str, Any] = {"tokens": codes[0].shape[2]} if bundle.tokens and not bundle.splits else {}
+    arrived: dict[str, Any] = {}
+    if not bundle.splits:
+        arrived = {"tokens": codes[0].shape[2]} if bundle.tokens else {"codebooks": codes[0].shape[1]}
     arrived["whole"] = all(one.complete for one in found)
     if unchecked := sum(each.shape[2] - one.steps for each, one in zip(codes, found, strict=True)):
         arrived["steps unchecked"] = unchecked

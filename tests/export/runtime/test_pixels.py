@@ -68,7 +68,7 @@ def test_a_file_and_back(bundle, tmp_path, size):
     about = encode_file(bundle, path, codes, coding="packed")
     rows, columns = bundle.grid(*size)
     assert about["codebooks"] == 2 and about["payload bytes"] == rows * columns
-    assert decode_file(bundle, codes, back) == {"whole": True}
+    assert decode_file(bundle, codes, back) == {"codebooks": 2, "whole": True}
     with Image.open(path) as first, Image.open(back) as last:
         wanted = bundle.pixels(bundle.decode(bundle.encode(first), size))
         assert first.size == last.size and np.array_equal(np.asarray(last), wanted[0])

@@ -17,6 +17,7 @@ from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
 from varitok.codecs.bottlenecks.perturbation import Nearest, Noise, Perturbation, neighbors
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
+from varitok.codecs.build import build
 from varitok.codecs.evaluation import cli as command
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.evaluation.robustness import (
@@ -165,13 +166,16 @@ def test_alpha_moves_between_two_points_of_the_run() -> None:
     assert found == pytest.approx([1, 1, 0.75, 0.5, 0.5])
 
 
+MODULE = "varitok.codecs.bottlenecks.perturbation"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Noise(beta=1.1), "beta=1.1"),
-        (lambda: Noise(begin=0.5, end=0.4), "begin not above end"),
-        (lambda: Noise(sigma=0.0), "sigma=0.0"),
-        (lambda: Nearest(delta=0), "delta=0"),
+        (lambda: build({"_target_": f"{MODULE}.Noise", "beta": 1.1}), "beta=1.1"),
+        (lambda: Noise(begin=0.5, end=0.4), "begin=0.5: must be at most codec.perturbation.end=0.4"),
+        (lambda: build({"_target_": f"{MODULE}.Noise", "sigma": 0.0}), "sigma=0.0"),
+        (lambda: build({"_target_": f"{MODULE}.Nearest", "delta": 0}), "delta=0"),
         (lambda: Nearest().check(FiniteScalarQuantizer([3, 3])), "FiniteScalarQuantizer is not one codebook"),
         (lambda: Nearest().check(example("rvq")), "perturbation=noise"),
         (lambda: robustness(Blocks(_codebook()), _batches(1), [0.0]), "rate of 0.0"),

@@ -134,8 +134,7 @@ def test_an_allocation_gives_no_block_more_than_it_has(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"later_tokens": 0}, "from 1 to tokens=7"),
-        ({"later_tokens": 8}, "from 1 to tokens=7"),
+        ({"later_tokens": 8}, "later_tokens=8 should be at most tokens=7"),
         ({"patch": [1, 2, 1]}, "[3, 5]"),
     ],
 )

@@ -137,10 +137,15 @@ def test_a_run_over_broken_files_comes_to_its_end(tmp_path: Path, kind: str, sha
 
 
 def test_links_are_packed_as_files(tmp_path: Path) -> None:
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    os.link(tmp_path / "a.png", tmp_path / "b.png")
-    (tmp_path / "c.png").symlink_to(tmp_path / "a.png")
-    pack([str(tmp_path), "--out", str(tmp_path / "shards")])
+    """But for a second link to a file that is packed already."""
+    elsewhere = tmp_path / "elsewhere.png"
+    Image.new("RGB", (9, 9)).save(elsewhere)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos/a.png")
+    os.link(tmp_path / "photos/a.png", tmp_path / "photos/b.png")
+    (tmp_path / "photos/c.png").symlink_to(elsewhere)
+    (tmp_path / "photos/d.png").symlink_to(tmp_path / "photos/a.png")
+    pack([str(tmp_path / "photos"), "--out", str(tmp_path / "shards")])
     with tarfile.open(tmp_path / "shards" / "000000.tar") as archive:
         assert {info.name: info.isreg() and info.size > 0 for info in archive} == dict.fromkeys(
             ("a.png", "b.png", "c.png"), True

@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from PIL import Image
 
 from varitok import UserError
+from varitok.codecs.build import build
 from varitok.data.batch import Batch
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import image_folder
@@ -167,7 +169,11 @@ def test_workers_change_nothing_about_bad_files(tmp_path: Path) -> None:
             assert a.bad == b.bad
 
 
+TARGET = "varitok.data.datasets.images.image_folder"
+
+
 @pytest.mark.parametrize("wrong", [{"image_size": 1}, {"least_scale": 0.0}, {"least_scale": 1.5}])
 def test_a_number_out_of_range_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"data\.{next(iter(wrong))}=.*: must "):
-        image_folder(**({"root": str(fill(tmp_path, 2)), "image_size": 8} | wrong))
+        form = {"_target_": TARGET, "root": str(fill(tmp_path, 2)), "image_size": 8}
+        build(OmegaConf.create({"data": form | wrong}).data)

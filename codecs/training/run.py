@@ -128,7 +128,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]
     precision = _precision(plain["trainer"].get("precision", PRECISIONS[0]), module, on_gpu)
     silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
-    callbacks += [Watchdog(**silence), Agreement(), Stopping(checkpoints), checkpoints]
+    callbacks += [Watchdog(**silence), Agreement(resume), Stopping(checkpoints), checkpoints]
     trainer = _trainer(plain, precision, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()

@@ -26,7 +26,13 @@ class Agreement(pl.Callback):
     Before the start it compares versions, and the checkpoint that each process found: if the run's folder isn't shared
     by all nodes, some would resume and others begin anew, from equal weights but other optimizer states. At each log
     reading it compares a checksum of all parameters and buffers. Sharded codecs have nothing to compare.
+
+    Args:
+        checkpoint: The checkpoint that this process resumes; None if it found none.
     """
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare the processes before the start.
@@ -37,7 +43,7 @@ class Agreement(pl.Callback):
         if world_size() == 1:
             return
         found: list[dict[str, str]] = [{}] * world_size()
-        dist.all_gather_object(found, _describe(trainer.ckpt_path))
+        dist.all_gather_object(found, _describe(self.checkpoint))
         for rank, other in enumerate(found):
             for what, told in other.items():
                 if what != "node" and told != found[0][what]:
@@ -80,13 +86,12 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.int64)
 
 
-def _describe(checkpoint: Any) -> dict[str, str]:
+def _describe(checkpoint: Path | None) -> dict[str, str]:
     """Return what must be equal in all processes, and the name of this one's node."""
-    path = None if checkpoint is None else Path(str(checkpoint))
     return {
         "node": socket.gethostname(),
         "varitok": __version__,
         "torch": version("torch"),
         "Python": platform.python_version(),
-        "checkpoint": "none" if path is None else f"{path} of {path.stat().st_size} bytes",
+        "checkpoint": "none" if checkpoint is None else f"{checkpoint.name} of {checkpoint.stat().st_size} bytes",
     }

@@ -9,7 +9,7 @@ __all__ = ["allow_tf32", "exact_float32"]
 
 
 def allow_tf32(allowed: bool = True) -> None:
-    """Let matrix products and convolutions round their float32 factors to TF32: about eight times as fast on an H100.
+    """Let matrix products and convolutions round their float32 factors to TF32, which is much faster.
 
     torch's default differs between the two: convolutions may, products may not.
     """

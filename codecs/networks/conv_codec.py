@@ -302,7 +302,7 @@ class ConvDecoder(Precise, Decoder):
             wide = at_rate(mask, rate, self.dims)
             x = stage(x, here, wide, memory)
             here = wide
-        # A bfloat16 waveform would have 55 dB of noise, which spectral losses and discriminators hear.
+        # Spectral losses and discriminators of waveforms detect the rounding noise of bfloat16.
         return self.precisely(x, here, memory) if self.dims == 1 else self.compute(x, here, memory)
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:

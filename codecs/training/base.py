@@ -205,7 +205,7 @@ class Training(pl.LightningModule):
         if isinstance(strategy, Parallel):
             strategy.expect(part, self.stepped)
         # Lightning runs the whole step under autocast. There, the backward pass of operations in float32, such as LFQ's
-        # entropies, would multiply in bfloat16: an error of 6 % of its gradient.
+        # entropies, would multiply in bfloat16.
         with self.without_autocast():
             self.manual_backward(loss / self.accumulate, retain_graph=retain_graph)
 

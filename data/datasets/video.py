@@ -15,13 +15,14 @@ from varitok import UserError
 
 from ..batch import Key, Splits, sample_generator
 from ..decoding.errors import BadSample
+from ..decoding.framing import center_box, covering
 from ..decoding.suffixes import IMAGES, VIDEO
-from ..decoding.video import VideoFile, covering, frames_in
+from ..decoding.video import VideoFile, frames_in
 from ..storage.listing import Share, list_splits
 from ..storage.members import File, Member
 from ..synthetic.video import clip_frames
 from .base import FileDataset, takes
-from .crops import center_box, random_box
+from .crops import random_box
 from .mixture import Weight, mix
 
 __all__ = ["VideoDataset", "clips_and_images", "kinetics", "splits_of", "ucf101", "video_folder"]

@@ -48,21 +48,21 @@ class AudioFile:
     def __init__(self, path: str | Source, sample_rate: int | None = None, channels: int | None = None) -> None:
         self.path = to_source(path)
         with convert_errors(self.path):
-            self._source = _open(self.path)
+            self._decoder = _open(self.path)
             try:
-                _check(self.path, self._source)
+                _check(self.path, self._decoder)
             except BadSample:
-                self._source.close()
+                self._decoder.close()
                 raise
-        self.sample_rate = sample_rate or self._source.rate
-        self.channels = channels or self._source.channels
-        self.length = resampled_length(self._source.frames, self._source.rate, self.sample_rate)
-        self._block = 0, np.zeros((self._source.channels, 0), np.float32)  # the last that was read, and its start
+        self.sample_rate = sample_rate or self._decoder.rate
+        self.channels = channels or self._decoder.channels
+        self.length = resampled_length(self._decoder.frames, self._decoder.rate, self.sample_rate)
+        self._block = 0, np.zeros((self._decoder.channels, 0), np.float32)  # the last that was read, and its start
 
     @property
     def changes(self) -> str:
         """How the output differs from the file, such as "44100 Hz resampled to 16000 Hz"; empty if it doesn't."""
-        rate, channels = self._source.rate, self._source.channels
+        rate, channels = self._decoder.rate, self._decoder.channels
         found = [f"{rate} Hz resampled to {self.sample_rate} Hz"] if rate != self.sample_rate else []
         if channels != self.channels:
             how = "averaged" if self.channels == 1 else f"copied to {self.channels}"
@@ -74,7 +74,7 @@ class AudioFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._source.close()
+        self._decoder.close()
 
     def read(self, start: int = 0, frames: int | None = None) -> Floats:
         """Read a segment; its samples equal those of the whole file at that place.
@@ -116,8 +116,8 @@ class AudioFile:
     def _read(self, start: int, frames: int) -> Floats:
         """Read a segment, perhaps of no samples."""
         frames = min(frames, max(0, self.length - start))
-        change = resampler(self._source.rate, self.sample_rate)
-        if change.up == change.down:
+        change = resampler(self._decoder.rate, self.sample_rate)
+        if change is None:
             sound = self._read_channels(start, frames)
         else:
             # Read whole periods of the two rates, so that resampling phases equal those of the whole file, plus
@@ -131,13 +131,13 @@ class AudioFile:
 
     def _read_channels(self, start: int, frames: int) -> Floats:
         """Read a segment at the file's own rate, mixed to the output channels."""
-        source = self._source
-        frames = max(0, min(frames, source.frames - start))
-        if frames * source.channels > MOST_SAMPLES:
-            raise BadSample(str(self.path), f"{frames / source.rate:.0f} s are too long to be read at once")
+        decoder = self._decoder
+        frames = max(0, min(frames, decoder.frames - start))
+        if frames * decoder.channels > MOST_SAMPLES:
+            raise BadSample(str(self.path), f"{frames / decoder.rate:.0f} s are too long to be read at once")
         raw = self._read_raw(start, frames)
-        if source.exact and raw.shape[1] < frames:
-            raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {source.frames} samples")
+        if decoder.exact and raw.shape[1] < frames:
+            raise BadSample(str(self.path), f"ends after {start + raw.shape[1]} of {decoder.frames} samples")
         peak = float(np.abs(raw).max(initial=0))  # NaN if any value is
         if not np.isfinite(peak):
             raise BadSample(str(self.path), "contains values that are not finite")
@@ -157,7 +157,7 @@ class AudioFile:
         known = block[:, start - begin :][:, :frames] if begin <= start <= begin + block.shape[1] else block[:, :0]
         missing = frames - known.shape[1]
         if missing:
-            known = np.concatenate([known, self._source.read(start + known.shape[1], missing)], 1)
+            known = np.concatenate([known, self._decoder.read(start + known.shape[1], missing)], 1)
         self._block = start, known
         return known
 
@@ -174,7 +174,7 @@ def decode_audio(
         return sound.read(start, frames)
 
 
-def _open(path: Source) -> "_Opened":
+def _open(path: Source) -> "_Decoder":
     """Open a file with libsndfile, or with FFmpeg if libsndfile doesn't support it."""
     if not _holds_something(path):
         raise BadSample(str(path), "an empty file")
@@ -196,14 +196,14 @@ def _holds_something(path: Source) -> bool:
         return bool(file.read(1))
 
 
-def _check(path: Source, source: "_Opened") -> None:
+def _check(path: Source, decoder: "_Decoder") -> None:
     """Raise `BadSample` if the header has implausible values."""
-    if source.frames < 1:
+    if decoder.frames < 1:
         raise BadSample(str(path), "no samples")
-    if not 1 <= source.channels <= MOST_CHANNELS:
-        raise BadSample(str(path), f"{source.channels} channels, not 1 to {MOST_CHANNELS}")
-    if not LEAST_RATE <= source.rate <= MOST_RATE:
-        raise BadSample(str(path), f"a sample rate of {source.rate} Hz, not {LEAST_RATE} to {MOST_RATE}")
+    if not 1 <= decoder.channels <= MOST_CHANNELS:
+        raise BadSample(str(path), f"{decoder.channels} channels, not 1 to {MOST_CHANNELS}")
+    if not LEAST_RATE <= decoder.rate <= MOST_RATE:
+        raise BadSample(str(path), f"a sample rate of {decoder.rate} Hz, not {LEAST_RATE} to {MOST_RATE}")
 
 
 class _Libsndfile:
@@ -337,4 +337,4 @@ class _FFmpeg:
         self._container.close()
 
 
-_Opened: TypeAlias = _Libsndfile | _FFmpeg
+_Decoder: TypeAlias = _Libsndfile | _FFmpeg

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..storage.members import Source, open_file
 from .errors import BadSample, convert_errors
+from .framing import center_box
 
 __all__ = ["center_square", "decode_image", "decoded_size", "open_image", "upright_rgb"]
 
@@ -102,9 +103,8 @@ def center_square(pixels: Pixels, side: int) -> Pixels:
     This is how images are prepared for evaluation and for an exported encoder. Training's random crops are resized by
     torchvision, several times faster; its results differ by at most 1.
     """
-    height, width, c = pixels.shape
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = pixels[top : top + short, left : left + short]
+    *sides, c = pixels.shape
+    (top, height), (left, width) = center_box(sides, [min(sides)] * 2)
+    square = pixels[top : top + height, left : left + width]
     resized = Image.fromarray(square if c > 1 else square[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
     return np.array(resized).reshape(side, side, c)

@@ -50,9 +50,11 @@ class Resampler(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def resampler(rate: int, wanted: int) -> Resampler:
-    """Return a cached resampler from a sample rate in Hz to another."""
+def resampler(rate: int, wanted: int) -> Resampler | None:
+    """Return a cached resampler from a sample rate in Hz to another; None if they are equal, or nearly."""
     ratio = _ratio(rate, wanted)
+    if ratio == 1:
+        return None
     down, up = ratio.denominator, ratio.numerator
     cutoff = ROLLOFF * min(down, up)
     width, periods = math.ceil(ZEROS * down / cutoff), -(-LEAST_STRIDE // down)

@@ -4,7 +4,7 @@ import stat
 import struct
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from .ffmpeg import PATIENCE, import_av, open_media
 from .images import decode_image
 from .suffixes import ALL, IMAGES, VIDEO
 
-__all__ = ["MOST_PIXELS", "VideoFile", "covering", "frames_in"]
+__all__ = ["MOST_PIXELS", "VideoFile", "frames_in"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -232,18 +232,6 @@ def _orientation(frame: Any) -> _Orientation:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return _Orientation(False, d < 0, a < 0)
     return _Orientation(True, b < 0, c < 0)
-
-
-def covering(frame: tuple[int, int], crop: Sequence[int], scale: float = 1.0) -> tuple[int, int]:
-    """Return the height and width to which a frame is resized, so that a crop has `scale` of the largest's sides.
-
-    Args:
-        frame: Height and width of the frame.
-        crop: Height and width of the crop.
-        scale: In (0, 1]; 1: the resized frame just covers the crop.
-    """
-    fit = max(crop[0] / frame[0], crop[1] / frame[1]) / scale
-    return max(crop[0], round(frame[0] * fit)), max(crop[1], round(frame[1] * fit))
 
 
 def frames_in(seconds: float, frame_rate: float) -> int:

@@ -22,17 +22,16 @@ from varitok.data.workers import WorkerProgress
 from ..exporters.rebuild import rebuild
 from ..runtime.bundle import Array, Bundle
 from ..runtime.files import SignalFile
-from ..runtime.memory import MEMORY, encode_within
-from ..runtime.memory import Coded as CodedSignal
+from ..runtime.memory import MEMORY, Coded, encode_within
 
-__all__ = ["Coded", "encode_files"]
+__all__ = ["FileCodes", "encode_files"]
 
-_EncodeFile: TypeAlias = Callable[[SignalFile], CodedSignal]
+_EncodeFile: TypeAlias = Callable[[SignalFile], Coded]
 _EncodeBatch: TypeAlias = Callable[[Tensor], Array]
 """Function (signals `(b, c, *grid)`) -> codes `(b, codebooks, *grid)`."""
 
 
-class Coded(NamedTuple):
+class FileCodes(NamedTuple):
     """The codes of a file.
 
     Attributes:
@@ -58,7 +57,7 @@ def encode_files(
     device: str = "cpu",
     workers: int = 0,
     memory: float = MEMORY,
-) -> Iterator[Coded]:
+) -> Iterator[FileCodes]:
     """Yield the codes of files, in the order of `batches`; signals are prepared as in evaluation.
 
     On the CPU each worker encodes the files that it reads one by one, by ONNX Runtime in one thread. That is as fast as
@@ -101,7 +100,7 @@ class _Read(NamedTuple):
         stacks: Signals to encode, `(b, c, *grid)` of each shape, and their positions in `coded`.
     """
 
-    coded: list[Coded]
+    coded: list[FileCodes]
     stacks: list[tuple[list[int], Tensor]]
 
 
@@ -120,7 +119,7 @@ class _Signals(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> _Read:
         """Read the files of a batch."""
-        coded: list[Coded] = []
+        coded: list[FileCodes] = []
         alike = defaultdict[tuple[int, ...], dict[int, npt.NDArray[np.float32]]](dict)
         for position, index in enumerate(indices):
             self.workplaces.read(index)
@@ -128,7 +127,7 @@ class _Signals(Dataset[Any]):
                 one, values = self._read(self.files[index])
             except UserError as error:
                 name = self.name(index)
-                coded.append(Coded(bad=str(error) if name in str(error) else f"{name}: {error}"))
+                coded.append(FileCodes(bad=str(error) if name in str(error) else f"{name}: {error}"))
                 continue
             coded.append(one)
             if values is not None:
@@ -136,7 +135,7 @@ class _Signals(Dataset[Any]):
         stacks = [(list(same), torch.from_numpy(np.concatenate(list(same.values())))) for same in alike.values()]
         return _Read(coded, stacks)
 
-    def _read(self, file: File) -> tuple[Coded, npt.NDArray[np.float32] | None]:
+    def _read(self, file: File) -> tuple[FileCodes, npt.NDArray[np.float32] | None]:
         """Encode a file; or read its signal, `(1, c, *grid)`."""
         values, codes = None, None
         with self.bundle.open_file(file) as opened:
@@ -149,7 +148,7 @@ class _Signals(Dataset[Any]):
             rate = self.bundle.sample_rate or opened.frame_rate
         if not math.prod(size):
             raise UserError("holds no signal")
-        return Coded(codes, size, round(size[0] / rate, 6) if rate else None), values
+        return FileCodes(codes, size, round(size[0] / rate, 6) if rate else None), values
 
 
 def _torch_encoder(bundle: Bundle, device: str) -> _EncodeBatch:

@@ -20,7 +20,7 @@ from ..bitstream.rate_control import Quality, Target, codings_of, psnr
 from ..runtime.bundle import Bundle
 from ..runtime.files import STREAM
 from ..runtime.load import BUNDLES, load
-from ..runtime.memory import MEMORY
+from ..runtime.memory import MEMORY, require_memory
 
 __all__ = ["decode", "destinations", "encode"]
 
@@ -37,8 +37,7 @@ def _run(words: Sequence[str], encodes: bool) -> None:
         UserError: The only file fails, an option is wrong, or there is no such file.
     """
     options = _parser(encodes).parse_args(words)
-    if not options.memory > 0:
-        raise UserError(f"--memory {options.memory:g}: must be above 0")
+    require_memory(options.memory)
     bundle = load(options.bundle, int8=not encodes and options.int8)
     if not isinstance(bundle, Bundle) or not bundle.written:
         raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")

@@ -29,13 +29,13 @@ from varitok.data.storage.members import File, is_url
 from varitok.data.storage.shard_index import SUFFIX
 from varitok.data.storage.shard_writer import ShardFile, member_names
 
-from ..adapters.corpus import Coded, encode_files
+from ..adapters.corpus import FileCodes, encode_files
 from ..adapters.dataset import noun_of
 from ..bitstream.container import identity
 from ..runtime.bundle import Bundle
 from ..runtime.codes import ABOUT, FILE, read_head
 from ..runtime.load import load
-from ..runtime.memory import MEMORY
+from ..runtime.memory import MEMORY, require_memory
 
 __all__ = ["main"]
 
@@ -98,8 +98,7 @@ def main(words: Sequence[str]) -> None:
     if options.batch is None:
         options.batch = CPU_BATCH if options.device == "cpu" else GPU_BATCH
     convert(options.batch, int, "--batch", RANGES)
-    if not options.memory > 0:
-        raise UserError(f"--memory {options.memory:g}: must be above 0")
+    require_memory(options.memory)
     bundle = load(options.bundle)
     if not isinstance(bundle, Bundle) or not bundle.suffixes:
         raise UserError(f"{options.bundle}: no media file stores its signals; use varitok.load in Python")
@@ -269,7 +268,7 @@ def _finished(corpus: _Corpus) -> dict[int, _Done]:
     return found
 
 
-def _write(corpus: _Corpus, number: int, coded: Iterator[Coded]) -> _Done:
+def _write(corpus: _Corpus, number: int, coded: Iterator[FileCodes]) -> _Done:
     """Write a shard with the next codes."""
     indices, path, bad = corpus.indices(number), corpus.shard(number), []
     sources = [name_in(corpus.root, corpus.files[index]) for index in indices]

@@ -156,7 +156,8 @@ class ImageBundle(PixelBundle):
         from varitok.data.decoding.images import open_image  # noqa: PLC0415 (arrays don't need it)
 
         with open_input(path) as source, open_image(source) as image:
-            yield SignalFile(1, lambda count: iter([self.values(image)]))
+            values = self.values(image)
+        yield SignalFile(1, lambda count: iter([values]))  # outside: an error of the caller isn't the file's
 
     def signal_size(self, codes: Array, units: int | None, facts: tuple[int, ...]) -> tuple[int, ...]:
         """Return the height and width of the images; of a truncated one on a grid, of the rows that arrived."""

@@ -23,7 +23,7 @@ from .files import SignalFile
 from .streaming import stream_form
 from .tiling import Floats, Passage, decode_tiled, decode_windows, encode_tiled, encode_windows
 
-__all__ = ["MEMORY", "Coded", "Plan", "decode_within", "encode_within", "passage", "plan"]
+__all__ = ["MEMORY", "Coded", "Plan", "decode_within", "encode_within", "passage", "plan", "require_memory"]
 
 MEMORY = 2.0  # GB
 GIGABYTE = 1e9
@@ -66,6 +66,16 @@ class Coded(NamedTuple):
     codes: Array
     size: tuple[int, ...]
     whole: bool
+
+
+def require_memory(memory: float) -> None:
+    """Check the value of the option `--memory`, in GB.
+
+    Raises:
+        UserError: It isn't above 0.
+    """
+    if not memory > 0:  # also true for NaN
+        raise UserError(f"--memory {memory:g}: must be above 0")
 
 
 def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> Plan:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.decoding.framing import center_box, covering
 from varitok.data.decoding.suffixes import IMAGES, VIDEO
 from varitok.data.storage.members import File
 
@@ -178,14 +179,13 @@ class VideoBundle(PixelBundle):
 
         A clip keeps its frame rate; one of variable rate has its mean rate.
         """
-        from varitok.data.decoding.video import VideoFile, covering  # noqa: PLC0415 (arrays don't need it)
+        from varitok.data.decoding.video import VideoFile  # noqa: PLC0415 (arrays don't need it)
 
         with open_input(path) as source, VideoFile(source) as clip:
-            whole = height, width = clip.height, clip.width
+            whole = clip.height, clip.width
             if self.frame_size:
-                height, width = self.frame_size
-                whole = covering((clip.height, clip.width), (height, width))
-            top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+                whole = covering(whole, self.frame_size)
+            (top, height), (left, width) = center_box(whole, self.frame_size or whole)
 
             def chunks(count: int) -> Iterator[npt.NDArray[np.float32]]:
                 for start in range(0, clip.length, count):

@@ -131,6 +131,20 @@ def test_clips(folder):
     assert len(files) == 11
 
 
+def test_an_error_of_the_caller_is_not_the_files(tmp_path):
+    """It keeps its traceback: it would be our bug, not a file that can't be read."""
+    pixels = _bundle(LosslessImages, tmp_path / "pixels", image_size=SIDE, tokens=SIDE**2, **PIXELS)
+    frames = _bundle(LosslessClips, tmp_path / "frames", hop=[1, 1, 1], lead=0, tokens=0, **PIXELS)
+    config = {"channels": 1, "tokens": 0, "codebook_sizes": [65536], "quantizer": "none"}
+    samples = _bundle(LosslessSounds, tmp_path / "samples", sampling_rate=RATE, hop_length=1, **config)
+    image, clip, sound = (write(tmp_path) for write in (write_images, write_clips, write_sounds))
+    for bundle, path in (
+        (pixels, image["rgb.png"]), (frames, clip["plain.mkv"]), (samples, sound["16_bits.wav"])
+    ):  # fmt: skip
+        with pytest.raises(ZeroDivisionError), bundle.open_file(path):
+            1 / 0  # noqa: B018
+
+
 def test_a_crop_of_training_is_that_of_evaluation_but_for_rounding():
     """torchvision resizes a training crop; Pillow resizes for evaluation and the runtime."""
     rng = np.random.default_rng(0)

@@ -70,8 +70,8 @@ class Agreement(pl.Callback):
         values = torch.stack(sums).tolist()
         if odd := [rank for rank, value in enumerate(values) if value != values[0]]:
             raise UserError(
-                f"update {module.update}: the weights of process {odd[0]} differ from those of process 0; start again"
-                " from the last checkpoint that an evaluation shows to be good, and report what this run trains"
+                f"update {module.update}: the weights of process {odd[0]} differ from those of process 0; resume from"
+                " a checkpoint that an evaluation shows to be good, on other devices if it happens again"
             )
 
 

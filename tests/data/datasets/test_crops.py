@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varitok.data.datasets.crops import center_box, random_box
+from varitok.data.datasets.crops import random_box
+from varitok.data.decoding.framing import center_box
 
 SIDES = st.integers(1, 97)
 BOXES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3).map(lambda pairs: tuple(zip(*pairs, strict=True)))

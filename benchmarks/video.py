@@ -36,7 +36,7 @@ from torch.nn import functional
 from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks import factored
-from varitok.codecs.networks.convolution import Convolution
+from varitok.codecs.networks.layers.convolution import Convolution
 from varitok.codecs.streaming import ChunkedCodec
 
 __all__ = ["FORMS", "PlainDecoder", "PlainEncoder", "main", "make"]

@@ -65,6 +65,13 @@ MODULES = {
     "codecs.implicit": "codecs.implicit.codec",
     "codecs.lengths": "codecs.lengths.policy",
     "codecs.metrics.lpips": "codecs.losses.lpips",
+    "codecs.networks.activations": "codecs.networks.layers.activations",
+    "codecs.networks.attention": "codecs.networks.layers.attention",
+    "codecs.networks.convolution": "codecs.networks.layers.convolution",
+    "codecs.networks.run_length": "codecs.networks.layers.run_length",
+    "codecs.networks.sequence": "codecs.networks.layers.sequence",
+    "codecs.networks.stft": "codecs.networks.layers.stft",
+    "codecs.networks.wavelet": "codecs.networks.layers.wavelet",
     "codecs.perturbation": "codecs.bottlenecks.perturbation",
     "codecs.prior": "codecs.networks.code_prior",
     "codecs.training.bits": "codecs.training.callbacks.prior_bits",
@@ -91,13 +98,17 @@ MODULES = {
     "export.prior": "export.exporters.prior",
 }
 # Names that moved to another module than the rest of theirs: old module, new module.
-NAMES = dict.fromkeys(
-    (
-        "Curriculum", "FallingMinimum", "FixedSet", "Full", "LogUniform", "PowerLaw", "PowersOfTwo", "Range",
-        "RoundedUp", "TruncatedNormal", "Uniform",
+NAMES = {
+    **dict.fromkeys(
+        "Curriculum FallingMinimum FixedSet Full LogUniform PowerLaw PowersOfTwo Range RoundedUp TruncatedNormal"
+        " Uniform".split(),
+        ("codecs.lengths", "codecs.lengths.distributions"),
     ),
-    ("codecs.lengths", "codecs.lengths.distributions"),
-) | {"HaltingHead": ("codecs.lengths", "codecs.lengths.halting")}  # fmt: skip
+    "HaltingHead": ("codecs.lengths", "codecs.lengths.halting"),
+    "PatchDecoder": ("codecs.networks.sequence", "codecs.networks.patch_codec"),
+    "PatchEncoder": ("codecs.networks.sequence", "codecs.networks.patch_codec"),
+    "Recurrent": ("codecs.networks.sequence", "codecs.networks.layers.recurrent"),
+}
 
 
 def new_target(target: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..networks.stft import Spectrum
+from ..networks.layers.stft import Spectrum
 from .contract import DiscriminatorOutput, Feature, Layers
 
 __all__ = ["SpectrogramDiscriminator"]

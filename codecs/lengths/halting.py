@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..networks.attention import Transformer
+from ..networks.layers.attention import Transformer
 
 __all__ = ["HaltingHead"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from ..masking import masked_mean, prefix_mask
-from ..networks.stft import Spectrum, mel_bank
+from ..networks.layers.stft import Spectrum, mel_bank
 from .contract import SignalTerm
 
 __all__ = ["SISDR", "MultiResolutionSTFT", "MultiScaleMel"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from varitok import UserError
 
 from ..metrics.audio import round_to_16_bits
-from ..networks.stft import Spectrum
+from ..networks.layers.stft import Spectrum
 
 __all__ = [
     "decibels",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
-from .convolution import prepend_context
+from .layers.convolution import prepend_context
+from .layers.sequence import SequenceTransformer
 from .register_vit import GridTable
-from .sequence import SequenceTransformer
 from .tubelet import from_tubelets, to_tubelets
 
 __all__ = ["BlockQueryDecoder", "BlockQueryEncoder"]

@@ -15,9 +15,17 @@ from torch import Tensor, nn
 
 from varitok import UserError
 
-from .activations import Activation
 from .contract import Decoder, Encoder, Precise
-from .convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, stage_sizes, zero_invalid
+from .layers.activations import Activation
+from .layers.convolution import (
+    Convolution,
+    Norm,
+    TransposedConvolution,
+    along_first,
+    at_rate,
+    stage_sizes,
+    zero_invalid,
+)
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
 

@@ -20,12 +20,12 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .activations import Activation
-from .attention import attend
 from .contract import Decoder, Encoder, Network
-from .convolution import Convolution, along_first, at_rate, stage_sizes, zero_invalid
-from .sequence import SequenceTransformer
-from .wavelet import Haar, InverseHaar
+from .layers.activations import Activation
+from .layers.attention import attend
+from .layers.convolution import Convolution, along_first, at_rate, stage_sizes, zero_invalid
+from .layers.sequence import SequenceTransformer
+from .layers.wavelet import Haar, InverseHaar
 
 __all__ = ["UNITS", "FactoredDecoder", "FactoredEncoder", "Units"]
 

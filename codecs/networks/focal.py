@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .activations import Activation
 from .contract import Decoder, Encoder, Network
-from .convolution import Convolution, TransposedConvolution, at_rate, zero_invalid
+from .layers.activations import Activation
+from .layers.convolution import Convolution, TransposedConvolution, at_rate, zero_invalid
 
 __all__ = ["FocalDecoder", "FocalEncoder", "FocalSequence"]
 

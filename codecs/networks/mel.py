@@ -14,8 +14,8 @@ from torch.nn import functional
 from varitok import UserError
 
 from .contract import Decoder, Encoder, Precise
-from .convolution import at_rate, zero_invalid
-from .stft import STFT, mel_bank
+from .layers.convolution import at_rate, zero_invalid
+from .layers.stft import STFT, mel_bank
 
 __all__ = ["MelDecoder", "MelFeatures"]
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .attention import Transformer
 from .contract import Decoder, Encoder, Network
+from .layers.attention import Transformer
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
 

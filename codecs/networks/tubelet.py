@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from .contract import Decoder, Encoder
-from .convolution import along_first, at_rate, zero_invalid
-from .run_length import RunLength, changed_tokens
-from .sequence import SequenceTransformer
+from .layers.convolution import along_first, at_rate, zero_invalid
+from .layers.run_length import RunLength, changed_tokens
+from .layers.sequence import SequenceTransformer
 
 __all__ = ["TubeletDecoder", "TubeletEncoder", "from_tubelets", "to_tubelets"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .contract import Decoder, Encoder, Network
-from .convolution import along_first, at_rate, zero_invalid
-from .sequence import SequenceTransformer
+from .layers.convolution import along_first, at_rate, zero_invalid
+from .layers.sequence import SequenceTransformer
 
 __all__ = ["ViTDecoder", "ViTEncoder"]
 

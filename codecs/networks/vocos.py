@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .attention import attend
 from .contract import Decoder, Precise
-from .convolution import Convolution, StepNorm, at_rate
-from .stft import ISTFT
+from .layers.attention import attend
+from .layers.convolution import Convolution, StepNorm, at_rate
+from .layers.stft import ISTFT
 
 __all__ = ["VocosDecoder"]
 

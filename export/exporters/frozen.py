@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from varitok.codecs.codec import Codec
-from varitok.codecs.networks.run_length import RunLength
+from varitok.codecs.networks.layers.run_length import RunLength
 from varitok.codecs.streaming import ChunkedCodec, at_grid, pack, state_size, unpack
 
 __all__ = ["FrozenCodec", "FrozenStream", "freeze"]

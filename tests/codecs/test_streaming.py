@@ -19,7 +19,7 @@ from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
-from varitok.codecs.networks.convolution import Convolution, TransposedConvolution
+from varitok.codecs.networks.layers.convolution import Convolution, TransposedConvolution
 from varitok.codecs.streaming import ChunkedCodec, arrange, pack, state_size, unpack
 
 from ..composing import composed

@@ -8,7 +8,7 @@ import torchaudio
 
 from varitok import UserError
 from varitok.codecs.losses.spectral import SISDR, MultiResolutionSTFT, MultiScaleMel
-from varitok.codecs.networks.stft import Spectrum
+from varitok.codecs.networks.layers.stft import Spectrum
 
 RATE = 16000
 ENCODEC = {

@@ -29,7 +29,7 @@ def small(name: str) -> DictConfig:
     for side in recurrent:
         form = config.codec[side]
         last = form.base * (form.multipliers[-1] if form.get("multipliers") else 2 ** len(form.strides))
-        form.inner = {"_target_": "varitok.codecs.networks.sequence.Recurrent", "width": last, "depth": 1}
+        form.inner = {"_target_": "varitok.codecs.networks.layers.recurrent.Recurrent", "width": last, "depth": 1}
     if "image_size" in config.codec.encoder:
         patch = config.codec.encoder.patch
         config.codec.encoder.image_size = 2 * patch if isinstance(patch, int) else [2 * side for side in patch[1:]]

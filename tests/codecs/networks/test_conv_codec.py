@@ -11,10 +11,11 @@ from torch import nn
 
 from varitok import UserError
 from varitok.codecs.build import build
-from varitok.codecs.networks.activations import ACTIVATIONS, Activation, Snake, SnakeBeta
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
-from varitok.codecs.networks.convolution import Convolution, StepNorm, TransposedConvolution
-from varitok.codecs.networks.sequence import Recurrent, SequenceTransformer
+from varitok.codecs.networks.layers.activations import ACTIVATIONS, Activation, Snake, SnakeBeta
+from varitok.codecs.networks.layers.convolution import Convolution, StepNorm, TransposedConvolution
+from varitok.codecs.networks.layers.recurrent import Recurrent
+from varitok.codecs.networks.layers.sequence import SequenceTransformer
 
 from ...composing import composed
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, sound

@@ -7,9 +7,9 @@ import torch
 from varitok import UserError
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.networks.layers.wavelet import Haar, InverseHaar
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
-from varitok.codecs.networks.wavelet import Haar, InverseHaar
 from varitok.codecs.streaming import obstacle
 
 WIDTH = 8

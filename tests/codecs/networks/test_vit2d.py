@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from varitok import UserError
-from varitok.codecs.networks.sequence import SequenceTransformer
+from varitok.codecs.networks.layers.sequence import SequenceTransformer
 from varitok.codecs.networks.vit2d import ViTDecoder, ViTEncoder
 
 SIZES = {"patch": 4, "width": 16, "depth": 1, "heads": 2}

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varitok import UserError
-from varitok.codecs.networks.sequence import PatchEncoder, SequenceTransformer
-from varitok.codecs.networks.stft import ISTFT
+from varitok.codecs.networks.layers.sequence import SequenceTransformer
+from varitok.codecs.networks.layers.stft import ISTFT
+from varitok.codecs.networks.patch_codec import PatchEncoder
 from varitok.codecs.networks.vocos import VocosDecoder
 
 from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, paint

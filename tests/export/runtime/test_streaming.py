@@ -21,7 +21,9 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
-from varitok.codecs.networks.sequence import PatchDecoder, PatchEncoder, Recurrent, SequenceTransformer
+from varitok.codecs.networks.layers.recurrent import Recurrent
+from varitok.codecs.networks.layers.sequence import SequenceTransformer
+from varitok.codecs.networks.patch_codec import PatchDecoder, PatchEncoder
 from varitok.codecs.networks.vocos import VocosDecoder
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.export.exporters.bundle import export_bundle

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.codecs.networks.sequence import PatchDecoder, PatchEncoder, Recurrent, SequenceTransformer
+from varitok.codecs.networks.layers.recurrent import Recurrent
+from varitok.codecs.networks.layers.sequence import SequenceTransformer
+from varitok.codecs.networks.patch_codec import PatchDecoder, PatchEncoder
 
-from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script
+from ..checks import check_causal, check_lengths, check_onnx, check_padding, check_script
 
 PLAIN = {"width": 3, "base": 8, "patch": 5, "strides": [1, 2], "depths": [1, 2], "heads": 2, "layer_scale": 1.0}
 CODECS = {

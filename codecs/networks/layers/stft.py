@@ -14,7 +14,7 @@ from torchaudio.functional import melscale_fbanks
 
 from varitok import UserError
 
-from ..masking import prefix_mask
+from ...masking import prefix_mask
 from .convolution import at_rate, prepend_context, recall, zero_invalid
 
 __all__ = ["ISTFT", "STFT", "Spectrum", "mel_bank"]

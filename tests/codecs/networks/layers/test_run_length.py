@@ -13,7 +13,7 @@ from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.metrics.rate import run_flags
-from varitok.codecs.networks.run_length import changed_tokens
+from varitok.codecs.networks.layers.run_length import changed_tokens
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
 from varitok.codecs.streaming import ChunkedCodec
 from varitok.data.batch import Batch

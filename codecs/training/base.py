@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +17,7 @@ from varitok.data.datamodule import DataModule
 from ..bottlenecks.contract import Bottleneck
 from ..distributed import full_tensor, sum_over_ranks
 from .activation_checkpointing import ActivationCheckpointing
-from .distributed.strategy import Parallel
+from .distributed.strategy import Parallel, Sharded
 from .ema import EMA
 from .guard import Guard
 from .logging.loggers import RunLog
@@ -25,7 +25,7 @@ from .logging.scalar_buffer import ScalarBuffer
 from .logging.throughput import Throughput
 from .schedules import warmup_cosine
 
-__all__ = ["MakeOptimizer", "Readable", "Training", "parameter_groups"]
+__all__ = ["MakeOptimizer", "Readable", "Refusal", "Training", "parameter_groups"]
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
@@ -40,6 +40,20 @@ class Readable(Protocol):
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
         """Restore a `state`."""
         ...
+
+
+class Refusal(NamedTuple):
+    """A refused update.
+
+    Attributes:
+        update: Its number.
+        why: The reason.
+        mine: Whether this process's own latents and loss were finite.
+    """
+
+    update: int
+    why: str
+    mine: bool
 
 
 class Training(pl.LightningModule):
@@ -107,6 +121,9 @@ class Training(pl.LightningModule):
         self.latest: dict[str, float] = {}  # values of the last log reading
         self.evaluation: dict[str, float] = {}  # values that the last evaluation logged, and its `update`
         self.stepped = False  # whether the last batch completed an update
+        self.late = False  # whether the guard's verdict is read an update late, so that none waits for the device
+        self.refusals: list[Refusal] = []  # not reported yet
+        self.unread: dict[str, Tensor] = {}  # the last update's values, logged if its verdict accepts it
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.frozen = [self._part(part, "freeze") for part in freeze]
         for part in self.frozen:
@@ -159,6 +176,7 @@ class Training(pl.LightningModule):
         Values that a killed run logged after its last checkpoint are removed, since those updates are repeated.
         """
         self.update = int(self.updates)
+        self.late = self.device.type == "cuda" and self.can_be_late()
         self.batch = self.update * self.accumulate  # of the whole run; Lightning's index may differ after a resume
         for logger in self.loggers:
             if isinstance(logger, RunLog):
@@ -215,45 +233,76 @@ class Training(pl.LightningModule):
             return self._end_update(factor)
 
     def _end_update(self, factor: float) -> Tensor:
-        optimizers = self.optimizers()
-        first = optimizers[0] if isinstance(optimizers, list) else optimizers
+        self.settle()
         norm = self.clip_norm(self.learning)
-        taken = self.guard.accepts(norm)
-        self.step(first, factor, taken)
+        verdict = self.guard.judge(norm)
+        taken = verdict if self.late else self._read_verdict(self.update + 1)
+        optimizers = self.optimizers()
+        self.step(optimizers[0] if isinstance(optimizers, list) else optimizers, factor, taken)
         self.update += 1
         self.updates.fill_(self.update)
-        if taken:
-            self.after_step()
+        self.after_step(taken)
+        if self.average and taken is True:
+            self.average.update(self.trained, self.update)
+        return norm
+
+    def can_be_late(self) -> bool:
+        """Return whether the optimizers can skip a step by a flag on the device, and the guard decides there."""
+        flagged = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers)
+        return flagged and self.guard.spike is None and not isinstance(self.trainer.strategy, Sharded)
+
+    def settle(self) -> None:
+        """Read the verdict on the last update, unless known; average and log what was left until then."""
+        if not self.guard.undecided:
+            return
+        if self._read_verdict(self.update):
             if self.average:
                 self.average.update(self.trained, self.update)
-        else:
-            self.after_refusal()
-        return norm
+            self.record.add(self.unread)
+        self.unread = {}
+
+    def _read_verdict(self, update: int) -> bool:
+        taken = self.guard.read()
+        if not taken:
+            self.refusals.append(Refusal(update, self.guard.why, self.guard.mine))
+        return taken
+
+    def state_dict(self, *given: Any, **named: Any) -> Any:
+        """Return the state after the last update."""
+        self.settle()
+        return super().state_dict(*given, **named)
 
     def without_autocast(self) -> torch.autocast:
         """Return a context in which operations compute in the type of their inputs."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def after_step(self) -> None:
-        """Run after an accepted step, before the EMA update; does nothing by default."""
-
-    def after_refusal(self) -> None:
-        """Run after a refused step; does nothing by default."""
+    def after_step(self, taken: bool | Tensor) -> None:
+        """Run after a step, accepted or refused as in `step`, before the EMA update; does nothing by default."""
 
     def clip_norm(self, module: nn.Module) -> Tensor:
         """Clip the module's gradient norm; return the norm before clipping."""
         return full_tensor(nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], self.clip))
 
-    def step(self, optimizer: Any, factor: float, taken: bool = True) -> None:
-        """Set the learning rate, step the optimizer if `taken`, and clear the gradients."""
+    def step(self, optimizer: Any, factor: float, taken: bool | Tensor = True) -> None:
+        """Set the learning rate, step the optimizer if `taken`, and clear the gradients.
+
+        Args:
+            optimizer: An optimizer of torch, or Lightning's wrapper of one.
+            factor: Learning rate, as a share of the initial one.
+            taken: Whether to step; if a tensor, bool `()`, a fused optimizer reads it on the device.
+        """
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        if taken:
+        if isinstance(taken, Tensor):
+            # What a GradScaler tells an optimizer of torch: 1 leaves parameters and state as they are.
+            getattr(optimizer, "optimizer", optimizer).found_inf = (~taken).float()
+        if taken is not False:
             optimizer.step()
         optimizer.zero_grad()
 
     def go_back(self, path: Path) -> None:
         """Restore a checkpoint's weights and optimizer states, but keep the update counter and data position."""
+        self.settle()
         saved = torch.load(path, weights_only=True, map_location=self.device)
         self.load_state_dict(saved["state_dict"])
         self.updates.fill_(self.update)
@@ -262,10 +311,13 @@ class Training(pl.LightningModule):
 
     def log_values(self, values: dict[str, Tensor], factor: float) -> None:
         """Collect the step's values, unless it was refused; log their means when a reading is due."""
-        if not (self.stepped and self.guard.why):
+        if self.stepped and self.guard.undecided:
+            self.unread = {name: value.detach() for name, value in values.items()}
+        elif not (self.stepped and self.guard.why):
             self.record.add(values)
         if self.batch % self.record.every:
             return
+        self.settle()
         self.latest = self.record.read() | self.reading()
         mine = torch.tensor([self.data.bad.total, self.data.bad.seen], device=self.device)
         bad, seen = sum_over_ranks([mine])[0].tolist()

@@ -2,6 +2,8 @@
 
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Annotated, Any
 
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import mean_over_ranks
+from .readout import Readout
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "undone_unless"]
 
 WINDOW = 100  # gradient norms in the running median
 LEAST = 20  # gradient norms needed before a spike can be detected
@@ -25,6 +28,8 @@ class Guard:
 
         ||gradient|| > spike median(||gradient|| of the last 100 accepted updates)
 
+    `judge` decides on the device, `read` tells the host, at once or an update later. `spike` needs the host.
+
     Args:
         patience: Refused updates in a row after which the run rolls back or ends.
         spike: Largest gradient norm, as a multiple of the median; null: refuse non-finite updates only.
@@ -33,8 +38,8 @@ class Guard:
 
     Attributes:
         refused: Number of refused updates in the whole run.
-        why: Reason why the last update was refused; empty if it was accepted.
-        mine: Whether this process's own latents and loss were finite in the last update.
+        why: Reason why the last update that was read was refused; empty if it was accepted.
+        mine: Whether this process's own latents and loss were finite in that update.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Guard:
         self._in_a_row = 0
         self._taken = patience  # accepted updates since the last rollback
         self._sound: Tensor | None = None
+        self._verdict: Readout | None = None
 
     def check(self, values: Tensor) -> None:
         """Check whether latents or losses of this update are finite."""
@@ -67,14 +73,33 @@ class Guard:
         self.check(latents)
         return torch.where(latents.isfinite(), latents, 0), *rest
 
-    def accepts(self, norm: Tensor) -> bool:
-        """Return whether to apply the update; every process must call it.
+    @property
+    def undecided(self) -> bool:
+        """Whether the last update was judged but not read."""
+        return self._verdict is not None
 
-        The norm is that of the averaged gradient; finiteness of latents and losses is this process's own.
+    def judge(self, norm: Tensor) -> Tensor:
+        """Return whether to apply the update, as far as it is known on the device: bool `()`.
+
+        Every process must call it. The norm is that of the averaged gradient; finiteness of latents and losses is this
+        process's own.
         """
         seen = torch.ones_like(norm) if self._sound is None else self._sound.to(norm)
         self._sound = None
-        mine, everywhere, length = torch.stack([seen, mean_over_ranks(seen), norm.detach()]).tolist()
+        everywhere = mean_over_ranks(seen)
+        self._verdict = Readout(torch.stack([seen, everywhere, norm.detach()]))
+        return (everywhere == 1) & norm.detach().isfinite()
+
+    def accepts(self, norm: Tensor) -> bool:
+        """Judge the update and return whether to apply it, which waits for the device."""
+        self.judge(norm)
+        return self.read()
+
+    def read(self) -> bool:
+        """Return whether the update that was judged last is accepted, and count it."""
+        assert self._verdict is not None
+        mine, everywhere, length = self._verdict.read()
+        self._verdict = None
         self.mine = mine == 1
         self.why = self._find_fault(everywhere == 1, length)
         if self.why:
@@ -118,3 +143,20 @@ class Guard:
         self.refused = state["refused"]
         self._norms.extend(state["norms"])
         self._in_a_row, self._taken = state["counts"]
+
+
+@contextmanager
+def undone_unless(taken: Tensor, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Restore tensors that the context changes in place, unless `taken`, bool `()` on their device.
+
+    The host doesn't read `taken`. Tensors of a type are copied as one: a codec may have hundreds of small ones.
+    """
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    before = {dtype: torch.cat([one.flatten() for one in group]) for dtype, group in groups.items()}
+    yield
+    for dtype, group in groups.items():
+        kept = torch.where(taken, torch.cat([one.flatten() for one in group]), before[dtype])
+        parts = torch.split(kept, [one.numel() for one in group])
+        torch._foreach_copy_(group, [part.view_as(one) for part, one in zip(parts, group, strict=True)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from varitok import UserError
 from varitok.data.batch import Batch, normalize
 
+from ..bottlenecks.statistics import Gathering
 from ..codec import Codec
 from ..distributed import world_size
 from ..lengths.policy import BatchShard, SampledLengths
@@ -21,6 +22,7 @@ from ..result import Reconstruction
 from .base import MakeOptimizer, Readable, Training
 from .codebook_health import CodebookHealth
 from .distributed.strategy import Sharded
+from .guard import undone_unless
 
 __all__ = ["CodecTraining"]
 
@@ -68,6 +70,7 @@ class CodecTraining(Training):
 
         Every process must read it.
         """
+        self.settle()
         found: Codec = self.average.codec if self.average else self.codec  # type: ignore[assignment]
         strategy = self._trainer and self._trainer.strategy
         return strategy.assemble(found) if isinstance(strategy, Sharded) else found  # type: ignore[return-value]
@@ -141,7 +144,8 @@ class CodecTraining(Training):
         assert self.objective.adversarial is not None
         with self.without_autocast():
             norm = self.clip_norm(self.objective.adversarial)
-            self.step(self.trainer.optimizers[1], factor, bool(norm.isfinite()))
+            finite = norm.isfinite()
+            self.step(self.trainer.optimizers[1], factor, finite if self.late else bool(finite))
         return norm
 
     def draw(self, batch: Batch) -> SampledLengths:
@@ -161,13 +165,17 @@ class CodecTraining(Training):
         lengths, n_codebooks = (axis.to(self.device, non_blocking=True) for axis in kept)
         return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), n_codebooks)
 
-    def after_step(self) -> None:
-        """Update the bottleneck's gradient-free state, such as EMA codebooks."""
-        self.codec.bottleneck.update()
-
-    def after_refusal(self) -> None:
-        """Discard the statistics that the bottleneck accumulated for its update."""
-        self.codec.bottleneck.discard()
+    def after_step(self, taken: bool | Tensor) -> None:
+        """Update the bottleneck's gradient-free state, such as EMA codebooks, unless the step was refused."""
+        bottleneck = self.codec.bottleneck
+        if isinstance(taken, Tensor):
+            moving = [module for module in bottleneck.modules() if isinstance(module, Gathering)]
+            with undone_unless(taken, [buffer for module in moving for buffer in module.buffers()]):
+                bottleneck.update()
+        elif taken:
+            bottleneck.update()
+        else:
+            bottleneck.discard()
 
     def reading(self) -> dict[str, float]:
         """Return the codebook health."""

@@ -82,6 +82,7 @@ class PriorTraining(Training):
     @property
     def evaluated(self) -> Prior:
         """The prior to evaluate and to export: its EMA if there is one."""
+        self.settle()
         found: Prior = self.average.codec if self.average else self.prior  # type: ignore[assignment]
         return found
 

@@ -156,9 +156,12 @@ class Checkpoints(Checkpoint):
         if not pl_module.stepped or pl_module.update == self.saved:
             return
         self._follow_best(trainer, pl_module)
+        last = pl_module.update == pl_module.total
+        if not last and pl_module.update % self.every:
+            return
+        pl_module.settle()
         # No checkpoint after a refused update: a rollback needs one from before the refusals.
-        due = pl_module.update % self.every == 0 and not pl_module.guard.why
-        if due or pl_module.update == pl_module.total:
+        if last or not pl_module.guard.why:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,13 +12,13 @@ from types import FrameType
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from varitok import UserError
 from varitok.data.batch import Batch
 
 from ...distributed import world_size
-from ..base import Training
+from ..base import Refusal, Training
+from ..readout import Readout
 from .checkpoints import Checkpoints
 
 __all__ = ["Stopping"]
@@ -36,8 +36,9 @@ class Stopping(pl.Callback):
     the run for finished. After SLURM's SIGUSR1 the job is requeued. A second Ctrl-C ends the run at once.
 
     Lightning's handler starts a collective at the point where the signal interrupts a process, which hangs all of them
-    (Lightning issue 20806), and exits with status 0. Here one all-reduce per update shares the signal's number. Its
-    result is read one update later, so that no process waits for it.
+    (Lightning issue 20806), and exits with status 0. Its loop also broadcasts before each batch whether rank 0 has a
+    SIGTERM, and waits for the answer. Here one all-reduce per update shares the signal's number. Its result is read one
+    update later, so that no process waits for it.
 
     Args:
         checkpoints: Callback that saves the run.
@@ -47,10 +48,12 @@ class Stopping(pl.Callback):
         self.checkpoints = checkpoints
         self.received = 0
         self.listening: list[int] = []
-        self.agreed: Tensor | None = None
+        self.agreed: Readout | None = None
+        self.recent: dict[int, Batch] = {}  # the last batches by update; a refusal may be known an update late
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install the signal handlers; only the main thread can."""
+        """Install the signal handlers, which only the main thread can, and turn Lightning's broadcast off."""
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _broadcast_nothing  # type: ignore[method-assign]
         if threading.current_thread() is not threading.main_thread():
             return
         self.listening = SIGNALS
@@ -67,12 +70,15 @@ class Stopping(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Respond to a refused update, and save and exit after a signal."""
+        """Respond to refused updates, and save and exit after a signal."""
         assert isinstance(pl_module, Training)
         if not pl_module.stepped:
             return
-        if pl_module.guard.why:
-            self._answer_refusal(trainer, pl_module, batch)
+        now = pl_module.update
+        # Without the signals, for which a GPU may have no room.
+        self.recent = {now - 1: self.recent.get(now - 1, batch), now: batch._replace(signal=batch.lengths, features={})}
+        while pl_module.refusals:
+            self._answer_refusal(trainer, pl_module, pl_module.refusals.pop(0))
         if not (number := self._agree(pl_module.device)):
             return
         if self.checkpoints.saved != pl_module.update:
@@ -82,13 +88,13 @@ class Stopping(pl.Callback):
             _queue_again()
         sys.exit(128 + number)
 
-    def _answer_refusal(self, trainer: pl.Trainer, module: Training, batch: Batch) -> None:
+    def _answer_refusal(self, trainer: pl.Trainer, module: Training, refusal: Refusal) -> None:
         """Log a refused update; after `guard.patience` in a row roll back or end the run."""
         guard, last = module.guard, self.checkpoints.folder / "last.ckpt"
-        if trainer.is_global_zero or not guard.mine:
-            names = ", ".join(module.data.names(batch))
-            _log.warning("update %d was refused: %s; its batch: %s", module.update, guard.why, names)
-        if not guard.exhausted:
+        if trainer.is_global_zero or not refusal.mine:
+            names = ", ".join(module.data.names(self.recent[refusal.update]))
+            _log.warning("update %d was refused: %s; its batch: %s", refusal.update, refusal.why, names)
+        if not guard.exhausted or module.refusals:
             return
         if trainer.strategy.broadcast(last.is_file()) and guard.goes_back():
             module.go_back(last)
@@ -96,7 +102,7 @@ class Stopping(pl.Callback):
             return
         self.checkpoints.save(trainer, module)
         raise UserError(
-            f"{guard.patience} updates in a row were refused ({guard.why}); the state before them is saved in {last}:"
+            f"{guard.patience} updates in a row were refused ({refusal.why}); the state before them is saved in {last}:"
             " lower optim.codec.lr or optim.clip, or look at the files that the log names"
         )
 
@@ -104,9 +110,10 @@ class Stopping(pl.Callback):
         """Return the signal that any process has received, the same on all; 0 if none."""
         if world_size() == 1:
             return self.received
-        found = 0 if self.agreed is None else int(self.agreed)
-        self.agreed = torch.tensor(self.received, device=device)
-        dist.all_reduce(self.agreed, dist.ReduceOp.MAX)
+        found = 0 if self.agreed is None else int(self.agreed.read()[0])
+        received = torch.full((1,), self.received, device=device)  # a kernel: `torch.tensor` would wait for its copy
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        self.agreed = Readout(received)
         return found
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,6 +131,10 @@ class Stopping(pl.Callback):
         for number in self.listening:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self.listening = []
+
+
+def _broadcast_nothing() -> None:
+    """Take the place of Lightning's broadcast of SIGTERM."""
 
 
 def _queue_again() -> None:

@@ -252,7 +252,7 @@ class Training(pl.LightningModule):
         return flagged and self.guard.spike is None and not isinstance(self.trainer.strategy, Sharded)
 
     def settle(self) -> None:
-        """Read the verdict on the last update, unless known; average and log what was left until then."""
+        """Read the verdict on the last update, unless known; then average the parameters and log."""
         if not self.guard.undecided:
             return
         if self._read_verdict(self.update):
@@ -294,7 +294,7 @@ class Training(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if isinstance(taken, Tensor):
-            # What a GradScaler tells an optimizer of torch: 1 leaves parameters and state as they are.
+            # As a GradScaler sets it: 1 leaves parameters and state as they are.
             getattr(optimizer, "optimizer", optimizer).found_inf = (~taken).float()
         if taken is not False:
             optimizer.step()

@@ -28,7 +28,7 @@ class Guard:
 
         ||gradient|| > spike median(||gradient|| of the last 100 accepted updates)
 
-    `judge` decides on the device, `read` tells the host, at once or an update later. `spike` needs the host.
+    `judge` decides on the device. `read` waits for the verdict, at once or an update later; `spike` needs it at once.
 
     Args:
         patience: Refused updates in a row after which the run rolls back or ends.

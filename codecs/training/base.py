@@ -1,5 +1,6 @@
 """The base training module: optimizers, learning-rate schedule, gradient accumulation, EMA and logging."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from .logging.scalar_buffer import ScalarBuffer
 from .logging.throughput import Throughput
 from .schedules import warmup_cosine
 
-__all__ = ["MakeOptimizer", "Readable", "Refusal", "Training", "parameter_groups"]
+__all__ = ["MakeOptimizer", "Readable", "Refusal", "Training", "fastest", "parameter_groups"]
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
@@ -158,12 +159,13 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """Build the optimizers; weight decay applies to weights of linear layers and convolutions only."""
         made = zip(self.make_optimizers, self.parts(), strict=True)
-        optimizers = [make(parameter_groups(part)) for make, part in made]
+        optimizers = [make(parameter_groups(part), **fastest(make, self.device)) for make, part in made]
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["initial_lr"] = group["lr"]
         for optimizer in optimizers:
             # A checkpoint's groups have the options of the run that wrote it; a resumed run may have others.
-            optimizer.register_load_state_dict_post_hook(partial(_set_options, options=_options(optimizer)))
+            # Before the state is loaded: the options decide on its device.
+            optimizer.register_load_state_dict_pre_hook(partial(_with_options, options=_options(optimizer)))
         return optimizers
 
     def parts(self) -> list[nn.Module]:
@@ -355,9 +357,19 @@ def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def _set_options(optimizer: Optimizer, options: list[dict[str, Any]]) -> None:
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
+def _with_options(optimizer: Optimizer, state: dict[str, Any], options: list[dict[str, Any]]) -> dict[str, Any]:
+    groups = [group | own for group, own in zip(state["param_groups"], options, strict=True)]
+    return state | {"param_groups": groups}
+
+
+def fastest(make: MakeOptimizer, device: torch.device) -> dict[str, Any]:
+    """Return the arguments by which an optimizer updates all parameters in one kernel, if it can on a device.
+
+    An implementation that the configuration chooses stays: `+optim.codec.foreach=true`, or `fused=false`.
+    """
+    chosen = getattr(make, "keywords", {})
+    can = device.type == "cuda" and "fused" in inspect.signature(make).parameters
+    return {"fused": True} if can and all(chosen.get(name) is None for name in ("fused", "foreach")) else {}
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

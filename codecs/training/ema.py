@@ -1,9 +1,11 @@
 """Exponential moving average (EMA) of parameters."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..distributed import local_tensor
 from .schedules import averaging_decay
@@ -28,15 +30,21 @@ class EMA(nn.Module):
         super().__init__()
         self.decay = decay
         self.codec = copy.deepcopy(codec).eval().requires_grad_(False)
+        # This rank's shards of the averaged and of the current parameters: listing them takes longer than averaging.
+        self._shards: list[list[Tensor]] = []
 
     @torch.no_grad()
     def update(self, codec: nn.Module, update: int) -> None:
         """Average in the parameters of `codec` after update number `update`."""
-        weight = 1 - averaging_decay(update, self.decay)
-        averaged, current = ([local_tensor(p.detach()) for p in each.parameters()] for each in (self.codec, codec))
-        torch._foreach_lerp_(averaged, current, weight)
-        for mine, theirs in zip(self.codec.buffers(), codec.buffers(), strict=True):
-            mine.copy_(theirs)
+        if not self._shards:
+            self._shards = [[local_tensor(p.detach()) for p in each.parameters()] for each in (self.codec, codec)]
+        torch._foreach_lerp_(*self._shards, 1 - averaging_decay(update, self.decay))
+        if buffers := list(codec.buffers()):
+            torch._foreach_copy_(list(self.codec.buffers()), buffers)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "EMA":
+        self._shards = []  # the parameters move
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def train(self, mode: bool = True) -> "EMA":
         """Stay in evaluation mode."""

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from varitok import UserError
 from varitok.codecs.build import load_run
 from varitok.codecs.evaluation.robustness import evaluation_mode
+from varitok.codecs.training.base import fastest
 from varitok.codecs.training.config.launch import Launch
 from varitok.codecs.training.ema import EMA
 from varitok.codecs.training.logging.scalar_buffer import ScalarBuffer
@@ -351,6 +353,17 @@ def test_average_follows_parameters_and_copies_buffers():
     average.update(codec, 10**6)
     torch.testing.assert_close(average.codec.project_in.weight, before + 0.5)
     assert average.codec.counter == 3
+    for moved in (codec, average):
+        moved.double()  # their parameters have new storage
+    average.update(codec, 10**6)
+    torch.testing.assert_close(average.codec.project_in.weight, before.double() + 0.75)
+
+
+@pytest.mark.parametrize(("given", "faster"), [({}, True), ({"foreach": True}, False), ({"fused": False}, False)])
+def test_an_optimizer_on_a_gpu_is_fused_unless_chosen_otherwise(given, faster):
+    make = partial(torch.optim.AdamW, lr=1e-3, **given)
+    assert fastest(make, torch.device("cuda")) == ({"fused": True} if faster else {})
+    assert fastest(make, torch.device("cpu")) == fastest(torch.optim.LBFGS, torch.device("cuda")) == {}
 
 
 def test_schedules():

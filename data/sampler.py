@@ -1,17 +1,23 @@
 """Batch samplers whose order is a function of the seed, so that a run can resume at any batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from itertools import chain, count, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from .batch import Key, sample_generator
+from .permutation import Numbers, Permutation
 
 __all__ = ["BucketSampler", "LengthSampler", "UpdateBatchSampler"]
+
+MOST_DRAWN = 1 << 20  # samples whose permutation is drawn as a whole, 8 MB; that of more is computed
+AT_ONCE = 4096  # indices that are computed together
 
 
 @dataclass(eq=False, repr=False)
@@ -42,31 +48,64 @@ class RunSampler(Sampler[list[Key]]):
 class UpdateBatchSampler(RunSampler):
     """A sampler of a fixed number of batches of equal size; a batch may span two epochs of the dataset.
 
-    Each epoch is a permutation drawn from (seed, epoch), dealt to the ranks in turn. So the samples of an update
+    Each epoch is a permutation that depends on (seed, epoch), dealt to the ranks in turn. So the samples of an update
     depend on the global batch size alone: if that is kept, a run resumes exactly with any number of processes or
     workers. If it changes, the order within each epoch stays, and the position is computed as if all earlier batches
     had the new size.
 
+    With blocks, consecutive samples are permuted and dealt together. An epoch's blocks begin at a random sample, and
+    the samples that make no whole block come last.
+
     Args:
         length: Number of samples of the dataset.
         batch_size: Samples per batch and process.
+        block: Samples of a block; it divides `batch_size`.
     """
 
     length: int
     batch_size: int
+    block: int = 1
 
-    def epoch(self, epoch: int) -> list[Key]:
-        """Return the keys of one epoch in order, of all processes."""
-        order = torch.randperm(self.length, generator=sample_generator(self.seed, (epoch,)))
-        return [(epoch, index) for index in order.tolist()]
+    def __post_init__(self) -> None:
+        self._order = lru_cache(maxsize=2)(self.order)
+
+    def order(self, epoch: int) -> Callable[[Numbers], Numbers]:
+        """Return the order of an epoch, of all processes: a function (places) -> indices of samples."""
+        blocks = _shuffled(self.length // self.block, self.seed, epoch)
+        if self.block == 1:
+            return blocks
+        first = int(torch.randint(self.block, (), generator=sample_generator(self.seed, (epoch, self.block))))
+
+        def indices(places: Numbers) -> Numbers:
+            found = places.copy()
+            whole = places < self.length // self.block * self.block
+            found[whole] = blocks(places[whole] // self.block) * self.block + places[whole] % self.block
+            return (found + first) % self.length
+
+        return indices
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Return batches of keys, from `start` on."""
-        first = self.start * self.batch_size * self.world  # samples dealt before `start`
-        epochs = (self.epoch(epoch) for epoch in count(first // self.length))
-        indices = islice(chain.from_iterable(epochs), first % self.length + self.rank, None, self.world)
-        for _ in range(self.start, self.batches):
-            yield list(islice(indices, self.batch_size))
+        own = np.arange(self.batch_size)
+        own = (own // self.block * self.world + self.rank) * self.block + own % self.block
+        ahead = max(1, AT_ONCE // self.batch_size)
+        for first in range(self.start, self.batches, ahead):
+            numbers = np.arange(first, min(first + ahead, self.batches))
+            dealt = numbers[:, None] * self.batch_size * self.world + own  # (batches, batch_size)
+            epochs, places = np.divmod(dealt, self.length)
+            indices = np.empty_like(places)
+            for epoch in range(epochs[0, 0], epochs[-1, -1] + 1):
+                indices[epochs == epoch] = self._order(epoch)(places[epochs == epoch])
+            for batch in zip(epochs.tolist(), indices.tolist(), strict=True):
+                yield list(zip(*batch, strict=True))
+
+
+def _shuffled(length: int, seed: int, epoch: int) -> Callable[[Numbers], Numbers]:
+    """Return the permutation of `range(length)` of an epoch, as a function of places."""
+    if length > MOST_DRAWN:
+        return Permutation(length, seed, epoch)
+    drawn: Numbers = torch.randperm(length, generator=sample_generator(seed, (epoch,))).numpy()
+    return drawn.__getitem__
 
 
 class AlikeSampler(RunSampler, ABC):
@@ -80,20 +119,19 @@ class AlikeSampler(RunSampler, ABC):
     def alike(self, generator: torch.Generator) -> list[Tensor]:
         """Draw the global batches of an epoch, as sample indices; each batch's size is a multiple of `world`."""
 
-    def epoch(self, epoch: int) -> list[list[Key]]:
-        """Return the global batches of one epoch, shuffled."""
+    def epoch(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """Return the global batches of one epoch, shuffled: the epoch, and the indices of the samples."""
         generator = sample_generator(self.seed, (epoch,))
         found = self.alike(generator)
-        order = torch.randperm(len(found), generator=generator).tolist()
-        return [[(epoch, index) for index in found[number].tolist()] for number in order]
+        return [(epoch, found[at]) for at in torch.randperm(len(found), generator=generator).tolist()]
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Return batches of keys, from `start` on."""
         each = len(self.epoch(0))
         epochs = (self.epoch(epoch) for epoch in count(self.start // each))
         first = self.start % each
-        for batch in islice(chain.from_iterable(epochs), first, first + self.batches - self.start):
-            yield batch[self.rank :: self.world]
+        for epoch, indices in islice(chain.from_iterable(epochs), first, first + self.batches - self.start):
+            yield [(epoch, index) for index in indices[self.rank :: self.world].tolist()]
 
 
 @dataclass(eq=False, repr=False)
@@ -105,11 +143,11 @@ class BucketSampler(AlikeSampler):
         batch_sizes: Samples per batch and process, for each bucket.
     """
 
-    bucket_ids: Sequence[int]
+    bucket_ids: Sequence[int] | Numbers
     batch_sizes: Sequence[int]
 
     def __post_init__(self) -> None:
-        of = torch.tensor(self.bucket_ids)
+        of = torch.as_tensor(self.bucket_ids)
         self.groups = [(of == kind).nonzero().flatten() for kind in range(len(self.batch_sizes))]
         self.dealt = [size * self.world for size in self.batch_sizes]
 
@@ -137,26 +175,26 @@ class LengthSampler(AlikeSampler):
             can exceed it by `share`. A longer sample is a batch of its own. None: all batches have `batch_size`.
     """
 
-    lengths: Sequence[int]
+    lengths: Sequence[int] | Numbers
     batch_size: int
     share: float = 0.05
     budget: int | None = None
 
     def __post_init__(self) -> None:
         # Batch sizes are the same in every epoch, so that the position of a resumed run can be computed.
-        longest_first = sorted(self.lengths, reverse=True)
+        longest_first = np.sort(np.asarray(self.lengths))[::-1]
         self.parts: list[int] = []
         at = 0
         while at < len(longest_first):
             fits = self.batch_size
             if self.budget is not None:
-                fits = min(fits, max(1, self.budget // longest_first[at]))
+                fits = min(fits, max(1, self.budget // int(longest_first[at])))
             self.parts.append(min(fits * self.world, len(longest_first) - at))
             at += self.parts[-1]
 
     def alike(self, generator: torch.Generator) -> list[Tensor]:
         """Draw batches, from the longest samples to the shortest; see `AlikeSampler.alike`."""
-        lengths = torch.tensor(self.lengths, dtype=torch.float64)
+        lengths = torch.as_tensor(self.lengths, dtype=torch.float64)
         change = torch.rand(len(lengths), generator=generator, dtype=torch.float64)
         order = (lengths * (1 + self.share * change)).argsort(descending=True)
         return [_repeat(part, self.world) for part in torch.split(order, self.parts)]

@@ -17,7 +17,10 @@ FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # Each folder's rooms from the ground up: a room imports what stands before it, never what stands after.
 FLOORS = {
-    "data": ("weights feature_map storage decoding batch sampler workers teachers synthetic datasets datamodule cli"),
+    "data": (
+        "weights feature_map permutation storage decoding batch sampler workers teachers synthetic datasets datamodule"
+        " cli"
+    ),
     "codecs": (
         "renamed conversion result masking padding layout distributed precision unregistered networks bottlenecks"
         " discriminators lengths codec streaming implicit build discretize allocation losses metrics modalities"

@@ -1,51 +1,68 @@
 """The order of samples: dealt out whole, each to one process, and found again after a stop."""
 
-from itertools import chain
+from itertools import chain, pairwise
+from unittest import mock
 
-from hypothesis import given
+import numpy as np
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varitok.data.batch import Key
+from varitok.data import sampler
+from varitok.data.batch import Key, sample_generator
 from varitok.data.sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 
 LENGTHS, SIZES, WORLDS, BATCHES = st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 12)
+BLOCKS, MOST_DRAWN = st.integers(1, 3), st.sampled_from([0, 1 << 20])  # 0: all permutations are computed
 
 
-def dealt(length: int, size: int, batches: int, world: int) -> list[Key]:
+def dealt(length: int, size: int, batches: int, world: int, block: int = 1) -> list[Key]:
     """All keys that the processes get, in the order of the updates."""
-    ranks = [
-        list(UpdateBatchSampler(length, size, batches=batches, seed=3, rank=rank, world=world)) for rank in range(world)
-    ]
+    form = {"batches": batches, "seed": 3, "world": world, "block": block}
+    ranks = [list(UpdateBatchSampler(length, size, **form, rank=rank)) for rank in range(world)]
     assert all(len(batch) == size for batch in chain.from_iterable(ranks))
     assert all(len(rank) == batches for rank in ranks)
-    return [rank[b][i] for b in range(batches) for i in range(size) for rank in ranks]
+    places = range(0, size, block)
+    return [key for b in range(batches) for i in places for rank in ranks for key in rank[b][i : i + block]]
 
 
-@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS)
-def test_processes_share_each_epoch_without_overlap_or_gap(length: int, size: int, batches: int, world: int) -> None:
-    keys = dealt(length, size, batches, world)
-    assert len(keys) == len(set(keys)) == size * batches * world
+@settings(max_examples=15)
+@given(length=LENGTHS, blocks=SIZES, batches=BATCHES, world=WORLDS, block=BLOCKS, most=MOST_DRAWN)
+def test_processes_share_each_epoch_without_overlap_or_gap(length, blocks, batches, world, block, most) -> None:
+    with mock.patch.object(sampler, "MOST_DRAWN", most):
+        keys = dealt(length, blocks * block, batches, world, block)
+        assert keys == dealt(length, blocks * block * world, batches, 1, block), "whatever the number of processes"
+    assert len(keys) == len(set(keys)) == blocks * block * batches * world
     for epoch in range(len(keys) // length):
-        assert sorted(keys[epoch * length : (epoch + 1) * length]) == [(epoch, index) for index in range(length)]
+        order = keys[epoch * length : (epoch + 1) * length]
+        assert sorted(order) == [(epoch, index) for index in range(length)]
+        for (_, one), (_, other) in pairwise(order):
+            if order.index((epoch, one)) % block < block - 1:
+                assert other == (one + 1) % length, "blocks are read in order"
 
 
-@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS)
-def test_the_number_of_processes_does_not_change_the_order(length: int, size: int, batches: int, world: int) -> None:
-    assert dealt(length, size, batches, world) == dealt(length, size * world, batches, 1)
-
-
-@given(length=LENGTHS, size=SIZES, batches=BATCHES, world=WORLDS, data=st.data())
-def test_a_later_start_gives_the_rest(length: int, size: int, batches: int, world: int, data: st.DataObject) -> None:
+@settings(max_examples=15)
+@given(length=LENGTHS, blocks=SIZES, batches=BATCHES, world=WORLDS, block=BLOCKS, most=MOST_DRAWN, data=st.data())
+def test_a_later_start_gives_the_rest(length, blocks, batches, world, block, most, data) -> None:
     start, rank = data.draw(st.integers(0, batches)), data.draw(st.integers(0, world - 1))
-    whole = UpdateBatchSampler(length, size, batches=batches, rank=rank, world=world)
-    rest = UpdateBatchSampler(length, size, batches=batches, rank=rank, world=world, start=start)
-    assert list(rest) == list(whole)[start:]
-    assert len(rest) == len(whole) == batches
+    form = {"batches": batches, "rank": rank, "world": world, "block": block}
+    with mock.patch.object(sampler, "MOST_DRAWN", most):
+        whole = UpdateBatchSampler(length, blocks * block, **form)
+        rest = UpdateBatchSampler(length, blocks * block, **form, start=start)
+        assert list(rest) == list(whole)[start:]
+        assert len(rest) == len(whole) == batches
+
+
+def test_the_order_of_a_small_dataset_is_the_one_it_always_had() -> None:
+    drawn = torch.randperm(9, generator=sample_generator(5, (2,))).tolist()
+    (batch,) = list(UpdateBatchSampler(9, 9, batches=3, seed=5, start=2))
+    assert batch == [(2, index) for index in drawn]
 
 
 def test_seed_and_epoch_change_the_order() -> None:
+    places = np.arange(50)
     orders = {
-        tuple(i for _, i in UpdateBatchSampler(50, 1, batches=1, seed=seed).epoch(e)) for seed in (0, 1) for e in (0, 1)
+        tuple(UpdateBatchSampler(50, 1, batches=1, seed=seed).order(e)(places)) for seed in (0, 1) for e in (0, 1)
     }
     assert len(orders) == 4
 
@@ -68,7 +85,9 @@ def test_a_batch_is_of_one_kind_on_all_processes(kinds, sizes, batches, world, d
 @given(kinds=KINDS, sizes=st.tuples(SIZES, SIZES, SIZES), world=WORLDS)
 def test_an_epoch_has_every_sample(kinds, sizes, world) -> None:
     batches = BucketSampler(kinds, sizes, batches=1, world=world).epoch(4)
-    assert {key for batch in batches for key in batch} == {(4, index) for index in range(len(kinds))}
+    assert {(epoch, index) for epoch, batch in batches for index in batch.tolist()} == {
+        (4, index) for index in range(len(kinds))
+    }
     assert len(batches) == len(BucketSampler(kinds, sizes, batches=1, world=world).epoch(5))
 
 
@@ -93,23 +112,23 @@ def test_a_batch_has_about_one_length_and_keeps_to_its_budget(lengths, size, bud
 
 @given(lengths=OF, size=SIZES, budget=BUDGETS, world=WORLDS)
 def test_an_epoch_of_lengths_has_every_sample_and_few_twice(lengths, size, budget, world) -> None:
-    sampler = LengthSampler(lengths, size, batches=1, budget=budget, world=world)
-    batches = sampler.epoch(4)
-    keys = [key for batch in batches for key in batch]
+    order = LengthSampler(lengths, size, batches=1, budget=budget, world=world)
+    batches = order.epoch(4)
+    keys = [(epoch, index) for epoch, batch in batches for index in batch.tolist()]
     assert set(keys) == {(4, index) for index in range(len(lengths))}
     assert len(keys) < len(lengths) + world
-    assert len(batches) == len(sampler.epoch(5))
+    assert len(batches) == len(order.epoch(5))
 
 
 def test_others_share_a_batch_in_each_epoch() -> None:
     lengths = list(range(1000, 1040))
     epochs = [LengthSampler(lengths, 4, batches=1, share=0.05).epoch(number) for number in range(2)]
-    one, two = ({frozenset(index for _, index in batch) for batch in epoch} for epoch in epochs)
+    one, two = ({frozenset(batch.tolist()) for _, batch in epoch} for epoch in epochs)
     assert not one & two
 
 
 def test_hardly_anything_is_filled_up() -> None:
     lengths = list(range(1000, 21000, 10))
     batches = LengthSampler(lengths, 999, batches=1, budget=8 * max(lengths)).epoch(0)
-    whole = sum(len(batch) * max(lengths[index] for _, index in batch) for batch in batches)
+    whole = sum(len(batch) * max(lengths[index] for index in batch) for _, batch in batches)
     assert 1 - sum(lengths) / whole < 0.05

@@ -17,8 +17,10 @@ __all__ = [
     "full_tensor",
     "gather_rows",
     "gather_rows_with_gradient",
+    "gather_stacked",
     "local_tensor",
     "mean_over_ranks",
+    "rank",
     "sum_over_ranks",
     "world_size",
 ]
@@ -27,6 +29,11 @@ __all__ = [
 def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
@@ -78,6 +85,17 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_reduce(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gather_stacked(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Stack each of several tensors of all ranks, `(ranks, *shape)`, in one collective; shapes are equal on all."""
+    if world_size() == 1 or not tensors:
+        return [tensor[None] for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    every = [torch.empty_like(flat) for _ in range(world_size())]
+    dist.all_gather(every, flat)
+    parts = torch.split(torch.stack(every), [tensor.numel() for tensor in tensors], 1)
+    return [part.view(-1, *tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

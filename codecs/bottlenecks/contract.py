@@ -10,7 +10,7 @@ from varitok import UserError
 
 from ..distributed import sum_over_ranks
 from ..result import Quantized
-from .statistics import Gathering
+from .statistics import Gathering, MovingCodebook, replace_dead
 
 __all__ = ["Bottleneck", "FrozenCodebooks", "straight_through"]
 
@@ -126,6 +126,7 @@ class Bottleneck(nn.Module, ABC):
             codebooks, sum_over_ranks([codebook.gathered for codebook in codebooks]), strict=True
         ):
             codebook.advance(total)
+        replace_dead([one for one in codebooks if isinstance(one, MovingCodebook) and one.revival])
 
     def discard(self) -> None:
         """Drop the statistics gathered since the last update: its optimizer step was rejected."""

@@ -135,8 +135,7 @@ class _Codebook(MovingCodebook):
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
         self.register_buffer("replaced", torch.zeros(()), persistent=False)
-        self.ready = not kmeans_init
-        self.flat, self.spare = None, []
+        self.start_gathering(not kmeans_init)
 
     @property
     def entries(self) -> Tensor:  # type: ignore[override]

@@ -1,17 +1,19 @@
 """Codebook state updated without gradients (EMA, k-means, annealing), identical on every rank."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..distributed import broadcast_from_rank_zero, gather_rows, world_size
+from ..distributed import broadcast_from_rank_zero, gather_rows, gather_stacked, rank, sum_over_ranks, world_size
 from .nearest import nearest
 
-__all__ = ["Annealed", "Gathering", "MovingCodebook", "kmeans"]
+__all__ = ["Annealed", "Gathering", "MovingCodebook", "kmeans", "replace_dead"]
 
 SPARE = 16  # tokens per sample kept as replacements of dead entries
+SLOTS = 1 << 12  # of a rank's replacements, all ranks', and of entries replaced by an update
 PER_ENTRY = 32  # tokens per entry for k-means
 GOLDEN = 0.6180339887498949  # golden ratio: shifts the candidates' indices evenly from update to update
 
@@ -49,11 +51,10 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
     Returns:
         Means `(size, d)` and the number of rows in each cluster, `(size,)`.
     """
-    random = torch.Generator().manual_seed(0)
-    chosen = _choose(rows, size, random)
-    means = rows[chosen]
+    random = torch.Generator(rows.device).manual_seed(0)
+    chosen = _project(rows, random).argsort()[torch.arange(size, device=rows.device) * len(rows) // size]
     double = chosen == torch.cat([chosen.new_full((1,), -1), chosen[:-1]])
-    means[double] = _jitter(means[double], random, cosine)
+    means = _jitter(rows[chosen], double, random, cosine)
     for _ in range(iterations):
         codes = nearest(rows, means)
         counts = rows.new_zeros(size).index_add_(0, codes, rows.new_ones(len(rows)))
@@ -63,18 +64,16 @@ def kmeans(rows: Tensor, size: int, iterations: int = 10, cosine: bool = False) 
     return means, counts
 
 
-def _choose(rows: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Return indices, int64 `(count,)`, of rows evenly ranked along a random direction, whatever the rows' order."""
-    order = (rows @ torch.randn(rows.shape[1], generator=random).to(rows.device)).argsort()
-    return order[torch.arange(count, device=rows.device) * len(rows) // max(count, 1)]
+def _project(rows: Tensor, random: torch.Generator) -> Tensor:
+    """Return the component of rows `(r, d)` along a random direction, which orders them whatever their own order."""
+    return rows @ torch.randn(rows.shape[1], generator=random, device=rows.device)
 
 
-def _jitter(rows: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
-    """Add noise of 1 % of the vectors' root mean square, since rounding would decide between equal entries."""
-    if not len(rows):
-        return rows
-    moved = rows + torch.randn(rows.shape, generator=random).to(rows.device) * (0.01 * rows.square().mean().sqrt())
-    return functional.normalize(moved, dim=1) if cosine else moved
+def _jitter(rows: Tensor, chosen: Tensor, random: torch.Generator, cosine: bool) -> Tensor:
+    """Add noise of 1 % of their root mean square to the chosen rows: rounding would decide between equal entries."""
+    power = torch.where(chosen[:, None], rows.square(), 0).sum() / (chosen.sum().clamp(min=1) * rows.shape[1])
+    moved = rows + torch.randn(rows.shape, generator=random, device=rows.device) * (0.01 * power.sqrt())
+    return torch.where(chosen[:, None], functional.normalize(moved, dim=1) if cosine else moved, rows)
 
 
 class MovingCodebook(Gathering):
@@ -117,10 +116,15 @@ class MovingCodebook(Gathering):
         # A buffer, so that a resumed run doesn't repeat k-means.
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
-        self.ready = not kmeans_init  # copy of `initialised` that needs no synchronization with the device
         self.register_buffer("replaced", torch.zeros(()), persistent=False)  # entries replaced by the last update
+        self.start_gathering(not kmeans_init)
+
+    def start_gathering(self, ready: bool) -> None:
+        """Set what isn't part of the state; `ready` is the value of `initialised`."""
+        self.ready = ready  # needs no synchronization with the device
+        self.seed: int | None = None  # such a copy of `age`; None: to be read
         self.flat: Tensor | None = None
-        self.spare: list[Tensor] = []  # candidates for dead entries
+        self.spare: list[tuple[Tensor, Tensor]] = []  # candidates for dead entries, and which are valid
 
     def start_from(self, entries: Tensor) -> None:
         """Take over entries `(K, d)`, each with a count of 1."""
@@ -150,12 +154,15 @@ class MovingCodebook(Gathering):
             return
         if not bool(self.initialised):
             size = len(self.entries)
-            rows = gather_rows(_spread(latents, valid, -(-PER_ENTRY * size // (len(latents) * world_size())), self.age))
+            count = -(-PER_ENTRY * size // (len(latents) * world_size()))
+            rows, there = _spread(latents, valid, min(count, latents.shape[1]), self.age)
+            rows = gather_rows(rows[there])
             if not len(rows):  # no rank has a valid latent: wait for the next batch
                 return
             means, counts = kmeans(rows, size, cosine=self.cosine)
             # An empty cluster gets count 1, or the next average would move it to 0.
-            self._set(slice(None), broadcast_from_rank_zero(means), broadcast_from_rank_zero(counts.clamp(min=1)))
+            counts = broadcast_from_rank_zero(counts.clamp(min=1))
+            self.replace(torch.ones_like(counts, dtype=torch.bool), broadcast_from_rank_zero(means), counts)
             self.initialised.fill_(True)
         self.ready = True
 
@@ -167,11 +174,12 @@ class MovingCodebook(Gathering):
         sums.index_add_(0, chosen, latents.reshape(len(chosen), -1))  # (b, n, d) -> (b * n, d)
         counts.index_add_(0, chosen, counts.new_ones(len(chosen)))
         if self.revival:
-            self.spare.append(_spread(latents, valid, SPARE, self.age))
+            rows, there = _spread(latents, valid, SPARE, self.age)
+            self.spare.append((rows.flatten(0, 1), there.flatten()))  # (b, SPARE) -> (b * SPARE)
 
     @torch.no_grad()
     def advance(self, total: Tensor) -> None:
-        """Update the averages by the statistics of all ranks, and replace dead entries."""
+        """Update the averages by the statistics of all ranks; `replace_dead` comes after it."""
         sums, counts = (part[:-1] for part in self._split(total))
         if self.decay == 1:
             self.counts.add_(counts)
@@ -184,9 +192,8 @@ class MovingCodebook(Gathering):
         # Without valid tokens the entries stay bit-identical.
         self.entries.copy_(torch.where(counts.sum() > 0, self._means(), self.entries))
         self.age += 1
+        self.seed = None if self.seed is None else self.seed + 1
         self.gathered.zero_()
-        if self.revival:
-            self._revive()
 
     def forget(self) -> None:
         """Drop the gathered statistics and candidates."""
@@ -204,40 +211,95 @@ class MovingCodebook(Gathering):
         even = self.counts.mean()
         return self.revival * even, even
 
-    def _revive(self) -> None:
-        least, count = self._limits()
-        dead = (self.counts < least).nonzero()[:, 0]
-        spare, self.spare = self.spare, []
-        self.replaced.zero_()
-        if not len(dead):
-            return
-        rows = gather_rows(torch.cat([*spare, self.entries[:0]]))
-        dead = dead[: len(rows)]
-        random = torch.Generator().manual_seed(int(self.age))
-        revived = rows[_choose(rows, len(dead), random)]
-        self._set(dead, _jitter(revived, random, self.cosine), count.expand(len(dead)))
-        self.replaced.fill_(len(dead))
-
-    def _set(self, where: Tensor | slice, entries: Tensor, counts: Tensor) -> None:
-        self.entries[where] = entries
-        self.counts[where] = counts
-        self.sums[where] = entries * counts[:, None]
+    def replace(self, where: Tensor, entries: Tensor, counts: Tensor) -> None:
+        """Replace the entries in `where`, bool `(K,)`, by those of `(K, d)`, with counts `(K,)` or a scalar."""
+        self.entries.copy_(torch.where(where[:, None], entries, self.entries))
+        self.counts.copy_(torch.where(where, counts, self.counts))
+        self.sums.copy_(torch.where(where[:, None], self.entries * self.counts[:, None], self.sums))
 
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)
-        self.ready = False  # until `prepare` reads `initialised`
+        self.ready, self.seed = False, None  # until they are read again
 
 
-def _spread(latents: Tensor, valid: Tensor, count: int, age: Tensor) -> Tensor:
-    """Select up to `count` evenly spaced valid tokens of each sample, however the batch is divided among ranks."""
+def _spread(latents: Tensor, valid: Tensor, count: int, age: Tensor) -> tuple[Tensor, Tensor]:
+    """Select evenly spaced valid tokens of each sample, however the batch is divided among ranks.
+
+    Returns:
+        Tokens `(b, count, d)`, and bool `(b, count)`, False where a sample has no further one.
+    """
     lengths = valid.sum(1, keepdim=True)
     shift = (age.double() * GOLDEN).frac()
-    steps = torch.arange(min(count, latents.shape[1]), device=latents.device)
-    indices = ((steps + shift) / len(steps) * lengths).long().clamp(max=latents.shape[1] - 1)
+    steps = torch.arange(count, device=latents.device)
+    indices = ((steps + shift) / count * lengths).long().clamp(max=latents.shape[1] - 1)
     rows = latents.gather(1, indices[..., None].expand(-1, -1, latents.shape[2]))
     # Keep each token of a sample shorter than `count` only once.
     first = torch.cat([torch.ones_like(indices[:, :1], dtype=torch.bool), indices.diff(dim=1) > 0], 1)
-    return rows[first & (lengths > 0)]
+    return rows, first & (lengths > 0)
+
+
+@torch.no_grad()
+def replace_dead(codebooks: Sequence[MovingCodebook]) -> None:
+    """Replace the dead entries of codebooks by latents of all ranks, in two collectives for all codebooks together.
+
+    No step waits for the device, since all shapes are fixed: which entries are dead, how many, and who gets which
+    latent stays there. On a CPU, where reading costs nothing, codebooks without a dead entry are skipped.
+    """
+    found = [_Replacement(codebook) for codebook in codebooks]
+    found = [each for each in found if each.due]
+    keys = gather_stacked([each.keys for each in found])
+    rows = sum_over_ranks([each.choose(ranked) for each, ranked in zip(found, keys, strict=True)])
+    for each, chosen in zip(found, rows, strict=True):
+        each.apply(chosen)
+
+
+class _Replacement:
+    """Replacement of a codebook's dead entries by candidates, evenly ranked along a random direction.
+
+    Attributes:
+        due: Whether anything may have to be replaced, the same on all ranks.
+        keys: Components of this rank's candidates along that direction, `(slots,)`, infinite for missing ones.
+    """
+
+    def __init__(self, codebook: MovingCodebook) -> None:
+        self.codebook = codebook
+        least, self.count = codebook._limits()
+        self.dead = codebook.counts < least
+        spare, codebook.spare = codebook.spare, []
+        codebook.replaced.zero_()
+        many = world_size() > 1  # all ranks take part
+        self.due = (many or len(spare) > 0) and (self.dead.device.type != "cpu" or bool(self.dead.any()))
+        if not self.due:
+            return
+        if codebook.seed is None:
+            codebook.seed = int(codebook.age)
+        self.random = torch.Generator(self.dead.device).manual_seed(codebook.seed)
+        self.rows = torch.cat([*(rows for rows, _ in spare), codebook.entries[:0]])
+        there = torch.cat([*(valid for _, valid in spare), self.dead[:0]])
+        self.keys = torch.where(there, _project(self.rows, self.random), torch.inf)
+        if many:  # a batch may have fewer samples on one of them
+            missing = SLOTS - len(self.keys)
+            self.keys = functional.pad(self.keys, (0, missing), value=torch.inf)
+            self.rows = functional.pad(self.rows, (0, 0, 0, missing))
+
+    def choose(self, keys: Tensor) -> Tensor:
+        """Return the candidates chosen from the keys of all ranks, `(ranks, slots)`: zeros for another rank's."""
+        flat = keys.flatten()
+        slots, most = keys.shape[1], min(len(self.dead), SLOTS)
+        have = (flat < torch.inf).sum()
+        self.number = torch.minimum(self.dead.sum(), have).clamp(max=most)
+        self.places = torch.arange(most, device=flat.device)
+        ranked = (self.places * have // self.number.clamp(min=1)).clamp(max=len(flat) - 1)
+        chosen = flat.argsort()[ranked]
+        return torch.where((chosen // slots == rank())[:, None], self.rows[chosen % slots], 0)
+
+    def apply(self, rows: Tensor) -> None:
+        """Replace the first dead entries by the chosen candidates."""
+        rows = _jitter(rows, self.places < self.number, self.random, self.codebook.cosine)
+        place = self.dead.cumsum(0) - 1
+        where = self.dead & (place < self.number)
+        self.codebook.replace(where, rows[place.clamp(0, len(rows) - 1)], self.count)
+        self.codebook.replaced.copy_(self.number)
 
 
 class Annealed(Gathering):

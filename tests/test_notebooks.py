@@ -15,7 +15,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """Run a notebook in its folder, and return it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=600, record_timing=False, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=900, record_timing=False, resources=resources).execute()
     return notebook
 
 

@@ -50,7 +50,7 @@ class Watchdog(pl.Callback):
         self.silence = silence
         self.failed = threading.Event()  # set when a collective has failed
         self.leaving = threading.Event()
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
         self.met = threading.Event()
         if os.environ.get("LOCAL_RANK", "0") == "0" or detect_launch().launcher:
             os.environ[STARTER] = str(os.getpid())  # parent of the processes that Lightning starts
@@ -82,10 +82,10 @@ class Watchdog(pl.Callback):
         now = time.monotonic()
         self.words = {rank: (self.store.get(str(rank)).decode(), now) for rank in range(self.world)}
         self.reached, self.lost = now, False  # time of the store's last answer, and whether the store is gone
-        # In a thread of its own: if the store's host hangs, so does every call to the store.
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        self.thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self.thread.start()
+        # In threads of their own: if the store's host hangs, so does every call to the store.
+        for target, name in ((self._beat, "beat"), (self._look, "watch")):
+            self.threads.append(threading.Thread(target=target, name=name, daemon=True))
+            self.threads[-1].start()
 
     def _tell(self, word: str) -> None:
         """Store this process's state: "alive", "done" or an exit status."""
@@ -150,7 +150,7 @@ class Watchdog(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Wait for evidence that a lost process caused the error; without it leave with this process's own error."""
-        if self.thread is None:
+        if not self.threads:
             return
         if isinstance(exception, RuntimeError):  # collectives raise it; the thread ends this process if one is lost
             self.failed.set()
@@ -159,14 +159,15 @@ class Watchdog(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave at the end of the run."""
-        if self.thread is not None:
+        if self.threads:
             self._leave("done")
 
     def _leave(self, word: str) -> None:
         self.leaving.set()
-        assert self.thread is not None
-        self.thread.join()
-        self.thread = None
+        # At exit, Python kills daemon threads that return from C++, here the store's, which would abort the process.
+        for thread in self.threads:
+            thread.join(EVIDENCE)  # no longer, because the store may hang
+        self.threads = []
         with contextlib.suppress(RuntimeError, dist.DistError):  # the store may be gone already
             self._tell(word)
 

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from varitok import UserError
 
-__all__ = ["find_weights", "require_weights", "weight_folders"]
+__all__ = ["find_weights", "load_weights", "require_weights", "weight_folders"]
 
 HOME = Path("~/.cache/varitok/weights")
 
@@ -41,3 +42,23 @@ def require_weights(filename: str, purpose: str, source_hint: str) -> Path:
             f" place it in {HOME}, or set VARITOK_WEIGHTS to its folder"
         )
     return path
+
+
+def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") -> None:
+    """Load a file of weights, as tensors only, into a network built on the meta device.
+
+    Args:
+        network: Network whose parameters and buffers the file must have, and no others.
+        path: The file.
+        what: Name of the expected weights, for the error message.
+        prefix: Prefix of the parameters to load, which is removed; the others are ignored.
+
+    Raises:
+        UserError: The file is damaged, or has other weights.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        network.load_state_dict(found, assign=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
+        raise UserError(f"{path}: not {what} ({type(error).__name__}); download it again") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from varitok import UserError
-from varitok.data.weights import require_weights
+from varitok.data.weights import load_weights, require_weights
 
 from ..unregistered import FrozenModules
 
@@ -122,14 +122,5 @@ def _load_features(model: str, path: Path) -> nn.Sequential:
 
     with torch.device("meta"):  # neither initializes weights nor allocates the classifier
         features: nn.Sequential = getattr(models, model)(weights=None).features
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        features.load_state_dict(
-            {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")},
-            assign=True,
-        )
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
-        raise UserError(
-            f"{path}: not torchvision's weights of {model} ({type(error).__name__}); download it again"
-        ) from error
+    load_weights(features, path, f"torchvision's weights of {model}", prefix="features.")
     return features

@@ -51,6 +51,9 @@ def test_features_of_images_are_hidden_states_on_their_grid(tmp_path, kind):
     states = output.hidden_states[1]
     assert found.values.shape == (2, teacher.channels, 2, 3) and found.steps == (8, 8)
     torch.testing.assert_close(found.values[1, :, 1, 2], states[1, -1])
+    maps, pooled = teacher.layers(images)
+    assert len(maps) == len(teacher.layer_channels) == len(output.hidden_states) and torch.equal(maps[1], found.values)
+    assert (pooled is None) == (found.pooled is None)
     if kind == "vit":  # its file has a pooler here
         torch.testing.assert_close(found.pooled, output.pooler_output)
     if kind == "clip":
@@ -67,6 +70,7 @@ def test_clips_are_seen_frame_by_frame_and_images_of_any_size_where_one_is_given
     assert found.values.shape == (2, 12, 5, 2, 3) and found.steps == (1, 8, 8)
     torch.testing.assert_close(found.values[1, :, 2], teacher(clips[1:, :, 2]).values[0])
     torch.testing.assert_close(found.mean()[1], found.values[1, :, :3].mean((1, 2, 3)))
+    assert [layer.shape[1] for layer in teacher.layers(clips[:, :, 0])[0]] == list(teacher.layer_channels)
     teacher.size = 16, 16
     odd = teacher(torch.rand(1, 3, 20, 30))
     assert odd.values.shape == (1, 12, 2, 2) and odd.steps == (10, 15)

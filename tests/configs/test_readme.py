@@ -15,6 +15,7 @@ PARTS = {
     "Bottlenecks": "bottleneck",
     "Length policies": "length",
     "Guides": "guide",
+    "Perceptual terms": "perceptual",
 }
 
 

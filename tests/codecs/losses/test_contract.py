@@ -12,12 +12,13 @@ from varitok.codecs.losses.contract import LossTerm, SignalTerm
 from varitok.codecs.losses.feature_hooks import capture
 from varitok.codecs.losses.guided import Contrast
 from varitok.codecs.losses.objective import Objective
+from varitok.data.teachers.classifiers import has_efficientnet_lite
 from varitok.data.teachers.vision import RandomTeacher
 
 from ..examples import CONFIGS, clip_codec, read_config
 
-SHAPES = {"spectral": (3, 2, 4000), "structure": (3, 3, 32, 32)}  # else clips
-WEIGHTS = ("LPIPS", "Perceptual", "FlowConsistency")  # have tests of their own, with files
+SHAPES = {"spectral": (3, 2, 4000), "structure": (3, 3, 32, 32), "perceptual": (3, 3, 32, 32)}  # else clips
+WEIGHTS = ("LPIPS", "Perceptual", "FlowConsistency", "torchvision_classifier")  # have tests of their own, with files
 
 
 def configured(group: str) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def configured(group: str) -> dict[str, Any]:
 
 
 TERMS, GUIDES = configured("objective"), configured("guide")
+if has_efficientnet_lite():
+    TERMS |= configured("perceptual")
 
 
 def made(name: str) -> tuple[SignalTerm, Tensor, Tensor]:

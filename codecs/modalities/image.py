@@ -13,7 +13,7 @@ from varitok import UserError
 from varitok.data.batch import Splits, to_uint8
 
 from ..codec import Codec
-from ..metrics import frechet, image
+from ..metrics import classifier, frechet, image
 from ..metrics.metric import Column, Metric
 from .base import Exhibit, GraphNames, Modality, Rows
 from .media import draw_images, webp
@@ -33,7 +33,7 @@ class Image(Modality):
     )
     precision = "bf16-mixed"
     rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
-    metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID)
+    metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID, *classifier.METRICS)
     shown = ("psnr", "ssim")
     rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / pixels")
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..discriminators.contract import DiscriminatorOutput, Feature, valid_means, zero_padding
 from ..distributed import mean_over_ranks
@@ -23,6 +24,7 @@ class Adversarial(nn.Module):
         least_squares  D: ((D(x) - 1)^2 + D(y)^2) / 2                codec: (D(y) - 1)^2      (arXiv 1611.04076)
         features       codec: mean |F(y) - F(x)|, of each layer F of D
         LeCam          D: + lecam * (relu(D(x) - EMA(D(y)))^2 + relu(EMA(D(x)) - D(y))^2)
+        R1             D: + r1 / 2 * |dD/dx|^2                                           (arXiv 1801.04406, equation 9)
 
     The discriminator trains alone for `head_start` updates; then the codec's loss weights ramp up linearly over `ramp`
     updates. (Full weight from the first update on ruins the reconstructions: taming-transformers issue 44.)
@@ -49,6 +51,11 @@ class Adversarial(nn.Module):
             DAC's code); None leaves signals unchanged.
         lecam: Weight of LeCam regularization (arXiv 2104.03310, equation 5); 0 turns it off.
         lecam_decay: Decay of LeCam's EMA of the logits; checkpoints include it.
+        r1: Weight of the R1 penalty on the gradient at real signals; 0 turns it off.
+        r1_every: Interval between penalized steps of the discriminator; these have `r1_every` times the weight ("lazy",
+            StyleGAN2, arXiv 1912.04958, section 3.1).
+        adaptive: Largest factor by which the codec's adversarial loss is scaled to the gradient of its other terms, see
+            `adapt` (1e4 in VQGAN's code); None leaves its weight fixed.
     """
 
     real_average: Tensor
@@ -71,6 +78,9 @@ class Adversarial(nn.Module):
         peak: Annotated[float | None, "(0, inf)", "null keeps the level"] = None,
         lecam: float = 0.0,
         lecam_decay: Annotated[float, "[0, 1)"] = 0.999,
+        r1: float = 0.0,
+        r1_every: int = 16,
+        adaptive: Annotated[float | None, "(0, inf)", "null fixes the weight"] = None,
     ) -> None:
         super().__init__()
         self.discriminator = discriminator
@@ -88,6 +98,9 @@ class Adversarial(nn.Module):
         self.peak = peak
         self.lecam = lecam
         self.lecam_decay = lecam_decay
+        self.r1 = r1
+        self.r1_every = r1_every
+        self.adaptive = adaptive
         self.register_buffer("real_average", torch.zeros(()))
         self.register_buffer("fake_average", torch.zeros(()))
 
@@ -102,14 +115,15 @@ class Adversarial(nn.Module):
         return {name: share * weight for name, weight in self.weights.items() if share * weight}
 
     def discriminator_loss(
-        self, fake: Tensor, real: Tensor, lengths: Tensor | None = None
+        self, fake: Tensor, real: Tensor, lengths: Tensor | None = None, update: int | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the discriminator's loss, and its mean logits for the log.
+        """Compute the discriminator's loss, and its mean logits (and the R1 penalty, if due) for the log.
 
         Args:
             fake: Reconstructions `(b, c, *grid)`; they are detached.
             real: Signals of the same shape.
             lengths: int64 `(b,)`, number of valid steps; None for all.
+            update: Number of the update, for the schedule of R1; None leaves it out.
         """
         fake = fake.detach()
         if self.shared:
@@ -133,6 +147,9 @@ class Adversarial(nn.Module):
             above = [_average(functional.relu(one.logits - self.fake_average).square(), one.valid) for one in on_real]
             below = [_average(functional.relu(self.real_average - one.logits).square(), one.valid) for one in on_fake]
             loss = loss + self.lecam * (_mean(above) + _mean(below))
+        if self.r1 and update is not None and (update - self.start) // self.every % self.r1_every == 0:
+            means["r1"] = penalty = self._penalize_gradient(real, lengths)
+            loss = loss + self.r1_every * self.r1 / 2 * penalty
         return loss, means
 
     def codec_losses(self, fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -155,6 +172,33 @@ class Adversarial(nn.Module):
         losses = self._compute_codec_losses(self._judge(fake, lengths), on_real)
         self.discriminator.requires_grad_(True)
         return losses
+
+    def adapt(self, terms: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
+        """Compute the factor that scales the adversarial loss to the gradient of the other terms, a detached scalar.
+
+            factor = min(|d terms / d w| / (|d adversarial / d w| + 1e-6), adaptive)    (VQGAN, arXiv 2012.09841, eq. 7)
+
+        The gradients are those of the global batch, so that all processes compute the same factor.
+
+        Args:
+            terms: Weighted sum of the other terms of the reconstruction, a scalar.
+            adversarial: The codec's adversarial loss, a scalar.
+            weight: w, the weight of the decoder's last layer.
+        """
+        assert self.adaptive is not None
+        with torch.autocast(weight.device.type, enabled=False):
+            own = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (terms, adversarial)]
+        wanted, found = mean_over_ranks(torch.stack(own).float()).flatten(1).norm(dim=1)
+        return (wanted / (found + 1e-6)).clamp(max=self.adaptive)
+
+    def _penalize_gradient(self, real: Tensor, lengths: Tensor | None) -> Tensor:
+        """Return the mean squared norm of the gradient of each signal's mean logit at the signal."""
+        # Fused attention has no second derivative.
+        with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            real = real.detach().requires_grad_()
+            logits = [valid_means(one.logits, one.valid) for one in self._judge(real, lengths)]
+            (gradient,) = torch.autograd.grad(_mean(logits) * len(real), real, create_graph=True)
+        return gradient.square().flatten(1).sum(1).mean()
 
     def _compute_codec_losses(
         self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]

@@ -33,14 +33,15 @@ class Objective(nn.Module):
     Args:
         terms: `{name: {"weight": float, "module": LossTerm}}`. A term of weight 0 is logged but not trained; None
             removes a term.
-        adversarial: Adversarial loss, or None. Its losses are named "adversarial" and "features".
+        adversarial: Adversarial loss, or None. Its losses are named "adversarial" and "features", and its adaptive
+            factor "adversarial_factor".
         balancer: Turns weights into shares of the gradient; None sums the terms. Terms of the codec's features, rather
             than of its reconstruction, are summed unbalanced.
         teachers: Frozen networks that terms compare with, by name.
 
     Raises:
         UserError: A term has no weight or module, isn't a `LossTerm`, has the name of an adversarial loss, or names an
-            unknown teacher.
+            unknown teacher; an adaptive weight is combined with the balancer, or has no term to adapt to.
     """
 
     def __init__(
@@ -71,8 +72,16 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(self._terms)
         self.adversarial = adversarial
         self.balancer = balancer
+        self.last: list[nn.Parameter] = []  # the weight of the decoder's last layer, for the adaptive weight
         # Terms without a gradient at the reconstruction can't be balanced.
         self.beside = {name for name, term in self._terms.items() if term.at is not None}
+        if adversarial and adversarial.adaptive is not None:
+            if balancer:
+                raise UserError(
+                    "objective.adversarial.adaptive: not with a balancer, which weighs all terms; give null"
+                )
+            if not any(weight for name, weight in self.weights.items() if name not in self.beside):
+                raise UserError("objective.adversarial.adaptive: needs a term of the reconstruction with a weight")
         if balancer:
             balancer.track(
                 [
@@ -85,8 +94,10 @@ class Objective(nn.Module):
         """Build the submodules of terms that read the codec's features; freeze terms of weight 0.
 
         Raises:
-            UserError: The codec has no such module.
+            UserError: The codec has no such module, or an adaptive weight needs the last layer of a frozen decoder.
         """
+        if self.adversarial and self.adversarial.adaptive is not None:
+            self.last = [_last_weight(codec)]  # in a list, since it is a parameter of the codec alone
         for name, term in self._terms.items():
             term.bind(codec, self.teachers.networks)
             term.requires_grad_(bool(self.weights[name]))
@@ -127,7 +138,7 @@ class Objective(nn.Module):
         Returns:
             The weighted (or balanced) sum, and each term's unweighted value, detached.
         """
-        weights = {name: weight for name, weight in self.weights.items() if weight}
+        weights: dict[str, Any] = {name: weight for name, weight in self.weights.items() if weight}
         values = {}
         guidance = guidance or self.guidance(real, lengths)
         for name, term in self._terms.items():
@@ -135,8 +146,14 @@ class Objective(nn.Module):
                 values[name] = term.compare(fake, guidance)
         loss_weights = self.adversarial.loss_weights(update) if self.adversarial and update is not None else {}
         if self.adversarial and loss_weights:
-            values |= self.adversarial.codec_losses(fake, real, lengths)
+            losses = self.adversarial.codec_losses(fake, real, lengths)
             weights |= loss_weights
+            if self.last and "adversarial" in loss_weights and fake.requires_grad:
+                terms = [weights[name] * values[name] for name in values if name in weights and name not in self.beside]
+                factor = self.adversarial.adapt(torch.stack(terms).sum(), losses["adversarial"], self.last[0])
+                weights["adversarial"] *= factor
+                losses["adversarial_factor"] = factor
+            values |= losses
         summed = {name: values[name] for name in values if name in weights}
         total = fake.new_zeros(())
         if self.balancer:
@@ -145,3 +162,15 @@ class Objective(nn.Module):
         for name, value in summed.items():
             total = total + weights[name] * value
         return total, {name: value.detach() for name, value in values.items()}
+
+
+def _last_weight(codec: Codec) -> nn.Parameter:
+    """Return the weight of a decoder's last layer, the last of its matrices.
+
+    Raises:
+        UserError: The decoder is frozen.
+    """
+    weight = [parameter for parameter in codec.decoder.parameters() if parameter.ndim > 1][-1]
+    if not weight.requires_grad:
+        raise UserError("objective.adversarial.adaptive: needs the decoder's last layer, which is frozen; give null")
+    return weight

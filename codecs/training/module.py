@@ -60,6 +60,9 @@ class CodecTraining(Training):
         if objective.adversarial:
             if discriminator_optimizer is None:
                 raise UserError("optim.discriminator is missing: the objective has an adversarial term")
+            if objective.adversarial.adaptive is not None and "decoder" in options.get("compile", ()):
+                # Its gradient takes a backward pass of its own; a compiled graph allows a single one.
+                raise UserError("training.compile: not the decoder with objective.adversarial.adaptive; give null")
             self.make_optimizers.append(discriminator_optimizer)
         self.health = CodebookHealth(codec.bottleneck)
         codec.bottleneck.register_forward_pre_hook(self.guard.clean)
@@ -98,7 +101,7 @@ class CodecTraining(Training):
         judged = adversarial is not None and adversarial.learns(self.update)
         shared = adversarial is not None and adversarial.shared
         if adversarial and judged:
-            loss, means = adversarial.discriminator_loss(result.signal, real, lengths)
+            loss, means = adversarial.discriminator_loss(result.signal, real, lengths, self.update)
             values |= {"discriminator/loss": loss} | {f"discriminator/{name}": mean for name, mean in means.items()}
             self.learn(adversarial, loss, retain_graph=shared)
         if judged and due and not shared:

@@ -124,6 +124,8 @@ class Sharded(Parallel):
             raise UserError("trainer.strategy=fsdp2: neither a prior nor an implicit codec can be sharded; take ddp")
         if any(parameter.requires_grad for parameter in module.objective.terms.parameters()):
             raise UserError("trainer.strategy=fsdp2: not with a loss term that has trainable parameters; take ddp")
+        if module.objective.last:
+            raise UserError("trainer.strategy=fsdp2: not with objective.adversarial.adaptive; take ddp")
         if module.guard.roll_back:
             raise UserError(
                 "training.guard.roll_back: not with trainer.strategy=fsdp2; give training.guard.roll_back=false"

@@ -7,9 +7,12 @@ from torch import nn
 from varitok import UserError
 from varitok.codecs.discriminators.patch import PatchDiscriminator
 from varitok.codecs.losses.adversarial import Adversarial
+from varitok.codecs.losses.balancer import Balancer
 from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1, L2
 from varitok.codecs.losses.structure import MultiScaleStructure
+
+from ..examples import tiny_codec
 
 TERMS = {"l1": L1, "l2": L2, "structure": MultiScaleStructure}
 
@@ -104,6 +107,48 @@ def test_discriminator_learns_to_tell_and_the_codec_hears_it(kind):
 
 def test_lecam_averages_are_saved():
     assert {"real_average", "fake_average"} <= Adversarial(nn.Identity()).state_dict().keys()
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
+    """VQGAN's equation 7, clamped and logged; feature matching keeps its weight."""
+    codec, real, lengths = tiny_codec(), torch.rand(2, 3, 16, 16) - 0.5, torch.tensor([16, 16])
+    last = codec.decoder.out.weight
+    net = PatchDiscriminator(width=8, layers=1)
+
+    def losses(update=0, **options):
+        adversarial = Adversarial(net, weight=0.5, features=2.0, **options)
+        objective = Objective({"l1": {"weight": 3.0, "module": L1()}, "l2": {"weight": 0, "module": L2()}}, adversarial)
+        objective.bind(codec)
+        return objective(codec(real).signal, real, None, update)
+
+    _, plain = losses()
+    fake = codec(real).signal
+    heard = Adversarial(net).codec_losses(fake, real)["adversarial"]
+    wanted, found = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (3 * L1()(fake, real, lengths), heard)
+    )
+    factor = wanted / (found + 1e-6)
+    total, values = losses(adaptive=1e4)
+    torch.testing.assert_close(values["adversarial_factor"], factor)
+    torch.testing.assert_close(total, 3 * plain["l1"] + 0.5 * factor * plain["adversarial"] + 2 * plain["features"])
+    clamped = losses(adaptive=factor.item() / 2)[1]["adversarial_factor"]
+    torch.testing.assert_close(clamped, factor / 2)
+    assert losses(adaptive=1e4, head_start=1)[1].keys() == {"l1", "l2"}
+    assert losses(None, adaptive=1e4)[1].keys() == {"l1", "l2"}
+    total.backward()
+    assert last.grad is not None and last.grad.isfinite().all()
+
+
+def test_an_adaptive_weight_that_can_not_be_is_told():
+    adversarial = Adversarial(nn.Identity(), adaptive=1e4)
+    with pytest.raises(UserError, match=r"adversarial\.adaptive: not with a balancer"):
+        Objective({"l1": {"weight": 1.0, "module": L1()}}, adversarial, Balancer())
+    with pytest.raises(UserError, match=r"adversarial\.adaptive: needs a term"):
+        Objective({"l1": {"weight": 0.0, "module": L1()}}, adversarial)
+    codec = tiny_codec()
+    codec.decoder.requires_grad_(False)
+    with pytest.raises(UserError, match=r"adversarial\.adaptive: needs the decoder's last layer, which is frozen"):
+        Objective({"l1": {"weight": 1.0, "module": L1()}}, adversarial).bind(codec)
 
 
 def test_discriminator_judges_an_image_the_same_in_any_batch():

@@ -83,7 +83,7 @@ class Image(Modality):
         """Build a dataset of image files, cropped and resized."""
         from varitok.data.datasets.images import PROTOCOL, ImageFiles  # noqa: PLC0415 (torchvision is slow to import)
 
-        side = int(config.get("image_size", side))
+        side = int(config["image_size"]) if config["tokens"] else side
         return ImageFiles(files, image_size=side, train=False), f"{PROTOCOL}; {side} x {side} pixels"
 
 

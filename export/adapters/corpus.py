@@ -22,7 +22,8 @@ from varitok.data.workers import WorkerProgress
 from ..exporters.rebuild import rebuild
 from ..runtime.bundle import Array, Bundle
 from ..runtime.files import SignalFile
-from ..runtime.memory import MEMORY, Coded, encode_within
+from ..runtime.memory import MEMORY, Coded, encode_within, plan
+from ..runtime.tiling import encode_tiled
 
 __all__ = ["FileCodes", "encode_files"]
 
@@ -62,8 +63,8 @@ def encode_files(
 
     On the CPU each worker encodes the files that it reads one by one, by ONNX Runtime in one thread. That is as fast as
     torch in batches, and gives exactly the codes of `varitok encode`. On another device torch encodes the equally
-    shaped, whole signals of a batch at once, in float32; there a code may differ if two entries of a codebook are
-    equally near.
+    shaped, whole signals of a batch at once, images in the tiles of `varitok encode`, in float32; there a code may
+    differ if two entries of a codebook are equally near.
 
     Args:
         bundle: A bundle of a modality with media files; it hasn't encoded anything yet.
@@ -73,13 +74,13 @@ def encode_files(
         num_codebooks: Number of codebooks to keep; all if None.
         device: "cpu", or a device of torch.
         workers: Number of processes that read files; 0 reads in this one.
-        memory: On the CPU, peak memory of each process in GB; see `encode_within`.
+        memory: On the CPU, peak memory of each process in GB; see `encode_within`. It also gives the tiles of images.
 
     Raises:
         UserError: The device isn't available, its memory is too small, or a worker ended.
     """
     kept = bundle.count_kept(num_codebooks)
-    encode_here = None if device == "cpu" else _torch_encoder(bundle, device)
+    encode_here = None if device == "cpu" else _torch_encoder(bundle, device, memory)
     bundle.threads = 1  # more would spin while they wait for each other; processes don't
     encode = partial(encode_within, bundle, memory=memory, tokens=tokens, num_codebooks=num_codebooks)
     for read in loader(_Signals(bundle, files, None if encode_here else encode), batches, workers, lambda read: read):
@@ -151,8 +152,8 @@ class _Signals(Dataset[Any]):
         return FileCodes(codes, size, round(size[0] / rate, 6) if rate else None), values
 
 
-def _torch_encoder(bundle: Bundle, device: str) -> _EncodeBatch:
-    """Return the encoder on a device of torch.
+def _torch_encoder(bundle: Bundle, device: str, memory: float) -> _EncodeBatch:
+    """Return the encoder on a device of torch; images are encoded in the tiles of `memory` GB.
 
     Raises:
         UserError: The device isn't available, or the bundle lacks its weights.
@@ -164,12 +165,19 @@ def _torch_encoder(bundle: Bundle, device: str) -> _EncodeBatch:
         raise UserError(f"--device {device}: this device isn't available") from error
 
     @torch.inference_mode()
-    def encode(values: Tensor) -> Array:
+    def encode(values: Array) -> Array:
         try:
             with exact_float32():
-                codes: Array = codec.encode(values.to(device, non_blocking=True)).cpu().numpy()
+                codes: Array = codec.encode(torch.from_numpy(values).to(device, non_blocking=True)).cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise UserError(f"--batch: {len(values)} signals don't fit in the device's memory; give less") from error
         return codes
 
-    return encode
+    def encode_batch(values: Tensor) -> Array:
+        if bundle.splits or bundle.tokens:
+            return encode(values.numpy())
+        tile = plan(bundle, "encoder", values.shape[2:], memory).tile
+        assert tile is not None, "an image has one"
+        return encode_tiled(encode, values.numpy(), bundle.hops, tile)
+
+    return encode_batch

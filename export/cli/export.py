@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -39,10 +40,10 @@ def main(words: Sequence[str]) -> None:
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out or run / "bundle"
     codec, config = load_run(options.run)
-    about = architecture(config)
+    about = {"architecture": architecture(config), "image_size": OmegaConf.select(config, "data.image_size")}
     formats, streaming = options.formats.split(","), not options.no_streaming
     try:
-        report = export_bundle(codec, folder, architecture=about, formats=formats, streaming=streaming)
+        report = export_bundle(codec, folder, **about, formats=formats, streaming=streaming)
     except ParityError as error:
         print(f"varitok export: {error}", file=sys.stderr)
         sys.exit(1)

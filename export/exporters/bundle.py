@@ -45,6 +45,7 @@ def export_bundle(
     folder: str | os.PathLike[str],
     *,
     architecture: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
     formats: Sequence[str] = FORMATS,
     streaming: bool = True,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def export_bundle(
         codec: Codec to export; it isn't changed.
         folder: Folder of the bundle.
         architecture: How the codec was built, as plain data for config.json (see `architecture`).
+        image_size: Height and width of the images of training, in pixels, of a codec that takes any; None if unknown.
         formats: Names in `FORMATS`; for a transformer also `INT8`, which adds a decoder with 8-bit weights.
         streaming: Whether to export the streaming graphs too, if the codec can stream.
 
@@ -85,6 +87,7 @@ def export_bundle(
         least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in axes), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen)
+    config |= {"image_size": image_size} if image_size and config["token_layout"] == "b q h w" else {}
     config |= {"architecture": dict(architecture)} if architecture else {}
     with replace_folder(Path(folder)) as partial:
         return _write(codec, frozen, config, codec.layout.trial_sizes(size), partial, formats)

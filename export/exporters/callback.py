@@ -40,8 +40,9 @@ class ExportBundle(pl.Callback):
             return
         folder = Path(trainer.default_root_dir)
         resolved = folder / "config.yaml"
-        about = architecture(OmegaConf.load(resolved)) if resolved.is_file() else {}
-        export_bundle(codec, folder / "bundle", architecture=about, formats=self.formats, streaming=self.streaming)
+        config = OmegaConf.load(resolved) if resolved.is_file() else OmegaConf.create()
+        about = {"architecture": architecture(config), "image_size": OmegaConf.select(config, "data.image_size")}
+        export_bundle(codec, folder / "bundle", **about, formats=self.formats, streaming=self.streaming)
         _log.info("samples: %s", max((folder / "samples").glob("*.png"), default=folder / "samples"))
         _log.info("report: varitok report %s --out report.html", folder)
         _log.info('bundle: varitok.load("%s")', folder / "bundle")

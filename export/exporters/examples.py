@@ -35,9 +35,8 @@ def example_signals(codec: Codec, modality: Modality, config: Mapping[str, Any],
     """
     files = [EMBEDDED / name for name in modality.examples]
     if files and not (codec.layout.ordered and modality.grid == "t"):
-        if codec.layout.free_sides:
-            config = {**config, "image_size": -(-SIDE // codec.downsample[-1]) * codec.downsample[-1]}
-        dataset, _ = modality.dataset(config, files, SECONDS, SIDE)
+        side = -(-SIDE // codec.downsample[-1]) * codec.downsample[-1]
+        dataset, _ = modality.dataset(config, files, SECONDS, side)
         signals = [normalize(dataset[0, index]) for index in range(len(files))]
         if modality.grid.startswith("t"):  # whole steps
             step, pad = codec.downsample[0], codec.layout.causal_pad

@@ -23,22 +23,23 @@ Coefficients = npt.NDArray[np.float64]
 def measure_memory(bundle: Bundle) -> dict[str, list[float]]:
     """Return the memory of a bundle's encoder and decoder as `[w, p, q]`: bytes = w + m n (p + q n) at the peak.
 
-    w is the graph's size, that is its weights. For clips with frames of any size, n is the area of a frame and m the
-    number of frames; else n is the length and m the area. Empty if the codec codes whole signals only.
+    w is the graph's size, that is its weights. For images and frames of any size, n is the area and m the number of
+    frames; else n is the length and m the area. Empty if all signals have one size.
     """
-    if not bundle.splits:
+    if not (bundle.splits or bundle.axes > 1):
         return {}
     hops, codes = bundle.hops, np.int64 if bundle.codebook_sizes else np.float32
-    grows = bundle.axes == 3
+    grows = bundle.axes == len(hops) > 1
     inputs, lengths = [], []
     for steps in STEPS:
-        grid = (2, steps, 2) if grows else (steps, bundle.tokens)[: bundle.axes]
+        grid = (2, steps, 2)[-bundle.axes :] if grows else (steps, bundle.tokens)[: bundle.axes]
         sides = [count * hop for count, hop in zip(grid, hops, strict=False)][: len(grid) if grows else 1]
-        lengths.append(sides[1 if grows else 0])
+        lengths.append(sides[-2 if grows else 0])
         sides = [sides[0] - bundle.causal_pad, *sides[1:], *(getattr(bundle, "frame_size", None) or ())]
         inputs.append((np.zeros((1, bundle.channels, *sides), np.float32), np.zeros((1, bundle.rows, *grid), codes)))
-    width = 2 * hops[2] if grows else 1
-    fixed = 2 * hops[0] * width if grows else math.prod(inputs[0][0].shape[3:])
+    width = 2 * hops[-1] if grows else 1
+    frames = 2 * hops[0] if bundle.axes == 3 else 1
+    fixed = frames * width if grows else math.prod(inputs[0][0].shape[3:])
     found = {}
     for name, path, values in zip(("encoder", "decoder"), (ENCODER, DECODER), zip(*inputs, strict=True), strict=True):
         graph = bundle.folder / path

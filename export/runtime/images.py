@@ -1,8 +1,8 @@
 """Run an exported image codec, with NumPy and ONNX Runtime."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,12 +14,11 @@ from varitok.data.storage.members import File
 
 from .bundle import Array, tensors
 from .files import SignalFile, open_input
+from .memory import Side, plan
 from .pixels import PixelBundle
-from .tiling import encode_tiled
+from .tiling import Tile
 
 __all__ = ["ImageBundle"]
-
-TILE = 256  # pixels, a usual size of training; a transformer's memory grows with the square of an image's area
 
 
 class ImageBundle(PixelBundle):
@@ -74,7 +73,7 @@ class ImageBundle(PixelBundle):
 
     @tensors
     def encode(
-        self, image: Any, *, tokens: int | None = None, num_codebooks: int | None = None, tile: int | None = TILE
+        self, image: Any, *, tokens: int | None = None, num_codebooks: int | None = None, tile: Tile | None = None
     ) -> Array:
         """Encode images; of images on a grid, the last row and column are repeated up to whole patches.
 
@@ -85,7 +84,8 @@ class ImageBundle(PixelBundle):
             tokens: Number of ordered tokens to keep, 1 to N; all if None.
             num_codebooks: Number of codebooks to keep; all if None.
             tile: Maximum height and width of a tile in pixels, for tokens on a grid: larger images are encoded in
-                overlapping tiles (`tiling.py`). None: whole images.
+                overlapping tiles (`tiling.py`). None: the size of training if the network attends (`memory.py`), else
+                whole images.
 
         Returns:
             int64 `(b, num_codebooks, tokens)`, or `(b, num_codebooks, *grid)`; float32 if codes are continuous.
@@ -100,22 +100,8 @@ class ImageBundle(PixelBundle):
         self.check_kept(tokens, num_codebooks)
         return self.encode_values(self.values(image), tokens=tokens, num_codebooks=num_codebooks, tile=tile)
 
-    def encode_values(
-        self,
-        values: npt.NDArray[np.float32],
-        *,
-        tokens: int | None = None,
-        num_codebooks: int | None = None,
-        tile: int | None = TILE,
-    ) -> Array:
-        """Encode the output of `values`, larger images in tiles; arguments as `encode`."""
-        if self.tokens or tile is None or max(values.shape[2:]) <= tile:
-            return super().encode_values(values, tokens=tokens, num_codebooks=num_codebooks)
-        encode = partial(super().encode_values, tokens=tokens, num_codebooks=num_codebooks)
-        return encode_tiled(encode, values, (2, 3), self.hops, tile)
-
     @tensors
-    def decode(self, codes: Any, size: tuple[int, int] | None = None, *, tile: int | None = TILE) -> Array:
+    def decode(self, codes: Any, size: tuple[int, int] | None = None, *, tile: Tile | None = None) -> Array:
         """Decode the output of `encode` into images, float32 `(b, c, h, w)` in [-1, 1].
 
         Args:
@@ -131,7 +117,11 @@ class ImageBundle(PixelBundle):
             >>> bundle.decode(np.zeros((1, 1, 4), np.int64)).shape
             (1, 3, 16, 16)
         """
-        return self._decode(codes, size, None if self.tokens else tile)
+        return self._decode(codes, size, tile)
+
+    def _usual_tile(self, side: Side) -> Tile | None:
+        """Return the size of training for a network that attends; see `memory.py`."""
+        return None if self.tokens else plan(self, side, (), math.inf).tile
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
         """Return `steps` for each image, all of its ordered tokens, or the rows of its grid."""
@@ -187,8 +177,10 @@ class ImageBundle(PixelBundle):
 
     def describe_signals(self) -> str:
         """Return the size and channels."""
-        size = "any size" if self.image_size is None else f"{self.image_size} x {self.image_size} pixels"
-        return f"images of {size}, {self.channels} channels"
+        side = self.config.get("image_size")
+        size = "any size" if self.image_size is None else f"{side} x {side} pixels"
+        trained = f", trained at {side} x {side} pixels" if side and self.image_size is None else ""
+        return f"images of {size}, {self.channels} channels{trained}"
 
     def describe_rates(self) -> dict[str, Any]:
         """Return the number of ordered tokens and their payload in bytes, or the bits per pixel of a grid."""

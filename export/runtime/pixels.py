@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from varitok import UserError
 
 from .bundle import Array, Bundle, to_pixels
-from .tiling import decode_tiled
+from .memory import Side
+from .tiling import Tile, decode_tiled, encode_tiled
 
 __all__ = ["PixelBundle"]
 
@@ -55,6 +57,23 @@ class PixelBundle(Bundle):
         self._check_size(*values.shape[-2:])
         return values.astype(np.float32)
 
+    def encode_values(
+        self,
+        values: npt.NDArray[np.float32],
+        *,
+        tokens: int | None = None,
+        num_codebooks: int | None = None,
+        tile: Tile | None = None,
+    ) -> Array:
+        """Encode the output of `values`, larger images or frames than `tile` in tiles; see `encode`."""
+        encode = partial(super().encode_values, tokens=tokens, num_codebooks=num_codebooks)
+        tile = self._usual_tile("encoder") if tile is None else tile
+        return encode(values) if tile is None else encode_tiled(encode, values, self._get_tile_steps(), tile)
+
+    def _usual_tile(self, side: Side) -> Tile | None:
+        """Return the tile of `encode` or `decode` if the caller gives none; None: signals are coded whole."""
+        return None
+
     def _fit(self, pixels: Array) -> Array:
         """Return pixels `(b, *grid, c)` of the codec's size."""
         self._check_size(*pixels.shape[-3:-1])
@@ -65,8 +84,8 @@ class PixelBundle(Bundle):
         pads = (self.causal_pad, *(0 for _ in size[1:]))
         return tuple(-(-(side + pad) // step) for side, pad, step in zip(size, pads, self.hops, strict=True))
 
-    def _decode(self, codes: Any, size: Sequence[int] | None, tile: int | None) -> npt.NDArray[np.float32]:
-        """Decode codes, perhaps in tiles; crop the signals to `size` if given."""
+    def _decode(self, codes: Any, size: Sequence[int] | None, tile: Tile | None) -> npt.NDArray[np.float32]:
+        """Decode codes, larger grids than `tile` in tiles; crop the signals to `size` if given."""
         codes = self._codes(codes)
         if self.tokens:
             self._check_tokens(codes.shape[-1])
@@ -74,6 +93,8 @@ class PixelBundle(Bundle):
             raise UserError(f"codes: shape {codes.shape} has none")
         if size is not None:
             self._check_grid(codes, size)
+        if tile is None:
+            tile = self._usual_tile("decoder")
         if tile is None:
             signal = self.run_decoder(codes)
         else:

@@ -16,7 +16,7 @@ windows along the first (`encode_windows`, `decode_windows`).
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from varitok import UserError, progress
 
 __all__ = [
     "Passage",
+    "Tile",
     "Window",
     "count_windows",
     "decode_tiled",
@@ -38,6 +39,8 @@ OVERLAP = 4  # neighboring windows overlap by 1 / OVERLAP of a window, the last 
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Tile: TypeAlias = int | Sequence[int]
+"""Largest height and width of a tile, in pixels: one number for both, or one each."""
 
 
 class Window(NamedTuple):
@@ -141,32 +144,25 @@ class Passage:
 def encode_tiled(
     encode: Callable[[Array], Array],
     signal: Array,
-    axes: Sequence[int],
     downsample: Sequence[int],
-    tile: int | Sequence[int],
+    tile: Tile,
 ) -> Array:
-    """Encode signals tile by tile.
+    """Encode signals `(b, c, ..., *grid)` tile by tile; return the codes of the whole signals.
 
     Args:
         encode: Encodes signals of a tile's size to codes `(b, codebooks, ..., *grid)`.
-        signal: Signals of any layout.
-        axes: The axes to tile.
-        downsample: Downsampling factor of each.
+        signal: The signals.
+        downsample: Downsampling factors of the last axes, those to tile.
         tile: Maximum size of a tile in pixels or samples, the same for all axes or one each.
-
-    Returns:
-        Codes of the whole signals; their last axes are the tiled ones.
 
     Raises:
         UserError: A tile is smaller than two steps.
     """
-    steps = [-(-signal.shape[axis] // step) for axis, step in zip(axes, downsample, strict=True)]
+    steps = [-(-side // step) for side, step in zip(signal.shape[-len(downsample) :], downsample, strict=True)]
     whole: Array | None = None
     for tiles in product(*_split(steps, tile, downsample)):
-        part = signal
-        for axis, one, step in zip(axes, tiles, downsample, strict=True):
-            part = part[(slice(None),) * axis + (slice(one.begin * step, one.end * step),)]
-        codes = encode(part)
+        pixels = (slice(one.begin * step, one.end * step) for one, step in zip(tiles, downsample, strict=True))
+        codes = encode(signal[_last_axes(pixels)])
         if whole is None:
             whole = np.zeros((*codes.shape[: -len(steps)], *steps), codes.dtype)
         kept = _last_axes(slice(one.first - one.begin, one.last - one.begin) for one in tiles)
@@ -175,9 +171,7 @@ def encode_tiled(
     return whole
 
 
-def decode_tiled(
-    decode: Callable[[Array], Floats], codes: Array, downsample: Sequence[int], tile: int | Sequence[int]
-) -> Floats:
+def decode_tiled(decode: Callable[[Array], Floats], codes: Array, downsample: Sequence[int], tile: Tile) -> Floats:
     """Decode codes `(b, codebooks, ..., *grid)` tile by tile into signals of whole steps.
 
     Args:
@@ -264,7 +258,7 @@ def _last_axes(slices: Iterable[slice]) -> Any:
     return (..., *slices)
 
 
-def _split(steps: Sequence[int], tile: int | Sequence[int], downsample: Sequence[int]) -> list[list[Window]]:
+def _split(steps: Sequence[int], tile: Tile, downsample: Sequence[int]) -> list[list[Window]]:
     """Return the windows of each axis."""
     tiles = [tile] * len(steps) if isinstance(tile, int) else tile
     for side, step in zip(tiles, downsample, strict=True):

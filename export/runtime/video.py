@@ -17,7 +17,6 @@ from .bundle import Array, tensors
 from .files import SignalFile, open_input
 from .pixels import PixelBundle
 from .streaming import DecodingStream, EncodingStream
-from .tiling import encode_tiled
 
 __all__ = ["VideoBundle"]
 
@@ -119,26 +118,11 @@ class VideoBundle(PixelBundle):
             >>> bundle.encode(np.zeros((4, 64, 64, 3), np.uint8), num_codebooks=1, tile=32).shape
             (1, 1, 1, 8, 8)
         """
-        kept = self.count_kept(num_codebooks)
-        if tokens is not None:
-            if not self.tokens:
-                raise UserError(f"{tokens} tokens: this codec has tokens on a grid; keep fewer codebooks instead")
-            self._check_tokens(tokens)
-        if tile is None:
-            codes = self._encode_frames(frames)
-        else:
-            pixels = np.asarray(frames)
-            axes = (
-                (pixels.ndim - 3, pixels.ndim - 2) if pixels.dtype == np.uint8 else (pixels.ndim - 2, pixels.ndim - 1)
-            )
-            codes = encode_tiled(self._encode_frames, pixels, axes, self._get_tile_steps(), tile)
-        return codes[:, :kept] if tokens is None else codes[:, :kept, :, :tokens]
-
-    def _encode_frames(self, frames: Any) -> Array:
+        self.check_kept(tokens, num_codebooks)
         values = self.values(frames)
         if not values.size:
             raise UserError(f"frames: 1 or more are expected, got {np.shape(frames)}")
-        return self.run_encoder(values)
+        return self.encode_values(values, tokens=tokens, num_codebooks=num_codebooks, tile=tile)
 
     @tensors
     def decode(

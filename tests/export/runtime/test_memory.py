@@ -86,6 +86,35 @@ def test_the_plan_follows_from_the_memory(bundles):
         plan(sound, "encoder", (), 0.3)
 
 
+def test_the_tiles_of_an_image_follow_from_the_memory(tmp_path):
+    write_bundle(tmp_path / "photo", "photo")
+    bundle, seen = varitok.load(tmp_path / "photo"), []
+    bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, 200.0, 0.0))
+    size = 100, 300
+    values = np.random.default_rng(0).uniform(-1, 1, (1, 3, *size)).astype(np.float32)
+    whole, graph = bundle.encode(values), bundle.run_encoder
+    bundle.run_encoder = lambda part: seen.append(part.shape[2:]) or graph(part)
+
+    def coded(memory):
+        seen.clear()
+        found = encode_within(bundle, SignalFile(1, lambda count: iter([values])), memory)
+        np.testing.assert_array_equal(found.codes, whole)
+        (back,) = decode_within(bundle, whole, size, memory)
+        np.testing.assert_allclose(back, bundle.decode(whole, size), rtol=0, atol=1e-6)
+        assert found.size == size and all(max(shape) <= max(seen[0]) for shape in seen)
+        return max(seen[0])
+
+    sides = [coded(PROCESS + memory) for memory in (0.0025, 0.005, 1)]
+    assert sides[0] < sides[1] < sides[2] == 300 and bundle.encode_values(values).any() and seen[-1] == size
+    bundle.config["image_size"] = 64
+    assert coded(1) == 300, "convolutions code as much at once as there is memory for"
+    bundle.memory = dict.fromkeys(("encoder", "decoder"), (0.0, 200.0, 1e-3))
+    assert coded(1) == 64 and coded(PROCESS + 0.0025) < 64, "what attends has tiles of the size of training"
+    assert np.array_equal(bundle.encode_values(values), whole) and max(seen[-1]) <= 64
+    with pytest.raises(UserError, match=r"--memory 0\.3: .*photo needs 0\.3\d GB; give that or more"):
+        coded(0.3)
+
+
 def test_a_quality_is_measured_in_parts(bundles, tmp_path):
     bundle = bundles["audio"]
     wave = np.repeat(np.random.default_rng(0).uniform(-0.9, 0.9, 300), HOP) * np.linspace(0, 1, 300 * HOP)
@@ -131,6 +160,13 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
+def peak_of(words):
+    """Run a command in a process of its own, and return its peak memory in bytes."""
+    command = [sys.executable, "-c", PEAK, *map(str, words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return 1024 * int(done.stdout.split()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read as Linux reports it")
 def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
@@ -139,8 +175,6 @@ def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
     noise, peaks = np.random.default_rng(0).uniform(-0.5, 0.5, RATE), []
     soundfile.write(tmp_path / "a.flac", np.tile(noise, 60 * minutes), RATE)
     for words in (["encode", folder, tmp_path / "a.flac"], ["decode", folder, tmp_path / "a.vtk"]):
-        command = [sys.executable, "-c", PEAK, *map(str, words), "--memory", "0.5"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks.append(1024 * int(done.stdout.split()[-1]))
+        peaks.append(peak_of([*words, "--memory", "0.5"]))
     assert soundfile.info(tmp_path / "a.wav").frames == 60 * minutes * RATE
     assert max(peaks) < 0.5e9

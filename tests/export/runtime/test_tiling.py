@@ -45,7 +45,7 @@ def test_what_looks_no_further_comes_out_as_whole(height, width, tile):
         largest.append(max(part.shape[3:]))
         return encode(part)
 
-    codes = encode_tiled(watched, frames, (3, 4), HOP, tile)
+    codes = encode_tiled(watched, frames, HOP, tile)
     np.testing.assert_array_equal(codes, encode(frames))
     np.testing.assert_allclose(decode_tiled(decode, codes, HOP, tile), decode(codes), rtol=0, atol=1e-6)
     assert max(largest) <= tile, "a tile is larger than asked for"
@@ -62,4 +62,4 @@ def test_tiles_that_disagree_fade_into_each_other():
 
 def test_a_tile_has_two_steps():
     with pytest.raises(UserError, match="tile=7: tiles must have at least two steps, 8 pixels"):
-        encode_tiled(encode, np.zeros((1, 1, 1, 9, 9)), (3, 4), HOP, 7)
+        encode_tiled(encode, np.zeros((1, 1, 1, 9, 9)), HOP, 7)

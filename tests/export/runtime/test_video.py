@@ -130,7 +130,7 @@ def test_what_it_does_not_take_is_one_line(bundle, clip):
         (lambda: bundle.encode(np.zeros((3, 1, 8, 8))), "float values (batch, 3, frames, height, width) are expected"),
         (lambda: bundle.encode(clip[:0]), "1 or more are expected"),
         (lambda: bundle.encode(clip, tile=8), "tile=8: tiles must have at least two steps, 16 pixels"),
-        (lambda: bundle.encode(clip, tokens=2), "2 tokens: this codec has tokens on a grid"),
+        (lambda: bundle.encode(clip, tokens=2), "the number of tokens follows from the signal's size"),
         (lambda: bundle.encode(clip, num_codebooks=2), "2 codebooks: this codec has 1"),
         (lambda: bundle.decode(codes[0]), "shape (batch, 1, frames, rows, columns) is expected"),
         (lambda: bundle.decode(codes + 512), "codebook 0 has codes 0 to 511"),

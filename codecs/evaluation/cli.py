@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if rates:
         maps = available_features(torch.device(options.device))
         kept = max(keeps) if keeps else None
-        found = robustness(codec, batches, rates, tokens=kept, features=maps, header=header | versions())
+        found = robustness(codec, batches, rates, keep=kept, features=maps, header=header | versions())
         found.write_csv(folder / "robustness.csv")
         replaced = found.rows
         if not options.json:

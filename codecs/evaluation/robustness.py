@@ -26,6 +26,7 @@ from ..codec import Codec
 from ..distributed import sum_over_ranks, world_size
 from ..metrics import frechet, image
 from ..precision import exact_float32
+from .ladder import Code, Ladder
 from .table import wide_console, write_rows
 
 __all__ = [
@@ -211,7 +212,7 @@ def robustness(
     rates: Sequence[float] = (0.1,),
     *,
     ways: Sequence[Way] | None = None,
-    tokens: int | None = None,
+    keep: int | None = None,
     features: Mapping[str, FeatureExtractor] | None = None,
     replacement: Replacement = Replacement(),  # noqa: B008 (it can't be changed)
     header: Mapping[str, str] | None = None,
@@ -223,25 +224,24 @@ def robustness(
 
     Args:
         codec: Codec to evaluate, on its own device, in evaluation mode; its training modes are restored.
-        batches: Batches of images `(b, 3, h, w)`, of the size that the codec decodes to; empty batches are skipped.
+        batches: Batches of images `(b, 3, h, w)`, of the size of training if tokens are ordered; empty batches are
+            skipped.
         rates: Shares of tokens to replace, in (0, 1], in any order.
         ways: Ways of replacing tokens: "nearest" codebook entries, codes of latents with "noise", "random" codes; None
             for all that the bottleneck supports.
-        tokens: Number of tokens to keep; all if None.
+        keep: Number of tokens, or of codebooks of tokens on a grid, to keep; all if None.
         features: Feature extractors for Fréchet distances, by column; `derivatives` alone if None.
         replacement: Parameters of the replacement.
         header: Entries above the rows, before the definitions.
 
     Raises:
-        UserError: A rate or the number of tokens is out of range, the bottleneck doesn't support a way, or there is no
+        UserError: A rate or the number to keep is out of range, the bottleneck doesn't support a way, or there is no
             image.
     """
-    kept = codec.tokens if tokens is None else tokens
+    ladder = Ladder(codec, None if keep is None else [keep])
     wrong = [rate for rate in rates if not 0 < rate <= 1]
     if wrong or not rates:
         raise UserError(f"robustness at a rate of {wrong[0] if wrong else 'nothing'}: give shares in (0, 1]")
-    if not 1 <= kept <= codec.tokens:
-        raise UserError(f"{kept} tokens to keep: this codec keeps from 1 to {codec.tokens}")
     had = replacement.ways(codec.bottleneck)
     lacking = [way for way in ways or () if way not in had]
     if lacking:
@@ -253,9 +253,9 @@ def robustness(
         sums = _Sums(list(ways or had), sorted(set(rates)), maps, device)
         for batch in batches:
             if len(batch.signal):
-                sums.add(codec, normalize(batch.signal.to(device)), kept, replacement)
+                sums.add(codec, normalize(batch.signal.to(device)), ladder, replacement)
     meanings = {f"column {name}": text for name, text in _meanings(sums.ways, replacement, maps).items()}
-    return Robustness(sums.rows(kept), dict(header or {}) | meanings)
+    return Robustness(sums.rows(ladder), dict(header or {}) | meanings)
 
 
 class _Sums:
@@ -275,26 +275,26 @@ class _Sums:
             name: [frechet.Moments(mapped.width) for _ in range(1 + len(self.cases))] for name, mapped in maps.items()
         }
 
-    def add(self, codec: Codec, signal: Tensor, kept: int, replacement: Replacement) -> None:
+    def add(self, codec: Codec, signal: Tensor, ladder: Ladder, replacement: Replacement) -> None:
         """Evaluate a batch of images `(b, 3, h, w)` and accumulate its sums."""
         real = to_uint8(signal)
         self.images += len(real)
         for name, mapped in self.maps.items():
             self.moments[name][0].add(mapped.features(real))
         codes, order, others = replacement.propose(codec.bottleneck, codec.latents(signal), real, self.ways)
-        given = codes[..., :kept]
+        layout, keep, size = codec.layout, ladder.keeps[-1], signal.shape[2:]
+        tokens, grid = torch.full_like(codes[:, 0, 0], codes.shape[2], dtype=torch.int64), layout.grid(size)
         for case, (way, rate) in enumerate(self.cases):
-            chosen = (order < rate)[:, None, :kept]
-            put = torch.where(chosen, others[way][..., :kept], given) if way in others else given
-            fake = to_uint8(codec.decode(put))
+            put = torch.where((order < rate)[:, None], others[way], codes) if way in others else codes
+            fake = to_uint8(ladder.decode(Code(layout.to_grid(put, len(put), grid), tokens, size), keep))
             if fake.shape != real.shape:
                 raise UserError("the codec decodes to images of another size: evaluate at the size of its training")
-            changed = (put != given).double().mean((1, 2))
+            changed = (put != codes).narrow(layout.cut_axis, 0, keep).double().mean((1, 2))
             self.sums[case] += torch.stack([image.psnr(fake, real).double(), changed], 1).sum(0).cpu()
             for name, mapped in self.maps.items():
                 self.moments[name][1 + case].add(mapped.features(fake))
 
-    def rows(self, kept: int) -> list[dict[str, float | str]]:
+    def rows(self, ladder: Ladder) -> list[dict[str, float | str]]:
         """Sum over processes and return a row for each case.
 
         Raises:
@@ -311,8 +311,8 @@ class _Sums:
         psnr, changed = (self.sums / self.images).T.tolist()
         rows: list[dict[str, float | str]] = []
         for case, (way, rate) in enumerate(self.cases):
-            row: dict[str, float | str] = {"way": way, "rate": rate, "k": kept, "changed": changed[case]}
-            row |= {"psnr": psnr[case], "psnr_drop": psnr[0] - psnr[case]}
+            row: dict[str, float | str] = {"way": way, "rate": rate, ladder.axis: ladder.keeps[-1]}
+            row |= {"changed": changed[case], "psnr": psnr[case], "psnr_drop": psnr[0] - psnr[case]}
             row |= {name: frechet.frechet_distance(m[1 + case], m[0]) for name, m in self.moments.items()}
             rows.append(row | {"images": int(self.images)})
         return rows

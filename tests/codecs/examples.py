@@ -219,6 +219,14 @@ def photo_codec() -> Codec:
     return Codec(ViTEncoder(**sizes), FiniteScalarQuantizer([8, 5, 5]), ViTDecoder(**sizes), length).eval()
 
 
+def tiled_codec() -> Codec:
+    """Make a codec of images of any size, a token of two codes for every 4 x 4 pixels."""
+    torch.manual_seed(0)
+    sizes = {"patch": 4, "width": WIDTH, "depth": 1, "heads": 2}
+    bottleneck = grouped(lambda: VectorQuantizer(3, 19), 2)
+    return Codec(ViTEncoder(**sizes), bottleneck, ViTDecoder(**sizes), LengthPolicy(Full(), Truncate())).eval()
+
+
 def sound_codec(unit_latents: bool = False) -> Codec:
     """Make a codec of sounds at 8 kHz, a token for every 40 samples, 4 codebooks of 32 entries."""
     torch.manual_seed(0)

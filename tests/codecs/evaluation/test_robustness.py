@@ -31,7 +31,7 @@ from varitok.codecs.evaluation.robustness import (
 from varitok.codecs.layout import token_layout
 from varitok.data.batch import Batch
 
-from ..examples import EXAMPLES, example
+from ..examples import EXAMPLES, example, tiled_codec
 
 SIDE, BLOCK = 16, 4
 PERTURBATIONS: dict[str, Callable[..., Perturbation]] = {"nearest": Nearest, "noise": Noise}
@@ -181,7 +181,7 @@ MODULE = "varitok.codecs.bottlenecks.perturbation"
         (lambda: robustness(Blocks(_codebook()), _batches(1), [0.0]), "rate of 0.0"),
         (lambda: robustness(Blocks(_codebook()), _batches(1), [0.5, 1.5]), "rate of 1.5"),
         (lambda: robustness(Blocks(_codebook()), _batches(1), []), "rate of nothing"),
-        (lambda: robustness(Blocks(_codebook()), _batches(1), tokens=17), "keeps from 1 to 16"),
+        (lambda: robustness(Blocks(_codebook()), _batches(1), keep=17), "keeps from 1 to 16"),
         (lambda: robustness(Blocks(_codebook()), []), "no image"),
         (
             lambda: robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(1), ways=["nearest"]),
@@ -282,12 +282,24 @@ def test_any_features_will_do() -> None:
 
 
 def test_fewer_tokens_and_other_bottlenecks() -> None:
-    grid = robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(4), [0.5], tokens=7)
+    grid = robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(4), [0.5], keep=7)
     assert {row["way"] for row in grid.rows} == {"none", "noise", "random"} and grid.rows[0]["k"] == 7
     whole = robustness(Blocks(FiniteScalarQuantizer([5, 5, 5])), _batches(4), [0.5])
     assert whole.rows[0]["psnr"] > grid.rows[0]["psnr"]
     continuous = robustness(Blocks(Autoencoder(3)), _batches(4), [1.0])
     assert [row["way"] for row in continuous.rows] == ["none", "noise"] and continuous.rows[1]["psnr_drop"] > 1
+
+
+def test_of_tokens_on_a_grid_fewer_codebooks_are_kept() -> None:
+    codec = tiled_codec()
+    batches = [batch._replace(signal=batch.signal[..., :10]) for batch in _batches(2, 3)]
+    whole, half = (robustness(codec, batches, [1.0], keep=keep) for keep in (None, 1))
+    assert [row["codebooks"] for row in whole.rows] == [2] * 3 and {row["codebooks"] for row in half.rows} == {1}
+    assert [row["way"] for row in half.rows] == ["none", "noise", "random"] and half.rows[0]["images"] == 5
+    (plain,) = evaluate(codec, batches, [1], ["psnr"]).rows
+    assert half.rows[0]["psnr"] == pytest.approx(plain["psnr"]) and half.rows[2]["changed"] > 0.8
+    with pytest.raises(UserError, match="3 codebooks to keep: this codec keeps from 1 to 2"):
+        robustness(codec, batches, keep=3)
 
 
 def test_codebooks_too_large_to_count_and_none_at_all_are_evaluated() -> None:

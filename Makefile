@@ -13,7 +13,7 @@ IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check clean
+.PHONY: help setup demo test slow gpu check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -35,10 +35,13 @@ demo: setup ## Train a small tokenizer on made images, on a CPU, and show what i
 	@$(BIN)/python train.py experiment=image/demo
 
 test: setup ## Run the tests that take seconds
-	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 slow: setup ## Run the tests that train or build
 	@WANDB_MODE=offline $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --timeout 1800 -m slow
+
+gpu: setup ## Run the tests that need a GPU, on one
+	@WANDB_MODE=offline $(BIN)/python -m pytest -q -m gpu
 
 check: setup ## Lint, check the format, the types and the words
 	@$(BIN)/ruff check .

@@ -88,6 +88,7 @@ class FiniteScalarQuantizer(GridQuantizer):
         entropy_group: Annotated[int, "[0, inf)", "0 takes all dimensions together"] = 0,
     ) -> None:
         super().__init__(levels, RoundingGrid(levels))
+        self.levels = tuple(levels)
         self.entropy = entropy
         self.temperature = temperature
         self.groups = entropy_groups(levels, entropy_group, "bottleneck.entropy_group") if entropy else []
@@ -111,7 +112,8 @@ class FiniteScalarQuantizer(GridQuantizer):
         """Return `log softmax(-(z - level)^2 / temperature)` over each dimension's levels, `(b, n, levels)`."""
         bounded = torch.where(valid[..., None], bounded, 0.0)
         choices = []
-        for axis, (count, zero) in enumerate(zip(self.grid.levels.tolist(), self.grid.zero.tolist(), strict=True)):
+        for axis, count in enumerate(self.levels):
+            zero = count // 2
             values = (torch.arange(count, device=bounded.device) - zero) / zero
             choices.append(((bounded[..., axis, None] - values).square() / -self.temperature).log_softmax(-1))
         return choices

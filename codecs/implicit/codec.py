@@ -79,6 +79,7 @@ class ImplicitCodec(Codec):
     """
 
     decoder: NeRV
+    counts: Tensor
     meanings = {  # noqa: RUF012 (never changed)
         "codebooks": "bits kept of each weight, the most significant first",
         "bits": "8 * bytes",
@@ -100,6 +101,8 @@ class ImplicitCodec(Codec):
         encoder = _Trained(width=decoder.width, downsample=decoder.downsample, channels=decoder.channels, direct=True)
         super().__init__(encoder, bottleneck, decoder, length, frame_rate=frame_rate)
         self.layout = _WeightLayout(self.downsample, self.weights)
+        counts = torch.tensor([weight.numel() for weight in decoder.parameters()])
+        self.register_buffer("counts", counts, persistent=False)  # of weights in each tensor
         # Quantization cells of two-level codebooks cover [-2, 2]; this is the center of the outermost cell.
         self.edge = 2 - 2 / 2**self.num_codebooks
 
@@ -117,9 +120,9 @@ class ImplicitCodec(Codec):
     def _spread(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
         """Return the center and half the width of each weight's range, `(n,)` each."""
         low, high = ranges.to(next(self.parameters()).device).float().T
-        counts = torch.tensor([weight.numel() for weight in self.decoder.parameters()], device=low.device)
         half = ((high - low) / 2).clamp(min=1e-8)  # constant tensors, such as initial biases
-        return ((low + high) / 2).repeat_interleave(counts), half.repeat_interleave(counts)
+        middle, half = torch.stack([(low + high) / 2, half]).repeat_interleave(self.counts, 1, output_size=self.weights)
+        return middle, half
 
     def features(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the weights as latents `(b, n, 1)`, the same for each sample.
@@ -174,7 +177,11 @@ class ImplicitCodec(Codec):
         return torch.cat([functional_call(self.decoder, weights, (some,)) for some in torch.split(numbers, FRAMES)])
 
     def forward(
-        self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
+        self,
+        signal: Tensor,
+        lengths: Tensor | None = None,
+        n_codebooks: Tensor | None = None,
+        common: int | None = None,
     ) -> Reconstruction:
         """Encode and decode the clip, with all codebooks."""
         codes = self.encode(signal)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..masking import masked_mean, prefix_mask
-from .contract import SignalTerm
+from .contract import Guidance, SignalTerm
 
 __all__ = ["PerFrame", "TemporalDifference"]
 
@@ -24,16 +24,25 @@ class PerFrame(SignalTerm):
         self.module = module
         self.frames = frames
 
+    def compare(self, fake: Tensor, guidance: Guidance) -> Tensor:
+        """Return the loss of clips; if none is padded, frames are sampled without waiting for the device."""
+        whole = guidance.lengths is None
+        return self._compare(fake, guidance.real, None) if whole else super().compare(fake, guidance)
+
     def forward(self, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
         """Compare clips `(b, c, t, h, w)` in [-1, 1] over their first `lengths` frames."""
+        return self._compare(fake, real, prefix_mask(lengths, fake.shape[2]).flatten().nonzero()[:, 0])
+
+    def _compare(self, fake: Tensor, real: Tensor, valid: Tensor | None) -> Tensor:
         # (b, c, t, h, w) -> (b * t, c, h, w)
         fake, real = fake.transpose(1, 2).flatten(0, 1), real.transpose(1, 2).flatten(0, 1)
-        steps = len(fake) // len(lengths)
-        chosen = prefix_mask(lengths, steps).flatten().nonzero()[:, 0]
-        if self.frames is not None and len(chosen) > self.frames:
+        count = len(fake) if valid is None else len(valid)
+        chosen = valid
+        if self.frames is not None and count > self.frames:
             # Drawn by the CPU's generator, so that all devices sample the same frames.
-            chosen = chosen[torch.randperm(len(chosen))[: self.frames].to(chosen.device)]
-        if len(chosen) < len(fake):
+            drawn = torch.randperm(count)[: self.frames].to(fake.device, non_blocking=True)
+            chosen = drawn if valid is None else valid[drawn]
+        if chosen is not None and len(chosen) < len(fake):
             fake, real = fake[chosen], real[chosen]
         heights = torch.full((len(fake),), fake.shape[2], device=fake.device)
         return self.module(fake, real, heights)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from varitok.codecs.discriminators.clip import ClipDiscriminator, FrameDiscrimin
 from varitok.codecs.discriminators.patch import PatchDiscriminator
 from varitok.codecs.losses import flow, frames
 from varitok.codecs.losses.adversarial import Adversarial
+from varitok.codecs.losses.contract import Guidance
 from varitok.codecs.losses.pixel import L1
 
 NETS = {
@@ -51,6 +52,11 @@ def test_some_frames_are_drawn_anew_each_time():
         some(fake, real, lengths)
     assert {len(images) for images in seen} == {4}
     assert not all(torch.equal(images, seen[0]) for images in seen)
+    # Of whole clips, the same ones without reading the lengths.
+    for guidance in (Guidance({}, real, lengths, {}, {}), Guidance({}, real, None, {}, {})):
+        torch.manual_seed(1)
+        some.compare(fake, guidance)
+    assert torch.equal(seen[-1], seen[-2])
 
 
 def test_temporal_difference_hears_flicker_and_no_constant_error():

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from varitok import UserError
 
-from .attention import Attention
+from .attention import Attention, Rotary, Span, attention_spans, near
 from .convolution import prepend_context
 
 __all__ = ["SequenceTransformer"]
@@ -49,16 +49,14 @@ class _Block(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        base: float,
         scale: float,
         qk_norm: bool,
         gated: bool,
         eps: float,
-        axes: int,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps)
-        self.attention = Attention(width, heads, base, axes, qk_norm, eps)
+        self.attention = Attention(width, heads, qk_norm, eps)
         self.mlp_norm = nn.LayerNorm(width, eps)
         self.mlp = _Perceptron(width, hidden, gated)
         self.attention_scale = nn.Parameter(torch.full((width,), float(scale)))
@@ -67,13 +65,13 @@ class _Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
-        allowed: Tensor | None,
+        turn: tuple[Tensor, Tensor],
+        spans: list[Span],
         causal: bool,
         context: int,
         memory: list[Tensor] | None,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), positions, allowed, causal, context, memory)
+        attended = self.attention(self.attention_norm(x), turn, spans, causal, context, memory)
         x = x + self.attention_scale * attended
         x = x + self.mlp_scale * self.mlp(self.mlp_norm(x))
         return x
@@ -136,9 +134,9 @@ class SequenceTransformer(nn.Module):
         self.context = max(self.window - 1, 0)
         self.slot = 0
         self.obstacle = "" if causal and window else "a transformer isn't causal, or has no window"
+        self.rotary = Rotary(width // heads, base, axes)
         self.blocks = nn.ModuleList(
-            _Block(width, heads, hidden or 4 * width, base, layer_scale, qk_norm, gated, eps, axes)
-            for _ in range(depth)
+            _Block(width, heads, hidden or 4 * width, layer_scale, qk_norm, gated, eps) for _ in range(depth)
         )
 
     def forward(
@@ -172,24 +170,30 @@ class SequenceTransformer(nn.Module):
             inside = (index - step * frame - free).clamp(min=0)
             row = inside // columns
             positions = torch.stack([step, row, inside - row * columns], dim=2)[:, :, 3 - self.axes :]
-        allowed: Tensor | None = None
         # Causal attention needs no mask if invalid tokens are a suffix; with free or dropped tokens, they may not be.
-        masks = mask is not None and (free > 0 or some is not None or not self.causal)
-        if self.window > 0 or (self.causal and self.axes == 3) or masks:
-            back = step[:, context:, None] - step[:, None]
-            near = back >= 0 if self.causal else torch.ones_like(back, dtype=torch.bool)
-            if self.window > 0:
-                near = near & (back.abs() < self.window)
-            allowed = near[:, None]
-            shown = mask if masks else None
-            if memory is not None and context > 0:
-                real = torch.ones_like(x[:, :, 0]) if shown is None else shown.to(x.dtype)
-                shown = prepend_context(real, memory, self.slot, context, 1) > 0
-            if shown is not None:
-                # Each token may attend to itself: softmax over no key at all is NaN.
-                every = torch.arange(context + x.shape[1], device=x.device)
-                allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
-        causal = self.causal and allowed is None
+        shown = mask if free > 0 or some is not None or not self.causal else None
+        n = x.shape[1]
+        spans = [Span(0, n, 0, context + n, None)]
+        whole = self.window == 0 and not (self.causal and self.axes == 3) and shown is None
+        if not whole and x.is_cuda and some is None and memory is None and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            spans = attention_spans(n, frame, self.causal, self.window, shown, x)
+        elif not whole:
+            spans = [Span(0, n, 0, context + n, self._allowed(x, step, shown, context, memory))]
+        turn = self.rotary(positions)
         for block in self.blocks:
-            x = block(x, positions, allowed, causal, context, memory)
+            x = block(x, turn, spans, self.causal and whole, context, memory)
         return x
+
+    def _allowed(
+        self, x: Tensor, step: Tensor, shown: Tensor | None, context: int, memory: list[Tensor] | None
+    ) -> Tensor:
+        """Return which keys tokens may attend to, bool `(1 or b, 1, n, context + n)`, given the keys' steps."""
+        allowed = near(step[:, context:], step, self.causal, self.window)[:, None]
+        if memory is not None and context > 0:
+            real = torch.ones_like(x[:, :, 0]) if shown is None else shown.to(x.dtype)
+            shown = prepend_context(real, memory, self.slot, context, 1) > 0
+        if shown is not None:
+            # Each token may attend to itself: softmax over no key at all is NaN.
+            every = torch.arange(context + x.shape[1], device=x.device)
+            allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
+        return allowed

@@ -3,25 +3,30 @@
 All map 0 to 0, so that masked values stay 0.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+from torch.utils._triton import has_triton
 
 from varitok import UserError
 
 __all__ = ["ACTIVATIONS", "Activation", "Snake", "SnakeBeta"]
 
+_log = logging.getLogger(__name__)
 TAPS = 12  # of the low-pass filters around an anti-aliased activation
 
 
 class _SnakeFunction(torch.autograd.Function):
     """`x + scale * sin(rate * x)^2`, which saves only x at full size for the backward pass.
 
-    On a CPU, both passes run block by block over channels, so that intermediate values stay in the cache.
+    On a CPU, both passes run block by block over channels, so that intermediate values stay in the cache; on a GPU each
+    is a fused kernel.
     """
 
     @staticmethod
@@ -29,24 +34,62 @@ class _SnakeFunction(torch.autograd.Function):
         ctx.save_for_backward(x, rate, scale)
         y = torch.empty_like(x)
         for now in _blocks(x):
-            torch.addcmul(x[now], (x[now] * rate[now]).sin_().square_(), scale[now], out=y[now])
+            _passes(x)[0](x[now], rate[now], scale[now], y[now])
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, rate, scale = ctx.saved_tensors
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        to_x, to_rate, to_scale = torch.empty_like(x), torch.empty_like(rate), torch.empty_like(scale)
+        out = torch.empty_like(x), torch.empty_like(rate), torch.empty_like(scale)
         for now in _blocks(x):
-            angles = x[now] * rate[now]
-            # d/du sin(u)^2 = 2 sin(u) cos(u)
-            sines = angles.sin()
-            slope = angles.cos_().mul_(sines).mul_(gradient[now]).mul_(2)
-            torch.addcmul(gradient[now], slope, rate[now] * scale[now], out=to_x[now])
-            to_rate[now] = slope.mul_(x[now]).sum(axes, keepdim=True) * scale[now]
-            to_scale[now] = sines.square_().mul_(gradient[now]).sum(axes, keepdim=True)
-        return to_x, to_rate, to_scale
+            _passes(x)[1](gradient[now], x[now], rate[now], scale[now], *(to[now] for to in out))
+        return out
+
+
+def _forward(x: Tensor, rate: Tensor, scale: Tensor, y: Tensor) -> None:
+    """Write the activation to y. Angles are float32: bfloat16's, near 10, are off by up to 0.03 rad."""
+    x = x.float()
+    torch.addcmul(x, (x * rate).sin_().square_(), scale, out=y)
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, rate: Tensor, scale: Tensor, to_x: Tensor, to_rate: Tensor, to_scale: Tensor
+) -> None:
+    """Write the gradients of x, rate and scale, given that of the activation."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    x, gradient = x.float(), gradient.float()
+    angles = x * rate
+    # d/du sin(u)^2 = 2 sin(u) cos(u)
+    sines = angles.sin()
+    slope = angles.cos_().mul_(sines).mul_(gradient).mul_(2)
+    torch.addcmul(gradient, slope, rate * scale, out=to_x)
+    to_rate.copy_(slope.mul_(x).sum(axes, keepdim=True) * scale)
+    to_scale.copy_(sines.square_().mul_(gradient).sum(axes, keepdim=True))
+
+
+_Passes = tuple[Callable[..., None], Callable[..., None]]
+
+
+def _passes(x: Tensor) -> _Passes:
+    """Return the forward and the backward pass for the device of x."""
+    return _fused() if x.is_cuda else (_forward, _backward)
+
+
+@cache
+def _fused() -> _Passes:
+    """Compile both passes to a kernel each; return them as they are if this machine has no compiler."""
+    if not has_triton():
+        return _forward, _backward
+    fused = torch.compile(_forward, dynamic=True), torch.compile(_backward, dynamic=True)
+    x, rate = torch.zeros(2, 3, 8, device="cuda"), torch.ones(1, 3, 1, device="cuda")
+    try:
+        fused[0](x, rate, rate, torch.empty_like(x))
+        fused[1](x, x, rate, rate, *(torch.empty_like(like) for like in (x, rate, rate)))
+    except Exception as error:  # the reason differs: no C compiler, no headers of CUDA, no folder for the cache
+        _log.warning("Snake runs unfused, since compiling it failed: %s", str(error).strip().splitlines()[0])
+        return _forward, _backward
+    return fused
 
 
 def _blocks(x: Tensor) -> list[tuple[slice, slice]]:
@@ -57,16 +100,21 @@ def _blocks(x: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
-    """Compute `x + scale * sin(rate * x)^2`; `rate` and `scale` are `(1, c, 1, ...)`."""
+    """Compute `x + scale * sin(rate * x)^2`; `rate` and `scale` are `(1, c, 1, ...)`, float32."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return torch.addcmul(x, (x * rate).sin().square(), scale)
+        return _traced_snake(x, rate, scale)
     return _eager_snake(x, rate, scale)
+
+
+def _traced_snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
+    wide = x.float()
+    return torch.addcmul(wide, (wide * rate).sin().square(), scale).to(x.dtype)
 
 
 @torch.jit.unused
 def _eager_snake(x: Tensor, rate: Tensor, scale: Tensor) -> Tensor:
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
-        return torch.addcmul(x, (x * rate).sin().square(), scale)
+        return _traced_snake(x, rate, scale)
     return _SnakeFunction.apply(x, rate, scale)  # type: ignore[no-any-return]
 
 
@@ -84,7 +132,7 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to `(b, c, *grid)`."""
-        alpha = self.alpha.to(x.dtype)
+        alpha = self.alpha.float()
         return _snake(x, alpha, 1.0 / (alpha + 1e-9))
 
 
@@ -103,7 +151,7 @@ class SnakeBeta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation to `(b, c, *grid)`."""
-        return _snake(x, self.log_alpha.exp().to(x.dtype), (-self.log_beta).exp().to(x.dtype))
+        return _snake(x, self.log_alpha.float().exp(), (-self.log_beta.float()).exp())
 
 
 # Constructors by name, called with the number of channels and of axes after them.

@@ -27,7 +27,7 @@ from .layers.convolution import Convolution, along_first, at_rate, stage_sizes, 
 from .layers.sequence import SequenceTransformer
 from .layers.wavelet import Haar, InverseHaar
 
-__all__ = ["UNITS", "FactoredDecoder", "FactoredEncoder", "Units"]
+__all__ = ["UNITS", "ChannelNorm", "FactoredDecoder", "FactoredEncoder", "Units"]
 
 Units = Literal["split", "factorized", "joint"]
 Kernel = tuple[int, int, int]
@@ -55,9 +55,9 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize `(b, c, t, h, w)`."""
+        """Normalize `(b, c, t, h, w)`; the result has the type of x."""
         scale = (x.float().square().mean(1, keepdim=True) + self.eps).rsqrt()
-        return x * scale.to(x.dtype) * self.weight[:, None, None, None]
+        return x * scale.to(x.dtype) * self.weight[:, None, None, None].to(x.dtype)
 
 
 class _Chain(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
-from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
+from varitok.codecs.networks.factored import ChannelNorm, FactoredDecoder, FactoredEncoder
 from varitok.codecs.streaming import ChunkedCodec, obstacle
 
 from ...composing import composed
@@ -131,3 +131,9 @@ def test_changes_of_rate_of_vidtok_see_their_neighbors_and_start_as_means():
             (step,) = made.downs if network is FactoredEncoder else made.ups
             assert step.along.kernel == (3, side, side)
             assert step.blend.sigmoid().item() == pytest.approx(0.88, abs=0.01)
+
+
+def test_norms_keep_half_precision():
+    """Under autocast, a float32 result would have what follows run at twice the bytes."""
+    x = torch.randn(2, 4, 3, 2, 2)
+    torch.testing.assert_close(ChannelNorm(4)(x.bfloat16()), ChannelNorm(4)(x).bfloat16(), rtol=0.02, atol=0.02)

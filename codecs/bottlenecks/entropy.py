@@ -16,7 +16,7 @@ from varitok import UserError
 
 from ..distributed import differentiable_mean_over_ranks
 from ..masking import masked_mean
-from .soft import block_rows, in_blocks, scores
+from .soft import in_blocks, scores
 
 __all__ = ["Entropies", "codebook_entropies", "entropy_groups", "grid_entropies"]
 
@@ -107,7 +107,7 @@ def grid_entropies(choices: Sequence[Tensor], valid: Tensor, groups: Sequence[sl
             return (((first * weight[:, None]).T @ second),)
 
         size = math.prod(member.shape[1] for member in members[half:])
-        parts = in_blocks(block, max(256, (1 << 20) // size), weights, *members)
+        parts = in_blocks(block, size, weights, *members, numbers=1 << 20, least=256)
         sums.append(torch.stack([part for (part,) in parts]).sum(0))
     return Entropies(masked_mean(confidence, valid), _diversity(sums, valid))
 
@@ -146,7 +146,7 @@ def codebook_entropies(
     weights = _weights(valid).flatten()  # (b, n) -> (b * n)
     # Padding may contain anything, and 0 times infinity is NaN.
     rows = torch.where(valid[..., None], latents, 0.0).flatten(0, 1)  # (b, n, d) -> (b * n, d)
-    parts = in_blocks(block, block_rows(len(codebook)), weights, rows)
+    parts = in_blocks(block, len(codebook), weights, rows)
     confidence = torch.cat([part for part, _ in parts]).view(valid.shape)  # (b * n) -> (b, n)
     total = torch.stack([part for _, part in parts]).sum(0)
     return Entropies(masked_mean(confidence, valid), _diversity([total], valid))

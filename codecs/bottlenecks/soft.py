@@ -10,23 +10,26 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["in_blocks", "mixture_likelihood", "scores", "soft_entries"]
 
 
-def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Apply a function to blocks of rows, with activation checkpointing: backward recomputes its intermediate tensors.
+def in_blocks(
+    block: Callable[..., tuple[Tensor, ...]], columns: int, *tensors: Tensor, numbers: int = 1 << 22, least: int = 64
+) -> list[tuple[Tensor, ...]]:
+    """Apply a function to blocks of rows, with activation checkpointing: backward recomputes intermediate tensors.
+
+    A block has as many rows as fit a CPU's cache, 16 MiB by default, and 512 MiB on a GPU, which needs large products.
+    Where a single block is below 4 MiB, nothing is recomputed.
 
     Args:
         block: Function of a block of each tensor.
-        rows: Rows per block.
+        columns: Numbers that the function computes for a row.
         tensors: Tensors of equal length, split along their first axis.
+        numbers: Numbers of a block on a CPU.
+        least: Rows of a block at least.
     """
-    parts = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
-    if not torch.is_grad_enabled():
+    rows = max(least, (numbers if tensors[0].device.type == "cpu" else 1 << 27) // columns)
+    parts = list(zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True))
+    if not torch.is_grad_enabled() or len(tensors[0]) <= min(rows, (1 << 20) // columns):
         return [block(*part) for part in parts]
     return [checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-
-
-def block_rows(entries: int) -> int:
-    """Return the number of rows whose scores over a codebook take 16 MiB."""
-    return max(64, (1 << 22) // entries)
 
 
 def scores(rows: Tensor, codebook: Tensor, temperature: Tensor | float, inner: bool = False) -> Tensor:
@@ -55,7 +58,7 @@ def soft_entries(latents: Tensor, codebook: Tensor) -> Tensor:
     def block(rows: Tensor) -> tuple[Tensor]:
         return (scores(rows, codebook, 1.0, inner=True).softmax(1) @ codebook.detach(),)
 
-    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
+    parts = in_blocks(block, len(codebook), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
     return torch.cat([part for (part,) in parts]).view(latents.shape)  # (b * n, d) -> (b, n, d)
 
 
@@ -78,7 +81,7 @@ def mixture_likelihood(latents: Tensor, codebook: Tensor, deviation: Tensor) -> 
         nearness = scores(rows, codebook, 2 * variance) - rows.square().sum(1, keepdim=True) / (2 * variance)
         return (nearness.logsumexp(1),)
 
-    parts = in_blocks(block, block_rows(len(codebook)), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
+    parts = in_blocks(block, len(codebook), latents.flatten(0, 1))  # (b, n, d) -> (b * n, d)
     dim = latents.shape[-1]
     constant = -math.log(len(codebook)) - dim / 2 * torch.log(2 * math.pi * variance)
     return (torch.cat([part for (part,) in parts]).view(latents.shape[:-1]) + constant) / dim

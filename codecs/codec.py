@@ -190,7 +190,12 @@ class Codec(nn.Module):
         return self.layout.normalize(latents, lengths) if self.unit_latents else latents
 
     def paint(
-        self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int] = (), memory: list[Tensor] | None = None
+        self,
+        latents: Tensor,
+        lengths: Tensor | None,
+        grid: Sequence[int] = (),
+        memory: list[Tensor] | None = None,
+        common: int | None = None,
     ) -> Tensor:
         """Decode quantized latents `(b, n, d)` to signals `(b, c, *grid)` of whole steps.
 
@@ -199,15 +204,20 @@ class Codec(nn.Module):
             lengths: int64 `(b,)`, number of tokens kept; all if None.
             grid: Grid of the tokens; empty if they are ordered.
             memory: States of causal layers, updated in place; None: no streaming.
+            common: The number of tokens kept of every sample, if it is the same and known on the CPU.
         """
         visible, mask = self.project_out(latents), None
         if lengths is not None:
-            visible, mask = self.length.mechanism(visible, lengths)
+            visible, mask = self.length.mechanism(visible, lengths, common)
         signal: Tensor = self.decoder(visible, mask, list(grid), memory)
         return signal
 
     def forward(
-        self, signal: Tensor, lengths: Tensor | None = None, n_codebooks: Tensor | None = None
+        self,
+        signal: Tensor,
+        lengths: Tensor | None = None,
+        n_codebooks: Tensor | None = None,
+        common: int | None = None,
     ) -> Reconstruction:
         """Encode, quantize and decode signals, with gradients.
 
@@ -216,6 +226,7 @@ class Codec(nn.Module):
             lengths: int64 `(b * blocks,)`, number of tokens kept if they are ordered, valid if they are on a grid; all
                 if None.
             n_codebooks: int64 `(b * blocks,)`, number of codebooks kept; all if None.
+            common: The number of tokens kept of every sample, if it is the same and known on the CPU.
         """
         size = signal.shape[2:]
         features = self.features(signal, lengths)
@@ -229,7 +240,7 @@ class Codec(nn.Module):
         put = quantized.latents
         if self.training and self.perturbation is not None:
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)
-        painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size)), size)
+        painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size), common=common), size)
         if self.training and self.length.halting is not None:
             # Samples with fewer codebooks don't show the error at a number of tokens.
             error = self.layout.signal_means((painted.detach().float() - signal).abs())
@@ -268,5 +279,6 @@ class Codec(nn.Module):
             UserError: k is 0 or above N, a length is 0 or above k, or the number of blocks doesn't fit the size.
         """
         grid = self.layout.decoder_grid(codes, size)
+        common = codes.shape[-1] if self.layout.ordered and lengths is None else None
         codes, lengths = self.layout.prefix(codes, lengths)
-        return self.layout.crop(self.paint(self.bottleneck.decode(codes), lengths, grid), size)
+        return self.layout.crop(self.paint(self.bottleneck.decode(codes), lengths, grid, common=common), size)

@@ -53,17 +53,23 @@ class Mechanism(nn.Module, ABC):
     def fill(self) -> Tensor | None:
         """Return the replacement of a dropped token, `(d,)` or `(1,)`; None if it is masked out instead."""
 
-    def forward(self, latents: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, latents: Tensor, lengths: Tensor, common: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Hide the tokens from index `lengths` on.
 
         Args:
             latents: Quantized latents, `(b, n, d)`.
             lengths: Tokens kept, `(b,)`.
+            common: The length of all samples if it is the same: tokens are then removed rather than masked. None: the
+                lengths may differ.
 
         Returns:
-            Latents `(b, n, d)`, and the attention mask of the decoder, bool `(b, n)`; None if it attends to all.
+            Latents `(b, n or fewer, d)`, and the attention mask of the decoder, bool `(b, n)`; None if it attends to
+            all.
         """
-        kept, fill = prefix_mask(lengths, latents.shape[1]), self.fill()
+        fill = self.fill()
+        if fill is None and common is not None:
+            return latents[:, :common], None
+        kept = prefix_mask(lengths, latents.shape[1])
         if fill is None:
             return latents, kept
         return torch.where(kept[..., None], latents, fill.to(latents)), None
@@ -162,10 +168,12 @@ class SampledLengths(NamedTuple):
     Attributes:
         lengths: int64 `(b,)`, tokens kept, in [1, total].
         n_codebooks: int64 `(b,)`, codebooks kept, from 1 to all; 0 if the bottleneck is continuous.
+        common: The length of all samples if it is the same, which the device need not be asked for; else None.
     """
 
     lengths: Tensor
     n_codebooks: Tensor
+    common: int | None = None
 
 
 class LengthPolicy(nn.Module):
@@ -226,8 +234,11 @@ class LengthPolicy(nn.Module):
             UserError: `codebooks` is given for a continuous bottleneck, or a length exceeds the total.
         """
         lengths = self.steps.sample(batch, total, (*seed, 0), dealt, progress)
+        distinct = set(lengths.tolist())
+        common = distinct.pop() if len(distinct) == 1 else None
         if self.codebooks is None:
-            return SampledLengths(lengths, torch.full((batch,), num_codebooks))
+            return SampledLengths(lengths, torch.full((batch,), num_codebooks), common)
         if num_codebooks < 1:
             raise UserError("length.codebooks: a continuous bottleneck has no codebooks to drop")
-        return SampledLengths(lengths, self.codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress))
+        n_codebooks = self.codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress)
+        return SampledLengths(lengths, n_codebooks, common)

@@ -126,7 +126,8 @@ class CodecTraining(Training):
         if self.codec.perturbation is not None:
             self.codec.perturbation.progress = self.update / self.total
         unmasked = batch.whole and not self.codec.layout.ordered  # placed tokens are all valid
-        result: Reconstruction = self.codec(real, None if unmasked else kept.lengths, kept.n_codebooks)
+        lengths = None if unmasked else kept.lengths
+        result: Reconstruction = self.codec(real, lengths, kept.n_codebooks, kept.common)
         positions = batch.lengths.sum() * math.prod(real.shape[3:])
         self.health.add(result.quantized.codes, kept.lengths, kept.n_codebooks, positions)
         return result
@@ -165,8 +166,9 @@ class CodecTraining(Training):
             dealt=BatchShard(self.global_rank, world_size(), blocks),
             progress=self.update / self.total,
         )
-        lengths, n_codebooks = (axis.to(self.device, non_blocking=True) for axis in kept)
-        return SampledLengths(torch.minimum(lengths, layout.valid(batch.lengths, size)), n_codebooks)
+        lengths, n_codebooks = (axis.to(self.device, non_blocking=True) for axis in kept[:2])
+        lengths = torch.minimum(lengths, layout.valid(batch.lengths, size))
+        return SampledLengths(lengths, n_codebooks, kept.common if batch.whole else None)
 
     def after_step(self, taken: bool | Tensor) -> None:
         """Update the bottleneck's gradient-free state, such as EMA codebooks, unless the step was refused."""

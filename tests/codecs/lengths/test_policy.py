@@ -150,9 +150,9 @@ def test_curricula_move():
         found = [mean(distribution, progress) for progress in (0, 0.5, 1)]
         assert found == pytest.approx([start, halfway, end], abs=1.0)
     policy = LengthPolicy(FallingMinimum(), Truncate(), codebooks=Axis(FallingMinimum()))
-    for kept in policy.sample(8, 100, 100, progress=0.0):
+    for kept in policy.sample(8, 100, 100, progress=0.0)[:2]:
         assert set(kept.tolist()) == {100}
-    for kept in policy.sample(8, 100, 100, progress=1.0):
+    for kept in policy.sample(8, 100, 100, progress=1.0)[:2]:
         assert kept.min() < 100
 
 
@@ -176,14 +176,14 @@ def test_what_can_not_be_is_one_line(wrong):
 @given(share=st.floats(0, 1), deep=st.floats(0, 1), seed=st.integers(0, 3))
 def test_share_of_full_length_on_each_axis(share, deep, seed):
     policy = LengthPolicy(PowersOfTwo(), Truncate(), full_share=share, codebooks=Axis(PowersOfTwo(), full_share=deep))
-    lengths, depth = policy.sample(40000, 1024, 8, seed=(seed,))
+    lengths, depth, _ = policy.sample(40000, 1024, 8, seed=(seed,))
     assert (lengths == 1024).float().mean().item() == pytest.approx(share + (1 - share) / 11, abs=0.015)
     assert (depth == 8).float().mean().item() == pytest.approx(deep + (1 - deep) / 4, abs=0.015)
 
 
 def test_axes_are_drawn_apart():
     policy = LengthPolicy(Uniform(), Truncate(), codebooks=Axis(Uniform()))
-    lengths, depth = policy.sample(20000, 16, 16)
+    lengths, depth, _ = policy.sample(20000, 16, 16)
     assert abs(torch.corrcoef(torch.stack([lengths, depth]).float())[0, 1]) < 0.03
     assert depth.min() == 1 and depth.max() == 16
     # What the codebooks do doesn't move the steps.
@@ -206,13 +206,28 @@ def test_granularity(axis):
         assert not torch.equal(first, draw(granularity, 0, 1))
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@torch.no_grad()
+def test_samples_of_one_length_are_cut_instead_of_masked(mechanism):
+    """The decoder of a `truncate` codec sees no mask and only so many tokens; the signals are the same."""
+    codec, images = codec_with(mechanism), torch.rand(3, 3, SIZE, SIZE) * 2 - 1
+    for granularity in ("sample", "batch"):
+        kept = LengthPolicy(Uniform(), Truncate(), granularity).sample(3, TOKENS)
+        assert kept.common == (kept.lengths[0] if granularity == "batch" else None)
+    seen = []
+    codec.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    cut = codec(images, kept.lengths, common=kept.common).signal
+    torch.testing.assert_close(cut, codec(images, kept.lengths).signal, atol=1e-5, rtol=0)
+    assert seen[0][1] is None and seen[0][0].shape[1] == (kept.common if mechanism == "truncate" else TOKENS)
+
+
 @given(each=st.integers(1, 5), processes=st.integers(1, 4), blocks=st.integers(1, 3))
 def test_a_samples_length_is_its_own_whichever_process_has_it(each, processes, blocks):
     policy = LengthPolicy(Uniform(), Truncate(), codebooks=Axis(Uniform()))
     whole = policy.sample(each * processes * blocks, 1000, 1000, dealt=BatchShard(blocks=blocks))
     for rank in range(processes):
         part = policy.sample(each * blocks, 1000, 1000, dealt=BatchShard(rank, processes, blocks))
-        for all_of_them, mine in zip(whole, part, strict=True):
+        for all_of_them, mine in zip(whole[:2], part[:2], strict=True):
             assert torch.equal(all_of_them.view(-1, blocks)[rank::processes], mine.view(-1, blocks))
 
 
@@ -273,7 +288,7 @@ def test_every_configuration_builds_and_draws(name):
     config = configured(name)
     codec = build_codec(config)
     policy = codec.length
-    lengths, depth = policy.sample(512, codec.tokens, 4, progress=1.0)
+    lengths, depth, _ = policy.sample(512, codec.tokens, 4, progress=1.0)
     assert lengths.min() >= 1 and codec.tokens // 2 < lengths.max() <= codec.tokens
     assert (len(depth.unique()) > 1) == (policy.codebooks is not None) == (name in ("quantizer_dropout", "two_axes"))
     assert (len(lengths.unique()) > 1) == (name not in ("full", "quantizer_dropout"))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError, progress
 from varitok.data.batch import Splits
 from varitok.data.datamodule import validation_loader
 
 from ..build import build, load_run
+from ..codec import Codec
 from ..conversion import RANGES, convert
 from ..implicit.codec import ImplicitCodec
 from ..modalities.base import Modality
@@ -52,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     metrics = (f"of {kind.kind}s {', '.join(metric.name for metric in kind.metrics)}" for kind in MODALITIES.values())
     names = "; ".join(metrics)
+    parser.add_argument(
+        "--size",
+        metavar="64,128",
+        help="sides of images or frames, if tokens are on a grid; each is measured",
+    )
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
     parser.add_argument(
         "--robustness",
@@ -72,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
-    """Evaluate a run, and write and print the results."""
+    """Evaluate a run at one or several sizes, and write and print the results."""
     convert(options.batch_size, int, "--batch-size", RANGES)
     convert(options.workers, Annotated[int, "[0, 1000]", "0 reads in the main process"], "--workers")
-    keeps = _numbers(options.keep) if options.keep else None
+    sizes: list[int | None] = [*_numbers("--size", options.size, "64,128")] if options.size else [None]
     rates = _shares(options.robustness) if options.robustness else []
     codec, config = load_run(options.run)
     try:
@@ -87,13 +93,29 @@ def _run(options: argparse.Namespace, command: str) -> None:
         raise UserError(f"--robustness is measured on images, and this codec's signals are {modality.plural}")
     if options.data and isinstance(codec, ImplicitCodec):
         raise UserError("--data: this codec is of one clip alone; leave the option out")
-    splits = validation_splits(modality, config.data, options.data)
+    one_size = isinstance(codec, ImplicitCodec) or codec.layout.ordered or "image_size" not in config.data
+    if options.size and one_size:
+        raise UserError(f"--size: this codec's {modality.plural} have no other size; leave the option out")
+    found = {}
+    for size in sizes:
+        data = config.data if size is None else OmegaConf.merge(config, {"data": {"image_size": size}}).data
+        found[str(size)] = _measure(codec, data, f"{size}_pixels" if size else "", rates, options, command)
+    if options.json:
+        print(json.dumps({"sizes": found} if options.size else found["None"], indent=2))
+
+
+def _measure(
+    codec: Codec, data: DictConfig, part: str, rates: Sequence[float], options: argparse.Namespace, command: str
+) -> dict[str, object]:
+    """Evaluate a codec on signals of one size, write the results to `part` of their folder, and return the rows."""
+    modality, keeps = modality_of(codec), _numbers("--keep", options.keep, "1,4,16") if options.keep else None
+    splits = validation_splits(modality, data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else modality.available()
     table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
-    folder = options.out or _results(run / "evaluation", splits.about)
+    folder = options.out / part if options.out else _results(run / "evaluation" / part, splits.about)
     table.write_csv(folder / "evaluation.csv")
     if not options.json:
         table.print()
@@ -107,10 +129,9 @@ def _run(options: argparse.Namespace, command: str) -> None:
         replaced = found.rows
         if not options.json:
             found.print()
-    if options.json:
-        print(json.dumps({"rows": json_rows(table.rows), "robustness": json_rows(replaced)}, indent=2))
-        return
-    print(f"{table.rows[0][modality.plural]} {modality.plural}; written to {folder}")
+    if not options.json:
+        print(f"{table.rows[0][modality.plural]} {modality.plural}; written to {folder}")
+    return {"rows": json_rows(table.rows), "robustness": json_rows(replaced)}
 
 
 def _results(parent: Path, about: Mapping[str, str]) -> Path:
@@ -129,11 +150,11 @@ def _results(parent: Path, about: Mapping[str, str]) -> Path:
     return results
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str, such: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"--keep {text}: give whole numbers with commas between, such as 1,4,16") from None
+        raise UserError(f"{option} {text}: give whole numbers with commas between, such as {such}") from None
 
 
 def _shares(text: str) -> list[float]:

@@ -1,5 +1,6 @@
 """`evaluate` on a codec whose distortion is known, its table, and the command."""
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from varitok.codecs.evaluation.table import Table, read_csv
 from varitok.codecs.layout import token_layout
 from varitok.codecs.metrics import frechet
 from varitok.data.batch import Batch
+
+from ..examples import tiled_codec
 
 N = 5
 SIDE = 16
@@ -219,6 +222,25 @@ def test_the_command_measures_all_of_a_test_set(run: Path) -> None:
     assert (run / "evaluation" / "evaluation.csv").read_bytes() == own
 
 
+def test_images_on_a_grid_are_measured_at_several_sizes(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = module.load_run(run)
+    monkeypatch.setattr(module, "load_run", lambda path: (tiled_codec(), config))
+    options = ["--keep", "1,2", "--metrics", "psnr", "--device", "cpu", "--workers", "0"]
+    main([str(run), *options, "--size", "10,16", "--json"])
+    sizes = json.loads(capsys.readouterr().out)["sizes"]
+    assert [[row["bits"] for row in sizes[size]["rows"]] for size in ("10", "16")] == [
+        pytest.approx([9 * math.log2(19), 18 * math.log2(19)]),  # 3 x 3 tokens, the last row and column filled up
+        pytest.approx([16 * math.log2(19), 32 * math.log2(19)]),
+    ]
+    tables = [read_csv(run / "evaluation" / f"{size}_pixels" / "evaluation.csv") for size in sizes]
+    assert ["10 x 10" in tables[0].header["protocol"], "16 x 16" in tables[1].header["protocol"]] == [True, True]
+    for text, message in (("many", "--size many: give whole numbers"), ("1", "image_size=1: must be at least 2")):
+        with pytest.raises(UserError, match=message):
+            main([str(run), *options, "--size", text])
+
+
 def test_test_sets_of_one_name_have_results_of_their_own(run: Path) -> None:
     sets = run.parent / "one" / "test", run.parent / "other" / "test"
     for data in sets:
@@ -240,6 +262,7 @@ def test_test_sets_of_one_name_have_results_of_their_own(run: Path) -> None:
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--device", "warp"], "--device warp"),
         (["--batch-size", "0"], "--batch-size=0: must be at least 1"),
+        (["--size", "64"], "--size: this codec's images have no other size; leave the option out"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(words: list[str], message: str, run: Path) -> None:

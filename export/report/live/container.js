@@ -26,7 +26,7 @@ const common = (a, b) => (b ? common(b, a % b) : a);
 const multiple = (strides) => strides.reduce((a, b) => (a * b) / common(a, b), 1);
 
 // Pack the codes of steps `begin` to `end` into bytes. `rows` has one array of BigInts per codebook; a codebook of
-// stride s stores a code at every s-th step only.
+// stride s stores a code at every s-th step only. Of a grid, row by row, each code is a step here.
 function pack(rows, begin, end, about) {
   const out = [];
   let byte = 0, filled = 0;
@@ -49,8 +49,9 @@ function sizeOf(codebooks, steps, about) {
   return Math.ceil(bits / 8);
 }
 
-// Return a container's bytes and its payload size in bytes. `length` is the number of audio samples, or 1 for an image.
-function writeContainer(rows, length, about) {
+// Return a container's bytes and its payload size in bytes. `length` is the number of audio samples, or 1 for an image;
+// `size` the height and width of an image on a grid.
+function writeContainer(rows, length, about, size) {
   const runs = [];
   rows.forEach((_, codebook) => {
     const kind = [about.codebook_sizes[codebook], about.codebook_strides[codebook]];
@@ -59,15 +60,16 @@ function writeContainer(rows, length, about) {
     else runs.push([1, ...kind]);
   });
   const identity = about.identity.match(/../g).map((pair) => parseInt(pair, 16));
-  const facts = about.facts;
-  const numbers = [runs.length, ...runs.flat(), 0, facts.length, ...facts].flatMap(varint);
+  const facts = about.grid ? size : about.facts, inner = about.grid ? [Math.ceil(size[1] / about.grid.hop[1])] : [];
+  const numbers = [runs.length, ...runs.flat(), inner.length, ...inner, facts.length, ...facts].flatMap(varint);
   const head = [...MAGIC, 1, about.modality === "audio" ? 1 : 0, ...identity, 0, ...numbers];
   const out = [...head, ...checksum(head)];
-  const whole = multiple(about.codebook_strides.slice(0, rows.length)), steps = rows[0].length;
-  const each = Math.max(1, Math.floor(Math.max(1, Math.floor(CHUNK / rows.length)) / whole)) * whole;
+  const [across = 1] = inner, whole = multiple(about.codebook_strides.slice(0, rows.length));
+  const steps = rows[0].length / across;
+  const each = Math.max(1, Math.floor(Math.max(1, Math.floor(CHUNK / rows.length / across)) / whole)) * whole;
   let done = 0, payload = 0;
   for (let begin = 0; begin < steps; begin += each) {
-    const end = Math.min(begin + each, steps), codes = pack(rows, begin, end, about);
+    const end = Math.min(begin + each, steps), codes = pack(rows, begin * across, end * across, about);
     const reached = about.modality === "audio" ? Math.min(end * about.hop, length) : 1;
     const body = [...varint(end - begin), ...varint(reached - done), ...varint(codes.length)];
     for (const code of codes) body.push(code);
@@ -80,7 +82,7 @@ function writeContainer(rows, length, about) {
   return { bytes: Uint8Array.from(out), payload };
 }
 
-// Return each codebook's codes and the signal's length; an error's message is for the user.
+// Return each codebook's codes, the signal's length and an image's size; an error's message is for the user.
 function readContainer(bytes, about) {
   let at = 0;
   const take = (count) => {
@@ -123,11 +125,17 @@ function readContainer(bytes, about) {
   const wanted = about.modality === "audio" ? 1 : 0;
   if (modality !== wanted) throw new Error(`codes of another modality, not ${about.modality}`);
   const { codebook_sizes: sizes, codebook_strides: strides } = about;
-  if (identity !== about.identity || inner.length || codebooks.length > sizes.length ||
+  if (identity !== about.identity || inner.length !== (about.grid ? 1 : 0) || codebooks.length > sizes.length ||
       codebooks.some(([size, stride], codebook) => size !== sizes[codebook] || stride !== strides[codebook])) {
     throw new Error("codes of another tokenizer; decode them with its own bundle");
   }
-  if (facts.join() !== about.facts.join()) throw new Error(`codes of another sample rate, not ${about.facts} Hz`);
+  const [across = 1] = inner, side = about.image_size, size = about.grid ? facts : [side, side];
+  if (about.grid && (facts.length !== 2 || across !== Math.ceil(facts[1] / about.grid.hop[1]))) {
+    throw new Error("damaged: the image's size is not that of its codes");
+  }
+  if (!about.grid && facts.join() !== about.facts.join()) {
+    throw new Error(`codes of another sample rate, not ${about.facts} Hz`);
+  }
   if (coding) throw new Error("entropy-coded; this page reads packed codes only, use varitok decode");
   const rows = codebooks.map(() => []);
   let length = 0;
@@ -135,17 +143,20 @@ function readContainer(bytes, about) {
     const begin = at, steps = number();
     if (!steps) break;
     length += number();
-    const size = number();
-    const wrong = steps > 2 ** 24 || size !== sizeOf(codebooks.length, steps, about);
+    const count = number();
+    const wrong = steps * across > 2 ** 24 || count !== sizeOf(codebooks.length, steps * across, about);
     if (wrong) throw new Error("damaged: the size of a chunk is wrong");
-    const payload = take(size);
+    const payload = take(count);
     check(begin, "a chunk");
-    unpack(payload, steps, rows, about);
+    unpack(payload, steps * across, rows, about);
   }
   if (!rows[0].length) throw new Error("no codes");
-  const tokens = rows[0].length, most = about.modality === "image" ? about.tokens : Infinity;
+  const tokens = rows[0].length, most = about.tokens || Infinity;
   if (tokens > most) throw new Error(`${tokens} tokens, not 1 to ${most}`);
-  return { rows, length };
+  if (about.grid && tokens !== across * Math.ceil(size[0] / about.grid.hop[0])) {
+    throw new Error("damaged: the image's size is not that of its codes");
+  }
+  return { rows, length, size };
 }
 
 function unpack(payload, steps, rows, about) {

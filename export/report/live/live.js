@@ -3,8 +3,9 @@
 const about = JSON.parse(document.getElementById("about").textContent);
 const find = (id) => document.getElementById(id);
 const picture = about.modality === "image";
-const state = { rows: null, length: 0, name: "", values: null };
-const reach = picture ? about.tokens : about.codebook_sizes.length;
+const ordered = about.tokens > 0; // a shorter code has fewer tokens; else fewer codebooks
+const state = { rows: null, length: 0, size: null, name: "", values: null };
+const reach = ordered ? about.tokens : about.codebook_sizes.length;
 let graphs = null, files = 0;
 
 async function unpacked(id) {
@@ -30,14 +31,28 @@ function tell(text, wrong = false) {
   find("told").classList.toggle("wrong", wrong);
 }
 
+// Run a graph; return the values of its output.
+async function run(graph, type, values, shape) {
+  const found = await graph.run({ [graph.inputNames[0]]: new graphs.ort.Tensor(type, values, shape) });
+  return found[graph.outputNames[0]].data;
+}
+
+const encodeWhole = (values, shape) => run(graphs.encoder, "float32", values, shape);
+const decodeWhole = (codes, shape) => run(graphs.decoder, "int64", codes, shape);
+
 async function encode(file) {
-  const { values, shape, length, changes, cut } = await (picture ? readPicture(file, about) : readSound(file, about));
+  const read = await (picture ? readPicture(file, about) : readSound(file, about));
+  const { values, shape, length, size, changes, cut } = read, count = about.codebook_sizes.length;
   await ready;
-  const begin = performance.now(), { ort, encoder } = graphs;
-  const found = await encoder.run({ [encoder.inputNames[0]]: new ort.Tensor("float32", values, shape) });
-  const codes = found[encoder.outputNames[0]], steps = codes.dims[2];
-  state.rows = about.codebook_sizes.map((_, row) => [...codes.data.slice(row * steps, (row + 1) * steps)]);
-  Object.assign(state, { length, values });
+  const begin = performance.now();
+  if (about.grid) {
+    const part = (tile, sides) => encodeWhole(tile, [1, about.channels, ...sides]);
+    state.rows = await encodeTiled(part, values, about.channels, size, count, about.grid);
+  } else {
+    const codes = await encodeWhole(values, shape), steps = codes.length / count;
+    state.rows = about.codebook_sizes.map((_, row) => codes.slice(row * steps, (row + 1) * steps));
+  }
+  Object.assign(state, { length, size, values });
   const shown = `Encoded in ${(performance.now() - begin).toFixed(0)} ms${changes ? `: ${changes}` : ""}.`;
   tell(cut ? `${shown} Only the first ${about.most_seconds} s were encoded.` : shown);
 }
@@ -48,9 +63,9 @@ async function openFile(file) {
     tell(`Reading ${file.name} …`);
     const bytes = new Uint8Array(await file.slice(0, 4).arrayBuffer());
     if (file.name.endsWith(".vtk") || (bytes[0] === 0x89 && bytes[1] === 0x56)) {
-      const { rows, length } = readContainer(new Uint8Array(await file.arrayBuffer()), about);
+      const { rows, length, size } = readContainer(new Uint8Array(await file.arrayBuffer()), about);
       await ready;
-      Object.assign(state, { rows, length, values: null });
+      Object.assign(state, { rows: rows.map((row) => BigInt64Array.from(row)), length, size, values: null });
       tell("This file contains codes; nothing was encoded.");
     } else {
       await encode(file);
@@ -62,7 +77,7 @@ async function openFile(file) {
     return;
   }
   state.name = file.name.replace(/\.[^.]*$/, "");
-  const most = picture ? state.rows[0].length : state.rows.length;
+  const most = ordered ? state.rows[0].length : state.rows.length;
   find("kept").max = most;
   find("kept").value = most;
   find("most").textContent = most;
@@ -82,7 +97,7 @@ async function showExample() {
 function showOriginal() {
   find("original").hidden = !state.values;
   if (!state.values) return;
-  if (picture) paint(find("before"), state.values, about.image_size);
+  if (picture) paint(find("before"), state.values, ...[...state.size].reverse());
   else play(find("before"), writeWave(state.values, about.channels, about.sampling_rate));
 }
 
@@ -98,8 +113,19 @@ function play(player, wave) {
 
 function kept() {
   const count = Number(find("kept").value);
-  return picture ? state.rows.map((row) => row.slice(0, count)) : state.rows.slice(0, count);
+  return ordered ? state.rows.map((row) => row.slice(0, count)) : state.rows.slice(0, count);
 }
+
+// Return the signal of codes; of an image on a grid, of whole patches.
+async function decode(rows) {
+  if (about.grid) {
+    const part = (codes, steps) => decodeWhole(codes, [1, rows.length, ...steps]);
+    return decodeTiled(part, rows, about.channels, gridOf(state.size), about.grid);
+  }
+  return decodeWhole(BigInt64Array.from(rows.flatMap((row) => [...row])), [1, rows.length, rows[0].length]);
+}
+
+const gridOf = (size) => size.map((side, axis) => Math.ceil(side / about.grid.hop[axis]));
 
 // A dragged slider moves faster than the decoder runs: skip all positions but the last.
 let busy = false, again = false;
@@ -108,22 +134,20 @@ async function show() {
   busy = true;
   do {
     again = false;
-    const rows = kept(), steps = rows[0].length, { ort, decoder } = graphs;
-    const codes = new ort.Tensor("int64", BigInt64Array.from(rows.flat()), [1, rows.length, steps]);
-    const begin = performance.now();
-    const found = await decoder.run({ [decoder.inputNames[0]]: codes });
-    const signal = found[decoder.outputNames[0]], took = performance.now() - begin;
-    const { bytes, payload } = writeContainer(rows, state.length, about);
+    const rows = kept(), begin = performance.now();
+    const signal = await decode(rows), took = performance.now() - begin;
+    const { bytes, payload } = writeContainer(rows, state.length, about, state.size);
     if (picture) {
-      paint(find("after"), signal.data, about.image_size);
+      const [height, width] = state.size;
+      paint(find("after"), signal, width, height, about.grid ? gridOf(state.size)[1] * about.grid.hop[1] : width);
     } else {
-      const { length } = state, all = signal.data.length / about.channels;
+      const { length } = state, all = signal.length / about.channels;
       const values = new Float32Array(length * about.channels);
-      for (let c = 0; c < about.channels; c++) values.set(signal.data.slice(c * all, c * all + length), c * length);
+      for (let c = 0; c < about.channels; c++) values.set(signal.slice(c * all, c * all + length), c * length);
       state.wave = writeWave(values, about.channels, about.sampling_rate);
       play(find("after"), state.wave);
     }
-    const count = Number(find("kept").value), unit = picture ? "token" : "codebook";
+    const count = Number(find("kept").value), unit = ordered ? "token" : "codebook";
     const rate = picture ? "" : `, ${((payload * 8) / (state.length / about.sampling_rate) / 1000).toFixed(2)} kbit/s`;
     const words = `${count} ${unit}${count === 1 ? "" : "s"}`;
     const sizes = `${payload} bytes of codes${rate}, ${bytes.length} as a file`;

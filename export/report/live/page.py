@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from varitok import UserError
 from ...bitstream.container import identity
 from ...runtime.bundle import DECODER, ENCODER, Bundle, Opened, to_pixels
 from ...runtime.load import load
+from ...runtime.memory import MEMORY, Side, plan
 from ..page import STYLE, document, embed
 
 __all__ = ["RUNTIME", "cached_runtime", "find_runtime", "write_live"]
@@ -30,7 +31,7 @@ SHA512 = (
 )
 FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}  # embedded in the page
 MOST_SECONDS = 60  # of audio that the page encodes
-OWN = ("live.css", "container.js", "signals.js", "live.js")
+OWN = ("live.css", "container.js", "signals.js", "tiling.js", "live.js")
 
 
 def write_live(path: Path, folder: Path, runtime: Path | None = None) -> None:
@@ -127,8 +128,8 @@ def _about(bundle: Opened) -> dict[str, Any]:
     image = bundle.modality == "image"
     if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
         raise UserError(f"{bundle.folder}: the live page supports only image and audio bundles with codebooks")
-    if image and not bundle.tokens:
-        raise UserError(f"{bundle.folder}: the live page supports no image bundles with tokens on a grid yet")
+    if image and not bundle.tokens and max(bundle.codebook_strides) > 1:
+        raise UserError(f"{bundle.folder}: the live page supports no codes that several tokens of a grid share")
     if image and bundle.channels != 3:
         raise UserError(f"{bundle.folder}: the live page supports only RGB images, not {bundle.channels} channels")
     if any(size > 1 << 52 for size in bundle.codebook_sizes):
@@ -141,8 +142,11 @@ def _about(bundle: Opened) -> dict[str, Any]:
         "channels": bundle.channels,
         "tokens": bundle.tokens,
     }
-    if image:
+    if image and bundle.tokens:
         return about | {"noun": "an image", "image_size": int(bundle.config["image_size"]), "facts": []}
+    if image:  # in the tiles of `varitok encode`
+        tile = {side: plan(bundle, side, (), MEMORY).tile for side in get_args(Side)}
+        return about | {"noun": "an image", "grid": {"hop": bundle.hops, "tile": tile}, "facts": []}
     own = {"sampling_rate": bundle.sample_rate, "hop": bundle.hops[0], "facts": [bundle.sample_rate]}
     return about | own | {"noun": "an audio file", "most_seconds": MOST_SECONDS}
 
@@ -150,14 +154,14 @@ def _about(bundle: Opened) -> dict[str, Any]:
 def _document(name: str, about: dict[str, Any], blocks: dict[str, bytes]) -> str:
     packed = {key: base64.b64encode(gzip.compress(data, 6, mtime=0)).decode() for key, data in blocks.items()}
     data = "".join(f'<script type="text/plain" id="{key}">{text}</script>\n' for key, text in packed.items())
-    picture = about["modality"] == "image"
+    picture, unit = about["modality"] == "image", "tokens" if about["tokens"] else "codebooks"
     before, after = (
         f'<canvas id="{key}" role="img" aria-label="{label}"></canvas>'
         if picture
         else f'<audio id="{key}" controls aria-label="{label}"></audio>'
         for key, label in (("before", "The original"), ("after", "The reconstruction"))
     )
-    accept, unit = ("image/*,.vtk", "tokens") if picture else ("audio/*,.vtk", "codebooks")
+    accept = f"{'image' if picture else 'audio'}/*,.vtk"
     body = f"""<label class="drop" id="drop">Drop {about["noun"]} or a .vtk file here, or choose one
 <input type="file" id="file" accept="{accept}"></label>
 <p class="told" id="told" role="status">Starting ONNX Runtime …</p>

@@ -89,43 +89,52 @@ async function takeOrientation(file) {
   return { file: new Blob([view]), orientation };
 }
 
-// Return the centered square of an image file, upright and over white, as RGBA. Color profiles are ignored.
-async function readSquare(given) {
+// Return an image file or its centered square, upright and over white, as RGBA. Color profiles are ignored.
+async function readImage(given, square) {
   const { file, orientation } = await takeOrientation(given);
   const image = await createImageBitmap(file, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
-  const { width, height } = image, side = Math.min(width, height);
+  const { width, height } = image;
   if (width * height > MOST_PIXELS) throw new Error(`${width} x ${height} pixels are too many`);
-  const context = new OffscreenCanvas(side, side).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
-  context.fillRect(0, 0, side, side);
   const turn = TURNS[orientation], [across, down] = turn && orientation > 4 ? [height, width] : [width, height];
-  context.translate(-Math.floor((across - side) / 2), -Math.floor((down - side) / 2));
+  const [wide, high] = square ? [Math.min(width, height), Math.min(width, height)] : [across, down];
+  const context = new OffscreenCanvas(wide, high).getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white";
+  context.fillRect(0, 0, wide, high);
+  context.translate(-Math.floor((across - wide) / 2), -Math.floor((down - high) / 2));
   if (turn) context.transform(...turn(width, height));
   context.drawImage(image, 0, 0);
-  return { side, pixels: context.getImageData(0, 0, side, side).data };
+  return { high, wide, pixels: context.getImageData(0, 0, wide, high).data };
 }
 
+// Return the values of an image: of its own size if the codec takes any, else of a square of `image_size`.
 async function readPicture(file, about) {
-  const square = await readSquare(file), short = square.side, side = about.image_size, area = side * side;
-  const rows = pass(square.pixels, short, short, side, 4, short * 4);
-  const pixels = pass(rows, side, short, side, side * 4, 4);
-  const values = new Float32Array(3 * area);
+  const side = about.image_size, image = await readImage(file, Boolean(side));
+  let { high, wide, pixels } = image;
+  if (side) {
+    pixels = pass(pass(pixels, high, wide, side, 4, wide * 4), side, high, side, side * 4, 4);
+    high = wide = side;
+  }
+  const area = high * wide, values = new Float32Array(3 * area);
   for (let place = 0; place < area; place++) {
     for (let c = 0; c < 3; c++) values[c * area + place] = Math.fround(pixels[place * 4 + c] / 127.5) - 1;
   }
-  return { values, shape: [1, 3, side, side], length: 1 };
+  return { values, shape: [1, 3, high, wide], length: 1, size: [high, wide] };
 }
 
-function paint(canvas, values, side) {
-  const image = new ImageData(side, side), area = side * side;
-  for (let place = 0; place < area; place++) {
-    for (let c = 0; c < 3; c++) {
-      const pixel = Math.fround(Math.fround(values[c * area + place] + 1) * 127.5);
-      image.data[place * 4 + c] = pixel; // clamped, and rounded half to even
+// Paint an image: the upper left `width` x `height` pixels of planes whose rows have `across` values.
+function paint(canvas, values, width, height = width, across = width) {
+  const image = new ImageData(width, height), area = values.length / 3;
+  for (let place = 0, y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, place++) {
+      for (let c = 0; c < 3; c++) {
+        const pixel = Math.fround(Math.fround(values[c * area + y * across + x] + 1) * 127.5);
+        image.data[place * 4 + c] = pixel; // clamped, and rounded half to even
+      }
+      image.data[place * 4 + 3] = 255;
     }
-    image.data[place * 4 + 3] = 255;
   }
-  canvas.width = canvas.height = side;
+  canvas.width = width;
+  canvas.height = height;
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 

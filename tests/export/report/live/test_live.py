@@ -20,7 +20,8 @@ from varitok.export.report.live import page
 from varitok.export.report.live.page import cached_runtime, find_runtime, write_live
 
 from ....browser import CHROMIUM, chromium
-from ....codecs.examples import HOP, RATE, SIZE, TOKENS
+from ....codecs.examples import HOP, RATE, SIZE, TOKENS, tiled_codec
+from ...conftest import awake
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 needs_runtime = pytest.mark.skipif(
@@ -132,6 +133,32 @@ def test_pictures_have_the_codes_and_files_that_python_gives(browser, exported, 
     assert "use varitok decode" in browser.run("document.getElementById('told').textContent")
     asked = [url for url in browser.requests if not url.startswith(("file:", "blob:"))]
     assert not asked and not browser.complaints
+
+
+@needs_browser
+@needs_runtime
+@pytest.mark.slow
+def test_images_on_a_grid_have_the_codes_and_files_that_python_gives(browser, once, tmp_path):
+    folder, _ = once("tiled", awake(tiled_codec()), image_size=16, formats=["onnx"])
+    bundle = varitok.load(folder)
+    write_live(tmp_path / "live.html", folder, cached_runtime())
+    browser.complaints.clear()
+    opened(browser, tmp_path / "live.html")
+    for width, height in ((16, 16), (1, 1), (61, 40), (9, 30)):
+        (tmp_path / "a.png").write_bytes(photo(width, height))
+        give(browser, "a.png", photo(width, height))
+        for kept in (2, 1):
+            keep(browser, kept)
+            encode_file(bundle, tmp_path / "a.png", tmp_path / "a.vtk", num_codebooks=kept, coding="packed")
+            assert saved(browser) == (tmp_path / "a.vtk").read_bytes(), (width, height, kept)
+            seen = np.asarray(Image.open(io.BytesIO(saved(browser, "save-signal"))).convert("RGB")).astype(int)
+            wanted = bundle.decode(container.read(tmp_path / "a.vtk").codes(), (height, width))
+            assert abs(seen - bundle.pixels(wanted)[0].astype(int)).max() <= 1
+    small = (tmp_path / "a.vtk").read_bytes()
+    give(browser, "b.vtk", small)
+    assert browser.run("document.getElementById('kept').max") == "1" and saved(browser) == small
+    assert browser.run("document.getElementById('original').hidden")
+    assert not browser.complaints
 
 
 @needs_browser

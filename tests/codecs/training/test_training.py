@@ -65,6 +65,8 @@ ADVERSARIAL = [
     "objective.adversarial.start=1",
     "objective.adversarial.head_start=1",
     "objective.adversarial.ramp=0",
+    "objective.adversarial.r1=0.1",
+    "objective.adversarial.r1_every=2",
 ]
 RESIDUAL = [
     "bottleneck=rvq",
@@ -73,7 +75,7 @@ RESIDUAL = [
     "bottleneck.level.codebook_size=16",
 ]
 BALANCED = "+objective.balancer._target_=varitok.codecs.losses.balancer.Balancer"
-SHARED = ["objective.adversarial.features=1.0", "objective.adversarial.shared=true"]
+SHARED = [f"objective.adversarial.{word}" for word in ("features=1.0", "shared=true", "adaptive=1e4")]
 DRAWN = ["bottleneck=bernoulli", "bottleneck.part.bits=6", "bottleneck.part.anneal=3"]
 
 
@@ -243,6 +245,11 @@ def test_second_stage_trains_the_decoder_alone(finished, tmp_path):
 def test_an_unknown_part_is_named(tmp_path, option):
     with pytest.raises(UserError, match=rf"training\.{option}: the codec has no part 'encodr'"):
         build_run(compose(f"training.{option}=[encodr]"), tmp_path)
+
+
+def test_an_adaptive_weight_and_a_compiled_decoder_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match=r"^training\.compile: not the decoder with objective\.adversarial\.adaptive"):
+        build_run(compose(*ADVERSARIAL, *SHARED, "training.compile=[decoder]"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     loggers = [build(entry, folder=str(folder)) for entry in config.logger.values() if entry]
     for logger in loggers:
         logger.log_hyperparams(plain)
-    files = WholeFiles()
+    files = WholeFiles(on_gpu=on_gpu)
     checkpoints = Checkpoints(stored, files, **check_values(Checkpoints, plain["checkpoint"], "checkpoint"))
     callbacks: list[pl.Callback] = [Progress()] if config.trainer.enable_progress_bar else []
     callbacks += [build(entry) for entry in (*config.callbacks.values(), config.export) if entry]

@@ -1,10 +1,14 @@
 """Checkpoints in the run's folder: atomic writes, an archive of older ones, and the best by a metric."""
 
 import contextlib
+import copy
 import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from varitok import UserError
 
@@ -32,42 +37,108 @@ class WholeFiles(TorchCheckpointIO):
     Lightning's own writes through the system's temporary folder. If that is on another disk, as on clusters, a full
     disk or a kill leaves neither the new checkpoint nor the old one (Lightning issue 21253).
 
+    For a GPU it writes in a thread, from copies on the host, while training goes on; the next save waits for it. When
+    read, a checkpoint is mapped into memory, or each process of a node would read all of it into the node's memory.
+
+    Args:
+        on_gpu: Whether the run's tensors are on a GPU.
+
     Attributes:
         failures: Number of failed saves in a row; the checkpoint before them is kept.
         reason: Reason of the last failure.
-        figures: Seconds and megabytes of the last successful save, by their names in the log.
+        figures: Seconds and megabytes of the last successful save that wasn't logged yet, by their names in the log.
+        then: What to do once the next checkpoint is in place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_gpu: bool = False) -> None:
         super().__init__()
+        self.on_gpu = on_gpu
         self.failures = 0
         self.reason = ""
         self.figures: dict[str, float] = {}
+        self.then: Callable[[], None] | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; a failure is counted and logged, not raised, since other processes wait for this one."""
-        began, target = time.monotonic(), Path(path)
-        partial = target.with_name(f"{target.name}.partial")
+        self.finish()
+        then, self.then = self.then, None
+        if not self.on_gpu:
+            self._write(checkpoint, Path(path), then)
+            return
+        copied, ready = _copy_to_host(checkpoint)
+
+        def write() -> None:
+            if ready is not None:
+                ready.synchronize()
+            self._write(copied, Path(path), then)
+
+        self._writing = self._thread.submit(write)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is in place, or has failed."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path, then: Callable[[], None] | None) -> None:
+        began = time.monotonic()
+        half = target.with_name(f"{target.name}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with half.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             # A file that a resume could not read must not replace a good one.
-            torch.load(partial, weights_only=True, mmap=True, map_location="meta")
-            size = partial.stat().st_size
-            partial.replace(target)
+            torch.load(half, weights_only=True, mmap=True, map_location="meta")
+            size = half.stat().st_size
+            half.replace(target)
             _sync(target.parent)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+                half.unlink(missing_ok=True)
             self.failures += 1
             self.reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
             _log.warning("%s: could not be saved (%s); the last checkpoint is kept", target, self.reason)
             return
         self.failures = 0
         self.figures = {"checkpoint/seconds": time.monotonic() - began, "checkpoint/megabytes": size / 1e6}
+        if then is not None:
+            then()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint."""
+        state: dict[str, Any] = torch.load(
+            path, map_location=map_location, mmap=self.on_gpu, weights_only=weights_only is not False
+        )
+        return state
+
+
+def _copy_to_host(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event | None]:
+    """Copy a checkpoint, which the next updates change in place; tensors of a GPU to pinned memory.
+
+    Returns:
+        The copy, and the event that the GPU has made it; None without a GPU. Later kernels are behind the copies.
+    """
+    on_gpu = {id(tensor): tensor for tensor in _tensors(checkpoint) if tensor.is_cuda}
+    copies = {key: tensor.to("cpu", non_blocking=True) for key, tensor in on_gpu.items()}
+    event = torch.cuda.Event() if copies else None
+    if event is not None:
+        event.record()
+    return copy.deepcopy(checkpoint, dict(copies)), event
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """List the tensors in nested containers."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping | list | tuple):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
 
 
 def _sync(folder: Path) -> None:
@@ -165,9 +236,10 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the best checkpoint if the final evaluation found it."""
+        """Save the best checkpoint if the final evaluation found it, and wait for it."""
         assert isinstance(pl_module, Training)
         self._follow_best(trainer, pl_module)
+        self.finish(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, module: Training) -> None:
         """Save the state after a complete update; every process must call it.
@@ -175,23 +247,41 @@ class Checkpoints(Checkpoint):
         Raises:
             UserError: `PATIENCE` saves in a row have failed.
         """
-        last = self.folder / "last.ckpt"
-        trainer.save_checkpoint(last)
+        if self.archive and module.update % self.archive == 0:
+            self.files.then = partial(self._archive, module.update)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
         self.saved = module.update
+        self._report(trainer, module)
+
+    def finish(self, trainer: pl.Trainer, module: Training) -> None:
+        """Wait until the last save is on disk; every process must call it.
+
+        Raises:
+            UserError: `PATIENCE` saves in a row have failed.
+        """
+        self.files.finish()
+        self._report(trainer, module)
+
+    def _report(self, trainer: pl.Trainer, module: Training) -> None:
+        """Log the figures of the last save that has ended, and end the run if too many have failed."""
         failures, reason = trainer.strategy.broadcast((self.files.failures, self.files.reason))
         if failures >= PATIENCE:
             raise UserError(
-                f"{last}: could not be saved {failures} times in a row ({reason}); free disk space, then resume"
+                f"{self.folder / 'last.ckpt'}: could not be saved {failures} times in a row ({reason}); free disk"
+                " space, then resume"
             )
         if failures or not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.log_metrics(self.files.figures, step=module.update)
-        if self.archive and module.update % self.archive == 0:
-            _link(last, self.folder / f"update_{module.update:07d}.ckpt")
-            archived = sorted(self.folder.glob("update_*.ckpt"))
-            for old in archived[: -self.keep] if self.keep else []:
-                old.unlink(missing_ok=True)
+        figures, self.files.figures = self.files.figures, {}
+        for logger in trainer.loggers if figures else []:
+            logger.log_metrics(figures, step=module.update)
+
+    def _archive(self, update: int) -> None:
+        """Keep the last checkpoint under the name of its update, and delete the oldest of the archive."""
+        _link(self.folder / "last.ckpt", self.folder / f"update_{update:07d}.ckpt")
+        archived = sorted(self.folder.glob("update_*.ckpt"))
+        for old in archived[: -self.keep] if self.keep else []:
+            old.unlink(missing_ok=True)
 
     def _follow_best(self, trainer: pl.Trainer, module: Training) -> None:
         """Save `best.ckpt` if this update's evaluation improved on the best value."""

@@ -83,6 +83,7 @@ class Stopping(pl.Callback):
             return
         if self.checkpoints.saved != pl_module.update:
             self.checkpoints.save(trainer, pl_module)
+        self.checkpoints.finish(trainer, pl_module)
         _log.warning("%s: saved after update %d", signal.Signals(number).name, pl_module.update)
         if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             _queue_again()
@@ -96,11 +97,13 @@ class Stopping(pl.Callback):
             _log.warning("update %d was refused: %s; its batch: %s", refusal.update, refusal.why, names)
         if not guard.exhausted or module.refusals:
             return
+        self.checkpoints.finish(trainer, module)
         if trainer.strategy.broadcast(last.is_file()) and guard.goes_back():
             module.go_back(last)
             _log.warning("%d updates in a row were refused: back to the weights of %s", guard.patience, last)
             return
         self.checkpoints.save(trainer, module)
+        self.checkpoints.finish(trainer, module)
         raise UserError(
             f"{guard.patience} updates in a row were refused ({refusal.why}); the state before them is saved in {last}:"
             " lower optim.codec.lr or optim.clip, or look at the files that the log names"

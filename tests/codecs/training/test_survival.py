@@ -111,6 +111,36 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(tmp_path, mo
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+def test_a_checkpoint_written_while_training_goes_on_is_of_its_update(tmp_path, monkeypatch):
+    """As for a GPU: it is written from copies, and until it is in place the one before is there."""
+    real, read = torch.save, []
+
+    def save(what, file):
+        update = int(what["state_dict"]["updates"])
+        until = time.monotonic() + 60
+        while update < 6 and run.module.update == update and time.monotonic() < until:
+            time.sleep(0.001)  # the next update changes weights, moments and averages
+        last = tmp_path / "True/checkpoints/last.ckpt"
+        read.append(int(torch.load(last, weights_only=True)["state_dict"]["updates"]) if last.is_file() else 0)
+        real(what, file)
+
+    states = []
+    for on_gpu in (False, True):
+        if on_gpu:
+            monkeypatch.setattr(torch, "save", save)
+        words = ["updates=6", "checkpoint.every=2", "checkpoint.archive=2", "checkpoint.keep=null"]
+        run = build_run(compose(*QUIET, *ADVERSARIAL, *words), tmp_path / str(on_gpu))
+        run.trainer.strategy.checkpoint_io.on_gpu = on_gpu
+        run.trainer.fit(run.module, run.data)
+        files = sorted((tmp_path / str(on_gpu) / "checkpoints").glob("*.ckpt"))
+        states.append({file.name: torch.load(file, weights_only=True) for file in files})
+    assert read == [0, 2, 4]
+    for name, state in states[0].items():
+        for part in ("state_dict", "optimizer_states", "unread"):
+            torch.testing.assert_close(states[1][name][part], state[part], rtol=0, atol=0)
+    assert list(states[0]) == ["last.ckpt", *(f"update_000000{update}.ckpt" for update in (2, 4, 6))]
+
+
 def test_a_disk_that_stays_full_ends_the_run_with_what_there_was(tmp_path, monkeypatch):
     real = torch.save
 

@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .feature_map import FeatureMap, stack_features
+from .permutation import Numbers
 from .storage.members import File
 
 __all__ = [
@@ -85,13 +87,13 @@ class SignalDataset(Dataset[Tensor], ABC):
             BadSample: The signal's file can't be read.
         """
 
-    def sizes(self) -> Sequence[int]:
+    def sizes(self) -> Numbers:
         """Return each signal's length along the first grid axis, 0 if unreadable; empty if lengths are unknown."""
-        return ()
+        return np.zeros(0, np.int64)
 
-    def bucket_ids(self) -> Sequence[int]:
+    def bucket_ids(self) -> Numbers:
         """Return the index into `shapes` of each signal."""
-        return [0] * len(self)
+        return np.zeros(len(self), np.int64)
 
 
 class Splits(NamedTuple):

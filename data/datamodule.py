@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from statistics import median
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from varitok import UserError
 from .batch import Batch, Key, Sample, SignalDataset, Splits, collate
 from .datasets.cached_features import FeatureShards, open_features
 from .decoding.errors import BadSample
+from .permutation import Numbers
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .storage.captions import caption_of, require_captions
 from .workers import WorkerLoader, WorkerProgress, name_of, start_worker
@@ -49,7 +50,7 @@ class _Readable(Dataset[Sample]):
     dataset: SignalDataset
     policy: Policy
     least: int = 0
-    bucket_ids: Sequence[int] | None = None
+    bucket_ids: Numbers | None = None
     features: Mapping[str, FeatureShards] = field(default_factory=dict)
     captions: bool = False
     workplaces: WorkerProgress = field(default_factory=WorkerProgress)
@@ -218,8 +219,8 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.overfit = overfit
         self.bucket = bucket
-        self.sizes = _fill_unknown(splits.train.sizes()) if bucket else []
-        if bucket and not self.sizes:
+        self.sizes = _fill_unknown(splits.train.sizes()) if bucket else None
+        if self.sizes is not None and not len(self.sizes):
             raise UserError("loader.bucket: the lengths of this dataset are unknown; set loader.bucket=0")
         self.budget = budget
         self.shapes = splits.train.shapes
@@ -235,7 +236,10 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of the remaining batches of the run."""
         data = self.splits.train
-        bucket_ids = data.bucket_ids() if self.shapes else [_kind(size, self.bucket) for size in self.sizes] or None
+        bucket_ids = data.bucket_ids() if self.shapes else None
+        if self.sizes is not None:
+            # Lengths in a bucket differ by at most `bucket`.
+            bucket_ids = (np.log(self.sizes) / math.log1p(self.bucket)).astype(np.int32)
         readable = _Readable(data, self.policy, 1, bucket_ids, self.features, self.captions)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
@@ -246,7 +250,7 @@ class DataModule(pl.LightningDataModule):
         form = {"batches": self.batches, "seed": self.seed, "rank": rank, "world": world}
         form["start"] = done * self.accumulate
         sampler: Sampler[list[Key]]
-        if self.sizes:
+        if self.sizes is not None:
             sampler = LengthSampler(self.sizes, self.batch_size, self.bucket, self.budget, **form)
         elif bucket_ids is not None:
             volumes = [math.prod(shape) for shape in self.shapes]
@@ -277,15 +281,11 @@ class DataModule(pl.LightningDataModule):
             _log.warning(self.bad.summary())
 
 
-def _fill_unknown(sizes: Sequence[int]) -> list[int]:
+def _fill_unknown(sizes: Numbers) -> Numbers:
     """Replace unknown lengths (0) by the median, the expected length of a replacement."""
-    usual = max(1, int(median([size for size in sizes if size] or [1])))
-    return [size or usual for size in sizes]
-
-
-def _kind(size: int, share: float) -> int:
-    """Return the bucket of a length, floor(log(size) / log(1 + share)): within it lengths differ by at most `share`."""
-    return int(math.log(size) / math.log1p(share))
+    sizes = np.asarray(sizes)
+    known = sizes[sizes > 0]
+    return np.where(sizes > 0, sizes, max(1, int(np.median(known))) if len(known) else 1)
 
 
 def loader(dataset: Any, batches: Any, workers: int, stack: Callable[[Any], Any] = collate) -> WorkerLoader:

@@ -16,7 +16,7 @@ MASK = (1 << 64) - 1
 
 
 class Permutation:
-    """A pseudorandom permutation of `range(length)`, of which each element is computed by itself.
+    """A pseudorandom permutation of `range(length)`; each element is computed by itself.
 
     A Feistel network (Luby and Rackoff, 1988) permutes a range of a power of two. What leaves `range(length)` is
     permuted again until it is back (cycle walking: Black and Rogaway, 2002), on average less than once more.

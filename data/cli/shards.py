@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,11 +15,12 @@ from ..decoding.headers import probe
 from ..decoding.suffixes import ALL
 from ..storage.captions import SUFFIX, caption_of
 from ..storage.folders import describe_skipped, find_files
-from ..storage.listing import require_undivided, split_folders
+from ..storage.listing import split_folders
 from ..storage.members import Member
 from ..storage.shard_index import index_shard
-from ..storage.shard_reader import shards_in, subfolders
+from ..storage.shard_reader import index_shards, shards_in, subfolders
 from ..storage.shard_writer import ShardWriter, member_names
+from ..storage.split_names import require_undivided
 
 __all__ = ["main"]
 
@@ -68,7 +70,7 @@ def _pack(options: argparse.Namespace) -> dict[str, Any]:
     if not files:
         raise UserError(f"{folder}: no image, audio or video file in this folder{describe_skipped(skipped)}")
     if not parts:
-        require_undivided(folder, (source for _, _, source in files))
+        require_undivided(folder, (source.rpartition("/")[0] for _, _, source in files))
     packed = []
     with ShardWriter(options.out, size) as shards:
         for (part, path, source), name in progress(zip(files, names, strict=True), len(files), "files"):
@@ -100,6 +102,9 @@ def _index(folder: Path) -> dict[str, Any]:
 
     for shard, _ in progress(shards, len(shards), "shards"):
         index_shard(shard, look)
+    for part in {str(Path(shard).parent) for shard, _ in shards}:
+        with suppress(OSError):  # index_shard has warned
+            index_shards(part)
     return _about(folder, len(shards), sum(size for _, size in shards), found, {})
 
 

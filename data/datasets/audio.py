@@ -60,6 +60,11 @@ class AudioDataset(FileDataset):
         with AudioFile(file, self.sample_rate, self.channels) as sound:
             return sound.length
 
+    @property
+    def unit(self) -> str:
+        """What a length counts; see `FileDataset.unit`."""
+        return f"samples {self.sample_rate}"
+
     def crop_range(self, key: Key) -> tuple[int, int]:
         """Return the first sample and the maximum length of the crop of `(epoch, index)` in its file.
 

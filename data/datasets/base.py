@@ -12,9 +12,10 @@ import torch
 from varitok import UserError
 
 from ..batch import SignalDataset
-from ..decoding.errors import BadSample
+from ..permutation import Numbers
 from ..storage.members import File
 from .crops import random_box
+from .file_lengths import measure_files
 
 __all__ = ["FileDataset", "download_or_raise", "takes"]
 
@@ -51,25 +52,20 @@ class FileDataset(SignalDataset):
             BadSample: The file can't be read.
         """
 
-    def sizes(self) -> list[int]:
+    @property
+    @abstractmethod
+    def unit(self) -> str:
+        """What `length` counts: of files that stay as they are, another unit is another length."""
+
+    def sizes(self) -> Numbers:
         """Return the samples or frames of a crop of each file; 0 if it can't be read."""
-        lengths = self.of_each(self.length)
-        return lengths if self.steps is None else [min(length, self.steps) for length in lengths]
+        lengths = measure_files(self.files, self.length, f"length {self.unit}")
+        return lengths if self.steps is None else lengths.clip(max=self.steps)
 
     def draw_crop(self, length: int, steps: int | None, generator: torch.Generator) -> tuple[int, int]:
         """Return the first step of a crop, random in training, and its maximum length."""
         steps = length if steps is None else steps
         return random_box((length,), (steps,), generator)[0] if self.train else (0, steps)
-
-    def of_each(self, number: Callable[[File], int]) -> list[int]:
-        """Apply `number` to each file; 0 if it can't be read."""
-        found = []
-        for file in self.files:
-            try:
-                found.append(number(file))
-            except BadSample:
-                found.append(0)
-        return found
 
 
 def takes(other: Callable[..., Any], *but: str) -> Callable[[Function], Function]:

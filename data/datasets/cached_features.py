@@ -6,7 +6,8 @@ images: the whole image), and they don't reflect the crop's random gain or sign.
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from varitok import UserError
 from ..batch import Key
 from ..decoding.errors import convert_errors
 from ..feature_map import FeatureMap
+from ..storage.file_index import Files
 from ..storage.members import File, Member
 from ..storage.shard_reader import open_shards
 from ..teachers.audio import AudioTransformer
@@ -49,15 +51,16 @@ class FeatureShards(ABC):
 
     def __init__(self, folder: str, dataset: Any) -> None:
         self.dataset = dataset
-        members = {member.name: member for member in _members(folder)}
-        suffixes = {member.suffix for member in members.values()}
-        if suffixes != {self.kind}:
+        self.members = _members(folder)
+        if self.members.kinds != [self.kind]:
             raise UserError(f"{folder}: contains features of {'images' if self.kind == SOUND else 'audio'}")
-        names = _names(dataset.files, {name.removesuffix(self.kind) for name in members})
-        missing = next((name for name in names if name + self.kind not in members), None)
-        if missing is not None:
-            raise UserError(f"{folder}: has no features of {missing}; run `varitok features` again")
-        self.members = [members[name + self.kind] for name in names]
+        self.rows = array("q")
+        at = -1
+        for name in _names(dataset.files, lambda name: self.members.find(name + self.kind) >= 0):
+            at = self.members.find(name + self.kind, at + 1)  # both are sorted
+            if at < 0:
+                raise UserError(f"{folder}: has no features of {name}; run `varitok features` again")
+            self.rows.append(at)
 
     def __getitem__(self, key: Key) -> FeatureMap:
         """Return the features of the crop of `(epoch, index)`, `(1, c, *grid)`.
@@ -65,7 +68,7 @@ class FeatureShards(ABC):
         Raises:
             BadSample: The file or its features can't be read.
         """
-        member = self.members[key[1]]
+        member = self.members[self.rows[key[1]]]
         with convert_errors(member):
             found = np.load(io.BytesIO(member.read()), allow_pickle=False)
             arrays = dict(found) if self.kind == IMAGE else {"values": found}
@@ -162,19 +165,25 @@ def image_teacher(folder: str, cached: str | None = None, **form: Any) -> Teache
     return VisionTransformer(folder, **form) if cached is None else CachedTeacher(cached)
 
 
-def _members(folder: str) -> Sequence[Member]:
-    found = open_shards(folder, lambda name: name.endswith((SOUND, IMAGE)))
+def _members(folder: str) -> Files[Member]:
+    found, _ = open_shards(folder).of_kinds((SOUND, IMAGE))
     if not found or "teacher" not in found[0].facts:
         raise UserError(f"{folder}: no feature shards in this folder; `varitok features` writes them")
     return found
 
 
-def _names(files: Sequence[File], known: Iterable[str]) -> list[str]:
-    """Return the names of files relative to the folder for which features were computed."""
-    if not files or isinstance(files[0], Member):
-        return [str(getattr(file, "source", file)) for file in files]
-    paths, seen = [Path(str(file)) for file in files], set(known)
-    parts = paths[0].parts
-    depth = next((at for at in range(len(parts)) if "/".join(parts[at:]) in seen), len(parts) - 1)
-    root = Path(*parts[:depth])
-    return [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]
+def _names(files: Sequence[File], is_known: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the names of files relative to the folder for which features were computed."""
+    if isinstance(files, Files):
+        yield from files.sources()
+        return
+    root: Path | None = None
+    for file in files:
+        if isinstance(file, Member):
+            yield file.source
+            continue
+        if root is None:
+            parts = file.parts
+            depth = next((at for at in range(len(parts)) if is_known("/".join(parts[at:]))), len(parts) - 1)
+            root = Path(*parts[:depth])
+        yield file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)

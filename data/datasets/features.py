@@ -4,7 +4,6 @@ LanDiff (arXiv 2503.04606, section 3.1) tokenizes Theia's features (arXiv 2407.2
 The teacher is part of the dataset; the codec's input and output are features.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from varitok import UserError
 
 from ..batch import Key, SignalDataset, Splits
 from ..decoding.errors import BadSample
+from ..permutation import Numbers
 from ..teachers.base import Teacher
 
 __all__ = ["FeatureClips", "teacher_features"]
@@ -49,7 +49,7 @@ class FeatureClips(SignalDataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def bucket_ids(self) -> Sequence[int]:
+    def bucket_ids(self) -> Numbers:
         """Return the index into `shapes` of each clip."""
         return self.clips.bucket_ids()
 

@@ -1,14 +1,18 @@
 """Mixtures of datasets, sampled by weight rather than by size."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varitok import UserError
 
 from ..batch import Key, SignalDataset, Splits, sample_generator
+from ..permutation import Numbers, uniform
 
 __all__ = ["Mix", "Weight", "mix"]
 
@@ -30,7 +34,7 @@ class Mix(SignalDataset):
 
     def __init__(self, datasets: Sequence[SignalDataset], weights: list[float], seed: int = 0) -> None:
         self.datasets = datasets
-        self.shares = torch.tensor(weights, dtype=torch.float64)
+        self.limits = np.cumsum(weights)[:-1] / sum(weights)
         self.seed = seed
         self.counts = [len(data) for data in datasets]
 
@@ -40,35 +44,35 @@ class Mix(SignalDataset):
     def __getitem__(self, key: Key) -> Tensor:
         """Return the sample of `(epoch, index)`; the index determines its dataset."""
         generator = sample_generator(self.seed, key)
-        which = self._source(key[1])
+        which = int(self._sources(np.array([key[1]]))[0])
         place = int(torch.randint(self.counts[which], (), generator=generator))
         # A unique value in the place of the epoch, so that each draw of a file is augmented differently.
         return self.datasets[which][key[0] * len(self) + key[1], place]
 
-    def sizes(self) -> list[int]:
+    def sizes(self) -> Numbers:
         """Return an upper bound of each sample's length: the longest of its dataset, as its file varies by epoch."""
-        largest = [max(data.sizes(), default=0) for data in self.datasets]
-        if not all(largest):
-            return []
-        return [largest[self._source(index)] for index in range(len(self))]
+        largest = np.array([np.max(data.sizes(), initial=0) for data in self.datasets])
+        return largest[self._sources(np.arange(len(self)))] if largest.all() else largest[:0]
 
-    def _source(self, index: int) -> int:
-        """Return the index of a sample's dataset; it is the same in every epoch, so that `sizes` can be known."""
-        return int(torch.multinomial(self.shares, 1, generator=sample_generator(self.seed, (0, index))))
+    def _sources(self, indices: Numbers) -> Numbers:
+        """Return the index of each sample's dataset; it is the same in every epoch, so that `sizes` can be known."""
+        return np.searchsorted(self.limits, uniform(indices, self.seed), side="right")
 
 
 class _Joined(SignalDataset):
     """A concatenation of datasets."""
 
     def __init__(self, datasets: Sequence[SignalDataset]) -> None:
-        self.pairs = [(data, at) for data in datasets for at in range(len(data))]
+        self.datasets = datasets
+        self.ends = list(accumulate(len(data) for data in datasets))
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return self.ends[-1]
 
     def __getitem__(self, key: Key) -> Tensor:
-        data, at = self.pairs[key[1]]
-        return data[key[0], at]
+        which = bisect_right(self.ends, key[1])
+        data = self.datasets[which]
+        return data[key[0], key[1] - self.ends[which] + len(data)]
 
 
 def mix(splits: Mapping[str, Splits], weights: Mapping[str, Weight], seed: int = 0) -> Splits:

@@ -18,11 +18,13 @@ from ..decoding.errors import BadSample
 from ..decoding.framing import center_box, covering
 from ..decoding.suffixes import IMAGES, VIDEO
 from ..decoding.video import VideoFile, frames_in
+from ..permutation import Numbers
 from ..storage.listing import Share, list_splits
 from ..storage.members import File, Member
 from ..synthetic.video import clip_frames
 from .base import FileDataset, takes
 from .crops import random_box
+from .file_lengths import measure_files
 from .mixture import Weight, mix
 
 __all__ = ["VideoDataset", "clips_and_images", "kinetics", "splits_of", "ucf101", "video_folder"]
@@ -67,9 +69,17 @@ class VideoDataset(FileDataset):
         """Return the number of frames of a file, at the output rate; see `FileDataset.length`."""
         return self._extent(file)[0]
 
-    def bucket_ids(self) -> list[int]:
+    def bucket_ids(self) -> Numbers:
         """Return the index into `shapes` of each file; 0 if it can't be read."""
-        return self.of_each(lambda file: shape_of(self.shapes, self._extent(file)))
+        return measure_files(self.files, self._shape, f"shape {list(self.shapes)} {self.frame_rate}")
+
+    def _shape(self, file: File) -> int:
+        return shape_of(self.shapes, self._extent(file))
+
+    @property
+    def unit(self) -> str:
+        """What a length counts; see `FileDataset.unit`."""
+        return f"frames {self.frame_rate}"
 
     def _extent(self, file: File) -> Extent:
         facts = file.facts if isinstance(file, Member) else {}

@@ -1,15 +1,17 @@
 """List the files of a folder, for every dataset and command; it needs the standard library alone."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from heapq import heappop, heappush
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
-__all__ = ["FolderFiles", "describe_skipped", "find_files", "printable", "skip_reason"]
+__all__ = ["FolderFiles", "changed_at", "describe_skipped", "find_files", "printable", "skip_reason"]
 
 MOST_REASONS = 6  # named in a line
+TICK = 2 * 10**9  # nanoseconds: the coarsest clock of a file system
 
 
 class FolderFiles(NamedTuple):
@@ -18,12 +20,14 @@ class FolderFiles(NamedTuple):
     Attributes:
         files: Their paths, sorted.
         skipped: Number of skipped entries by reason; a suffix is a reason.
-        linked: Real paths of the files that were reached through a link, by their paths.
+        linked: Real paths of the files that were reached through a link below the folder, by their paths.
+        searched: Time of the last change of each searched folder, in nanoseconds, by its path; 0 if that was just now.
     """
 
     files: list[Path]
     skipped: Counter[str]
     linked: dict[Path, str]
+    searched: dict[str, int]
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
@@ -40,7 +44,8 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
     skipped = Counter[str]()
     linked: dict[Path, str] = {}
     links: list[Path] = []
-    for found, real, through_link in _walk(folder, suffixes, skipped):
+    changed: dict[str, int] = {}
+    for found, real, through_link in _walk(folder, suffixes, skipped, changed):
         path = Path(found.path)
         (links if found.is_symlink() else files).append(path)
         if through_link:
@@ -55,24 +60,28 @@ def find_files(folder: Path, suffixes: Collection[str]) -> FolderFiles:
             own.add(real)
             files.append(link)
             linked[link] = real
-    return FolderFiles(sorted(files), skipped, linked)
+    return FolderFiles(sorted(files), skipped, linked, changed)
 
 
 def _walk(
-    folder: Path, suffixes: Collection[str], skipped: Counter[str]
+    folder: Path, suffixes: Collection[str], skipped: Counter[str], changed: dict[str, int]
 ) -> Iterator[tuple[os.DirEntry[str], str, bool]]:
-    """Yield each file, the real path of its folder, and whether a link to a folder led there; count skipped entries."""
+    """Yield each file, the real path of its folder, and whether a link to a folder led there.
+
+    Count skipped entries, and store when each folder was changed.
+    """
     root = os.path.realpath(folder)
     waiting = [(str(folder), root)]  # path below `folder`, and the real path
     links: list[tuple[str, str]] = []  # a heap: path of the link, and real path of the folder that contains it
     searched = set[str]()
-    through_link = os.path.islink(folder)
+    through_link = False
     while waiting:
         path, real = waiting.pop()
         if real in searched:
             skipped["linked again"] += 1
         else:
             searched.add(real)
+            changed[path] = changed_at(path)
             for entry in _scan(path, skipped):
                 kind, reason = _kind(entry), skip_reason(entry.name, suffixes)
                 if reason == "hidden":
@@ -119,6 +128,18 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
 def printable(name: object) -> str:
     """Return a name with its unprintable characters escaped, among them bytes that aren't UTF-8."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
+
+
+def changed_at(path: str) -> int:
+    """Return when a folder was changed last, in nanoseconds; 0 if that was just now, or if it is missing.
+
+    Another file may come within the same tick of the file system's clock.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+    return changed if changed < time.time_ns() - TICK else 0
 
 
 def _scan(path: str, skipped: Counter[str]) -> list[os.DirEntry[str]]:

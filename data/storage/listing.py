@@ -1,28 +1,25 @@
 """List the files of a folder or of its shards, and split them into training and validation."""
 
-import hashlib
 import logging
 import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeAlias
 
 from varitok import UserError
 
-from .folders import describe_skipped, find_files, printable, skip_reason
-from .members import File, Member, Members, is_url
+from .file_index import Entry, FileIndex, Files, build_index, hash_of
+from .folders import changed_at, describe_skipped, find_files, printable
+from .index_cache import is_large, share_index
+from .members import File, Member, is_url
 from .shard_reader import open_shards, subfolders
+from .split_names import TEST, TRAINING, VALIDATION, join_folders, require_undivided
 
-__all__ = ["Share", "SplitFiles", "list_splits", "name_in", "require_undivided", "split_folders"]
+__all__ = ["Share", "SplitFiles", "list_splits", "name_in", "names_in", "split_folders"]
 
 _log = logging.getLogger(__name__)
 
-TRAINING = ("train", "training")
-VALIDATION = ("val", "valid", "validation", "dev", "eval", "evaluation")
-TEST = ("test", "testing")
-HELD_OUT = VALIDATION + TEST
 Share: TypeAlias = Annotated[float, "[0, 1]"]
 """Share of files that is held out; 1 puts all in both splits."""
 
@@ -47,6 +44,9 @@ def list_splits(root: str | Path, val_share: Share, suffixes: Collection[str], w
     So a folder and the shards that `varitok shards` packs from it have the same splits, in the same order.
     One line about the result is logged.
 
+    10,000 files or more are listed by one process of a machine, and mapped by the others; the next start lists them
+    only if some folder has changed since.
+
     Args:
         root: The folder, with files at any depth or shards directly in it; or an fsspec URL of shards.
         val_share: Share of the files that is held out; 1: each file is in both splits, as for a test set.
@@ -60,17 +60,16 @@ def list_splits(root: str | Path, val_share: Share, suffixes: Collection[str], w
         raise UserError(f"data.root={root}: no such folder")
     parts = split_folders(root)
     folders = [_subfolder(root, part) for part in parts] if parts else [root]
-    skipped = Counter[str]()
-    linked: dict[Path, str] = {}
-    found = [_files(folder, suffixes, what, skipped, linked) for folder in folders]
+    found = [_list(folder, suffixes, what) for folder in folders]
+    files = [one.files for one in found]
     if parts:
-        splits = SplitFiles(*found)
-        if linked:
-            _require_apart(root, folders, splits, linked)
+        splits = SplitFiles(*files)
+        if any(one.linked or os.path.islink(folder) for one, folder in zip(found, folders, strict=True)):
+            _require_apart(root, parts, found)
     else:
-        names = [name_in(root, file) for file in found[0]]
-        require_undivided(root, names)
-        splits = _hold_out(found[0], names, val_share)
+        require_undivided(root, _folders(root, files[0]))
+        splits = _hold_out(root, files[0], val_share)
+    skipped = sum((one.skipped for one in found), Counter[str]())
     _log.info("%s", _describe(root, parts, splits) + describe_skipped(skipped))
     return splits
 
@@ -91,111 +90,105 @@ def split_folders(root: str | Path) -> tuple[str, str] | None:
         return train[0], held[0]
     if train and held:
         raise UserError(
-            f"data.root={root}: has {_folders([*train, *held])}; keep one folder for training and one for validation"
+            f"data.root={root}: has {join_folders([*train, *held])}; keep one folder for training and one for"
+            " validation"
         )
     return None
-
-
-def require_undivided(root: str | Path, names: Iterable[str]) -> None:
-    """Check that no subfolder of a folder without `split_folders` looks like a split: a test set isn't trained on.
-
-    Args:
-        root: The folder.
-        names: Paths of its files relative to it, with slashes.
-
-    Raises:
-        UserError: Some folder has `train/` beside `test/`, `train2017/` beside `val2017/` and so on, or the folder
-            itself has other files beside `test/`.
-    """
-    children = defaultdict[str, set[str]](set)
-    folders = {name.rpartition("/")[0] for name in names}
-    for parts in (folder.split("/") for folder in folders if folder):
-        for depth, own in enumerate(parts):
-            children["/".join(parts[:depth])].add(own)
-    for parent, owns in sorted(children.items()):
-        paths = {own: f"{parent}/{own}" if parent else own for own in sorted(owns)}
-        train, held = ([paths[own] for own in paths if _first_word(own) in known] for known in (TRAINING, HELD_OUT))
-        if train and held:
-            raise UserError(
-                f"data.root={root}: has {_folders([*train, *held])}, which look like splits; give a folder with one"
-                " train/ and one val/, or rename these"
-            )
-    held = sorted(own for own in children[""] if own.lower() in HELD_OUT)
-    if held and ("" in folders or len(held) < len(children[""])):
-        raise UserError(
-            f"data.root={root}: has {_folders(held)}, but no train/; move the training files to train/, or rename"
-            f" {held[0]}/"
-        )
-
-
-def _first_word(name: str) -> str:
-    """Return the letters before the first other character, in lower case: "val" of "val2017"."""
-    return re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
-
-
-def _folders(names: Sequence[str]) -> str:
-    return " beside ".join(f"{printable(name)}/" for name in names)
 
 
 def _subfolder(root: str | Path, name: str) -> str | Path:
     return f"{root}/{name}" if is_url(str(root)) else Path(root) / name
 
 
-def _require_apart(
-    root: str | Path, folders: Sequence[str | Path], splits: SplitFiles, linked: Mapping[Path, str]
-) -> None:
+class _Listed(NamedTuple):
+    """The files of a folder, the numbers of those skipped, and the real paths of those behind a link, by name."""
+
+    files: Sequence[File]
+    skipped: Counter[str]
+    linked: Mapping[str, str]
+
+
+def _require_apart(root: str | Path, parts: Sequence[str], found: Sequence[_Listed]) -> None:
     """Check that no link makes a file part of both splits."""
     train, val = (
         {
-            linked.get(file) or os.path.join(os.path.realpath(folder), file.relative_to(folder)): file
-            for file in files
-            if isinstance(file, Path)
+            one.linked.get(name) or os.path.join(os.path.realpath(Path(root, part)), name): f"{part}/{name}"
+            for name in names_in(Path(root, part), one.files)
         }
-        for folder, files in zip(folders, splits, strict=True)
+        for part, one in zip(parts, found, strict=True)
     )
     if both := sorted(train.keys() & val.keys()):
-        names = " and ".join(printable(name_in(root, split[both[0]])) for split in (train, val))
+        names = " and ".join(printable(split[both[0]]) for split in (train, val))
         raise UserError(
             f"data.root={root}: {names} are one file; remove the link, since a file in both splits is trained and"
             " tested on"
         )
 
 
-def _files(
-    folder: str | Path, suffixes: Collection[str], what: str, skipped: Counter[str], linked: dict[Path, str]
-) -> Sequence[File]:
+def _list(folder: str | Path, suffixes: Collection[str], what: str) -> _Listed:
     """List the files below a folder; if there are none, the members of its shards."""
-
-    def wanted(name: str) -> bool:
-        reason = skip_reason(name, suffixes)
-        skipped.update([reason] if reason else [])
-        return not reason
-
-    files: Sequence[File] = []
+    skipped = Counter[str]()
     if not is_url(str(folder)):
-        files, others, links = find_files(Path(folder), suffixes)
-        skipped.update(others)
-        linked |= links
-    files = files or open_shards(folder, wanted)
-    if not files:
+        index = share_index(
+            str(folder),
+            beside=None,
+            about=" ".join(suffixes),
+            is_current=_is_current,
+            build=lambda: _build(Path(folder), suffixes),
+        )
+        skipped.update(index.header["skipped"])
+        if len(index):
+            files: Files[Path] = Files(index)
+            return _Listed(files if is_large(len(index)) else list(files), skipped, index.header["linked"])
+    members, others = open_shards(folder).of_kinds(suffixes)
+    skipped += others
+    if not members:
         looked = f"(looked for {' '.join(suffixes)})"
         raise UserError(f"data.root={folder}: no {what} in this folder {looked}{describe_skipped(skipped)}")
-    return files
+    return _Listed(members, skipped, {})
 
 
-def _hold_out(files: Sequence[File], names: Sequence[str], val_share: float) -> SplitFiles:
+def _build(folder: Path, suffixes: Collection[str]) -> FileIndex:
+    """Search a folder, and build the index of its files."""
+    files, skipped, linked, searched = find_files(folder, suffixes)
+    names = (file.relative_to(folder).as_posix() for file in files)
+    return build_index(
+        str(folder),
+        (Entry(name, 0, os.fsencode(name)) for name in names),
+        skipped=skipped,
+        linked={path.relative_to(folder).as_posix(): real for path, real in linked.items()},
+        searched={os.path.relpath(path, folder): changed for path, changed in searched.items()},
+    )
+
+
+def _is_current(index: FileIndex) -> bool:
+    """Return whether no folder has changed since it was searched."""
+    searched: Mapping[str, int] = index.header["searched"]
+    return all(seen and seen == changed_at(os.path.join(index.root, path)) for path, seen in searched.items())
+
+
+def _hold_out(root: str | Path, files: Sequence[File], val_share: float) -> SplitFiles:
     """Split files by the hashes of their names."""
     if len(files) == 1 or val_share == 1:
         return SplitFiles(files, files)
-    ranks = [hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names]
     count = min(len(files) - 1, max(1, round(val_share * len(files))))
-    held = set(sorted(range(len(files)), key=ranks.__getitem__)[:count])
-    train, val = ([at for at in range(len(files)) if (at in held) == is_val] for is_val in (False, True))
-    return SplitFiles(_select(files, train), _select(files, val))
+    if isinstance(files, Files):
+        return SplitFiles(*files.hold_out(count))
+    hashes = [hash_of(name) for name in names_in(root, files)]
+    held = set(sorted(range(len(files)), key=hashes.__getitem__)[:count])
+    return SplitFiles(*([file for at, file in enumerate(files) if (at in held) == is_val] for is_val in (False, True)))
 
 
-def _select(files: Sequence[File], indices: Sequence[int]) -> Sequence[File]:
-    return files.select(indices) if isinstance(files, Members) else [files[at] for at in indices]
+def _folders(root: str | Path, files: Sequence[File]) -> set[str]:
+    """Return the folders of files, relative to the dataset's, or as much of them as `require_undivided` needs."""
+    if isinstance(files, Files):
+        return files.folders()
+    return {name.rpartition("/")[0] for name in names_in(root, files)}
+
+
+def names_in(root: str | Path, files: Sequence[File]) -> Iterator[str]:
+    """Yield the path of each file relative to its dataset's folder; see `name_in`."""
+    return files.sources() if isinstance(files, Files) else (name_in(root, file) for file in files)
 
 
 def name_in(root: str | Path, file: File) -> str:

@@ -4,18 +4,16 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, overload
-
-import numpy as np
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from .folders import printable
 
 __all__ = [
-    "File", "InMemory", "Member", "Members", "Reader", "Source",
-    "clear_handles", "is_url", "open_file", "reader_of", "to_source",
+    "File", "InMemory", "Member", "Reader", "Source",
+    "clear_handles", "is_url", "open_file", "parse_member", "reader_of", "source_of", "to_source",
 ]  # fmt: skip
 
 MOST_READ = 1 << 30  # bytes; larger members can't be read at once
@@ -241,49 +239,13 @@ def _pread(file: io.FileIO, offset: int, count: int) -> bytes:
     return file.read(count) or b""
 
 
-class Members(Sequence[Member]):
-    """A sequence of the members of shards, stored as packed JSON lines that are parsed on access.
+def parse_member(shard: str, line: bytes) -> Member:
+    """Return the member of a shard that a line of its index describes."""
+    facts = json.loads(line)
+    return Member(shard, facts.pop("name"), facts.pop("offset"), facts.pop("size"), facts)
 
-    A million members take about 150 MB, which forked workers share. As Python objects they would take several times
-    as much, and reference counting would copy them into each worker.
 
-    Args:
-        shards: Paths or URLs of the shards.
-        lines: For each member, the number of its shard and its JSON line in the index.
-    """
-
-    def __init__(self, shards: Sequence[str], lines: Iterable[tuple[int, bytes]]) -> None:
-        self.shards = list(shards)
-        blob = bytearray()
-        numbers, ends = [], [0]
-        for number, line in lines:
-            blob += line
-            numbers.append(number)
-            ends.append(len(blob))
-        self._lines = bytes(blob)
-        self._numbers = np.array(numbers, np.int32)
-        self._ends = np.array(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Member: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Members": ...
-
-    def __getitem__(self, index: int | slice) -> "Member | Members":
-        """Return a member, or a slice of them."""
-        if isinstance(index, slice):
-            return self.select(range(*index.indices(len(self))))
-        at = range(len(self))[index]
-        facts = json.loads(self._line(at))
-        return Member(self.shards[self._numbers[at]], facts.pop("name"), facts.pop("offset"), facts.pop("size"), facts)
-
-    def _line(self, at: int) -> bytes:
-        return self._lines[self._ends[at] : self._ends[at + 1]]
-
-    def select(self, indices: Iterable[int]) -> "Members":
-        """Return the members at `indices`, in that order."""
-        return Members(self.shards, ((int(self._numbers[at]), self._line(at)) for at in indices))
+def source_of(line: bytes) -> str:
+    """Return the `Member.source` of a line of a shard's index."""
+    one = json.loads(line)
+    return str(one.get("source", one["name"]))

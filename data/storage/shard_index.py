@@ -17,6 +17,7 @@ __all__ = ["index_shard"]
 _log = logging.getLogger(__name__)
 SUFFIX, INDEX = ".tar", ".index.jsonl"
 FORMAT = 1
+HEAD = ("format", "shard", "bytes", "members")  # of the first line of each index
 CHUNK = 1 << 20  # bytes that are copied at once when a file is written
 
 
@@ -28,7 +29,8 @@ def index_of(shard: str) -> str:
 def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambda member: {}) -> list[bytes]:
     """Build the index of a local shard, write it beside the shard, and return its lines, one per member.
 
-    The members' `source` is taken over from an existing index. If the index can't be written, a warning is logged.
+    Facts that an existing index of the same members has are kept, as of codes and features, since the tar file doesn't
+    contain them; of other members only `source`. If the index can't be written, a warning is logged.
 
     Args:
         shard: Path of the tar file.
@@ -40,25 +42,32 @@ def index_shard(shard: str, facts: Callable[[Member], Mapping[str, Any]] = lambd
     length = os.stat(shard).st_size
     with open(shard, "rb") as file:
         members = _attach_captions([Member(shard, *entry) for entry in scan(file, length)])
-    sources = _sources(shard)
-    about = ({**sources.get(one.name, {}), **one.facts, **facts(one)} for one in members)
-    lines = [_line(one.name, one.offset, one.size, more) for one, more in zip(members, about, strict=True)]
+    head, known = _known(shard, length, members)
+    lines = []
+    for one in members:
+        found = facts(one)
+        kept = {key: value for key, value in known.get(one.name, {}).items() if key != "bad" or not found}
+        lines.append(_line(one.name, one.offset, one.size, {**kept, **one.facts, **found}))
     if members and members[-1].offset + members[-1].size > length:
         _log.warning("%s is truncated within %s: the rest is lost", shard, members[-1])
     try:
-        _write_index(Path(index_of(shard)), Path(shard).name, length, lines)
+        _write_index(Path(index_of(shard)), Path(shard).name, length, lines, **head)
     except OSError as error:
         _log.warning("%s can't be written (%s): it will be rebuilt at each start", index_of(shard), error.strerror)
     return lines
 
 
-def _sources(shard: str) -> dict[str, dict[str, str]]:
-    """Read the `source` of each renamed member from an existing index: the tar file doesn't contain it."""
+def _known(shard: str, length: int, members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Read what an existing index has of a shard and, by name, of its members; see `index_shard`."""
     try:
-        entries = [json.loads(line) for line in Path(index_of(shard)).read_bytes().splitlines()[1:]]
-        return {one["name"]: {"source": str(one["source"])} for one in entries if "source" in one}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        head, *entries = (json.loads(line) for line in Path(index_of(shard)).read_bytes().splitlines())
+        places = [(one.pop("name"), one.pop("offset"), one.pop("size")) for one in entries]
+        facts = {name: one for (name, _, _), one in zip(places, entries, strict=True)}
+        if head["bytes"] == length and places == [one[1:4] for one in members]:
+            return {key: value for key, value in head.items() if key not in HEAD}, facts
+        return {}, {name: {"source": str(one["source"])} for name, one in facts.items() if "source" in one}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, {}
 
 
 def _attach_captions(members: Sequence[Member]) -> list[Member]:

@@ -21,18 +21,24 @@ To read, from a folder or an fsspec URL:
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from varitok import UserError
 
-from .members import Members, clear_handles, is_url, reader_of
+from .file_index import Entry, FileIndex, Files, build_index, write_index
+from .index_cache import is_large, share_index
+from .members import Member, clear_handles, is_url, reader_of, source_of
 from .shard_index import FORMAT, SUFFIX, _log, index_of, index_shard
 from .tar import BLOCK, read_header
 
-__all__ = ["open_index", "open_shards", "shards_in", "subfolders"]
+__all__ = ["index_shards", "open_index", "open_shards", "shards_in", "subfolders"]
+
+WHOLE = ".index.safetensors"  # index of all shards of a folder, in the folder
+READERS = 16  # threads that check whether it is current
 
 
 def shards_in(folder: str) -> list[tuple[str, int]]:
@@ -92,38 +98,89 @@ def _convert_errors(folder: str) -> Iterator[None]:
         raise UserError(f"data.root={folder}: can't be read ({reason})") from error
 
 
-def open_shards(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> Members:
+def open_shards(folder: str | Path) -> Files[Member]:
     """List the members of all shards in a folder, sorted by `Member.source`.
 
     If a local shard has no index, or an outdated one, it is rebuilt. If a shard was truncated after it was indexed,
     all its members are listed; reading a lost one raises an error that names it.
 
+    The index of all shards together is kept in the folder, or else in the user's cache, if it has 10,000 members.
+
     Args:
         folder: Path, or an fsspec URL: `s3://...`, `https://...`.
-        wanted: Predicate on `Member.source`; selects the members that are listed.
 
     Raises:
         UserError: A shard or its index can't be read.
     """
     clear_handles()
-    shards = shards_in(str(folder))
-    found = [
-        (source.split("/"), number, line)
-        for number, (shard, length) in enumerate(shards)
-        for source, line in _index(shard, length)
-        if wanted(source)
-    ]
-    found.sort(key=lambda one: one[:2])
-    return Members([shard for shard, _ in shards], ((number, line) for _, number, line in found))
+    root = str(folder)
+    shards = shards_in(root)
+    beside = None if is_url(root) else Path(root) / WHOLE
+    return Files(
+        share_index(
+            root,
+            beside=beside,
+            about="shards",
+            is_current=lambda index: _is_current(index, shards),
+            build=lambda: _build(root, shards),
+        )
+    )
 
 
-def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
-    """Read a shard's index, or build it: `source` and index line of each member."""
+def index_shards(folder: str | Path) -> None:
+    """Write the index of all shards of a local folder, if they have 10,000 members or more."""
+    index = _build(str(folder), shards_in(str(folder)))
+    if is_large(len(index)):
+        write_index(index, Path(folder) / WHOLE)
+
+
+def _build(root: str, shards: Sequence[tuple[str, int]]) -> FileIndex:
+    """Build the index of all shards of a folder, from those of the shards."""
+    about: list[dict[str, Any]] = []
+
+    def entries() -> Iterator[Entry]:
+        for number, (shard, length) in enumerate(shards):
+            lines = _index(shard, length)
+            last, lost = _last_whole(lines, length)
+            name = shard if is_url(shard) else Path(shard).name
+            about.append({"name": name, "bytes": length, "members": len(lines), "lost": lost, "last": last})
+            for line in lines:
+                yield Entry(source_of(line), number, line)
+
+    index = build_index(root, entries(), about)
+    _warn_of_lost(index)
+    return index
+
+
+def _is_current(index: FileIndex, shards: Sequence[tuple[str, int]]) -> bool:
+    """Return whether an index is of these shards as they are now."""
+    if [(one["name"], one["bytes"]) for one in index.header["shards"]] != [
+        (shard if is_url(shard) else Path(shard).name, length) for shard, length in shards
+    ]:
+        return False
+    lasts = [(shard, about["last"]) for (shard, _), about in zip(shards, index.header["shards"], strict=True)]
+    with ThreadPoolExecutor(READERS) as readers:  # over a network each waits
+        same = all(readers.map(lambda one: not one[1] or _has_member(*one), lasts))
+    if same:
+        _warn_of_lost(index)
+    return same
+
+
+def _warn_of_lost(index: FileIndex) -> None:
+    for shard, about in zip(index.shards or (), index.header["shards"], strict=True):
+        if about["lost"]:
+            _log.warning("%s is truncated: %d of its %d members are lost", shard, about["lost"], about["members"])
+
+
+def _index(shard: str, length: int) -> list[bytes]:
+    """Read the lines of a shard's index, or build it."""
     try:
         with open_index(shard) as file:
             head, *lines = file.read().splitlines(keepends=True)
         _check(shard, length, json.loads(head), lines)
-        return [(_source(line), line) for line in lines]
+        for line in lines:
+            source_of(line)
+        return lines
     except FileNotFoundError:
         reason = "has no index"
     except (ValueError, KeyError, TypeError):  # from parsing JSON, or from `_check`
@@ -134,7 +191,7 @@ def _index(shard: str, length: int) -> list[tuple[str, bytes]]:
         raise UserError(f"{shard}: {reason}; run `varitok shards FOLDER` where the shards are, and copy the index too")
     _log.info("%s %s; building the index", shard, reason)
     try:
-        return [(_source(line), line) for line in index_shard(shard)]
+        return index_shard(shard)
     except OSError as error:
         raise UserError(f"{shard}: can't be read ({error.strerror or error})") from error
 
@@ -152,31 +209,36 @@ def open_index(shard: str) -> BinaryIO:
     return cast(BinaryIO, fsspec.open(index_of(shard), "rb").open())
 
 
-def _source(line: bytes) -> str:
-    one = json.loads(line)
-    return str(one.get("source", one["name"]))
-
-
 def _check(shard: str, length: int, head: Mapping[str, Any], lines: Sequence[bytes]) -> None:
-    """Check that an index belongs to a shard; warn if the shard was truncated.
+    """Check that an index belongs to a shard.
 
     Raises:
         ValueError: The index belongs to another shard, or has another format.
     """
     if head["format"] != FORMAT or head["members"] != len(lines) or length > head["bytes"]:
         raise ValueError
-    lost = 0
-    for line in reversed(lines):
+    last, _ = _last_whole(lines, length)
+    if last and not _has_member(shard, last):
+        raise ValueError
+
+
+def _last_whole(lines: Sequence[bytes], length: int) -> tuple[dict[str, Any] | None, int]:
+    """Return the name, offset and size of the last member before `length`, if any, and the number of those after it."""
+    for lost, line in enumerate(reversed(lines)):
         one = json.loads(line)
         if one["offset"] + one["size"] <= length:
-            break
-        lost += 1
-    if lost:
-        _log.warning("%s is truncated: %d of its %d members are lost", shard, lost, len(lines))
-    # A member's header distinguishes shards of the same size. At URLs it would cost a request per shard.
-    if lost < len(lines) and not is_url(shard):
-        header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
-        # A long name is stored before the header, which contains only part of it.
-        misnamed = header is not None and len(name) <= 100 and name.isascii() and header.name != name
-        if header is None or header.size != one["size"] or misnamed:
-            raise ValueError
+            return {key: one[key] for key in ("name", "offset", "size")}, lost
+    return None, len(lines)
+
+
+def _has_member(shard: str, one: Mapping[str, Any]) -> bool:
+    """Return whether a member is where an index says, which distinguishes shards of the same size.
+
+    At URLs that isn't checked: it would cost a request for each shard.
+    """
+    if is_url(shard):
+        return True
+    header, name = read_header(reader_of(shard)(one["offset"] - BLOCK, BLOCK)), one["name"]
+    # A long name is stored before the header, which contains only part of it.
+    misnamed = header is not None and len(name) <= 100 and name.isascii() and header.name != name
+    return header is not None and header.size == one["size"] and not misnamed

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 from varitok import UserError
 
+from .index_cache import is_large
 from .shard_index import CHUNK, SUFFIX, _line, _write_index, index_of
+from .shard_reader import index_shards
 from .tar import MOST_BYTES, end_of, header_of, padding_of
 
 __all__ = ["ShardFile", "ShardWriter", "member_names"]
@@ -148,6 +150,8 @@ class ShardWriter:
         try:
             if kind is None:
                 self._finish()
+                for part in self._numbers if is_large(self.members) else ():
+                    index_shards(self._partial / part)
                 if self.folder.exists():
                     self.folder.rmdir()  # fails unless it is empty
                 self._partial.rename(self.folder)

@@ -230,7 +230,7 @@ def _find(paths: Sequence[Path], kinds: Sequence[str]) -> dict[Path, Path]:
         if path == STREAM:
             found[path] = Path("stdin")
         elif path.is_dir():
-            files, skipped, _ = find_files(path, kinds)
+            files, skipped = find_files(path, kinds)[:2]
             if not files:
                 named = ", ".join(f"*{kind}" for kind in kinds)
                 raise UserError(f"{path}: holds no file named {named}{describe_skipped(skipped)}")

@@ -24,7 +24,7 @@ from varitok import UserError, progress
 from varitok.codecs.conversion import RANGES, convert
 from varitok.data.storage.captions import caption_of
 from varitok.data.storage.folders import printable
-from varitok.data.storage.listing import list_splits, name_in, split_folders
+from varitok.data.storage.listing import list_splits, name_in, names_in, split_folders
 from varitok.data.storage.members import File, is_url
 from varitok.data.storage.shard_index import SUFFIX
 from varitok.data.storage.shard_writer import ShardFile, member_names
@@ -209,8 +209,8 @@ def _corpora(bundle: Bundle, options: argparse.Namespace) -> list[_Corpus]:
 def _digest(root: str | Path, files: Sequence[File]) -> str:
     """Return a hash of the names of a corpus's files."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(name_in(root, file).encode(errors="surrogateescape") + b"\0")
+    for name in names_in(root, files):
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:16]
 
 

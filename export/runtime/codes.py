@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
-from varitok.data.storage.members import Members, is_url
+from varitok.data.storage.members import is_url, parse_member
 from varitok.data.storage.shard_index import index_of
 from varitok.data.storage.shard_reader import open_index, shards_in, subfolders
 
@@ -165,15 +165,16 @@ def read_head(shard: str) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=CACHED)
-def _members(shard: str) -> Members:
+def _lines(shard: str) -> list[bytes]:
+    """Return the lines of a shard's index, one for each record."""
     with open_index(shard) as file:
-        return Members([shard], ((0, line) for line in file.read().splitlines(keepends=True)[1:]))
+        return file.read().splitlines()[1:]
 
 
 def _record(shard: str, at: int) -> Record:
     """Read a record of a shard."""
     try:
-        member = _members(shard)[at]
+        member = parse_member(shard, _lines(shard)[at])
         facts = dict(member.facts)
         name = facts.pop(FILE)
         codes = np.load(io.BytesIO(member.read()), allow_pickle=False)

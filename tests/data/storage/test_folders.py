@@ -65,8 +65,9 @@ def walk(folder: Path, root: Path, searched: set[Path]) -> Iterator[Path]:
 def test_each_regular_file_that_can_be_seen_is_found_once(entries):
     with tempfile.TemporaryDirectory() as top:
         root = make(Path(top).resolve(), entries)
-        files, skipped, linked = find_files(root, SUFFIXES)
+        files, skipped, linked, searched = find_files(root, SUFFIXES)
         assert files == sorted(files)
+        assert {str(path.parent) for path in files} <= searched.keys() and str(root) in searched
         found = [path.resolve() for path in files]
         assert sorted(found) == sorted({*walk(root, root, set())})
         assert linked == {path: str(path.resolve()) for path in files if path != path.resolve()}
@@ -98,7 +99,7 @@ def test_entries_are_counted_by_the_reason_why_they_are_skipped(tmp_path):
         *[("link", f"root/{name}.jpg", "elsewhere.jpg") for name in ("z", "zz")],
     ]
     root = make(tmp_path, entries)
-    files, skipped, linked = find_files(root, SUFFIXES)
+    files, skipped, linked = find_files(root, SUFFIXES)[:3]
     names = ["folder.jpg/in.jpg", "one/linked.jpg", "x.jpg", "z.jpg"]
     assert linked == {
         root / "one/linked.jpg": str(tmp_path / "other/linked.jpg"),
@@ -129,7 +130,7 @@ def test_a_folder_that_can_not_be_read_is_counted(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert find_files(root, SUFFIXES) == ([root / "b" / "x.png"], {"unreadable": 1}, {})
+    assert find_files(root, SUFFIXES)[:3] == ([root / "b" / "x.png"], {"unreadable": 1}, {})
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def test_the_sequence_of_records(told):
     assert done.stdout == f"{names[0]} set()\n"
 
 
+def test_an_index_that_is_made_anew_keeps_what_the_codes_have(told):
+    before = contents(told)
+    pack([str(told)])
+    assert contents(told) == before and len(varitok.codes(told)) == 10
+
+
 def test_parts_and_interrupted_runs_write_the_same(photos, exported, told, tmp_path):
     words = ["--shard-files", "3"]
     for part in ("3/3", "1/3"):

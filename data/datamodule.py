@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from types import MappingProxyType
@@ -23,7 +23,8 @@ from .decoding.errors import BadSample
 from .permutation import Numbers
 from .sampler import BucketSampler, LengthSampler, UpdateBatchSampler
 from .storage.captions import caption_of, require_captions
-from .workers import WorkerLoader, WorkerProgress, name_of, start_worker
+from .storage.members import Member, read_ahead
+from .workers import WorkerLoader, WorkerProgress, name_of, start_method, start_worker
 
 __all__ = ["BadSampleCount", "DataModule", "loader"]
 
@@ -45,6 +46,7 @@ class _Readable(Dataset[Sample]):
         bucket_ids: Bucket of each sample; a replacement is from the same bucket.
         features: Precomputed features of the samples, by teacher.
         captions: Whether captions are read too.
+        block: Consecutive samples of a batch that are read at once, if they are members of shards.
     """
 
     dataset: SignalDataset
@@ -53,6 +55,7 @@ class _Readable(Dataset[Sample]):
     bucket_ids: Numbers | None = None
     features: Mapping[str, FeatureShards] = field(default_factory=dict)
     captions: bool = False
+    block: int = 1
     workplaces: WorkerProgress = field(default_factory=WorkerProgress)
 
     TRIES = 16
@@ -66,6 +69,13 @@ class _Readable(Dataset[Sample]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """Read the samples of a batch."""
+        if self.block == 1:
+            return self._read_each(keys)
+        files = [self.dataset.files[index] for _, index in keys]
+        with read_ahead(file for file in files if isinstance(file, Member)):
+            return self._read_each(keys)
+
+    def _read_each(self, keys: Sequence[Key]) -> list[Sample]:
         samples = [self._read(key, self.policy == "substitute") for key in keys]
         for index, key in enumerate(keys):
             if sum(sample.signal is not None for sample in samples) >= self.least:
@@ -182,6 +192,8 @@ class DataModule(pl.LightningDataModule):
             `data.buckets`. None: all batches have `batch_size`.
         features: Shards of precomputed features of the training data (`varitok features`), by teacher.
         captions: Read the captions beside the training files (`captions`).
+        block: Consecutive samples of shards that are permuted as one, and read at once: a request over a network
+            brings as many. It divides `batch_size`; 1 shuffles each by itself.
 
     Raises:
         UserError: Features belong to another dataset, or the dataset lacks the lengths,
@@ -204,6 +216,7 @@ class DataModule(pl.LightningDataModule):
         budget: Annotated[int | None, "[1, inf)", "null is unlimited"] = None,
         features: Mapping[str, str] = MappingProxyType({}),
         captions: bool = False,
+        block: Annotated[int, "[1, inf)"] = 1,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -228,7 +241,23 @@ class DataModule(pl.LightningDataModule):
             raise UserError("loader.budget: give loader.bucket=0.05, or data.buckets (video), or loader.budget=null")
         if self.shapes and bucket:
             raise UserError("loader.bucket: data.buckets already groups clips; set loader.bucket=0")
+        self.block = block
+        if block > 1:
+            self._check_block()
         self.bad = BadSampleCount(max_bad_share)
+        self._validation: WorkerLoader | None = None
+
+    def _check_block(self) -> None:
+        files = self.splits.train.files
+        if not files or not isinstance(files[0], Member):
+            raise UserError(
+                "loader.block: only shards are read in blocks; pack the files (varitok shards FOLDER --out SHARDS), or"
+                " set loader.block=1"
+            )
+        if self.bucket or self.shapes:
+            raise UserError("loader.block: batches of similar signals are read from all over; set loader.block=1")
+        if self.batch_size % self.block:
+            raise UserError(f"loader.block={self.block}: must divide loader.batch_size={self.batch_size}")
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -240,7 +269,7 @@ class DataModule(pl.LightningDataModule):
         if self.sizes is not None:
             # Lengths in a bucket differ by at most `bucket`.
             bucket_ids = (np.log(self.sizes) / math.log1p(self.bucket)).astype(np.int32)
-        readable = _Readable(data, self.policy, 1, bucket_ids, self.features, self.captions)
+        readable = _Readable(data, self.policy, 1, bucket_ids, self.features, self.captions, self.block)
         if self.overfit:
             first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
             return loader(readable, [first] * self.batches, self.workers)
@@ -257,13 +286,18 @@ class DataModule(pl.LightningDataModule):
             counts = [max(1, self.budget // volume) if self.budget else self.batch_size for volume in volumes]
             sampler = BucketSampler(bucket_ids, counts, **form)
         else:
-            sampler = UpdateBatchSampler(len(readable), self.batch_size, **form)
+            sampler = UpdateBatchSampler(len(readable), self.batch_size, self.block, **form)
         return loader(readable, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return a loader of this rank's part of the validation split, in order; unreadable files are skipped."""
-        rank, world = self._rank()
-        return validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
+        """Return the loader of this rank's part of the validation split, in order; unreadable files are skipped.
+
+        It is the same for the whole run, and so are its workers.
+        """
+        if self._validation is None:
+            rank, world = self._rank()
+            self._validation = validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
+        return self._validation
 
     def names(self, batch: Batch) -> list[str]:
         """Return the names of a training batch's signals: their files, or their indices if the dataset has no files."""
@@ -307,13 +341,28 @@ def loader(dataset: Any, batches: Any, workers: int, stack: Callable[[Any], Any]
         worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
+        multiprocessing_context=start_method(dataset) if workers else None,
     )
 
 
 def validation_loader(
     dataset: SignalDataset, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
-) -> DataLoader[Sample]:
+) -> WorkerLoader:
     """Build a loader of one pass over a dataset, in order; an unreadable file is left out of its batch."""
-    keys = [(0, index) for index in range(rank, len(dataset), world)]
-    batches = [keys[at : at + batch_size] for at in range(0, len(keys), batch_size)]
+    batches = _InOrder(range(rank, len(dataset), world), batch_size)
     return loader(_Readable(dataset, "skip"), batches, workers)
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Batches of the keys of samples, in order."""
+
+    indices: range
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for at in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[at : at + self.batch_size]]

@@ -1,8 +1,10 @@
 """Data loader workers, and the error when one dies."""
 
+import pickle
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -15,8 +17,9 @@ from varitok import UserError
 from .batch import Sample
 from .storage.members import File
 
-__all__ = ["WorkerLoader", "WorkerProgress", "name_of", "start_worker"]
+__all__ = ["WorkerLoader", "WorkerProgress", "name_of", "start_method", "start_worker"]
 
+SERVER = "forkserver"
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 CAUSES = {
     "SIGKILL": "out of memory? set fewer workers (loader.workers), or a smaller batch (loader.batch_size)",
@@ -69,11 +72,12 @@ class WorkerLoader(DataLoader[Sample]):
         main = threading.current_thread() is threading.main_thread()
         child = getattr(signal, "SIGCHLD", None) if main else None
         before = signal.getsignal(child) if child else None
+        started = getattr(self, "_iterator", None) is not None
         batches: Any = super().__iter__()
         if child and before is not None:
             signal.signal(child, before)
         workers = list(getattr(batches, "_workers", []))
-        if workers:  # kills them once `batches` is freed, or before Python joins its children at exit
+        if workers and not started:  # kills them once `batches` is freed, or before Python joins its children at exit
             Finalize(batches, _end, (workers,), exitpriority=0)
         return self._watch(batches, workers) if workers else batches
 
@@ -103,6 +107,22 @@ def _cause(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:
         return f"exit status {status}"
+
+
+def start_method(dataset: object) -> str | None:
+    """Return how workers are started: by a server where this process uses a GPU; None for the system's own way.
+
+    NCCL may hang in a process that forks once it has started, and a fork copies the page tables of all that CUDA maps.
+    A dataset that can't be pickled is forked all the same.
+    """
+    if not torch.cuda.is_available() or SERVER not in get_all_start_methods():
+        return None
+    try:
+        pickle.dumps(dataset)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    get_context(SERVER).set_forkserver_preload([__name__.replace("workers", "datamodule")])  # once, not by each worker
+    return SERVER
 
 
 def start_worker(worker: int) -> None:

@@ -181,9 +181,13 @@ def cifar10(
         load = partial(CIFAR10, root, train=split == "train", download=download)
         # (n, h, w, 3) -> (n, 3, h, w)
         pixels = torch.from_numpy(download_or_raise(load, root, "cifar-10-python.tar.gz").data).permute(0, 3, 1, 2)
-        return ImageDataset(lambda i, _: pixels[i], len(pixels), **form)
+        return ImageDataset(partial(_row, pixels), len(pixels), **form)
 
     return splits_of("CIFAR-10", make, image_size=image_size, least_scale=least_scale, **form)
+
+
+def _row(pixels: Tensor, index: int, shorter_side: int | None) -> Tensor:
+    return pixels[index]
 
 
 @takes(splits_of)

@@ -4,7 +4,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -13,11 +14,12 @@ from .folders import printable
 
 __all__ = [
     "File", "InMemory", "Member", "Reader", "Source",
-    "clear_handles", "is_url", "open_file", "parse_member", "reader_of", "source_of", "to_source",
+    "clear_handles", "is_url", "open_file", "parse_member", "read_ahead", "reader_of", "source_of", "to_source",
 ]  # fmt: skip
 
 MOST_READ = 1 << 30  # bytes; larger members can't be read at once
 CHUNK = 1 << 20  # bytes; read-ahead buffer of an open member
+GAP, MOST_HELD = 1 << 16, 1 << 24  # bytes between members, and of all, that are read at once
 WAITS = (0.5, 2.0)  # seconds between the attempts of a request
 
 
@@ -64,7 +66,7 @@ class Member(NamedTuple):
         # Checked here, because libsndfile prints exceptions that are raised while it reads.
         lost = OSError(f"its shard ends before the last of its {self.size} bytes")
         if self.size <= CHUNK:
-            content = read(self.offset, self.size) if self.size else b""
+            content = _held(self) or (read(self.offset, self.size) if self.size else b"")
             if len(content) < self.size:
                 raise lost
             return _Whole(self, content)
@@ -237,6 +239,42 @@ def _pread(file: io.FileIO, offset: int, count: int) -> bytes:
         return os.pread(file.fileno(), count, offset)
     file.seek(offset)
     return file.read(count) or b""
+
+
+_ahead: list[tuple[str, int, bytes]] = []  # what `read_ahead` holds: shard, offset, content
+
+
+@contextmanager
+def read_ahead(members: Iterable[Member]) -> Iterator[None]:
+    """Read the small members that are side by side in a shard at once; in this context opening them reads nothing.
+
+    What can't be read is left to whoever opens it.
+    """
+    small = sorted((one.shard, one.offset, one.size) for one in members if one.size <= CHUNK)
+    runs: list[tuple[str, int, int, int]] = []  # shard, begin, end, members
+    for shard, offset, size in small:
+        last = runs[-1] if runs else ("", 0, 0, 0)
+        if last[0] == shard and offset - last[2] <= GAP and offset + size - last[1] <= MOST_HELD:
+            runs[-1] = (shard, last[1], offset + size, last[3] + 1)
+        else:
+            runs.append((shard, offset, offset + size, 1))
+    for shard, begin, end, count in runs:
+        with suppress(OSError):
+            if count > 1:
+                _ahead.append((shard, begin, reader_of(shard)(begin, end - begin)))
+    try:
+        yield
+    finally:
+        _ahead.clear()
+
+
+def _held(member: Member) -> bytes:
+    """Return the content of a member that was read ahead; empty if it wasn't."""
+    for shard, begin, content in _ahead:
+        at = member.offset - begin
+        if shard == member.shard and 0 <= at and at + member.size <= len(content):
+            return content[at : at + member.size]
+    return b""
 
 
 def parse_member(shard: str, line: bytes) -> Member:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from varitok import UserError
+from varitok.data.cli.shards import main as pack
 from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageFiles, image_folder
 from varitok.data.storage.shard_writer import ShardWriter
-from varitok.data.workers import start_worker
+from varitok.data.synthetic.images import dead_leaves
+from varitok.data.workers import start_method, start_worker
 
 from .pictures import fill
 
@@ -115,6 +118,35 @@ def test_members_are_packed(tmp_path) -> None:
     assert len(packed) == 1900
     assert sum(part.nbytes for part in packed.index.arrays.values()) / len(packed) < 110  # bytes
     assert packed.chosen.bits.nbytes + packed.chosen.starts.nbytes < 400
+
+
+def test_validation_keeps_its_workers(tmp_path) -> None:
+    data = module(fill(tmp_path / "photos", 60), workers=1, batch_size=1)
+    whole = [batch.sample_indices.tolist() for batch in data.val_dataloader()]
+    before = {child.pid for child in psutil.Process().children()}
+    iterator = iter(data.val_dataloader())
+    assert next(iterator).sample_indices.tolist() == whole[0]
+    del iterator  # before its end
+    assert [batch.sample_indices.tolist() for batch in data.val_dataloader()] == whole == [[0], [1], [2]]
+    assert {child.pid for child in psutil.Process().children()} == before
+
+
+def test_a_gpu_has_its_workers_started_by_a_server(monkeypatch) -> None:
+    assert start_method(module) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert start_method(dead_leaves(8).train) == "forkserver"
+    assert start_method(lambda: None) is None, "what can't be pickled is forked"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("root", ["photos", "shards"])
+def test_a_server_starts_workers_that_read_the_same(tmp_path, monkeypatch, root) -> None:
+    fill(tmp_path / "photos", 60)
+    pack([str(tmp_path / "photos"), "--out", str(tmp_path / "shards")])
+    here = list(module(tmp_path / root, workers=0, updates=6).train_dataloader())
+    monkeypatch.setattr("varitok.data.datamodule.start_method", lambda dataset: "forkserver")
+    served = list(module(tmp_path / root, workers=2, updates=6).train_dataloader())
+    assert len(here) == 6 and all(torch.equal(a.signal, b.signal) for a, b in zip(here, served, strict=True))
 
 
 def test_a_decoded_image_is_bounded_whatever_its_file_says(tmp_path) -> None:

@@ -19,6 +19,7 @@ from varitok.data.datamodule import DataModule
 from varitok.data.datasets.audio import audio_folder, audio_mix
 from varitok.data.datasets.images import image_folder
 from varitok.data.datasets.video import video_folder
+from varitok.data.storage import members
 from varitok.export.cli.main import main as varitok
 
 from ..clips import frames, write
@@ -149,6 +150,41 @@ def test_shards_are_read_from_what_fsspec_knows(tmp_path: Path) -> None:
         make("memory://nowhere")
     with pytest.raises(UserError, match=r"data\.root=nonsense://x: can't be read \(Protocol not known: nonsense"):
         make("nonsense://x")
+
+
+def test_blocks_of_shards_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "folder", 40)
+    main([str(tmp_path / "folder"), "--out", str(tmp_path / "shards"), "--size", "20kB"])
+    reads, pread = [], members._pread
+
+    def counted(*place: Any) -> bytes:
+        reads.append(place[2])
+        return pread(*place)
+
+    monkeypatch.setattr(members, "_pread", counted)
+    splits, form = image_folder(str(tmp_path / "shards"), image_size=8), {"batch_size": 8, "workers": 0, "updates": 4}
+    counts, seen = [], []
+    for block in (1, 4):
+        reads.clear()
+        batches = list(DataModule(splits, block=block, **form).train_dataloader())  # type: ignore[arg-type]
+        counts.append(len(reads))
+        seen.append({at for batch in batches for at in batch.sample_indices.tolist()})  # type: ignore[attr-defined]
+        for batch in batches:
+            own = [splits.train[0, at] for at in batch.sample_indices.tolist()]  # type: ignore[attr-defined]
+            assert torch.equal(batch.signal, torch.stack(own))  # type: ignore[attr-defined]
+    assert len(seen[0]) == len(seen[1]) == 32 and seen[0] != seen[1] and counts[1] < counts[0] / 2
+    with pytest.raises(UserError, match=r"loader\.block=3: must divide loader\.batch_size=8"):
+        DataModule(splits, block=3, **form)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^loader\.block: only shards are read in blocks; pack the files \(varitok sh"):
+        DataModule(image_folder(str(tmp_path / "folder")), block=4, **form)  # type: ignore[arg-type]
+    sized = audio_folder(str(pack_sounds(tmp_path)), **SOUNDS)
+    with pytest.raises(UserError, match=r"^loader\.block: batches of similar signals are read from all over; set"):
+        DataModule(sized, block=4, bucket=0.05, **form)  # type: ignore[arg-type]
+
+
+def pack_sounds(folder: Path) -> Path:
+    main([str(sounds(folder / "sounds")), "--out", str(folder / "sounds.shards")])
+    return folder / "sounds.shards"
 
 
 def test_the_command_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

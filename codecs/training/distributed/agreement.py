@@ -1,5 +1,6 @@
 """Agreement of a run's processes: what they run and resume, and that their parameters stay equal."""
 
+import hashlib
 import platform
 import socket
 from collections.abc import Iterable
@@ -12,20 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import varitok
 from varitok import UserError, __version__
 
 from ...distributed import world_size
 from .strategy import Sharded
 
-__all__ = ["Agreement", "checksum"]
+__all__ = ["Agreement", "checksum", "sources"]
+
+REMEDIES = {
+    "checkpoint": "; the run's folder must be shared by all nodes",
+    "sources": "; all nodes must have the same commit and no edits of their own",
+}
 
 
 class Agreement(pl.Callback):
     """The callback that ends a run whose processes differ, which would train on without a message.
 
-    Before the start it compares versions, and the checkpoint that each process found: if the run's folder isn't shared
-    by all nodes, some would resume and others begin anew, from equal weights but other optimizer states. At each log
-    reading it compares a checksum of all parameters and buffers. Sharded codecs have nothing to compare.
+    Before the start it compares versions and sources, and the checkpoint that each process found: if the run's folder
+    isn't shared by all nodes, some would resume and others begin anew, from equal weights but other optimizer states.
+    At each log reading it compares a checksum of all parameters and buffers. Sharded codecs have nothing to compare.
 
     Args:
         checkpoint: The checkpoint that this process resumes; None if it found none.
@@ -38,7 +45,7 @@ class Agreement(pl.Callback):
         """Compare the processes before the start.
 
         Raises:
-            UserError: Their versions or checkpoints differ.
+            UserError: Their versions, sources or checkpoints differ.
         """
         if world_size() == 1:
             return
@@ -47,10 +54,9 @@ class Agreement(pl.Callback):
         for rank, other in enumerate(found):
             for what, told in other.items():
                 if what != "node" and told != found[0][what]:
-                    remedy = "; the run's folder must be shared by all nodes" if what == "checkpoint" else ""
                     raise UserError(
                         f"process 0 ({found[0]['node']}) has {what} {found[0][what]}, process {rank} ({other['node']})"
-                        f" {told}{remedy}"
+                        f" {told}{REMEDIES.get(what, '')}"
                     )
 
     def on_train_batch_end(
@@ -86,11 +92,22 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.int64)
 
 
+def sources() -> str:
+    """Return a digest of this package's modules, which commits and uncommitted edits change alike."""
+    digest = hashlib.sha256()
+    root = Path(varitok.__file__).parent
+    for folder in sorted(path.resolve() for path in root.iterdir() if path.is_dir()):  # links, in a checkout
+        for module in sorted(folder.rglob("*.py")):
+            digest.update(module.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _describe(checkpoint: Path | None) -> dict[str, str]:
     """Return what must be equal in all processes, and the name of this one's node."""
     return {
         "node": socket.gethostname(),
         "varitok": __version__,
+        "sources": sources(),
         "torch": version("torch"),
         "Python": platform.python_version(),
         "checkpoint": "none" if checkpoint is None else f"{checkpoint.name} of {checkpoint.stat().st_size} bytes",

@@ -245,7 +245,7 @@ class DataModule(pl.LightningDataModule):
         if block > 1:
             self._check_block()
         self.bad = BadSampleCount(max_bad_share)
-        self._validation: WorkerLoader | None = None
+        self._validation: dict[int | None, WorkerLoader] = {}  # by limit
 
     def _check_block(self) -> None:
         files = self.splits.train.files
@@ -289,15 +289,20 @@ class DataModule(pl.LightningDataModule):
             sampler = UpdateBatchSampler(len(readable), self.batch_size, self.block, **form)
         return loader(readable, sampler, self.workers)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self, limit: int | None = None) -> DataLoader[Sample]:
         """Return the loader of this rank's part of the validation split, in order; unreadable files are skipped.
 
         It is the same for the whole run, and so are its workers.
+
+        Args:
+            limit: Number of signals of all ranks, evenly spaced in the split; all if None.
         """
-        if self._validation is None:
+        if limit not in self._validation:
             rank, world = self._rank()
-            self._validation = validation_loader(self.splits.val, self.batch_size, self.workers, rank, world)
-        return self._validation
+            self._validation[limit] = validation_loader(
+                self.splits.val, self.batch_size, self.workers, rank, world, limit
+            )
+        return self._validation[limit]
 
     def names(self, batch: Batch) -> list[str]:
         """Return the names of a training batch's signals: their files, or their indices if the dataset has no files."""
@@ -346,23 +351,32 @@ def loader(dataset: Any, batches: Any, workers: int, stack: Callable[[Any], Any]
 
 
 def validation_loader(
-    dataset: SignalDataset, batch_size: int, workers: int = 0, rank: int = 0, world: int = 1
+    dataset: SignalDataset,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
 ) -> WorkerLoader:
     """Build a loader of one pass over a dataset, in order; an unreadable file is left out of its batch."""
-    batches = _InOrder(range(rank, len(dataset), world), batch_size)
+    total = len(dataset)
+    count = total if limit is None else min(limit, total)
+    batches = _InOrder(range(rank, count, world), batch_size, count, total)
     return loader(_Readable(dataset, "skip"), batches, workers)
 
 
 @dataclass(frozen=True)
 class _InOrder:
-    """Batches of the keys of samples, in order."""
+    """Batches of the keys of samples, in order: those at some places of `count`, evenly spaced in `total`."""
 
-    indices: range
+    places: range
     batch_size: int
+    count: int
+    total: int
 
     def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
+        return math.ceil(len(self.places) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for at in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[at : at + self.batch_size]]
+        for at in range(0, len(self.places), self.batch_size):
+            yield [(0, place * self.total // self.count) for place in self.places[at : at + self.batch_size]]

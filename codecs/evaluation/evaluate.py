@@ -77,7 +77,7 @@ class _Tally:
         self.comparisons = [self.modality.comparison(name, device) for name in self.names]
         rungs = len(self.ladder.keeps)
         # Sum and number of the finite values: a metric may be undefined for a signal.
-        self.sums = torch.zeros(2, rungs, len(self.names), dtype=torch.float64)
+        self.sums = torch.zeros(2, rungs, len(self.names), dtype=torch.float64, device=device)
         self.prices = torch.zeros(rungs, 2, dtype=torch.float64)  # bits, bytes
         self.amount = torch.zeros(1, dtype=torch.float64)
         self.seen = torch.zeros(3, dtype=torch.int64)  # signals, unreadable files, sum of shortest sides
@@ -118,7 +118,7 @@ class _Tally:
                     " that it was trained at"
                 )
             for column, compare in enumerate(self.comparisons):
-                values = compare(fake, real, lengths).double().cpu()
+                values = compare(fake, real, lengths).double().to(self.sums.device, non_blocking=True)
                 self.sums[:, rung, column] += torch.stack([values.nansum(), values.isfinite().sum()])
             for name, network in self.networks.items():
                 self.moments[name][rung].add(network.features(fake, lengths))

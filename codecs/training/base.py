@@ -331,9 +331,9 @@ class Training(pl.LightningModule):
         self.latest["lr"] = factor * self.trainer.optimizers[0].param_groups[0]["initial_lr"]
         self._send(self.latest)
 
-    def log_evaluation(self, values: dict[str, float]) -> None:
-        """Log an evaluation's values, and keep them for the checkpoint callback."""
-        self.evaluation = values | {"update": self.update}
+    def log_evaluation(self, values: dict[str, float], compared: dict[str, float] | None = None) -> None:
+        """Log an evaluation's values, and keep for the checkpoint callback those that are `compared`; all if None."""
+        self.evaluation = (values if compared is None else compared) | {"update": self.update}
         self._send(values)
 
     def _send(self, values: dict[str, float]) -> None:

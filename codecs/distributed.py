@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 __all__ = [
     "broadcast_from_rank_zero",
     "differentiable_mean_over_ranks",
+    "exchange_rows",
     "full_tensor",
     "gather_rows",
     "gather_rows_with_gradient",
@@ -110,6 +111,24 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes.tolist(), strict=True)])
+
+
+def exchange_rows(rows: Tensor, owners: Tensor) -> Tensor:
+    """Send each of the rows `(r, d)` to its owner, a rank; return this rank's rows, in the order of their senders.
+
+    Args:
+        rows: Rows; r may differ between ranks, and be 0.
+        owners: int64 `(r,)`.
+    """
+    if world_size() == 1:
+        return rows
+    order = owners.argsort(stable=True)
+    sent = torch.bincount(owners, minlength=world_size())
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    found = rows.new_empty(int(received.sum()), rows.shape[1])
+    dist.all_to_all_single(found, rows[order], received.tolist(), sent.tolist())
+    return found
 
 
 class _Gather(torch.autograd.Function):

@@ -161,6 +161,7 @@ class _Tally:
                 row[name] = frechet.frechet_distance(moments[rung], moments[-1])
             if self.counts:
                 used.include(self.counts[rung].rows())
+                used.shared = self.counts[rung].shared
                 row |= _use(used, len(self.ladder.codebooks(keep)))
             rows.append(row | {self.modality.plural: count})
         # Rows with fewer codebooks have fewer columns; fill up with NaN.
@@ -182,11 +183,11 @@ class _Tally:
 
 def _use(counts: rate.CodeCounts, kept: int) -> Row:
     """Return the usage, entropy and perplexity of the first `kept` codebooks: means, and each one's own if several."""
-    codebooks = list(zip(counts.codebooks(), counts.codebook_sizes, strict=True))[:kept]
+    codebooks = list(zip(counts.summary(), counts.codebook_sizes, strict=True))[:kept]
     measures = {
-        "usage": [rate.usage(codebook, size) for codebook, size in codebooks],
-        "entropy": [rate.entropy(codebook) for codebook, _ in codebooks],
-        "perplexity": [rate.perplexity(codebook) for codebook, _ in codebooks],
+        "usage": [codebook.entries / size for codebook, size in codebooks],
+        "entropy": [codebook.entropy for codebook, _ in codebooks],
+        "perplexity": [codebook.perplexity for codebook, _ in codebooks],
     }
     row: Row = {}
     for name, values in measures.items():

@@ -8,11 +8,12 @@ repeated token counts once, plus a flag for each position.
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..distributed import gather_rows
+from ..distributed import exchange_rows, sum_over_ranks, world_size
 from .metric import Column
 
 __all__ = [
@@ -21,12 +22,11 @@ __all__ = [
     "USE",
     "USED",
     "CodeCounts",
+    "Use",
     "definitions",
     "entropy",
     "packed_bytes",
-    "perplexity",
     "run_flags",
-    "usage",
 ]
 
 DENSE = 1 << 16  # largest codebook with a counter for each entry
@@ -106,11 +106,34 @@ def run_flags(codes: Tensor) -> tuple[int, float, int]:
     return frame + changed, ideal, positions
 
 
+class Use(NamedTuple):
+    """Usage of a codebook.
+
+    Attributes:
+        entries: Number of entries that occur.
+        codes: Number of codes.
+        entropy: Entropy of the codes, in bits.
+    """
+
+    entries: int
+    codes: int
+    entropy: float
+
+    @property
+    def perplexity(self) -> float:
+        """Number of evenly used entries with that entropy."""
+        return float(2**self.entropy)
+
+
 class CodeCounts:
     """Histogram of the code indices of each codebook, for codebooks of any size.
 
     A codebook of up to 2^16 entries has a counter per entry, updated without a device synchronization. Counters for
     2^36 entries wouldn't fit in memory: the codes of larger codebooks are buffered and counted by sorting.
+
+    Processes sum the counters. The entries of larger codebooks are shared out instead: after `gather` a process has the
+    counts, over all processes, of its own entries, and `summary` sums over processes. Gathered by each of 64 processes,
+    the rows of 50 updates would be a gigabyte.
 
     Args:
         codebook_sizes: Number of entries of each codebook.
@@ -131,6 +154,7 @@ class CodeCounts:
         self.pending: dict[int, list[Tensor]] = {codebook: [] for codebook in large}
         self.waiting = 0
         self.counted = self.dense.new_zeros(0, 3)
+        self.shared = False  # whether another process has the rest of a large codebook's entries
 
     def add(self, codes: Tensor, valid: Tensor | None = None) -> None:
         """Count codes.
@@ -172,11 +196,12 @@ class CodeCounts:
         return torch.cat(rows)
 
     def gather(self) -> None:
-        """Sum the counts over all processes, on each of them; a collective, which every process must call."""
-        rows = gather_rows(self.rows())
-        self.dense.zero_()
-        self.counted = rows[:0]
-        self.include(rows)
+        """Sum the counts over all processes; a collective, which every process must call."""
+        (self.dense,) = sum_over_ranks([self.dense])
+        if self.pending:
+            self._count()
+            self.counted = _merge(exchange_rows(self.counted, self.counted[:, 1] % world_size()))
+            self.shared = world_size() > 1
 
     def include(self, rows: Tensor) -> None:
         """Add the counts of another histogram's `rows()`."""
@@ -191,6 +216,25 @@ class CodeCounts:
         rows = self.rows()
         return [rows[rows[:, 0] == codebook, 2] for codebook in range(len(self.codebook_sizes))]
 
+    def summary(self) -> list[Use]:
+        """Return the usage of each codebook; if `shared`, a collective."""
+        found = self.codebooks()
+        numbers = torch.tensor([[len(counts), int(counts.sum())] for counts in found], device=self.dense.device)
+        if self.shared:
+            numbers = self._add_shares(numbers)
+        totals = numbers[:, 1].tolist()
+        bits = torch.tensor([entropy(*pair) for pair in zip(found, totals, strict=True)], dtype=torch.float64)
+        if self.shared:
+            bits = self._add_shares(bits.to(self.dense.device))
+        return [Use(*pair, bit) for pair, bit in zip(numbers.tolist(), bits.tolist(), strict=True)]
+
+    def _add_shares(self, values: Tensor) -> Tensor:
+        """Sum the values of large codebooks over processes; those of the others are complete."""
+        (sums,) = sum_over_ranks([values])
+        large = list(self.pending)
+        values[large] = sums[large]
+        return values
+
 
 def _merge(rows: Tensor) -> Tensor:
     """Sum the counts of rows `(r, 3)` with the same codebook and entry."""
@@ -199,25 +243,14 @@ def _merge(rows: Tensor) -> Tensor:
     return torch.cat([keys, counts[:, None]], 1)
 
 
-def usage(counts: Tensor, size: int | None = None) -> float:
-    """Compute the share of a codebook's entries that occur, in [0, 1].
-
-    Args:
-        counts: Counts of all entries, or of those that occur.
-        size: Number of entries of the codebook; `len(counts)` if None.
-    """
-    return int((counts > 0).sum()) / (len(counts) if size is None else size)
-
-
-def entropy(counts: Tensor) -> float:
+def entropy(counts: Tensor, total: int | None = None) -> float:
     """Compute the entropy of code usage, `-sum p log2 p`, in bits in [0, log2(size)]; 0 without counts.
 
     This plug-in estimate is biased low if there are few codes for the size of the codebook.
+
+    Args:
+        counts: Counts of all entries, or of those that occur; or of some of these, whose terms are summed.
+        total: Sum of all counts; that of `counts` if None.
     """
-    share = counts.double() / counts.sum().clamp(min=1)
+    share = counts.double() / (counts.sum() if total is None else torch.tensor(total)).clamp(min=1)
     return -float(torch.xlogy(share, share).sum()) / torch.log(torch.tensor(2.0, dtype=torch.float64)).item() + 0.0
-
-
-def perplexity(counts: Tensor) -> float:
-    """Compute the perplexity of code usage, `2^entropy`: the number of evenly used entries with that entropy."""
-    return float(2 ** entropy(counts))

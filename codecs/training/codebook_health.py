@@ -13,7 +13,7 @@ from ..bottlenecks.composite import Composite
 from ..bottlenecks.contract import Bottleneck
 from ..distributed import gather_rows, sum_over_ranks, world_size
 from ..masking import prefix_mask
-from ..metrics.rate import CodeCounts, entropy
+from ..metrics.rate import CodeCounts
 
 __all__ = ["CodebookHealth", "remedies"]
 
@@ -117,15 +117,15 @@ class CodebookHealth:
             counts.gather()
         positions, signals = self._sizes()
         self._counts, self._positions, self._signals = None, 0, 0
-        codebooks = counts.codebooks()
+        codebooks = counts.summary()
         values: dict[str, float] = {}
-        entropies, seen = [entropy(codebook) for codebook in codebooks], [int(codebook.sum()) for codebook in codebooks]
+        entropies, seen = [codebook.entropy for codebook in codebooks], [codebook.codes for codebook in codebooks]
         # Number of entries that could have occurred.
         possible = [min(size, count) for size, count in zip(self.codebook_sizes, seen, strict=True)]
         measures = {
-            "used": [len(codebook) / max(1, most) for codebook, most in zip(codebooks, possible, strict=True)],
+            "used": [codebook.entries / max(1, most) for codebook, most in zip(codebooks, possible, strict=True)],
             "entropy": entropies,
-            "perplexity": [2**bits for bits in entropies],
+            "perplexity": [codebook.perplexity for codebook in codebooks],
         }
         for name, numbers in measures.items():
             values |= {f"health/codebook{index}/{name}": number for index, number in enumerate(numbers)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varitok.codecs.distributed import (
     broadcast_from_rank_zero,
     differentiable_mean_over_ranks,
+    exchange_rows,
     gather_rows,
     gather_rows_with_gradient,
     mean_over_ranks,
@@ -48,6 +49,7 @@ def _results(rank: int) -> dict[str, Any]:
     results["no_sums"] = sum_over_ranks([])
     for name, counts in ROWS.items():
         results[name] = gather_rows(_rows(rank, counts[rank]))
+        results[f"{name}_shared"] = exchange_rows(_rows(rank, counts[rank]), torch.arange(counts[rank]) % 2)
     leaf = mine.clone().requires_grad_()
     _square(differentiable_mean_over_ranks(leaf)).backward()
     results["gradient"] = leaf.grad
@@ -118,6 +120,13 @@ def test_rows_come_in_the_order_of_the_ranks(both: list[dict[str, Any]], name: s
         assert torch.equal(results[name], whole)
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_goes_to_its_owner(both: list[dict[str, Any]], name: str) -> None:
+    for rank, results in enumerate(both):
+        whole = torch.cat([_rows(sender, count)[rank::2] for sender, count in enumerate(ROWS[name])])
+        assert torch.equal(results[f"{name}_shared"], whole)
+
+
 def test_the_average_has_the_gradient_of_the_global_batch(both: list[dict[str, Any]]) -> None:
     """DDP averages over processes; what it then has must be the gradient of the loss of all values at once."""
     values = torch.tensor([[1.0, 2.0], [11.0, 12.0]], requires_grad=True)
@@ -147,6 +156,7 @@ def test_one_process_needs_no_collective(monkeypatch: pytest.MonkeyPatch) -> Non
     alone: list[Callable[[Tensor], Tensor]] = [
         mean_over_ranks,
         differentiable_mean_over_ranks,
+        exchange_rows,
         broadcast_from_rank_zero,
         gather_rows,
         gather_rows_with_gradient,

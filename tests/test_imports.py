@@ -27,8 +27,8 @@ FLOORS = {
         " evaluation training"
     ),
     "codecs.training": (
-        "config versions malloc schedules logging guard activation_checkpointing codebook_health distributed ema base"
-        " module prior implicit callbacks resume run sweep"
+        "config versions malloc schedules readout logging guard activation_checkpointing codebook_health"
+        " distributed ema base module prior implicit callbacks resume run sweep"
     ),
     "export": "runtime bitstream exporters adapters compare report cli",
 }

@@ -32,7 +32,7 @@ def train(config: DictConfig) -> None:
     folder = run_folder(config)
     run = build_run(config, folder)
     save_resolved(config, folder)  # only now: a start that fails leaves the folder's run as it was
-    run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
+    run.fit()
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -1,9 +1,12 @@
-"""Settings of glibc's malloc for memory that a training step frees."""
+"""Settings of the allocators of host and GPU for memory that a training step frees."""
 
 import ctypes
+import os
 import platform
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "let_segments_grow"]
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch's environment variable, and its older name
 
 # <malloc.h>: free bytes at the heap's top that are returned to the system, and the block size from which mmap is used.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -29,3 +32,12 @@ def keep_freed_memory(*, keep: bool = True) -> bool:
     if not keep:
         library.malloc_trim(0)
     return bool(taken)
+
+
+def let_segments_grow() -> None:
+    """Let the GPU's allocator grow its segments, unless the environment configures it; before it is first used.
+
+    If batches differ in length, freed blocks of one size don't fit the next: the memory falls into pieces.
+    """
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
 from .guard import Guard
 from .implicit import ClipTraining
-from .malloc import keep_freed_memory
+from .malloc import keep_freed_memory, let_segments_grow
 from .module import CodecTraining
 from .prior import PriorTraining
 from .resume import check_resume, differing, find_checkpoint
@@ -61,7 +62,7 @@ TAKEN = {  # Lightning's arguments that are wrong or without effect here, and th
 
 
 class Run(NamedTuple):
-    """The arguments of `trainer.fit`.
+    """A run that `fit` starts or resumes; its parts are the arguments of `trainer.fit`.
 
     Attributes:
         trainer: Lightning's trainer, with callbacks and loggers.
@@ -75,6 +76,29 @@ class Run(NamedTuple):
     data: DataModule
     resume: str | None
 
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            UserError: The GPU's memory doesn't suffice.
+        """
+        try:
+            self.trainer.fit(self.module, self.data, ckpt_path=self.resume, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            size = re.search(r"(GPU \d+ has )a total capacity of (\S+ \w+)", str(error))
+            gpu = f": {size[1]}{size[2]}" if size else ""
+            raise UserError(f"out of memory{gpu}; give {', '.join(self._smaller())}") from error
+
+    def _smaller(self) -> list[str]:
+        """List what a run may set that needs less memory."""
+        size, budget = self.data.batch_size, self.data.budget
+        found = ["a smaller loader.budget"] if budget else []
+        if not budget and size > 1:
+            found = [f"loader.batch_size={size // 2} training.accumulate={2 * self.module.accumulate}"]
+        if isinstance(self.module, CodecTraining) and not self.module.recompute.forgetful:
+            found.append("training.activation_checkpointing=[encoder,decoder]")
+        return [*found, "trainer=fsdp2 on several GPUs"]
+
 
 def build_run(config: DictConfig, folder: Path) -> Run:
     """Build a run's trainer, module and data, in the order in which mistakes are found fastest.
@@ -85,7 +109,7 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     >>> config.callbacks = {}  # neither samples nor evaluation
     >>> config.trainer.enable_progress_bar = False
     >>> run = build_run(config, Path("run"))
-    >>> run.trainer.fit(run.module, run.data)
+    >>> run.fit()
     >>> Path("run/checkpoints/last.ckpt").is_file()
     True
 
@@ -103,7 +127,10 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     pl.seed_everything(options["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config.resume, folder)
     on_gpu = _trains_on_gpu(plain["trainer"])
-    if on_gpu:  # or what data sets compute on "cuda" would all go to the first
+    if on_gpu:
+        if plain["loader"].get("bucket") or plain["loader"].get("budget"):
+            let_segments_grow()
+        # Or what data sets compute on "cuda" would all go to the first.
         torch.cuda.set_device(_gpu_of(plain["trainer"]))
     data = DataModule(
         build(config.data),
@@ -129,6 +156,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     precision = _precision(plain["trainer"].get("precision", PRECISIONS[0]), module, on_gpu)
     silence = check_values(Watchdog, {"silence": plain["processes"]["silence"]}, "processes")
     callbacks += [Watchdog(**silence), Agreement(resume), Stopping(checkpoints), checkpoints]
+    if on_gpu and _repeats_shapes(module, data):
+        plain["trainer"].setdefault("benchmark", not plain["trainer"].get("deterministic"))
     trainer = _trainer(plain, precision, logger=loggers, callbacks=callbacks, default_root_dir=folder, plugins=[files])
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -159,6 +188,13 @@ def _precision(asked: str, module: Training, on_gpu: bool) -> str:
         return asked
     codec = getattr(module, "codec", None)
     return modality_of(codec).precision if on_gpu and codec is not None else "32-true"
+
+
+def _repeats_shapes(module: Training, data: DataModule) -> bool:
+    """Return whether all batches have one shape, for which cuDNN may time its algorithms once."""
+    fixed = not (data.bucket or data.budget) and len(data.splits.train.shapes) <= 1
+    # With one grid axis, evaluation has recordings of any length.
+    return fixed and isinstance(module, CodecTraining) and len(module.codec.downsample) != 1
 
 
 def _trainer(plain: dict[str, Any], precision: str, **parts: Any) -> pl.Trainer:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
@@ -152,7 +153,8 @@ class Watchdog(pl.Callback):
         """Wait for evidence that a lost process caused the error; without it leave with this process's own error."""
         if not self.threads:
             return
-        if isinstance(exception, RuntimeError):  # collectives raise it; the thread ends this process if one is lost
+        lost = isinstance(exception, RuntimeError) and not isinstance(exception, torch.OutOfMemoryError)
+        if lost:  # collectives raise it; the thread ends this process if one is lost
             self.failed.set()
             self.leaving.wait(EVIDENCE + 4 * BEAT)
         self._leave(str(_status(exception)))
@@ -180,4 +182,4 @@ def _status(exception: BaseException) -> int:
     """Return the exit status that an exception leads to."""
     if isinstance(exception, SystemExit):
         return exception.code if isinstance(exception.code, int) else 1
-    return {UserError: 2, KeyboardInterrupt: 130}.get(type(exception), 1)
+    return {UserError: 2, torch.OutOfMemoryError: 2, KeyboardInterrupt: 130}.get(type(exception), 1)

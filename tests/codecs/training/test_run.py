@@ -2,20 +2,24 @@
 
 import copy
 import math
+import os
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from varitok import UserError
 from varitok.codecs.build import build
+from varitok.codecs.training import run as run_module
 from varitok.codecs.training.config.compose import check
 from varitok.codecs.training.run import build_run
+from varitok.data.batch import SignalDataset
 
 from ...composing import composed
 from ..examples import CONFIGS, SMALLER, TINY_CLIP, TINY_RUN, TINY_SOUND
@@ -184,3 +188,40 @@ def test_an_infinite_clip_and_a_null_are_off(tmp_path: Path) -> None:
     config = composed("experiment=image/demo", "export=none", "optim.clip=inf", "+trainer.gradient_clip_val=null")
     check(config)
     assert build_run(config, tmp_path).module.clip == math.inf
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["loader.batch_size=8", "training.accumulate=3"], "loader.batch_size=4 training.accumulate=6, training.activ"),
+        (["loader.bucket=0.1", "loader.budget=9000"], "a smaller loader.budget, training.activ"),
+        (["loader.batch_size=1", "training.activation_checkpointing=[decoder]"], "trainer=fsdp2 on several GPUs"),
+    ],
+)
+def test_a_gpu_too_small_for_the_batch_is_answered_with_what_to_set(tmp_path, monkeypatch, words, remedy):
+    monkeypatch.setattr(SignalDataset, "sizes", lambda data: [16] * len(data))  # for buckets
+    run = build_run(composed(*TINY_RUN, "export=none", *words), tmp_path)
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB, 1 MiB is free."
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError(said)
+
+    monkeypatch.setattr(run.trainer, "fit", full)
+    with pytest.raises(UserError) as told:
+        run.fit()
+    assert str(told.value).startswith(f"out of memory: GPU 0 has 79.15 GiB; give {remedy}")
+
+
+@pytest.mark.parametrize(("words", "fixed"), [([], True), (["loader.bucket=0.1"], False)])
+def test_a_gpu_tunes_convolutions_for_one_shape_and_grows_segments_for_several(tmp_path, monkeypatch, words, fixed):
+    monkeypatch.setattr(SignalDataset, "sizes", lambda data: [16] * len(data))  # for buckets
+    monkeypatch.setattr(run_module, "_trains_on_gpu", lambda _: True)
+    monkeypatch.setattr(run_module, "allow_tf32", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    run = build_run(composed(*TINY_RUN, "export=none", *words), tmp_path)
+    assert torch.backends.cudnn.benchmark == fixed
+    assert ("PYTORCH_ALLOC_CONF" in os.environ) == (not fixed)
+    assert run.trainer.strategy.checkpoint_io.on_gpu

@@ -1,7 +1,7 @@
 """No step of a steady update waits for the device: what would wait on a GPU is found in updates on a CPU.
 
-A wait is what needs a value, or a number of values, on the host: a tensor's truth, its items, the indices of what is
-true, a copy that blocks. `test_devices.py` finds them too, in the parts of codecs, on a fake GPU.
+A wait is an operation that needs a value, or a number of values, on the host: a tensor's truth, its items, the indices
+of true elements, a copy that blocks. `test_devices.py` finds them too, in the parts of codecs, on a fake GPU.
 """
 
 import os

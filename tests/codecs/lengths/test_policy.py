@@ -209,7 +209,7 @@ def test_granularity(axis):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @torch.no_grad()
 def test_samples_of_one_length_are_cut_instead_of_masked(mechanism):
-    """The decoder of a `truncate` codec sees no mask and only so many tokens; the signals are the same."""
+    """The decoder of a `truncate` codec sees only the tokens kept, without a mask; the signals are the same."""
     codec, images = codec_with(mechanism), torch.rand(3, 3, SIZE, SIZE) * 2 - 1
     for granularity in ("sample", "batch"):
         kept = LengthPolicy(Uniform(), Truncate(), granularity).sample(3, TOKENS)

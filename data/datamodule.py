@@ -188,7 +188,7 @@ class DataModule(pl.LightningDataModule):
         overfit: Repeat the first batch.
         bucket: Length bucketing, which saves padding: relative noise on the lengths before sorting; 0 doesn't sort.
         budget: Size limit of a process's batch, padding included, so that batches of short samples are larger: in audio
-            samples or frames with `bucket` (and at most `batch_size` signals), in pixels of all frames with
+            samples or frames with `bucket` (and at most `batch_size` signals), in pixels of all images or frames with
             `data.buckets`. None: all batches have `batch_size`.
         features: Shards of precomputed features of the training data (`varitok features`), by teacher.
         captions: Read the captions beside the training files (`captions`).
@@ -238,9 +238,11 @@ class DataModule(pl.LightningDataModule):
         self.budget = budget
         self.shapes = splits.train.shapes
         if budget is not None and not self.shapes and not bucket:
-            raise UserError("loader.budget: give loader.bucket=0.05, or data.buckets (video), or loader.budget=null")
+            raise UserError(
+                "loader.budget: give loader.bucket=0.05, or data.buckets (images, video), or loader.budget=null"
+            )
         if self.shapes and bucket:
-            raise UserError("loader.bucket: data.buckets already groups clips; set loader.bucket=0")
+            raise UserError("loader.bucket: data.buckets already groups signals; set loader.bucket=0")
         self.block = block
         if block > 1:
             self._check_block()
@@ -266,12 +268,16 @@ class DataModule(pl.LightningDataModule):
         """Return a loader of the remaining batches of the run."""
         data = self.splits.train
         bucket_ids = data.bucket_ids() if self.shapes else None
+        for kind in set(range(len(self.shapes))).difference(() if bucket_ids is None else np.unique(bucket_ids)):
+            _log.warning("data.buckets: no file is closest to the shape %s; no batch has it", list(self.shapes[kind]))
+        kinds = bucket_ids
         if self.sizes is not None:
             # Lengths in a bucket differ by at most `bucket`.
             bucket_ids = (np.log(self.sizes) / math.log1p(self.bucket)).astype(np.int32)
         readable = _Readable(data, self.policy, 1, bucket_ids, self.features, self.captions, self.block)
         if self.overfit:
-            first = [(0, index) for index in range(min(self.batch_size, len(readable)))]
+            alike = range(len(readable)) if kinds is None else np.flatnonzero(kinds == kinds[0]).tolist()
+            first = [(0, index) for index in alike[: self.batch_size]]
             return loader(readable, [first] * self.batches, self.workers)
         rank, world = self._rank()
         module: Any = self.trainer.lightning_module if self.trainer else None

@@ -102,13 +102,13 @@ class _OfImages(FeatureShards):
     dataset: ImageFiles
 
     def cut(self, values: Tensor, member: Member, key: Key) -> FeatureMap:
-        square, (rows, columns) = self.dataset.square(key), values.shape[:2]
-        left, top = square.left * columns, square.top * rows
-        box = torch.tensor([[0, left, top, left + square.width * columns, top + square.height * rows]])
+        crop, (rows, columns) = self.dataset.crop(key), values.shape[:2]
+        left, top = crop.left * columns, crop.top * rows
+        box = torch.tensor([[0, left, top, left + crop.width * columns, top + crop.height * rows]])
         side = int(member.facts["side"])
         found = roi_align(values.permute(2, 0, 1)[None], box, (side, side), aligned=True)  # (1, c, side, side)
-        step = self.dataset.image_size / side
-        return FeatureMap(found.flip(-1) if square.mirrored else found, (step, step))
+        height, width = self.dataset.crop_size(key[1])
+        return FeatureMap(found.flip(-1) if crop.mirrored else found, (height / side, width / side))
 
 
 def open_features(folder: str, dataset: Dataset[Tensor]) -> FeatureShards:

@@ -1,4 +1,4 @@
-"""Image datasets: square uint8 crops of image files."""
+"""Image datasets: uint8 crops of image files, square or of several shapes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -13,12 +14,14 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from ..batch import Key, SignalDataset, Splits, sample_generator
 from ..decoding.images import center_square, decode_image, decoded_size
 from ..decoding.suffixes import IMAGES
+from ..permutation import Numbers
 from ..storage.listing import Share, list_splits
-from ..storage.members import File
+from ..storage.members import File, Member
 from .base import download_or_raise, takes
-from .crops import random_box
+from .crops import closest_shape, random_box
+from .file_lengths import measure_files
 
-__all__ = ["PROTOCOL", "ImageDataset", "ImageFiles", "Square", "cifar10", "image_folder", "imagenette"]
+__all__ = ["PROTOCOL", "Crop", "ImageDataset", "ImageFiles", "cifar10", "image_folder", "imagenette"]
 
 PROTOCOL = (
     "EXIF rotation applied, alpha over white, RGB; largest centered square cropped;"
@@ -26,10 +29,12 @@ PROTOCOL = (
 )
 Split: TypeAlias = Literal["train", "val"]
 ImageSize: TypeAlias = Annotated[int, "[2, inf)"]  # torch 2.14 fails to resize uint8 to one pixel
+Shape: TypeAlias = Annotated[tuple[int, int], "[2, inf)"]
+"""Height and width, in pixels."""
 
 
-class Square(NamedTuple):
-    """A square crop: position and size as fractions of the image's height and width, and whether it is mirrored."""
+class Crop(NamedTuple):
+    """A crop: position and size as fractions of the image's height and width, and whether it is mirrored."""
 
     top: float
     left: float
@@ -42,13 +47,16 @@ class Square(NamedTuple):
 class ImageDataset(SignalDataset):
     """A dataset of square crops of images, resized; in training at random positions, and mirrored.
 
+    If there are several shapes, training crops have the one closest to their image in aspect ratio (`closest_shape`).
+
     Args:
         read: Function (index, shorter side needed, or None for full size) -> uint8 `(3, h, w)`.
         count: Number of images.
         image_size: Side of the output, in pixels.
         train: Crop at random and mirror; otherwise take the largest centered square (`PROTOCOL`).
-        least_scale: Minimum side of a random crop, as a share of the shorter side, in (0, 1].
+        least_scale: Minimum side of a random crop, as a share of the largest crop's, in (0, 1].
         flip: In training, mirror with probability 1/2.
+        shapes: Heights and widths of training crops; empty for squares.
         seed: Seed of all randomness.
     """
 
@@ -59,37 +67,58 @@ class ImageDataset(SignalDataset):
     train: bool
     least_scale: Annotated[float, "(0, 1]"] = 0.8
     flip: bool = True
+    shapes: Sequence[tuple[int, int]] = ()
     seed: Annotated[int, "[0, inf)"] = 0
 
     def __len__(self) -> int:
         return self.count
 
+    def bucket_ids(self) -> Numbers:
+        """Return the index into `shapes` of each image; 0 if it can't be read."""
+        return np.array([closest_shape(self.shapes, self.extent(index)) for index in range(len(self))])
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image.
+
+        Raises:
+            BadSample: It can't be read.
+        """
+        _, height, width = self.read(index, None).shape
+        return height, width
+
+    def crop_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image's training crop; errors as `extent`."""
+        side = self.image_size
+        return self.shapes[closest_shape(self.shapes, self.extent(index))] if self.shapes else (side, side)
+
     def __getitem__(self, key: Key) -> Tensor:
-        """Return the crop of `(epoch, index)`: uint8 `(3, image_size, image_size)`."""
+        """Return the crop of `(epoch, index)`: uint8 `(3, h, w)`, in training of its shape, else a square."""
         _, index = key
-        size = [self.image_size, self.image_size]
         if not self.train:
             pixels = self.read(index, None).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
             return torch.from_numpy(center_square(pixels, self.image_size)).permute(2, 0, 1).contiguous()
         generator = sample_generator(self.seed, key)
-        scale = self._scale(generator)
-        image = self.read(index, round(self.image_size / scale))
+        scale, size = self._scale(generator), self.crop_size(index)
+        image = self.read(index, round(max(size) / scale))
         # Crop before resizing, so that a panorama 30,000 pixels wide costs no more than its crop.
-        (top, height), (left, width) = self._box(image.shape[1:], scale, generator)
-        square = image[:, top : top + height, left : left + width]
-        square = functional.resize(square, size, InterpolationMode.BICUBIC, antialias=True)
+        (top, height), (left, width) = self._box(image.shape[1:], size, scale, generator)
+        crop = image[:, top : top + height, left : left + width]
+        crop = functional.resize(crop, list(size), InterpolationMode.BICUBIC, antialias=True)
         if self._draw_mirror(generator):
-            square = square.flip(-1)
-        result: Tensor = square.contiguous()
+            crop = crop.flip(-1)
+        result: Tensor = crop.contiguous()
         return result
 
     def _scale(self, generator: torch.Generator) -> float:
-        """Draw the side of a crop, uniform in [least_scale, 1], as a share of the shorter side."""
+        """Draw the side of a crop, uniform in [least_scale, 1], as a share of the largest crop's."""
         return self.least_scale + (1 - self.least_scale) * float(torch.rand((), generator=generator))
 
-    def _box(self, shape: Sequence[int], scale: float, generator: torch.Generator) -> list[tuple[int, int]]:
-        side = max(1, round(scale * min(shape)))
-        return random_box(shape, (side, side), generator)
+    def _box(
+        self, shape: Sequence[int], size: tuple[int, int], scale: float, generator: torch.Generator
+    ) -> list[tuple[int, int]]:
+        """Draw a box of `scale` times the sides of the largest with the proportions of `size`."""
+        most = min(shape[0] * size[1], shape[1] * size[0])
+        return random_box(shape, [max(1, round(scale * (most / side))) for side in reversed(size)], generator)
 
     def _draw_mirror(self, generator: torch.Generator) -> bool:
         return self.flip and float(torch.rand((), generator=generator)) < 0.5
@@ -114,30 +143,57 @@ class ImageFiles(ImageDataset):
         # (h, w, 3) -> (3, h, w), as a view: channels-last memory is cropped and resized faster.
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def square(self, key: Key) -> Square:
+    def bucket_ids(self) -> Numbers:
+        """Return the index into `shapes` of each image; 0 if it can't be read."""
+        return measure_files(self.files, self._shape, f"shape {list(self.shapes)}")
+
+    def _shape(self, file: File) -> int:
+        return closest_shape(self.shapes, self._extent(file))
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Return height and width of an upright image, from its shard's index or its header."""
+        return self._extent(self.files[index])
+
+    def _extent(self, file: File) -> tuple[int, int]:
+        if isinstance(file, Member) and "width" in file.facts:
+            return file.facts["height"], file.facts["width"]
+        return decoded_size(file, None, self.least_side)
+
+    def crop(self, key: Key) -> Crop:
         """Return the training crop of `(epoch, index)` within its image, without decoding.
 
         Raises:
             BadSample: The file can't be read.
         """
         generator = sample_generator(self.seed, key)
-        scale = self._scale(generator)
-        height, width = decoded_size(self.files[key[1]], round(self.image_size / scale), self.least_side)
-        (top, rows), (left, columns) = self._box((height, width), scale, generator)
-        return Square(top / height, left / width, rows / height, columns / width, self._draw_mirror(generator))
+        scale, size = self._scale(generator), self.crop_size(key[1])
+        height, width = decoded_size(self.files[key[1]], round(max(size) / scale), self.least_side)
+        (top, rows), (left, columns) = self._box((height, width), size, scale, generator)
+        return Crop(top / height, left / width, rows / height, columns / width, self._draw_mirror(generator))
 
 
-@takes(ImageDataset, "train")
-def splits_of(name: str, make: Callable[..., ImageDataset], *, image_size: ImageSize = 64, **form: Any) -> Splits:
+@takes(ImageDataset, "train", "shapes")
+def splits_of(
+    name: str,
+    make: Callable[..., ImageDataset],
+    *,
+    image_size: ImageSize = 64,
+    buckets: Sequence[Shape] | None = None,
+    **form: Any,
+) -> Splits:
     """Build both splits.
 
     Args:
         name: Name of the dataset, for tables.
         make: Function that builds a split from its name, "train" or "val", and `ImageDataset`'s keyword arguments.
         image_size: See `ImageDataset`.
+        buckets: Shapes of training images: height and width of each; None for squares of `image_size`. Validation
+            images are always such squares.
         form: See `ImageDataset`.
     """
-    train, val = (make(split, train=split == "train", image_size=image_size, **form) for split in ("train", "val"))
+    shapes = [(height, width) for height, width in buckets or ()]
+    train = make("train", train=True, image_size=image_size, shapes=shapes, **form)
+    val = make("val", train=False, image_size=image_size, **form)
     protocol = f"{PROTOCOL}; {image_size} x {image_size} pixels"
     return Splits(train, val, about={"dataset": f"{name}, validation split", "protocol": protocol})
 

@@ -84,10 +84,12 @@ def mix(splits: Mapping[str, Splits], weights: Mapping[str, Weight], seed: int =
         seed: Seed of all randomness.
 
     Raises:
-        UserError: There is no dataset, or a weight has an unknown name.
+        UserError: There is no dataset, a weight has an unknown name, or a dataset has several shapes.
     """
     if not splits:
         raise UserError("data: give at least one dataset to mix")
+    if any(parts.train.shapes for parts in splits.values()):
+        raise UserError("data.buckets: a mixture has one shape; give data.buckets=null")
     for name in weights:
         if name not in splits:
             raise UserError(f"data.weights.{name}: there is no such dataset (have: {', '.join(splits)})")

@@ -1,7 +1,6 @@
 """Video datasets: crops of video files, at one frame rate and size."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..storage.listing import Share, list_splits
 from ..storage.members import File, Member
 from ..synthetic.video import clip_frames
 from .base import FileDataset, takes
-from .crops import random_box
+from .crops import closest_shape, random_box
 from .file_lengths import measure_files
 from .mixture import Weight, mix
 
@@ -47,7 +46,7 @@ class VideoDataset(FileDataset):
 
     Training crops are at random times and positions, and mirrored at random; others are the largest centered crops. A
     shorter file is returned whole; a batch pads it and stores its length. An image is a clip of one frame. If there
-    are several shapes, each file gets the closest one (`shape_of`).
+    are several shapes, each file gets the closest one (`closest_shape`).
 
     Args:
         height: Height of the output, in pixels.
@@ -74,7 +73,7 @@ class VideoDataset(FileDataset):
         return measure_files(self.files, self._shape, f"shape {list(self.shapes)} {self.frame_rate}")
 
     def _shape(self, file: File) -> int:
-        return shape_of(self.shapes, self._extent(file))
+        return closest_shape(self.shapes, self._extent(file))
 
     @property
     def unit(self) -> str:
@@ -99,7 +98,7 @@ class VideoDataset(FileDataset):
             steps = self.steps
             crop: Sequence[int] = (self.height, self.width)
             if self.shapes:
-                steps, *crop = self.shapes[shape_of(self.shapes, (video.length, video.height, video.width))]
+                steps, *crop = self.shapes[closest_shape(self.shapes, (video.length, video.height, video.width))]
             start, frames = self.draw_crop(video.length, steps, generator)
             scale = 1.0
             if self.train:
@@ -112,19 +111,6 @@ class VideoDataset(FileDataset):
         if self.train and self.flip and torch.rand((), generator=generator) < 0.5:
             clip = clip.flip(-1)
         return clip.contiguous()
-
-
-def shape_of(shapes: Sequence[Extent], clip: Extent) -> int:
-    """Return the index of the shape closest to a clip in aspect ratio; among equals the longest that the clip fills."""
-    length, rows, columns = clip
-
-    def unlike(number: int) -> tuple[float, bool, int, int]:
-        frames, height, width = shapes[number]
-        form = abs(math.log(height / width * columns / rows))
-        short = frames > length
-        return round(form, 2), short, frames if short else -frames, -height * width
-
-    return min(range(len(shapes)), key=unlike)
 
 
 @takes(VideoDataset, "train", "shapes")

@@ -6,7 +6,7 @@ from typing import Any
 from ..storage.members import Source
 from .audio import AudioFile
 from .errors import BadSample
-from .images import open_image
+from .images import decoded_size
 from .suffixes import AUDIO, IMAGES, VIDEO
 from .video import VideoFile
 
@@ -17,7 +17,8 @@ def probe(file: Source) -> Mapping[str, Any]:
     """Read the metadata of a file from its header.
 
     Returns:
-        Image: `width` and `height`, in pixels. Audio: `samples` per channel, `sample_rate` in Hz, `channels`.
+        Image: `width` and `height` when upright, in pixels. Audio: `samples` per channel, `sample_rate` in Hz,
+        `channels`.
         Video: `width`, `height`, `frames`, `frame_rate` (frames per second), `seconds`, and the keys of its audio.
         Unreadable file: `bad`, the reason.
     """
@@ -33,8 +34,8 @@ def probe(file: Source) -> Mapping[str, Any]:
 
 
 def _of_image(file: Source) -> dict[str, Any]:
-    with open_image(file) as image:
-        return {"width": image.width, "height": image.height}
+    height, width = decoded_size(file)
+    return {"width": width, "height": height}
 
 
 def _of_audio(file: Source) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def slope(height: int, width: int, turned: bool = False) -> Image.Image:
     return Image.fromarray(np.rot90(pixels) if turned else pixels)
 
 
-def test_squares_of_images_are_cut_where_the_images_are(tmp_path):
+@pytest.mark.parametrize("buckets", [None, [(64, 96), (96, 64), (64, 128)]], ids=["squares", "shapes"])
+def test_crops_of_features_are_cut_where_those_of_images_are(tmp_path, buckets):
     """Crops of features that encode their position agree with the pixels."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -159,14 +160,15 @@ def test_squares_of_images_are_cut_where_the_images_are(tmp_path):
             content = io.BytesIO()
             np.savez(content, values=np.stack([across, down], -1).astype(np.float16))
             shards.write(f"{name}.npz", content.getvalue(), {"side": 8, "teacher": "t", "channels": 2})
-    data = image_folder(photos, image_size=64, val_share=0.0, least_scale=0.4).train
+    data = image_folder(photos, image_size=64, val_share=0.0, least_scale=0.4, buckets=buckets).train
     found, mirrored = open_features(str(tmp_path / "seen"), data), set()
-    for epoch in range(12):
+    for epoch in range(6):
         for index in range(len(data)):
             features = found[epoch, index]
-            mirrored.add(data.square((epoch, index)).mirrored)
-            assert features.values.shape == (1, 2, 8, 8) and features.steps == (8, 8)
-            shown = functional.avg_pool2d(data[epoch, index][:2].float() / 255, 8)
+            mirrored.add(data.crop((epoch, index)).mirrored)
+            steps = [side // 8 for side in (data.shapes[data.bucket_ids()[index]] if buckets else (64, 64))]
+            assert features.values.shape == (1, 2, 8, 8) and list(features.steps) == steps
+            shown = functional.avg_pool2d(data[epoch, index][:2].float() / 255, steps)
             # Beyond the center of the outermost position its value is repeated.
             torch.testing.assert_close(features.values[0], shown, atol=0.5 / 8, rtol=0)
             torch.testing.assert_close(features.values[0, :, 2:-2, 2:-2], shown[:, 2:-2, 2:-2], atol=0.012, rtol=0)

@@ -5,11 +5,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from varitok import UserError
 from varitok.data.batch import normalize, to_uint8
+from varitok.data.datamodule import DataModule
 from varitok.data.datasets.images import ImageDataset, cifar10, image_folder, imagenette
+from varitok.data.datasets.mixture import mix
+
+
+def oriented(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
 
 
 def photo(width=40, height=30, mode="RGB"):
@@ -36,6 +44,36 @@ def test_any_size_becomes_the_square(width, height, size, train):
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     square = ImageDataset(lambda *_: image, 1, image_size=size, train=train, least_scale=0.5)[3, 0]
     assert square.shape == (3, size, size) and square.dtype == torch.uint8
+
+
+def test_batches_have_the_shape_most_like_their_images(tmp_path, caplog):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name, size in zip("abcde", [(64, 30), (40, 41), (30, 60), (20000, 300), (48, 24)], strict=True):
+            Image.new("RGB", size, "red").save(tmp_path / split / f"{name}.png")
+    Image.new("RGB", (60, 30)).save(tmp_path / "train/f_turned.jpg", exif=oriented(6))
+    Image.new("RGB", (1, 1)).save(tmp_path / "train/g_dot.png")
+    (tmp_path / "train/h_broken.png").write_bytes(b"nothing")
+    buckets = [(16, 16), (16, 32), (32, 16), (8, 40), (40, 8)]
+    splits = image_folder(tmp_path, image_size=16, buckets=buckets)
+    train = splits.train
+    kinds = train.bucket_ids().tolist()
+    assert kinds == [1, 0, 2, 3, 1, 2, 0, 0]
+    assert [tuple(train[0, index].shape) for index in range(6)] == [(3, *buckets[kind]) for kind in kinds[:6]]
+    options = {"workers": 0, "updates": 12, "max_bad_share": 1.0}
+    data = DataModule(splits, batch_size=2, budget=2 * 16 * 32, **options)
+    batches = list(data.train_dataloader())
+    seen = {tuple(batch.signal.shape[2:]): len(batch.signal) for batch in batches}
+    assert seen == {(16, 16): 4, (16, 32): 2, (32, 16): 2, (8, 40): 3}
+    for batch in batches:
+        data.bad.add(batch)
+    assert len(data.bad.names) == 2 and "g_dot.png" in " ".join(data.bad.names)  # counted skips
+    assert {tuple(batch.signal.shape[2:]) for batch in data.val_dataloader()} == {(16, 16)}
+    assert "no file is closest to the shape [40, 8]; no batch has it" in caplog.text
+    (first, *_) = DataModule(splits, batch_size=4, overfit=True, **options).train_dataloader()
+    assert tuple(first.signal.shape) == (2, 3, 16, 32)
+    with pytest.raises(UserError, match=r"^data\.buckets: a mixture has one shape"):
+        mix({"all": splits}, {})
 
 
 def test_validation_is_the_centred_square(tmp_path):

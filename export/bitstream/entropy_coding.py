@@ -145,6 +145,22 @@ class _Modelled(Coding):
                 found.append(symbol)
         except Cut:
             steps = int(structure.steps[len(found)])  # all steps before this one are complete
+        return self._codes(found, structure, steps, inner)
+
+    def draw(self, steps: int, inner: Sequence[int], chance: np.random.Generator) -> Codes:
+        """Draw codes `(codebooks, steps, *inner)` from the model, symbol by symbol."""
+        structure = self.symbols.structure(len(self.codebooks), steps, inner)
+        course, found, symbol = self.follow(structure), list[int](), None
+        for _ in structure.kinds:
+            ends = course.send(symbol).cumsum()
+            symbol = int(ends.searchsorted(chance.integers(ends[-1]), side="right"))
+            found.append(symbol)
+        # Digits may be drawn that no entry has.
+        last = np.array([codebook.size - 1 for codebook in self.codebooks]).reshape(-1, *(1 for _ in (0, *inner)))
+        return np.minimum(self._codes(found, structure, steps, inner), last)
+
+    def _codes(self, found: Sequence[int], structure: Structure, steps: int, inner: Sequence[int]) -> Codes:
+        """Return the codes of the symbols of the first `steps` steps."""
         count = int((structure.steps < steps).sum())
         row = np.array(found[:count], np.int64) + self.symbols.offsets[structure.kinds[:count]]
         return self.symbols.codes(row, len(self.codebooks), steps, inner)

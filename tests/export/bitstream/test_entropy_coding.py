@@ -15,7 +15,7 @@ import varitok
 from varitok import UserError
 from varitok.codecs.networks.code_prior import Prior
 from varitok.export.bitstream import entropy_coding as entropy
-from varitok.export.bitstream.entropy_coding import Adaptive, codebooks_of, coding_of, frequencies
+from varitok.export.bitstream.entropy_coding import Adaptive, Static, codebooks_of, coding_of, frequencies
 from varitok.export.bitstream.packing import Codebook
 from varitok.export.bitstream.range_coder import Cut, Damage, RangeDecoder, RangeEncoder
 from varitok.export.bitstream.symbols import Symbols
@@ -105,6 +105,18 @@ def test_frequencies_are_shared_out_to_the_last():
     assert frequencies(np.array([5, 5])).sum() == entropy.TOTAL
     found = [entropy.WEIGHTS[i] / (1 << 32) for i in (0, 64, 640)]
     assert found == pytest.approx([1, math.exp(-1), math.exp(-10)], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["rates", "grid"])
+def test_codes_are_drawn_as_often_as_the_model_says(name):
+    codebooks, inner = BOOKS[name]
+    symbols = Symbols(codebooks, None, entropy.COUNTED)
+    weights = [np.where(np.arange(size) == 1, 9 * size, 1) for size in symbols.sizes]
+    coding = Static(codebooks, symbols, np.concatenate([frequencies(each) for each in weights]), b"")
+    codes, again = (coding.draw(120, inner, np.random.default_rng(0)) for _ in range(2))
+    assert codes.shape == (len(codebooks), 120, *inner) and np.array_equal(codes, again)
+    assert (codes == 1).mean() == pytest.approx(0.9, abs=0.06)
+    assert np.array_equal(coding.decode(coding.encode(codes), 120, inner, True), codes)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import av
 import matplotlib
 import numpy as np
 import numpy.typing as npt
@@ -171,6 +170,8 @@ def write_mp4(path: Path, clip: Tensor, frame_rate: float) -> None:
     Raises:
         UserError: A side has fewer than two pixels, or the file can't be written.
     """
+    import av  # noqa: PLC0415 (an extra)
+
     height, width = (side // 2 * 2 for side in clip.shape[2:])  # 4:2:0 has one chroma sample per 2 x 2 pixels
     if not height or not width:
         raise UserError(f"{path}: frames of {clip.shape[3]} x {clip.shape[2]} pixels can't be written as MP4")

@@ -36,11 +36,17 @@ EXPERIMENTS = sorted(
 CHOSEN = [name for name in EXPERIMENTS if name not in LEFT_OUT]
 
 
-def preset(name):
-    """Build a preset's codec, narrow and shallow; return it with its configuration."""
+def configuration(name):
+    """Compose a preset; a folder of data, which it leaves to the user, is none."""
     config = composed(f"experiment={name}")
     for key in OmegaConf.missing_keys(config):
         OmegaConf.update(config, key, "FOLDER")
+    return config
+
+
+def preset(name):
+    """Build a preset's codec, narrow and shallow; return it with its configuration."""
+    config = configuration(name)
     shrink(config.codec)
     return build_codec(config).eval(), config
 

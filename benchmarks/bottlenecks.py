@@ -262,7 +262,7 @@ def call(side: nn.Module, what: What, latents: Tensor) -> Tensor:
     side.zero_grad()
     latents = latents.detach().requires_grad_()
     if isinstance(side, Bottleneck):
-        lengths = torch.full((len(latents),), latents.shape[1])
+        lengths = torch.full((len(latents),), latents.shape[1], device=latents.device)
         result = side(latents, lengths, side.depths(latents))
         codes, loss = result.codes, result.latents.sum() + sum(result.penalties.values())
     else:

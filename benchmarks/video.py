@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from varitok.codecs.build import build_codec
 from varitok.codecs.codec import Codec
-from varitok.codecs.networks import factored
+from varitok.codecs.networks import resnet
 from varitok.codecs.networks.layers.convolution import Convolution
 from varitok.codecs.streaming import ChunkedCodec
 
@@ -74,7 +74,7 @@ class _Conv(nn.Module):
 class _Norm(nn.Module):
     """Root-mean-square norm over channels."""
 
-    def __init__(self, ours: factored.ChannelNorm) -> None:
+    def __init__(self, ours: resnet.ChannelNorm) -> None:
         super().__init__()
         self.weight, self.eps = nn.Parameter(ours.weight.clone()), ours.eps
 
@@ -119,7 +119,7 @@ class _Change(nn.Module):
 
     def __init__(self, ours: Any) -> None:
         super().__init__()
-        self.down = isinstance(ours, factored._Down)
+        self.down = isinstance(ours, resnet._Down)
         self.time, self.space = ours.time, () if self.down else ours.space
         self.across = None if ours.across is None else _Conv(ours.across)
         self.along = None if ours.along is None else _Conv(ours.along)
@@ -157,7 +157,7 @@ def _stages(ours: Any, changes: Any) -> nn.Sequential:
 class PlainEncoder(nn.Module):
     """VidTok's encoder in plain PyTorch, with our weights; the Haar transform of a small one is our module."""
 
-    def __init__(self, ours: factored.FactoredEncoder) -> None:
+    def __init__(self, ours: resnet.ResNetEncoder) -> None:
         super().__init__()
         body = [_Conv(ours.first.convs[0]), *_stages(ours, ours.downs), *_middle(ours.middle), _Norm(ours.norm)]
         self.body = nn.Sequential(copy.deepcopy(ours.patcher), *body, nn.SiLU(), _Conv(ours.last.convs[0]))
@@ -170,7 +170,7 @@ class PlainEncoder(nn.Module):
 class PlainDecoder(nn.Module):
     """VidTok's decoder in plain PyTorch, with our weights."""
 
-    def __init__(self, ours: factored.FactoredDecoder) -> None:
+    def __init__(self, ours: resnet.ResNetDecoder) -> None:
         super().__init__()
         body = [_Conv(ours.first.convs[0]), *_middle(ours.middle), *_stages(ours, ours.ups), _Norm(ours.norm)]
         self.body = nn.Sequential(*body, nn.SiLU(), _Conv(ours.last.convs[0]), copy.deepcopy(ours.unpatcher))

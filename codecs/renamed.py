@@ -42,6 +42,8 @@ OPTIONS = {
 # Classes and functions of any module.
 CLASSES = {
     "Bits": "PriorBits",
+    "FactoredDecoder": "ResNetDecoder",
+    "FactoredEncoder": "ResNetEncoder",
     "FactorisedResidualQuantizer": "FactorizedResidualQuantizer",
     "Several": "MultiDiscriminator",
     "SoundTransformer": "AudioTransformer",
@@ -68,6 +70,7 @@ MODULES = {
     "codecs.networks.activations": "codecs.networks.layers.activations",
     "codecs.networks.attention": "codecs.networks.layers.attention",
     "codecs.networks.convolution": "codecs.networks.layers.convolution",
+    "codecs.networks.factored": "codecs.networks.resnet",
     "codecs.networks.run_length": "codecs.networks.layers.run_length",
     "codecs.networks.sequence": "codecs.networks.layers.sequence",
     "codecs.networks.stft": "codecs.networks.layers.stft",

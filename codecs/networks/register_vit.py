@@ -15,17 +15,9 @@ from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
 from .layers.attention import Transformer
+from .layers.positions import grid_waves
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
-
-
-def _waves(width: int, side: int) -> Tensor:
-    """Return sinusoidal 2-D position embeddings, `(1, width, side, side)`."""
-    quarter = width // 4
-    angles = torch.arange(side)[:, None] / 100 ** (torch.arange(quarter) / quarter)
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1).T
-    grid = torch.cat([axis[:, :, None].expand(-1, -1, side), axis[:, None, :].expand(-1, side, -1)])
-    return functional.pad(grid, (0, 0, 0, 0, 0, width - len(grid)))[None]
 
 
 class GridTable(nn.Module):
@@ -75,7 +67,7 @@ class _RegisterCodec(Network):
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         if self.decodes:
             self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.positions = GridTable(_waves(width, side))
+        self.positions = GridTable(grid_waves(width, side, side))
         self.shortcut: GridTable | None = None
         if shortcut:
             weights = torch.randn(1, tokens, side, side)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.contract import Bottleneck
@@ -158,7 +159,21 @@ TINY_RUN = [
     "trainer.accelerator=cpu",
 ]
 QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]  # without what a run shows while it goes on
-# The same of sounds and of clips, two updates with all that a run leaves but a bundle.
+# Experiments of images on a grid; test_image_experiments.py trains and exports each.
+GRID_IMAGES = (
+    *(
+        "llamagen",
+        "llamagen_64",
+        "llamagen_f8",
+        "sd_vae",
+        "sd_vae_64",
+        "vit_vqgan",
+        "vit_vqgan_64",
+        "vqgan",
+        "vqgan_64",
+    ),
+)
+# A run of seconds of sounds and of clips, two updates with all that a run leaves but a bundle.
 TINY_SOUND = [
     "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
     "codec.decoder.vocoder.base=8", "codec.decoder.vocoder.hidden=16", "codec.decoder.vocoder.depth=1",
@@ -174,6 +189,13 @@ TINY_CLIP = [
     "callbacks.samples.every=1", "callbacks.samples.count=2", "callbacks.evaluation.every=1", "export=none",
     "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "training.log_every=1",
 ]  # fmt: skip
+
+
+class StandIn(nn.Module):
+    """A stand-in for LPIPS and its weights."""
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return (fake - real).square().mean((1, 2, 3))
 
 
 @cache

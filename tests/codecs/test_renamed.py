@@ -19,6 +19,7 @@ OLD = {
     "codecs.lengths.Uniform": "codecs.lengths.distributions.Uniform",
     "codecs.lengths.Axis": "codecs.lengths.policy.Axis",
     "codecs.halting.HaltingHead": "codecs.lengths.halting.HaltingHead",
+    "codecs.networks.factored.FactoredEncoder": "codecs.networks.resnet.ResNetEncoder",
     "codecs.implicit.ImplicitCodec": "codecs.implicit.codec.ImplicitCodec",
     "data.images.image_folder": "data.datasets.images.image_folder",
     "data.teachers.VisionTransformer": "data.teachers.vision.VisionTransformer",

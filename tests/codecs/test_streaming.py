@@ -26,7 +26,7 @@ from ..composing import composed
 from .examples import sound_codec, tiny_codec
 
 FOLDER = Path(__file__).parents[2] / "configs" / "codec"
-# Audio only: video is tested in test_factored.py.
+# Audio only: video is tested in test_resnet.py.
 CLIPS = ("adaptok", "bsq_vit", "cosmos", "hitvideo", "landiff", "magvit2", "omnitokenizer", "vidtok")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith(CLIPS))
 CONV = ["encoder.base=4", "encoder.width=16"]

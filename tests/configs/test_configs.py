@@ -303,10 +303,13 @@ def test_experiments_are_global() -> None:
         assert (CONFIGS / "experiment" / name).read_text().startswith("# @package _global_\n"), name
 
 
-# The small twins are composed where they take two updates (tests/codecs/training/test_training.py).
+# The small twins are composed where they take two updates (test_training.py, test_image_experiments.py).
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * name.stem.endswith("_small"), id=str(name)) for name in EXPERIMENTS],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.stem.endswith(("_small", "_64")), id=str(name))
+        for name in EXPERIMENTS
+    ],
 )
 def test_an_experiment_composes(name: Path, tmp_path: Path) -> None:
     overrides = [f"experiment={name.with_suffix('').as_posix()}"]

@@ -1,4 +1,6 @@
-"""3-D Haar wavelet transform of clips and its inverse (Cosmos tokenizer, arXiv 2501.03575, section 3.1)."""
+"""Haar wavelet transform of images and clips, and its inverse (Cosmos tokenizer, arXiv 2501.03575, section 3.1)."""
+
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -7,38 +9,43 @@ from torch.nn import functional
 __all__ = ["Haar", "InverseHaar"]
 
 
-def _kernels() -> Tensor:
-    """Return the eight orthonormal Haar kernels, products of sum and difference filters per axis: `(8, 1, 2, 2, 2)`."""
+def _kernels(dims: int) -> Tensor:
+    """Return the orthonormal Haar kernels, products of sums and differences per axis: `(2^dims, 1, 2, 2, ...)`."""
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
-    return torch.einsum("ax,by,cz->abcxyz", pair, pair, pair).reshape(8, 1, 2, 2, 2)
+    return reduce(torch.kron, [pair] * dims).reshape(2**dims, 1, *[2] * dims)
 
 
 class Haar(nn.Module):
-    """Orthonormal 3-D Haar transform: each level maps blocks of 2 x 2 x 2 positions to eight channels; invertible.
+    """Orthonormal Haar transform: each level maps blocks of 2 x 2 (x 2) positions to 4 (8) channels; invertible.
 
     Args:
-        channels: Channels of the clip.
+        channels: Channels of the signal.
         levels: Levels of the transform; each halves every axis.
+        dims: Axes: 2 for images, 3 for clips.
 
     Attributes:
         rate: Downsampling factor of each axis, `2 ** levels`.
-        bands: Channels of the transformed clip, `channels * 8 ** levels`.
+        bands: Channels of the transformed signal, `channels * 2 ** (dims * levels)`.
     """
 
     kernels: Tensor
 
-    def __init__(self, channels: int, levels: int) -> None:
+    def __init__(self, channels: int, levels: int, dims: int = 3) -> None:
         super().__init__()
         self.levels = levels
         self.rate = 2**levels
-        self.bands = channels * 8**levels
-        self.register_buffer("kernels", _kernels(), persistent=False)
+        self.bands = channels * 2 ** (dims * levels)
+        self.register_buffer("kernels", _kernels(dims), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform `(b, c, t, h, w)` to `(b, bands, t / rate, h / rate, w / rate)`."""
+        """Transform `(b, c, *size)` to `(b, bands, *(size / rate))`."""
         for _ in range(self.levels):
-            # Depthwise: the eight bands of a channel are adjacent. (b, c, t, h, w) -> (b, c * 8, t / 2, h / 2, w / 2)
-            x = functional.conv3d(x, self.kernels.repeat(x.shape[1], 1, 1, 1, 1), stride=2, groups=x.shape[1])
+            # Depthwise: the bands of a channel are adjacent. (b, c, *size) -> (b, c * 2^dims, *(size / 2))
+            groups = x.shape[1]
+            if x.dim() == 4:
+                x = functional.conv2d(x, self.kernels.repeat(groups, 1, 1, 1), stride=2, groups=groups)
+            else:
+                x = functional.conv3d(x, self.kernels.repeat(groups, 1, 1, 1, 1), stride=2, groups=groups)
         return x
 
 
@@ -46,8 +53,11 @@ class InverseHaar(Haar):
     """Inverse of the `Haar` transform with the same arguments."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform `(b, bands, t, h, w)` to `(b, channels, t * rate, h * rate, w * rate)`."""
+        """Transform `(b, bands, *size)` to `(b, channels, *(size * rate))`."""
         for _ in range(self.levels):
-            groups = x.shape[1] // 8
-            x = functional.conv_transpose3d(x, self.kernels.repeat(groups, 1, 1, 1, 1), stride=2, groups=groups)
+            groups = x.shape[1] // self.kernels.shape[0]
+            if x.dim() == 4:
+                x = functional.conv_transpose2d(x, self.kernels.repeat(groups, 1, 1, 1), stride=2, groups=groups)
+            else:
+                x = functional.conv_transpose3d(x, self.kernels.repeat(groups, 1, 1, 1, 1), stride=2, groups=groups)
         return x

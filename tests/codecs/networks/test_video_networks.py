@@ -6,9 +6,9 @@ import torch
 
 from varitok import UserError
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
-from varitok.codecs.networks.factored import FactoredDecoder, FactoredEncoder
 from varitok.codecs.networks.layers.wavelet import Haar, InverseHaar
 from varitok.codecs.networks.nested import NestedDecoder, NestedEncoder
+from varitok.codecs.networks.resnet import ResNetDecoder, ResNetEncoder
 from varitok.codecs.networks.tubelet import TubeletDecoder, TubeletEncoder
 from varitok.codecs.streaming import obstacle
 
@@ -17,7 +17,7 @@ WIDTH = 8
 
 def _factored(causal=True, **form):
     form = {"width": WIDTH, "base": 8, "depth": 1, "causal": causal} | form
-    return FactoredEncoder(**form), FactoredDecoder(**form)
+    return ResNetEncoder(**form), ResNetDecoder(**form)
 
 
 def _tubelet(causal=True, **form):

@@ -26,13 +26,14 @@ from varitok.codecs.training.schedules import averaging_decay, warmup_cosine
 from varitok.data.storage.listing import list_splits
 
 from ...composing import composed
-from ..examples import QUIET, TINY_RUN, shrink, tiny_codec
+from ..examples import GRID_IMAGES, QUIET, TINY_RUN, StandIn, shrink, tiny_codec
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = sorted(
     path.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
     for path in (ROOT / "configs/experiment").rglob("*.yaml")
     if path.parent.name not in ("base", "prior")  # parts of others; in tests/export/exporters/test_prior.py
+    and not (path.parent.name == "image" and path.stem in GRID_IMAGES)  # in test_image_experiments.py
 )
 
 
@@ -444,7 +445,7 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     What a run leaves is tested with one of each modality: here, in test_evaluate_sound.py, test_evaluate_video.py and
     test_nerv.py.
     """
-    monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: _StandIn())
+    monkeypatch.setattr("varitok.codecs.losses.perceptual.LPIPS", lambda net: StandIn())
     small = [
         "loader.batch_size=2", "loader.workers=0", "updates=2", "trainer=default", "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu", "training.log_every=1", "export=none", *QUIET,
@@ -474,11 +475,6 @@ def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     run.trainer.fit(run.module, run.data)
     assert run.module.update == 2
     assert all(parameter.isfinite().all() for parameter in run.module.parameters())
-
-
-class _StandIn(torch.nn.Module):
-    def forward(self, fake, real):
-        return (fake - real).square().mean((1, 2, 3))
 
 
 @pytest.mark.parametrize("name", ["one_batch", "overfit", "profile"])

@@ -1,4 +1,4 @@
-"""Presets of clips: of the published sizes, as long as the data believe, and codecs of any size, chunk by chunk."""
+"""Presets of clips and images: of the published sizes, as long as the data believe, of any size, chunk by chunk."""
 
 import random
 from functools import cache
@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from varitok import UserError
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
-from varitok.codecs.networks.factored import ChannelNorm, FactoredDecoder, FactoredEncoder
+from varitok.codecs.networks.resnet import ChannelNorm, ResNetDecoder, ResNetEncoder
 from varitok.codecs.streaming import ChunkedCodec, obstacle
 
 from ...composing import composed
@@ -26,6 +27,8 @@ SLOW = pytest.param("landiff_small", marks=pytest.mark.slow)
 SMALL = tuple(f"{name}_small" for name in PRESETS if f"{name}_small" not in ("vidtok_noncausal_small", *OF_ONE_SIZE))
 # Millions of weights of both networks: VidTok's released layers, BSQ-ViT's table 1.
 SIZES = {"vidtok": (157, 0.01), "bsq_vit": (174, 0.02)}
+# The same of images (LlamaGen's README, diffusers' AutoencoderKL), and pixels of each side to a token.
+IMAGES = {"conv2d": (72, 16), "conv2d_f8": (70, 8), "sd_vae": (83.65, 8)}
 
 
 def _config(name: str, *more: str):
@@ -62,6 +65,17 @@ def test_presets_fit_together_and_the_data_know_their_steps(name):
         size, share = SIZES[name]
         found = sum(part.numel() for network in (encoder, decoder) for part in network.parameters())
         assert found / 1e6 == pytest.approx(size, rel=share)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_presets_of_images_have_the_published_sizes(name):
+    config = composed(f"codec={name}", "length=full")
+    with torch.device("meta"):
+        networks = build(config.codec.encoder), build(config.codec.decoder)
+    size, side = IMAGES[name]
+    assert networks[0].downsample == networks[1].downsample == (side, side)
+    found = sum(part.numel() for network in networks for part in network.parameters())
+    assert found / 1e6 == pytest.approx(size, rel=0.005)
 
 
 @torch.no_grad()
@@ -115,7 +129,7 @@ def _goes_chunk_by_chunk(codec: Codec, x: Tensor, cuts: list[int]) -> None:
 @pytest.mark.parametrize("units", [pytest.param("split", marks=pytest.mark.slow), "factorized"])
 def test_they_script_with_a_mask(units):
     form = {"width": 4, "base": 4, "strides": [2], "multipliers": [1, 2], "depth": 1, "units": units, "window": 2}
-    networks: list[nn.Module] = [FactoredEncoder(**form).eval(), FactoredDecoder(**form).eval()]
+    networks: list[nn.Module] = [ResNetEncoder(**form).eval(), ResNetDecoder(**form).eval()]
     encode, decode = (torch.jit.script(network) for network in networks)
     x, mask = torch.randn(2, 3, 6, 4, 4), torch.arange(12) < torch.tensor([[12], [4]])
     latents = networks[0](x, mask)
@@ -123,12 +137,57 @@ def test_they_script_with_a_mask(units):
     torch.testing.assert_close(decode(latents, mask, [3, 2, 2]), networks[1](latents, mask, [3, 2, 2]))
 
 
+IMAGE = {"width": 4, "base": 4, "strides": [2], "multipliers": [1, 2], "depth": 1, "dims": 2, "units": "joint"}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_those_of_images_script_with_a_mask():
+    """With all that only images have: group norms, attention after units, shuffled pixels, modulated stages."""
+    torch.manual_seed(0)
+    form = {**IMAGE, "causal": False, "groups": 2, "deepest_attention": True, "wavelets": 1}
+    networks = [ResNetEncoder(**form).eval(), ResNetDecoder(**form, shuffle=True, modulated=True).eval()]
+    encode, decode = (torch.jit.script(network) for network in networks)
+    x, mask = torch.randn(2, 3, 16, 8), torch.arange(8) < torch.tensor([[8], [4]])
+    latents = networks[0](x, mask)
+    torch.testing.assert_close(encode(x, mask), latents)
+    torch.testing.assert_close(decode(latents, mask, [4, 2]), networks[1](latents, mask, [4, 2]))
+
+
+@torch.no_grad()
+def test_modulation_follows_the_latents_mean_and_deviation():
+    torch.manual_seed(0)
+    decoder = ResNetDecoder(**IMAGE, causal=False, groups=2, attention=False, modulated=True).eval()
+    latents = torch.randn(1, 4, 4)
+    (modulation, *_), x = decoder.modulations, torch.randn(1, 8, 3, 3)
+    inputs = (latents, latents.flip(1), 2 * latents, latents + 1)
+    same, flipped, wider, higher = (modulation(x, given, None, None) for given in inputs)
+    torch.testing.assert_close(flipped, same)
+    assert (wider - same).abs().max() > 0.01 < (higher - same).abs().max()
+    assert obstacle(decoder) and obstacle(modulation) == "a modulation's statistics are of the whole signal"
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ({"dims": 4}, "dims=4 should be 2 for images or 3 for clips"),
+        ({"causal": True}, "an image has causal=false and window=null"),
+        ({"units": "split"}, "units=split is for clips; an image's are joint"),
+        ({"dims": 3, "causal": True, "groups": 2}, "a causal codec can't have group norms"),
+        ({"strides": [[2, 1]], "shuffle": True}, "shuffle is for images, with equal strides"),
+    ],
+)
+def test_what_does_not_fit_is_told(form, told):
+    with pytest.raises(UserError, match=told):
+        ResNetDecoder(**{**IMAGE, "causal": False, **form})
+
+
 def test_changes_of_rate_of_vidtok_see_their_neighbors_and_start_as_means():
     """VidTok's steps in time are of three axes; Cosmos', like its units, of time alone."""
     for units, side in (("split", 3), ("factorized", 1)):
-        for network in (FactoredEncoder, FactoredDecoder):
+        for network in (ResNetEncoder, ResNetDecoder):
             made = network(width=4, base=4, strides=[[2, 1, 1]], multipliers=[1, 1], units=units)
-            (step,) = made.downs if network is FactoredEncoder else made.ups
+            (step,) = made.downs if network is ResNetEncoder else made.ups
             assert step.along.kernel == (3, side, side)
             assert step.blend.sigmoid().item() == pytest.approx(0.88, abs=0.01)
 
@@ -136,4 +195,4 @@ def test_changes_of_rate_of_vidtok_see_their_neighbors_and_start_as_means():
 def test_norms_keep_half_precision():
     """Under autocast, a float32 result would have what follows run at twice the bytes."""
     x = torch.randn(2, 4, 3, 2, 2)
-    torch.testing.assert_close(ChannelNorm(4)(x.bfloat16()), ChannelNorm(4)(x).bfloat16(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(ChannelNorm(4, 3)(x.bfloat16()), ChannelNorm(4, 3)(x).bfloat16(), rtol=0.02, atol=0.02)

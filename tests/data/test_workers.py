@@ -173,7 +173,11 @@ print(batches.gi_frame is not None)  # held to the end of the process, and nobod
 def test_a_process_ends_though_its_batches_are_held(tmp_path) -> None:
     fill(tmp_path / "photos", 12)
     done = subprocess.run(
-        [sys.executable, "-c", STAYS, str(tmp_path / "photos")], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, "-c", STAYS, str(tmp_path / "photos")],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     assert done.returncode == 0 and done.stdout == "True\n", done.stderr
 

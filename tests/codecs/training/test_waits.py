@@ -38,7 +38,7 @@ class Waits(TorchDispatchMode):
             return
         place = [one for one in traceback.extract_stack() if any(room in one.filename for room in ROOMS)][-1]
         name = "/".join(place.filename.split("/")[-2:])
-        if not name.startswith("data/"):  # of batches on the host
+        if not name.startswith(("data/", "lengths/")):  # batches and lengths are on the host
             self.found[f"{name}:{place.name}"] += 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -54,10 +54,11 @@ def test_a_step_in_bfloat16_is_near_float32(device, modality, tmp_path, record_p
         run = fit(tmp_path / precision, device, *RUNS[modality], "updates=1", f"trainer.precision={precision}")
         logged[precision] = run.module.latest
         assert all(value.isfinite().all() for value in run.module.parameters())
-    for name in ("loss", "grad_norm"):
+    # A latent that rounds to another code changes the gradient much more than the loss.
+    for name, most in {"loss": 0.1, "grad_norm": 0.5}.items():
         ratio = logged["bf16-mixed"][name] / logged["32-true"][name]
         record_property(f"{name}, bfloat16 / float32", ratio)
-        assert ratio == pytest.approx(1, abs=0.1)
+        assert ratio == pytest.approx(1, abs=most), name
 
 
 class Waits(pl.Callback):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import varitok
 from varitok.codecs.build import build_codec
 from varitok.codecs.implicit.codec import ImplicitCodec
-from varitok.codecs.modalities.registry import modality_of
+from varitok.codecs.modalities.registry import MODALITIES
 from varitok.codecs.precision import allow_tf32, exact_float32
 from varitok.export.exporters.frozen import freeze
 from varitok.export.exporters.parity import draw
@@ -117,7 +117,7 @@ def test_a_whole_run_leaves_a_bundle(started, device, modality, record_property)
     bundle = folder / "bundle"
     golden = load_file(bundle / "golden.safetensors")
     frozen, (script, _) = varitok.load_torch(bundle).to(device), load_torchscript(bundle / "codec.ts")
-    names = modality_of(frozen).graph
+    names = MODALITIES[modality].graph
     signal, codes = golden[names.signal].to(device), golden[names.codes]
     with torch.no_grad(), exact_float32():
         found, scripted = frozen.encode(signal), script.to(device).encode(signal)

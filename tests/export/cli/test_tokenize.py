@@ -28,6 +28,7 @@ from varitok.export.runtime.images import ImageBundle
 from ...data.clips import frames, write
 from ...data.pictures import BROKEN, fill
 from ..conftest import KINDS
+from ..exporters.test_rebuild import exported_preset
 from ..runtime.test_examples import write_bundle, write_graph
 
 ALONE = ["--workers", "0"]
@@ -177,6 +178,36 @@ def test_clips_know_their_size_and_duration(tmp_path):
             np.testing.assert_array_equal(codes, bundle.encode(file.read())[0])
         assert facts["signal_size"] == [12 + number, 32, 48] and facts["seconds"] == 1.2 + number / 10
         assert bundle.decode(codes[None], facts["signal_size"]).shape == (1, 3, 12 + number, 32, 48)
+
+
+def test_images_on_a_grid_have_codes_of_their_own_size(tmp_path):
+    write_bundle(tmp_path / "bundle", "photo")
+    bundle = varitok.load(tmp_path / "bundle")
+    (tmp_path / "photos").mkdir()
+    for name, (height, width) in {"a": (37, 50), "b": (1, 1), "c": (8, 600)}.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.png")
+    tokenize(tmp_path / "photos", tmp_path / "bundle", tmp_path / "out", "--codebooks", "1")
+    found = varitok.codes(tmp_path / "out")
+    assert [record.codes.shape for record in found] == [(1, 5, 7), (1, 1, 1), (1, 1, 75)] and found.tokens is None
+    for record in found:
+        with Image.open(tmp_path / "photos" / record.name) as image:
+            np.testing.assert_array_equal(record.codes, bundle.encode(image, num_codebooks=1)[0])
+            assert record.facts["signal_size"] == [image.height, image.width]
+        assert bundle.decode(np.int64(record.codes)[None], record.facts["signal_size"]).shape[1] == 3
+
+
+@pytest.mark.slow
+def test_a_device_has_the_tiles_of_encode(tmp_path):
+    exported_preset("image/vit_vqgan_64", tmp_path / "bundle", formats=["safetensors", "onnx"])
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((150, 100)).save(tmp_path / "photos/a.png")
+    for out, words in (("here", []), ("there", ["--device", "cpu:0"])):
+        tokenize(tmp_path / "photos", tmp_path / "bundle", tmp_path / out, *words)
+    (here,), (there,) = (varitok.codes(tmp_path / out) for out in ("here", "there"))
+    assert here.codes.shape == there.codes.shape == (1, 13, 19)
+    assert (here.codes == there.codes).mean() > 0.99
 
 
 def test_a_device_encodes_batches(photos, exported, told, tmp_path):

@@ -56,7 +56,8 @@ def exported_preset(name, folder, formats=("safetensors",)):
     torch.manual_seed(0)
     codec, config = preset(name)
     if not isinstance(codec, ImplicitCodec):
-        export_bundle(codec, folder, architecture=architecture(config), formats=formats, streaming=False)
+        about = {"architecture": architecture(config), "image_size": OmegaConf.select(config, "data.image_size")}
+        export_bundle(codec, folder, **about, formats=formats, streaming=False)
     return codec
 
 

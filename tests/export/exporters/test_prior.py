@@ -10,6 +10,7 @@ import torch
 import varitok
 from varitok import UserError
 from varitok.codecs.training.run import build_run
+from varitok.export.bitstream.entropy_coding import codebooks_of, coding_of
 from varitok.export.cli.main import main
 from varitok.export.exporters.prior import Tokenizer
 
@@ -61,12 +62,35 @@ def test_a_prior_takes_two_updates(exported, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "preset"),
-    [([*IMAGES, "data.image_size=64"], "image/demo"), (SOUNDS, "audio/demo"), (CLIPS, "video/demo")],
-    ids=["images", "sounds", "clips"],
+    [
+        ([*IMAGES, "data.image_size=64"], "image/demo"),
+        (IMAGES[:2], "image/vit_vqgan_64"),
+        (SOUNDS, "audio/demo"),
+        (CLIPS, "video/demo"),
+    ],
+    ids=["images", "grid", "sounds", "clips"],
 )
 def test_every_prior_takes_two_updates(kind, preset, tmp_path):
     exported_preset(preset, tmp_path / "bundle", formats=["safetensors", "onnx"])
     check_two_updates(tmp_path / "run", tmp_path / "bundle", kind)
+
+
+@pytest.mark.slow
+def test_a_prior_of_a_grid_writes_images_of_any_size_row_by_row(tmp_path):
+    exported_preset("image/vit_vqgan_64", tmp_path / "bundle", formats=["safetensors", "onnx"])
+    few = ["updates=2", "loader.batch_size=2", "data.length=4", "data.val_length=2", "callbacks.evaluation=null"]
+    run = fit(tmp_path / "run", tmp_path / "bundle", *few, kind=IMAGES[:2])
+    assert run.data.splits.val[0, 0].shape == (3, 64, 64), "not the size of the tokenizer's training"
+    bundle = varitok.load(tmp_path / "run" / "bundle")
+    codes = np.random.default_rng(0).integers(0, bundle.codebook_sizes[0], (1, 5, 7))  # (codebooks, rows, columns)
+    coding = coding_of("learned", codebooks_of(bundle), bundle)
+    data = coding.encode(codes)
+    np.testing.assert_array_equal(coding.decode(data, 5, (7,), True), codes)
+    arrived = coding.decode(data[: len(data) // 2], 5, (7,), False)
+    np.testing.assert_array_equal(arrived, codes[:, : arrived.shape[1]])  # whole rows
+    assert 1 <= arrived.shape[1] < 5
+    drawn = coding.draw(3, (2,), np.random.default_rng(0))
+    assert bundle.decode(drawn[None], (24, 16)).shape == (1, 3, 24, 16)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ FLOORS = {
         " evaluation training"
     ),
     "codecs.training": (
-        "config versions malloc schedules readout logging guard activation_checkpointing codebook_health"
+        "config versions malloc schedules readout logging guard activation_checkpointing compilation codebook_health"
         " distributed ema base module prior implicit callbacks resume run sweep"
     ),
     "export": "runtime bitstream exporters adapters compare report cli",

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from varitok.data.datamodule import DataModule
 from ..bottlenecks.contract import Bottleneck
 from ..distributed import full_tensor, sum_over_ranks
 from .activation_checkpointing import ActivationCheckpointing
+from .compilation import compile_blocks
 from .distributed.strategy import Parallel, Sharded
 from .ema import EMA
 from .guard import Guard
@@ -75,11 +76,13 @@ class Training(pl.LightningModule):
         accumulate: Batches per update.
         ema_decay: Decay of the parameters' EMA; 0 disables it.
         freeze: Names of submodules that are not trained.
-        compile: Names of submodules to run through `torch.compile`.
+        compile: Names of submodules, or of `others`, to run through `torch.compile`.
+        compile_mode: Mode of `torch.compile`; "reduce-overhead" replays CUDA graphs.
         activation_checkpointing: Names of submodules whose activations are recomputed in the backward pass.
         log_every: Updates between two log readings.
         guard: Arguments of `Guard`, which refuses bad updates.
         seed: Seed of the random draws of training steps.
+        others: Modules outside the trained one that may be compiled, by name.
 
     Raises:
         UserError: The module has no submodule of a given name, or `activation_checkpointing` names a bottleneck.
@@ -101,10 +104,12 @@ class Training(pl.LightningModule):
         ema_decay: Annotated[float, "[0, 1)", "0 averages nothing"] = 0.999,
         freeze: Sequence[str] = (),
         compile: Sequence[str] = (),
+        compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default",
         activation_checkpointing: Sequence[str] = (),
         log_every: int = 50,
         guard: Mapping[str, Any] | None = None,
         seed: Annotated[int, "[0, 4294967295]"] = 0,
+        others: Mapping[str, Sequence[nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -130,8 +135,14 @@ class Training(pl.LightningModule):
         for part in self.frozen:
             part.requires_grad_(False)
         self.average = EMA(trained, ema_decay) if ema_decay else None
+        self.compiled = bool(compile)
+        others = others or {}
         for part_name in compile:
-            self._part(part_name, "compile").compile()
+            if part_name not in others:
+                compile_blocks(self._part(part_name, "compile", others), compile_mode)
+                continue
+            for other in others[part_name]:
+                other.compile(mode=compile_mode)
         recomputed = [self._part(part, "activation_checkpointing") for part in activation_checkpointing]
         if any(isinstance(part, Bottleneck) for part in recomputed):
             raise UserError(
@@ -207,6 +218,8 @@ class Training(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Record that a batch has arrived."""
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # graphs may overwrite what the last step computed
         self.pace.arrive(len(batch.signal))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -344,11 +357,12 @@ class Training(pl.LightningModule):
         """Return additional values to log; none by default."""
         return {}
 
-    def _part(self, name: str, option: str) -> nn.Module:
-        """Return a submodule of the trained module by name."""
+    def _part(self, name: str, option: str, others: Iterable[str] = ()) -> nn.Module:
+        """Return a submodule of the trained module by name; `others` are taken too."""
         parts = dict(self.trained.named_children())
         if name not in parts:
-            raise UserError(f"training.{option}: the {self.name} has no part {name!r}; it has {', '.join(parts)}")
+            known = ", ".join([*parts, *others])
+            raise UserError(f"training.{option}: the {self.name} has no part {name!r}; take {known}")
         return parts[name]
 
 

@@ -54,10 +54,15 @@ class CodecTraining(Training):
         discriminator_optimizer: MakeOptimizer | None = None,
         **options: Any,
     ) -> None:
-        super().__init__("codec", codec, optimizer, **options)
+        adversarial = objective.adversarial
+        others = {
+            "discriminator": [adversarial.discriminator] if adversarial else [],
+            "losses": [*objective.terms.values()],
+        }
+        super().__init__("codec", codec, optimizer, others=others, **options)
         self.objective = objective
         objective.bind(codec)
-        if objective.adversarial:
+        if adversarial:
             if discriminator_optimizer is None:
                 raise UserError("optim.discriminator is missing: the objective has an adversarial term")
             if objective.adversarial.adaptive is not None and "decoder" in options.get("compile", ()):

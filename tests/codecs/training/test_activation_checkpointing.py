@@ -47,9 +47,10 @@ def test_what_is_compiled_is_compiled_in_the_first_update(tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=noted))
     logs = []
-    for name, parts in (("plain", "[]"), ("compiled", "[encoder,decoder]")):
+    for name, parts in (("plain", "[]"), ("compiled", "[encoder,decoder,discriminator,losses]")):
         words = [
             *QUIET,
+            *ADVERSARIAL,
             f"training.compile={parts}",
             "training.activation_checkpointing=[encoder,decoder]",
             "training.log_every=1",
@@ -57,7 +58,7 @@ def test_what_is_compiled_is_compiled_in_the_first_update(tmp_path, monkeypatch)
         run = build_run(compose(*words), tmp_path / name)
         run.trainer.fit(run.module, run.data)
         logs.append([float(row[2]) for row in logged(tmp_path / name) if row[1] == "loss"])
-    assert set(compiled) == {0}
+    assert set(compiled) == {0, 1}  # the discriminator begins in the second
     assert len(logs[0]) == 4 and logs[0] == pytest.approx(logs[1], abs=1e-5)
 
 

@@ -328,8 +328,13 @@ def test_bfloat16_trains_with_backward_and_updates_outside_autocast(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_parts_keep_their_names(tmp_path):
-    module = build_run(compose("training.compile=[decoder]"), tmp_path).module
-    assert module.codec.state_dict().keys() == build_run(compose(), tmp_path).module.codec.state_dict().keys()
+    words = [*ADVERSARIAL, "training.compile=[decoder,discriminator,losses]"]
+    module, plain = (build_run(compose(*given), tmp_path).module for given in (words, ADVERSARIAL))
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    compiled = [name for name, part in module.named_modules() if part._compiled_call_impl is not None]
+    # Each block of the decoder, so that DDP averages its gradient while others are computed.
+    assert [name for name in compiled if name.startswith("codec")] == ["codec.decoder.transformer.blocks.0"]
+    assert {"objective.terms.l2", "objective.adversarial.discriminator"} < set(compiled)
 
 
 def test_wandb_offline_does_not_disturb_a_run(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ class Prior(nn.Module):
         UserError: `heads` doesn't divide `width`.
     """
 
+    kind_of: Tensor
+
     def __init__(
         self,
         sizes: list[int],
@@ -69,6 +71,8 @@ class Prior(nn.Module):
         self.window = window
         self.rounds = False
         vocabulary = sum(sizes)
+        kind_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # kind of each symbol
+        self.register_buffer("kind_of", kind_of, persistent=False)
         self.kind = nn.Embedding(len(sizes), width)
         self.place = nn.Embedding(places, width)
         self.sources = nn.ModuleList(nn.Embedding(vocabulary + 1, width) for _ in range(sources))
@@ -111,12 +115,10 @@ class Prior(nn.Module):
     def nats(self, contexts: Tensor, row: Tensor) -> Tensor:
         """Compute the cross-entropy of each symbol of the sequences `row` `(b, n)`: `(b, n)`, in nats."""
         state = self.head.weight.new_zeros(len(row), *self.state_shape)
-        kinds = torch.arange(len(self.sizes), device=row.device)
-        kind_of = kinds.repeat_interleave(torch.tensor(self.sizes, device=row.device))
         found = []
         for part, symbols in zip(torch.split(contexts, BLOCK, 1), torch.split(row, BLOCK, 1), strict=True):
             logits, state = self(part, state)
-            logits = logits.masked_fill(kind_of != part[..., :1], -math.inf)
+            logits = logits.masked_fill(self.kind_of != part[..., :1], -math.inf)
             found.append(functional.cross_entropy(logits.transpose(1, 2).float(), symbols, reduction="none"))
         return torch.cat(found, dim=1)
 

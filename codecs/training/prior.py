@@ -22,14 +22,14 @@ class Rows(NamedTuple):
     Attributes:
         contexts: int64 `(b, n, 2 + sources)`, the prior's input: kind, token number and source symbols.
         row: int64 `(b, n)`, symbols, the prior's targets.
-        valid: bool `(b, n)`, True for symbols of the signal's valid part.
+        valid: bool `(b, n)`, True for symbols of the signal's valid part; None if all are.
         entries: int64 `(m,)`, valid codes as indices into the concatenated counted alphabets.
         bits: Packed size of the valid codes, in bits.
     """
 
     contexts: Tensor
     row: Tensor
-    valid: Tensor
+    valid: Tensor | None
     entries: Tensor
     bits: int
 
@@ -53,8 +53,11 @@ class Source(Protocol):
     places: int
     sources: int
 
-    def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals `(b, c, *grid)`, and keep `kept` tokens or codebooks; all if None."""
+    def rows(self, signal: Tensor, lengths: Tensor | None, kept: int | None = None) -> Rows:
+        """Encode signals `(b, c, *grid)`, and keep `kept` tokens or codebooks; all if None.
+
+        `lengths` are their valid steps, int64 `(b,)`; None for all.
+        """
         ...
 
 
@@ -91,12 +94,15 @@ class PriorTraining(Training):
         chance = torch.Generator().manual_seed(hash((self.seed, self.global_rank, self.batch)) & (2**63 - 1))
         kept = None if self.batch % 2 else int(torch.randint(1, self.source.most + 1, (), generator=chance))
         with torch.no_grad():
-            rows = self.source.rows(normalize(batch.signal), batch.lengths, kept)
-            self.counts += sum_over_ranks([torch.bincount(rows.entries, minlength=len(self.counts))])[0]
+            rows = self.source.rows(normalize(batch.signal), None if batch.whole else batch.lengths, kept)
+            # Not torch.bincount, which waits for the largest entry.
+            seen = torch.zeros_like(self.counts).index_add_(0, rows.entries, torch.ones_like(rows.entries))
+            self.counts += sum_over_ranks([seen])[0]
         due = self.begin_batch()
         factor = self.factor(self.update)
         with self.recompute:
-            nats = self.prior.nats(rows.contexts, rows.row)[rows.valid]
+            nats = self.prior.nats(rows.contexts, rows.row)
+        nats = nats.flatten() if rows.valid is None else nats[rows.valid]
         loss = nats.mean()
         self.learn(self.learning, loss)
         values = {"loss": loss, "loss/of_packed": nats.sum() / (rows.bits * math.log(2))}

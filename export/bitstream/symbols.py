@@ -22,12 +22,14 @@ class Structure(NamedTuple):
         tokens: `(m,)`, index of its ordered token; 0 for placed tokens.
         sources: `(m, 2 + len(inner))`, indices of the previous symbol, and of the symbols of the same kind one position
             back along each axis of the grid, steps first; -1 if there is none.
+        places: `(m,)`, index of each symbol in the digits `(steps, *inner, kinds)`, flattened.
     """
 
     steps: Numbers
     kinds: Numbers
     tokens: Numbers
     sources: Numbers
+    places: Numbers
 
 
 class Symbols:
@@ -69,7 +71,7 @@ class Symbols:
             back[:, axis] -= 1 if axis else self._strides[at[:, -1]]
             sources.append(np.where(back[:, axis] >= 0, index[tuple(np.maximum(back, 0).T)], -1))
         tokens = np.zeros(len(at), np.int64) if self.ordered is None else at[:, self.ordered]
-        return Structure(at[:, 0], at[:, -1], tokens, np.stack(sources, axis=1))
+        return Structure(at[:, 0], at[:, -1], tokens, np.stack(sources, axis=1), np.flatnonzero(written))
 
     def contexts(self, structure: Structure, row: Numbers) -> Numbers:
         """Return the prior's input for each symbol: kind, token index, sources; `(m, 2 + sources)`.

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from .onnx import export_graph
 from .parity import ParityError
 from .rebuild import rebuild
 
-__all__ = ["ExportPrior", "Tokenizer", "export_prior"]
+__all__ = ["ExportPrior", "SymbolRows", "Tokenizer", "export_prior"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,24 +56,70 @@ class Tokenizer:
         self.sizes, self.counted = self.symbols.sizes.tolist(), self.alphabets.sizes.tolist()
         self.places = bundle.tokens or 1
         self.sources = 1 + bundle.axes
+        self.device = torch.device("cpu")
+        self._symbol_rows = lru_cache(64)(SymbolRows)
 
-    def rows(self, signal: Tensor, lengths: Tensor, kept: int | None = None) -> Rows:
-        """Encode signals `(b, c, *grid)`; return the rows of the first `kept` tokens or codebooks, all if None."""
-        codes: Tensor = self.codec.to(signal.device).encode(signal)
+    def rows(self, signal: Tensor, lengths: Tensor | None, kept: int | None = None) -> Rows:
+        """Encode signals `(b, c, *grid)`; return the rows of the first `kept` tokens or codebooks, all if None.
+
+        Without `lengths` nothing is read from the device.
+        """
+        if signal.device != self.device:
+            self.device = signal.device
+            self.codec.to(self.device)
+        codes: Tensor = self.codec.encode(signal)
         codes = codes[..., :kept] if self.bundle.tokens else codes[:, :kept]
         _, num_codebooks, steps, *inner = codes.shape
-        found = codes.cpu().numpy()
-        begun = torch.from_numpy(self.bundle.steps_of(lengths.cpu().numpy(), steps))
-        structure = self.symbols.structure(num_codebooks, steps, inner)
-        rows = [self.symbols.row(each) for each in found]
-        contexts = [self.symbols.contexts(structure, row) for row in rows]
+        shape = num_codebooks, steps, tuple(inner), codes.device
+        symbols, alphabets = (self._symbol_rows(each, *shape) for each in (self.symbols, self.alphabets))
+        ends = np.full(len(codes), signal.shape[2]) if lengths is None else lengths.cpu().numpy()
+        begun = self.bundle.steps_of(ends, steps).tolist()
         packing = Packing(self.symbols.codebooks[:num_codebooks], inner)
-        entries = [self.alphabets.row(each[:, :whole]) for each, whole in zip(found, begun.tolist(), strict=True)]
-        valid = prefix_mask(begun, steps)[:, torch.from_numpy(structure.steps)]
-        seen, row, counted = map(torch.from_numpy, (np.stack(contexts), np.stack(rows), np.concatenate(entries)))
-        bits = sum(packing.bits(whole) for whole in begun.tolist())
-        device = signal.device
-        return Rows(seen.to(device), row.to(device), valid.to(device), counted.to(device), bits)
+        row, entries, valid = symbols.row(codes), alphabets.row(codes), None
+        if lengths is not None:
+            begins = prefix_mask(torch.tensor(begun, device=codes.device), steps)
+            valid, entries = begins[:, symbols.steps], entries[begins[:, alphabets.steps]]
+        return Rows(symbols.contexts(row), row, valid, entries.flatten(), sum(packing.bits(whole) for whole in begun))
+
+
+class SymbolRows:
+    """The symbol sequences of a batch of codes of one shape, as `Symbols` makes them of one code, on a device.
+
+    Args:
+        symbols: Digits of the codebooks.
+        num_codebooks: Number of codebooks.
+        steps: Number of steps.
+        inner: Sizes of the other axes.
+        device: Device of the codes.
+    """
+
+    def __init__(
+        self, symbols: Symbols, num_codebooks: int, steps: int, inner: tuple[int, ...], device: torch.device
+    ) -> None:
+        structure = symbols.structure(num_codebooks, steps, inner)
+        digits = [
+            (codebook, math.prod(radices[place + 1 :]), radix)
+            for codebook, radices in enumerate(symbols.radices[:num_codebooks])
+            for place, radix in enumerate(radices)
+        ]
+        self.codebooks, divisors, radices = torch.tensor(digits, device=device).T
+        self.divisors, self.radices = (each.view(-1, 1, *(1 for _ in inner)) for each in (divisors, radices))
+        self.offsets = torch.from_numpy(symbols.offsets[: len(digits)]).to(device)
+        self.steps, self.kinds, self.tokens, self.sources, self.places = (
+            torch.from_numpy(numbers).to(device) for numbers in structure
+        )
+
+    def row(self, codes: Tensor) -> Tensor:
+        """Convert codes `(b, codebooks, steps, *inner)` to symbols of the vocabulary, `(b, m)`."""
+        digits = codes[:, self.codebooks] // self.divisors % self.radices
+        # (b, kinds, steps, *inner) -> (b, steps * inner * kinds)
+        return (digits.movedim(1, -1) + self.offsets).flatten(1)[:, self.places]
+
+    def contexts(self, row: Tensor) -> Tensor:
+        """Return the prior's input for the symbols `(b, m)`: kind, token index, sources; `(b, m, 2 + sources)`."""
+        known = torch.cat([row + 1, row.new_zeros(len(row), 1)], dim=1)  # index -1: no source
+        fixed = torch.stack([self.kinds, self.tokens], dim=1).expand(len(row), -1, -1)
+        return torch.cat([fixed, known[:, self.sources]], dim=2)
 
 
 def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:

@@ -78,8 +78,9 @@ def _bits(module: PriorTraining, batch: Batch, kept: int) -> Tensor:
     if not len(batch.signal):
         return torch.zeros(4, dtype=torch.float64, device=module.device)
     signal = normalize(batch.signal.to(module.device))
-    rows = module.source.rows(signal, batch.lengths.to(module.device), kept)
-    nats = module.evaluated.nats(rows.contexts, rows.row)[rows.valid].double().sum()
+    rows = module.source.rows(signal, None if batch.whole else batch.lengths, kept)
+    nats = module.evaluated.nats(rows.contexts, rows.row)
+    nats = (nats.flatten() if rows.valid is None else nats[rows.valid]).double().sum()
     order = order_zero(module.counts, module.source.counted)[rows.entries].sum()
     found = [len(signal), rows.bits, order / math.log(2), nats / math.log(2)]
     return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=module.device) for each in found])

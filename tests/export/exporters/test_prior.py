@@ -11,8 +11,10 @@ import varitok
 from varitok import UserError
 from varitok.codecs.training.run import build_run
 from varitok.export.bitstream.entropy_coding import codebooks_of, coding_of
+from varitok.export.bitstream.packing import Codebook
+from varitok.export.bitstream.symbols import Symbols
 from varitok.export.cli.main import main
-from varitok.export.exporters.prior import Tokenizer
+from varitok.export.exporters.prior import SymbolRows, Tokenizer
 
 from ...codecs.examples import SIZE
 from ...composing import composed
@@ -131,6 +133,20 @@ def test_a_killed_run_goes_on_where_it_was_saved(exported, tmp_path):
     assert resumed.module.update == 8
     again = resumed.module.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in whole.module.state_dict().items())
+
+
+@pytest.mark.parametrize(("ordered", "inner"), [(0, ()), (1, (4,)), (None, (2, 3))], ids=["image", "blocks", "grid"])
+def test_rows_on_a_device_are_those_of_each_code(ordered, inner):
+    codebooks = [Codebook(5), Codebook(2**20, 2), Codebook(300)]
+    symbols = Symbols(codebooks, ordered, 256)
+    codes = torch.stack([torch.randint(codebook.size, (2, 6, *inner)) for codebook in codebooks], dim=1)
+    for kept in (1, 2, 3):
+        rows = SymbolRows(symbols, kept, 6, inner, codes.device)
+        row = rows.row(codes[:, :kept])
+        expected = [symbols.row(code) for code in codes[:, :kept].numpy()]
+        structure = symbols.structure(kept, 6, inner)
+        assert row.tolist() == np.stack(expected).tolist()
+        assert rows.contexts(row).tolist() == [symbols.contexts(structure, one).tolist() for one in expected]
 
 
 def test_continuous_codes_have_no_prior(tmp_path):

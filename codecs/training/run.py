@@ -204,9 +204,8 @@ def _trainer(plain: dict[str, Any], precision: str, **parts: Any) -> pl.Trainer:
         # trainer/default.yaml has one of them.
         if key in TAKEN and value is not None and (key, value) != ("log_every_n_steps", 1):
             raise UserError(f"trainer.{key}: set {TAKEN[key]} instead")
-    strategy = strategy_of(
-        arguments, **check_values(strategy_of, {"timeout": plain["processes"]["timeout"]}, "processes")
-    )
+    processes = {name: value for name, value in plain["processes"].items() if name != "silence"}  # the watchdog's
+    strategy = strategy_of(arguments, **check_values(strategy_of, processes, "processes"))
     try:
         return pl.Trainer(
             **arguments | {"strategy": strategy},

@@ -43,11 +43,16 @@ class Parallel(DDPStrategy):
         static: Each parameter gets a gradient in every update or in none; otherwise the run ends. If False, unused
             parameters are searched for at each update.
         timeout: Seconds that a process waits for the others in a collective.
+        bucket: Megabytes of gradients in an all-reduce; it starts when they are computed.
+        in_place: Gradients are views of the buckets: less memory by their size, and a copy less.
     """
 
-    def __init__(self, *, static: bool = True, timeout: float = 1800.0) -> None:
+    def __init__(
+        self, *, static: bool = True, timeout: float = 1800.0, bucket: float = 25.0, in_place: bool = False
+    ) -> None:
         unused: dict[str, Any] = {"static_graph": True} if static else {"find_unused_parameters": True}
-        super().__init__(**unused, timeout=timedelta(seconds=timeout))
+        buckets: dict[str, Any] = {"bucket_cap_mb": bucket, "gradient_as_bucket_view": in_place}
+        super().__init__(**unused, **buckets, timeout=timedelta(seconds=timeout))
         self.static = static
         self.reducers: dict[nn.Module, DistributedDataParallel] = {}
         self.due: nn.Module | None = None  # part whose gradients the next backward pass averages
@@ -108,7 +113,7 @@ class Sharded(Parallel):
     and the same as without sharding: a run resumes with or without it, on any number of processes.
 
     Args:
-        timeout: Seconds that a process waits for the others in a collective.
+        options: See `Parallel`.
     """
 
     def configure_ddp(self) -> None:
@@ -212,12 +217,19 @@ STRATEGIES: dict[str, Callable[..., Parallel]] = {
 }
 
 
-def strategy_of(trainer: dict[str, Any], timeout: Annotated[float, "[1, 1e9]"]) -> Strategy | str:
+def strategy_of(
+    trainer: dict[str, Any],
+    timeout: Annotated[float, "[1, 1e9]"],
+    bucket: Annotated[float, "(0, 1e6]"] = 25.0,
+    in_place: bool = False,
+) -> Strategy | str:
     """Return the strategy for a trainer's arguments; Lightning's own for a single process.
 
     Args:
         trainer: Lightning's arguments, as configured.
         timeout: Seconds that a process waits for the others in a collective.
+        bucket: Megabytes of gradients in an all-reduce.
+        in_place: Whether gradients are views of these buckets.
 
     Raises:
         UserError: There is no such strategy.
@@ -226,4 +238,4 @@ def strategy_of(trainer: dict[str, Any], timeout: Annotated[float, "[1, 1e9]"]) 
     if name not in STRATEGIES:
         raise UserError(f"trainer.strategy={name}: no such strategy; take one of {', '.join(STRATEGIES)}")
     alone = all(trainer.get(key, 1) == 1 for key in ("devices", "num_nodes"))
-    return "auto" if name == "auto" and alone else STRATEGIES[name](timeout=timeout)
+    return "auto" if name == "auto" and alone else STRATEGIES[name](timeout=timeout, bucket=bucket, in_place=in_place)

@@ -47,6 +47,7 @@ CASES = {
     "guided": GUIDED,  # by a term whose map learns with the codec
     "recomputed": [*RVQ, *GAN, "training.activation_checkpointing=[encoder,decoder]"],
     "sharded": [*RVQ, *GAN, SHARDED, "training.activation_checkpointing=[decoder]", "checkpoint.every=3"],
+    "in_place": [*RVQ, *GAN, "training.accumulate=2", "processes.bucket=0.001", "processes.in_place=true"],
     "sharded_accumulated": ["bottleneck=vq_ema", *RVQ[-4:], "training.accumulate=2", SHARDED, "training.ema_decay=0"],
 }
 FIRST = ["accumulated", "sharded"]
@@ -113,7 +114,7 @@ def quick(rank, folder):
     results = {name: train(rank, CASES[name], folder / name) for name in FIRST}
     results["disturbed"] = train(rank, CASES["accumulated"], folder / "disturbed", disturbed=True)
     # As Lightning would have it.
-    ours, parallel.STRATEGIES["ddp"] = parallel.STRATEGIES["ddp"], lambda timeout: DDPStrategy()
+    ours, parallel.STRATEGIES["ddp"] = parallel.STRATEGIES["ddp"], lambda **_: DDPStrategy()
     try:
         train(rank, CASES["gan"], folder / "lightnings")
     except (RuntimeError, UserError) as error:
@@ -267,12 +268,19 @@ def test_a_sharded_run_goes_on_to_the_bit_and_its_checkpoint_is_like_any_other(b
     [
         (["trainer.strategy=deepspeed"], "trainer.strategy=deepspeed: no such strategy; take one of auto, ddp,"),
         (["processes.silence=1"], "processes.silence=1: must be at least 2"),
+        (["processes.bucket=0"], "processes.bucket=0: must be above 0"),
         (["processes.timeout=0"], "processes.timeout=0: must be at least 1"),
     ],
 )
 def test_a_mistake_is_told(tmp_path, words, told):
     with pytest.raises(UserError, match=told):
         build_run(compose(*words), tmp_path)
+
+
+def test_what_ddp_takes_is_handed_through(tmp_path):
+    words = ["trainer.devices=2", "trainer.strategy=ddp", "processes.bucket=100", "processes.in_place=true"]
+    strategy = build_run(compose(*words), tmp_path).trainer.strategy
+    assert strategy._ddp_kwargs["bucket_cap_mb"] == 100 and strategy._ddp_kwargs["gradient_as_bucket_view"]
 
 
 def test_checkpoints_come_when_due_whenever_the_discriminator_begins(tmp_path):

@@ -189,7 +189,8 @@ class Adversarial(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             own = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (terms, adversarial)]
         wanted, found = mean_over_ranks(torch.stack(own).float()).flatten(1).norm(dim=1)
-        return (wanted / (found + 1e-6)).clamp(max=self.adaptive)
+        factor: Tensor = wanted / (found + 1e-6)
+        return factor.clamp(max=self.adaptive)
 
     def _penalize_gradient(self, real: Tensor, lengths: Tensor | None) -> Tensor:
         """Return the mean squared norm of the gradient of each signal's mean logit at the signal."""

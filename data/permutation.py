@@ -43,7 +43,8 @@ class Permutation:
         found = self._permute(np.asarray(places).astype(np.uint64))
         while len(outside := np.flatnonzero(found >= self.length)):
             found[outside] = self._permute(found[outside])
-        return found.astype(np.int64)
+        elements: Numbers = found.astype(np.int64)
+        return elements
 
     def _permute(self, values: Any) -> Any:
         """Permute the network's whole range."""
@@ -59,7 +60,8 @@ class Permutation:
 def uniform(places: Numbers, *key: int) -> npt.NDArray[np.float64]:
     """Return the random numbers in [0, 1) of given places; `key` chooses the sequence."""
     drawn = _mix(np.asarray(places).astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(_state(key)))
-    return (drawn >> np.uint64(11)) * 2.0**-53
+    numbers: npt.NDArray[np.float64] = (drawn >> np.uint64(11)) * 2.0**-53
+    return numbers
 
 
 def _state(key: tuple[int, ...]) -> int:

@@ -5,12 +5,20 @@
 
 Three tables: `readers.csv` (samples per second), `shares.csv` (breakdown of an image's time) and `padding.csv` (share
 of padding in batches of whole recordings). The shards are packed by `varitok shards` into a temporary folder.
+
+    python benchmarks/data.py --members 1300000 --simulated 100000000 --out benchmarks/results/data
+
+The start of a run on large datasets, `startup.csv`. The members are packed; those of the simulated dataset exist in its
+index alone, whose shards are sparse files with one header each.
 """
 
 import argparse
 import contextlib
+import json
+import os
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +32,7 @@ if __name__ == "__main__" and _checkout.is_dir():
     # A checkout needs no install (ARCHITECTURE.md, "Where the package is").
     sys.path[0] = str(_checkout)
 
+import numpy as np  # noqa: E402
 import PIL  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
@@ -41,7 +50,11 @@ from varitok.data.datamodule import DataModule  # noqa: E402
 from varitok.data.datasets.audio import audio_folder  # noqa: E402
 from varitok.data.datasets.images import image_folder  # noqa: E402
 from varitok.data.datasets.video import video_folder  # noqa: E402
+from varitok.data.storage.file_index import FORMAT, FileIndex, write_index  # noqa: E402
 from varitok.data.storage.members import Member  # noqa: E402
+from varitok.data.storage.shard_reader import WHOLE  # noqa: E402
+from varitok.data.storage.shard_writer import ShardWriter  # noqa: E402
+from varitok.data.storage.tar import BLOCK, header_of  # noqa: E402
 
 __all__ = ["main"]
 
@@ -60,11 +73,57 @@ PROTOCOL = (
     " 16 kHz; clips: 17 frames of 64 x 64"
 )
 
+EACH = 10_000  # members of a simulated shard
+START = """
+import itertools, json, os, pickle, sys, time
+import numpy as np
+from varitok.data.datamodule import DataModule
+from varitok.data.datasets.images import image_folder
+from varitok.data.sampler import UpdateBatchSampler
+
+def memory(kind):
+    with open("/proc/self/status") as file:
+        return int(next(line.split()[1] for line in file if line.startswith(kind))) / 1024
+
+anonymous, begin, spent = memory("RssAnon"), time.perf_counter(), time.process_time()
+splits = image_folder(sys.argv[1], image_size=64)
+listed = time.perf_counter() - begin
+loader = DataModule(splits, batch_size=64, workers=0, updates=10**6).train_dataloader()
+next(iter(loader.batch_sampler))
+first, files = time.perf_counter() - begin, splits.train.files
+spent = time.process_time() - spent
+places = np.random.default_rng(0).integers(0, len(files), 2000).tolist()
+looked = time.process_time()
+for place in places:
+    files[place]
+looked = time.process_time() - looked
+grown, mapped = memory("RssAnon") - anonymous, memory("RssFile")
+count = len(files)
+sampler = UpdateBatchSampler(count, 100, batches=10**9, seed=1)
+order, seen = sampler.order(0), np.zeros(count, bool)
+for at in range(0, count, 1 << 16):
+    seen[order(np.arange(at, min(at + (1 << 16), count)))] = True
+whole = UpdateBatchSampler(count, 100, batches=10**9, seed=1, start=123)
+resumed = UpdateBatchSampler(count, 100, batches=10**9, seed=1, start=323)
+same = list(itertools.islice(whole, 200, 260)) == list(itertools.islice(resumed, 60))
+print(json.dumps({
+    "seconds_to_files": listed, "seconds_to_first_batch": first, "processor_seconds": spent,
+    "own_mb": grown, "mapped_mb": mapped,
+    "pickled_kb": len(pickle.dumps(splits.train)) / 1000, "us_per_file": looked / 2000 * 1e6,
+    "order_has_each_once": bool(seen.all()), "resume_is_exact": same,
+}))
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", type=Path, metavar="FOLDER")
+    what.add_argument("--members", type=int, metavar="N", help="of packed shards, for startup.csv")
+    parser.add_argument(
+        "--simulated", type=int, nargs="+", default=[], metavar="N", help="of simulated datasets, for startup.csv"
+    )
     parser.add_argument("--sounds", type=Path, metavar="FOLDER")
     parser.add_argument("--videos", type=Path, metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=12, help="default: %(default)s")
@@ -76,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            _measure(options, Path(temporary), shlex.join(["python", "benchmarks/data.py", *words]))
+            measure = _measure if options.images else _measure_start
+            measure(options, Path(temporary), shlex.join(["python", "benchmarks/data.py", *words]))
     except UserError as error:
         print(f"data: {error}", file=sys.stderr)
         sys.exit(2)
@@ -124,6 +184,83 @@ def _measure(options: argparse.Namespace, temporary: Path, command: str) -> None
             " a sound longer than the budget is a batch of its own"
         }
         write_rows(options.out / "padding.csv", {**about, **header}, _padding(options.sounds))
+
+
+def _measure_start(options: argparse.Namespace, temporary: Path, command: str) -> None:
+    """Write the table of the start of a run on shards of many members."""
+    rows: list[Row] = []
+    folder = temporary / "packed"
+    begin = time.perf_counter()
+    with ShardWriter(folder, 64 << 20) as shards:
+        for number in range(options.members):
+            shards.write(f"{number // 1000:06}/{number % 1000:04}.jpg", b"", {"width": 256, "height": 256})
+    packed = time.perf_counter() - begin
+    (folder / WHOLE).unlink()
+    begin = time.perf_counter()
+    first = _start(folder)
+    rows.append({"dataset": "packed", "members": options.members, "index": "made", **first})
+    print(f"{packed:.0f} s of packing, {time.perf_counter() - begin:.0f} s of the first start", flush=True)
+    rows += [{"dataset": "packed", "members": options.members, "index": "mapped", **_start(folder)} for _ in range(2)]
+    for members in options.simulated:
+        folder = temporary / f"simulated {members}"
+        _simulate(folder, members)
+        form = {"dataset": "simulated", "members": members, "index": "mapped"}
+        rows += [{**form, **_start(folder)} for _ in range(2)]
+    about = {
+        "protocol": "a new process lists the shards, holds out 5% and makes the first batch of keys: index made, from"
+        " the shards' own, or mapped",
+        "columns": "processor_seconds: to the first batch;"
+        " own_mb: growth of the process's own memory (RssAnon) since its imports, in MiB; mapped_mb: pages of"
+        " files, libraries among them, which all processes of a machine share; pickled_kb: of the training data, as a"
+        " worker gets it; us_per_file: access to one at random",
+        "machine": "one of two cores of a virtual machine, on which other processes ran",
+        "command": command,
+        "versions": f"varitok {__version__}, torch {torch.__version__}, numpy {np.__version__}",
+    }
+    write_rows(options.out / "startup.csv", about, rows)
+
+
+def _start(folder: Path) -> Row:
+    """Measure the start of a run in a new process."""
+    paths = os.pathsep.join(filter(None, [str(_checkout), os.environ.get("PYTHONPATH", "")]))
+    words = [sys.executable, "-c", START, str(folder)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    row: Row = json.loads(done.stdout)
+    print(row, flush=True)
+    return row
+
+
+def _simulate(folder: Path, members: int) -> None:
+    """Write an index of members of 100 kB, and shards that are empty but for the last member's header."""
+    shards, size, step = members // EACH, 100_000, 100_352 + BLOCK
+    about, line = [], b'{"name":"%06d/%04d.jpg","offset":%10d,"size":100000,"width":256,"height":256}\n'
+    folder.mkdir()
+    width = len(line % (0, 0, 0))
+    lines = np.memmap(folder / "lines", np.uint8, "w+", shape=(shards, EACH, width))
+    own = np.frombuffer(b"".join(line % (0, at, at * step + BLOCK) for at in range(EACH)), np.uint8)
+    for number in range(shards):
+        lines[number] = own.reshape(EACH, width)
+        lines[number, :, 9:15] = np.frombuffer(b"%06d" % number, np.uint8)
+        last = {"name": f"{number:06}/{EACH - 1:04}.jpg", "offset": (EACH - 1) * step + BLOCK, "size": size}
+        length = EACH * step + 2 * BLOCK
+        about.append({"name": f"{number:06}.tar", "bytes": length, "members": EACH, "lost": 0, "last": last})
+        with (folder / f"{number:06}.tar").open("wb") as file:
+            file.seek((EACH - 1) * step)
+            file.write(header_of(str(last["name"]), size))
+            file.truncate(length)
+    header = {
+        **{"format": FORMAT, "digest": "simulated", "kinds": {".jpg": members}, "shards": about},
+        "folders": {".jpg": [f"{number:06}" for number in range(shards)]},
+    }
+    arrays = {
+        "lines": lines.reshape(-1),
+        "ends": np.arange(members + 1, dtype=np.int64) * width,
+        "hashes": np.random.default_rng(0).integers(0, 1 << 64, members, np.uint64),
+        "kinds": np.zeros(members, np.uint16),
+        "shards": np.repeat(np.arange(shards, dtype=np.uint32), EACH),
+    }
+    write_index(FileIndex(str(folder), header, arrays), folder / WHOLE)
+    (folder / "lines").unlink()
 
 
 def _places(root: Path, temporary: Path, make: Callable[[str], Splits]) -> dict[str, Splits]:

@@ -262,8 +262,8 @@ class _Modulation(nn.Module):
             square = shown.square().sum(1) / count
         deviation = (square - mean.square()).clamp(min=1e-6).sqrt()
         shape = [x.shape[0], x.shape[1]] + [1] * (x.dim() - 2)
-        x = self.norm(x, mask) * (1 + self.scale(deviation).reshape(shape))
-        return x + self.shift(mean).reshape(shape)
+        y: Tensor = self.norm(x, mask) * (1 + self.scale(deviation).reshape(shape)) + self.shift(mean).reshape(shape)
+        return y
 
 
 class _Middle(nn.Module):

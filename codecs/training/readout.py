@@ -20,7 +20,7 @@ class Readout:
         self._host = values.detach().to("cpu", non_blocking=values.is_cuda)  # to pinned memory
         self._copied: torch.cuda.Event | None = None
         if values.is_cuda:
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> list[float]:

@@ -126,7 +126,7 @@ def _copy_to_host(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], torch.cud
     """
     on_gpu = {id(tensor): tensor for tensor in _tensors(checkpoint) if tensor.is_cuda}
     copies = {key: tensor.to("cpu", non_blocking=True) for key, tensor in on_gpu.items()}
-    event = torch.cuda.Event() if copies else None
+    event = torch.cuda.Event() if copies else None  # type: ignore[no-untyped-call]
     if event is not None:
         event.record()
     return copy.deepcopy(checkpoint, dict(copies)), event

@@ -31,6 +31,7 @@ GAN = [
     "objective.adversarial.head_start=2",
     "objective.adversarial.lecam=0.1",
 ]
+ADAPTIVE = "objective.adversarial.adaptive=1e4"
 RVQ = [*RESIDUAL, "length=two_axes", "updates=8", *LOGGED]
 SHARDED = "trainer.strategy=fsdp2"
 GUIDED = [
@@ -39,8 +40,8 @@ GUIDED = [
     "+objective.terms.contrast={weight: 0.1, module: {_target_: varitok.codecs.losses.guided.Contrast, teacher: eye}}",
 ]
 CASES = {
-    "gan": [*RVQ, *GAN],
-    "accumulated": [*RVQ, *GAN, "training.accumulate=2"],
+    "gan": [*RVQ, *GAN, ADAPTIVE],
+    "accumulated": [*RVQ, *GAN, ADAPTIVE, "training.accumulate=2"],
     "every_other": [*RVQ, *GAN, "objective.adversarial.every=2", "objective.adversarial.shared=true"],
     "unused_looked_for": [*RVQ, *GAN, "trainer.strategy=ddp_find_unused_parameters_true"],
     "halting": ["bottleneck=fsq", "length=halting", *LOGGED],
@@ -135,6 +136,8 @@ def slow(rank, folder):
     results["unsharded"] = train(rank, [word for word in words if word != SHARDED], folder / "unsharded")
     with pytest.raises(UserError, match="fsdp2: not with a loss term that has trainable"):
         train(rank, [*GUIDED, SHARDED], folder / "guided_sharded")
+    with pytest.raises(UserError, match=r"fsdp2: not with objective\.adversarial\.adaptive"):
+        train(rank, [*CASES["gan"], SHARDED], folder / "adaptive_sharded")
     # Each process has a folder of its own, as on nodes that share none: only the first finds a checkpoint.
     train(rank, [*words, "updates=2"], folder / "apart" / str(rank))
     with pytest.raises(UserError, match=r"has checkpoint .* bytes, process 1 \(.*\) none; the run's folder must"):

@@ -226,7 +226,7 @@ class CodeCounts:
         bits = torch.tensor([entropy(*pair) for pair in zip(found, totals, strict=True)], dtype=torch.float64)
         if self.shared:
             bits = self._add_shares(bits.to(self.dense.device))
-        return [Use(*pair, bit) for pair, bit in zip(numbers.tolist(), bits.tolist(), strict=True)]
+        return [Use(size, total, bit) for (size, total), bit in zip(numbers.tolist(), bits.tolist(), strict=True)]
 
     def _add_shares(self, values: Tensor) -> Tensor:
         """Sum the values of large codebooks over processes; those of the others are complete."""

@@ -219,7 +219,8 @@ class Training(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Record that a batch has arrived."""
         if self.compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # graphs may overwrite what the last step computed
+            # Graphs may overwrite what the last step computed.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         self.pace.arrive(len(batch.signal))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

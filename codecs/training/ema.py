@@ -38,7 +38,8 @@ class EMA(nn.Module):
         """Average in the parameters of `codec` after update number `update`."""
         if not self._shards:
             self._shards = [[local_tensor(p.detach()) for p in each.parameters()] for each in (self.codec, codec)]
-        torch._foreach_lerp_(*self._shards, 1 - averaging_decay(update, self.decay))
+        averaged, current = self._shards
+        torch._foreach_lerp_(averaged, current, 1 - averaging_decay(update, self.decay))
         if buffers := list(codec.buffers()):
             torch._foreach_copy_(list(self.codec.buffers()), buffers)
 

@@ -62,7 +62,7 @@ class CodecTraining(Training):
         super().__init__("codec", codec, optimizer, others=others, **options)
         self.objective = objective
         objective.bind(codec)
-        if adversarial:
+        if objective.adversarial is not None:
             if discriminator_optimizer is None:
                 raise UserError("optim.discriminator is missing: the objective has an adversarial term")
             if objective.adversarial.adaptive is not None and "decoder" in options.get("compile", ()):

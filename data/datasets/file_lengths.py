@@ -72,8 +72,8 @@ def _measure_all(files: Files[Any], number: Callable[[File], int]) -> Numbers:
             return np.fromiter(chain.from_iterable(pool.map(_measure_part, parts)), np.int64, len(files))
     except BrokenProcessPool as error:
         raise UserError(
-            f"{files.index.root}: a process that measured its files ended, as of a file that crashes its decoder; pack"
-            " them without it (varitok shards --drop-bad), or set loader.bucket=0"
+            f"{files.file_index.root}: a process that measured its files ended, as of a file that crashes its decoder;"
+            " pack them without it (varitok shards --drop-bad), or set loader.bucket=0"
         ) from error
 
 

@@ -109,11 +109,11 @@ class Files(Sequence[AnyFile]):
     """
 
     def __init__(self, index: FileIndex, chosen: "_Bitmap | None" = None) -> None:
-        self.index = index
+        self.file_index = index
         self.chosen = chosen
 
     def __len__(self) -> int:
-        return len(self.index) if self.chosen is None else len(self.chosen)
+        return len(self.file_index) if self.chosen is None else len(self.chosen)
 
     @overload
     def __getitem__(self, index: int) -> AnyFile: ...
@@ -125,22 +125,22 @@ class Files(Sequence[AnyFile]):
         """Return a file, or a list of several."""
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
-        found: AnyFile = self.index.file(self._entry(range(len(self))[index]))
+        found: AnyFile = self.file_index.file(self._entry(range(len(self))[index]))
         return found
 
     def __iter__(self) -> Iterator[AnyFile]:
-        return map(self.index.file, self._entries())
+        return map(self.file_index.file, self._entries())
 
     def _entry(self, at: int) -> int:
         return at if self.chosen is None else self.chosen[at]
 
     def _entries(self) -> Iterator[int]:
-        for part in _parts(len(self.index)):
+        for part in _parts(len(self.file_index)):
             yield from (part.start + np.flatnonzero(self._mask(part))).tolist()
 
     def sources(self) -> Iterator[str]:
         """Yield the path of each file relative to the folder, or to the folder that was packed."""
-        return map(self.index.source, self._entries())
+        return map(self.file_index.source, self._entries())
 
     def find(self, source: str, guess: int = -1) -> int:
         """Return the index of a file by its `source`, which is looked for at `guess` first; -1 if there is none."""
@@ -150,37 +150,38 @@ class Files(Sequence[AnyFile]):
         return at if at < len(self) and self._source(at) == source else -1
 
     def _source(self, at: int) -> str:
-        return self.index.source(self._entry(at))
+        name: str = self.file_index.source(self._entry(at))
+        return name
 
     @property
     def identity(self) -> str:
         """Hash that is another whenever the files have changed."""
         chosen = b"" if self.chosen is None else self.chosen.bits.tobytes()
-        return hashlib.sha256(self.index.header["digest"].encode() + chosen).hexdigest()[:16]
+        return hashlib.sha256(self.file_index.header["digest"].encode() + chosen).hexdigest()[:16]
 
     def folders(self) -> set[str]:
         """Return the folders of the files of all kinds that it has, shortened (`shorten`)."""
-        return {folder for kind in self.kinds for folder in self.index.header["folders"][kind]}
+        return {folder for kind in self.kinds for folder in self.file_index.header["folders"][kind]}
 
     @property
     def kinds(self) -> list[str]:
         """The kinds of the files."""
-        return self.index.kinds if self.chosen is None else [self.index.kinds[at] for at in self.chosen.kinds]
+        return self.file_index.kinds if self.chosen is None else [self.file_index.kinds[at] for at in self.chosen.kinds]
 
     def of_kinds(self, suffixes: Collection[str]) -> tuple["Files[AnyFile]", Counter[str]]:
         """Return the files of the index with given suffixes that aren't hidden, and the numbers of others by kind."""
-        counts: Mapping[str, int] = self.index.header["kinds"]
+        counts: Mapping[str, int] = self.file_index.header["kinds"]
         skipped = Counter({kind: count for kind, count in counts.items() if kind not in suffixes})
         if not skipped:
             return self, skipped
         wanted = np.array([kind in suffixes for kind in counts])
-        kinds = self.index.arrays["kinds"]
-        chosen = _Bitmap(len(self.index), lambda part: wanted[kinds[part]], np.flatnonzero(wanted))
-        return Files(self.index, chosen), skipped
+        kinds = self.file_index.arrays["kinds"]
+        chosen = _Bitmap(len(self.file_index), lambda part: wanted[kinds[part]], np.flatnonzero(wanted))
+        return Files(self.file_index, chosen), skipped
 
     def hold_out(self, count: int) -> tuple["Files[AnyFile]", "Files[AnyFile]"]:
         """Split the files: all but those with the `count` smallest hashes, and these."""
-        hashes, whole = self.index.arrays["hashes"], self.chosen
+        hashes, whole = self.file_index.arrays["hashes"], self.chosen
         last, ties = _threshold(self._hashes, count)
 
         def held(part: slice) -> Any:
@@ -192,18 +193,18 @@ class Files(Sequence[AnyFile]):
             ties -= len(equal[:ties])
             return found
 
-        kinds = range(len(self.index.kinds)) if whole is None else whole.kinds
-        val = _Bitmap(len(self.index), held, kinds)
-        train = _Bitmap(len(self.index), lambda part: self._mask(part) & ~val.mask(part), kinds)
-        return Files(self.index, train), Files(self.index, val)
+        kinds = range(len(self.file_index.kinds)) if whole is None else whole.kinds
+        val = _Bitmap(len(self.file_index), held, kinds)
+        train = _Bitmap(len(self.file_index), lambda part: self._mask(part) & ~val.mask(part), kinds)
+        return Files(self.file_index, train), Files(self.file_index, val)
 
     def _mask(self, part: slice) -> Any:
         return np.ones(part.stop - part.start, bool) if self.chosen is None else self.chosen.mask(part)
 
     def _hashes(self) -> Iterator[Any]:
         """Yield the hashes of the files, in parts."""
-        for part in _parts(len(self.index)):
-            yield self.index.arrays["hashes"][part][self._mask(part)]
+        for part in _parts(len(self.file_index)):
+            yield self.file_index.arrays["hashes"][part][self._mask(part)]
 
 
 class _Bitmap:

@@ -157,7 +157,8 @@ class _Modelled(Coding):
             found.append(symbol)
         # Digits may be drawn that no entry has.
         last = np.array([codebook.size - 1 for codebook in self.codebooks]).reshape(-1, *(1 for _ in (0, *inner)))
-        return np.minimum(self._codes(found, structure, steps, inner), last)
+        codes: Codes = np.minimum(self._codes(found, structure, steps, inner), last)
+        return codes
 
     def _codes(self, found: Sequence[int], structure: Structure, steps: int, inner: Sequence[int]) -> Codes:
         """Return the codes of the symbols of the first `steps` steps."""

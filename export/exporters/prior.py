@@ -113,7 +113,8 @@ class SymbolRows:
         """Convert codes `(b, codebooks, steps, *inner)` to symbols of the vocabulary, `(b, m)`."""
         digits = codes[:, self.codebooks] // self.divisors % self.radices
         # (b, kinds, steps, *inner) -> (b, steps * inner * kinds)
-        return (digits.movedim(1, -1) + self.offsets).flatten(1)[:, self.places]
+        symbols: Tensor = (digits.movedim(1, -1) + self.offsets).flatten(1)[:, self.places]
+        return symbols
 
     def contexts(self, row: Tensor) -> Tensor:
         """Return the prior's input for the symbols `(b, m)`: kind, token index, sources; `(b, m, 2 + sources)`."""

@@ -280,10 +280,15 @@ def clip_codec(causal: bool = True, unit_latents: bool = False) -> Codec:
         unit_latents=unit_latents,
         frame_rate=8.0,
     )
+    return loud(codec)
+
+
+def loud(codec: Codec) -> Codec:
+    """Draw large weights, so that codes differ."""
     with torch.no_grad():
         for part in codec.parameters():
             if part.ndim > 1:
-                part.normal_(std=2 / part[0].numel() ** 0.5)  # so that codes differ
+                part.normal_(std=2 / part[0].numel() ** 0.5)
     return codec.eval()
 
 

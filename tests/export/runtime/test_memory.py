@@ -11,17 +11,25 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import varitok
 from varitok import UserError
+from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
+from varitok.codecs.codec import Codec
+from varitok.codecs.lengths.distributions import Full
+from varitok.codecs.lengths.policy import LengthPolicy, Truncate
+from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
+from varitok.export.bitstream import container
 from varitok.export.bitstream.media_files import decode_file, encode_file
 from varitok.export.bitstream.rate_control import Target, psnr
+from varitok.export.exporters.examples import EMBEDDED
 from varitok.export.exporters.memory import measure_memory
 from varitok.export.runtime.files import SignalFile
 from varitok.export.runtime.memory import PROCESS, decode_within, encode_within, plan
 from varitok.export.runtime.video import VideoBundle
 
-from ...codecs.examples import HOP, RATE
+from ...codecs.examples import HOP, RATE, loud
 from .test_examples import write_bundle
 
 LITTLE = PROCESS + 0.002  # GB: the hand-made graphs have 2 MB for their activations
@@ -178,3 +186,34 @@ def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
         peaks.append(peak_of([*words, "--memory", "0.5"]))
     assert soundfile.info(tmp_path / "a.wav").frames == 60 * minutes * RATE
     assert max(peaks) < 0.5e9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read as Linux reports it")
+def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path):
+    form = {"width": 8, "base": 4, "strides": [[8, 8]], "dims": 2, "channels": 3, "dilations": [1]}
+    form |= dict.fromkeys(("kernel", "last_kernel", "residual_kernel"), 3)
+    length = LengthPolicy(Full(), Truncate())
+    codec = loud(Codec(ConvEncoder(**form), FiniteScalarQuantizer([8, 5, 5]), ConvDecoder(**form), length))
+    folder, _ = once("convolutions", codec, image_size=64, formats=["onnx"])
+    with Image.open(EMBEDDED / "photos/0075.webp") as photo:
+        photo.resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    peaks = [
+        peak_of(["encode", folder, tmp_path / "a.png", "--memory", "1", "--coding", "packed"]),
+        peak_of(["decode", folder, tmp_path / "a.vtk", "--out", tmp_path / "back", "--memory", "1"]),
+    ]
+    assert max(peaks) < 1e9
+    bundle, size = varitok.load(folder), (2000, 3000)
+    tile = plan(bundle, "encoder", size, 1).tile
+    assert tile and 64 < max(tile) < 2000, "convolutions aren't bound to the size of training, but to the memory"
+    with Image.open(tmp_path / "a.png") as photo:
+        whole = bundle.encode(photo)
+    assert whole.shape == (1, 1, 250, 375) and len(np.unique(whole)) > 20
+    # Tiles overlap by more than this codec's convolutions see, so that all codes are the whole's, and not the centers'
+    # alone; but sums of another order may round to another level.
+    tiled = container.read(tmp_path / "a.vtk").codes()
+    assert (tiled == whole).mean() > 0.999
+    with Image.open(tmp_path / "back/a.png") as back:
+        off = np.abs(np.asarray(back) - bundle.pixels(bundle.decode(tiled, size))[0].astype(int))
+    assert off[:600, :900].max() <= 1, "a tile's center is not as the whole"
+    assert (off <= 1).mean() > 0.9, "more than the borders, which are cross-faded, differs"

@@ -34,10 +34,12 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def unclassified(monkeypatch: pytest.MonkeyPatch) -> None:
+def unclassified() -> Iterator[None]:
     """Leave the classifier out of evaluations that don't ask for it: each would take a second more."""
-    if metrics := sys.modules.get("varitok.codecs.metrics.classifier"):
-        monkeypatch.setattr(metrics, "has_efficientnet_lite", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        if metrics := sys.modules.get("varitok.codecs.metrics.classifier"):
+            patch.setattr(metrics, "has_efficientnet_lite", lambda: False)
+        yield
 
 
 COMPOSED = "VARITOK_COMPOSED"  # names the folder in which xdist's workers share what they compose (composing.py)

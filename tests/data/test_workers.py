@@ -116,7 +116,7 @@ def test_members_are_packed(tmp_path) -> None:
             shards.write(f"{number:06}.jpg", b"", {"width": 256, "height": 256})
     packed = image_folder(tmp_path / "shards").train.files
     assert len(packed) == 1900
-    assert sum(part.nbytes for part in packed.index.arrays.values()) / len(packed) < 110  # bytes
+    assert sum(part.nbytes for part in packed.file_index.arrays.values()) / len(packed) < 110  # bytes
     assert packed.chosen.bits.nbytes + packed.chosen.starts.nbytes < 400
 
 

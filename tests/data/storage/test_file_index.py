@@ -67,7 +67,7 @@ def test_files_are_sorted_chosen_and_held_out_by_their_names(names, data):
         }
         ordered = sorted(names, key=lambda name: name.split("/"))
         for files in (Files(index), Files(mapped), pickle.loads(pickle.dumps(Files(mapped)))):
-            assert list(files.sources()) == ordered and files.index.header["mine"] == 1
+            assert list(files.sources()) == ordered and files.file_index.header["mine"] == 1
             assert files[-1] == Path("root", ordered[-1]) and files[::2] == [Path("root", one) for one in ordered[::2]]
             wanted, skipped = files.of_kinds((".jpg", ".png"))
             chosen = [name for name in ordered if skip_reason(name, (".jpg", ".png")) == ""]
@@ -110,7 +110,7 @@ def test_a_folder_is_listed_once(tmp_path, kept, monkeypatch, caplog):
         patched.setattr(listing, "find_files", None)
         again = list_splits(root, 0.3, (".wav",), "sound")
     for split, one, other in zip(small, first, again, strict=True):
-        assert list(one) == list(other) == split and isinstance(other, Files) and other.index.path
+        assert list(one) == list(other) == split and isinstance(other, Files) and other.file_index.path
         assert list(names_in(root, other)) == list(names_in(root, split))
         assert len(pickle.dumps(other)) < 2000 and list(pickle.loads(pickle.dumps(other))) == split
     assert caplog.messages[0] == caplog.messages[1] and caplog.messages[0].endswith("; skipped 1 .txt, 1 hidden")
@@ -149,7 +149,7 @@ def test_shards_have_an_index_that_is_current_or_made_anew(tmp_path, kept, monke
     for path in folder.glob("*.jsonl"):
         path.unlink()  # the index of all suffices
     members = open_shards(folder)
-    assert [one.facts["number"] for one in members] == list(range(9)) and members.index.path == str(whole)
+    assert [one.facts["number"] for one in members] == list(range(9)) and members.file_index.path == str(whole)
     assert [one.read() for one in pickle.loads(pickle.dumps(members))] == [name.encode() * 9 for name in names]
     assert open_shards(tmp_path / "copy")[0].shard == str(tmp_path / "copy" / "000000.tar")
     # Another shard of the same size, written later: its members' names differ.
@@ -183,10 +183,10 @@ def test_a_disk_that_takes_nothing_has_its_index_in_the_cache(tmp_path, kept, mo
 
     monkeypatch.setattr(index_cache, "write_index", refuse)
     members = open_shards(folder)
-    assert Path(members.index.path).parent == kept and not caplog.messages
+    assert Path(members.file_index.path).parent == kept and not caplog.messages
     closed.append(tmp_path)
     shutil.rmtree(kept)
-    assert list(open_shards(folder)) == list(members) and open_shards(folder).index.path is None
+    assert list(open_shards(folder)) == list(members) and open_shards(folder).file_index.path is None
     told = f"{folder}: its index can't be kept (Read-only file system); every start lists all files"
     assert caplog.messages == [told] * 2
 

@@ -33,8 +33,8 @@ ALLOWED = {
     "codecs/bottlenecks/statistics.py __init__": "on a CPU alone, to skip codebooks without a dead entry",
     "codecs/lengths/policy.py sample": "lengths are drawn on the CPU",
     "codecs/training/base.py step": "Adam counts its steps on the CPU",
-    "codecs/training/guard.py accepts": "whether an update is accepted is decided on the host",
-    "codecs/training/module.py step_discriminator": "and whether the discriminator's is",
+    "codecs/training/readout.py read": "the verdict on an update; on a GPU that on the update before",
+    "codecs/training/module.py step_discriminator": "and on the discriminator's; not on a GPU",
 }
 RUNS = {
     "image": [

@@ -166,7 +166,9 @@ def test_a_folder_without_a_sound_is_told(tmp_path):
 
 
 def test_a_start_logs_one_line_of_what_was_found(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(
+        logging.INFO, "varitok.data.storage.listing"
+    )  # a run's other ranks turn it up, in this process too
     _fill(tmp_path, "train/a.wav", "train/b\n.wav", "train/.b.wav", "test/c.wav", "test/c.txt", "dev.txt")
     os.mkfifo(tmp_path / "train" / "pipe.wav")
     _splits(tmp_path)

@@ -108,13 +108,14 @@ def test_shapes_are_exact_and_every_weight_learns(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", KINDS.values())
-def test_waveforms_are_float32_under_autocast(name: str) -> None:
+def test_waveforms_are_float32_under_autocast() -> None:
     """Spectral losses hear the noise of a bfloat16 waveform."""
-    encoder, decoder = networks(name)
-    with torch.autocast("cpu", torch.bfloat16):
-        painted = decoder(encoder(signals(encoder)), None, grid_of(encoder))
-    assert painted.dtype == torch.float32 or len(encoder.downsample) > 1
+    of_sounds = [name for name in KINDS.values() if len(networks(name)[0].downsample) == 1]
+    assert len(of_sounds) > 5
+    for name in of_sounds:
+        encoder, decoder = networks(name)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert decoder(encoder(signals(encoder)), None, grid_of(encoder)).dtype == torch.float32, name
 
 
 @torch.no_grad()

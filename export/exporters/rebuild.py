@@ -194,6 +194,5 @@ def _list_classes() -> dict[str, str]:
 
 def _modules() -> Iterator[str]:
     root = Path(importlib.import_module("varitok.codecs.codec").__file__ or "").parent
-    for folder in ("", *PARTS):
-        for path in sorted((root / folder).glob("*.py")):
-            yield f"{folder}.{path.stem}".lstrip(".")
+    for path in sorted([*root.glob("*.py"), *(path for part in PARTS for path in (root / part).rglob("*.py"))]):
+        yield ".".join(path.relative_to(root).with_suffix("").parts)

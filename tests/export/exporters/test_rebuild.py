@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,17 @@ def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     exported_preset("image/demo", folder)
     return folder
+
+
+def test_classes_of_presets_are_found_in_every_folder():
+    pages = [
+        path.read_text() for group in ("codec", "bottleneck") for path in (Path(configs).parent / group).rglob("*.yaml")
+    ]
+    names = set(re.findall(r"_target_: varitok\.codecs\.[\w.]+\.(\w+)", "\n".join(pages)))
+    assert {"SequenceTransformer", "residual"} <= names
+    told = {"type": "Nowhere", "parts": [{"type": name} for name in sorted(names)]}
+    with pytest.raises(UserError, match="has no 'Nowhere'"):
+        module.frozen_of({"architecture": told}, {})
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CHOSEN])

@@ -65,21 +65,26 @@ class _EntropyBinary(_Binary):
         diversity: float,
         temperature: float,
         entropy_group: int,
+        entropy_start: float | None,
+        anneal: int,
     ) -> None:
         super().__init__(bits, scale)
         self.entropy = entropy
+        self.annealed = None if entropy_start is None else Annealed(entropy_start, entropy, anneal)
         self.diversity = diversity
         self.temperature = temperature
-        self.groups = entropy_groups([2] * bits, entropy_group, "bottleneck.entropy_group") if entropy else []
+        weighted = entropy or entropy_start
+        self.groups = entropy_groups([2] * bits, entropy_group, "bottleneck.entropy_group") if weighted else []
 
     def _penalize(self, latents: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the entropy penalty of soft assignments to the corners, and its metrics."""
-        if not self.entropy:
+        if not self.groups:
             return {}, {}
         # The softmax of `2 z c / temperature` over c in {-scale, +scale} is `sigmoid(4 z scale / temperature)`.
         logits = torch.where(valid[..., None], latents, 0.0) * (4 * self.grid.scale / self.temperature)
         both = torch.stack([functional.logsigmoid(-logits), functional.logsigmoid(logits)], -1)
-        return grid_entropies(both.unbind(2), valid, self.groups).penalize(self.entropy, self.diversity)
+        weight = self.entropy if self.annealed is None else self.annealed.value
+        return grid_entropies(both.unbind(2), valid, self.groups).penalize(weight, self.diversity)
 
 
 class LookupFreeQuantizer(_EntropyBinary):
@@ -92,6 +97,8 @@ class LookupFreeQuantizer(_EntropyBinary):
         diversity: Weight of the diversity within the entropy penalty.
         temperature: Softmax temperature of the entropy penalty.
         entropy_group: Dimensions per group whose joint entropy is computed; 0: all in one group, at most 20.
+        entropy_start: Weight of the entropy penalty at first; it changes linearly to `entropy`. None: it is `entropy`.
+        anneal: Updates until the weight is `entropy`.
     """
 
     def __init__(
@@ -102,8 +109,10 @@ class LookupFreeQuantizer(_EntropyBinary):
         diversity: float = 1.0,
         temperature: Annotated[float, "(0, inf)"] = 0.01,
         entropy_group: Annotated[int, "[0, inf)", "0 takes all bits together"] = 0,
+        entropy_start: Annotated[float | None, "[0, inf)", "null keeps the weight"] = None,
+        anneal: int = 2000,
     ) -> None:
-        super().__init__(bits, 1.0, entropy, diversity, temperature, entropy_group)
+        super().__init__(bits, 1.0, entropy, diversity, temperature, entropy_group, entropy_start, anneal)
         self.commitment = commitment
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
@@ -133,8 +142,11 @@ class BinarySphericalQuantizer(_EntropyBinary):
         diversity: float = 1.0,
         temperature: Annotated[float, "(0, inf)"] = 1.0,
         entropy_group: Annotated[int, "[0, inf)", "0 takes all bits together"] = 9,
+        entropy_start: Annotated[float | None, "[0, inf)", "null keeps the weight"] = None,
+        anneal: int = 2000,
     ) -> None:
-        super().__init__(bits, 1 / math.sqrt(max(bits, 1)), entropy, diversity, temperature, entropy_group)
+        scale = 1 / math.sqrt(max(bits, 1))
+        super().__init__(bits, scale, entropy, diversity, temperature, entropy_group, entropy_start, anneal)
 
     def _quantize(self, latents: Tensor, valid: Tensor) -> Quantized:
         latents = functional.normalize(latents, dim=-1)

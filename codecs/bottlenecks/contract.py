@@ -10,7 +10,7 @@ from varitok import UserError
 
 from ..distributed import sum_over_ranks
 from ..result import Quantized
-from .statistics import Gathering, MovingCodebook, replace_dead
+from .statistics import Annealed, Gathering, MovingCodebook, replace_dead
 
 __all__ = ["Bottleneck", "FrozenCodebooks", "straight_through"]
 
@@ -107,10 +107,13 @@ class Bottleneck(nn.Module, ABC):
     def thaw(self, frozen: nn.Module) -> None:
         """Take over the weights of an export form of such a bottleneck, as far as it has all that training needs.
 
+        Schedules (`Annealed`) start anew.
+
         Raises:
             UserError: The export form lacks weights that are trained.
         """
-        if self.state_dict():
+        counters = {f"{name}.passed" for name, module in self.named_modules() if isinstance(module, Annealed)}
+        if self.state_dict().keys() - counters:
             raise UserError(f"a bundle lacks what {type(self).__name__} trains; give the run or its checkpoint")
 
     def update(self) -> None:

@@ -32,7 +32,7 @@ class Entropies(NamedTuple):
     confidence: Tensor
     diversity: Tensor
 
-    def penalize(self, weight: float, diversity: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def penalize(self, weight: float | Tensor, diversity: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss `weight * (confidence - diversity * self.diversity)` and the metrics, each by name."""
         metrics = {"confidence": self.confidence.detach(), "diversity": self.diversity.detach()}
         return {"entropy": weight * (self.confidence - diversity * self.diversity)}, metrics

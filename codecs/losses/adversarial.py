@@ -1,6 +1,6 @@
 """Adversarial loss: a discriminator, its criterion and its schedule. The optimizers are the trainer's."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from ..distributed import mean_over_ranks
 from ..masking import prefix_mask
 
 __all__ = ["Adversarial"]
+
+Kind: TypeAlias = Literal["hinge", "nonsaturating", "least_squares"]
 
 
 class Adversarial(nn.Module):
@@ -34,6 +36,7 @@ class Adversarial(nn.Module):
     Args:
         discriminator: Maps signals `(b, c, *grid)` and lengths `(b,)` to a list of `DiscriminatorOutput`.
         kind: Criterion: "hinge", "nonsaturating" or "least_squares".
+        codec_kind: The codec's criterion, if another (Open-MAGVIT2: nonsaturating beside a hinge); None for `kind`.
         weight: Full weight of the codec's adversarial loss.
         features: Full weight of feature matching; 0 turns it off.
         relative: Whether each layer's difference is divided by the mean of |F(x)|, sample by sample (EnCodec, arXiv
@@ -65,7 +68,8 @@ class Adversarial(nn.Module):
         self,
         discriminator: nn.Module,
         *,
-        kind: Literal["hinge", "nonsaturating", "least_squares"] = "hinge",
+        kind: Kind = "hinge",
+        codec_kind: Kind | None = None,
         weight: float = 0.1,
         features: float = 0.0,
         relative: bool = False,
@@ -84,7 +88,8 @@ class Adversarial(nn.Module):
     ) -> None:
         super().__init__()
         self.discriminator = discriminator
-        self.kind = kind
+        self.kind: Kind = kind
+        self.codec_kind: Kind = codec_kind or kind
         self.weights = {"adversarial": weight, "features": features}
         self.relative = relative
         self.reduction = reduction
@@ -136,8 +141,8 @@ class Adversarial(nn.Module):
             twice = None if lengths is None else lengths.repeat(2)
             pairs = [judgment.split() for judgment in self._judge(torch.cat([real, fake]), twice)]
             on_real, on_fake = [real for real, _ in pairs], [fake for _, fake in pairs]
-        losses = [self._compute_discriminator_loss(judgment, 1.0) for judgment in on_real]
-        losses += [self._compute_discriminator_loss(judgment, -1.0) for judgment in on_fake]
+        losses = [_criterion(self.kind, judgment, 1.0) for judgment in on_real]
+        losses += [_criterion(self.kind, judgment, -1.0) for judgment in on_fake]
         loss = _mean(losses)
         with torch.no_grad():
             sides = {"real": on_real, "fake": on_fake}
@@ -205,10 +210,8 @@ class Adversarial(nn.Module):
         self, fake: list[DiscriminatorOutput], real: list[DiscriminatorOutput]
     ) -> dict[str, Tensor]:
         """Compute the codec's losses, whose target for fake logits is real."""
-        hinge = self.kind == "hinge"
-        terms = [
-            -_average(one.logits, one.valid) if hinge else self._compute_discriminator_loss(one, 1.0) for one in fake
-        ]
+        hinge, kind = self.codec_kind == "hinge", self.codec_kind
+        terms = [-_average(one.logits, one.valid) if hinge else _criterion(kind, one, 1.0) for one in fake]
         losses = {"adversarial": self._reduce(terms)}
         if self.weights["features"]:
             pairs = zip(
@@ -220,15 +223,6 @@ class Adversarial(nn.Module):
     def _judge(self, signal: Tensor, lengths: Tensor | None) -> list[DiscriminatorOutput]:
         judged: list[DiscriminatorOutput] = self.discriminator(_normalize_peak(signal, lengths, self.peak), lengths)
         return judged
-
-    def _compute_discriminator_loss(self, judgment: DiscriminatorOutput, side: float) -> Tensor:
-        """Compute the discriminator's loss for the target `side`, 1 (real) or -1 (fake)."""
-        logits, valid, _ = judgment
-        if self.kind == "hinge":
-            return _average(functional.relu(1 - side * logits), valid)
-        if self.kind == "least_squares":
-            return _average((logits - (side + 1) / 2).square(), valid)
-        return _average(functional.softplus(-side * logits), valid)
 
     def _difference(self, fake: Feature, real: Feature) -> Tensor:
         wanted = real.values.detach()
@@ -246,6 +240,16 @@ class Adversarial(nn.Module):
             for average, value in zip((self.real_average, self.fake_average), means, strict=True):
                 # Logits that aren't finite leave the average unchanged.
                 average.lerp_(torch.where(value.isfinite(), value, average), 1 - self.lecam_decay)
+
+
+def _criterion(kind: Kind, judgment: DiscriminatorOutput, side: float) -> Tensor:
+    """Compute a discriminator's loss for the target `side`, 1 (real) or -1 (fake)."""
+    logits, valid, _ = judgment
+    if kind == "hinge":
+        return _average(functional.relu(1 - side * logits), valid)
+    if kind == "least_squares":
+        return _average((logits - (side + 1) / 2).square(), valid)
+    return _average(functional.softplus(-side * logits), valid)
 
 
 def _average(values: Tensor, valid: Tensor | None) -> Tensor:

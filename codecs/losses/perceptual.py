@@ -40,19 +40,22 @@ class FeatureDistance(SignalTerm):
     """Distance between a frozen network's features of a reconstruction y and of its image x.
 
         loss = features * mean_l mean_h,w sum_c (F_l(y) - F_l(x))^2 + logits * mean_k (z_k(y) - z_k(x))^2
+             + gram * mean_l mean_c,c' |G_l(y) - G_l(x)|
 
     F_l are the features of layer l, normalized over channels at each position: LPIPS without calibrated weights of the
     channels (arXiv 1801.03924, equation 1). z are the logits, or another pooled vector (TiTok, arXiv 2406.07550: those
-    of ConvNeXt-S).
+    of ConvNeXt-S). G_l are Gram matrices, the mean over positions of the products of two channels before that norm:
+    the image's texture (arXiv 1505.07376; Cosmos, arXiv 2501.03575, section 4.2).
 
     Args:
         network: Frozen network of images.
         features: Weight of the features' distance.
         logits: Weight of the logits' distance.
         layers: Indices of the compared layers; None for all.
+        gram: Weight of the Gram matrices' distance.
 
     Raises:
-        UserError: Both weights are 0, the network has no such layer, or no logits.
+        UserError: All weights are 0, the network has no such layer, or no logits.
     """
 
     def __init__(
@@ -61,15 +64,17 @@ class FeatureDistance(SignalTerm):
         features: float = 1.0,
         logits: float = 0.0,
         layers: Annotated[Sequence[int] | None, "[0, inf)", "null compares all"] = None,
+        gram: float = 0.0,
     ) -> None:
         super().__init__()
         self.aside = FrozenModules({"network": network})
         self.features = features
         self.logits = logits
+        self.gram = gram
         count = len(network.layer_channels)
         self.layers = list(range(count)) if layers is None else list(layers)
-        if not (features and self.layers) and not logits:
-            raise UserError(f"the distance of {network.name}'s features: neither features nor logits have a weight")
+        if not ((features or gram) and self.layers) and not logits:
+            raise UserError(f"the distance of {network.name}'s features: no weight of features, logits or gram")
         if any(layer >= count for layer in self.layers):
             raise UserError(f"the distance of {network.name}'s features: layers={self.layers}: it has {count} layers")
         if logits and not network.pooled_channels:
@@ -85,9 +90,19 @@ class FeatureDistance(SignalTerm):
         if self.features:
             distances = [_compare_directions(found[layer], wanted[layer]) for layer in self.layers]
             loss = loss + self.features * torch.stack(distances).mean()
+        if self.gram:
+            textures = [(_gram(found[layer]) - _gram(wanted[layer])).abs().mean() for layer in self.layers]
+            loss = loss + self.gram * torch.stack(textures).mean()
         if self.logits:
             loss = loss + self.logits * functional.mse_loss(logits, aim)
         return loss
+
+
+def _gram(features: Tensor) -> Tensor:
+    """Return the Gram matrices `(b, c, c)` of features `(b, c, h, w)`, in float32."""
+    rows = features.float().flatten(2)
+    with torch.autocast(features.device.type, enabled=False):
+        return rows @ rows.mT / rows.shape[2]
 
 
 def _compare_directions(fake: Tensor, real: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ and a last convolution. The decoder is its mirror.
 - VQGAN (arXiv 2012.09841, appendix, table 7), also LlamaGen and Stable Diffusion's auto-encoder: images, group norms.
 - Open-MAGVIT2 (arXiv 2409.04410, section 3.1): VQGAN without attention; latents modulate the decoder's stages.
 - VidTok (arXiv 2412.13061, section 3.1): each spatial residual unit is followed by a temporal one.
-- Cosmos (arXiv 2501.03575, section 3.1): wavelets first; each convolution of clips is a spatial and a temporal one.
+- Cosmos (arXiv 2501.03575, section 4.1): wavelets first; each convolution of clips is a spatial and a temporal one.
 - MAGVIT-v2 (arXiv 2310.05737, section 3.2): each convolution is over all axes of a clip.
 
 Norms of clips are over the channels of each position (VidTok), and padding is zeros, where the published models repeat

@@ -1,4 +1,4 @@
-"""Haar wavelet transform of images and clips, and its inverse (Cosmos tokenizer, arXiv 2501.03575, section 3.1)."""
+"""Haar wavelet transform of images and clips, and its inverse (Cosmos tokenizer, arXiv 2501.03575, section 4.1)."""
 
 from functools import reduce
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import varitok.codecs.bottlenecks
+from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from varitok.codecs.bottlenecks.bins import UniformBins
 from varitok.codecs.bottlenecks.continuous import KLBottleneck
 from varitok.codecs.bottlenecks.contract import Bottleneck
@@ -346,3 +347,16 @@ def test_annealing_ends_where_it_should():
         values.append(float(annealed.value))
         annealed.advance(annealed.gathered)
     assert values == [2.0, 1.625, 1.25, 0.875, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("kind", [BinarySphericalQuantizer, LookupFreeQuantizer])
+def test_an_entropy_weight_may_be_annealed(kind):
+    """BSQ-ViT: from three times to once its value. A weight that stays adds nothing to checkpoints."""
+    latents = _latents(6)
+    annealed, plain = kind(6, entropy=0.1, entropy_start=0.3, anneal=4), kind(6, entropy=0.1)
+    whole = _quantize(plain, latents).penalties["entropy"]
+    for share in (3, 2.5, 2, 1.5, 1, 1):
+        torch.testing.assert_close(_quantize(annealed, latents).penalties["entropy"], share * whole)
+        annealed.update()
+    assert not plain.state_dict() and list(annealed.state_dict()) == ["annealed.passed"]
+    kind(6, entropy_start=0.3).thaw(annealed.frozen())

@@ -105,6 +105,16 @@ def test_discriminator_learns_to_tell_and_the_codec_hears_it(kind):
     assert term.codec_losses(fake - 5 * gain.sign() * 0.01, real)["adversarial"] < said
 
 
+def test_the_codec_may_have_another_criterion():
+    """Open-MAGVIT2: the discriminator's is a hinge, the codec's softplus(-D)."""
+    fake, real, _ = _pair()
+    net = PatchDiscriminator(width=8, layers=1)
+    hinge, soft = Adversarial(net), Adversarial(net, kind="nonsaturating")
+    mixed = Adversarial(net, codec_kind="nonsaturating")
+    assert mixed.discriminator_loss(fake, real)[0] == hinge.discriminator_loss(fake, real)[0]
+    assert mixed.codec_losses(fake, real) == soft.codec_losses(fake, real) != hinge.codec_losses(fake, real)
+
+
 def test_lecam_averages_are_saved():
     assert {"real_average", "fake_average"} <= Adversarial(nn.Identity()).state_dict().keys()
 

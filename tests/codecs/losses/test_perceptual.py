@@ -36,6 +36,9 @@ def test_features_and_logits_are_compared_as_defined() -> None:
     loss = FeatureDistance(network, features=2, logits=3)(fake, real, lengths)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(FeatureDistance(network, layers=[1])(fake, real, lengths), means[1])
+    textures = [torch.einsum("bchw,bdhw->bcd", layer, layer) / layer[0, 0].numel() for layer in (one[1], two[1])]
+    gram = FeatureDistance(network, 0.0, gram=4, layers=[1])(fake, real, lengths)
+    torch.testing.assert_close(gram, 4 * (textures[0] - textures[1]).abs().mean())
     loss.backward()
     assert fake.grad is not None and fake.grad.any() and real.grad is None
     assert not any(parameter.grad is not None for parameter in network.parameters())
@@ -52,7 +55,7 @@ def test_it_is_carried_along_but_never_trained_or_saved() -> None:
 @pytest.mark.parametrize(
     ("network", "options", "told"),
     [
-        (classifier, {"features": 0.0}, "neither features nor logits have a weight"),
+        (classifier, {"features": 0.0}, "no weight of features, logits or gram"),
         (classifier, {"layers": [0, 2]}, r"layers=\[0, 2\]: it has 2 layers"),
         (RandomTeacher, {"logits": 1.0}, "it has no logits; give logits=0"),
     ],

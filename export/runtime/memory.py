@@ -48,6 +48,7 @@ UNKNOWN = 2e8, 2048.0, 0.0  # `Bundle.memory` of older exports
 LEAST = 4  # steps along time of a window of whole frames; if fewer fit, frames are tiled
 READ = 1 << 16  # samples of a sound that are read at once
 TRAINED = 256  # pixels, the side of a tile if the bundle doesn't say at which size its network was trained
+UNBOUNDED = 1 << 40  # steps
 FLAT = 1e-7  # bytes a squared pixel: no more is rounding
 
 Side = Literal["encoder", "decoder"]
@@ -108,15 +109,19 @@ def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> P
     weights, linear, quadratic = (SLACK * each for each in bundle.memory.get(side, UNKNOWN))
     linear += COPIES * 4 * bundle.channels
     room = (memory - PROCESS) * GIGABYTE - weights
-    image = not bundle.splits
-    hop, *hops = (1, *bundle.hops) if image else bundle.hops
-    least, free = 1 if image else LEAST, image or bundle.axes == 3
+    free = bundle.axes == len(bundle.hops) > 1  # frames may have any size
+    (hop, *hops), least, most = bundle.hops, LEAST, UNBOUNDED
+    if not bundle.splits:  # an image is a clip of one frame
+        hop, hops, least = 1, list(bundle.hops), 1
+        if quadratic > FLAT:
+            most = max(2, int(bundle.config.get("image_size", TRAINED)) // max(hops))
 
     def cost(steps: int, sides: Sequence[int]) -> float:
         length, area = steps * hop, math.prod(sides)
         return length * area * (linear + quadratic * (area if free else length))
 
-    whole = _most(lambda steps: cost(steps, frame), room)
+    # Images always go in tiles, as large as they may be.
+    whole = _most(lambda steps: cost(steps, frame), room) if bundle.splits else 0
     if bundle.config.get("streaming") and not (side == "decoder" and bundle.int8):
         form = stream_form(bundle.config, side)
         grid = [-(-length // step) for length, step in zip(frame, hops, strict=True)]
@@ -125,14 +130,12 @@ def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> P
         each = form.whole // hop if side == "encoder" else form.whole
         if chunk >= each:
             return Plan(whole, chunk // each * each, True)
-    if image or (whole < least and free):
+    if free and whole < least:
         frames = COPIES * 4 * bundle.channels * least * hop * math.prod(frame)  # bytes
         sides = _most(lambda count: cost(least, [count * step for step in hops]), room - frames)
-        if image and quadratic > FLAT:
-            sides = min(sides, max(2, int(bundle.config.get("image_size", TRAINED)) // max(hops)))
         if sides > 1:
-            return Plan(whole, least, False, tuple(sides * step for step in hops))
-    if image or whole < 2:
+            return Plan(whole, least, False, tuple(min(sides, most) * step for step in hops))
+    if whole < 2:
         needed = frames + cost(least, [2 * step for step in hops]) if free else cost(2, frame)
         needed = memory + (needed - room) / GIGABYTE
         raise UserError(f"--memory {memory:g}: {bundle.folder} needs {needed:.2g} GB; give that or more")
@@ -141,7 +144,7 @@ def plan(bundle: Bundle, side: Side, frame: tuple[int, ...], memory: float) -> P
 
 def _most(cost: Callable[[int], float], room: float) -> int:
     """Return the most steps whose cost is within `room`."""
-    return bisect_right(range(1, 1 << 40), room, key=cost)
+    return bisect_right(range(1, UNBOUNDED), room, key=cost)
 
 
 def passage(bundle: Bundle, file: SignalFile) -> Passage:

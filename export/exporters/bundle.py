@@ -21,6 +21,7 @@ from varitok.codecs.modalities.registry import modality_of
 from varitok.codecs.streaming import ChunkedCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
+from ..runtime.images import ImageBundle
 from ..runtime.load import load
 from ..runtime.streaming import run_stream, stream_form
 from .bundle_folder import describe, replace_folder, report
@@ -32,6 +33,7 @@ from .memory import measure_memory
 from .model_card import card
 from .onnx import export_onnx
 from .parity import Chunked, Coder, Size, check, draw
+from .tiles import measure_tiles
 from .torchscript import export_torchscript, load_torchscript
 
 __all__ = ["FORMATS", "INT8", "architecture", "export_bundle"]
@@ -197,8 +199,13 @@ def _write(
         parity |= check(codec, {INT8: _Runtime(folder, int8=True)}, sizes, allowed=math.inf)
     signals, source = example_signals(codec, modality_of(codec), config, sizes[-1])
     _write_golden(frozen, signals, folder / "golden.safetensors", metadata | {"codec.examples": source}, names)
-    (folder / "README.md").write_text(card(config, formats), encoding="utf-8")
-    return report(folder, parity, measure_memory(runtime.bundle) if "onnx" in formats else {})
+    memory, tiles = {}, None
+    if "onnx" in formats:
+        memory = measure_memory(runtime.bundle)
+        if isinstance(runtime.bundle, ImageBundle) and "image_size" in config and not codec.layout.ordered:
+            tiles = measure_tiles(runtime.bundle, signals[:1], config["image_size"])
+    (folder / "README.md").write_text(card(config, formats, tiles), encoding="utf-8")
+    return report(folder, parity, memory, tiles)
 
 
 class _Runtime:

@@ -20,6 +20,7 @@ from varitok import UserError, __version__
 from ..runtime.bundle import FORMAT_VERSION, read_json, sha256
 from .onnx import OPSET
 from .parity import Parity
+from .tiles import TiledParity
 
 __all__ = ["add", "describe", "replace_folder", "report", "write_json"]
 
@@ -68,7 +69,10 @@ def describe(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tens
 
 
 def report(
-    folder: Path, parity: Mapping[str, Parity], memory: Mapping[str, Sequence[float]] = MappingProxyType({})
+    folder: Path,
+    parity: Mapping[str, Parity],
+    memory: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    tiles: TiledParity | None = None,
 ) -> dict[str, Any]:
     """Write export.json, after all other files; return its contents.
 
@@ -76,11 +80,13 @@ def report(
         folder: The bundle's folder.
         parity: Each file's agreement with the codec.
         memory: The graphs' memory (`memory.py`).
+        tiles: The agreement of tiles with whole images, if measured (`tiles.py`).
     """
     contents: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "parity": {name: result._asdict() for name, result in parity.items()},
         "memory": dict(memory),
+        **({"tiles": tiles._asdict()} if tiles else {}),
         "files": _files(folder, folder),
         "versions": {"varitok": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors")},

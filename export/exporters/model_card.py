@@ -11,6 +11,8 @@ from varitok import __version__
 from varitok.codecs.lengths.distributions import ladder
 from varitok.codecs.modalities.registry import MODALITIES
 
+from .tiles import TiledParity
+
 __all__ = ["card", "render"]
 
 ENVIRONMENT = Environment(
@@ -26,12 +28,13 @@ ORDER = {
 }
 
 
-def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
+def card(config: Mapping[str, Any], formats: Sequence[str], tiles: TiledParity | None = None) -> str:
     """Render the README.md of a codec's bundle.
 
     Args:
         config: Contents of the bundle's config.json.
         formats: Names of the exported formats.
+        tiles: The agreement of tiles with whole images, if measured.
     """
     rows = config["code_rows"]
     return render(
@@ -46,6 +49,7 @@ def card(config: Mapping[str, Any], formats: Sequence[str]) -> str:
         ranges=_ranges(config["codebook_sizes"]),
         order=ORDER[config["variable_length"]],
         ladder=ladder,
+        tiles=tiles,
     )
 
 

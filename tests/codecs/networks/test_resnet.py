@@ -155,6 +155,19 @@ def test_those_of_images_script_with_a_mask():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("form", "exact"), [({}, True), ({"groups": 2}, False), ({"attention": True}, False)])
+def test_norms_of_each_position_give_a_tile_the_latents_of_the_whole(form, exact):
+    """Behind what convolutions see of a border; group norms and attention see all of a tile."""
+    torch.manual_seed(0)
+    network = ResNetEncoder(**IMAGE | {"causal": False, "attention": False, "middle": 0} | form).eval()
+    image = torch.randn(1, 3, 48, 48)
+    whole = network(image).mT.reshape(4, 24, 24)[:, :16, :16]
+    off = (network(image[:, :, :32, :32]).mT.reshape(4, 16, 16) - whole).abs().amax(0)
+    assert off[-1, -1] > 1e-3
+    assert (off[:8, :8].max() < 1e-6) == exact
+
+
+@torch.no_grad()
 def test_modulation_follows_the_latents_mean_and_deviation():
     torch.manual_seed(0)
     decoder = ResNetDecoder(**IMAGE, causal=False, groups=2, attention=False, modulated=True).eval()

@@ -3,12 +3,7 @@
 NCCL refuses two processes on one GPU. gloo takes tensors of GPUs, and as "cuda:gloo" no others, as NCCL does.
 """
 
-import os
-import socket
-
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from varitok.codecs.distributed import full_tensor
 from varitok.codecs.precision import allow_tf32
@@ -16,6 +11,7 @@ from varitok.codecs.training.distributed.strategy import Parallel
 from varitok.codecs.training.run import build_run
 
 from ....devices import on_devices
+from .processes import in_processes
 from .test_strategy import CASES, CONSTANT, SHARDED, compose
 
 CHOSEN = ("gan", "accumulated")
@@ -32,30 +28,17 @@ def fit(folder, device, *words):
     return {name: full_tensor(value).cpu() for name, value in run.module.state_dict().items()}
 
 
-def worker(rank, folder, device, port):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"GROUP_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_RUN_ID": "x"}
+def fit_all(rank, folder, device):
+    """Train each case as one of two nodes, which share a device."""
     if device == "cuda":
         Parallel._get_process_group_backend = lambda self: "cuda:gloo"
     two = ["trainer.devices=1", "+trainer.num_nodes=2", "trainer.strategy=ddp"]
-    torch.save({name: fit(folder / name, device, *two, *CASES[name]) for name in CHOSEN}, folder / f"{rank}.pt")
-    dist.barrier()
-
-
-def of_both(folder, device):
-    """Train two processes; return what each of them got."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (folder, device, port), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return {name: fit(folder / name, device, *two, *CASES[name]) for name in CHOSEN}
 
 
 @on_devices
 def test_two_processes_on_one_device_stay_one_and_learn_what_one_learns(device, tmp_path, record_property):
-    first, second = of_both(tmp_path, device)
+    first, second = in_processes(fit_all, tmp_path, device, nodes=2)
     for name in CHOSEN:
         alone = fit(tmp_path / f"{name}_alone", device, *CASES[name], "loader.batch_size=6")
         differ = [key for key, value in first[name].items() if not torch.equal(value, second[name][key])]
@@ -73,18 +56,13 @@ def test_two_processes_on_one_device_stay_one_and_learn_what_one_learns(device, 
             )
 
 
-def sharded(rank, folder, device, port):
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x"}
-    fit(folder, device, *CASES["sharded"], *CONSTANT, "export=bundle", "export.formats=[safetensors]")
+def fit_sharded(rank, folder, device):
+    return fit(folder, device, *CASES["sharded"], *CONSTANT, "export=bundle", "export.formats=[safetensors]")
 
 
 @on_devices
 def test_a_sharded_run_ends_with_its_bundle(device, tmp_path):
     """On a GPU by NCCL, whose collectives take no tensor of the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(sharded, (tmp_path, device, port), nprocs=1)
+    in_processes(fit_sharded, tmp_path, device, count=1)
     assert (tmp_path / "checkpoints/last.ckpt").is_file()
     assert (tmp_path / "bundle/model.safetensors").is_file()

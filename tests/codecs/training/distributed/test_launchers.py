@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,12 @@ import torch
 from ...examples import QUIET
 from ..test_survival import PROGRAM, logged, start, wait_for
 from ..test_training import ADVERSARIAL, TINY
+from .processes import free_port
 
 pytestmark = pytest.mark.slow
 WORDS = [*TINY, *QUIET, *ADVERSARIAL, "training.log_every=1", "updates=6"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def done(command, folder, **environment):

@@ -3,14 +3,9 @@
 What starts processes otherwise, and what ends them, is in test_launchers.py.
 """
 
-import os
-import socket
-
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pytorch_lightning.strategies import DDPStrategy
 
 from varitok import UserError
@@ -22,6 +17,7 @@ from varitok.codecs.training.run import build_run
 from ...examples import QUIET
 from ..test_survival import logged
 from ..test_training import ADVERSARIAL, RESIDUAL, compose, fit
+from .processes import in_processes
 
 LOGGED = [*QUIET, "training.log_every=1"]
 # The discriminator begins at the fourth update and is heard from the sixth.
@@ -152,31 +148,16 @@ def slow(rank, folder):
     return results
 
 
-def worker(rank, work, folder, port):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x"}
-    torch.save(work(rank, folder), folder / f"{rank}.pt")
-    dist.barrier()
-
-
-def of_both(work, folder):
-    """Let two processes work; give what each of them got, and their folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (work, folder, port), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)], folder
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return of_both(quick, tmp_path_factory.mktemp("quick"))
+    folder = tmp_path_factory.mktemp("quick")
+    return in_processes(quick, folder), folder
 
 
 @pytest.fixture(scope="module")
 def both_slow(tmp_path_factory):
-    return of_both(slow, tmp_path_factory.mktemp("slow"))
+    folder = tmp_path_factory.mktemp("slow")
+    return in_processes(slow, folder), folder
 
 
 def equal(one, other):

@@ -78,6 +78,19 @@ def test_what_is_left_of_louder_parts_may_be_off_as_they_may(codec, off, passes)
             check(quiet, {"it": coder}, [SHAPE])
 
 
+@pytest.mark.parametrize(("off", "passes"), [(0, True), (1e-4, False)])
+def test_a_file_may_be_nearer_to_the_exact_signal_than_the_codec(codec, off, passes):
+    """Of a deep network in float32 neither is exact, and their difference is the sum of both errors."""
+    rough = copy.deepcopy(codec)
+    rough.decoder.register_forward_hook(lambda _, __, signal: signal + 1024 - 1024)
+    coder = Coder(codec, signal=lambda signal, codes: signal + off)
+    if passes:
+        assert check(rough, {"it": coder}, [SHAPE])["it"].signal_error < 1e-6
+    else:
+        with pytest.raises(ParityError, match="signals differ by"):
+            check(rough, {"it": coder}, [SHAPE])
+
+
 def test_wrong_shapes_and_types_are_told(codec):
     with pytest.raises(ParityError, match=r"codes are torch\.int32"):
         check(codec, {"it": Coder(codec, codes=lambda codes: codes.int())}, [SHAPE])

@@ -20,6 +20,7 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
+from varitok.codecs.networks.resnet import ResNetDecoder, ResNetEncoder
 from varitok.export.bitstream import container
 from varitok.export.bitstream.media_files import decode_file, encode_file
 from varitok.export.bitstream.rate_control import Target, psnr
@@ -188,14 +189,24 @@ def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
     assert max(peaks) < 0.5e9
 
 
+# Networks whose tiles are as the whole in their middle: without norms, and with norms of each position.
+FORM = {"width": 8, "dims": 2, "channels": 3}
+KERNELS = dict.fromkeys(("kernel", "last_kernel", "residual_kernel"), 3)
+STAGES = {"strides": [2, 2, 2], "multipliers": [1, 1, 1, 1], "depth": 1, "middle": 0, "units": "joint"}
+CONVOLUTIONS = {
+    "convolutions": (ConvEncoder, ConvDecoder, FORM | {"base": 4, "strides": [[8, 8]], "dilations": [1], **KERNELS}),
+    "conv2d": (ResNetEncoder, ResNetDecoder, FORM | {"base": 8, "causal": False, "attention": False, **STAGES}),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read as Linux reports it")
-def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path):
-    form = {"width": 8, "base": 4, "strides": [[8, 8]], "dims": 2, "channels": 3, "dilations": [1]}
-    form |= dict.fromkeys(("kernel", "last_kernel", "residual_kernel"), 3)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path, name):
+    encoder, decoder, form = CONVOLUTIONS[name]
     length = LengthPolicy(Full(), Truncate())
-    codec = loud(Codec(ConvEncoder(**form), FiniteScalarQuantizer([8, 5, 5]), ConvDecoder(**form), length))
-    folder, _ = once("convolutions", codec, image_size=64, formats=["onnx"])
+    codec = loud(Codec(encoder(**form), FiniteScalarQuantizer([8, 5, 5]), decoder(**form), length))
+    folder, _ = once(name, codec, image_size=64, formats=["onnx"])
     with Image.open(EMBEDDED / "photos/0075.webp") as photo:
         photo.resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
     peaks = [

@@ -1,4 +1,4 @@
-"""What an export tells of tiles."""
+"""The agreement of tiles with whole images, as an export measures it."""
 
 import pytest
 import torch

@@ -62,6 +62,14 @@ class Bottleneck(nn.Module, ABC):
         return (1,) * len(self.codebook_sizes)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Return the numbers of consecutive codebooks that share their entries: 1, except in a hierarchy.
+
+        A layer's codes are counted together, and an evaluation cuts codes after whole layers.
+        """
+        return (1,) * len(self.codebook_sizes)
+
+    @property
     def bits(self) -> float:
         """Return the bits per token: `sum(log2(size) / stride)` over codebooks, or 32 per channel if continuous."""
         codebooks = zip(self.codebook_sizes, self.codebook_strides, strict=True)

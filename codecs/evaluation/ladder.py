@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -64,12 +65,13 @@ class Ladder:
     Args:
         codec: Codec to evaluate.
         keeps: Numbers to keep, in any order; if None, the whole layers of a hierarchical bottleneck, and 1, 2, 4, ...
-            and all of other bottlenecks.
+            and all of others (`distributions.ladder`).
 
     Attributes:
         axis: Column name of the rungs: "k" for tokens, "codebooks" for codebooks.
         keeps: The rungs, ascending.
         runs: Whether a run of equal tokens at a position counts once.
+        layers: Numbers of consecutive codebooks that are counted together (`Bottleneck.layers`).
 
     Raises:
         UserError: A number is out of range.
@@ -80,7 +82,8 @@ class Ladder:
         self.axis = self.layout.column
         self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.codebook_sizes)
         most = self.layout.rungs(len(codec.bottleneck.codebook_sizes))
-        usual = getattr(codec.bottleneck, "rungs", lengths.ladder(most))
+        self.layers: tuple[int, ...] = getattr(codec.bottleneck, "layers", (1,) * len(codec.bottleneck.codebook_sizes))
+        usual = lengths.ladder(most, () if self.layout.ordered else self.layers)
         self.keeps = sorted(set(usual if keeps is None else keeps))
         if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:
             wrong = next((k for k in self.keeps if not 1 <= k <= most), "no")
@@ -119,6 +122,11 @@ class Ladder:
         """Return the sizes of a rung's codebooks."""
         sizes: tuple[int, ...] = self.codec.bottleneck.codebook_sizes
         return sizes[: self.layout.count_kept(0, keep)[1]]
+
+    def kept_layers(self, keep: int) -> int:
+        """Return the number of layers that a rung keeps, whole or in part."""
+        kept = len(self.codebooks(keep))
+        return sum(start < kept for start in accumulate(self.layers[:-1], initial=0))
 
     def price(self, code: Code, keep: int) -> tuple[float, int]:
         """Return a batch's total payload in bits (exact) and packed bytes; of an `ImplicitCodec`, the coded size."""

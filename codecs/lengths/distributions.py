@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Protocol, TypeAlias
 
 import torch
@@ -30,8 +31,10 @@ Until: TypeAlias = Annotated[float, "(0, 1]"]
 Power: TypeAlias = Annotated[float, "(0, inf)"]
 
 
-def ladder(total: int) -> list[int]:
-    """Return the lengths at which evaluations report: 1, 2, 4, ... and `total`."""
+def ladder(total: int, layers: Sequence[int] = ()) -> list[int]:
+    """Return the lengths at which evaluations report: 1, 2, 4, ... and `total`; whole `layers` if one has several."""
+    if max(layers, default=1) > 1:
+        return list(accumulate(layers))
     return [2**i for i in range(math.ceil(math.log2(total)))] + [total] if total > 1 else [1]
 
 

@@ -14,7 +14,7 @@ from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
 from .layers.attention import Transformer
-from .layers.convolution import along_first, at_rate, zero_invalid
+from .layers.convolution import along_first, at_rate, within_squares, zero_invalid
 from .layers.positions import grid_waves
 from .layers.sequence import SequenceTransformer
 
@@ -72,12 +72,6 @@ class _ViT(Network):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def _within(mask: Tensor | None, patch: int, rows: int, columns: int) -> Tensor | None:
-    """Repeat a token mask, bool `(b, n)`, for the rows and columns that patches are made of: `(b, n * patch^2)`."""
-    spread = at_rate(along_first(mask, rows, 2), patch, 2)
-    return None if spread is None else spread.expand(-1, -1, -1, columns * patch).flatten(1)
-
-
 class ViTEncoder(_ViT, Encoder):
     """Encoder of images into one latent per patch.
 
@@ -102,7 +96,7 @@ class ViTEncoder(_ViT, Encoder):
         """Return the latents `(b, n, width)` of images `(b, c, h, w)`."""
         rows, columns = signal.shape[2] // self.downsample[0], signal.shape[3] // self.downsample[1]
         if self.network is not None:
-            cells = self.network(signal, _within(mask, self.patch, rows, columns))
+            cells = self.network(signal, within_squares(mask, self.patch, rows, columns))
             # (b, n, d) -> (b, d, rows, columns), of the network's steps
             signal = cells.transpose(1, 2).reshape(cells.shape[0], -1, rows * self.patch, columns * self.patch)
         patches = self.embed(signal).flatten(2).transpose(1, 2)  # (b, width, rows, columns) -> (b, n, width)
@@ -132,6 +126,6 @@ class ViTDecoder(_ViT, Decoder):
         signal = functional.pixel_shuffle(x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns), self.patch)
         if self.network is not None:
             cells = signal.flatten(2).transpose(1, 2)  # (b, d, rows, columns) -> (b, n, d), of the network's steps
-            inner = _within(mask, self.patch, rows, columns)
+            inner = within_squares(mask, self.patch, rows, columns)
             return self.network(cells, inner, [rows * self.patch, columns * self.patch])  # type: ignore[no-any-return]
         return zero_invalid(signal, at_rate(along_first(mask, rows, 2), self.patch, 2))

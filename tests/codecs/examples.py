@@ -13,7 +13,7 @@ from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFr
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
-from varitok.codecs.bottlenecks.hierarchy import Hierarchy, hierarchy
+from varitok.codecs.bottlenecks.hierarchy import Groups, Hierarchy, hierarchy, multi_scale
 from varitok.codecs.bottlenecks.library import library
 from varitok.codecs.bottlenecks.multirate import MultiRate, multirate
 from varitok.codecs.bottlenecks.product import Product, grouped
@@ -47,6 +47,7 @@ SMALLER: dict[str, list[str]] = {
     "ibq": ["codebook_size=2048"],
     "kmeans": ["dim=64"],
     "lfq": ["bits=12"],
+    "multi_scale": ["scales=[1,2,3]", "refinements=2", "level.dim=4", "level.codebook_size=64"],
     "product_fqgan": ["part.codebook_size=1024"],
     "product_rvq": ["part.level.dim=32", "part.level.codebook_size=256"],
     "product_vq": ["part.codebook_size=512"],
@@ -105,7 +106,10 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
     "fsq_entropy": lambda: FiniteScalarQuantizer([8, 5, 3], entropy=0.1, entropy_group=2),
     "fsq_residual_alone": lambda: ResidualScalarQuantizer([2, 3], 1),
     "hierarchy_alone": lambda: hierarchy(partial(VectorQuantizer, 4, 11, cosine=True), [1]),
-    "hierarchy_mixed": lambda: Hierarchy([VectorQuantizer(2, 19), FiniteScalarQuantizer([5, 3])], [2, 6]),
+    "hierarchy_mixed": lambda: Hierarchy(
+        [VectorQuantizer(2, 19), FiniteScalarQuantizer([5, 3])], [Groups(2, 6), Groups(6, 6)]
+    ),
+    "multi_scale_plain": lambda: multi_scale(partial(EMAVectorQuantizer, 3, 19), [2, 3], refinements=0, commitment=0.0),
     "lfq_plain": lambda: LookupFreeQuantizer(3, entropy=0.0),
     **{f"library_{name}": partial(library, *given) for name, given in LIBRARY.items()},
     "multirate_alone": lambda: multirate(partial(VectorQuantizer, 4, 11, cosine=True), [3]),
@@ -163,7 +167,8 @@ QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]  # without what 
 GRID_IMAGES = (
     *("bsq_vit", "bsq_vit_36", "bsq_vit_64", "cosmos_ci", "cosmos_ci_64", "cosmos_di", "cosmos_di_64"),
     *("ibq", "ibq_64", "llamagen", "llamagen_64", "llamagen_f8", "open_magvit2", "open_magvit2_64"),
-    *("sd_vae", "sd_vae_64", "vit_vqgan", "vit_vqgan_64", "vitok", "vitok_64", "vqgan", "vqgan_64"),
+    *("sd_vae", "sd_vae_64", "var", "var_64", "vit_vqgan", "vit_vqgan_64"),
+    *("vitok", "vitok_64", "vqgan", "vqgan_64"),
 )
 # A run of seconds of sounds and of clips, two updates with all that a run leaves but a bundle.
 TINY_SOUND = [

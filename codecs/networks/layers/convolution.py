@@ -32,6 +32,7 @@ __all__ = [
     "prepend_context",
     "recall",
     "stage_sizes",
+    "within_squares",
     "zero_invalid",
 ]
 
@@ -95,6 +96,12 @@ def at_rate(mask: Tensor | None, rate: int, dims: int) -> Tensor | None:
     for _ in range(dims - 1):
         spread = spread.unsqueeze(-1)
     return spread
+
+
+def within_squares(mask: Tensor | None, side: int, rows: int, columns: int) -> Tensor | None:
+    """Repeat a token mask, bool `(b, rows * columns)`, for `side` x `side` steps per token: `(b, n * side^2)`."""
+    spread = at_rate(along_first(mask, rows, 2), side, 2)
+    return None if spread is None else spread.expand(-1, -1, -1, columns * side).flatten(1)
 
 
 def recall(memory: list[Tensor], slot: int, x: Tensor, shape: list[int]) -> Tensor:

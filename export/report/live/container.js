@@ -117,7 +117,7 @@ function readContainer(bytes, about) {
   const codebooks = [];
   for (let runs = number(); runs > 0; runs--) {
     const [count, size, stride] = [number(), number(), number()];
-    if (count > 256) throw new Error("damaged: more than 256 codebooks");
+    if (count > 4096) throw new Error("damaged: more than 4096 codebooks");
     for (let codebook = 0; codebook < count; codebook++) codebooks.push([size, stride]);
   }
   const inner = Array.from({ length: number() }, number), facts = Array.from({ length: number() }, number);

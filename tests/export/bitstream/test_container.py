@@ -189,7 +189,7 @@ def test_sizes_beyond_all_bounds_are_refused_before_memory_is_taken(tmp_path):
         return body + checksum(body)
 
     absurd = {
-        "codebooks": head(1, 1 << 40, 64, 1, 0, 0),
+        "codebooks": head(1, 4097, 64, 1, 0, 0),
         "entries": head(1, 1, 1 << 63, 1, 0, 0),
         "stride": head(1, 1, 64, 65, 0, 0),
         "one entry": head(1, 1, 1, 1, 0, 0),

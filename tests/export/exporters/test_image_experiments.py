@@ -5,28 +5,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import varitok
 from varitok.codecs.training.run import build_run
 
-from ...codecs.examples import GRID_IMAGES, QUIET, StandIn, shrink
+from ...codecs.examples import GRID_IMAGES, NARROW, QUIET, StandIn, shrink
 from ...composing import composed
 
 # Bottlenecks whose tables take seconds to search.
-SMALLER = {"bits": 6, "codebook_size": 64}
+SMALLER = {"bits": 6, "codebook_size": 64, "dim": NARROW["width"]}
 
 
 def _compose(name: str) -> DictConfig:
     config = composed(
         f"experiment=image/{name}", "data=dead_leaves", "data.image_size=32", "data.length=4", "data.val_length=2",
-        "loader.batch_size=2", "loader.workers=0", "updates=2", "training.log_every=1", "trainer=default",
-        "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", *QUIET,
+        "loader.batch_size=2", "loader.workers=0", "loader.captions=false", "updates=2", "training.log_every=1",
+        "trainer=default", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", *QUIET,
     )  # fmt: skip
     shrink(config.codec)
     shrink(config.bottleneck, SMALLER)
     shrink(config.objective, {"width": 2, "layers": 1})
+    _randomize(config.objective)
     return config
+
+
+def _randomize(node: DictConfig) -> None:
+    """Put a network of random weights in the place of each pretrained one."""
+    for key, value in node.items():
+        if OmegaConf.is_dict(value) and value.get("_target_", "").startswith("varitok.data."):
+            node[key] = {"_target_": "varitok.data.teachers.vision.RandomTeacher", "patch": 8}
+        elif OmegaConf.is_dict(value):
+            _randomize(value)
+    if "network" in node and "layers" in node:
+        node["layers"] = None
 
 
 @pytest.mark.slow

@@ -85,7 +85,9 @@ class _Tally:
         # For each rung, the codes that it adds to the rung below; empty for a continuous codec.
         self.codebook_sizes: tuple[int, ...] = codec.bottleneck.codebook_sizes
         self.counts = (
-            [rate.CodeCounts(self.codebook_sizes, device) for _ in range(rungs)] if self.codebook_sizes else []
+            [rate.CodeCounts(self.codebook_sizes, device, self.ladder.layers) for _ in range(rungs)]
+            if self.codebook_sizes
+            else []
         )
         self.networks = {name: build(device) for name, build in networks.items()}
         # One for each rung, then one for the originals.
@@ -145,7 +147,7 @@ class _Tally:
     def rows(self) -> list[Row]:
         """Return a row for each rung."""
         count = int(self.seen[0])
-        used = rate.CodeCounts(self.codebook_sizes, self.device)
+        used = rate.CodeCounts(self.codebook_sizes, self.device, self.ladder.layers)
         rows: list[Row] = []
         for rung, keep in enumerate(self.ladder.keeps):
             bits, packed = self.prices[rung].tolist()
@@ -162,7 +164,7 @@ class _Tally:
             if self.counts:
                 used.include(self.counts[rung].rows())
                 used.shared = self.counts[rung].shared
-                row |= _use(used, len(self.ladder.codebooks(keep)))
+                row |= _use(used, self.ladder.kept_layers(keep))
             rows.append(row | {self.modality.plural: count})
         # Rows with fewer codebooks have fewer columns; fill up with NaN.
         columns = dict.fromkeys(name for row in reversed(rows) for name in row)
@@ -182,7 +184,7 @@ class _Tally:
 
 
 def _use(counts: rate.CodeCounts, kept: int) -> Row:
-    """Return the usage, entropy and perplexity of the first `kept` codebooks: means, and each one's own if several."""
+    """Return the usage, entropy and perplexity of the first `kept` layers: means, and each one's own if several."""
     codebooks = list(zip(counts.summary(), counts.codebook_sizes, strict=True))[:kept]
     measures = {
         "usage": [codebook.entries / size for codebook, size in codebooks],

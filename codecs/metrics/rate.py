@@ -7,7 +7,7 @@ repeated token counts once, plus a flag for each position.
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -126,7 +126,7 @@ class Use(NamedTuple):
 
 
 class CodeCounts:
-    """Histogram of the code indices of each codebook, for codebooks of any size.
+    """Histogram of the code indices of each codebook, or layer of codebooks that share entries, of any size.
 
     A codebook of up to 2^16 entries has a counter per entry, updated without a device synchronization. Counters for
     2^36 entries wouldn't fit in memory: the codes of larger codebooks are buffered and counted by sorting.
@@ -138,18 +138,30 @@ class CodeCounts:
     Args:
         codebook_sizes: Number of entries of each codebook.
         device: Device of the codes.
+        layers: Numbers of consecutive codebooks that are counted together (`Bottleneck.layers`); 1 each if empty.
+
+    Attributes:
+        codebook_sizes: Number of entries of each histogram's codebooks.
     """
 
-    def __init__(self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.codebook_sizes = tuple(codebook_sizes)
+    def __init__(
+        self, codebook_sizes: Sequence[int], device: torch.device | str = "cpu", layers: Sequence[int] = ()
+    ) -> None:
+        layers = layers or [1] * len(codebook_sizes)
+        ends = list(accumulate(layers, initial=0))
+        self.codebook_sizes = tuple(codebook_sizes[start] for start in ends[:-1])
         self.small = [codebook for codebook, size in enumerate(self.codebook_sizes) if size <= DENSE]
         self.starts = [0]
         for codebook in self.small:
             self.starts.append(self.starts[-1] + self.codebook_sizes[codebook])
         # One more counter, for invalid codes.
         self.dense = torch.zeros(self.starts[-1] + 1, dtype=torch.int64, device=device)
-        self.positions = torch.tensor(self.small, dtype=torch.int64, device=device)
-        self.offsets = torch.tensor(self.starts[:-1], dtype=torch.int64, device=device)[:, None]
+        self.slices = [slice(*pair) for pair in pairwise(ends)]  # positions of each one's codes
+        sizes = [ends[codebook + 1] - ends[codebook] for codebook in self.small]
+        positions = [row for codebook in self.small for row in range(*ends[codebook : codebook + 2])]
+        self.positions = torch.tensor(positions, dtype=torch.int64, device=device)
+        offsets = [start for start, size in zip(self.starts, sizes, strict=False) for _ in range(size)]
+        self.offsets = torch.tensor(offsets, dtype=torch.int64, device=device)[:, None]
         large = [codebook for codebook in range(len(self.codebook_sizes)) if codebook not in self.small]
         self.pending: dict[int, list[Tensor]] = {codebook: [] for codebook in large}
         self.waiting = 0
@@ -169,8 +181,9 @@ class CodeCounts:
                 chosen = torch.where(valid[:, self.positions], chosen, self.starts[-1])
             self.dense.index_add_(0, chosen.flatten(), torch.ones_like(chosen).flatten())
         for codebook, parts in self.pending.items():
-            own = codes[:, codebook]
-            parts.append((own if valid is None else torch.where(valid[:, codebook], own, -1)).flatten().clone())
+            at = self.slices[codebook]
+            own = codes[:, at]
+            parts.append((own if valid is None else torch.where(valid[:, at], own, -1)).flatten().clone())
             self.waiting += parts[-1].numel()
         if self.waiting > PENDING * len(self.pending):
             self._count()

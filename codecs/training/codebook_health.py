@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from operator import mul, truediv
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..bottlenecks.composite import Composite
 from ..bottlenecks.contract import Bottleneck
+from ..bottlenecks.hierarchy import Hierarchy
 from ..distributed import gather_rows, sum_over_ranks, world_size
 from ..masking import prefix_mask
 from ..metrics.rate import CodeCounts
@@ -36,7 +38,9 @@ REMEDIES: dict[str, tuple[str, object]] = {
 
 
 def remedies(bottleneck: Bottleneck) -> list[str]:
-    """List for each codebook the remedies against collapse that its bottleneck's arguments offer."""
+    """List for each layer of codebooks the remedies against collapse that its bottleneck's arguments offer."""
+    if isinstance(bottleneck, Hierarchy):
+        return [_remedy(level) for level in bottleneck.levels]  # type: ignore[arg-type]
     if isinstance(bottleneck, Composite):
         found = [""] * len(bottleneck.codebook_sizes)
         for part, positions in zip(bottleneck.parts, bottleneck.positions, strict=True):
@@ -68,7 +72,7 @@ class CodebookHealth:
         health/codebookI/used         distinct codes / possible; possible = min(codebook size, number of codes)
         health/codebookI/entropy      H = -sum p log2 p, in bits; biased low if there are few codes
         health/codebookI/perplexity   2^H
-        health/used, entropy, ...     means over codebooks
+        health/used, entropy, ...     means over codebooks; in a hierarchy a layer counts as one
         health/bits_per_token         sum of entropies, an upper bound on a token's information
         health/bits_per_position      entropy of the kept codes per pixel or audio sample (x sample rate: bit/s)
         rate/tokens, rate/bits        kept tokens (of the codebook with most) and packed bits, per signal or block
@@ -82,9 +86,10 @@ class CodebookHealth:
 
     def __init__(self, bottleneck: Bottleneck) -> None:
         self.codebook_sizes = tuple(bottleneck.codebook_sizes)
+        self.layers = bottleneck.layers
         self.remedies = remedies(bottleneck) if self.codebook_sizes else []
-        self.low = [0] * len(self.codebook_sizes)  # readings in a row
-        self.last = [math.inf] * len(self.codebook_sizes)  # perplexities of the last reading
+        self.low = [0] * len(self.layers)  # readings in a row
+        self.last = [math.inf] * len(self.layers)  # perplexities of the last reading
         self.warned: set[int] = set()
         self._counts: CodeCounts | None = None
         self._positions: Tensor | int = 0
@@ -102,7 +107,7 @@ class CodebookHealth:
         if not self.codebook_sizes:
             return
         if self._counts is None:
-            self._counts = CodeCounts(self.codebook_sizes, codes.device)
+            self._counts = CodeCounts(self.codebook_sizes, codes.device, self.layers)
         steps, kept = prefix_mask(lengths, codes.shape[2]), prefix_mask(n_codebooks, codes.shape[1])
         self._counts.add(codes.detach(), kept[:, :, None] & steps[:, None])
         self._positions = self._positions + positions
@@ -121,7 +126,7 @@ class CodebookHealth:
         values: dict[str, float] = {}
         entropies, seen = [codebook.entropy for codebook in codebooks], [codebook.codes for codebook in codebooks]
         # Number of entries that could have occurred.
-        possible = [min(size, count) for size, count in zip(self.codebook_sizes, seen, strict=True)]
+        possible = [min(size, count) for size, count in zip(counts.codebook_sizes, seen, strict=True)]
         measures = {
             "used": [codebook.entries / max(1, most) for codebook, most in zip(codebooks, possible, strict=True)],
             "entropy": entropies,
@@ -130,11 +135,11 @@ class CodebookHealth:
         for name, numbers in measures.items():
             values |= {f"health/codebook{index}/{name}": number for index, number in enumerate(numbers)}
             values[f"health/{name}"] = sum(numbers) / len(numbers)
-        values["health/bits_per_token"] = sum(entropies)
+        values["health/bits_per_token"] = sum(map(mul, entropies, self.layers))
         said = sum(bits * count for bits, count in zip(entropies, seen, strict=True))
         values["health/bits_per_position"] = said / positions if positions else 0.0
-        bits = sum(math.log2(size) * count for size, count in zip(self.codebook_sizes, seen, strict=True))
-        values["rate/tokens"] = max(seen) / signals
+        bits = sum(math.log2(size) * count for size, count in zip(counts.codebook_sizes, seen, strict=True))
+        values["rate/tokens"] = max(map(truediv, seen, self.layers)) / signals
         values["rate/bits"] = bits / signals
         self._warn(measures["perplexity"], possible)
         return values
@@ -156,9 +161,11 @@ class CodebookHealth:
 
     def restore(self, state: dict[str, Any], process: int, device: torch.device) -> None:
         """Restore a `state`; rank 0 gets all counts, since a reading sums over processes."""
+        if len(state["low"]) != len(self.layers):  # of a version that counted the codebooks of a layer apart
+            return
         self.low, self.last, self.warned = list(state["low"]), list(state["last"]), set(state["told"])
         if "counts" in state:
-            self._counts, self._positions, self._signals = CodeCounts(self.codebook_sizes, device), 0, 0
+            self._counts, self._positions, self._signals = CodeCounts(self.codebook_sizes, device, self.layers), 0, 0
             if process == 0:
                 self._counts.include(state["counts"].to(device))
                 self._positions, self._signals = state["sizes"]

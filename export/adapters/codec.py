@@ -37,7 +37,9 @@ class BundleCodec:
         self.bundle = bundle
         self.tokens = bundle.tokens
         self.bottleneck = SimpleNamespace(
-            codebook_sizes=bundle.codebook_sizes, codebook_strides=bundle.codebook_strides
+            codebook_sizes=bundle.codebook_sizes,
+            codebook_strides=bundle.codebook_strides,
+            layers=bundle.codebook_layers,
         )
         self.bounded = bundle.config.get("value_range") is not None
         self.sample_rate = bundle.sample_rate

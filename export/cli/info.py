@@ -9,7 +9,7 @@ from typing import Any
 from varitok import UserError
 
 from ..bitstream import container
-from ..runtime.bundle import Bundle, read_json
+from ..runtime.bundle import Bundle, product_of, read_json
 from ..runtime.load import BUNDLES, load
 
 __all__ = ["describe", "main"]
@@ -116,5 +116,5 @@ def _lines(value: Any) -> list[str]:
         width = max(map(len, value), default=0) + 2
         return [f"{name:<{width}}{part}" for name, part in value.items()] or ["none"]
     if isinstance(value, list):
-        return [" x ".join(map(str, value))]
+        return [product_of(value)]
     return [str(value)]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from varitok import UserError
+from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.codec import Codec
 from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.lengths.distributions import Full
@@ -122,6 +123,7 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "tokens": codec.layout.tokens,
         "codebook_sizes": list(codec.bottleneck.codebook_sizes),
         "codebook_strides": list(codec.bottleneck.codebook_strides),
+        **_layers(codec.bottleneck),
         "code_rows": codec.bottleneck.rows,
         "code_type": "int64" if codec.bottleneck.codebook_sizes else "float32",
         "bits_per_token": codec.bottleneck.bits,
@@ -134,6 +136,11 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
         "output": "clamped to value_range" if codec.bounded else "as decoded",
         "dtype": "float32",
     }
+
+
+def _layers(bottleneck: Bottleneck) -> dict[str, list[int]]:
+    """Return the entry `codebook_layers` of config.json; none if no codebooks share entries."""
+    return {"codebook_layers": list(bottleneck.layers)} if max(bottleneck.layers, default=1) > 1 else {}
 
 
 def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:

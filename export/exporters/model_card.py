@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,17 @@ def _prices(config: Mapping[str, Any]) -> dict[int, float]:
     """Return the bits per token by number of kept codebooks."""
     sizes, rows = config["codebook_sizes"], config["code_rows"]
     each = [math.log2(size) / stride for size, stride in zip(sizes, config["codebook_strides"], strict=True)]
-    return {codebook: sum(each[:codebook]) for codebook in ladder(len(sizes))} if sizes else {rows: 32 * rows}
+    rungs = ladder(len(sizes), config.get("codebook_layers", ()))
+    return {codebook: sum(each[:codebook]) for codebook in rungs} if sizes else {rows: 32 * rows}
 
 
 def _ranges(sizes: Sequence[int]) -> str:
     """Return the range of each codebook's codes."""
     if not sizes:
         return "continuous latents, any values"
-    listed = ", ".join(f"codebook {codebook}: 0 to {size - 1}" for codebook, size in enumerate(sizes))
-    return listed + ("; a prefix of the codebooks decodes too, coarser" if len(sizes) > 1 else "")
+    listed, first = [], 0
+    for size, run in groupby(sizes):
+        last = first + len(list(run)) - 1
+        listed.append(f"codebook{f's {first} to {last}' if last > first else f' {first}'}: 0 to {size - 1}")
+        first = last + 1
+    return ", ".join(listed) + ("; a prefix of the codebooks decodes too, coarser" if len(sizes) > 1 else "")

@@ -3,7 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -202,16 +204,17 @@ def _bits(subject: Subject) -> str:
 
 
 def _codebooks(subject: Subject) -> str:
-    """Return the table of each codebook's size and usage, with all codebooks kept."""
+    """Return the table of each codebook's size and usage, with all kept; a layer of a hierarchy counts as one."""
     bottleneck, last = subject.codec.bottleneck, subject.table.rows[-1]
     sizes = list(bottleneck.codebook_sizes)
     if not sizes:
         return "<p>The codes are continuous: there are no codebooks. Each channel of a token counts as 32 bits.</p>"
-    strides = list(bottleneck.codebook_strides)
+    strides, layers = list(bottleneck.codebook_strides), subject.ladder.layers
     rows = []
-    for codebook, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+    for codebook, (first, count) in enumerate(zip(accumulate(layers, initial=0), layers, strict=False)):
+        size, stride = sizes[first], strides[first]
         used, entropy, perplexity = (
-            last.get(f"{name}_{codebook}" if len(sizes) > 1 else name, math.nan) for name in USE
+            last.get(f"{name}_{codebook}" if len(layers) > 1 else name, math.nan) for name in USE
         )
         each = math.log2(size)
         shares = [
@@ -220,7 +223,7 @@ def _codebooks(subject: Subject) -> str:
         ]
         bits = f"{entropy:.2f}" if math.isfinite(entropy) else ""
         worth = f"{perplexity:.1f}" if math.isfinite(perplexity) else ""
-        rows.append([str(codebook), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(stride)])
+        rows.append([str(codebook), *shares, bits, worth, f"{size:,}", f"{each:.3f}", str(Fraction(stride, count))])
     total = sum(math.log2(size) / stride for size, stride in zip(sizes, strides, strict=True))
     heads = "codebook|used|normalized entropy|entropy|perplexity|entries|bits per code|tokens per code".split("|")
     return f"<p>A token with all codebooks has {total:.3f} bits before entropy coding.</p>{_table(heads, rows)}"

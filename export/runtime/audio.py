@@ -12,7 +12,7 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import AUDIO
 from varitok.data.storage.members import File
 
-from .bundle import Array, Bundle, tensors
+from .bundle import Array, Bundle, product_of, tensors
 from .files import SignalFile, open_input
 from .streaming import DecodingStream, EncodingStream
 
@@ -47,7 +47,7 @@ class AudioBundle(Bundle):
         self.hops = (self.downsample,)
 
     def __repr__(self) -> str:
-        rate, sizes = self.sample_rate / self.downsample, " x ".join(str(size) for size in self.codebook_sizes)
+        rate, sizes = self.sample_rate / self.downsample, product_of(self.codebook_sizes)
         return f"AudioBundle({str(self.folder)!r}: {self.sample_rate} Hz, {rate:g} tokens of {sizes} codes a second)"
 
     @tensors

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
@@ -29,6 +30,7 @@ __all__ = [
     "Bundle",
     "Opened",
     "onnx_runtime",
+    "product_of",
     "read_config",
     "read_json",
     "sha256",
@@ -47,6 +49,12 @@ REEXPORT_HINT = "export it again with varitok export"
 
 Array = npt.NDArray[Any]
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def product_of(sizes: Sequence[int]) -> str:
+    """Return codebooks' sizes in a few words, `8 x 4 x 4`; more than eight equal ones as `4096^680`."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
+    return " x ".join(f"{size}^{count}" if count > 8 else " x ".join([str(size)] * count) for size, count in runs)
 
 
 def tensors(method: Method) -> Method:
@@ -148,6 +156,7 @@ class Bundle(Opened):
         channels: Number of the signal's channels.
         codebook_sizes: Entries of each codebook; empty if codes are continuous.
         codebook_strides: Tokens that share one code of each codebook; the code is repeated for them.
+        codebook_layers: Numbers of consecutive codebooks that share entries; 1 each, except in a hierarchy.
         rows: Size of the codes' axis 1: number of codebooks, or of channels of continuous codes.
         axes: Number of axes of the code grid: 1 for a sequence of tokens, 2 for blocks of tokens or the grid of an
             image, 3 for that of a clip.
@@ -169,6 +178,9 @@ class Bundle(Opened):
         self.codebook_sizes = tuple(int(size) for size in config["codebook_sizes"])
         self.codebook_strides = tuple(
             int(step) for step in config.get("codebook_strides", [1] * len(self.codebook_sizes))
+        )
+        self.codebook_layers = tuple(
+            int(count) for count in config.get("codebook_layers", [1] * len(self.codebook_sizes))
         )
         self.rows = int(config.get("code_rows", len(self.codebook_sizes)))
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")

@@ -23,6 +23,8 @@ from varitok.data.storage.members import is_url, parse_member
 from varitok.data.storage.shard_index import index_of
 from varitok.data.storage.shard_reader import open_index, shards_in, subfolders
 
+from .bundle import product_of
+
 __all__ = ["ABOUT", "FILE", "Codes", "Record", "Shard", "read_codes", "read_head"]
 
 ABOUT = "codes"  # key of the description in the first line of an index
@@ -87,7 +89,7 @@ class Codes(Sequence[Record]):
         self.tokens: int | None = about["tokens"]
 
     def __repr__(self) -> str:
-        sizes = " x ".join(map(str, self.codebook_sizes)) or "continuous"
+        sizes = product_of(self.codebook_sizes) or "continuous"
         return f"Codes({len(self)} of {self.modality}, {sizes}, in {len(self._shards)} shards)"
 
     def __len__(self) -> int:

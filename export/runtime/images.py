@@ -12,7 +12,7 @@ from varitok import UserError
 from varitok.data.decoding.suffixes import IMAGES
 from varitok.data.storage.members import File
 
-from .bundle import Array, tensors
+from .bundle import Array, product_of, tensors
 from .files import SignalFile, open_input
 from .memory import Side, plan
 from .pixels import PixelBundle
@@ -55,7 +55,7 @@ class ImageBundle(PixelBundle):
             self.hops = tuple(int(step) for step in self.config["hop"])
 
     def __repr__(self) -> str:
-        sizes = " x ".join(str(size) for size in self.codebook_sizes)
+        sizes = product_of(self.codebook_sizes)
         about = f"a token of {sizes} codes for {' x '.join(map(str, self.hops))} pixels"
         if self.tokens:
             about = f"{self.image_size} x {self.image_size} images, up to {self.tokens} tokens of {sizes} codes"

@@ -13,7 +13,7 @@ from varitok.data.decoding.framing import center_box, covering
 from varitok.data.decoding.suffixes import IMAGES, VIDEO
 from varitok.data.storage.members import File
 
-from .bundle import Array, tensors
+from .bundle import Array, product_of, tensors
 from .files import SignalFile, open_input
 from .pixels import PixelBundle
 from .streaming import DecodingStream, EncodingStream
@@ -78,7 +78,7 @@ class VideoBundle(PixelBundle):
         return valid
 
     def __repr__(self) -> str:
-        steps, sizes = " x ".join(map(str, self.downsample)), " x ".join(str(size) for size in self.codebook_sizes)
+        steps, sizes = " x ".join(map(str, self.downsample)), product_of(self.codebook_sizes)
         name = f"{type(self).__name__}({str(self.folder)!r}"
         if self.tokens:
             return f"{name}: up to {self.tokens} tokens of {sizes} codes for {self.downsample[0]} frames)"

@@ -33,6 +33,20 @@ def test_counts_of_each_codebook() -> None:
     assert sorted(first.tolist()) == [1, 4] and sorted(second.tolist()) == [1, 5]
 
 
+def test_codebooks_of_a_layer_are_counted_together() -> None:
+    codes, sizes = torch.randint(0, 5, (3, 6, 4)), (5, 2**40, 2**40, 7, 7, 7)
+    kept = torch.rand(codes.shape) < 0.7
+    counts = CodeCounts(sizes, layers=[1, 2, 3])
+    counts.add(codes, kept)
+    assert counts.codebook_sizes == (5, 2**40, 7)
+    for found, (start, end) in zip(counts.codebooks(), [(0, 1), (1, 3), (3, 6)], strict=True):
+        wanted = codes[:, start:end][kept[:, start:end]].unique(return_counts=True)[1]
+        assert sorted(found.tolist()) == sorted(wanted.tolist())
+    again = CodeCounts(sizes, layers=[1, 2, 3])
+    again.include(counts.rows())
+    assert again.summary() == counts.summary()
+
+
 def test_even_use_of_a_codebook() -> None:
     counts = CodeCounts((64,))
     counts.add(torch.arange(64).repeat(7)[None, None])

@@ -18,6 +18,7 @@ from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFr
 from varitok.codecs.bottlenecks.continuous import KLBottleneck
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.fsq import FiniteScalarQuantizer
+from varitok.codecs.bottlenecks.hierarchy import multi_scale
 from varitok.codecs.bottlenecks.product import Product
 from varitok.codecs.bottlenecks.residual import residual
 from varitok.codecs.bottlenecks.vq import EMAVectorQuantizer, VectorQuantizer
@@ -209,6 +210,21 @@ def test_a_small_codebook_can_collapse_and_its_neighbors_are_spared(caplog: pyte
         _readings(health, [torch.arange(100) % 4, torch.zeros(100, dtype=torch.int64), torch.arange(100) % 3], 3)
     (record,) = caplog.records
     assert "codebook 1 " in record.getMessage() and "codebook 0 " not in record.getMessage()
+
+
+def test_a_layer_of_codebooks_is_read_as_one() -> None:
+    """VAR has 680 codebooks; a reading has values for each of its ten scales."""
+    health = CodebookHealth(multi_scale(partial(EMAVectorQuantizer, 2, 8), [1, 2], refinements=0))
+    codes = torch.stack([torch.tensor([[0], [1], [2], [3], [4]]), torch.tensor([[0], [1], [1], [2], [2]])])
+    health.add(codes, torch.tensor([1, 1]), torch.tensor([5, 1]), positions=8)
+    values = health.read()
+    assert "health/codebook1/used" in values and "health/codebook2/used" not in values
+    assert values["health/codebook0/entropy"] == 0 and values["health/codebook1/entropy"] == 2
+    assert values["health/bits_per_token"] == 4 * 2 and values["health/bits_per_position"] == 1
+    assert values["rate/tokens"] == 1 and values["rate/bits"] == 3 * 6 / 2
+    assert len(health.remedies) == 2 and all("revival" in words for words in health.remedies)
+    health.restore({"low": [0] * 5, "last": [1.0] * 5, "told": []}, 0, torch.device("cpu"))  # of an older version
+    assert len(health.low) == 2
 
 
 def test_each_codebook_has_the_advice_of_its_own_part() -> None:

@@ -7,7 +7,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated
 
 import torch
@@ -123,33 +123,35 @@ def _tokens(cells: Tensor) -> Tensor:
 
 
 class _FrozenHierarchy(FrozenCodebooks):
+    """Each level once, with the scales that it codes: no file holds two tensors of one memory."""
+
     def __init__(self, made: "Hierarchy") -> None:
         super().__init__(len(made.codebook_sizes))
-        frozen = {level: level.frozen() for level in made.levels}  # type: ignore[operator]
-        self.levels = nn.ModuleList(frozen[level] for level in made.levels)
-        self.scales = copy.deepcopy(made.scales)
-        self.groups = list(made.layers)
+        self.levels = nn.ModuleList(level.frozen() for level, _ in made.parts())
+        self.scales = nn.ModuleList(nn.ModuleList(map(copy.deepcopy, scales)) for _, scales in made.parts())
         self.count = made.count
 
     def encode(self, latents: Tensor) -> Tensor:
         remaining = _cells(latents, self.count)
         codes: list[Tensor] = []
-        for index, (level, scale) in enumerate(zip(self.levels, self.scales)):  # noqa: B905 (TorchScript)
-            found = level.encode(scale.down(remaining))  # type: ignore[operator]
-            remaining = remaining - scale.up(level.decode(found))  # type: ignore[operator]
-            codes.append(found.reshape(-1, self.groups[index], found.shape[2]))  # (b * groups, 1, n) -> (b, groups, n)
+        for level, scales in zip(self.levels, self.scales):  # noqa: B905 (TorchScript's zip is never strict)
+            for scale in scales:  # type: ignore[attr-defined]
+                found = level.encode(scale.down(remaining))  # type: ignore[operator]
+                remaining = remaining - scale.up(level.decode(found))  # type: ignore[operator]
+                codes.append(found.reshape(-1, scale.groups, found.shape[2]))  # (b * groups, 1, n) -> (b, groups, n)
         return torch.cat(codes, 1)
 
     def decode_kept(self, codes: Tensor, kept: Tensor) -> Tensor:
         steps = codes.shape[2]
         total = torch.zeros(1, device=codes.device)
         begin = 0
-        for index, (level, scale) in enumerate(zip(self.levels, self.scales)):  # noqa: B905
-            groups = self.groups[index]
-            part = level.decode(codes[:, begin : begin + groups].reshape(-1, 1, steps))  # type: ignore[operator]
-            there = part.reshape(-1, groups, steps, part.shape[2]) * kept[begin : begin + groups, None, None]
-            total = total + scale.up(there.reshape(-1, steps, part.shape[2]))  # type: ignore[operator]
-            begin += groups
+        for level, scales in zip(self.levels, self.scales):  # noqa: B905
+            for scale in scales:  # type: ignore[attr-defined]
+                end = begin + scale.groups
+                part = level.decode(codes[:, begin:end].reshape(-1, 1, steps))  # type: ignore[operator]
+                there = part.reshape(-1, scale.groups, steps, part.shape[2]) * kept[begin:end, None, None]
+                total = total + scale.up(there.reshape(-1, steps, part.shape[2]))
+                begin = end
         return _tokens(total)
 
 
@@ -192,6 +194,12 @@ class Hierarchy(Bottleneck):
     def layers(self) -> tuple[int, ...]:
         """Return the number of codebooks of each layer."""
         return tuple(scale.groups for scale in self.scales)  # type: ignore[misc]
+
+    def parts(self) -> list[tuple[Bottleneck, list[Scale]]]:
+        """Return the levels, each once with the consecutive scales that it codes."""
+        pairs = groupby(zip(self.levels, self.scales, strict=True), key=lambda pair: id(pair[0]))
+        runs = [list(run) for _, run in pairs]
+        return [(run[0][0], [scale for _, scale in run]) for run in runs]  # type: ignore[misc]
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Quantize; see `Bottleneck.forward`."""
@@ -255,9 +263,10 @@ class Hierarchy(Bottleneck):
 
     def thaw(self, frozen: nn.Module) -> None:
         """Take over the weights of all levels and scales; see `Bottleneck.thaw`."""
-        for level, other in zip(self.levels, frozen.levels, strict=True):  # type: ignore[arg-type]
-            level.thaw(other)  # type: ignore[operator]
-        self.scales.load_state_dict(frozen.get_submodule("scales").state_dict())
+        for (level, scales), other, others in zip(self.parts(), frozen.levels, frozen.scales, strict=True):  # type: ignore[arg-type]
+            level.thaw(other)  # type: ignore[arg-type]
+            for scale, known in zip(scales, others, strict=True):  # type: ignore[call-overload]
+                scale.load_state_dict(known.state_dict())
 
     def frozen(self) -> nn.Module:
         """Return the export form; see `Bottleneck.frozen`."""

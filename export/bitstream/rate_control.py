@@ -8,6 +8,7 @@ import io
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -143,7 +144,8 @@ def fit_to_target(
 ) -> Encoded:
     """Choose how many ordered tokens, or else codebooks, meet a target; return the shortened codes.
 
-    A size or bitrate selects the most that fit, a quality the fewest that reach it.
+    A size or bitrate selects the most that fit, a quality the fewest that reach it. Codebooks are kept in whole layers
+    (`Bundle.codebook_layers`).
 
     Args:
         bundle: The bundle of the codes.
@@ -161,7 +163,9 @@ def fit_to_target(
         ((1, 1, 6), (1, 1, 2))
     """
     ordered = bool(bundle.tokens)
-    cuts = [encoded.cut(kept, ordered) for kept in range(1, encoded.codes.shape[-1 if ordered else 1] + 1)]
+    most = encoded.codes.shape[-1 if ordered else 1]
+    fewer = range(1, most) if ordered else (kept for kept in accumulate(bundle.codebook_layers) if kept < most)
+    cuts = [encoded.cut(kept, ordered) for kept in (*fewer, most)]
     if target.bytes is not None:
         return _largest(cuts, lambda one: len(one.serialize(bundle).data), target.bytes, "--bytes", "bytes")
     if target.kbps is not None:

@@ -62,6 +62,17 @@ def test_where_more_tokens_are_not_always_better_the_quality_still_holds(wanted,
         assert all(values[k - 1] < wanted for k in (1, 2, 4, 8, N))
 
 
+@pytest.mark.parametrize(("given", "found"), [(12, [1, 5, 12]), (7, [1, 5, 7])])
+def test_layers_of_codebooks_are_kept_whole(given, found):
+    """VAR's decoder never sees a part of a scale in training."""
+    bundle = SimpleNamespace(tokens=0, codebook_layers=(1, 4, 7))
+    whole = Encoded(np.zeros((1, given, 2, 2), np.int64), (), np.ones(2, np.int64), None)
+    for wanted in range(1, given + 1):
+        target = Target(quality=Quality("codes", wanted, l1))
+        kept = fit_to_target(bundle, whole, target, lambda part: part.codes.shape[1]).codes.shape[1]
+        assert kept == next(k for k in found if k >= wanted)
+
+
 def test_what_has_no_quality_is_told():
     with pytest.raises(UserError, match="luck is undefined"):
         kept(row(0)[1], Quality("luck", 1.0, l1), lambda _: float("nan"))

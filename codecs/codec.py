@@ -21,7 +21,7 @@ Codes are `(b, q, *grid)` if tokens are on a grid, `(b, q, k)` or, for clips, `(
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -36,25 +36,28 @@ from .lengths.distributions import Full
 from .lengths.policy import LengthPolicy
 from .masking import prefix_mask
 from .networks.contract import Decoder, Encoder
+from .networks.projections import DirectProjection, LinearProjection, Projection
 from .precision import exact_float32
 from .result import Quantized, Reconstruction
 
 __all__ = ["Codec"]
 
 
-def _fit(encoder: Encoder, inputs: int, outputs: int) -> nn.Module:
-    """Return the linear map between a network and the bottleneck, or none for a direct encoder."""
+def _fit(encoder: Encoder, inputs: int, outputs: int, make: Callable[[int, int], Projection] | None) -> Projection:
+    """Return the map between a network and the bottleneck: a linear one if not given, none for a direct encoder."""
+    if make is not None:
+        return make(inputs, outputs)
     if not encoder.direct:
-        return nn.Linear(inputs, outputs)
+        return LinearProjection(inputs, outputs)
     if inputs != outputs:
         raise UserError(f"codec: widths {inputs} and {outputs} should be equal, there is no map between them")
-    return nn.Identity()
+    return DirectProjection()
 
 
 class Codec(nn.Module):
     """A variable-length tokenizer.
 
-    Linear maps fit the bottleneck's width to those of the networks.
+    Linear maps, or those of `networks/projections.py`, fit the bottleneck's width to those of the networks.
 
     >>> import hydra
     >>> from varitok.codecs.build import build_codec
@@ -82,6 +85,9 @@ class Codec(nn.Module):
             them prevents it (ours).
         perturbation: Replaces tokens by near ones in training, so that the decoder tolerates a generator's errors;
             None: never.
+        project_in: Factory of the map from the encoder to the bottleneck, given both widths; None: linear. Others
+            (`networks/projections.py`) are for images on a grid.
+        project_out: Factory of the map from the bottleneck to the decoder; None: linear.
         sample_rate: Sample rate of audio, in Hz; None for other modalities.
         frame_rate: Frame rate of video, in Hz; None if unknown, or for other modalities.
         bounded: Whether signals are in [-1, 1], as pixels and audio are; otherwise they are standardized features.
@@ -92,7 +98,8 @@ class Codec(nn.Module):
         feature_deviation: Standard deviation of each raw channel, `(c,)`; only if not `bounded`.
 
     Raises:
-        UserError: The perturbation doesn't support this bottleneck, or `length` drops tokens that are on a grid.
+        UserError: The perturbation doesn't support this bottleneck, `length` drops tokens that are on a grid, or tokens
+            that aren't those of an image on a grid have a map that isn't linear.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class Codec(nn.Module):
         length: LengthPolicy,
         unit_latents: bool = False,
         perturbation: Perturbation | None = None,
+        project_in: Callable[[int, int], Projection] | None = None,
+        project_out: Callable[[int, int], Projection] | None = None,
         sample_rate: int | None = None,
         frame_rate: Annotated[float | None, "(0, inf)"] = None,
         bounded: bool = True,
@@ -112,13 +121,11 @@ class Codec(nn.Module):
             perturbation.check(bottleneck)
         self.unit_latents = unit_latents
         self.encoder = encoder
-        self.project_in = _fit(encoder, encoder.width, bottleneck.dim)
-        if isinstance(self.project_in, nn.Linear):
-            nn.init.zeros_(self.project_in.bias)  # a bias would make the latents of quiet signals equal
-            # Keeps unit variance; torch's default shrinks the latents, so that all fall to one code.
-            nn.init.kaiming_normal_(self.project_in.weight, nonlinearity="linear")
+        self.project_in = _fit(encoder, encoder.width, bottleneck.dim, project_in)
+        if isinstance(self.project_in, LinearProjection):
+            self.project_in.keep_scale()
         self.bottleneck = bottleneck
-        self.project_out = _fit(encoder, bottleneck.dim, decoder.width)
+        self.project_out = _fit(encoder, bottleneck.dim, decoder.width, project_out)
         self.decoder = decoder
         self.length = length
         self.perturbation = perturbation
@@ -131,6 +138,8 @@ class Codec(nn.Module):
         self.layout = token_layout(encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens)
         if not self.layout.ordered and not isinstance(length.distribution, Full):
             raise UserError("length: tokens on a grid can't be dropped; choose full or quantizer_dropout")
+        if (project_in or project_out) and (self.layout.ordered or len(encoder.downsample) != 2):
+            raise UserError("codec: project_in and project_out are for images on a grid; give null, a linear map")
 
     @property
     def tokens(self) -> int:
@@ -182,11 +191,11 @@ class Codec(nn.Module):
 
     def latents(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode to the latents `(b, n, d)` that the bottleneck quantizes; arguments as `features`."""
-        return self.to_bottleneck(self.features(signal, lengths), lengths)
+        return self.to_bottleneck(self.features(signal, lengths), lengths, self.layout.grid(signal.shape[2:]))
 
-    def to_bottleneck(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def to_bottleneck(self, features: Tensor, lengths: Tensor | None, grid: list[int]) -> Tensor:
         """Project the encoder's output `(b, n, width)` to latents `(b, n, d)`; normalize them if `unit_latents`."""
-        latents: Tensor = self.project_in(features)
+        latents: Tensor = self.project_in(features, lengths, grid)
         return self.layout.normalize(latents, lengths) if self.unit_latents else latents
 
     def paint(
@@ -206,7 +215,7 @@ class Codec(nn.Module):
             memory: States of causal layers, updated in place; None: no streaming.
             common: The number of tokens kept of every sample, if it is the same and known on the CPU.
         """
-        visible, mask = self.project_out(latents), None
+        visible, mask = self.project_out(latents, lengths, list(grid)), None
         if lengths is not None:
             visible, mask = self.length.mechanism(visible, lengths, common)
         signal: Tensor = self.decoder(visible, mask, list(grid), memory)
@@ -228,9 +237,9 @@ class Codec(nn.Module):
             n_codebooks: int64 `(b * blocks,)`, number of codebooks kept; all if None.
             common: The number of tokens kept of every sample, if it is the same and known on the CPU.
         """
-        size = signal.shape[2:]
+        size, grid = signal.shape[2:], self.layout.grid(signal.shape[2:])
         features = self.features(signal, lengths)
-        latents = self.to_bottleneck(features, lengths)
+        latents = self.to_bottleneck(features, lengths, grid)
         shown = lengths  # None stays None: an all-true mask costs a convolutional decoder 6 % of its time
         if lengths is None:
             lengths = self.layout.valid(torch.full((len(signal),), size[0], device=signal.device), size)
@@ -240,7 +249,7 @@ class Codec(nn.Module):
         put = quantized.latents
         if self.training and self.perturbation is not None:
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)
-        painted = self.layout.crop(self.paint(put, shown, self.layout.grid(size), common=common), size)
+        painted = self.layout.crop(self.paint(put, shown, grid, common=common), size)
         if self.training and self.length.halting is not None:
             # Samples with fewer codebooks don't show the error at a number of tokens.
             error = self.layout.signal_means((painted.detach().float() - signal).abs())

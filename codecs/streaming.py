@@ -125,7 +125,7 @@ class ChunkedCodec:
         shapes = self._shapes("encoder", grid[1:])
         before = self._state(state, len(signal), shapes)
         memory = unpack(before, shapes)
-        latents = self.codec.to_bottleneck(self.codec.encoder(whole, None, memory))
+        latents = self.codec.to_bottleneck(self.codec.encoder(whole, None, memory), None, grid)
         codes = layout.to_grid(self.codec.bottleneck.encode(latents), len(signal), grid)
         return codes, pack(memory, shapes, before)
 

@@ -69,11 +69,12 @@ class FrozenCodec(nn.Module):
 
     def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
         """Compute codes from the encoder's features of a signal that is padded to whole steps."""
-        latents = self.project_in(features)
+        grid = self.layout.steps(signal)
+        latents = self.project_in(features, None, grid)
         if self.unit_latents:
             latents = self.layout.normalize(latents)
         codes: Tensor = self.bottleneck.encode(latents)  # type: ignore[operator]
-        return self.layout.to_grid(codes, signal.shape[0], self.layout.steps(signal))
+        return self.layout.to_grid(codes, signal.shape[0], grid)
 
     @torch.jit.export
     def decode(self, codes: Tensor) -> Tensor:
@@ -88,14 +89,15 @@ class FrozenCodec(nn.Module):
             k = codes.shape[2]
             latents = self._filled(self._repeated(codes), k)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
+            latents = self.project_out(self.bottleneck.decode(codes), None, grid)  # type: ignore[operator]
         signal = self.decoder(latents, None, grid)
         return self._limited(self.layout.cut_lead(signal))
 
     def _repeated(self, codes: Tensor) -> Tensor:
         """Look up N positions, repeating the last code: `(b, codebooks, k)` -> latents `(b, N, width)`."""
         repeated = codes[:, :, self.positions.clamp(max=codes.shape[2] - 1)]
-        latents: Tensor = self.project_out(self.bottleneck.decode(repeated))  # type: ignore[operator]
+        nowhere: list[int] = []  # ordered tokens have no grid
+        latents: Tensor = self.project_out(self.bottleneck.decode(repeated), None, nowhere)  # type: ignore[operator]
         return latents
 
     def _filled(self, latents: Tensor, k: int) -> Tensor:
@@ -172,7 +174,7 @@ class FrozenStream(FrozenCodec):
             else:
                 mask = (self.positions < k).expand(latents.shape[0], -1)
         else:
-            latents = self.project_out(self.bottleneck.decode(codes))  # type: ignore[operator]
+            latents = self.project_out(self.bottleneck.decode(codes), None, grid)  # type: ignore[operator]
         signal = self.decoder(latents, mask, grid, memory)
         return self._limited(signal), pack(memory, shapes, state)
 

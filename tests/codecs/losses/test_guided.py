@@ -1,6 +1,7 @@
 """Terms that teachers guide: what they compare, that only codec and map learn, that nothing of a teacher stays."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from varitok import UserError
+from varitok.codecs.bottlenecks.product import grouped
+from varitok.codecs.bottlenecks.vq import VectorQuantizer
 from varitok.codecs.build import build, load_run
+from varitok.codecs.codec import Codec
+from varitok.codecs.lengths.distributions import Full
+from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from varitok.codecs.losses.balancer import Balancer
 from varitok.codecs.losses.feature_hooks import Tap, capture
 from varitok.codecs.losses.guided import Contrast, Distillation, TeacherDistance
 from varitok.codecs.losses.objective import Objective
 from varitok.codecs.losses.pixel import L1
+from varitok.codecs.networks.projections import BranchedProjection
+from varitok.codecs.networks.vit2d import ViTDecoder, ViTEncoder
 from varitok.codecs.training.run import build_run
 from varitok.data.cli.features import main as write_seen
 from varitok.data.teachers.audio import AudioTransformer
@@ -81,6 +89,21 @@ def test_the_first_codebooks_sum_is_heard_and_passes_the_gradient_once():
     torch.testing.assert_close(*both)
     assert inside[places[3]].steps == (40.0,) and inside[places[3]].values.shape == (3, 16, 20)
     assert not any(module._forward_hooks for module in codec.modules()), "a hook would stay in the export"
+
+
+@pytest.mark.parametrize("kind", [Contrast, Distillation])
+@pytest.mark.parametrize("project", [None, partial(BranchedProjection, parts=2, depth=1, heads=2)])
+def test_a_guide_of_one_codebook_leaves_the_others_alone(kind, project):
+    """FQGAN's first codebook learns the teacher's features; no gradient of theirs reaches the second's latents."""
+    torch.manual_seed(0)
+    sizes = {"patch": 4, "width": 16, "depth": 1, "heads": 2}
+    bottleneck = grouped(lambda: VectorQuantizer(3, 16, cosine=True), 2)
+    length = LengthPolicy(Full(), Truncate())
+    codec = Codec(ViTEncoder(**sizes), bottleneck, ViTDecoder(**sizes), length, project_in=project)
+    made, latents = objective(RandomTeacher(6, 4), codec, one=kind("t", "bottleneck.parts.0")), []
+    codec.project_in.register_forward_hook(lambda module, given, output: latents.append(output))
+    gradient = torch.autograd.grad(run(codec, made, torch.rand(2, 3, 8, 12) * 2 - 1)[0], latents)[0]
+    assert gradient[..., :3].any(-1).all() and not gradient[..., 3:].any()
 
 
 # -log(sigmoid(cosine)) can't fall below 0.31.

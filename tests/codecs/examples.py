@@ -166,9 +166,9 @@ QUIET = ["callbacks.samples=null", "callbacks.evaluation=null"]  # without what 
 # Experiments of images on a grid; test_image_experiments.py trains and exports each.
 GRID_IMAGES = (
     *("bsq_vit", "bsq_vit_36", "bsq_vit_64", "cosmos_ci", "cosmos_ci_64", "cosmos_di", "cosmos_di_64"),
-    *("ibq", "ibq_64", "llamagen", "llamagen_64", "llamagen_f8", "open_magvit2", "open_magvit2_64"),
-    *("robusttok", "robusttok_64", "sd_vae", "sd_vae_64", "var", "var_64", "vit_vqgan", "vit_vqgan_64"),
-    *("vitok", "vitok_64", "vqgan", "vqgan_64"),
+    *("fqgan", "fqgan_64", "fqgan_triple", "ibq", "ibq_64", "llamagen", "llamagen_64", "llamagen_f8"),
+    *("open_magvit2", "open_magvit2_64", "robusttok", "robusttok_64", "sd_vae", "sd_vae_64", "unitok", "unitok_64"),
+    *("var", "var_64", "vit_vqgan", "vit_vqgan_64", "vitok", "vitok_64", "vqgan", "vqgan_64", "xqgan", "xqgan_64"),
 )
 # A run of seconds of sounds and of clips, two updates with all that a run leaves but a bundle.
 TINY_SOUND = [

@@ -121,7 +121,9 @@ def _check(codec: Codec, sound: Tensor, cuts: list[int]) -> None:
 CHUNKINGS = st.lists(st.integers(1, 4), max_size=7)
 
 
-@pytest.mark.parametrize("name", [*SMALLER, *MADE_CAUSAL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "dac")) for n in (*SMALLER, *MADE_CAUSAL)]
+)
 @settings(max_examples=3)
 @given(tokens=st.integers(1, 11), short=st.floats(0, 1), cuts=CHUNKINGS)
 def test_chunks_are_the_whole(name: str, tokens: int, short: float, cuts: list[int]) -> None:

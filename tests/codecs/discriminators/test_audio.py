@@ -126,6 +126,7 @@ def test_a_band_hears_nothing_of_another():
     assert max(away[:10]) < 1e-3 and min(away[10:]) > 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), zip(NETS, cycle(["hinge", "least_squares"]), strict=False))
 def test_discriminators_learn_to_tell_and_the_codec_hears_it(name, kind):
     term = Adversarial(NETS[name](), kind=kind, features=1.0, peak=0.8 if kind == "least_squares" else None)

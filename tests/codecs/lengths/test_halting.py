@@ -34,6 +34,7 @@ def train(head, updates=400):
     return head.eval()
 
 
+@pytest.mark.slow
 def test_learns_how_many_tokens_an_error_takes():
     torch.manual_seed(0)
     head = train(HaltingHead(DIM, N, width=32, depth=1))

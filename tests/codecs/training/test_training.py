@@ -38,17 +38,11 @@ EXPERIMENTS = sorted(
 
 
 # Whose two updates take a second or more, or whose parts are all those of others.
-HEAVY = (
-    *("audio/bigcodec_small", "audio/continuous_small", "audio/encodec_small", "audio/language_codec_small"),
-    *("audio/lfsc_small", "audio/snac_small", "video/bsq_vit_small", "video/cosmos_small", "video/hitvideo_small"),
+# One of each kind of network and objective; the others take two updates in the slow suite.
+LIGHT = (
+    *("image/one_d_piece_64", "audio/mimi_small", "audio/wavtokenizer_small", "video/adaptok_small"),
+    *("video/nerv_pp_small", "video/vidtok_small"),
 )
-
-
-def _has_a_twin(experiment: str) -> bool:
-    """Return whether another experiment is the small one of the same structure."""
-    small = ("_small", "_64")
-    twins = (name.removesuffix(end) for end in small for name in EXPERIMENTS if name.endswith(end))
-    return not experiment.endswith(small) and experiment.startswith(tuple(twins))
 
 
 TINY = [
@@ -168,9 +162,9 @@ class Killed(pl.Callback):
 @pytest.mark.parametrize(
     "extra",
     [
-        [*QUIET, *ADVERSARIAL, *DRAWN, BALANCED, "training.accumulate=2"],
+        pytest.param([*QUIET, *ADVERSARIAL, *DRAWN, BALANCED, "training.accumulate=2"], marks=pytest.mark.slow),
         [*QUIET, *ADVERSARIAL, *RESIDUAL, *SHARED, "length=two_axes", "training.accumulate=2"],
-        ["bottleneck=kl", "length=halting"],
+        pytest.param(["bottleneck=kl", "length=halting"], marks=pytest.mark.slow),
     ],
     ids=["drawn_balanced", "residual_shared", "halting"],
 )
@@ -442,7 +436,7 @@ def test_saved_configuration_repeats_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "experiment",
-    [pytest.param(name, marks=[pytest.mark.slow] * (_has_a_twin(name) or name in HEAVY)) for name in EXPERIMENTS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in LIGHT)) for name in EXPERIMENTS],
 )
 def test_every_experiment_takes_two_updates(tmp_path, experiment, monkeypatch):
     """With its own objective, networks and schedules, on small signals and with a stand-in for LPIPS's weights.

@@ -140,7 +140,7 @@ def test_bad_files_are_counted_and_stood_in_for(tmp_path: Path, caplog: pytest.L
     assert data.bad.total >= 2 * len(BROKEN)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_folder_without_a_readable_image_ends_in_one_line(tmp_path: Path, workers: int) -> None:
     data = module(split_folder(tmp_path, 0, BROKEN), workers=workers)
     (first, *_) = batches(data.train_dataloader())

@@ -345,10 +345,11 @@ class GridLayout(TokenLayout):
     def trial_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return a single sample or frame, an incomplete step, and a different size for each axis."""
         first, *rest = self.downsample
+        steps = max(2, min(7, 512 // first)) if len(rest) == 1 else 7  # an image's token may be of 256 x 256 pixels
         return [
             (size[0], 1, *rest),
             (size[0], 2 * first + 1, *(2 * step - 1 for step in rest)),
-            (size[0], 7 * first, *(count * step for count, step in zip(range(3, 5), rest, strict=False))),
+            (size[0], steps * first, *(count * step for count, step in zip(range(3, 5), rest, strict=False))),
         ]
 
 

@@ -62,7 +62,7 @@ class Bottleneck(nn.Module, ABC):
         return (1,) * len(self.codebook_sizes)
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def codebook_layers(self) -> tuple[int, ...]:
         """Return the numbers of consecutive codebooks that share their entries: 1, except in a hierarchy.
 
         A layer's codes are counted together, and an evaluation cuts codes after whole layers.

@@ -73,7 +73,8 @@ class _Refinement(nn.Module):
         nn.init.dirac_(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 - self.share) + self.conv(x) * self.share
+        convolved: Tensor = self.conv(x)
+        return x * (1 - self.share) + convolved * self.share
 
 
 class Resized(Scale):
@@ -191,7 +192,7 @@ class Hierarchy(Bottleneck):
         self.codebook_sizes = tuple(level.codebook_sizes[0] for level, scale in pairs for _ in range(scale.groups))
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def codebook_layers(self) -> tuple[int, ...]:
         """Return the number of codebooks of each layer."""
         return tuple(scale.groups for scale in self.scales)  # type: ignore[misc]
 
@@ -209,7 +210,7 @@ class Hierarchy(Bottleneck):
             total, codes, measured = torch.zeros_like(remaining), [], MeasuredParts()
             distances: list[Tensor] = []
             numbers = torch.arange(len(self.codebook_sizes), device=latents.device)
-            kept = torch.split(numbers < n_codebooks[:, None], list(self.layers), 1)
+            kept = torch.split(numbers < n_codebooks[:, None], list(self.codebook_layers), 1)
             for level, scale, there in zip(self.levels, self.scales, kept, strict=True):
                 # A vector whose code is dropped enters neither penalties nor metrics.
                 valid = torch.where(there, lengths[:, None], 0).flatten()  # (b, groups) -> (b * groups)
@@ -252,7 +253,7 @@ class Hierarchy(Bottleneck):
         total = torch.zeros(b, self.count, steps, width, device=codes.device)
         begin = 0
         with torch.autocast(codes.device.type, enabled=False):
-            for level, scale, groups in zip(self.levels, self.scales, self.layers, strict=True):
+            for level, scale, groups in zip(self.levels, self.scales, self.codebook_layers, strict=True):
                 here = min(groups, given - begin)
                 if here > 0:
                     part = level.decode(codes[:, begin : begin + here].reshape(-1, 1, steps))  # type: ignore[operator]
@@ -263,9 +264,9 @@ class Hierarchy(Bottleneck):
 
     def thaw(self, frozen: nn.Module) -> None:
         """Take over the weights of all levels and scales; see `Bottleneck.thaw`."""
-        for (level, scales), other, others in zip(self.parts(), frozen.levels, frozen.scales, strict=True):  # type: ignore[arg-type]
-            level.thaw(other)  # type: ignore[arg-type]
-            for scale, known in zip(scales, others, strict=True):  # type: ignore[call-overload]
+        for (level, scales), other, others in zip(self.parts(), frozen.levels, frozen.scales, strict=True):
+            level.thaw(other)
+            for scale, known in zip(scales, others, strict=True):
                 scale.load_state_dict(known.state_dict())
 
     def frozen(self) -> nn.Module:

@@ -71,7 +71,7 @@ class Ladder:
         axis: Column name of the rungs: "k" for tokens, "codebooks" for codebooks.
         keeps: The rungs, ascending.
         runs: Whether a run of equal tokens at a position counts once.
-        layers: Numbers of consecutive codebooks that are counted together (`Bottleneck.layers`).
+        layers: Numbers of consecutive codebooks that are counted together (`Bottleneck.codebook_layers`).
 
     Raises:
         UserError: A number is out of range.
@@ -82,7 +82,8 @@ class Ladder:
         self.axis = self.layout.column
         self.runs = bool(getattr(codec, "runs", False)) and bool(codec.bottleneck.codebook_sizes)
         most = self.layout.rungs(len(codec.bottleneck.codebook_sizes))
-        self.layers: tuple[int, ...] = getattr(codec.bottleneck, "layers", (1,) * len(codec.bottleneck.codebook_sizes))
+        sizes: tuple[int, ...] = codec.bottleneck.codebook_sizes
+        self.layers: tuple[int, ...] = getattr(codec.bottleneck, "codebook_layers", (1,) * len(sizes))
         usual = lengths.ladder(most, () if self.layout.ordered else self.layers)
         self.keeps = sorted(set(usual if keeps is None else keeps))
         if not self.keeps or self.keeps[0] < 1 or self.keeps[-1] > most:

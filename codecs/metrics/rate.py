@@ -138,7 +138,8 @@ class CodeCounts:
     Args:
         codebook_sizes: Number of entries of each codebook.
         device: Device of the codes.
-        layers: Numbers of consecutive codebooks that are counted together (`Bottleneck.layers`); 1 each if empty.
+        layers: Numbers of consecutive codebooks that are counted together, `Bottleneck.codebook_layers`; 1 each if
+            empty.
 
     Attributes:
         codebook_sizes: Number of entries of each histogram's codebooks.

@@ -86,7 +86,7 @@ class CodebookHealth:
 
     def __init__(self, bottleneck: Bottleneck) -> None:
         self.codebook_sizes = tuple(bottleneck.codebook_sizes)
-        self.layers = bottleneck.layers
+        self.layers = bottleneck.codebook_layers
         self.remedies = remedies(bottleneck) if self.codebook_sizes else []
         self.low = [0] * len(self.layers)  # readings in a row
         self.last = [math.inf] * len(self.layers)  # perplexities of the last reading

@@ -39,7 +39,7 @@ class BundleCodec:
         self.bottleneck = SimpleNamespace(
             codebook_sizes=bundle.codebook_sizes,
             codebook_strides=bundle.codebook_strides,
-            layers=bundle.codebook_layers,
+            codebook_layers=bundle.codebook_layers,
         )
         self.bounded = bundle.config.get("value_range") is not None
         self.sample_rate = bundle.sample_rate

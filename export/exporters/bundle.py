@@ -140,7 +140,8 @@ def _describe(codec: Codec, size: Size) -> dict[str, Any]:
 
 def _layers(bottleneck: Bottleneck) -> dict[str, list[int]]:
     """Return the entry `codebook_layers` of config.json; none if no codebooks share entries."""
-    return {"codebook_layers": list(bottleneck.layers)} if max(bottleneck.layers, default=1) > 1 else {}
+    layers = bottleneck.codebook_layers
+    return {"codebook_layers": list(layers)} if max(layers, default=1) > 1 else {}
 
 
 def _describe_stream(codec: Codec, frozen: FrozenCodec) -> dict[str, Any]:

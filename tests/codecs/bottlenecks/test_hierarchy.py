@@ -93,7 +93,7 @@ def test_each_scale_codes_the_rest_reduced_by_area(scales: list[int], refinement
         remaining, total, codebook = remaining - large, total + large, codebook + side * side
         wanted = total.permute(0, 2, 3, 1).reshape(2, steps, -1)
         torch.testing.assert_close(bottleneck.decode(codes[:, :codebook]), wanted, atol=1e-4, rtol=1e-4)
-    assert codebook == codes.shape[1] and bottleneck.layers == tuple(side * side for side in scales)
+    assert codebook == codes.shape[1] and bottleneck.codebook_layers == tuple(side * side for side in scales)
     kernels = {id(scale.refinement) for scale in bottleneck.scales}
     assert len(kernels) == (refinements or 1)
 

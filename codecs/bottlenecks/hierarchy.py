@@ -264,9 +264,10 @@ class Hierarchy(Bottleneck):
 
     def thaw(self, frozen: nn.Module) -> None:
         """Take over the weights of all levels and scales; see `Bottleneck.thaw`."""
-        for (level, scales), other, others in zip(self.parts(), frozen.levels, frozen.scales, strict=True):
+        frozen_levels, frozen_scales = (frozen.get_submodule(name).children() for name in ("levels", "scales"))
+        for (level, scales), other, others in zip(self.parts(), frozen_levels, frozen_scales, strict=True):
             level.thaw(other)
-            for scale, known in zip(scales, others, strict=True):
+            for scale, known in zip(scales, others.children(), strict=True):
                 scale.load_state_dict(known.state_dict())
 
     def frozen(self) -> nn.Module:

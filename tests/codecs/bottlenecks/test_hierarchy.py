@@ -1,5 +1,6 @@
 """Layers of codebooks over nested cells (HiTVideo), and over squares of several sizes (VAR)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -112,6 +113,18 @@ def test_refinements_begin_as_the_identity_and_learn_with_the_latents() -> None:
     alone = made(latents[1:], torch.tensor([1]), torch.tensor([5]))
     gradient = torch.autograd.grad(alone.penalties["scales"], kernels[1], allow_unused=True)[0]
     assert gradient is None or not gradient.any()
+
+
+@pytest.mark.parametrize("made", [lambda: scaled([1, 2, 3], 2), lambda: quantizer([1, 4])])
+def test_a_frozen_one_trains_on(made: Callable[[], Hierarchy]) -> None:
+    trained, other = made(), made()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+    other.thaw(trained.frozen())
+    latents = torch.randn(2, 2, trained.dim)
+    codes = trained.encode(latents)
+    assert torch.equal(other.encode(latents), codes) and torch.equal(other.decode(codes), trained.decode(codes))
 
 
 @pytest.mark.parametrize(("scales", "refinements", "words"), [

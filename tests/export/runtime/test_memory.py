@@ -190,12 +190,12 @@ def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
 
 
 # Networks whose tiles are as the whole in their middle: without norms, and with norms of each position.
-FORM = {"width": 8, "dims": 2, "channels": 3}
+FORM = {"width": 8, "base": 4, "dims": 2, "channels": 3}
 KERNELS = dict.fromkeys(("kernel", "last_kernel", "residual_kernel"), 3)
 STAGES = {"strides": [2, 2, 2], "multipliers": [1, 1, 1, 1], "depth": 1, "middle": 0, "units": "joint"}
 CONVOLUTIONS = {
-    "convolutions": (ConvEncoder, ConvDecoder, FORM | {"base": 4, "strides": [[8, 8]], "dilations": [1], **KERNELS}),
-    "conv2d": (ResNetEncoder, ResNetDecoder, FORM | {"base": 8, "causal": False, "attention": False, **STAGES}),
+    "convolutions": (ConvEncoder, ConvDecoder, FORM | {"strides": [[8, 8]], "dilations": [1], **KERNELS}),
+    "conv2d": (ResNetEncoder, ResNetDecoder, FORM | {"causal": False, "attention": False, **STAGES}),
 }
 
 
@@ -226,5 +226,10 @@ def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path, name):
     assert (tiled == whole).mean() > 0.999
     with Image.open(tmp_path / "back/a.png") as back:
         off = np.abs(np.asarray(back) - bundle.pixels(bundle.decode(tiled, size))[0].astype(int))
-    assert off[:600, :900].max() <= 1, "a tile's center is not as the whole"
+    # Half of the first tile, as far as no other covers it: the last ones begin where they end with the image.
+    tile = plan(bundle, "decoder", size, 1).tile
+    rows, columns = (
+        min(side // 2, most - side) if side < most else most for side, most in zip(tile, size, strict=True)
+    )
+    assert min(rows, columns) > 100 and off[:rows, :columns].max() <= 1, "a tile's center is not as the whole"
     assert (off <= 1).mean() > 0.9, "more than the borders, which are cross-faded, differs"

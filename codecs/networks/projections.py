@@ -62,7 +62,7 @@ class LinearProjection(nn.Linear, Projection):
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
         return self
 
-    def forward(self, x: Tensor, lengths: Tensor | None, grid: list[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None, grid: list[int]) -> Tensor:  # type: ignore[override]
         """Map each token; see `Projection.forward`."""
         return functional.linear(x, self.weight, self.bias)
 

@@ -173,7 +173,7 @@ def _compare(reference: Codec, coder: Coder, name: str, sizes: Sequence[Size], a
 def _decode_exactly(codec: Codec, codes: Tensor) -> Tensor | None:
     """Decode in float64; None if a layer computes in float32 whatever its weights, as an inverse STFT does."""
     exact = copy.deepcopy(codec).double()
-    exact.project_out.register_forward_pre_hook(lambda _, given: given[0].double())
+    exact.project_out.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
     try:
         return exact.decode(codes)
     except RuntimeError:  # mixed types

@@ -312,3 +312,12 @@ def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:
             node[key] = [1 if key == "depths" else sizes["width"]] * len(value)
         elif key in sizes and isinstance(value, int):
             node[key] = sizes[key]
+
+
+def shrink_scales(config: DictConfig) -> None:
+    """Make the tokens of a multi-scale codec squares of 4 x 4 narrow cells in place; others stay as they are."""
+    if "scales" in config.bottleneck:
+        config.codec.encoder.side = 4
+        config.bottleneck.scales, config.bottleneck.refinements = [1, 2, 4], 2
+        config.bottleneck.level.dim = NARROW["width"]
+        config.length.codebooks.distribution.lengths = [1, 5, 21]

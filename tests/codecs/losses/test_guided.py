@@ -279,6 +279,7 @@ def _sound_run(folder: Path, wavlm: Path, *more: str) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_map_and_nothing_of_the_teacher(tmp_path, wavlm):
     made = _sound_run(tmp_path, wavlm)
     saved_state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
@@ -324,6 +325,7 @@ def sound_files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_reads_what_was_seen_before(sound_files, wavlm):
     words = [str(sound_files / "sounds"), "--teacher", str(wavlm), "--rate", "16000"]
     write_seen([*words, "--out", str(sound_files / "seen")])
@@ -332,6 +334,7 @@ def test_a_run_reads_what_was_seen_before(sound_files, wavlm):
     assert values and min(values) > 0
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_captions_of_its_files(sound_files, tmp_path_factory):
     folder = saved(tmp_path_factory.mktemp("teacher"), "clip")[1]
     for path in (sound_files / "sounds").iterdir():

@@ -77,6 +77,7 @@ def raft(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.slow
 def test_flow_consistency_pulls_motion_together(raft):
     term = flow.FlowConsistency("small", updates=2)
     fake, real, lengths = _pair(b=1, t=3, side=32)

@@ -48,6 +48,7 @@ def killed(folder, update, *overrides):
         run.trainer.fit(run.module, run.data, ckpt_path=run.resume, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_killed_runs_log_is_that_of_an_undisturbed_one(tmp_path):
     # Readings of the log, evaluations and checkpoints all come at updates of their own.
     words = [
@@ -171,6 +172,7 @@ def test_what_a_kill_leaves_half_written_is_cleared_away(tmp_path):
     assert run.resume is None and not [*tmp_path.rglob("*.partial")]
 
 
+@pytest.mark.slow
 def test_archived_and_best_checkpoints_stay(tmp_path):
     words = ["callbacks.samples=null", "checkpoint.every=1", "updates=6", "callbacks.evaluation.every=1"]
     fit(tmp_path, *words, "checkpoint.archive=2", "checkpoint.keep=2", "checkpoint.best=val/psnr@4")

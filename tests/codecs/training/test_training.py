@@ -242,6 +242,7 @@ def test_an_unknown_part_is_named(tmp_path, option):
         build_run(compose(f"training.{option}=[encodr]"), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adaptive_weight_and_a_compiled_decoder_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match=r"^training\.compile: not the decoder with objective\.adversarial\.adaptive"):
         build_run(compose(*ADVERSARIAL, *SHARED, "training.compile=[decoder]"), tmp_path)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 import varitok
 from varitok.codecs.training.run import build_run
 
-from ...codecs.examples import GRID_IMAGES, NARROW, QUIET, StandIn, shrink
+from ...codecs.examples import GRID_IMAGES, NARROW, QUIET, StandIn, shrink, shrink_scales
 from ...composing import composed
 
 # Bottlenecks whose tables take seconds to search.
@@ -25,6 +25,7 @@ def _compose(name: str) -> DictConfig:
     )  # fmt: skip
     shrink(config.codec)
     shrink(config.bottleneck, SMALLER)
+    shrink_scales(config)
     shrink(config.objective, {"width": 2, "layers": 1})
     _randomize(config.objective)
     return config

@@ -23,7 +23,7 @@ from varitok.export.exporters import rebuild as module
 from varitok.export.exporters.bundle import architecture, export_bundle
 from varitok.export.exporters.bundle_folder import add
 
-from ...codecs.examples import NARROW, SIZE, shrink
+from ...codecs.examples import SIZE, shrink, shrink_scales
 from ...composing import composed
 
 # Of that size it takes minutes; and a codebook whose entries are alike before the first batch decides by rounding.
@@ -49,8 +49,7 @@ def preset(name):
     """Build a preset's codec, narrow and shallow; return it with its configuration."""
     config = configuration(name)
     shrink(config.codec)
-    if "scales" in config.bottleneck:  # there is no map between these and the networks
-        shrink(config.bottleneck, {"dim": NARROW["width"]})
+    shrink_scales(config)
     return build_codec(config).eval(), config
 
 

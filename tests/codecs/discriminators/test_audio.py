@@ -310,7 +310,9 @@ def objective(name, *overrides):
     return build(config.objective)
 
 
-@pytest.mark.parametrize("name", ["stft_mel", "dac", "encodec", "wavtokenizer"])
+@pytest.mark.parametrize(
+    "name", ["stft_mel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dac", "encodec", "wavtokenizer"))]
+)
 def test_objectives_of_the_configuration_tell_near_from_far(name):
     """Every term is finite, has a gradient if it has a weight, and pulls the reconstruction to the sound."""
     term = "objective.adversarial.discriminator"

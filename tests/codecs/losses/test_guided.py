@@ -107,7 +107,9 @@ def test_a_guide_of_one_codebook_leaves_the_others_alone(kind, project):
 
 
 # -log(sigmoid(cosine)) can't fall below 0.31.
-@pytest.mark.parametrize(("distance", "share"), [("cosine", 0.8), ("squared", 0.8), ("along", 0.95)])
+@pytest.mark.parametrize(
+    ("distance", "share"), [("cosine", 0.8), pytest.param("squared", 0.8, marks=pytest.mark.slow), ("along", 0.95)]
+)
 def test_distillation_lowers_its_loss_and_only_the_codec_and_the_map_learn(teacher, distance, share):
     torch.manual_seed(0)
     codec, real = sound_codec(), sounds()

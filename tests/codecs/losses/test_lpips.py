@@ -52,7 +52,7 @@ def _images(count: int = 2, side: int = 40) -> tuple[Tensor, Tensor]:
     return fake, real
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg"])
+@pytest.mark.parametrize("net", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_same_as_torchmetrics_with_the_same_weights(net, folder: Path) -> None:
     theirs = _LPIPS(pretrained=True, net=net, pnet_rand=True)
     state = torch.load(folder / BACKBONES[net].filename, weights_only=True)

@@ -138,6 +138,7 @@ def test_a_jump_is_refused_where_it_is_asked_for(tmp_path):
         assert same(poison.states[23], poison.states[24]) == bool(refused)
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run_with_its_state_saved(tmp_path):
     poison = Poison(LOSS, range(3, 99))
     words = ["updates=20", "training.guard.patience=4", "checkpoint.every=2"]

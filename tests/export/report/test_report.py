@@ -149,6 +149,7 @@ def test_it_shows_curves_codebooks_bits_and_configuration(page):
     assert "_target_: varitok.codecs.codec.Codec" in page.source and "What the columns mean" in page.text
 
 
+@pytest.mark.slow
 def test_of_one_kind_they_are_drawn_together(runs, tmp_path):
     path = tmp_path / "two.html"
     image, clip = (open_subject(runs[kind], Source(most=1))._replace(progress={}) for kind in ("image", "video"))

@@ -19,6 +19,7 @@ A claim is "shown" if the first arm is ahead of the other with every seed by mor
 import argparse
 import csv
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def updates_of(twin: Twin, arm: str, data: Path, folder: Path) -> int:
     """Return the number of updates that an arm makes in the twin's CPU seconds, measured once."""
     measured = folder / arm / "updates.txt"
     if not measured.is_file():
+        for count in (SHORT, LONG):  # a resumed run would have taken less
+            shutil.rmtree(folder / arm / f"first_{count}", ignore_errors=True)
         words = [*twin.overrides(arm, data, 0), "callbacks.evaluation=null"]
         short, long = (train(words, count, folder / arm / f"first_{count}") for count in (SHORT, LONG))
         measured.write_text(f"{max(1, round(twin.seconds * (LONG - SHORT) / (long - short)))}\n")

@@ -4,6 +4,8 @@ FakeTensorMode follows shapes, types and devices without data, so an operation b
 raises as it does on a GPU, and so does reading a value.
 """
 
+from itertools import chain
+
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,10 +16,12 @@ from varitok.codecs.bottlenecks.statistics import MovingCodebook
 from varitok.codecs.build import build, build_codec
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.policy import BatchShard
+from varitok.codecs.losses.feature_hooks import capture
+from varitok.codecs.unregistered import FrozenModules
 from varitok.export.exporters.frozen import freeze
 
 from ..composing import composed
-from .examples import CONFIGS, EXAMPLES, example, shrink
+from .examples import CONFIGS, EXAMPLES, example, shrink, shrink_scales
 
 
 @pytest.fixture
@@ -25,15 +29,18 @@ def gpu(monkeypatch):
     """A fake GPU with autocast, as a mode."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    random = torch.Generator()
+    random, rand = torch.Generator(), torch.rand
     monkeypatch.setattr(torch, "Generator", lambda *_: random)  # there is none on a GPU
+    # One number is drawn on the CPU, to be read there.
+    monkeypatch.setattr(torch, "rand", lambda *size, **how: rand(*size, **how) if size != ((),) else torch.tensor(0.5))
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def moved(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Move a module's parameters and buffers to the fake GPU."""
+    frozen = [part.networks.values() for part in module.modules() if isinstance(part, FrozenModules)]
     with mode:
-        for part in module.modules():
+        for part in chain(module.modules(), *(network.modules() for network in chain(*frozen))):
             for tensors in (part._parameters, part._buffers):
                 for name, value in tensors.items():
                     if value is not None:
@@ -83,6 +90,7 @@ def small(experiment: str) -> DictConfig:
     config = composed(f"experiment={experiment}")
     OmegaConf.set_struct(config, False)
     shrink(config.codec)
+    shrink_scales(config)
     shrink(config.objective, {"width": 2, "layers": 1})
     return config
 
@@ -127,14 +135,16 @@ def test_a_codec_its_objective_and_discriminator_compute_where_the_signal_is(gpu
         tokens = torch.minimum(kept.lengths.cuda(), layout.valid(lengths, size))
         for padded in (False, True):
             shown = tokens if padded or layout.ordered else None
-            result = codec(real, shown, kept.n_codebooks.cuda(), None if padded else kept.common)
             valid = lengths if padded else None
+            with capture(codec, objective.taps, real, valid) as inside:
+                result = codec(real, shown, kept.n_codebooks.cuda(), None if padded else kept.common)
+            guidance = objective.guidance(real, valid, inside)
             losses = [*result.quantized.penalties.values()]
             if adversarial:
                 adversarial.start = adversarial.head_start = adversarial.ramp = 0
                 losses.append(adversarial.discriminator_loss(result.signal, real, valid)[0])
             try:
-                losses.append(objective(result.signal, real, valid, 10**7)[0])
+                losses.append(objective(result.signal, real, valid, 10**7, guidance)[0])
             except DynamicOutputShapeException:
                 assert padded and len(size) == 3  # image terms of clips choose valid frames
             assert {value.device.type for value in (result.signal, *losses)} == {"cuda"}

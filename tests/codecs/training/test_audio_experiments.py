@@ -91,7 +91,7 @@ def test_bits_a_second_are_those_of_the_paper(name):
     assert rate == pytest.approx(PUBLISHED[name], abs=0.006)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EACH])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_padding_changes_nothing(name):
     codec = _codec(name)
     hop = codec.downsample[0]

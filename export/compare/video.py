@@ -15,6 +15,7 @@ os.environ.setdefault("SVT_LOG", "1")  # errors only
 import av
 import numpy as np
 import torch
+from av.bitstream import BitStreamFilterContext
 from torch import Tensor
 
 from .classic import ClassicalCodec, Coded
@@ -51,10 +52,12 @@ class VideoCodec(ClassicalCodec):
         decoder: FFmpeg's name of the decoder.
         least: Least side of a frame, in pixels; smaller frames are padded with copies of their last row and column.
             x265 writes out of bounds for sides between 33 and 50.
+        filter: FFmpeg's bitstream filter of the packets.
     """
 
     decoder: str
     least: int
+    filter: str = "null"
 
     def accepts(self, rate: float, channels: int) -> bool:
         """Return whether this PyAV has the encoder and the decoder."""
@@ -83,13 +86,14 @@ class VideoCodec(ClassicalCodec):
             stream: Any = container.add_stream(self.encoder, rate=rate, options={**self.options, "crf": str(quality)})
             stream.width, stream.height, stream.pix_fmt = sides[1], sides[0], "yuv420p"
             stream.codec_context.time_base, stream.codec_context.thread_count = 1 / rate, 1
+            filtered = BitStreamFilterContext(self.filter, stream)
             for number, picture in enumerate([*frames, None]):  # None flushes the encoder
                 frame = None
                 if picture is not None:
                     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                     frame.pts, frame.time_base = number, 1 / rate
-                for packet in stream.encode(frame):
-                    packets.append(_without_notes(bytes(packet)) if self.name == "H.264" else bytes(packet))
+                for packet in (each for one in stream.encode(frame) for each in filtered.filter(one)):
+                    packets.append(bytes(packet))
                     if len(frames) <= 2:  # nothing is reordered, and x265 leaves the decoding time unset
                         packet.dts = packet.pts
                     container.mux(packet)
@@ -115,23 +119,17 @@ class VideoCodec(ClassicalCodec):
         return torch.from_numpy(pictures).permute(3, 0, 1, 2)[:, :, : size[1], : size[2]].contiguous()
 
 
-COUNTED = "the encoder's packets, without MP4 and the encoder's headers"
-QUIET = {"preset": "slow", "x265-params": "log-level=none"}
+COUNTED = "the encoder's packets, without MP4 and the encoder's headers; no file has notes about the encoder"
+NOTELESS = "filter_units=remove_types=6"  # supplemental information: x264's description of itself, 700 bytes
+QUIET = {"preset": "slow", "x265-params": "log-level=none:info=0"}  # without x265's description of itself, 2.3 kB
 GOOD = {"b": "0", "deadline": "good", "cpu-used": "1"}
 CRF = (18, 23, 28, 33, 38, 43, 47, 51)
 CODECS = (
-    VideoCodec("H.264", "libx264", CRF, {"preset": "veryslow"}, COUNTED, "h264", 2),
+    VideoCodec("H.264", "libx264", CRF, {"preset": "veryslow"}, COUNTED, "h264", 2, NOTELESS),
     VideoCodec("H.265", "libx265", CRF, QUIET, COUNTED, "hevc", 64),
     VideoCodec("AV1", "libsvtav1", (25, 35, 45, 50, 55, 60, 63), {"preset": "4"}, COUNTED, "libdav1d", 64),
     VideoCodec("VP9", "libvpx-vp9", (20, 30, 40, 50, 56, 63), GOOD, COUNTED, "vp9", 2),
 )
-
-
-def _without_notes(packet: bytes) -> bytes:
-    """Drop x264's description of itself (700 bytes): NAL units of type 6, supplemental enhancement information."""
-    start = b"\x00\x00\x01"
-    units = [unit.rstrip(b"\x00") for unit in packet.split(start) if unit.rstrip(b"\x00")]
-    return b"".join(start + unit for unit in units if unit[0] & 31 != 6)
 
 
 def versions() -> str:

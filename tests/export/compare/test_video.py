@@ -34,3 +34,11 @@ def test_frames_of_any_size_come_back(clip, frames):
         for _ in range(20 if classic.name == "H.265" else 1):  # x265's times of two frames are what memory held
             coded = classic.code(small, classic.settings[-1])
         assert coded.back.shape == small.shape and 0 < coded.payload < coded.file, classic.name
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_neither_packets_nor_headers_describe_their_encoder(clip, codec):
+    coded = codec.encode(clip, codec.settings[-1], 8.0)
+    written = b"".join(coded.packets) + coded.head
+    assert not any(name in written for name in (b"x264", b"x265", b"http", b"SVT", b"Lavc"))
+    assert coded.file - coded.payload - len(coded.head) < 1100, "the rest is boxes of MP4"

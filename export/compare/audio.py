@@ -1,9 +1,9 @@
-"""Classical audio codecs: Opus and MP3, encoded by FFmpeg and decoded by libsndfile.
+"""Classical audio codecs: Opus and MP3, encoded by FFmpeg and decoded by libsndfile; codec2.
 
 Encoder delay and padding are removed, so that decoded samples are aligned with the original.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -17,6 +17,7 @@ from varitok.data.decoding.audio import decode_audio
 from varitok.data.storage.members import InMemory
 
 from .classic import ClassicalCodec, Coded
+from .codec2 import Codec2
 
 __all__ = ["CODECS", "AudioCodec", "versions"]
 
@@ -40,9 +41,12 @@ class AudioCodec(ClassicalCodec):
         """Encoder, options, payload and gain, for the table's header."""
         return super().about + ("" if self.level == 1 else f"; the encoder's gain of {self.level:g} undone")
 
-    def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this PyAV has the encoder, and it supports the sample rate; mono only."""
-        return self.encoder in av.codecs_available and rate in self.rates and channels == 1
+    def obstacle(self, rate: float, channels: int) -> str:
+        """Return why sounds can't be coded: no encoder in this PyAV, not mono, or a rate that it doesn't support."""
+        if self.encoder not in av.codecs_available:
+            return f"this PyAV has no {self.encoder}"
+        known = rate in self.rates and channels == 1
+        return "" if known else f"codes one channel of {', '.join(map(str, self.rates))} Hz"
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
         """Encode a waveform `(1, t)` at `setting` kbit/s, and decode it."""
@@ -92,16 +96,20 @@ class AudioCodec(ClassicalCodec):
         return torch.from_numpy(sound[:, :samples] / self.level)
 
 
-CODECS = (
-    AudioCodec(
-        "Opus",
-        "libopus",
-        (6, 8, 12, 16, 24, 32, 64),
-        {"vbr": "on", "compression_level": "10", "frame_duration": "20", "application": "audio"},
-        "Opus packets, with the encoder's padding at both ends; without Ogg's pages and its two headers",
-        "ogg",
-        (8_000, 12_000, 16_000, 24_000, 48_000),
-    ),
+OPUS = AudioCodec(
+    "Opus",
+    "libopus",
+    (6, 8, 12, 16, 24, 32, 64),
+    {"vbr": "on", "compression_level": "10", "frame_duration": "20", "application": "audio"},
+    "Opus packets, with the encoder's padding at both ends; without Ogg's pages and its two headers",
+    "ogg",
+    (8_000, 12_000, 16_000, 24_000, 48_000),
+)
+# Its least rates for speech: asked for 4 kbit/s or less it takes 3.8, and long frames have less overhead.
+LOW = {**OPUS.options, "frame_duration": "60", "application": "voip"}
+CODECS: tuple[ClassicalCodec, ...] = (
+    OPUS,
+    replace(OPUS, name="Opus 60 ms", settings=(4, 5, 6, 8), options=LOW),
     AudioCodec(
         "MP3",
         "libmp3lame",
@@ -111,6 +119,13 @@ CODECS = (
         "mp3",
         (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
         0.95,  # LAME attenuates its input against clipping, which spectral distances would count as an error
+    ),
+    Codec2(
+        "codec2",
+        "c2enc",
+        (700, 1200, 1400, 1600, 2400, 3200),
+        {},
+        "whole bytes a frame, with the padding at the end; without the header of 7 bytes; sound of 8 kHz",
     ),
 )
 

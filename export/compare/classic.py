@@ -47,8 +47,8 @@ class ClassicalCodec(ABC):
         return f"{self.encoder}, {self.options}; payload: {self.counted}"
 
     @abstractmethod
-    def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this machine has the codec, and it supports this sample or frame rate and these channels."""
+    def obstacle(self, rate: float, channels: int) -> str:
+        """Return why the codec can't code signals of a sample or frame rate on this machine; empty if it can."""
 
     @abstractmethod
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:

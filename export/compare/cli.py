@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +48,8 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok compare",
-        description="Measure rate-distortion curves of a bundle and of classical codecs (JPEG, WebP, AVIF, JPEG 2000;"
-        " Opus, MP3; H.264, H.265, AV1, VP9) on the same files.",
+        description="Measure rate-distortion curves of a bundle and of classical codecs (JPEG, WebP, AVIF, JPEG 2000,"
+        " JPEG XL; Opus, MP3, codec2; H.264, H.265, AV1, VP9) on the same files.",
         epilog="for example: varitok compare tokenizer --data PHOTOS --out comparison",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     classifier = _classifier(bundle, options)
     modality = modality_of(codec)
     metrics = _metrics(modality, options.metrics)
-    classics, about = _classics(bundle, options.codecs)
+    classics, missing = _classics(bundle, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)
     bad: list[str] = []
     items = progress(_items(data, files, classifier, bad), len(files), "files")
@@ -98,6 +99,9 @@ def _run(options: argparse.Namespace, command: str) -> None:
         raise UserError(f"--data: no {noun} could be read; the first that failed: {bad[0]}")
     shown = [*metrics, *(["accuracy"] if classifier else [])]
     gains = savings(rows, metrics)
+    for line in missing:
+        print(f"left out, {line}", file=sys.stderr)
+    about = CLASSICAL[bundle.modality].versions() + (f"; left out, {'; '.join(missing)}" if missing else "")
     header = _header(options, modality, metrics, classics, classifier, protocol, command, about)
     header |= {"dataset": f"{' '.join(map(str, options.data))}, {rows[0][modality.plural]} {noun}s"}
     header |= {"unreadable files left out": str(len(bad))} if bad else {}
@@ -135,20 +139,18 @@ def _metrics(modality: Modality, asked: str | None) -> list[str]:
     return [name for name in names if name not in of_all]
 
 
-def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], str]:
-    """Return the classical codecs, and the versions of their libraries."""
-    module = CLASSICAL[bundle.modality]
-    codecs: Sequence[ClassicalCodec] = module.CODECS
-    names, about = [codec.name for codec in codecs], module.versions()
+def _classics(bundle: Bundle, asked: str | None) -> tuple[list[ClassicalCodec], list[str]]:
+    """Return the classical codecs, and of each that is left out its name and why."""
+    codecs: Sequence[ClassicalCodec] = CLASSICAL[bundle.modality].CODECS
+    names = [codec.name for codec in codecs]
     rate = bundle.sample_rate or bundle.frame_rate or 0
-    found = [codec for codec in codecs if codec.accepts(rate, bundle.channels)]
     wanted = [_match_name(word, names) for word in asked.split(",")] if asked else names
-    missing = [name for name in wanted if name not in {one.name for one in found}]
+    chosen = [codec for codec in codecs if codec.name in wanted]
+    obstacles = {codec.name: why for codec in chosen if (why := codec.obstacle(rate, bundle.channels))}
+    missing = [f"{name}: {why}" for name, why in obstacles.items()]
     if asked and missing:
-        raise UserError(f"--codecs {missing[0]}: can't code these signals on this machine; leave it out")
-    if missing:
-        about += f"; left out, since it can't code these signals on this machine: {', '.join(missing)}"
-    return [one for one in found if one.name in wanted], about
+        raise UserError(f"--codecs {missing[0]}; leave it out")
+    return [codec for codec in chosen if codec.name not in obstacles], missing
 
 
 def _match_name(word: str, names: Sequence[str]) -> str:
@@ -189,7 +191,8 @@ def _header(
         "codec": str(options.bundle),
         "protocol": protocol,
         "rounding": modality.rounding,
-        "column setting": "kept tokens or codebooks; for classical codecs the requested quality, kbit/s or CRF",
+        "column setting": "kept tokens or codebooks; for classical codecs the requested quality, kbit/s or CRF;"
+        " of codec2 bit/s",
         "column bytes": f"mean payload of the {modality.plural}; file_bytes of whole files (.vtk with one signal)",
         f"column {rate.name}": f"of payloads: {rate.definition}; file_{rate.name} of whole files",
         **{f"column {name}": text for name, text in modality.definitions(metrics, options.side).items()},

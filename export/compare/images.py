@@ -1,7 +1,10 @@
-"""Classical image codecs: JPEG, WebP, AVIF and JPEG 2000, by Pillow."""
+"""Classical image codecs: JPEG, WebP, AVIF, JPEG 2000 and JPEG XL, by Pillow."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
@@ -18,6 +21,7 @@ from .classic import ClassicalCodec, Coded
 
 __all__ = ["CODECS", "ImageCodec", "payload", "versions"]
 
+PACKAGES = {"pillow_jxl": "pillow-jxl-plugin"}  # on the package index; its license is the GPL
 LADDER = (0, 1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 
 
@@ -26,23 +30,29 @@ class ImageCodec(ClassicalCodec):
     """A classical image codec. Settings are qualities; for JPEG 2000 compression ratios against 8-bit pixels.
 
     Attributes:
-        feature: Pillow's name of the library or feature that it needs.
+        feature: Pillow's name of the library or feature that it needs; empty for a plugin.
+        plugin: Module that registers the codec with Pillow, if Pillow itself hasn't any.
     """
 
     feature: str
+    plugin: str = ""
 
     @property
     def about(self) -> str:
         """Encoder, options and payload, for the table's header."""
         return f"Pillow's {super().about}"
 
-    def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this Pillow has the codec."""
-        return bool(features.check(self.feature))
+    def obstacle(self, rate: float, channels: int) -> str:
+        """Return what Pillow lacks; empty if it has the codec."""
+        if self.plugin:
+            return "" if find_spec(self.plugin) else f"needs the package {PACKAGES[self.plugin]}"
+        return "" if features.check(self.feature) else f"this Pillow has no {self.feature}"
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
         """Encode an image `(3, h, w)`, uint8, and decode it."""
         buffer = BytesIO()
+        if self.plugin:
+            import_module(self.plugin)
         quality: dict[str, Any] = {"quality_layers": [setting]} if self.name == "JPEG 2000" else {"quality": setting}
         pixels = Image.fromarray(np.ascontiguousarray(signal.permute(1, 2, 0).numpy()))  # (3, h, w) -> (h, w, 3)
         pixels.save(buffer, self.encoder, **quality, **self.options)
@@ -79,13 +89,23 @@ CODECS = (
         "tile data after each start-of-data marker, without the codestream's headers",
         "jpg_2000",
     ),
+    ImageCodec(
+        "JPEG XL",
+        "JXL",
+        LADDER[:-1],  # the plugin fails at 100
+        {"effort": 7},
+        "the whole file, a codestream without boxes",
+        "",
+        "pillow_jxl",
+    ),
 )
 
 
 def versions() -> str:
     """Return the names and versions of the libraries."""
-    found = ", ".join(f"{form.feature} {features.version(form.feature)}" for form in CODECS)
-    return f"Pillow {PIL.__version__}, {found}"
+    own = [f"{form.feature} {features.version(form.feature)}" for form in CODECS if form.feature]
+    plugins = [f"{package} {version(package)}" for plugin, package in PACKAGES.items() if find_spec(plugin)]
+    return ", ".join([f"Pillow {PIL.__version__}", *own, *plugins])
 
 
 def payload(name: str, data: bytes) -> int:
@@ -96,7 +116,7 @@ def payload(name: str, data: bytes) -> int:
         data: Bytes of the file.
     """
     counts = {"JPEG": _jpeg_scans, "WebP": _webp_chunks, "AVIF": _avif_boxes, "JPEG 2000": _tile_parts}
-    return sum(counts[name](data))
+    return sum(counts[name](data)) if name in counts else len(data)
 
 
 def _jpeg_scans(data: bytes) -> Iterator[int]:

@@ -59,9 +59,10 @@ class VideoCodec(ClassicalCodec):
     least: int
     filter: str = "null"
 
-    def accepts(self, rate: float, channels: int) -> bool:
-        """Return whether this PyAV has the encoder and the decoder."""
-        return {self.encoder, self.decoder} <= av.codecs_available
+    def obstacle(self, rate: float, channels: int) -> str:
+        """Return which encoder or decoder this PyAV lacks; empty if none."""
+        missing = sorted({self.encoder, self.decoder} - av.codecs_available)
+        return f"this PyAV has no {missing[0]}" if missing else ""
 
     def code(self, signal: Tensor, setting: int, rate: float = 0) -> Coded:
         """Encode a clip `(3, t, h, w)`, uint8, at a CRF, and decode it."""

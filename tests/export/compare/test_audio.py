@@ -1,19 +1,23 @@
 """The classical audio codecs: alignment, lengths, and counted bytes."""
 
+import os
 from io import BytesIO
+from pathlib import Path
 
 import av
 import pytest
 import torch
+from torchaudio.functional import resample
 
+from varitok import UserError
 from varitok.codecs.metrics.audio import round_to_16_bits
 from varitok.codecs.modalities.audio import Audio
 from varitok.data.synthetic.audio import Voices
 from varitok.export.compare.audio import CODECS
 
-OPUS, MP3 = CODECS
+OPUS, LOW, MP3, CODEC2 = CODECS
 RATES = {"Opus": (8_000, 12_000, 16_000, 24_000, 48_000), "MP3": (8_000, 16_000, 22_050, 24_000, 44_100, 48_000)}
-KINDS = {codec.name: codec for codec in CODECS}
+KINDS = {codec.name: codec for codec in (OPUS, MP3)}
 BOTH = [(kind, rate) for kind in RATES for rate in RATES[kind]]
 
 
@@ -111,7 +115,51 @@ def test_opus_is_told_what_it_is_for() -> None:
     assert files["audio"] != files["voip"]
 
 
+def test_long_frames_of_opus_take_the_least() -> None:
+    sound = _voice(16_000, 48_000)
+    coded = [codec.code(sound, codec.settings[0], 16_000) for codec in (LOW, OPUS)]
+    assert coded[0].payload < 0.9 * coded[1].payload and coded[0].back.shape == sound.shape
+    assert LOW.settings[0] < OPUS.settings[0]
+
+
 def test_only_sounds_that_they_take_are_coded() -> None:
-    assert OPUS.accepts(16_000, 1) and MP3.accepts(16_000, 1)
-    assert not OPUS.accepts(22_050, 1) and MP3.accepts(22_050, 1)
-    assert not any(codec.accepts(*form) for codec in CODECS for form in ((16_000, 2), (11_111, 1)))
+    assert not OPUS.obstacle(16_000, 1) and not MP3.obstacle(16_000, 1)
+    assert OPUS.obstacle(22_050, 1) and not MP3.obstacle(22_050, 1)
+    assert all(codec.obstacle(*form) for codec in CODECS for form in ((16_000, 2), (4_000, 1)))
+
+
+def _commands(folder: Path, monkeypatch: pytest.MonkeyPatch, encoder: str) -> None:
+    """Put commands on the path that take the place of codec2's: the decoder returns 160 zeros before its input."""
+    for name, body in (("c2enc", encoder), ("c2dec", "head -c 320 /dev/zero; cat")):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(("rate", "samples"), [(16_000, 16_001), (24_000, 7_777), (8_000, 10)])
+def test_codec2_is_aligned_and_counted(
+    rate: int, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _commands(tmp_path, monkeypatch, "cat")
+    sound = resample(resample(_voice(rate, samples), rate, 8_000), 8_000, rate)[:, :samples]
+    coded = CODEC2.code(sound, 3200, rate)
+    assert coded.back.shape == sound.shape and coded.payload == coded.file - 7
+    assert coded.payload % 640 == 0 and 2 * (samples * 8_000 / rate + 160) <= coded.payload < 1.1 * samples * 2 + 1280
+    assert (coded.back - sound).abs().max() < 0.05 * sound.abs().max() + 0.01
+
+
+def test_codec2_is_told_when_missing_or_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _commands(tmp_path, monkeypatch, "echo no such mode >&2; exit 1")
+    assert CODEC2.obstacle(16_000, 1) == ""
+    with pytest.raises(UserError, match=r"c2enc 700C: failed \(no such mode\)"):
+        CODEC2.code(_voice(16_000, 1600), 700, 16_000)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "Debian's package codec2" in CODEC2.obstacle(16_000, 1)
+
+
+@pytest.mark.skipif(bool(CODEC2.obstacle(16_000, 1)), reason="needs codec2's commands")
+def test_codec2_understands_speech() -> None:
+    sound = _voice(16_000, 48_000)
+    coded = [CODEC2.code(sound, setting, 16_000) for setting in CODEC2.settings]
+    assert [one.payload for one in coded] == sorted(one.payload for one in coded)
+    assert 0.8 < coded[0].payload * 8e-3 / 3 < 0.9 and 3.2 < coded[-1].payload * 8e-3 / 3 < 3.4

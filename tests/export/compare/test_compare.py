@@ -18,7 +18,7 @@ from varitok.export.compare.rates import bd_rate
 from varitok.export.report.classics import read_classics
 
 RATES, QUALITY = [10.0, 20.0, 50.0, 90.0], [20.0, 24.0, 27.0, 28.0]
-CLASSICAL = {codec.name for codec in pictures.CODECS}
+CLASSICAL = {codec.name for codec in pictures.CODECS if not codec.obstacle(0, 3)}
 
 
 steps_of = st.lists(st.floats(0.1, 9), min_size=6, max_size=6)
@@ -79,9 +79,10 @@ def test_all_codecs_are_measured_on_the_same_pictures(exported, photos, tmp_path
     assert "written to" in shown and "JPEG 2000" in shown
     header, rows = read_rows(out / "comparison.csv")
     assert {row["codec"] for row in rows} == {"varitok", *CLASSICAL} and {row["images"] for row in rows} == {"6"}
+    assert ("JPEG XL" in CLASSICAL) != ("left out, JPEG XL: needs" in header["versions"])
     assert header["unreadable files left out"] == "1" and "red" in header["column accuracy"]
     for row in rows:
-        assert 0 <= float(row["bytes"]) < float(row["file_bytes"])
+        assert 0 <= float(row["bytes"]) <= float(row["file_bytes"])
         assert float(row["file_bpp"]) == pytest.approx(8 * float(row["file_bytes"]) / 16**2, rel=1e-4)
     best = {row["codec"]: row for row in rows}
     assert all(float(best[name]["accuracy"]) > 0.8 for name in CLASSICAL)
@@ -108,7 +109,8 @@ def test_a_classifier_that_is_given_judges_itself(exported, photos, tmp_path, ca
     assert all(row["accuracy"] == 1 for row in told["rows"] if row["codec"] == "JPEG")
 
 
-def test_mistakes_are_one_line(exported, photos, tmp_path, capsys):
+def test_mistakes_are_one_line(exported, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
     (tmp_path / "no.onnx").write_bytes(b"no graph")
@@ -117,6 +119,7 @@ def test_mistakes_are_one_line(exported, photos, tmp_path, capsys):
         (["--data", tmp_path / "gone"], "no such file or folder"),
         (["--data", tmp_path / "no.onnx"], "--data has no images"),
         (["--data", photos, "--codecs", "jpg"], "--codecs jpg: not known; did you mean jpeg?"),
+        (["--data", photos, "--codecs", "jpeg,jpegxl"], "--codecs JPEG XL: needs the package pillow-jxl-plugin; leave"),
         (["--data", photos, "--metrics", "nice"], "nice"),
         (["--data", photos, "--classes", photos / "red"], "give a folder for each class"),
         (["--data", photos, "--classifier", tmp_path / "no.onnx"], "ONNX Runtime can't read it"),

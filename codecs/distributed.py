@@ -3,13 +3,13 @@
 Every rank must call them, whatever its data. Gloo and NCCL return the same bits on every rank.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 __all__ = [
     "broadcast_from_rank_zero",
@@ -158,9 +158,15 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
 
 def full_tensor(values: Tensor) -> Tensor:
     """Gather the shards of a DTensor; other tensors are returned unchanged."""
-    return values.full_tensor() if isinstance(values, DTensor) else values
+    return values.full_tensor() if _is_sharded(values) else values  # type: ignore[attr-defined]
 
 
 def local_tensor(values: Tensor) -> Tensor:
     """Return this rank's shard of a DTensor, sharing its memory; other tensors are returned unchanged."""
-    return values.to_local() if isinstance(values, DTensor) else values
+    return values.to_local() if _is_sharded(values) else values  # type: ignore[attr-defined]
+
+
+def _is_sharded(values: Tensor) -> bool:
+    """Return whether a tensor is a DTensor. A process that has one has imported the module, which is slow to import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(values, module.DTensor)

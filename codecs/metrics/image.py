@@ -9,11 +9,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from varitok import UserError
 from varitok.data.batch import normalize
@@ -31,6 +26,8 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, fine 
 
 def psnr(fake: Tensor, real: Tensor) -> Tensor:
     """Compute the PSNR of each image, `10 log10(255^2 / MSE)`, in dB, clamped to at most 100."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415 (slow to import)
+
     ratio = peak_signal_noise_ratio(fake.float(), real.float(), data_range=255.0, dim=(1, 2, 3), reduction="none")
     return ratio.clamp(max=CAP)
 
@@ -41,6 +38,8 @@ def ssim(fake: Tensor, real: Tensor) -> Tensor:
     Raises:
         UserError: A side has fewer than 11 pixels.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415 (slow to import)
+
     scales(*fake.shape[-2:])
     fake, real = _exact(fake), _exact(real)
     similarity = structural_similarity_index_measure(fake, real, data_range=255.0, reduction="none")
@@ -70,6 +69,10 @@ def ms_ssim(fake: Tensor, real: Tensor) -> Tensor:
     Raises:
         UserError: A side has fewer than 11 pixels.
     """
+    from torchmetrics.functional.image import (  # noqa: PLC0415 (slow to import)
+        multiscale_structural_similarity_index_measure,
+    )
+
     weights = WEIGHTS[: scales(*fake.shape[-2:])]
     similarity = multiscale_structural_similarity_index_measure(
         _exact(fake),

@@ -1,12 +1,13 @@
-"""Collectives over two gloo processes, started once; and that one process needs none."""
+"""Collectives over two gloo processes, this one and another; and that one process needs none."""
 
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from varitok.codecs.distributed import (
@@ -22,6 +23,8 @@ from varitok.codecs.distributed import (
 from varitok.codecs.losses.contract import Guidance
 from varitok.codecs.losses.guided import Contrast
 from varitok.data.feature_map import FeatureMap
+
+from ..processes import in_two
 
 CONTRASTS = ("softmax", "sigmoid")
 ROWS = {"unequal": (3, 1), "first_empty": (0, 2), "second_empty": (2, 0), "empty": (0, 0)}
@@ -73,10 +76,10 @@ def _contrast(kind: str, cut: slice) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, [below, *term.parameters()])]
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(_results(rank), f"{folder}/{rank}.pt")
+def _worker(rank: int, folder: Path) -> None:
+    patience = timedelta(seconds=60)  # a process that waits for ever is a failure
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+    torch.save(_results(rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -84,7 +87,7 @@ def _worker(rank: int, folder: str) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes got."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
+    in_two(_worker, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,6 +1,6 @@
 """Every bottleneck on two processes learns what it learns on one with the whole batch.
 
-Two gloo processes are started once and go through all cases; each step is a forward, a backward through
+Two gloo processes, this one and another, go through all cases once; each step is a forward, a backward through
 DistributedDataParallel, a step of SGD and the bottleneck's `update`. Buffers are not broadcast in each forward, as
 that would hide a codebook that goes its own way.
 """
@@ -12,13 +12,13 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +42,8 @@ from varitok.codecs.bottlenecks import shared as shared_index
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.statistics import MovingCodebook
 from varitok.codecs.masking import masked_mean, prefix_mask
+
+from ...processes import in_two
 
 STEPS, BATCH, TOKENS, WIDTH, ENTRIES = 18, 6, 8, 5, 12
 # Steps at which the first, the second or neither of the processes has anything valid. The second has nothing at the
@@ -265,13 +267,13 @@ def _all_results(rank: int) -> Results:
     return everything
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    for name in ("all_reduce", "all_gather", "broadcast"):
-        setattr(dist, name, _counted(name, getattr(dist, name)))
+def _worker(rank: int, folder: Path) -> None:
     patience = datetime.timedelta(seconds=60)  # a process that waits for ever is a failure
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
-    torch.save(_all_results(rank), f"{folder}/{rank}.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            patch.setattr(dist, name, _counted(name, getattr(dist, name)))
+        torch.save(_all_results(rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -279,7 +281,7 @@ def _worker(rank: int, folder: str) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     """What each of two processes got."""
     folder = tmp_path_factory.mktemp("bottlenecks")
-    mp.spawn(_worker, (str(folder),), nprocs=2)
+    in_two(_worker, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -108,7 +108,7 @@ def test_what_sounds_do_not_have_is_told(keeps, metrics):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = build_run(composed(*TINY_SOUND), folder)
+    run = build_run(composed(*TINY_SOUND, "callbacks.evaluation.every=2"), folder)
     run.trainer.fit(run.module, run.data)
     return folder
 

@@ -127,7 +127,9 @@ def split_folder(folder: Path, good: int, broken: dict[str, bytes]) -> Path:
 
 
 def test_bad_files_are_counted_and_stood_in_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = module(split_folder(tmp_path, 24, BROKEN), batch_size=8, updates=8, max_bad_share=0.9)  # two epochs
+    data = module(
+        split_folder(tmp_path, 24, BROKEN), batch_size=8, updates=8, max_bad_share=0.9, workers=0
+    )  # two epochs
     with caplog.at_level(logging.WARNING):
         for batch in batches(data.train_dataloader()):
             assert batch.signal.shape == (8, 3, 8, 8)
@@ -142,7 +144,7 @@ def test_bad_files_are_counted_and_stood_in_for(tmp_path: Path, caplog: pytest.L
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_folder_without_a_readable_image_ends_in_one_line(tmp_path: Path, workers: int) -> None:
-    data = module(split_folder(tmp_path, 0, BROKEN), workers=workers)
+    data = module(split_folder(tmp_path, 0, BROKEN), workers=workers, updates=1)
     (first, *_) = batches(data.train_dataloader())
     assert len(first.signal) == 0
     with pytest.raises(UserError, match=r"^none of the \d+ files tried could be read; the first: \S+: .+$"):
@@ -150,7 +152,7 @@ def test_a_folder_without_a_readable_image_ends_in_one_line(tmp_path: Path, work
 
 
 def test_too_many_bad_files_end_the_run(tmp_path: Path) -> None:
-    data = module(split_folder(tmp_path, 24, BROKEN), batch_size=8, updates=40)
+    data = module(split_folder(tmp_path, 24, BROKEN), batch_size=8, updates=40, workers=0)
     with pytest.raises(UserError, match=r"% of the last \d+ files could not be read, more than loader\.max_bad_share"):
         for batch in batches(data.train_dataloader()):
             data.on_before_batch_transfer(batch, 0)

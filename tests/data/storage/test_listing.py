@@ -43,7 +43,7 @@ def test_files_of_a_wanted_suffix_are_found_at_any_depth_in_order(tmp_path):
 ORDINARY = st.from_regex(r"([a-c][a-c.\-]{0,2}[a-c]/){0,3}[a-d]{1,2}(\.[a-d])?\.(wav|FLAC|txt)", fullmatch=True)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(names=st.sets(ORDINARY, min_size=2, max_size=25), share=st.floats(0, 0.99))
 def test_an_ordinary_folder_has_the_files_it_always_had(names, share):
     with tempfile.TemporaryDirectory() as folder:

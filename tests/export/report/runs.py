@@ -12,8 +12,12 @@ from ...codecs.examples import TINY_CLIP, TINY_RUN, TINY_SOUND
 from ...composing import composed
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
-TINY_IMAGE = [*TINY_RUN, "updates=2", "callbacks.samples=null", "callbacks.evaluation.every=1", "training.log_every=1"]
-RUNS = {"image": [*TINY_IMAGE, "export=none"], "audio": [*TINY_SOUND, "data.val_seconds=1.2"], "video": TINY_CLIP}
+SHORT = ["updates=2", "callbacks.samples=null", "callbacks.evaluation.every=2", "training.log_every=1", "export=none"]
+RUNS = {
+    "image": [*TINY_RUN, *SHORT],
+    "audio": [*TINY_SOUND, *SHORT, "data.val_seconds=1.2"],
+    "video": [*TINY_CLIP, *SHORT],
+}
 
 
 def make_run(folder: Path, overrides: list[str], name: str | None = None) -> Path:

@@ -50,7 +50,7 @@ def test_images_of_any_size(bundle, height, width):
     assert np.array_equal(bundle.encode(bundle.values(image)), codes)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (300, 20000), (257, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (300, 1000), (257, 3)])
 def test_large_images_go_in_tiles(bundle, size):
     image = noise(*size, 3)
     codes, whole = bundle.encode(image, tile=256), bundle.encode(image)

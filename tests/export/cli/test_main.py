@@ -113,12 +113,13 @@ def test_mistakes_end_in_one_line(run, words, told, capsys):
     assert error.startswith(told.replace("RUN", str(run[0]))) and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--help"], ["info", "--help"], ["info", "RUN"], ["train", "--cfg", "job"]])
-def test_a_reader_that_ends_is_no_error(run, words):
-    """`varitok info RUN | head`: the pipe is closed before or while the command writes to it."""
+@pytest.mark.parametrize("words", [["--help"], ["info", "--help"], ["info", "BUNDLE"], ["train", "--cfg", "job"]])
+def test_a_reader_that_ends_is_no_error(exported, words):
+    """`varitok info BUNDLE | head`: the pipe is closed before or while the command writes to it."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "varitok.export.cli.main", *(word.replace("RUN", str(run[0])) for word in words)]
+    command = [sys.executable, "-m", "varitok.export.cli.main"]
+    command += [word.replace("BUNDLE", str(exported[1])) for word in words]
     env = os.environ | {"PYTHONUNBUFFERED": ""}  # or argparse would pass over the error
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=env)
     os.close(writer)

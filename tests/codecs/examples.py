@@ -1,5 +1,6 @@
 """Bottlenecks and small codecs that the tests share."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -212,6 +213,12 @@ def read_config(group: str, name: str) -> Any:
 
 def example(name: str, seed: int = 0) -> Bottleneck:
     """Make one of EXAMPLES, in training mode: the configuration of that name (smaller, if slow), or an edge case."""
+    return copy.deepcopy(_built(name, seed))
+
+
+@cache
+def _built(name: str, seed: int) -> Bottleneck:
+    """Build one once: building takes several times as long as copying."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         made: Bottleneck = EDGES[name]() if name in EDGES and name not in CONFIGURED else build(_configured(name))

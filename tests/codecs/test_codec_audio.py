@@ -1,5 +1,7 @@
 """A codec of sounds: tokens placed along time, any length, codebooks to leave out."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,12 @@ from varitok.codecs.lengths.policy import LengthPolicy, Truncate
 from .examples import HOP, sound_codec
 
 
+@cache
+def _codec(unit_latents: bool = False) -> Codec:
+    """Make a codec that only evaluates, so that all tests may share it."""
+    return sound_codec(unit_latents).eval()
+
+
 def _sound(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -20,7 +28,7 @@ def _sound(*shape: int) -> torch.Tensor:
 @settings(max_examples=15, deadline=None)
 @given(samples=st.integers(1, 4 * HOP + 1))
 def test_any_length_comes_back_at_its_length(samples):
-    codec = sound_codec().eval()
+    codec = _codec()
     sound = _sound(2, 1, samples)
     codes = codec.encode(sound)
     assert codes.shape == (2, codec.num_codebooks, codec.layout.count((samples,)))
@@ -34,7 +42,7 @@ def test_any_length_comes_back_at_its_length(samples):
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 5 * HOP), min_size=3, max_size=3))
 def test_padding_changes_nothing_valid(unit_latents, lengths):
-    codec = sound_codec(unit_latents).eval()
+    codec = _codec(unit_latents)
     sounds = [_sound(1, 1, length) for length in lengths]
     longest = max(lengths)
     batch = torch.cat([torch.nn.functional.pad(sound, (0, longest - sound.shape[2])) for sound in sounds])
@@ -49,7 +57,7 @@ def test_padding_changes_nothing_valid(unit_latents, lengths):
 
 
 def test_a_prefix_of_the_codebooks_decodes_like_the_same_depth_kept():
-    codec = sound_codec().eval()
+    codec = _codec()
     sound = _sound(3, 1, 3 * HOP)
     codes = codec.encode(sound)
     for depth in range(1, codec.num_codebooks + 1):

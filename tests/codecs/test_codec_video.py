@@ -46,7 +46,7 @@ def test_one_that_is_not_causal_has_whole_steps_only():
     assert codec.encode(clips(t=6)).shape == (2, 1, 2, 2, 2)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(t=st.integers(1, 14), h=st.integers(1, 20), w=st.integers(1, 20))
 def test_any_size_comes_back_at_its_size(codec, t, h, w):
     x = clips(1, t, h, w)
@@ -84,7 +84,7 @@ def test_padding_changes_nothing_valid(codec):
             assert_near(result.signal[row : row + 1, :, :length], single)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data(), t=st.integers(1, 40))
 def test_chunks_are_the_whole(codec, data, t):
     chunked = ChunkedCodec(codec)

@@ -23,7 +23,7 @@ from varitok.codecs.networks.layers.convolution import Convolution, TransposedCo
 from varitok.codecs.streaming import ChunkedCodec, arrange, pack, state_size, unpack
 
 from ..composing import composed
-from .examples import sound_codec, tiny_codec
+from .examples import read_config, sound_codec, tiny_codec
 
 FOLDER = Path(__file__).parents[2] / "configs" / "codec"
 # Audio only: video is tested in test_resnet.py.
@@ -150,7 +150,7 @@ def test_what_was_before_matters(name: str) -> None:
 
 
 def test_every_causal_preset_streams_and_no_other() -> None:
-    alone = {name: composed(name=f"codec/{name}").codec for name in NAMES}  # without the rest of a run
+    alone = {name: read_config("codec", name) for name in NAMES}  # without the rest of a run
     causal = [name for name, config in alone.items() if config.get("encoder", {}).get("causal", False)]
     assert sorted(SMALLER) == causal
     for name in SMALLER:

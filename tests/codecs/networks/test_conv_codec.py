@@ -188,6 +188,7 @@ def test_step_norm_is_torchs() -> None:
     torch.testing.assert_close(norm(x, torch.ones(2, 1, 4, 1, dtype=torch.bool)), expected)
 
 
+@pytest.mark.slow
 def test_step_norm_of_a_large_image_is_as_exact_in_onnx(tmp_path: Path) -> None:
     """ONNX Runtime's InstanceNormalization was 2e-4 off."""
     norm, x = StepNorm(8, 1).eval(), torch.randn(1, 8, 512, 512) + 3

@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations
 from varitok.export.exporters.frozen import FrozenCodec
 from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
-from ...codecs.examples import BOTTLENECKS, MECHANISMS, SIZE, TOKENS, tiny_codec
+from ...codecs.examples import BOTTLENECKS, SIZE, TOKENS, tiny_codec
 from ..conftest import awake
 
 
@@ -15,8 +15,10 @@ def images(batch):
     return torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+# Each bottleneck and each mechanism: neither knows of the other.
+@pytest.mark.parametrize(
+    ("bottleneck", "mechanism"), [*((name, "truncate") for name in BOTTLENECKS), ("vq", "mask_token"), ("fsq", "zeros")]
+)
 @torch.no_grad()
 def test_equals_the_codec_and_scripts(bottleneck, mechanism, tmp_path):
     codec = awake(tiny_codec(bottleneck, mechanism))

@@ -75,7 +75,7 @@ class Codec(nn.Module):
 
     Args:
         encoder: Maps signals to latents (`networks/contract.py`).
-        bottleneck: Quantizes latents `(b, n, bottleneck.dim)` and looks codes up.
+        bottleneck: Quantizes latents `(b, n, bottleneck.inputs)` and looks codes up.
         decoder: Maps latents to signals.
         length: Distribution of the numbers of tokens and codebooks kept in training, and how the decoder is shown that
             the others are missing. Its halting head, if any, is trained in `forward`.
@@ -121,7 +121,7 @@ class Codec(nn.Module):
             perturbation.check(bottleneck)
         self.unit_latents = unit_latents
         self.encoder = encoder
-        self.project_in = _fit(encoder, encoder.width, bottleneck.dim, project_in)
+        self.project_in = _fit(encoder, encoder.width, bottleneck.inputs, project_in)
         if isinstance(self.project_in, LinearProjection):
             self.project_in.keep_scale()
         self.bottleneck = bottleneck

@@ -57,6 +57,11 @@ class _Bins(Bottleneck):
         self.register_buffer("shift", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
 
+    @property
+    def inputs(self) -> int:
+        """Return the width of the input latents; see `Bottleneck.inputs`."""
+        return self.continuous.inputs
+
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         means = self.continuous.encode(latents)
         codes = self._bin(means)

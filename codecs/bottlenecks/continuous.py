@@ -13,6 +13,17 @@ from .contract import Bottleneck
 __all__ = ["Autoencoder", "KLBottleneck"]
 
 
+class _Channels(nn.Module):
+    """The `count` channels of latents from `start` on."""
+
+    def __init__(self, start: int, count: int) -> None:
+        super().__init__()
+        self.start, self.count = start, count
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents.narrow(-1, self.start, self.count)
+
+
 class _FrozenLatents(nn.Module):
     """Export form: float32 channels `(b, d, n)` instead of codes."""
 
@@ -88,17 +99,26 @@ class KLBottleneck(_Continuous):
     Args:
         dim: Width of the latents.
         weight: Weight of the divergence, in nats summed over dimensions, averaged over tokens.
+        split: Whether the input is 2 `dim` wide, the mean before the log variance (Stable Diffusion). Otherwise two
+            linear maps compute both from `dim` channels, and training starts nearly without noise.
     """
 
-    def __init__(self, dim: int, weight: float = 1e-6) -> None:
+    def __init__(self, dim: int, weight: float = 1e-6, split: bool = False) -> None:
         super().__init__(dim)
         self.weight = weight
-        self.mean = nn.Linear(dim, dim)
-        self.log_variance = nn.Linear(dim, dim)
-        nn.init.eye_(self.mean.weight)
-        nn.init.zeros_(self.mean.bias)
-        nn.init.zeros_(self.log_variance.weight)
-        nn.init.constant_(self.log_variance.bias, -4.0)  # start nearly without noise
+        self.split = split
+        self.mean: nn.Module = _Channels(0, dim) if split else nn.Linear(dim, dim)
+        self.log_variance: nn.Module = _Channels(dim, dim) if split else nn.Linear(dim, dim)
+        if isinstance(self.mean, nn.Linear) and isinstance(self.log_variance, nn.Linear):
+            nn.init.eye_(self.mean.weight)
+            nn.init.zeros_(self.mean.bias)
+            nn.init.zeros_(self.log_variance.weight)
+            nn.init.constant_(self.log_variance.bias, -4.0)
+
+    @property
+    def inputs(self) -> int:
+        """Return the width of the input latents; see `Bottleneck.inputs`."""
+        return 2 * self.dim if self.split else self.dim
 
     def forward(self, latents: Tensor, lengths: Tensor, n_codebooks: Tensor) -> Quantized:
         """Sample latents in training, return their means in evaluation; see `Bottleneck.forward`."""

@@ -41,7 +41,7 @@ class Bottleneck(nn.Module, ABC):
     """Module that encodes latents to codes and decodes codes to latents.
 
     Attributes:
-        dim: Width of the input and output latents.
+        dim: Width of the output latents.
         codebook_sizes: Entries of each codebook; a token costs `sum(log2(size))` bits. Empty for a continuous
             bottleneck, whose codes are float32 `(b, channels, n)`.
         exact: Whether `forward` with all codebooks always returns the latents that `decode` returns for its codes.
@@ -50,6 +50,11 @@ class Bottleneck(nn.Module, ABC):
     dim: int
     codebook_sizes: tuple[int, ...]
     exact: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Return the width of the input latents: `dim`, unless they are moments of a distribution."""
+        return self.dim
 
     @property
     def rows(self) -> int:

@@ -316,6 +316,8 @@ class _ResNet(Network):
         activation: str = "silu",
         groups: int | None = None,
         causal: bool = True,
+        stem: int | None = None,
+        direct: bool = False,
         shuffle: bool = False,
         modulated: bool = False,
     ) -> None:
@@ -327,7 +329,14 @@ class _ResNet(Network):
         steps, widths, product = stage_sizes(base, strides, multipliers, dims)
         downsample = tuple(2**wavelets * step for step in product)
         causal_pad = downsample[0] - 1 if causal else 0
-        super().__init__(width=width, downsample=downsample, channels=channels, causal=causal, causal_pad=causal_pad)
+        super().__init__(
+            width=width,
+            downsample=downsample,
+            channels=channels,
+            causal=causal,
+            causal_pad=causal_pad,
+            direct=direct,
+        )
         self.dims = dims
         # VidTok splits space and time in the stages, but not in the middle.
         center = _Plan(dims, "joint", causal, activation, groups) if units == "split" else plan
@@ -335,17 +344,18 @@ class _ResNet(Network):
         if self.decodes:
             steps, widths = steps[::-1], widths[::-1]
         self.rates = [step[0] for step in steps]
+        start = widths[0] if stem is None or self.decodes else stem * base
         if self.decodes:
             self.unpatcher = InverseHaar(channels, wavelets, dims)
             self.first = _Chain(plan, width, widths[0], plan.ends)
             self.middle = _Middle(center, *form)
         else:
             self.patcher = Haar(channels, wavelets, dims)
-            self.first = _Chain(plan, self.patcher.bands, widths[0], plan.ends)
+            self.first = _Chain(plan, self.patcher.bands, start, plan.ends)
         deepest = 0 if self.decodes else len(steps)
         self.stages = nn.ModuleList(
             _Units(plan, before, after, depth + self.decodes, deepest_attention and level == deepest)
-            for level, (before, after) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True))
+            for level, (before, after) in enumerate(zip([start, *widths[:-1]], widths, strict=True))
         )
         changes = zip(widths[:-1], steps, strict=True)
         if self.decodes:
@@ -386,6 +396,8 @@ class ResNetEncoder(_ResNet, Encoder):
         activation: See `activations.ACTIVATIONS`.
         groups: Groups of channels of the group norms (VQGAN: 32); None for norms over the channels of each position.
         causal: Whether a latent depends only on frames up to the end of its step.
+        stem: Channels of the first convolution, in multiples of `base`; None: those of the first stage.
+        direct: Whether the bottleneck quantizes the latents without a linear map, and the decoder gets its latents.
 
     Raises:
         UserError: Inconsistent sizes, or an option of clips for images.
@@ -414,7 +426,7 @@ class ResNetDecoder(_ResNet, Decoder):
     """Decoder of images or clips: the mirror of `ResNetEncoder`, whose arguments are the others.
 
     Each stage has one residual unit more than `depth`, as is usual. `strides` are in the order of an encoder: the last
-    acts first.
+    acts first. `stem` and `direct` are the encoder's alone.
 
     Args:
         shuffle: Whether upsampling is a convolution to the channels of all new pixels (arXiv 1609.05158), instead of

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from varitok.codecs.bottlenecks.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from varitok.codecs.bottlenecks.continuous import KLBottleneck
 from varitok.codecs.bottlenecks.contract import Bottleneck
 from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.fsq import DitheredScalarQuantizer, FiniteScalarQuantizer, ResidualScalarQuantizer
@@ -139,6 +140,7 @@ EDGES: dict[str, Callable[[], Bottleneck]] = {
     "vq_one_entry": lambda: VectorQuantizer(4, 1),
     "ema_cosine_entropy": lambda: EMAVectorQuantizer(5, 37, cosine=True, rotation=True, entropy=0.1),
     "ema_plain": lambda: EMAVectorQuantizer(5, 37, revival=0.0, kmeans_init=False),
+    "kl_split": lambda: KLBottleneck(3, split=True),
     "kmeans_cosine": lambda: KMeansQuantizer(5, 12, cosine=True),
 }
 CONFIGURED = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -49,7 +49,7 @@ def _trained_once(name):
     parameters = [parameter for parameter in bottleneck.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.01) if parameters else None
     for step in range(3):
-        latents = _latents(bottleneck.dim, 4, 12, seed=step + 1).requires_grad_()
+        latents = _latents(bottleneck.inputs, 4, 12, seed=step + 1).requires_grad_()
         quantized = _quantize(bottleneck, latents)
         (quantized.latents.square().mean() + sum(quantized.penalties.values())).backward()
         if optimizer:
@@ -93,7 +93,7 @@ def test_every_configuration_is_an_example():
 def test_decoded_codes_are_the_latents_bit_for_bit(name):
     """In evaluation, where nothing is drawn; bfloat16 is taken as the numbers that it is."""
     bottleneck = _trained(name).eval()
-    for latents in (_latents(bottleneck.dim), _latents(bottleneck.dim).bfloat16()):
+    for latents in (_latents(bottleneck.inputs), _latents(bottleneck.inputs).bfloat16()):
         quantized = _quantize(bottleneck, latents)
         assert torch.equal(bottleneck.encode(latents), quantized.codes)
         assert torch.equal(bottleneck.decode(quantized.codes), quantized.latents)
@@ -108,7 +108,7 @@ def test_decoded_codes_are_the_latents_bit_for_bit(name):
 def test_codes_have_the_promised_shape_type_and_range(name):
     for scale in (0.01, 10.0):
         bottleneck = example(name)
-        quantized = _quantize(bottleneck, _latents(bottleneck.dim) * scale)
+        quantized = _quantize(bottleneck, _latents(bottleneck.inputs) * scale)
         codes = quantized.codes
         assert quantized.latents.shape == (BATCH, STEPS, bottleneck.dim)
         assert codes.shape == (BATCH, bottleneck.rows, STEPS)
@@ -123,7 +123,7 @@ def test_codes_have_the_promised_shape_type_and_range(name):
 @ALL
 def test_gradient_reaches_every_latent_and_every_parameter(name):
     bottleneck = _trained(name)
-    latents = _latents(bottleneck.dim).requires_grad_()
+    latents = _latents(bottleneck.inputs).requires_grad_()
     quantized = _quantize(bottleneck, latents)
     weights = torch.randn(quantized.latents.shape, generator=torch.Generator().manual_seed(3))
     (quantized.latents * weights).sum().add(sum(quantized.penalties.values())).backward()
@@ -146,7 +146,7 @@ def _check_padding(name, junk):
     outcomes = []
     for filled in (0.5, junk):
         bottleneck = example(name)
-        latents = torch.where(valid[..., None], _latents(bottleneck.dim), filled).requires_grad_()
+        latents = torch.where(valid[..., None], _latents(bottleneck.inputs), filled).requires_grad_()
         quantized = _quantize(bottleneck, latents, lengths)
         loss = quantized.latents[valid].square().sum() + sum(quantized.penalties.values())
         if junk == 99.0:  # no number has no gradient: 0 times it is none either, in any linear map
@@ -179,7 +179,7 @@ def _check_padding(name, junk):
 @ALL
 def test_a_batch_is_the_mean_of_its_items(name):
     bottleneck = _trained(name).eval()
-    latents, lengths = _latents(bottleneck.dim), torch.tensor([STEPS, 3, 5])
+    latents, lengths = _latents(bottleneck.inputs), torch.tensor([STEPS, 3, 5])
     whole = _quantize(bottleneck, latents, lengths)
     parts = [_quantize(bottleneck, latents[i : i + 1], lengths[i : i + 1]) for i in range(BATCH)]
     assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
@@ -194,7 +194,7 @@ def test_fewer_codebooks_are_a_prefix(name):
     bottleneck = _trained(name).eval()
     if not bottleneck.codebook_sizes:
         return
-    latents = _latents(bottleneck.dim)
+    latents = _latents(bottleneck.inputs)
     codes, count = bottleneck.encode(latents), len(bottleneck.codebook_sizes)
     prefixes = [bottleneck.decode(codes[:, :k]) for k in range(1, count + 1)]
     for k, prefix in enumerate(prefixes, start=1):
@@ -216,7 +216,7 @@ def test_codebooks_left_out_are_not_measured(name):
     if len(trained.codebook_sizes) < 2:
         return
     count, tokens = len(trained.codebook_sizes), BATCH * STEPS
-    totals, latents = [], _latents(trained.dim).requires_grad_()
+    totals, latents = [], _latents(trained.inputs).requires_grad_()
     for depth in (1, count):
         bottleneck = copy.deepcopy(trained)
         quantized = _quantize(bottleneck, latents, depth=torch.full((BATCH,), depth))
@@ -231,7 +231,7 @@ def test_codebooks_left_out_are_not_measured(name):
     still = Grid | KLBottleneck | UniformBins
     learns = name != "library_random_projection" and not any(isinstance(module, still) for module in trained.modules())
     assert not learns or sum(totals[1]) == count, "a codebook that is kept learns nothing"
-    latents, depth = _latents(trained.dim), torch.tensor([count, 1, (count + 1) // 2])
+    latents, depth = _latents(trained.inputs), torch.tensor([count, 1, (count + 1) // 2])
     mixed, alone = copy.deepcopy(trained), copy.deepcopy(trained)
     whole = _quantize(mixed, latents, depth=depth)
     parts = [_quantize(alone, latents[i : i + 1], depth=depth[i : i + 1]) for i in range(BATCH)]
@@ -245,7 +245,7 @@ def test_codebooks_left_out_are_not_measured(name):
 @ALL
 def test_autocast_does_not_reach_the_codes(name):
     bottleneck = _trained(name)
-    latents = _latents(bottleneck.dim)
+    latents = _latents(bottleneck.inputs)
     for training in (True, False):
         bottleneck.train(training)
         with torch.autocast("cpu", torch.bfloat16):
@@ -265,7 +265,7 @@ def test_autocast_does_not_reach_the_codes(name):
 def test_frozen_form_agrees(name):
     bottleneck = _trained(name).eval()
     frozen = bottleneck.frozen().eval()
-    latents = _latents(bottleneck.dim, 4, 100)
+    latents = _latents(bottleneck.inputs, 4, 100)
     codes = bottleneck.encode(latents)
     torch.testing.assert_close(frozen.encode(latents), codes, atol=0 if bottleneck.codebook_sizes else 1e-6, rtol=0)
     for k in range(1, len(bottleneck.codebook_sizes) + 1) if bottleneck.codebook_sizes else [bottleneck.dim]:
@@ -281,7 +281,7 @@ def test_state_dict_round_trip(name):
     bottleneck = _trained(name)
     other = example(name, seed=1)
     other.load_state_dict(bottleneck.state_dict())
-    latents = _latents(bottleneck.dim)
+    latents = _latents(bottleneck.inputs)
     for training in (False, True):
         one, two = (_quantize(which.train(training), latents) for which in (bottleneck, other))
         assert torch.equal(one.codes, two.codes)
@@ -305,7 +305,7 @@ def test_a_deep_copy_is_its_own(name):
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
-    _quantize(other, _latents(bottleneck.dim))
+    _quantize(other, _latents(bottleneck.inputs))
     other.update()
     assert _same(bottleneck.state_dict(), before)
     assert not any(gathered.any() for gathered in _gathered(bottleneck))
@@ -317,11 +317,11 @@ def test_evaluation_and_no_grad_leave_no_trace(name):
     for bottleneck in (example(name), _trained(name)):
         before = copy.deepcopy(bottleneck.state_dict())
         gathered = _gathered(bottleneck)
-        _quantize(bottleneck.eval(), _latents(bottleneck.dim))
-        bottleneck.encode(_latents(bottleneck.dim))
+        _quantize(bottleneck.eval(), _latents(bottleneck.inputs))
+        bottleneck.encode(_latents(bottleneck.inputs))
         bottleneck.update()
         with torch.no_grad():
-            _quantize(bottleneck.train(), _latents(bottleneck.dim))
+            _quantize(bottleneck.train(), _latents(bottleneck.inputs))
         assert _same(bottleneck.state_dict(), before)
         assert all(torch.equal(a, b) for a, b in zip(_gathered(bottleneck), gathered, strict=True))
 
@@ -330,7 +330,7 @@ def test_evaluation_and_no_grad_leave_no_trace(name):
 def test_a_single_valid_token_and_none_at_all(name):
     """A process may get a batch without a valid token, and must take the same way as the others."""
     bottleneck = example(name)
-    latents = _latents(bottleneck.dim).requires_grad_()
+    latents = _latents(bottleneck.inputs).requires_grad_()
     for lengths in (torch.zeros(BATCH, dtype=torch.int64), torch.tensor([1, 0, 0])):
         quantized = _quantize(bottleneck, latents, lengths)
         sum(quantized.penalties.values(), quantized.latents.sum()).backward()

@@ -238,6 +238,16 @@ def test_a_gaussian_bottleneck_draws_in_training_and_takes_the_mean_in_evaluatio
     torch.testing.assert_close(quantized.penalties["kl"].detach(), 0.5 * divergence, atol=1e-4, rtol=1e-4)
 
 
+def test_a_split_gaussian_takes_the_mean_and_the_log_variance_as_they_are():
+    given, bottleneck = _draw(2, 5, 6), KLBottleneck(3, split=True).eval()
+    assert (bottleneck.inputs, bottleneck.dim, bottleneck.rows) == (6, 3, 3)
+    assert torch.equal(bottleneck.encode(given), given[..., :3].transpose(1, 2))
+    mean, deviation = given[..., :3], (given[..., 3:] / 2).exp()
+    posterior = torch.distributions.Normal(mean, deviation)
+    divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1).mean()
+    torch.testing.assert_close(_quantize(bottleneck, given).metrics["divergence"], divergence)
+
+
 def test_an_autoencoder_bounds_or_not():
     latents = _draw(2, 5, 3) * 10
     assert torch.equal(_quantize(Autoencoder(3), latents).latents, latents)

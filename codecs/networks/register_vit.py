@@ -56,6 +56,7 @@ class _RegisterCodec(Network):
         heads: int,
         channels: int = 3,
         shortcut: bool = False,
+        class_token: bool = False,
     ) -> None:
         if image_size % patch:
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
@@ -68,6 +69,8 @@ class _RegisterCodec(Network):
         if self.decodes:
             self.canvas = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.positions = GridTable(grid_waves(width, side, side))
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
+        self.first_norm: nn.Module = nn.LayerNorm(width) if class_token else nn.Identity()
         self.shortcut: GridTable | None = None
         if shortcut:
             weights = torch.randn(1, tokens, side, side)
@@ -80,6 +83,13 @@ class _RegisterCodec(Network):
             self.out = nn.Conv2d(channels, channels, 3, padding=1)
             nn.init.dirac_(self.out.weight)
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def with_class(self, tokens: Tensor) -> Tensor:
+        """Append the class token, if any, to tokens `(b, n, width)`, and apply the first norm."""
+        if self.class_token is not None:
+            tokens = torch.cat([tokens, self.class_token.expand(tokens.shape[0], -1, -1)], dim=1)
+        normed: Tensor = self.first_norm(tokens)
+        return normed
 
 
 class RegisterEncoder(_RegisterCodec, Encoder):
@@ -96,6 +106,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         shortcut: Add a linear path in parallel to attention: each register starts as its own learned weighted mean of
             all patches, and there is no final norm. Attention alone learns slowly where to attend (ours, not in TiTok;
             figures in ARCHITECTURE.md).
+        class_token: A learned token beside the patches and a norm before the transformer, as in CLIP and in the
+            authors' code.
 
     Raises:
         UserError: The patch doesn't divide `image_size`.
@@ -111,8 +123,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         registers = self.registers.expand(signal.shape[0], -1, -1)
         if self.shortcut is not None:
             registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
-        patches = patches + self.positions(height, width)
-        latents: Tensor = self.norm(self.transformer(torch.cat([registers, patches], dim=1))[:, : self.tokens])
+        tokens = self.with_class(torch.cat([registers, patches + self.positions(height, width)], dim=1))
+        latents: Tensor = self.norm(self.transformer(tokens)[:, : self.tokens])
         return latents
 
 
@@ -136,10 +148,10 @@ class RegisterDecoder(_RegisterCodec, Decoder):
         if self.shortcut is not None:
             there = latents if mask is None else latents * mask.unsqueeze(-1)
             canvas = canvas + self.shortcut(height, width)[:, :, :k] @ there
+        tokens = self.with_class(torch.cat([latents + self.registers[:, :k], canvas], dim=1))
         if mask is not None:
-            mask = torch.cat([mask, mask.new_ones((b, height * width))], dim=1)
-        tokens = torch.cat([latents + self.registers[:, :k], canvas], dim=1)
-        painted = self.norm(self.transformer(tokens, mask)[:, k:])
+            mask = torch.cat([mask, mask.new_ones((b, tokens.shape[1] - k))], dim=1)
+        painted = self.norm(self.transformer(tokens, mask)[:, k : k + height * width])
         # (b, height * width, c * patch^2) -> (b, c * patch^2, height, width)
         pixels = self.to_pixels(painted).transpose(1, 2).reshape(b, -1, height, width)
         signal: Tensor = self.out(functional.pixel_shuffle(pixels, self.patch))

@@ -184,9 +184,11 @@ class Codec(nn.Module):
         Raises:
             UserError: The patch doesn't divide the image's sides.
         """
-        grid, whole = self.layout.grid(signal.shape[2:]), self.layout.pad(signal, self.layout.causal_pad)
+        grid = self.layout.grid(signal.shape[2:])
         mask = None if lengths is None or self.layout.ordered else prefix_mask(lengths, math.prod(grid))
-        features: Tensor = self.encoder(whole, mask)
+        if mask is not None or not self.encoder.partial:
+            signal = self.layout.pad(signal, self.layout.causal_pad)
+        features: Tensor = self.encoder(signal, mask)
         return features
 
     def latents(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:

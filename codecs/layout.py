@@ -98,10 +98,10 @@ class TokenLayout(nn.Module, ABC):
         return pad_to_grid(signal, self.downsample, causal_pad)
 
     def steps(self, signal: Tensor) -> list[int]:
-        """Return the number of steps of each axis of a signal of whole steps; scriptable."""
+        """Return the number of steps of each axis of a signal, without a causal pad, rounded up; scriptable."""
         grid: list[int] = []
         for axis, step in enumerate(self.downsample):
-            grid.append(signal.shape[axis + 2] // step)
+            grid.append((signal.shape[axis + 2] + step - 1) // step)
         return grid
 
     def crop(self, signal: Tensor, size: Sequence[int] | None = None) -> Tensor:

@@ -43,9 +43,14 @@ class ChunkedCodec:
 
     @property
     def chunk_tokens(self) -> int:
-        """Return the tokens per smallest chunk: with multi-rate codebooks, those of the coarsest code; else 1."""
+        """Return the tokens per smallest chunk: with multi-rate codebooks, those of the coarsest code; else 1.
+
+        Networks that reflect the start of a signal need more (`Network.first_steps`).
+        """
         rates = (getattr(module, "codebook_strides", ()) for module in self.codec.bottleneck.modules())
-        return math.lcm(*(stride for strides in rates for stride in strides))
+        coarsest = math.lcm(*(stride for strides in rates for stride in strides))
+        first = max(self.codec.encoder.first_steps, self.codec.decoder.first_steps)
+        return coarsest * math.ceil(first / coarsest)
 
     @property
     def latency(self) -> int:
@@ -120,7 +125,7 @@ class ChunkedCodec:
         layout = self.codec.layout
         causal_pad = layout.causal_pad if state is None else 0
         _check_chunk(signal.shape[2] + causal_pad, self.latency, last, "samples", causal_pad)
-        whole = layout.pad(signal, causal_pad)
+        whole = signal if self.codec.encoder.partial else layout.pad(signal, causal_pad)
         grid = layout.steps(whole)
         shapes = self._shapes("encoder", grid[1:])
         before = self._state(state, len(signal), shapes)

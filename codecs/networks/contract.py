@@ -28,6 +28,8 @@ class Network(nn.Module, ABC):
         later_tokens: Maximum number of tokens of each block but a clip's first; equal to `tokens` if None.
         sides: Rows and columns of a block's grid in training; used if the caller gives none.
         direct: Whether the bottleneck quantizes the latents directly, without a linear projection.
+        partial: Whether an encoder takes signals that end within a step, if all samples of a batch are valid.
+        first_steps: Steps of the grid that a causal network's first chunk has at least.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Network(nn.Module, ABC):
         later_tokens: int | None = None,
         sides: tuple[int, int] = (1, 1),
         direct: bool = False,
+        partial: bool = False,
+        first_steps: int = 1,
     ) -> None:
         super().__init__()
         self.width = width
@@ -53,6 +57,8 @@ class Network(nn.Module, ABC):
         self.later_tokens = tokens if later_tokens is None else later_tokens
         self.rows, self.columns = sides
         self.direct = direct
+        self.partial = partial
+        self.first_steps = first_steps
 
 
 class Encoder(Network):
@@ -68,7 +74,7 @@ class Encoder(Network):
         """Return the latents `(b, n, width)`.
 
         Args:
-            signal: `(b, channels, *size)`, each side a multiple of its `downsample`.
+            signal: `(b, channels, *size)`, each side a multiple of its `downsample`, unless `partial` and no mask.
             mask: bool `(b, n)`, True for valid placed latents, a prefix of the first axis; invalid latents are
                 undefined in the output. None if all are valid, and always for ordered latents.
             memory: State of earlier chunks; see `codecs/streaming.py`.

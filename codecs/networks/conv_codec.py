@@ -3,18 +3,21 @@
 The encoder is a convolution, a stage per stride, and a last convolution. A stage is residual units and a strided
 convolution of kernel size `2 * stride`. The decoder is its mirror. SEANet (EnCodec, arXiv 2210.13438, section 3.1) has
 one residual unit per stage, with ELU and fewer hidden channels. DAC (arXiv 2306.06546, section 3.1) has three, with
-dilations 1, 3, 9 and Snake. The published models pad by reflection. These pad with zeros, so that a chunk, a padded
-batch and a single sample have the same results.
+dilations 1, 3, 9 and Snake. Without `edges` of a published system, signals are padded with zeros, so that a causal
+codec streams from the first latent on.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from varitok import UserError
 
+from ..padding import pad_to_grid
 from .contract import Decoder, Encoder, Precise
 from .layers.activations import Activation
 from .layers.convolution import (
@@ -26,6 +29,7 @@ from .layers.convolution import (
     stage_sizes,
     zero_invalid,
 )
+from .layers.edges import edges_of
 
 __all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
 
@@ -44,18 +48,37 @@ class _Plan:
         activation: str,
         anti_aliased: bool,
         resample: int,
+        edges: str,
     ) -> None:
         if causal and anti_aliased:
             raise UserError("codec: anti_aliased filters look ahead, so a causal codec can't have them")
         self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
         self.downsample = (product[0] * resample, *product[1:])
         self.taps = [tuple(2 * step if step > 1 else 1 for step in stride) for stride in self.strides]
-        self.conv = partial(Convolution, dims=dims, causal=causal, norm=norm)
-        self.transposed = partial(TransposedConvolution, dims=dims, causal=causal, norm=norm)
+        self.edges = edges_of(edges, dims)
+        self.conv = partial(Convolution, dims=dims, causal=causal, norm=norm, edges=edges)
+        self.transposed = partial(TransposedConvolution, dims=dims, causal=causal, norm=norm, edges=edges)
         self.act = partial(Activation, activation, dims=dims, anti_aliased=anti_aliased)
 
     def units(self, channels: int, kernel: int, dilations: Sequence[int], compress: int, mapped: bool) -> nn.ModuleList:
         return nn.ModuleList(ResidualUnit(self, channels, kernel, dilation, compress, mapped) for dilation in dilations)
+
+    def first_steps(self, outer: int, inner: int, residual: int) -> int:
+        """Return the latents that a causal codec's first chunk needs, so that each layer can reflect it.
+
+        Args:
+            outer: Kernel size of the convolution at the signal's rate.
+            inner: Kernel size of that at the latents' rate.
+            residual: Steps that the residual units read.
+        """
+        if self.edges.fill != "reflect":
+            return 1
+        rate = self.downsample[0]
+        steps = [outer / rate]
+        for stride, *_ in self.strides:
+            steps += [residual / rate, (stride + 1) / rate]
+            rate //= stride
+        return math.ceil(max(*steps, inner))
 
 
 class ResidualUnit(nn.Module):
@@ -118,9 +141,15 @@ class _Up(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Transform `(b, c, *grid)`; `mask` is at the input rate, `wide` at the output rate."""
         x = self.conv(self.act(x, mask), mask, memory)
+        wide = _shortened(wide, x)
         for unit in self.units:
             x = unit(x, wide, memory)
         return x
+
+
+def _shortened(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Shorten each sample's valid steps by those that a mask has more than x."""
+    return None if mask is None else mask[:, :, mask.shape[2] - x.shape[2] :]
 
 
 def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
@@ -153,6 +182,8 @@ class ConvEncoder(Encoder):
         inner: Network on `(b, n, d)` before the last convolution, d the last stage's width; EnCodec's LSTM.
         middle: Network on `(b, n, width)` after the last convolution; Mimi's transformer.
         resample: Stride of another convolution after `middle` (Mimi: 2); 1 for none.
+        edges: Treatment of a signal's ends, a name in `edges.EDGES`: ours, or that of a published system.
+        direct: Whether the bottleneck quantizes the latents without a linear map before and after it, as published.
 
     Raises:
         UserError: Inconsistent sizes.
@@ -180,11 +211,20 @@ class ConvEncoder(Encoder):
         inner: nn.Module | None = None,
         middle: nn.Module | None = None,
         resample: int = 1,
+        edges: str = "zeros",
+        direct: bool = False,
     ) -> None:
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
         causal_pad = plan.downsample[0] - 1 if causal and dims == 3 else 0
         super().__init__(
-            width=width, downsample=plan.downsample, channels=channels, causal=causal, causal_pad=causal_pad
+            width=width,
+            downsample=plan.downsample,
+            channels=channels,
+            causal=causal,
+            causal_pad=causal_pad,
+            direct=direct,
+            partial=plan.edges.partial,
+            first_steps=plan.first_steps(kernel, last_kernel, (residual_kernel - 1) * max(dilations) + 1),
         )
         self.dims = dims
         self.rate = plan.downsample[0]
@@ -201,18 +241,27 @@ class ConvEncoder(Encoder):
         self.middle = _along_time(middle, dims)
         self.down: Convolution | None = None
         if resample > 1:
-            self.down = Convolution(width, width, 2 * resample, resample, bias=False, dims=dims, causal=causal)
+            self.down = Convolution(
+                width,
+                width,
+                2 * resample,
+                resample,
+                bias=False,
+                dims=dims,
+                causal=causal,
+                edges=plan.edges.resample or edges,
+            )
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Return the latents `(b, n, width)` of signals `(b, c, *size)`."""
-        rate = self.rate
-        mask = along_first(mask, signal.shape[2] // rate, self.dims)
-        here = at_rate(mask, rate, self.dims)
+        # With a mask, the signal has whole steps.
+        here = at_rate(along_first(mask, signal.shape[2] // self.rate, self.dims), self.rate, self.dims)
+        if self.partial and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            signal, here = self._completed(signal, here)
         x = self.first(signal, here, memory)
         for level, stage in enumerate(self.stages):
             x = stage(x, here, memory)
-            rate = rate // self.strides[level]
-            here = at_rate(mask, rate, self.dims)
+            here = None if here is None else here[:, :, :: self.strides[level]]
         if self.inner is not None:
             x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         x = self.last(self.act(x, here), here, memory)
@@ -222,6 +271,15 @@ class ConvEncoder(Encoder):
             x = self.down(x, here, memory)
         # (b, width, *grid) -> (b, n, width)
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    @torch.jit.unused
+    def _completed(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Complete the last step of an exported graph's signal, and mask it: symbolic sizes would take minutes."""
+        if mask is None and torch.compiler.is_exporting():
+            t = signal.shape[2]
+            signal = pad_to_grid(signal, [self.rate])
+            mask = (torch.arange(signal.shape[2], device=signal.device) < t)[None, None]
+        return signal, mask
 
 
 class ConvDecoder(Precise, Decoder):
@@ -263,9 +321,13 @@ class ConvDecoder(Precise, Decoder):
         inner: nn.Module | None = None,
         middle: nn.Module | None = None,
         resample: int = 1,
+        edges: str = "zeros",
     ) -> None:
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample)
-        super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal)
+        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
+        steps = plan.first_steps(last_kernel, kernel, (residual_kernel - 1) * max(dilations) + 1)
+        super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal, first_steps=steps)
+        self.shortens = plan.edges.shortens
+        self.reflects = plan.edges.fill == "reflect"
         self.dims = dims
         self.rate = plan.downsample[0]
         self.strides = [stride[0] for stride in reversed(plan.strides)]
@@ -274,7 +336,7 @@ class ConvDecoder(Precise, Decoder):
         self.up: TransposedConvolution | None = None
         if resample > 1:
             self.up = TransposedConvolution(
-                width, width, 2 * resample, resample, groups=width, bias=False, dims=dims, causal=causal
+                width, width, 2 * resample, resample, groups=width, bias=False, dims=dims, causal=causal, edges=edges
             )
         self.middle = _along_time(middle, dims)
         self.first = plan.conv(width, plan.widths[-1], kernel)
@@ -294,6 +356,8 @@ class ConvDecoder(Precise, Decoder):
         if self.dims > 1:
             x = x.reshape([x.shape[0], x.shape[1]] + grid)  # noqa: RUF005 (TorchScript)
         mask = along_first(mask, x.shape[2], self.dims)
+        if self.reflects and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            mask = self._marked(latents, mask)
         rate = 1
         here = at_rate(mask, rate, self.dims)
         if self.up is not None:
@@ -308,10 +372,20 @@ class ConvDecoder(Precise, Decoder):
         for level, stage in enumerate(self.stages):
             rate = rate * self.strides[level]
             wide = at_rate(mask, rate, self.dims)
-            x = stage(x, here, wide, memory)
-            here = wide
+            x = stage(x, _shortened(here, x), wide, memory)
+            here = _shortened(wide, x)
         # Spectral losses and discriminators of waveforms detect the rounding noise of bfloat16.
-        return self.precisely(x, here, memory) if self.dims == 1 else self.compute(x, here, memory)
+        y = self.precisely(x, here, memory) if self.dims == 1 else self.compute(x, here, memory)
+        if self.shortens:
+            y = functional.pad(y, [0, latents.shape[1] * self.rate - y.shape[2]])
+        return y
+
+    @torch.jit.unused
+    def _marked(self, latents: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Mask all latents of an exported graph, which may not reflect by the example's length."""
+        if mask is None and torch.compiler.is_exporting():
+            return torch.ones_like(latents[:1, :, 0], dtype=torch.bool)
+        return mask
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Return the signal, given the last stage's output."""

@@ -13,7 +13,7 @@ from ..build import checkpoint_of, misfit, open_checkpoint
 from .base import Training
 from .config.launch import detect_launch
 
-__all__ = ["check_resume", "differing", "find_checkpoint"]
+__all__ = ["check_resume", "differing", "find_checkpoint", "holds_weights_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,16 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     if own.is_file():
         raise UserError(f"{folder}: has a run already; resume it by resume=auto, or give another hydra.run.dir")
     return None
+
+
+def holds_weights_alone(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is one of imported weights, without a training's state.
+
+    Raises:
+        UserError: The file isn't a checkpoint.
+    """
+    state, _ = open_checkpoint(checkpoint, map_location="meta", mmap=True)
+    return "updates" not in state
 
 
 def check_resume(checkpoint: Path, module: Training, plain: Mapping[str, Any]) -> None:

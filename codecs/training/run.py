@@ -37,7 +37,7 @@ from .implicit import ClipTraining
 from .malloc import keep_freed_memory, let_segments_grow
 from .module import CodecTraining
 from .prior import PriorTraining
-from .resume import check_resume, differing, find_checkpoint
+from .resume import check_resume, differing, find_checkpoint, holds_weights_alone
 
 __all__ = ["Run", "build_run"]
 
@@ -126,6 +126,8 @@ def build_run(config: DictConfig, folder: Path) -> Run:
     options = _options(plain)
     pl.seed_everything(options["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config.resume, folder)
+    if resume and holds_weights_alone(resume):  # an imported run: there is no update to continue from
+        config.init_from, resume = str(resume), None
     on_gpu = _trains_on_gpu(plain["trainer"])
     if on_gpu:
         if plain["loader"].get("bucket") or plain["loader"].get("budget"):

@@ -48,6 +48,9 @@ SUBCOMMANDS = {
     "evaluate": Subcommand(
         "codecs.evaluation.cli:main", "measure quality at each length of the codes", "RUN --data PHOTOS", "train"
     ),
+    "import": Subcommand(
+        "export.cli.importing:main", "make a run of published weights", "encodec_24khz.th --out runs/encodec", "train"
+    ),
     "export": Subcommand("export.cli.export:main", "export a run as a bundle", "RUN --out tokenizer", "train"),
     "report": Subcommand(
         "export.report.cli:main", "show runs and bundles on one page", "RUN --out report.html", "train"

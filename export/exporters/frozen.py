@@ -43,6 +43,7 @@ class FrozenCodec(nn.Module):
         self.layout = codec.layout
         self.tokens = codec.layout.tokens
         self.unit_latents = codec.unit_latents
+        self.partial = codec.encoder.partial
         self.encoder = codec.encoder
         self.project_in = codec.project_in
         self.bottleneck = codec.bottleneck.frozen()
@@ -64,7 +65,8 @@ class FrozenCodec(nn.Module):
 
         Their shape is `(b, codebooks, n)`; for clips `(b, codebooks, *grid)`, or `(b, codebooks, blocks, N)`.
         """
-        signal = self.layout.pad(signal, self.layout.causal_pad)
+        if not self.partial:
+            signal = self.layout.pad(signal, self.layout.causal_pad)
         return self._coded(self.encoder(signal), signal)
 
     def _coded(self, features: Tensor, signal: Tensor) -> Tensor:
@@ -151,7 +153,8 @@ class FrozenStream(FrozenCodec):
     @torch.jit.export
     def encode_chunk(self, signal: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a chunk of signals `(b, c, t, ...)`, given a state `(b, S)`; return codes and next state."""
-        signal = self.layout.pad(signal, 0)
+        if not self.partial:
+            signal = self.layout.pad(signal, 0)
         shapes = at_grid(self.encoder_layout, self.layout.steps(signal)[1:])
         memory = unpack(state, shapes)
         codes = self._coded(self.encoder(signal, None, memory), signal)

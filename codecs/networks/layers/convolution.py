@@ -1,8 +1,8 @@
 """Convolutions over 1, 2 or 3 axes with exact output lengths: `t / stride`, or `t * stride` if transposed.
 
-Padding is always zeros, and a padded batch gives the same result as single samples: invalid steps are zeroed before
-every layer that looks ahead. Along the first axis, a causal layer depends only on the current and the last `context`
-steps. It needs no mask, because invalid steps are a suffix.
+Padding is zeros unless `edges` says otherwise. A padded batch gives the same result as single samples: invalid steps
+are zeroed before every layer that looks ahead. Along the first axis, a causal layer depends only on the current and the
+last `context` steps. It needs no mask, because invalid steps are a suffix.
 
 A causal layer streams if it gets a `memory`: a list with one tensor, at index `slot`, for each layer that needs earlier
 inputs. A `Convolution` stores the last `context` steps of its input (zeros at first) and prepends them to the next
@@ -20,6 +20,8 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from varitok import UserError
+
+from .edges import edges_of, pad_ends
 
 __all__ = [
     "Convolution",
@@ -116,6 +118,17 @@ def prepend_context(x: Tensor, memory: list[Tensor], slot: int, context: int, ax
     shape[axis] = context
     x = torch.cat([recall(memory, slot, x, shape), x], dim=axis)
     memory[slot] = x.narrow(axis, x.shape[axis] - context, context)
+    return x
+
+
+def _prepend_start(
+    x: Tensor, memory: list[Tensor], slot: int, context: int, fill: str, lengths: Tensor | None
+) -> Tensor:
+    """Prepend the stored context, or before the first chunk what `fill` puts there; store the context and a mark."""
+    past = recall(memory, slot, x, [x.shape[0], x.shape[1], context + 1])
+    start = pad_ends(x, context, 0, fill, lengths)[:, :, :context]
+    x = torch.cat([torch.where(past[:, :, context:] > 0, past[:, :, :context], start), x], dim=2)
+    memory[slot] = torch.cat([x.narrow(2, x.shape[2] - context, context), torch.ones_like(x[:, :, :1])], dim=2)
     return x
 
 
@@ -216,6 +229,7 @@ class Convolution(_Layer):
         dims: Number of axes, 1 to 3.
         causal: Whether output i depends on the input up to step `i * stride + stride - 1` of the first axis only.
         norm: `weight`, weight norm (arXiv 1602.07868), which export folds; `group`, group norm of the output; `none`.
+        edges: Treatment of the ends, a name in `edges.EDGES`; `zeros` for more than one axis.
 
     Attributes:
         context: Earlier steps of the first axis that a causal layer needs, besides those of the current stride.
@@ -240,19 +254,22 @@ class Convolution(_Layer):
         dims: int = 1,
         causal: bool = False,
         norm: Norm = "none",
+        edges: str = "zeros",
     ) -> None:
         super().__init__(outputs, dims, kernel, stride, causal, norm)
+        ends = edges_of(edges, dims)
         spread = per_axis(dilation, dims)
         totals = [(k - 1) * d + 1 - s for k, s, d in zip(self.kernel, self.stride, spread, strict=True)]
         if min(totals) < 0:
             raise UserError(f"convolution: kernel {self.kernel} is shorter than stride {self.stride}")
-        left = [total // 2 for total in totals]
+        left = [(total + ends.early) // 2 for total in totals]
         if causal:
             left[0] = totals[0]
         right = [total - before for total, before in zip(totals, left, strict=True)]
         self.context = totals[0]
         self.looks_ahead = right[0] > 0
-        even = left == right
+        self.fill, self.partial = ends.fill, ends.partial
+        even = left == right and self.fill == "zeros"
         # Symmetric padding is left to the layer, which copies nothing. F.pad takes axes from last to first.
         self.pads = [] if even else [n for pair in zip(left[::-1], right[::-1], strict=True) for n in pair]
         self.chunk_pads = self.pads[:-2] if any(self.pads[:-2]) else []
@@ -262,18 +279,34 @@ class Convolution(_Layer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Convolve x; `mask` is bool `(b, 1, t, ...)`, at the input rate."""
-        if self.looks_ahead:
+        if self.looks_ahead or self.partial:
             x = zero_invalid(x, mask)
-        pads = self.pads
-        if memory is not None and self.context > 0:
-            x = prepend_context(x, memory, self.slot, self.context, 2)
-            pads = self.chunk_pads
-        if len(pads) > 0:
-            x = functional.pad(x, pads)
-        y: Tensor = self.layer(x)
+        y: Tensor = self.layer(self._padded(x, mask, memory))
         if self.step_norm is not None:
             y = self.step_norm(y, None if mask is None else mask[:, :, :: self.stride[0]])
         return y
+
+    def _padded(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
+        """Pad x, or prepend what the memory has of earlier chunks."""
+        pads = self.pads
+        # With a mask, x has whole steps.
+        missing = -x.shape[2] % self.stride[0] if self.partial and mask is None else 0
+        lengths: Tensor | None = None
+        if mask is not None and self.fill != "zeros":
+            lengths = mask.sum(2)
+        if memory is not None and self.context > 0:
+            if self.fill == "zeros":
+                x = prepend_context(x, memory, self.slot, self.context, 2)
+            else:
+                x = _prepend_start(x, memory, self.slot, self.context, self.fill, lengths)
+                lengths = None if lengths is None else lengths + self.context
+            pads = self.chunk_pads
+        if self.fill != "zeros":
+            before, after = (pads[0], pads[1]) if len(pads) > 0 else (0, 0)
+            return pad_ends(x, before, after + missing, self.fill, lengths, self.stride[0] if self.partial else 1)
+        if missing > 0:
+            x = functional.pad(x, [0, missing])
+        return functional.pad(x, pads) if len(pads) > 0 else x
 
 
 class TransposedConvolution(_Layer):
@@ -284,6 +317,7 @@ class TransposedConvolution(_Layer):
     Args:
         kernel: Kernel size, at least the stride: one number, or one per axis.
         causal: Whether output i depends on the input up to step `i // stride` of the first axis only.
+        edges: As in `Convolution`; with those of DAC the output lacks its last step if the stride is odd.
 
     Attributes:
         context: Earlier input steps of the first axis that a causal layer needs.
@@ -306,19 +340,27 @@ class TransposedConvolution(_Layer):
         dims: int = 1,
         causal: bool = False,
         norm: Norm = "none",
+        edges: str = "zeros",
     ) -> None:
         super().__init__(outputs, dims, kernel, stride, causal, norm)
+        ends = edges_of(edges, dims)
         totals = [k - s for k, s in zip(self.kernel, self.stride, strict=True)]
         if min(totals) < 0:
             raise UserError(f"convolution: kernel {self.kernel} is shorter than stride {self.stride}")
         # The layer's own padding crops `left` steps on both sides; forward crops the rest on the right.
-        left = [total // 2 for total in totals]
+        left = [(total + ends.early) // 2 for total in totals]
         if causal:
             left[0] = 0
-        self.rest = [total - 2 * before for total, before in zip(totals, left, strict=True)]
+        self.lead = 0
+        if ends.norm_first and norm == "group":
+            self.lead, left[0] = left[0], 0  # cropped after the norm
+        rest = [total - 2 * before for total, before in zip(totals, left, strict=True)]
+        added = 1 if rest[0] < 0 and not ends.shortens else 0
+        self.whole = totals[0] if ends.norm_first and norm == "group" else 0
+        self.rest = [0, *rest[1:]] if self.whole else rest
         self.context = math.ceil(totals[0] / self.stride[0])
         self.mixes = self.kernel[0] > self.stride[0]
-        layer = _TRANSPOSED[dims - 1](inputs, outputs, self.kernel, self.stride, tuple(left), 0, groups, bias)
+        layer = _TRANSPOSED[dims - 1](inputs, outputs, self.kernel, self.stride, tuple(left), added, groups, bias)
         self.layer = _initialize(layer, norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
@@ -339,5 +381,9 @@ class TransposedConvolution(_Layer):
             spread: Tensor | None = None
             if mask is not None:
                 spread = mask.repeat_interleave(self.stride[0], dim=2)
+                if self.whole > 0:  # the part that is cropped below is normalized too
+                    spread = torch.cat([torch.ones_like(spread[:, :, :1]).expand(-1, -1, self.whole), spread], dim=2)
             y = self.step_norm(y, spread)
+        if self.whole > 0:
+            y = y.narrow(2, self.lead, y.shape[2] - self.whole)
         return y

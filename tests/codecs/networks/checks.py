@@ -65,6 +65,7 @@ def check_padding(pair: Pair, lengths: list[int], garbage: float, channels: int 
 def check_causal(pair: Pair, cut: int, channels: int = 1) -> None:
     """What comes after a cut changes nothing before it, and something behind it."""
     encoder, decoder = pair
+    cut = max(cut, encoder.first_steps, decoder.first_steps)
     hop = encoder.downsample[0]
     signal = sound(encoder, 1, 6, channels)
     other = signal.clone()

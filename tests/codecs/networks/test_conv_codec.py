@@ -39,6 +39,12 @@ KINDS = {
     "stretched": PLAIN | {"resample": 3},
     "encodec": PLAIN | {"causal": True},
     "speech_tokenizer": PLAIN,
+    "encodec_24k": PLAIN
+    | {"causal": True, "edges": "encodec", "kernel": 3, "last_kernel": 3, "residual_kernel": 3, "dilations": [1]},
+    "encodec_48k": PLAIN | {"strides": [2, 5], "norm": "group", "edges": "encodec"},
+    "dac_24k": PLAIN | {"strides": [5, 3], "tanh": True, "edges": "dac"},
+    "snac_44k": PLAIN | {"strides": [2, 3], "edges": "snac"},
+    "mimi_24k": PLAIN | {"causal": True, "resample": 2, "edges": "mimi"},
 }
 CHANNELS = {"causal_odd": 2}
 SCRIPTED = ("causal_odd", "group")  # by the quick tests, as whole codecs are in tests/export

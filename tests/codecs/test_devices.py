@@ -69,7 +69,7 @@ def test_a_bottleneck_computes_where_its_input_is(gpu, name):
     live, frozen = moved(example(name), gpu), moved(example(name).eval().frozen(), gpu)
     found = []
     with gpu, torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        latents = torch.empty(2, 9, live.dim, device="cuda", requires_grad=True)
+        latents = torch.empty(2, 9, live.inputs, device="cuda", requires_grad=True)
         with torch.no_grad():
             for module in (frozen, live.eval()):
                 codes = module.encode(latents)

@@ -31,7 +31,7 @@ def learn(bottleneck, latents, lengths):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_bottleneck_codes_as_on_the_cpu_and_learns(device, name, record_property):
     here = example(name)
-    latents, lengths = torch.randn(8, 40, here.dim) * 1.5, torch.full((8,), 33)
+    latents, lengths = torch.randn(8, 40, here.inputs) * 1.5, torch.full((8,), 33)
     learn(here, latents, lengths)  # so that codebooks are no longer at their beginning
     there, frozen = copy.deepcopy(here).to(device), here.frozen().to(device)
     placed = latents.to(device)

@@ -51,7 +51,7 @@ def _trained(name):
     """Make one whose codebooks are not at their beginning, in evaluation mode."""
     bottleneck = example(name)
     for _ in range(2):
-        latents = _latents(bottleneck.dim, 4, 20)
+        latents = _latents(bottleneck.inputs, 4, 20)
         bottleneck(latents, torch.full((4,), 20), bottleneck.depths(latents))
         bottleneck.update()
     if name == "token_bridge":
@@ -67,7 +67,7 @@ def _counts(bottleneck):
 def _check(bottleneck, encode, decode):
     """Compare both directions of an exported form with the bottleneck, at several sizes."""
     for b, n in SIZES:
-        latents = _latents(bottleneck.dim, b, n)
+        latents = _latents(bottleneck.inputs, b, n)
         codes = bottleneck.encode(latents)
         found = encode(latents)
         assert found.dtype == codes.dtype and found.shape == codes.shape
@@ -112,7 +112,7 @@ def test_onnx(name, tmp_path):
     bottleneck = _trained(name)
     frozen = _Frozen(bottleneck.frozen()).eval()
     # Example sizes are 2 or more and all different, so that none is taken for a constant.
-    latents = _latents(bottleneck.dim, 3, 7)
+    latents = _latents(bottleneck.inputs, 3, 7)
     codebooks = "codebooks" if len(bottleneck.codebook_sizes) > 1 else None
     export_graph(
         _Method(frozen, "encode"),

@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> None:
         epilog="for example: varitok import encodec_24khz-d7cc33bc.th --out runs/encodec",
     )
     parser.add_argument(
-        "path", type=Path, metavar="FILE_OR_FOLDER", help="a file of weights, or a folder of transformers"
+        "path", type=Path, metavar="FILE_OR_FOLDER", help="a file of weights, or a folder of transformers or diffusers"
     )
     parser.add_argument("--as", dest="name", metavar="NAME", help=f"one of {', '.join(FAMILIES)}; guessed by default")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
@@ -31,11 +31,12 @@ def main(words: Sequence[str]) -> None:
     found = import_weights(options.path, options.name, data=options.data, weights=options.weights)
     write_run(found, options.out)
     millions = sum(weight.numel() for weight in found.codec.parameters()) / 1e6
-    bits = sum(math.log2(size) for size in found.codec.bottleneck.codebook_sizes)
+    bottleneck = found.codec.bottleneck
+    bits = sum(math.log2(size) for size in bottleneck.codebook_sizes)
+    rate = f"{found.codec.num_codebooks} codebooks, {bits:.0f} bits a token" if bits else f"{bottleneck.dim} channels"
     console = Console()
     for line in (
-        f"{found.family.title}, saved by {found.layout.name}: {millions:.1f} M parameters,"
-        f" {found.codec.num_codebooks} codebooks, {bits:.0f} bits a token",
+        f"{found.family.title}, saved by {found.layout.name}: {millions:.1f} M parameters, {rate}",
         *found.notes,
         f"written to {options.out}; train it further by train.py --config-dir {options.out} --config-name config"
         f" init_from={options.out} data.root=FOLDER",

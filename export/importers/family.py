@@ -22,13 +22,17 @@ class Layout(NamedTuple):
 
     Attributes:
         name: The package that reads them.
-        mark: Name of a tensor that only this layout has.
+        mark: Name of a tensor that only this layout has, or names that only it has together.
         renames: Regular expressions, in order, and what `re.sub` replaces them by to get the family's names.
     """
 
     name: str
-    mark: str
+    mark: str | tuple[str, ...]
     renames: Mapping[str, str | Callable[[re.Match[str]], str]]
+
+    def has(self, source: Source) -> bool:
+        """Return whether a source is in this layout."""
+        return all(name in source.shapes for name in ((self.mark,) if isinstance(self.mark, str) else self.mark))
 
     def rename(self, name: str) -> str:
         """Return the family's name of a tensor."""
@@ -63,6 +67,8 @@ class Family(NamedTuple):
         marks: Sizes in which it differs from other families of its architecture: those of `Sizes.values`, or of the
             source's config.json.
         ignored: Regular expressions of tensors that aren't needed.
+        prepare: Function that derives the tensors of the table from those that are published (`derive.py`); None if
+            they are the same.
     """
 
     name: str
@@ -74,10 +80,11 @@ class Family(NamedTuple):
     fixed: Mapping[str, Any]
     marks: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+    prepare: Callable[[Source], Source] | None = None
 
     def layout(self, source: Source) -> Layout | None:
         """Return the layout of a source; None if it is of another family."""
-        return next((layout for layout in self.layouts if layout.mark in source.shapes), None)
+        return next((layout for layout in self.layouts if layout.has(source)), None)
 
     def accepts(self, source: Source, sizes: Sizes) -> bool:
         """Return whether a source in the family's names has the sizes that mark this family."""

@@ -2,13 +2,14 @@
 
 from varitok import UserError
 
-from . import dac, encodec, mimi
+from . import autoencoder_kl, cosmos, dac, encodec, mimi, titok, vqgan
 from .family import Family, Layout, Sizes
 from .source import Source
 
 __all__ = ["FAMILIES", "Match", "recognize"]
 
-FAMILIES: dict[str, Family] = {family.name: family for module in (dac, encodec, mimi) for family in module.FAMILIES}
+MODULES = (autoencoder_kl, cosmos, dac, encodec, mimi, titok, vqgan)
+FAMILIES: dict[str, Family] = {family.name: family for module in MODULES for family in module.FAMILIES}
 
 Match = tuple[Family, Layout, Source, Sizes]
 
@@ -51,4 +52,6 @@ def _match(family: Family, source: Source) -> Match | None:
     if layout is None:
         return None
     renamed = source.renamed(layout.rename)
+    if family.prepare is not None:
+        renamed = family.prepare(renamed)
     return family, layout, renamed, family.sizes(renamed)

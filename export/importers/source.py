@@ -1,4 +1,4 @@
-"""Files of published weights: pickles of torch, safetensors, and folders of transformers, whole or in shards."""
+"""Files of published weights: pickles of torch, safetensors, folders of transformers or diffusers, even in shards."""
 
 import json
 import re
@@ -15,8 +15,9 @@ from varitok import UserError
 
 __all__ = ["Source", "read_source"]
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of sharded weights
-WHOLE = ("model.safetensors", "pytorch_model.bin", "weights.pth")
+FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+INDEXES = tuple(f"{name}.index.json" for name in FILES)  # of sharded weights
+WHOLE = (*FILES, "weights.pth")
 PLAIN = ("state_dict", "best_state", "model_state_dict", "model", "generator")  # names of weights in a pickle
 DIRECTIONS = ("weight_v", "parametrizations.weight.original1")  # weight norm's, in torch's older and newer form
 AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model")

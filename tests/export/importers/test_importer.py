@@ -135,9 +135,9 @@ def test_an_imported_run_is_trained_further(state: dict[str, Tensor], tmp_path: 
     torch.save(state, tmp_path / "encodec.th")
     main(["import", str(tmp_path / "encodec.th"), "--out", str(tmp_path / "run")])
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
-    voices = composed("data=voices", "data.sample_rate=24000", "data.crop_tokens=20").data
-    config.data = voices | {"downsample": 320}
-    config.objective = composed("objective=pixel").objective
+    voices = composed("data=voices", "data.sample_rate=24000", "data.crop_tokens=20", "data.downsample=320").data
+    config.data = OmegaConf.to_container(voices, resolve=True)
+    config.objective = OmegaConf.to_container(composed("experiment=audio/encodec_small").objective, resolve=True)
     config.trainer, config.callbacks, config.export = composed().trainer, {}, None
     config.updates, config.loader.batch_size, config.loader.workers = 1, 2, 0
     config.hydra = None

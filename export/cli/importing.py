@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--as", dest="name", metavar="NAME", help=f"one of {', '.join(FAMILIES)}; guessed by default")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    parser.add_argument("--data", default="data", metavar="FOLDER", help="training data that its configuration names")
+    parser.add_argument("--data", default="data", metavar="FOLDER", help="the run's data: trained, evaluated and shown")
     parser.add_argument("--weights", metavar="SET", help="which of several sets of weights in a file, such as ema")
     options = parser.parse_args(words)
     found = import_weights(options.path, options.name, data=options.data, weights=options.weights)

@@ -18,6 +18,7 @@ FORMS = {
     "taming": ("vqgan", (1, 2), 8, 8),
     "llamagen": ("llamagen", (1, 1, 2), 8, 4),
     "cosmos": ("cosmos_ci", (2, 4, 4), 16, 16),
+    "cosmos_di": ("cosmos_di", (2, 4, 4), 32, 6),
     "ldm": ("sd_vae", (1, 2), 4, 4),
 }
 

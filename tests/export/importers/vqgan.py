@@ -114,19 +114,20 @@ class _Codebook(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """A codec of random weights: "taming", "llamagen", "cosmos" (continuous, of Haar bands) or "ldm" (Gaussian)."""
+    """A codec of random weights: "taming", "llamagen", "cosmos" and "cosmos_di" (of Haar bands) or "ldm" (Gaussian)."""
 
     def __init__(self, form: str, multipliers: Sequence[int], width: int, dim: int, size: int) -> None:
         super().__init__()
         self.form, levels = form, len(multipliers)
-        bands = 48 if form == "cosmos" else 3
-        downs, ups = ({0}, {levels - 1}) if form == "cosmos" else (set(range(levels - 1)), set(range(1, levels)))
+        self.haar = form.startswith("cosmos")
+        bands = 48 if self.haar else 3
+        downs, ups = ({0}, {levels - 1}) if self.haar else (set(range(levels - 1)), set(range(1, levels)))
         moments = 2 if form == "ldm" else 1
         self.encoder = _Network(form, bands, moments * width, multipliers, False, downs)
         self.decoder = _Network(form, width, bands, multipliers, True, ups)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(moments * width, moments * dim, 1), nn.Conv2d(dim, width, 1)
         self.continuous = form in ("cosmos", "ldm")
-        if not self.continuous:
+        if form in ("taming", "llamagen"):
             self.quantize = _Codebook(size, dim)
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.3 if weight.dim() == 1 else weight[0].numel() ** -0.5)
@@ -134,9 +135,11 @@ class Tokenizer(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return codes `(b, 1, h, w)`, or latents."""
-        latents = self.quant_conv(self.encoder(_haar(images) if self.form == "cosmos" else images))
+        latents = self.quant_conv(self.encoder(_haar(images) if self.haar else images))
         if self.continuous:
             return latents[:, : self.post_quant_conv.in_channels]
+        if self.haar:
+            return _scalar_codes(latents)
         rows = latents.movedim(1, -1).flatten(0, 2)
         rows = functional.normalize(rows) if self.form == "llamagen" else rows
         codes = torch.cdist(rows, self._entries(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
@@ -144,14 +147,33 @@ class Tokenizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return images."""
-        if self.continuous:
-            found = self.decoder(self.post_quant_conv(codes))
-            return _inverse_haar(found) if self.form == "cosmos" else found
-        return self.decoder(self.post_quant_conv(self._entries()[codes[:, 0]].movedim(-1, 1)))
+        latents = codes
+        if not self.continuous:
+            latents = _scalars(codes) if self.haar else self._entries()[codes[:, 0]].movedim(-1, 1)
+        found = self.decoder(self.post_quant_conv(latents))
+        return _inverse_haar(found) if self.haar else found
 
     def _entries(self) -> Tensor:
         entries = self.quantize.embedding.weight
         return functional.normalize(entries) if self.form == "llamagen" else entries
+
+
+LEVELS = (8, 8, 8, 5, 5, 5)
+
+
+def _scalar_codes(latents: Tensor) -> Tensor:
+    """Round each channel to its levels; the first is the lowest digit (arXiv 2309.15505)."""
+    code = torch.zeros_like(latents[:, :1], dtype=torch.int64)
+    for channel, count in enumerate(LEVELS):
+        half, offset = (count - 1) * 1.001 / 2, 0.5 if count % 2 == 0 else 0.0
+        bent = torch.tanh(latents[:, channel] + math.atanh(offset / half)) * half - offset
+        code[:, 0] += (bent.round().long() + count // 2) * math.prod(LEVELS[:channel])
+    return code
+
+
+def _scalars(codes: Tensor) -> Tensor:
+    digits = [codes[:, 0] // math.prod(LEVELS[:channel]) % count for channel, count in enumerate(LEVELS)]
+    return torch.stack([digit / (count // 2) - 1 for digit, count in zip(digits, LEVELS, strict=True)], 1)
 
 
 def _haar(x: Tensor) -> Tensor:

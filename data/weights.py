@@ -44,7 +44,9 @@ def require_weights(filename: str, purpose: str, source_hint: str) -> Path:
     return path
 
 
-def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") -> None:
+def load_weights(
+    network: nn.Module, path: Path, what: str, prefix: str = "", *, key: str | None = None, beside: tuple[str, ...] = ()
+) -> None:
     """Load a file of weights, as tensors only, into a network built on the meta device.
 
     Args:
@@ -52,13 +54,17 @@ def load_weights(network: nn.Module, path: Path, what: str, prefix: str = "") ->
         path: The file.
         what: Name of the expected weights, for the error message.
         prefix: Prefix of the parameters to load, which is removed; the others are ignored.
+        key: Entry of the file that has the parameters; None if the file is they.
+        beside: Prefixes of further parameters, which are ignored.
 
     Raises:
         UserError: The file is damaged, or has other weights.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        state = state if key is None else state[key]
+        own = {name: value for name, value in state.items() if name.startswith(prefix) and not name.startswith(beside)}
+        found = {name.removeprefix(prefix): value for name, value in own.items()}
         network.load_state_dict(found, assign=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, struct.error and more
         raise UserError(f"{path}: not {what} ({type(error).__name__}); download it again") from error

@@ -20,13 +20,14 @@ from ..build import build, load_run
 from ..codec import Codec
 from ..conversion import RANGES, convert
 from ..implicit.codec import ImplicitCodec
+from ..metrics.transcription import word_error_rate
 from ..modalities.base import Modality
 from ..modalities.registry import MODALITIES, modality_of
 from .evaluate import evaluate, versions
 from .robustness import available_features, robustness
 from .table import json_rows, read_rows
 
-__all__ = ["main", "validation_splits"]
+__all__ = ["add_recognizer", "main", "recognizing", "validation_splits"]
 
 
 def main(words: Sequence[str]) -> None:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="sides of images or frames, if tokens are on a grid; each is measured",
     )
     parser.add_argument("--metrics", metavar="NAMES", help=f"out of {names}; by default all that can be had here")
+    add_recognizer(parser)
     parser.add_argument(
         "--robustness",
         metavar="0.1,0.5",
@@ -77,6 +79,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_recognizer(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--asr`."""
+    parser.add_argument(
+        "--asr",
+        metavar="FOLDER",
+        help="also measure wer, the word error rate, by a Whisper of transformers in this folder",
+    )
+
+
+def recognizing(modality: Modality, folder: str | None) -> Modality:
+    """Return a modality that measures the word error rate by the recognizer of `--asr`, if there is one.
+
+    Raises:
+        UserError: The signals aren't sounds.
+    """
+    if folder is None:
+        return modality
+    if modality.name != "audio":
+        raise UserError(f"--asr: word errors are measured on sounds, and this codec's signals are {modality.plural}")
+    return modality.with_metric(word_error_rate(folder))
+
+
 def _run(options: argparse.Namespace, command: str) -> None:
     """Evaluate a run at one or several sizes, and write and print the results."""
     convert(options.batch_size, int, "--batch-size", RANGES)
@@ -88,7 +112,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
         codec.to(options.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a build of torch without that device
         raise UserError(f"--device {options.device}: this device isn't available") from error
-    modality = modality_of(codec)
+    modality = recognizing(modality_of(codec), options.asr)
     if rates and modality.name != "image":
         raise UserError(f"--robustness is measured on images, and this codec's signals are {modality.plural}")
     if options.data and isinstance(codec, ImplicitCodec):
@@ -99,21 +123,27 @@ def _run(options: argparse.Namespace, command: str) -> None:
     found = {}
     for size in sizes:
         data = config.data if size is None else OmegaConf.merge(config, {"data": {"image_size": size}}).data
-        found[str(size)] = _measure(codec, data, f"{size}_pixels" if size else "", rates, options, command)
+        found[str(size)] = _measure(codec, modality, data, f"{size}_pixels" if size else "", rates, options, command)
     if options.json:
         print(json.dumps({"sizes": found} if options.size else found["None"], indent=2))
 
 
 def _measure(
-    codec: Codec, data: DictConfig, part: str, rates: Sequence[float], options: argparse.Namespace, command: str
+    codec: Codec,
+    modality: Modality,
+    data: DictConfig,
+    part: str,
+    rates: Sequence[float],
+    options: argparse.Namespace,
+    command: str,
 ) -> dict[str, object]:
     """Evaluate a codec on signals of one size, write the results to `part` of their folder, and return the rows."""
-    modality, keeps = modality_of(codec), _numbers("--keep", options.keep, "1,4,16") if options.keep else None
+    keeps = _numbers("--keep", options.keep, "1,4,16") if options.keep else None
     splits = validation_splits(modality, data, options.data)
     batches = validation_loader(splits.val, options.batch_size, options.workers)
     header = {"codec": str(options.run), **splits.about, "command": command}
     metrics = options.metrics.split(",") if options.metrics else modality.available()
-    table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header)
+    table = evaluate(codec, progress(batches, len(batches), "batches"), keeps, metrics, header, modality)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
     folder = options.out / part if options.out else _results(run / "evaluation" / part, splits.about)
     table.write_csv(folder / "evaluation.csv")

@@ -12,6 +12,7 @@ from varitok import UserError
 from varitok.data.batch import Batch, normalize
 
 from ..metrics import frechet, rate
+from ..modalities.base import Modality
 from ..modalities.registry import modality_of
 from .ladder import Evaluable, Ladder
 from .robustness import evaluation_mode
@@ -27,6 +28,7 @@ def evaluate(
     keeps: Sequence[int] | None = None,
     metrics: Sequence[str] | None = None,
     header: Mapping[str, str] | None = None,
+    modality: Modality | None = None,
 ) -> Table:
     """Measure the quality and the bitrate of prefixes of codes.
 
@@ -47,13 +49,14 @@ def evaluate(
         keeps: Numbers of tokens or codebooks to keep, in any order; 1, 2, 4, ... and all if None.
         metrics: Names of the modality's metrics; None for its two `shown`.
         header: Entries above the table, before the definitions.
+        modality: Modality whose metrics are measured; None for the codec's.
 
     Raises:
         UserError: A number is out of range, a metric unknown or without its weights, the signals too small or of
             another size than the codec's, or none could be read.
     """
     with evaluation_mode(codec) as device:
-        tally = _Tally(codec, keeps, metrics, device)
+        tally = _Tally(codec, modality or modality_of(codec), keeps, metrics, device)
         for batch in batches:
             tally.add(batch)
     tally.gather()
@@ -65,10 +68,15 @@ class _Tally:
     """Sums over signals, which processes add up, and the table computed from them."""
 
     def __init__(
-        self, codec: Evaluable, keeps: Sequence[int] | None, metrics: Sequence[str] | None, device: torch.device
+        self,
+        codec: Evaluable,
+        modality: Modality,
+        keeps: Sequence[int] | None,
+        metrics: Sequence[str] | None,
+        device: torch.device,
     ) -> None:
         self.ladder = Ladder(codec, keeps)
-        self.modality = modality_of(codec)
+        self.modality = modality
         self.meanings: dict[str, str] = getattr(codec, "meanings", {})
         self.device = device
         self.metrics = list(self.modality.shown if metrics is None else metrics)

@@ -24,7 +24,7 @@ from varitok import UserError
 from ..losses.spectral import SISDR, MultiResolutionSTFT, MultiScaleMel
 from .metric import Comparison, Metric
 
-__all__ = ["METRICS", "round_to_16_bits"]
+__all__ = ["METRICS", "each_sound", "round_to_16_bits", "speech_metric"]
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], float]
 """(decoded, original), both float32 `(c, t)` without padding, to a value."""
@@ -49,7 +49,7 @@ def round_to_16_bits(signal: Tensor) -> Tensor:
     return signal.mul(32768).round().clamp(-32768, 32767).div(32768)
 
 
-def _each(measure: Measure, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
+def each_sound(measure: Measure, fake: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
     """Compute a measure of each waveform, `(b,)`.
 
     Raises:
@@ -134,20 +134,31 @@ def _mean(values: list[float]) -> float:
 
 
 def _build_mel(device: torch.device, sample_rate: int) -> Comparison:
-    return partial(_each, partial(_distance, MultiScaleMel(sample_rate).to(device)))
+    return partial(each_sound, partial(_distance, MultiScaleMel(sample_rate).to(device)))
 
 
 def _build_stft(device: torch.device, _: int) -> Comparison:
     # The loss has natural logarithms; the factor converts the sum over windows to log10.
     spectra = MultiResolutionSTFT(STFT_WINDOWS, None, None, convergence=0.0, scale=1 / math.log(10))
-    return partial(_each, partial(_distance, spectra.to(device)))
+    return partial(each_sound, partial(_distance, spectra.to(device)))
 
 
 def _build_si_sdr(_device: torch.device, _sample_rate: int) -> Comparison:
-    return partial(_each, partial(_si_sdr, SISDR()))
+    return partial(each_sound, partial(_si_sdr, SISDR()))
 
 
-def _speech_metric(name: str, title: str, form: str, definition: str, package: str, least: int, compare: Any) -> Metric:
+def speech_metric(
+    name: str,
+    title: str,
+    form: str,
+    definition: str,
+    package: str,
+    least: int,
+    compare: Callable[[Any, Tensor, Tensor, int], float],
+    *,
+    load: Callable[[str], Any] = importlib.import_module,
+    extra: str = "audio-metrics",
+) -> Metric:
     """Return a metric that an optional package computes on audio of at least `least` Hz.
 
     Args:
@@ -157,25 +168,25 @@ def _speech_metric(name: str, title: str, form: str, definition: str, package: s
         definition: Definition for the header of a CSV file.
         package: Name of the package, for pip and for import.
         least: Lowest sample rate, in Hz.
-        compare: (package, decoded, original, sample rate) to the value of a channel `(t,)`.
+        compare: (loaded package, decoded, original, sample rate) to the value of a channel `(t,)`.
+        load: Loads the package, or the network in it, by its name; raises ImportError if it isn't installed.
+        extra: Extra of this project that installs it.
     """
 
     def build(_: torch.device, sample_rate: int) -> Comparison:
         if sample_rate < least:
             raise UserError(f"metric {name!r} needs at least {least} Hz, and the audio has {sample_rate} Hz")
         try:
-            module = importlib.import_module(package)
+            loaded = load(package)
         except ImportError as error:
-            raise UserError(
-                f"metric {name!r} needs the package {package}: pip install 'varitok[audio-metrics]'"
-            ) from error
+            raise UserError(f"metric {name!r} needs the package {package}: pip install 'varitok[{extra}]'") from error
 
         def measure(fake: Tensor, real: Tensor) -> float:
             sides = zip(fake.cpu(), real.cpu(), strict=True)
-            values = [compare(module, a, b, sample_rate) for a, b in sides if not _silent(b)]
+            values = [compare(loaded, a, b, sample_rate) for a, b in sides if not _silent(b)]
             return _mean([value for value in values if not math.isnan(value)])
 
-        return partial(_each, measure)
+        return partial(each_sound, measure)
 
     def available(sample_rate: int) -> bool:
         return find_spec(package) is not None and sample_rate >= least
@@ -214,7 +225,7 @@ METRICS = (
         " reconstruction is silent); both sides made zero-mean (arXiv 1811.02508); at {rate} Hz",
         build=_build_si_sdr,
     ),
-    _speech_metric(
+    speech_metric(
         "stoi",
         "STOI",
         "{:.3f}",
@@ -224,7 +235,7 @@ METRICS = (
         STOI_RATE,
         partial(_stoi, extended=False),
     ),
-    _speech_metric(
+    speech_metric(
         "estoi",
         "ESTOI",
         "{:.3f}",
@@ -234,7 +245,7 @@ METRICS = (
         STOI_RATE,
         partial(_stoi, extended=True),
     ),
-    _speech_metric(
+    speech_metric(
         "pesq",
         "PESQ",
         "{:.2f}",

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from varitok.data.batch import Splits
 
 from ..codec import Codec
-from ..metrics import audio
+from ..metrics import audio, speech, transcription
 from ..metrics.metric import Column
 from .base import Exhibit, GraphNames, Modality, Rows
 from .media import draw_spectrograms, lossless_audio, spectrogram, write_wav
@@ -28,7 +28,7 @@ class Audio(Modality):
     grid = "t"
     graph = GraphNames("input_values", "audio_codes", "audio_values", ("num_samples",), ("num_frames",))
     rounding = "both sides are compared as 16-bit values; decoded ones are clamped and rounded to the nearest"
-    metrics = audio.METRICS
+    metrics = (*audio.METRICS, *speech.METRICS, *transcription.METRICS)
     shown = ("mel", "si_sdr")
     rate = size = Column("kbps", "kbit/s", "{:.3f}", "kbit/s", "bits / seconds / 1000")
     element = "audio"

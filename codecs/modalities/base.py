@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,7 +91,7 @@ class Modality(ABC):
     graph: ClassVar[GraphNames]
     rounding: ClassVar[str]
     precision: ClassVar[str] = "32-true"
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     shown: ClassVar[tuple[str, str]]
     rate: ClassVar[Column]
     size: ClassVar[Column] = BYTES
@@ -107,6 +108,17 @@ class Modality(ABC):
     @abstractmethod
     def recognizes(cls, codec: Any) -> bool:
         """Return whether a codec has this modality, by its `sample_rate`, `downsample` and `bounded`."""
+
+    def with_metric(self, metric: Metric) -> "Modality":
+        """Return the modality with a metric in the place of its own of that name.
+
+        Raises:
+            UserError: The modality has no such metric.
+        """
+        self.metric(metric.name)
+        found = copy(self)
+        found.metrics = tuple(metric if own.name == metric.name else own for own in self.metrics)
+        return found
 
     def available(self) -> tuple[str, ...]:
         """List the names of the metrics that this machine computes by default."""

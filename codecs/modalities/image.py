@@ -33,7 +33,7 @@ class Image(Modality):
     )
     precision = "bf16-mixed"
     rounding = "both sides are compared as 8-bit values; decoded ones are clamped and rounded to the nearest"
-    metrics: ClassVar[tuple[Metric, ...]] = (*image.METRICS, frechet.RFID, *classifier.METRICS)
+    metrics: tuple[Metric, ...] = (*image.METRICS, frechet.RFID, *classifier.METRICS)
     shown = ("psnr", "ssim")
     rate = Column("bpp", "bpp", "{:.4f}", "bits per pixel", "bits / pixels")
 

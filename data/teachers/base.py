@@ -59,7 +59,9 @@ class Pretrained(NamedTuple):
     missing: list[str]  # names of parameters that are missing in the file, sorted
 
 
-def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = False) -> Pretrained:
+def load_pretrained(
+    folder: str, what: str, prefix: str = "", processor: bool = False, auto: str = "AutoModel"
+) -> Pretrained:
     """Load a pretrained network of `transformers` from this machine.
 
     Args:
@@ -67,6 +69,7 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
         what: Description of the expected network, for the error message.
         prefix: Prefix of the parameter names in the file, which is removed.
         processor: Whether preprocessor_config.json is required.
+        auto: Class of `transformers` that loads it.
 
     Raises:
         UserError: A file is missing, `transformers` isn't installed, or can't read it.
@@ -83,12 +86,12 @@ def load_pretrained(folder: str, what: str, prefix: str = "", processor: bool = 
         files = f"{', '.join(needed)} and model.safetensors (or pytorch_model.bin)"
         raise UserError(f"{folder}: place {files} of {what} there, or in {HOME / folder}; nothing is downloaded")
     try:
-        from transformers import AutoModel  # noqa: PLC0415 (an extra)
+        import transformers  # noqa: PLC0415 (an extra)
     except ImportError as error:
-        raise UserError("a teacher needs the package transformers; pip install 'varitok[teachers]'") from error
+        raise UserError(f"{folder}: needs the package transformers; pip install 'varitok[teachers]'") from error
     renamed = {"key_mapping": {"^" + re.escape(prefix): ""}} if prefix else {}
     try:
-        found, loading = AutoModel.from_pretrained(
+        found, loading = getattr(transformers, auto).from_pretrained(
             str(path), local_files_only=True, output_loading_info=True, **renamed
         )
         about = path / "preprocessor_config.json"

@@ -13,7 +13,7 @@ from varitok import UserError
 from ..feature_map import FeatureMap
 from .base import Teacher, load_pretrained
 
-__all__ = ["TextTransformer"]
+__all__ = ["TextTransformer", "load_tokenizer"]
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -38,7 +38,7 @@ class TextTransformer(Teacher):
         missing = [name for name in found.missing if name.startswith("text_")]
         if missing:
             raise UserError(f"{found.folder}: {len(missing)} text encoder weights are missing, {missing[0]} first")
-        self.tokenizer = _tokenizer(found.folder)
+        self.tokenizer = load_tokenizer(found.folder)
         # SigLIP was trained on texts padded to the maximum length, without a mask.
         self.filled = str(network.config.model_type).startswith("siglip")
         config = network.config.text_config
@@ -74,8 +74,12 @@ class TextTransformer(Teacher):
         return FeatureMap(vectors, (), pooled=vectors)
 
 
-def _tokenizer(folder: Path) -> Any:
-    """Load a tokenizer of `transformers`."""
+def load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer of `transformers`.
+
+    Raises:
+        UserError: A file is missing or can't be read.
+    """
     from transformers import AutoTokenizer  # noqa: PLC0415 (an extra)
 
     # Without these files, the library would silently build a tokenizer with an empty vocabulary.

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from varitok import UserError, progress
 from varitok.codecs.conversion import RANGES, convert
+from varitok.codecs.evaluation.cli import add_recognizer, recognizing
 from varitok.codecs.evaluation.evaluate import versions
 from varitok.codecs.evaluation.figure import draw_curves
 from varitok.codecs.evaluation.table import json_rows, wide_console, write_rows
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("comparison"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--codecs", metavar="NAMES", help="classical codecs, such as jpeg,webp; by default all")
     parser.add_argument("--metrics", metavar="NAMES", help="such as psnr,ssim; by default all that are available")
+    add_recognizer(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="largest number of files, evenly chosen")
     parser.add_argument("--seconds", type=float, metavar="S", help="duration of each file; by default all, 4 of a clip")
     parser.add_argument(
@@ -88,7 +90,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if options.limit and options.limit < len(files):
         files = [files[len(files) * index // options.limit] for index in range(options.limit)]
     classifier = _classifier(bundle, options)
-    modality = modality_of(codec)
+    modality = recognizing(modality_of(codec), options.asr)
     metrics = _metrics(modality, options.metrics)
     classics, missing = _classics(bundle, options.codecs)
     data, protocol = dataset_of(bundle, files, options.seconds, options.side)

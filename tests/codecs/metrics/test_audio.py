@@ -138,7 +138,7 @@ def test_short_sounds_have_a_value_or_none(name, length):
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
 def test_rates_leave_a_value_where_the_metric_is_available(rate):
     real = voice(rate=rate, samples=rate)
-    names = Audio(rate).available()
+    names = tuple(name for name in Audio(rate).available() if name in BEST)
     assert names[:3] == BASIC and ("pesq" not in names or rate >= 16_000) and ("stoi" not in names or rate >= 10_000)
     for name in names:
         assert measure(name, real + noise(real, scale=0.01), real, rate=rate).isfinite()
@@ -191,7 +191,7 @@ def test_names_are_checked():
 
 @pytest.mark.parametrize("name", SPEECH)
 def test_a_missing_package_is_named_and_its_metrics_not_listed(name, monkeypatch):
-    for package in ("pystoi", "pesq"):
+    for package in ("pystoi", "pesq", "speechmos", "resemblyzer"):
         monkeypatch.setitem(sys.modules, package, None)
     assert Audio(48_000).available() == BASIC
     with pytest.raises(UserError, match=rf"'{name}' needs the package {PACKAGE[name]}: pip install") as caught:

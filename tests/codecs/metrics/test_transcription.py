@@ -7,11 +7,15 @@ import torch
 
 from varitok import UserError
 from varitok.codecs.evaluation.cli import recognizing
+from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.codecs.metrics import transcription
 from varitok.codecs.metrics.transcription import Recognizer, word_error_rate
 from varitok.codecs.modalities.audio import Audio
 from varitok.codecs.modalities.image import Image
+from varitok.codecs.modalities.registry import modality_of
 from varitok.data.synthetic.audio import Voices
+
+from ..evaluation.test_evaluate_audio import Louder, _batch
 
 RATE = 16_000
 
@@ -49,6 +53,13 @@ def test_words_are_counted_against_the_original_s_own(monkeypatch):
     assert measure(torch.zeros_like(real), real) == 1
     assert torch.tensor(measure(real, torch.zeros_like(real))).isnan()
     assert Loudness.heard == 2 + 6 - 1, "an original is heard once, and a reconstruction of silence not at all"
+
+
+def test_an_evaluation_measures_it_at_each_length(monkeypatch):
+    monkeypatch.setattr(transcription, "Recognizer", Loudness)
+    codec = Louder()
+    table = evaluate(codec, [_batch(8000, 4000)], metrics=["wer"], modality=recognizing(modality_of(codec), "FOLDER"))
+    assert table.column("wer")[0] == 1 and table.column("wer")[-1] == 0 and "Whisper" in table.header["column wer"]
 
 
 def test_it_is_measured_where_a_recognizer_is_given():

@@ -121,6 +121,7 @@ def test_mistakes_are_one_line(exported, photos, tmp_path, capsys, monkeypatch):
         (["--data", photos, "--codecs", "jpg"], "--codecs jpg: not known; did you mean jpeg?"),
         (["--data", photos, "--codecs", "jpeg,jpegxl"], "--codecs JPEG XL: needs the package pillow-jxl-plugin; leave"),
         (["--data", photos, "--metrics", "nice"], "nice"),
+        (["--data", photos, "--asr", tmp_path], "--asr: word errors are measured on sounds"),
         (["--data", photos, "--classes", photos / "red"], "give a folder for each class"),
         (["--data", photos, "--classifier", tmp_path / "no.onnx"], "ONNX Runtime can't read it"),
         (["--data", photos, "--limit", 0], "--limit"),

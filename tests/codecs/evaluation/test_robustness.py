@@ -78,7 +78,7 @@ def test_noise_holds_for_every_bottleneck(name: str) -> None:
     """Kept tokens of some samples change, dropped ones don't, and the gradient is as before."""
     bottleneck = example(name)
     torch.manual_seed(1)  # not the example's: latents would be the entries
-    latents = torch.randn(4, 6, bottleneck.dim, requires_grad=True)
+    latents = torch.randn(4, 6, bottleneck.inputs, requires_grad=True)
     lengths, depth = torch.tensor([6, 3, 1, 6]), bottleneck.depths(latents)
     depth[0] = min(1, len(bottleneck.codebook_sizes))
     whole, put = _perturbed(Noise(sigma=2.0, beta=0.5), bottleneck, latents, lengths, depth)

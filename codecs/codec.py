@@ -32,7 +32,6 @@ from varitok import UserError
 from .bottlenecks.contract import Bottleneck
 from .bottlenecks.perturbation import Perturbation
 from .layout import token_layout
-from .lengths.distributions import Full
 from .lengths.policy import LengthPolicy
 from .masking import prefix_mask
 from .networks.contract import Decoder, Encoder
@@ -136,8 +135,7 @@ class Codec(nn.Module):
             self.register_buffer("feature_mean", torch.zeros(encoder.channels))
             self.register_buffer("feature_deviation", torch.ones(encoder.channels))
         self.layout = token_layout(encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens)
-        if not self.layout.ordered and not isinstance(length.distribution, Full):
-            raise UserError("length: tokens on a grid can't be dropped; choose full or quantizer_dropout")
+        length.fit(self.layout.ordered, self.num_codebooks)
         if (project_in or project_out) and (self.layout.ordered or len(encoder.downsample) != 2):
             raise UserError("codec: project_in and project_out are for images on a grid; give null, a linear map")
 

@@ -39,6 +39,11 @@ def _causal_pad(encoder: Any) -> int:
     return _downsample(encoder) - 1 if encoder.get("network", encoder).get("causal") else 0
 
 
+def _required(key: str, value: str) -> Any:
+    """Refuse a configuration that lacks a key: OmegaConf's `???` wouldn't replace a default of null."""
+    raise UserError(f"{key} is required: give {key}={value}")
+
+
 def _of_bundle(folder: str | None, key: str) -> Any:
     """Return a value of a bundle's config.json by its dotted key; `hop.0` is the first item of a list."""
     if not folder:
@@ -56,4 +61,5 @@ def _of_bundle(folder: str | None, key: str) -> Any:
 # In YAML, `${downsample:${codec.encoder}}`: crop lengths are in tokens, whose length depends on the encoder.
 OmegaConf.register_new_resolver("downsample", _downsample, replace=True)
 OmegaConf.register_new_resolver("bundle", _of_bundle, replace=True)
+OmegaConf.register_new_resolver("required", _required, replace=True)
 OmegaConf.register_new_resolver("causal_pad", _causal_pad, replace=True)

@@ -28,7 +28,7 @@ FLOORS = {
     ),
     "codecs.training": (
         "config versions malloc schedules readout logging guard activation_checkpointing compilation codebook_health"
-        " distributed ema base module prior implicit callbacks resume run sweep"
+        " distributed ema base module prior implicit callbacks resume initial run sweep"
     ),
     "export": "runtime bitstream exporters importers adapters compare report cli",
 }

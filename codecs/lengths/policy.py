@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from varitok import UserError
 
 from ..masking import prefix_mask
-from .distributions import Distribution, Share
+from .distributions import Distribution, Full, Share, Uniform
 from .halting import HaltingHead
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Mechanism",
     "SampledLengths",
     "Truncate",
+    "VariableLength",
     "Zeros",
 ]
 
@@ -210,6 +211,19 @@ class LengthPolicy(nn.Module):
         self.codebooks = codebooks
         self.halting = halting
 
+    def fit(self, ordered: bool, num_codebooks: int) -> None:
+        """Check that the policy suits a codec.
+
+        Args:
+            ordered: Whether tokens are ordered; otherwise they are on a grid.
+            num_codebooks: Number of codebooks; 0 for a continuous bottleneck.
+
+        Raises:
+            UserError: The policy drops tokens that are on a grid.
+        """
+        if not ordered and not isinstance(self.distribution, Full):
+            raise UserError("length: tokens on a grid can't be dropped; choose full or quantizer_dropout")
+
     def sample(
         self,
         batch: int,
@@ -242,3 +256,26 @@ class LengthPolicy(nn.Module):
             raise UserError("length.codebooks: a continuous bottleneck has no codebooks to drop")
         n_codebooks = self.codebooks.sample(batch, num_codebooks, (*seed, 1), dealt, progress)
         return SampledLengths(lengths, n_codebooks, common)
+
+
+class VariableLength(LengthPolicy):
+    """A policy whose codec becomes variable, if it was of a fixed length (ours; `finetune=length`).
+
+    Ordered tokens get One-D-Piece's Tail Token Drop, codebooks on a grid DAC's quantizer dropout. An axis that the
+    arguments, those of `LengthPolicy`, vary already stays as it is.
+    """
+
+    def fit(self, ordered: bool, num_codebooks: int) -> None:
+        """Vary the length of a codec; see `LengthPolicy.fit`.
+
+        Raises:
+            UserError: The codec has no such axis.
+        """
+        super().fit(ordered, num_codebooks)
+        if ordered and isinstance(self.distribution, Full):
+            self.distribution = self.steps.distribution = Uniform()
+        elif not ordered and num_codebooks < 2:
+            has = "one codebook" if num_codebooks else "no codebooks"
+            raise UserError(f"length: tokens on a grid and {has} leave nothing to vary; choose finetune=all")
+        elif not ordered and self.codebooks is None:
+            self.codebooks = Axis(Uniform(), full_share=0.5)

@@ -133,7 +133,7 @@ class Training(pl.LightningModule):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.frozen = [self._part(part, "freeze") for part in freeze]
         for part in self.frozen:
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()  # Lightning keeps modes: it doesn't call `train` when it begins
         self.average = EMA(trained, ema_decay) if ema_decay else None
         self.compiled = bool(compile)
         others = others or {}
@@ -359,10 +359,10 @@ class Training(pl.LightningModule):
         return {}
 
     def _part(self, name: str, option: str, others: Iterable[str] = ()) -> nn.Module:
-        """Return a submodule of the trained module by name; `others` are taken too."""
-        parts = dict(self.trained.named_children())
-        if name not in parts:
-            known = ", ".join([*parts, *others])
+        """Return a submodule of the trained module by its name, with dots for one of a part; list `others` too."""
+        parts: dict[str, nn.Module] = dict(self.trained.named_modules(remove_duplicate=False))
+        if not name or name not in parts:
+            known = ", ".join([*(part for part, _ in self.trained.named_children()), *others])
             raise UserError(f"training.{option}: the {self.name} has no part {name!r}; take {known}")
         return parts[name]
 

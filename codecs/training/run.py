@@ -12,14 +12,13 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
-from torch import Tensor, nn
+from torch import nn
 
 from varitok import UserError
 from varitok.data.datamodule import DataModule
 from varitok.data.storage.listing import list_splits
 
-from ..build import build, build_codec, check_values, checkpoint_of, misfit, read_checkpoint
-from ..codec import Codec
+from ..build import build, build_codec, check_values
 from ..implicit.codec import ImplicitCodec
 from ..modalities.registry import modality_of
 from ..precision import allow_tf32
@@ -34,10 +33,11 @@ from .distributed.strategy import strategy_of
 from .distributed.watchdog import Watchdog
 from .guard import Guard
 from .implicit import ClipTraining
+from .initial import keep_trainable, load_initial
 from .malloc import keep_freed_memory, let_segments_grow
 from .module import CodecTraining
 from .prior import PriorTraining
-from .resume import check_resume, differing, find_checkpoint, holds_weights_alone
+from .resume import check_resume, find_checkpoint, holds_weights_alone
 
 __all__ = ["Run", "build_run"]
 
@@ -235,7 +235,9 @@ def _codec_training(config: DictConfig, options: dict[str, Any], data: DataModul
         for name in ("mean", "deviation"):
             codec.get_buffer(f"feature_{name}").copy_(getattr(data.splits.train, name).flatten())
     if config.init_from:
-        codec.load_state_dict(_initial_state(str(config.init_from), codec, config))
+        added = load_initial(codec, config)
+        frozen = [keep_trainable(codec, part, added) for part in options["freeze"]]
+        options = options | {"freeze": [name for names in frozen for name in names]}
     training = ClipTraining if isinstance(codec, ImplicitCodec) else CodecTraining
     return training(
         codec,
@@ -245,25 +247,6 @@ def _codec_training(config: DictConfig, options: dict[str, Any], data: DataModul
         and _optimizer(config.optim.discriminator, "optim.discriminator"),
         **options,
     )
-
-
-def _initial_state(path: str, codec: Codec, config: DictConfig) -> dict[str, Tensor]:
-    """Read the weights that a codec starts from, of a run, a checkpoint or a bundle.
-
-    Raises:
-        UserError: They can't be read, or are of another codec.
-    """
-    if path.startswith("hf://") or (Path(path) / "export.json").is_file():
-        # `codecs` may not import `export`.
-        state: dict[str, Tensor] = build({"_target_": "varitok.export.exporters.rebuild.trainable_state", "path": path})
-        parts = ""
-    else:
-        state, before = read_checkpoint(checkpoint_of(path))
-        parts = differing(before, config, ("codec", "bottleneck", "length"))
-    if odd := misfit(state, codec.state_dict()):
-        reason = f"; this run has {parts}" if parts else ""
-        raise UserError(f"init_from={path}: its codec isn't the one that this run builds ({odd}){reason}")
-    return state
 
 
 def _prior_training(config: DictConfig, options: dict[str, Any]) -> PriorTraining:

@@ -340,7 +340,7 @@ def _rounds() -> list[list[str]]:
     options = [
         f"{path.parent}={path.stem}"
         for path in paths
-        if path.parts[0] not in ("experiment", "debug", "sweep") and path.as_posix() not in _chosen()
+        if path.parts[0] not in ("experiment", "debug", "finetune", "sweep") and path.as_posix() not in _chosen()
     ]
     homes = {option: home for home, heads in HOMES.items() for option in options if option.startswith(heads)}
     rounds: list[dict[str, str]] = []

@@ -14,6 +14,7 @@ PARTS = {
     "Priors": "experiment/prior",
     "Bottlenecks": "bottleneck",
     "Length policies": "length",
+    "Fine-tuning": "finetune",
     "Guides": "guide",
     "Perceptual terms": "perceptual",
 }

@@ -5,7 +5,7 @@ levels. All arithmetic is real, with a fixed number of iterations, so that every
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +27,15 @@ class MelFeatures(Precise, Encoder):
 
     Args:
         sample_rate: Sample rate, in Hz.
-        bands: Number of mel bands (Slaney's, of equal area).
+        bands: Number of mel bands.
         window: Length of the periodic Hann window, in samples; even.
         hop_length: Hop length, in samples.
         low: Lowest frequency, in Hz.
         high: Highest frequency, in Hz; half of the sample rate if None.
         floor: Smallest magnitude.
         causal: Whether a frame ends with its hop, instead of being centered on it.
+        formula: Mel scale and area of the bands; see `mel_bank`.
+        at_start: Whether a frame is centered on the start of its hop (torchaudio, Vocos); see `STFT`.
         direct: Whether the bottleneck quantizes the log-mel frames directly, without a linear projection (dMel).
 
     Raises:
@@ -53,13 +55,16 @@ class MelFeatures(Precise, Encoder):
         high: float | None = None,
         floor: Annotated[float, "(0, inf)"] = FLOOR,
         causal: bool = False,
+        formula: Literal["slaney", "htk"] = "slaney",
+        at_start: bool = False,
         direct: bool = False,
     ) -> None:
         super().__init__(width=bands, downsample=(hop_length,), channels=1, causal=causal, direct=direct)
         self.rate = hop_length
         self.floor = floor
-        self.stft = STFT(window, hop_length, causal)
-        bank = mel_bank(sample_rate, bands, window, low, high)
+        self.least = min(floor, FLOOR)  # added to magnitudes, since the gradient of sqrt is infinite at 0
+        self.stft = STFT(window, hop_length, causal, at_start)
+        bank = mel_bank(sample_rate, bands, window, low, high, formula)
         self.register_buffer("bank", bank.T.contiguous(), persistent=False)
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
@@ -68,8 +73,12 @@ class MelFeatures(Precise, Encoder):
 
     def compute(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Compute the log-mel spectrogram of float32 audio `(b, 1, t)`; `mask` is bool `(b, n)`."""
-        real, imaginary = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory).chunk(2, dim=1)
-        magnitude = (real.square() + imaginary.square() + self.floor**2).sqrt()  # the gradient of sqrt is infinite at 0
+        lengths: Tensor | None = None
+        if mask is not None:
+            lengths = self.rate * mask.sum(1, keepdim=True)
+        spectrum = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory, lengths)
+        real, imaginary = spectrum.chunk(2, dim=1)
+        magnitude = (real.square() + imaginary.square() + self.least**2).sqrt()
         return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)  # to (b, n, bands)
 
 

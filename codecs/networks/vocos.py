@@ -89,6 +89,7 @@ class VocosDecoder(Precise, Decoder):
         groups: Groups of the norms of these layers.
         middle: Network on `(b, n, base)` after the first convolution; X-Codec 2's transformer, with `depth` 0.
         causal: Whether sample i depends on latents up to `i // hop_length` only.
+        at_start: Whether a latent is centered on the start of its hop (Vocos on mel bands); see `ISTFT`.
 
     Raises:
         UserError: Inconsistent sizes, or `causal` with `attention`.
@@ -108,6 +109,7 @@ class VocosDecoder(Precise, Decoder):
         groups: int = 32,
         middle: nn.Module | None = None,
         causal: bool = False,
+        at_start: bool = False,
     ) -> None:
         if causal and attention:
             raise UserError("codec.decoder: attention looks ahead, so causal=true can't have it; use a causal `middle`")
@@ -125,7 +127,7 @@ class VocosDecoder(Precise, Decoder):
         self.blocks = nn.ModuleList(_ConvNeXt(base, hidden, 1 / max(depth, 1), causal) for _ in range(depth))
         self.last_norm = nn.LayerNorm(base, eps=1e-6)
         self.out = nn.Linear(base, channels * 2 * self.bins)
-        self.istft = ISTFT(window, hop_length, causal)
+        self.istft = ISTFT(window, hop_length, causal, at_start)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 nn.init.trunc_normal_(module.weight, std=0.02)

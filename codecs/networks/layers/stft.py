@@ -16,6 +16,7 @@ from varitok import UserError
 
 from ...masking import prefix_mask
 from .convolution import at_rate, prepend_context, recall, zero_invalid
+from .edges import pad_ends
 
 __all__ = ["ISTFT", "STFT", "Spectrum", "mel_bank"]
 
@@ -94,32 +95,53 @@ class STFT(nn.Module):
         window: Window length and FFT size, in samples; even.
         hop_length: Hop length, in samples.
         causal: Whether frame i depends only on samples up to the end of hop i.
+        at_start: Whether frame i is centered on the start of hop i and the signal is reflected at its ends, as in
+            torch.stft, whose last frame is left out.
 
     Raises:
-        UserError: The window is odd, or shorter than the hop.
+        UserError: The window is odd, or shorter than the hop, or `at_start` and shorter than two hops or causal.
     """
 
     basis: Tensor
 
-    def __init__(self, window: int, hop_length: int, causal: bool = False) -> None:
+    def __init__(self, window: int, hop_length: int, causal: bool = False, at_start: bool = False) -> None:
         super().__init__()
         if window % 2 or window < hop_length:
             raise UserError(f"stft: window={window} should be even, and at least hop_length={hop_length}")
         self.hop_length = hop_length
         self.slot = 0
         self.obstacle = "" if causal else "a mel frame isn't causal"
+        self.fill = "reflect" if at_start else "zeros"
         self.left = window - hop_length if causal else (window - hop_length) // 2
+        if at_start:
+            self.left = _before_start(window, hop_length, causal)
         self.right = window - hop_length - self.left
         basis = _fourier(window) * torch.hann_window(window, dtype=torch.float64)
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
 
-    def forward(self, signal: Tensor, memory: list[Tensor] | None = None) -> Tensor:
-        """Transform audio `(b, 1, n * hop_length)` into real parts, then imaginary parts: `(b, window + 2, n)`."""
+    def forward(self, signal: Tensor, memory: list[Tensor] | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Transform audio `(b, 1, n * hop_length)` into real parts, then imaginary parts: `(b, window + 2, n)`.
+
+        `lengths`, int64 `(b, 1)`, are valid samples, at whose end a signal is reflected; None if all are valid.
+        """
         if memory is not None and self.left > 0:
             padded = prepend_context(signal, memory, self.slot, self.left, 2)
+        elif self.fill == "reflect":
+            if lengths is None:  # counted by a sum, so that an exported graph doesn't reflect by the example's length
+                lengths = torch.ones_like(signal[:1, 0], dtype=torch.int64).sum(1, keepdim=True)
+            padded = pad_ends(signal, self.left, self.right, self.fill, lengths)
         else:
             padded = functional.pad(signal, [self.left, self.right])
         return functional.conv1d(padded, self.basis, stride=self.hop_length)
+
+
+def _before_start(window: int, hop_length: int, causal: bool) -> int:
+    """Return the samples of a frame before the start of its hop, on which it is centered."""
+    if causal:
+        raise UserError("stft: at_start=true looks ahead, so causal=true can't have it")
+    if window < 2 * hop_length:
+        raise UserError(f"stft: window={window} should be 2 or more times hop_length={hop_length} for at_start=true")
+    return window // 2
 
 
 class ISTFT(nn.Module):
@@ -133,22 +155,25 @@ class ISTFT(nn.Module):
         hop_length: Hop length, in samples; divides `window`.
         causal: Whether frame i begins with hop i, so that sample i depends on frames up to `i // hop_length` only. The
             signal before the first frame is silence.
+        at_start: Whether frame i is centered on the start of hop i, as in torch.istft. That leaves out the last hop,
+            which is here what the last frames have of it.
 
     Raises:
-        UserError: The window is odd, not a multiple of the hop, or below twice the hop.
+        UserError: The window is odd, not a multiple of the hop, or below twice the hop; or `at_start` and causal.
     """
 
     basis: Tensor
     square: Tensor
     steady: Tensor
 
-    def __init__(self, window: int, hop_length: int, causal: bool = False) -> None:
+    def __init__(self, window: int, hop_length: int, causal: bool = False, at_start: bool = False) -> None:
         super().__init__()
         if window % hop_length or window % 2 or window < 2 * hop_length:
             raise UserError(f"istft: window={window} should be even, and 2 or more times hop_length={hop_length}")
         self.window = window
         self.hop_length = hop_length
         self.causal = causal
+        self.left = _before_start(window, hop_length, causal) if at_start else (window - hop_length) // 2
         self.slot = 0
         self.obstacle = "" if causal else "its Fourier transform isn't causal"
         hann = torch.hann_window(window, dtype=torch.float64)
@@ -179,8 +204,7 @@ class ISTFT(nn.Module):
         else:
             there = torch.ones_like(real[:, :1]) if mask is None else mask.to(real.dtype)
             weight = functional.conv_transpose1d(there, self.square.to(there.dtype), stride=self.hop_length)
-            left = (self.window - self.hop_length) // 2
-            signal = (added / weight.clamp(min=1e-6))[:, :, left : left + n * self.hop_length]
+            signal = (added / weight.clamp(min=1e-6)).narrow(2, self.left, n * self.hop_length)
         return zero_invalid(signal, at_rate(None if mask is None else mask[:, 0], self.hop_length, 1))
 
 

@@ -19,7 +19,7 @@ PRESETS = sorted(
 )  # one has no encoder
 DATA = {"sample_rate": 16000, "frame_rate": 8.0, "clips": {"frame_rate": 8.0}, "image_size": 32, "channels": 1}
 SIZES = {"base": 8, "width": 8, "hidden": 8, "heads": 1, "depth": 1, "groups": 4}
-SIZES |= {"tokens": 5, "later_tokens": 3, "side": 2}
+SIZES |= {"bands": 8, "tokens": 5, "later_tokens": 3, "side": 2}
 
 
 def small(name: str) -> DictConfig:

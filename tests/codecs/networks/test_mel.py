@@ -74,6 +74,11 @@ def test_features_are_logarithms_of_mel_magnitudes() -> None:
     torch.testing.assert_close(features, (spectrum.transpose(1, 2) @ bank).log(), atol=1e-4, rtol=1e-4)
 
 
+def test_a_window_at_the_start_of_a_short_hop_only() -> None:
+    with pytest.raises(UserError, match="2 or more times hop_length=50 for at_start=true"):
+        MelFeatures(sample_rate=8000, bands=12, window=80, hop_length=50, at_start=True)
+
+
 @pytest.mark.parametrize("cut", [1, 3])
 def test_causal_features_look_back_only(cut: int) -> None:
     features = MelFeatures(sample_rate=8000, bands=12, window=80, hop_length=20, causal=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from varitok import UserError
 from varitok.codecs.networks.layers.sequence import SequenceTransformer
 from varitok.codecs.networks.layers.stft import ISTFT
+from varitok.codecs.networks.mel import MelFeatures
 from varitok.codecs.networks.patch_codec import PatchEncoder
 from varitok.codecs.networks.vocos import VocosDecoder
 
@@ -21,11 +22,12 @@ KINDS = {
     "vocos": PLAIN | {"channels": 2, "window": 12},
     "causal": PLAIN | {"causal": True},
     "x_codec": PLAIN | {"depth": 0},
+    "mel": PLAIN | {"at_start": True},
 }
 CHANNELS = {"vocos": 2}
 
 
-def codec(kind: str) -> tuple[PatchEncoder, VocosDecoder]:
+def codec(kind: str) -> tuple[PatchEncoder | MelFeatures, VocosDecoder]:
     """Make a decoder and some encoder of its hop; spectra begin loud enough that errors would show."""
     torch.manual_seed(0)
     causal = kind == "causal"
@@ -33,6 +35,9 @@ def codec(kind: str) -> tuple[PatchEncoder, VocosDecoder]:
     decoder = VocosDecoder(**KINDS[kind], middle=middle)  # type: ignore[arg-type]
     for weight in decoder.parameters():
         weight.data.add_(0.2 * torch.randn_like(weight))
+    if kind == "mel":
+        features = MelFeatures(sample_rate=8000, bands=4, window=24, hop_length=HOP, floor=1e-2, at_start=True)
+        return features.eval(), decoder.eval()
     encoder = PatchEncoder(
         width=4, base=8, patch=HOP, strides=[1], depths=[1], heads=2, causal=causal, layer_scale=1.0,
         channels=CHANNELS.get(kind, 1),
@@ -141,6 +146,7 @@ def test_the_transform_is_in_float32_whatever_the_autocast() -> None:
         ({"window": 6}, "2 or more times hop_length=6"),
         ({"hop_length": 5, "window": 15}, "even"),
         ({"causal": True, "attention": True}, "looks ahead"),
+        ({"causal": True, "at_start": True}, "at_start=true looks ahead"),
         ({"attention": True, "groups": 3}, "3 groups"),
     ],
 )

@@ -38,7 +38,7 @@ PUBLISHED = {  # kbit/s, from the papers that the presets name
     "wavtokenizer": 0.9,
     "wavtokenizer_40": 0.48,
 }
-OURS = {"continuous", "demo"} | {name for name in NAMES if name.endswith("_small")}  # of no paper
+OURS = {"continuous", "demo", "vocos"} | {name for name in NAMES if name.endswith("_small")}  # of no rate in a paper
 # A small twin has the structure of what it is named after.
 EACH = [
     pytest.param(name, marks=[pytest.mark.slow] * (name not in PUBLISHED and name.removesuffix("_small") in PUBLISHED))
@@ -47,7 +47,7 @@ EACH = [
 PARTIAL = {"encodec", "encodec_48k", "mimi"}  # each layer completes a signal's own last step
 CAUSAL = {"encodec", "mimi", "soundstream"}
 QUICK = ("dac_small", "demo", "dmel", "focalcodec_12", "language_codec", "snac")  # a kind of network or rate each
-FIXED = ("dmel",)  # of no width to be shrunk
+FIXED = ("dmel", "vocos")  # of mel bands, whose number is no width to be shrunk
 
 
 @cache

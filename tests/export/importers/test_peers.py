@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from varitok import UserError
 from varitok.codecs.codec import Codec
 from varitok.export.importers.importer import import_weights
 
@@ -178,3 +179,55 @@ def test_a_narrow_model_of_descript_audio_codec_codes_alike(case: str, tmp_path:
         lambda codes: model.decoder(model.quantizer.from_codes(codes)[0]),
         steps=[9, 4.6, 0.02],
     )
+
+
+def vocos_model(**sizes: int) -> Any:
+    """Make a model of the package vocos; its blocks start nearly without effect, and are given some."""
+    vocos = pytest.importorskip("vocos")
+    torch.manual_seed(0)
+    bands, window = sizes["bands"], sizes["window"]
+    features = vocos.feature_extractors.MelSpectrogramFeatures(24000, window, window // 4, bands)
+    backbone = vocos.models.VocosBackbone(bands, sizes["base"], 3 * sizes["base"], sizes["depth"])
+    model = vocos.Vocos(features, backbone, vocos.heads.ISTFTHead(sizes["base"], window, window // 4, "center"))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.add_((0.2 if "head" not in name else 0.02) * torch.randn_like(value))
+    return model.eval()
+
+
+VOCOS = {
+    "narrow": {"bands": 12, "window": 64, "base": 16, "depth": 2},
+    "published": {"bands": 100, "window": 1024, "base": 512, "depth": 8},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["narrow", pytest.param("published", marks=pytest.mark.slow)])
+def test_a_model_of_the_package_vocos_decodes_alike(case: str, tmp_path: Path) -> None:
+    model = vocos_model(**VOCOS[case])
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    found = import_weights(tmp_path)
+    assert (found.family.name, found.layout.name) == ("vocos", "vocos")
+    codec, hop = found.codec, found.codec.downsample[0]
+    assert sum(weight.numel() for weight in codec.parameters()) == sum(w.numel() for w in model.parameters())
+    for steps in (9, 30):
+        signal = 0.3 * torch.randn(2, 1, steps * hop)
+        signal[1, :, 4 * hop :] = 0  # silence is at the floor
+        # The package has a frame more than hops, and leaves out the hop after the last frame.
+        theirs = model.feature_extractor(signal[:, 0])[:, :, :steps]
+        latents = codec.encode(signal)
+        torch.testing.assert_close(latents, theirs, atol=1e-4, rtol=1e-4)
+        sound = model.decode(theirs)
+        error = (codec.decode(theirs)[:, 0, : sound.shape[1]] - sound).abs().max()
+        assert sound.shape[1] == (steps - 1) * hop and float(error) <= 1e-5 * float(sound.abs().max())
+
+
+def test_a_vocos_of_other_features_is_refused(tmp_path: Path) -> None:
+    state = vocos_model(**VOCOS["narrow"]).state_dict()
+    bank = "feature_extractor.mel_spec.mel_scale.fb"
+    torch.save(state | {bank: state[bank].flip(1)}, tmp_path / "other.bin")
+    with pytest.raises(UserError, match="its mel bands aren't those of torchaudio at 24000 Hz"):
+        import_weights(tmp_path / "other.bin")
+    torch.save({name: value for name, value in state.items() if name != bank}, tmp_path / "codes.bin")
+    with pytest.raises(UserError, match="is a Vocos of other features than mel bands"):
+        import_weights(tmp_path / "codes.bin")

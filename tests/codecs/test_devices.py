@@ -8,6 +8,7 @@ from itertools import chain
 
 import pytest
 import torch
+import torch.distributed.tensor  # before the fixture replaces torch.Generator, which its annotations read
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode

@@ -17,7 +17,7 @@ from varitok.codecs.training.config.compose import save_resolved
 
 from .family import Family, Layout, Sizes
 from .registry import recognize
-from .source import Source, read_source
+from .source import Source, read_source, shorten
 from .transfer import transfer
 
 __all__ = ["Imported", "import_weights", "write_run"]
@@ -64,10 +64,9 @@ def import_weights(
     left = [one for one in source.shapes if one not in source.taken]
     left = [one for one in left if not any(re.fullmatch(pattern, one) for pattern in family.ignored)]
     if left:
-        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        raise UserError(f"{source.path}: {family.name} has no place for {', '.join(left[:5])}{more}")
+        raise UserError(f"{source.path}: {family.name} has no place for {shorten(left)}")
     if empty := sorted(set(codec.state_dict()) - set(filled)):
-        raise UserError(f"{source.path}: gives no {', '.join(empty[:5])}")
+        raise UserError(f"{source.path}: gives no {shorten(empty)}")
     return Imported(codec, config, family, layout, source.notes)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varitok import UserError
 
-__all__ = ["Source", "read_source"]
+__all__ = ["Source", "read_source", "shorten"]
 
 FILES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in FILES)  # of sharded weights
@@ -197,9 +197,9 @@ def _open_pickle(file: Path, weights: str | None, notes: list[str], config: dict
         raise UserError(f"{file}: damaged, or not a file of weights ({type(error).__name__}); copy it again") from error
     if not isinstance(saved, Mapping):
         raise UserError(f"{file}: holds a {type(saved).__name__}, not a state dict")
-    config |= (
-        dict((saved.get("metadata") or {}).get("kwargs") or {}) if isinstance(saved.get("metadata"), Mapping) else {}
-    )
+    metadata = saved.get("metadata")  # of descript-audio-codec
+    if isinstance(metadata, Mapping):
+        config |= dict(metadata.get("kwargs") or {})
     return _choose(file, saved, weights, notes)
 
 
@@ -216,6 +216,11 @@ def _choose(file: Path, saved: Mapping[str, Any], weights: str | None, notes: li
         others = ", ".join(name for name in sets if name != chosen)
         notes.append(f"took the weights {chosen!r}, not {others}; --weights chooses")
     return sets[chosen]
+
+
+def shorten(names: list[str]) -> str:
+    """Return a list of names as text, the first few if it is long."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,10 +13,11 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.networks.layers.attention import Attention
 from varitok.codecs.networks.layers.recurrent import Recurrent
 
-from .source import Source
+from .source import Source, shorten
 
 __all__ = ["transfer"]
 
+CODEBOOK = ("embed", "cluster_size", "embed_avg")  # tensors of a moving codebook
 PAIRS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
 
@@ -42,7 +43,7 @@ def transfer(source: Source, codec: Codec, names: Iterable[tuple[str, str]]) -> 
     for theirs, ours in names:
         copier.fill(theirs, codec.get_submodule(ours), ours)
     if copier.missing:
-        raise UserError(f"{source.path}: lacks {_shorten(copier.missing)}")
+        raise UserError(f"{source.path}: lacks {shorten(copier.missing)}")
     return copier.filled
 
 
@@ -164,11 +165,3 @@ class _Copier:
                 f"{self.source.path}: {theirs} has the shape {list(value.shape)}, the codec's has {list(target.shape)}"
             )
         target.copy_(value.reshape(target.shape))
-
-
-CODEBOOK = ("embed", "cluster_size", "embed_avg")
-
-
-def _shorten(names: list[str]) -> str:
-    """Write a list of names, the first few if it is long."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

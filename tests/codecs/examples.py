@@ -314,7 +314,7 @@ def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:
 
     Without linear maps around the bottleneck, latents keep their width, which is the bottleneck's.
     """
-    if "encoder" in node and node.encoder.get("direct") and "width" in node.encoder:
+    if "encoder" in node and node.encoder.get("direct") and node.encoder.keys() & {"bands", "width"}:
         sizes = {key: value for key, value in sizes.items() if key != "width"}
     for key, value in node.items():
         if OmegaConf.is_dict(value):

@@ -63,12 +63,12 @@ class Codec(nn.Module):
     >>> with hydra.initialize_config_module("varitok.configs", version_base="1.3"):
     ...     config = hydra.compose("train", ["experiment=image/demo"])
     >>> codec = build_codec(config).eval()
-    >>> images = torch.rand(2, 3, 32, 32) * 2 - 1
+    >>> images = torch.rand(2, 3, 64, 64) * 2 - 1
     >>> codes = codec.encode(images)  # int64 (b, q, N)
     >>> codes.shape
-    torch.Size([2, 1, 32])
+    torch.Size([2, 1, 64])
     >>> codec.decode(codes[..., :4]).shape  # from the first 4 tokens
-    torch.Size([2, 3, 32, 32])
+    torch.Size([2, 3, 64, 64])
     >>> codec.bits(4)  # of each image
     48.0
 

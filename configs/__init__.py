@@ -44,6 +44,11 @@ def _required(key: str, value: str) -> Any:
     raise UserError(f"{key} is required: give {key}={value}")
 
 
+def _embedded(name: str) -> str:
+    """Return the folder of the files of one kind that come with varitok."""
+    return str(Path(__file__).parents[1] / "data" / "embedded" / name)
+
+
 def _of_bundle(folder: str | None, key: str) -> Any:
     """Return a value of a bundle's config.json by its dotted key; `hop.0` is the first item of a list."""
     if not folder:
@@ -60,6 +65,7 @@ def _of_bundle(folder: str | None, key: str) -> Any:
 
 # In YAML, `${downsample:${codec.encoder}}`: crop lengths are in tokens, whose length depends on the encoder.
 OmegaConf.register_new_resolver("downsample", _downsample, replace=True)
+OmegaConf.register_new_resolver("embedded", _embedded, replace=True)
 OmegaConf.register_new_resolver("bundle", _of_bundle, replace=True)
 OmegaConf.register_new_resolver("required", _required, replace=True)
 OmegaConf.register_new_resolver("causal_pad", _causal_pad, replace=True)

@@ -37,8 +37,8 @@ __all__ = ["main"]
 ADVERSARIAL = "objective.adversarial."
 RUNS = {
     "image, adversarial": [
-        "experiment=image/demo", "objective=adversarial", f"{ADVERSARIAL}start=20", f"{ADVERSARIAL}head_start=10",
-        f"{ADVERSARIAL}discriminator.width=16", "callbacks.evaluation.every=50",
+        "experiment=image/demo", "data=dead_leaves", "objective=adversarial", f"{ADVERSARIAL}start=20",
+        f"{ADVERSARIAL}head_start=10", f"{ADVERSARIAL}discriminator.width=16", "callbacks.evaluation.every=50",
     ],
     "sound, residual, adversarial": [
         "experiment=audio/demo", "length=quantizer_dropout", "objective=encodec",

@@ -62,8 +62,9 @@ BOTTLENECKS = {
     ],
 }
 COMMON = [
-    "experiment=image/demo", "length=two_axes", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
-    "callbacks.samples=null", "callbacks.evaluation=null", "export=none", "training.log_every=1", "data.val_length=2",
+    "experiment=image/demo", "data=dead_leaves", "length=two_axes", "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.evaluation=null", "export=none",
+    "training.log_every=1", "data.val_length=2",
 ]  # fmt: skip
 GAN = ["objective=adversarial", "objective.adversarial.discriminator.width=16", "objective.adversarial.start=0"]
 STRATEGIES = {

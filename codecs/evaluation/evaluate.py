@@ -33,7 +33,7 @@ def evaluate(
     """Measure the quality and the bitrate of prefixes of codes.
 
     >>> from varitok.data.batch import Sample, collate
-    >>> images = [torch.full((3, 32, 32), 20 * i, dtype=torch.uint8) for i in range(4)]
+    >>> images = [torch.full((3, 64, 64), 20 * i, dtype=torch.uint8) for i in range(4)]
     >>> table = evaluate(codec, [collate([Sample(image) for image in images])], keeps=[1, 8])
     >>> [(row["k"], row["bytes"]) for row in table.rows]
     [(1, 2.0), (8, 12.0)]

@@ -15,6 +15,7 @@ from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
 from .layers.attention import Transformer
+from .layers.cosine import CosineTransform
 from .layers.positions import grid_waves
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
@@ -55,15 +56,18 @@ class _RegisterCodec(Network):
         depth: Annotated[int, "[0, 1000]"],
         heads: int,
         channels: int = 3,
-        shortcut: bool = False,
+        cosines: Annotated[int, "[0, inf)", "0 starts all registers alike"] = 0,
         class_token: bool = False,
     ) -> None:
         if image_size % patch:
             raise UserError(f"codec.encoder.patch={patch}: does not divide the image size {image_size}")
         side = image_size // patch
         super().__init__(width=width, downsample=(patch, patch), channels=channels, tokens=tokens, sides=(side, side))
+        if tokens * cosines > channels * image_size**2:
+            raise UserError(f"codec.encoder.cosines={cosines}: {tokens} x {cosines} is more than an image has values")
         self.patch = patch
-        if not self.decodes:
+        self.embed: nn.Module = nn.Identity()
+        if cosines or not self.decodes:
             self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         if self.decodes:
@@ -71,12 +75,15 @@ class _RegisterCodec(Network):
         self.positions = GridTable(grid_waves(width, side, side))
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
         self.first_norm: nn.Module = nn.LayerNorm(width) if class_token else nn.Identity()
-        self.shortcut: GridTable | None = None
-        if shortcut:
-            weights = torch.randn(1, tokens, side, side)
-            self.shortcut = GridTable(weights / tokens**0.5 if self.decodes else weights * side)
+        self.cosines = cosines
+        self.transform: CosineTransform | None = None
+        if cosines:
+            self.transform = CosineTransform(channels, image_size, tokens * cosines)
+            start = torch.randn(cosines, width).expand(tokens, -1, -1) / cosines**0.5
+            # The decoder's start inverts the encoder's, but for the maps between them.
+            self.waves = nn.Parameter((start.mT * (cosines / width)) if self.decodes else start.clone())
         self.transformer = Transformer(width, depth, heads)
-        self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
+        self.norm = nn.Identity() if cosines else nn.LayerNorm(width)
         if self.decodes:
             self.to_pixels = nn.Linear(width, channels * patch * patch)
             # Patches are decoded independently; a small convolution, the identity at first, smooths their borders.
@@ -103,14 +110,15 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         depth: Blocks of the transformer.
         heads: Attention heads per block.
         channels: Channels of the image.
-        shortcut: Add a linear path in parallel to attention: each register starts as its own learned weighted mean of
-            all patches, and there is no final norm. Attention alone learns slowly where to attend (ours, not in TiTok;
-            figures in ARCHITECTURE.md).
+        cosines: Coefficients of the image's DCT from which each register starts, by a linear map of its own: the first
+            token from the first ones, in the order of their expected size (`CosineTransform`), the next from the next;
+            and there is no final norm. Attention alone learns slowly what to attend to (ours, not in TiTok; figures
+            in ARCHITECTURE.md). 0: all images' registers start alike.
         class_token: A learned token beside the patches and a norm before the transformer, as in CLIP and in the
             authors' code.
 
     Raises:
-        UserError: The patch doesn't divide `image_size`.
+        UserError: The patch doesn't divide `image_size`, or there are more cosines than values of an image.
     """
 
     decodes = False
@@ -121,8 +129,10 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         height, width = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         registers = self.registers.expand(signal.shape[0], -1, -1)
-        if self.shortcut is not None:
-            registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
+        if self.transform is not None:
+            # (b, N * cosines) -> (N, b, cosines) -> (N, b, width)
+            waves = self.transform.analyze(signal).reshape(-1, self.tokens, self.cosines).transpose(0, 1)
+            registers = registers + (waves @ self.waves).transpose(0, 1)
         tokens = self.with_class(torch.cat([registers, patches + self.positions(height, width)], dim=1))
         latents: Tensor = self.norm(self.transformer(tokens)[:, : self.tokens])
         return latents
@@ -131,7 +141,7 @@ class RegisterEncoder(_RegisterCodec, Encoder):
 class RegisterDecoder(_RegisterCodec, Decoder):
     """Decoder of latents into images; its arguments are the encoder's.
 
-    With `shortcut`, each patch starts as its own learned weighted sum of the latents.
+    With `cosines`, the latents give coefficients of a DCT, whose image the transformer reads and corrects.
     """
 
     decodes = True
@@ -145,9 +155,13 @@ class RegisterDecoder(_RegisterCodec, Decoder):
             height, width = grid[0], grid[1]
         b, k = latents.shape[0], latents.shape[1]
         canvas = (self.canvas + self.positions(height, width)).expand(b, -1, -1)
-        if self.shortcut is not None:
+        draft: Tensor | None = None
+        if self.transform is not None:
             there = latents if mask is None else latents * mask.unsqueeze(-1)
-            canvas = canvas + self.shortcut(height, width)[:, :, :k] @ there
+            # (b, k, width) -> (k, b, cosines) -> (b, k * cosines)
+            waves = (there.transpose(0, 1) @ self.waves[:k]).transpose(0, 1).reshape(b, -1)
+            draft = self.transform.synthesize(waves, [self.channels, height * self.patch, width * self.patch])
+            canvas = canvas + self.embed(draft).flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         tokens = self.with_class(torch.cat([latents + self.registers[:, :k], canvas], dim=1))
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones((b, tokens.shape[1] - k))], dim=1)
@@ -155,4 +169,4 @@ class RegisterDecoder(_RegisterCodec, Decoder):
         # (b, height * width, c * patch^2) -> (b, c * patch^2, height, width)
         pixels = self.to_pixels(painted).transpose(1, 2).reshape(b, -1, height, width)
         signal: Tensor = self.out(functional.pixel_shuffle(pixels, self.patch))
-        return signal
+        return signal if draft is None else signal + draft

@@ -160,7 +160,7 @@ def fit_to_target(
         >>> encoded = encode_signal(bundle, bundle.values(image))
         >>> chosen = fit_to_target(bundle, encoded, Target(bytes=35))
         >>> encoded.codes.shape, chosen.codes.shape
-        ((1, 1, 6), (1, 1, 2))
+        ((1, 1, 6), (1, 1, 3))
     """
     ordered = bool(bundle.tokens)
     most = encoded.codes.shape[-1 if ordered else 1]

@@ -153,6 +153,7 @@ MECHANISMS: dict[str, Callable[[], Mechanism]] = {
 # A run of seconds, as overrides of train.yaml; those who use it add `updates`, `callbacks` and `export`.
 TINY_RUN = [
     "experiment=image/demo",
+    "data=dead_leaves",
     "data.image_size=16",
     "data.length=12",
     "data.val_length=5",
@@ -227,15 +228,15 @@ def _built(name: str, seed: int) -> Bottleneck:
         return made
 
 
-def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", shortcut: bool = True) -> Codec:
+def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", cosines: int = 2) -> Codec:
     """Make a codec of 16 x 16 images, 6 tokens."""
     sizes = {"image_size": SIZE, "patch": PATCH, "tokens": TOKENS, "width": WIDTH, "depth": 1, "heads": 2}
     return Codec(
-        RegisterEncoder(**sizes, shortcut=shortcut),
+        RegisterEncoder(**sizes, cosines=cosines),
         BOTTLENECKS[bottleneck](),
-        RegisterDecoder(**sizes, shortcut=shortcut),
+        RegisterDecoder(**sizes, cosines=cosines),
         LengthPolicy(Uniform(), MECHANISMS[mechanism]()),
-        unit_latents=shortcut,
+        unit_latents=cosines > 0,
     )
 
 

@@ -27,7 +27,7 @@ def awake(codec: Codec) -> Codec:
     return codec.eval()
 
 
-SIZES = {"image_size": SIZE, "patch": PATCH, "tokens": TOKENS, "width": WIDTH, "depth": 1, "heads": 2, "shortcut": True}
+SIZES = {"image_size": SIZE, "patch": PATCH, "tokens": TOKENS, "width": WIDTH, "depth": 1, "heads": 2, "cosines": 2}
 BOTTLENECKS = {
     "vq_cosine": {
         "_target_": "varitok.codecs.bottlenecks.vq.VectorQuantizer",

@@ -31,9 +31,10 @@ def small(name: str) -> DictConfig:
         form = config.codec[side]
         last = form.base * (form.multipliers[-1] if form.get("multipliers") else 2 ** len(form.strides))
         form.inner = {"_target_": "varitok.codecs.networks.layers.recurrent.Recurrent", "width": last, "depth": 1}
-    if "image_size" in config.codec.encoder:
-        patch = config.codec.encoder.patch
-        config.codec.encoder.image_size = 2 * patch if isinstance(patch, int) else [2 * side for side in patch[1:]]
+    for network in (config.codec.encoder, config.codec.decoder):
+        if "image_size" in network:
+            patch = network.patch
+            network.image_size = 2 * patch if isinstance(patch, int) else [2 * side for side in patch[1:]]
     return config
 
 

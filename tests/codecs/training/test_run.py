@@ -136,7 +136,7 @@ def test_every_number_of_an_option_is_taken_or_refused(option: tuple[str, str]) 
     ("word", "message"),
     [
         ("bottleneck.levels=[8,2]", "bottleneck.levels[1]=2: must be at least 3"),
-        ("data.image_size=4", "data.image_size=4: must be at least 8"),
+        ("data.image_size=1", "data.image_size=1: must be at least 2"),
         ("length.full_share=1.5", "length.full_share=1.5: must be at least 0 and at most 1"),
         ("optim.clip=-1", "optim.clip=-1: must be above 0; inf doesn't clip"),
         ("optim.clip=0", "optim.clip=0: must be above 0; inf doesn't clip"),
@@ -161,7 +161,7 @@ def test_every_number_of_an_option_is_taken_or_refused(option: tuple[str, str]) 
         ("callbacks.samples.count=-1", "callbacks.samples.count=-1: must be at least 1"),
         ("seed=-1", "seed=-1: must be at least 0 and at most 4294967295"),
         ("updates=0", "updates=0: must be at least 1"),
-        ("codec.encoder.heads=3", "transformer: width=128 should be a multiple of its heads=3"),
+        ("codec.encoder.heads=5", "transformer: width=192 should be a multiple of its heads=5"),
         ("codec.encoder.width=1e15", "codec.encoder: is too large for the memory of this machine"),
         ("+trainer.gradient_clip_val=1", "trainer.gradient_clip_val: set optim.clip instead"),
         ("trainer.log_every_n_steps=50", "trainer.log_every_n_steps: set training.log_every instead"),

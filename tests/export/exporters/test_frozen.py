@@ -35,10 +35,10 @@ def test_equals_the_codec_and_scripts(bottleneck, mechanism, tmp_path):
                 torch.testing.assert_close(artifact.decode(codes[..., :k]), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("cosines", [2, 0])
 @torch.no_grad()
-def test_both_shapes_of_the_network(shortcut):
-    codec = awake(tiny_codec("vq", "truncate", shortcut))
+def test_both_shapes_of_the_network(cosines):
+    codec = awake(tiny_codec("vq", "truncate", cosines))
     frozen = FrozenCodec(codec)
     expected = codec.decode(codec.encode(images(2))).clamp(-1, 1)
     torch.testing.assert_close(frozen(images(2)), expected, atol=1e-5, rtol=0)

@@ -375,7 +375,8 @@ def test_any_number_of_runs_is_drawn(tmp_path_factory, points):
 @pytest.mark.slow
 def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["experiment=image/demo", "debug=one_batch", "export=none", "data.val_length=2", "trainer.accelerator=cpu"]
+    words = ["experiment=image/demo", "data=dead_leaves", "debug=one_batch", "export=none", "data.val_length=2"]
+    words += ["trainer.accelerator=cpu"]
     main([str(ROOT / "configs/sweep/image_rate.yaml"), *words, "--trials", "2", "--jobs", "2"])
     results = read_results(tmp_path / "runs/sweep/image_rate")
     assert [run.state for run in results.runs] == ["finished"] * 2

@@ -1,0 +1,57 @@
+"""The cosine transform: all its coefficients are the image, and the first are the best."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.fft import dctn
+
+from varitok.codecs.networks.layers.cosine import CosineTransform
+
+
+def _images(*size, seed=0):
+    return torch.rand(2, *size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(channels=st.integers(1, 4), side=st.integers(1, 7), seed=st.integers(0, 9))
+def test_all_coefficients_are_the_image(channels, side, seed):
+    transform, images = CosineTransform(channels, side, channels * side**2), _images(channels, side, side, seed=seed)
+    again = transform.synthesize(transform.analyze(images), [channels, side, side])
+    torch.testing.assert_close(again, images, atol=1e-5, rtol=0)
+
+
+def test_it_is_scipys_up_to_order_and_scale():
+    transform, images = CosineTransform(3, 6, 108), _images(3, 6, 6)
+    ours = (transform.analyze(images) * transform.scale).square().sort(1).values
+    theirs = torch.tensor(dctn(images.numpy(), axes=(1, 2, 3), norm="ortho")).flatten(1) / images[0].numel() ** 0.5
+    torch.testing.assert_close(ours, theirs.square().sort(1).values.float(), atol=1e-6, rtol=1e-4)
+
+
+def test_gray_comes_first_then_slow_waves():
+    transform = CosineTransform(3, 16, 20)
+    rows = torch.linspace(0, 3.14159, 33)[:-1] + 3.14159 / 64
+    wave = rows.cos().expand(1, 3, 32, 32)  # one half period from left to right
+    found = transform.analyze(torch.cat([torch.ones(1, 3, 32, 32), wave]))
+    assert found[0].abs().argmax() == 0 and found[0, 1:].abs().max() < 1e-5
+    assert found[1].abs().argmax() in (1, 2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (8, 24), (2, 2), (40, 8)])
+def test_coefficients_dont_depend_on_the_size(size):
+    """But for waves that the smaller image cannot hold: those are 0."""
+    transform = CosineTransform(3, 16, 30)
+    wide = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
+    held = transform.analyze(transform.synthesize(wide, [3, *size]))
+    assert held.shape == (2, 30)
+    kept = held.abs() > 1e-4
+    torch.testing.assert_close(held[kept], wide[kept], atol=1e-4, rtol=0)
+    assert kept.all() or min(size) < 6
+
+
+@pytest.mark.parametrize("k", [1, 7, 29])
+def test_a_prefix_is_the_rest_as_zeros(k):
+    transform, coefficients = CosineTransform(3, 16, 30), torch.randn(2, 30)
+    rest = torch.cat([coefficients[:, :k], torch.zeros(2, 30 - k)], dim=1)
+    short, full = (transform.synthesize(given, [3, 16, 16]) for given in (coefficients[:, :k], rest))
+    torch.testing.assert_close(short, full)

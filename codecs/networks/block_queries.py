@@ -145,8 +145,8 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         window: Attention window in blocks of frames, including the token's own; None for all.
         causal: Whether tokens attend to no later block.
         channels: Channels of the clip.
-        shortcut: Add a linear path in parallel to attention: each query starts as its own learned weighted mean of its
-            block's tubelets, and there is no final norm. Attention alone learns slowly where to attend (ours).
+        shortcut: Add a linear path in parallel to attention, as in `RegisterEncoder`: each query starts as its own
+            learned weighted mean of its block's tubelets, and there is no final norm.
         later_tokens: Tokens of each block but a clip's first; equal to `tokens` if None. Latents beyond them are 0 and
             masked.
 

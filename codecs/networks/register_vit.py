@@ -56,6 +56,7 @@ class _RegisterCodec(Network):
         depth: Annotated[int, "[0, 1000]"],
         heads: int,
         channels: int = 3,
+        shortcut: bool = False,
         cosines: Annotated[int, "[0, inf)", "0 starts all registers alike"] = 0,
         class_token: bool = False,
     ) -> None:
@@ -75,6 +76,10 @@ class _RegisterCodec(Network):
         self.positions = GridTable(grid_waves(width, side, side))
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
         self.first_norm: nn.Module = nn.LayerNorm(width) if class_token else nn.Identity()
+        self.shortcut: GridTable | None = None
+        if shortcut:
+            weights = torch.randn(1, tokens, side, side)
+            self.shortcut = GridTable(weights / tokens**0.5 if self.decodes else weights * side)
         self.cosines = cosines
         self.transform: CosineTransform | None = None
         if cosines:
@@ -83,7 +88,7 @@ class _RegisterCodec(Network):
             # The decoder's start inverts the encoder's, but for the maps between them.
             self.waves = nn.Parameter((start.mT * (cosines / width)) if self.decodes else start.clone())
         self.transformer = Transformer(width, depth, heads)
-        self.norm = nn.Identity() if cosines else nn.LayerNorm(width)
+        self.norm = nn.Identity() if shortcut or cosines else nn.LayerNorm(width)
         if self.decodes:
             self.to_pixels = nn.Linear(width, channels * patch * patch)
             # Patches are decoded independently; a small convolution, the identity at first, smooths their borders.
@@ -110,6 +115,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         depth: Blocks of the transformer.
         heads: Attention heads per block.
         channels: Channels of the image.
+        shortcut: Add a linear path in parallel to attention: each register starts as its own learned weighted mean of
+            all patches, and there is no final norm. Codecs trained before `cosines`, which learn faster, have it.
         cosines: Coefficients of the image's DCT from which each register starts, by a linear map of its own: the first
             token from the first ones, in the order of their expected size (`CosineTransform`), the next from the next;
             and there is no final norm. Attention alone learns slowly what to attend to (ours, not in TiTok; figures
@@ -129,6 +136,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         height, width = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         registers = self.registers.expand(signal.shape[0], -1, -1)
+        if self.shortcut is not None:
+            registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
         if self.transform is not None:
             # (b, N * cosines) -> (N, b, cosines) -> (N, b, width)
             waves = self.transform.analyze(signal).reshape(-1, self.tokens, self.cosines).transpose(0, 1)
@@ -141,7 +150,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
 class RegisterDecoder(_RegisterCodec, Decoder):
     """Decoder of latents into images; its arguments are the encoder's.
 
-    With `cosines`, the latents give coefficients of a DCT, whose image the transformer reads and corrects.
+    With `shortcut`, each patch starts as its own learned weighted sum of the latents. With `cosines`, the latents give
+    coefficients of a DCT, whose image the transformer reads and corrects.
     """
 
     decodes = True
@@ -155,9 +165,11 @@ class RegisterDecoder(_RegisterCodec, Decoder):
             height, width = grid[0], grid[1]
         b, k = latents.shape[0], latents.shape[1]
         canvas = (self.canvas + self.positions(height, width)).expand(b, -1, -1)
+        there = latents if mask is None else latents * mask.unsqueeze(-1)
+        if self.shortcut is not None:
+            canvas = canvas + self.shortcut(height, width)[:, :, :k] @ there
         draft: Tensor | None = None
         if self.transform is not None:
-            there = latents if mask is None else latents * mask.unsqueeze(-1)
             # (b, k, width) -> (k, b, cosines) -> (b, k * cosines)
             waves = (there.transpose(0, 1) @ self.waves[:k]).transpose(0, 1).reshape(b, -1)
             draft = self.transform.synthesize(waves, [self.channels, height * self.patch, width * self.patch])

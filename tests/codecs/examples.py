@@ -228,15 +228,19 @@ def _built(name: str, seed: int) -> Bottleneck:
         return made
 
 
-def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", cosines: int = 2) -> Codec:
+# What the registers of an image start from.
+STARTS: dict[str, dict[str, Any]] = {"cosines": {"cosines": 2}, "shortcut": {"shortcut": True}, "alike": {}}
+
+
+def tiny_codec(bottleneck: str = "fsq", mechanism: str = "truncate", start: str = "cosines") -> Codec:
     """Make a codec of 16 x 16 images, 6 tokens."""
     sizes = {"image_size": SIZE, "patch": PATCH, "tokens": TOKENS, "width": WIDTH, "depth": 1, "heads": 2}
     return Codec(
-        RegisterEncoder(**sizes, cosines=cosines),
+        RegisterEncoder(**sizes, **STARTS[start]),
         BOTTLENECKS[bottleneck](),
-        RegisterDecoder(**sizes, cosines=cosines),
+        RegisterDecoder(**sizes, **STARTS[start]),
         LengthPolicy(Uniform(), MECHANISMS[mechanism]()),
-        unit_latents=cosines > 0,
+        unit_latents=start != "alike",
     )
 
 

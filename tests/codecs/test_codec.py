@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from varitok import UserError
 
-from .examples import BOTTLENECKS, MECHANISMS, PATCH, SIZE, TOKENS, tiny_codec
+from .examples import BOTTLENECKS, MECHANISMS, PATCH, SIZE, STARTS, TOKENS, tiny_codec
 
 CODECS = pytest.mark.parametrize(
-    ("bottleneck", "mechanism", "cosines"),
-    [(b, m, s) for b in BOTTLENECKS for m in MECHANISMS for s in (2, 0)],
+    ("bottleneck", "mechanism", "start"),
+    [(b, m, s) for b in BOTTLENECKS for m in MECHANISMS for s in STARTS],
 )
 
 
@@ -29,8 +29,8 @@ def _awake(codec):
 
 
 @CODECS
-def test_a_prefix_decodes_like_the_same_length_kept(bottleneck, mechanism, cosines):
-    codec = _awake(tiny_codec(bottleneck, mechanism, cosines))
+def test_a_prefix_decodes_like_the_same_length_kept(bottleneck, mechanism, start):
+    codec = _awake(tiny_codec(bottleneck, mechanism, start))
     images = _images()
     codes = codec.encode(images)
     assert codes.shape == (3, 1, TOKENS)
@@ -41,19 +41,19 @@ def test_a_prefix_decodes_like_the_same_length_kept(bottleneck, mechanism, cosin
 
 
 @CODECS
-def test_each_sample_has_its_own_length(bottleneck, mechanism, cosines):
-    codec = _awake(tiny_codec(bottleneck, mechanism, cosines))
+def test_each_sample_has_its_own_length(bottleneck, mechanism, start):
+    codec = _awake(tiny_codec(bottleneck, mechanism, start))
     images, lengths = _images(), torch.tensor([1, TOKENS, 3])
     together = codec(images, lengths).signal
     alone = torch.cat([codec(images[i : i + 1], lengths[i : i + 1]).signal for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("cosines", [2, 0])
+@pytest.mark.parametrize("start", STARTS)
 @settings(max_examples=8, deadline=None)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5))
-def test_any_size_that_the_patch_divides(cosines, rows, columns):
-    codec = _awake(tiny_codec(cosines=cosines))
+def test_any_size_that_the_patch_divides(start, rows, columns):
+    codec = _awake(tiny_codec(start=start))
     images = _images(2, rows * PATCH, columns * PATCH)
     assert codec(images).signal.shape == images.shape
     again = codec.decode(codec.encode(images), images.shape[2:])
@@ -73,8 +73,8 @@ def test_number_of_tokens_out_of_range(k):
 
 
 @CODECS
-def test_every_parameter_learns(bottleneck, mechanism, cosines):
-    codec = tiny_codec(bottleneck, mechanism, cosines).train()
+def test_every_parameter_learns(bottleneck, mechanism, start):
+    codec = tiny_codec(bottleneck, mechanism, start).train()
     with torch.no_grad():
         for parameter in codec.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.1)

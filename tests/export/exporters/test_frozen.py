@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations
 from varitok.export.exporters.frozen import FrozenCodec
 from varitok.export.exporters.torchscript import export_torchscript, load_torchscript
 
-from ...codecs.examples import BOTTLENECKS, SIZE, TOKENS, tiny_codec
+from ...codecs.examples import BOTTLENECKS, SIZE, STARTS, TOKENS, tiny_codec
 from ..conftest import awake
 
 
@@ -35,10 +35,10 @@ def test_equals_the_codec_and_scripts(bottleneck, mechanism, tmp_path):
                 torch.testing.assert_close(artifact.decode(codes[..., :k]), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("cosines", [2, 0])
+@pytest.mark.parametrize("start", STARTS)
 @torch.no_grad()
-def test_both_shapes_of_the_network(cosines):
-    codec = awake(tiny_codec("vq", "truncate", cosines))
+def test_all_starts_of_the_network(start):
+    codec = awake(tiny_codec("vq", "truncate", start))
     frozen = FrozenCodec(codec)
     expected = codec.decode(codec.encode(images(2))).clamp(-1, 1)
     torch.testing.assert_close(frozen(images(2)), expected, atol=1e-5, rtol=0)

@@ -380,7 +380,7 @@ def test_a_sweep_of_real_runs(tmp_path, monkeypatch):
     main([str(ROOT / "configs/sweep/image_rate.yaml"), *words, "--trials", "2", "--jobs", "2"])
     results = read_results(tmp_path / "runs/sweep/image_rate")
     assert [run.state for run in results.runs] == ["finished"] * 2
-    assert read_results(tmp_path / "runs").metric == "val/psnr@32"
+    assert read_results(tmp_path / "runs").metric == "val/psnr@64"
 
 
 @pytest.mark.slow

@@ -58,8 +58,9 @@ class Objective(nn.Module):
         for name, term in terms.items():
             if term is None:
                 continue
-            if set(term) != {"weight", "module"}:
-                raise UserError(f"objective.terms.{name}: expected `weight` and `module`, got {sorted(term)}")
+            if not isinstance(term, Mapping) or set(term) != {"weight", "module"}:
+                found = sorted(term) if isinstance(term, Mapping) else term
+                raise UserError(f"objective.terms.{name}: expected `weight` and `module`, got {found}")
             if adversarial and name in adversarial.weights:
                 raise UserError(f"objective.terms.{name}: the adversarial term has a loss of this name")
             self.weights[name] = convert(term["weight"], Weight, f"objective.terms.{name}.weight")

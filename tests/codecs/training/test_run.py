@@ -158,6 +158,7 @@ def test_every_number_of_an_option_is_taken_or_refused(option: tuple[str, str]) 
         ("loader.bucket=-1", "loader.bucket=-1: must be at least 0 and below 1; 0 doesn't sort"),
         ("loader.budget=0", "loader.budget=0: must be at least 1; null is unlimited"),
         ("objective.terms.l2.weight=-1", "objective.terms.l2.weight=-1: must be at least 0; 0 only logs the term"),
+        ("objective.terms.structure=1", "objective.terms.structure: expected `weight` and `module`, got 1"),
         ("callbacks.samples.count=-1", "callbacks.samples.count=-1: must be at least 1"),
         ("seed=-1", "seed=-1: must be at least 0 and at most 4294967295"),
         ("updates=0", "updates=0: must be at least 1"),

@@ -67,7 +67,6 @@ class _RegisterCodec(Network):
         if tokens * cosines > channels * image_size**2:
             raise UserError(f"codec.encoder.cosines={cosines}: {tokens} x {cosines} is more than an image has values")
         self.patch = patch
-        self.embed: nn.Module = nn.Identity()
         if cosines or not self.decodes:
             self.embed = nn.Conv2d(channels, width, patch, stride=patch)
         self.registers = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
@@ -85,8 +84,8 @@ class _RegisterCodec(Network):
         if cosines:
             self.transform = CosineTransform(channels, image_size, tokens * cosines)
             start = torch.randn(cosines, width).expand(tokens, -1, -1) / cosines**0.5
-            # The decoder's start inverts the encoder's, but for the maps between them.
-            self.waves = nn.Parameter((start.mT * (cosines / width)) if self.decodes else start.clone())
+            # Registers start with a variance of 1, the decoder's coefficients with cosines / width, nearly gray.
+            self.cosine_maps = nn.Parameter((start.mT * (cosines / width)) if self.decodes else start.clone())
         self.transformer = Transformer(width, depth, heads)
         self.norm = nn.Identity() if shortcut or cosines else nn.LayerNorm(width)
         if self.decodes:
@@ -140,8 +139,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
             registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
         if self.transform is not None:
             # (b, N * cosines) -> (N, b, cosines) -> (N, b, width)
-            waves = self.transform.analyze(signal).reshape(-1, self.tokens, self.cosines).transpose(0, 1)
-            registers = registers + (waves @ self.waves).transpose(0, 1)
+            coefficients = self.transform.analyze(signal).reshape(-1, self.tokens, self.cosines).transpose(0, 1)
+            registers = registers + (coefficients @ self.cosine_maps).transpose(0, 1)
         tokens = self.with_class(torch.cat([registers, patches + self.positions(height, width)], dim=1))
         latents: Tensor = self.norm(self.transformer(tokens)[:, : self.tokens])
         return latents
@@ -171,8 +170,8 @@ class RegisterDecoder(_RegisterCodec, Decoder):
         draft: Tensor | None = None
         if self.transform is not None:
             # (b, k, width) -> (k, b, cosines) -> (b, k * cosines)
-            waves = (there.transpose(0, 1) @ self.waves[:k]).transpose(0, 1).reshape(b, -1)
-            draft = self.transform.synthesize(waves, [self.channels, height * self.patch, width * self.patch])
+            coefficients = (there.transpose(0, 1) @ self.cosine_maps[:k]).transpose(0, 1).reshape(b, -1)
+            draft = self.transform.synthesize(coefficients, [self.channels, height * self.patch, width * self.patch])
             canvas = canvas + self.embed(draft).flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         tokens = self.with_class(torch.cat([latents + self.registers[:, :k], canvas], dim=1))
         if mask is not None:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 __all__ = ["CosineTransform"]
 
-# Natural images have power that falls as a power of the frequency (Field, 1987), and colors that are nearly gray.
+# The amplitudes of natural images fall as a power of the frequency (Field, J. Opt. Soc. Am. A 4, 1987), and those of
+# colors are smaller than those of gray. The constants fit the photos that come with varitok (tests).
 AMPLITUDE, KNEE, DECAY, COLOR = 0.2, 0.3, 1.15, 0.3
 
 
@@ -44,8 +45,8 @@ class CosineTransform(nn.Module):
         self.register_buffer("order", numbers.flatten()[largest], persistent=False)
         self.register_buffer("scale", expected.flatten()[largest], persistent=False)
 
-    def waves(self, count: int, size: int, like: Tensor) -> Tensor:
-        """Return waves of 0 to `count - 1` half periods at `size` positions, `(count, size)`; too fast ones are 0."""
+    def basis(self, count: int, size: int, like: Tensor) -> Tensor:
+        """Return cosines of 0 to `count - 1` half periods at `size` positions, `(count, size)`; from `size` on, 0."""
         numbers = torch.arange(count, device=like.device)
         angles = numbers.unsqueeze(1) * (torch.arange(size, device=like.device) + 0.5) * (math.pi / size)
         power = torch.where(numbers == 0, 1.0, math.sqrt(2.0)) * (numbers < size)
@@ -56,7 +57,7 @@ class CosineTransform(nn.Module):
         x = signal
         for count in self.frequencies:
             size = x.shape[1]
-            x = torch.tensordot(x, self.waves(count, size, x) / size, ([1], [1]))  # the next axis becomes the first
+            x = torch.tensordot(x, self.basis(count, size, x) / size, ([1], [1]))  # the next axis becomes the first
         return x.flatten(1)[:, self.order] / self.scale
 
     def synthesize(self, coefficients: Tensor, size: list[int]) -> Tensor:
@@ -67,5 +68,5 @@ class CosineTransform(nn.Module):
         x = flat.index_copy(1, self.order[:k], (coefficients * self.scale[:k]).to(flat.dtype))
         x = x.reshape(b, channels, down, across)
         for axis, count in enumerate(self.frequencies):
-            x = torch.tensordot(x, self.waves(count, size[axis], x), ([1], [0]))
+            x = torch.tensordot(x, self.basis(count, size[axis], x), ([1], [0]))
         return x

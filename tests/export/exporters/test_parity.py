@@ -68,7 +68,7 @@ def test_a_wrong_signal_at_one_size_is_told(codec, kept, off):
 @pytest.mark.parametrize(("off", "passes"), [(5e-7, True), (2e-6, False)])
 def test_what_is_left_of_louder_parts_may_be_off_as_they_may(codec, off, passes):
     quiet = copy.deepcopy(codec)
-    for parameter in (quiet.decoder.waves, *quiet.decoder.out.parameters()):  # of all paths to the signal
+    for parameter in (quiet.decoder.cosine_maps, *quiet.decoder.out.parameters()):  # of all paths to the signal
         parameter.data *= 1e-4
     coder = Coder(quiet, signal=lambda signal, codes: signal + off)
     if passes:

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
+from varitok import UserError
+from varitok.codecs.build import build
 from varitok.codecs.networks.layers.cosine import CosineTransform
+from varitok.codecs.networks.register_vit import RegisterEncoder
+from varitok.data.batch import normalize
+
+from ....composing import composed
 
 
 def _images(*size, seed=0):
@@ -49,9 +55,23 @@ def test_coefficients_dont_depend_on_the_size(size):
     assert kept.all() or min(size) < 6
 
 
+def test_coefficients_of_photos_are_about_one():
+    splits = build(composed("experiment=image/demo").data)
+    photos = torch.stack([normalize(splits.val[0, index]) for index in range(len(splits.val))])
+    transform = CosineTransform(3, 64, 256)
+    power = transform.analyze(photos).square().mean(0)
+    assert 0.5 < power.mean().sqrt() < 1.5
+    assert (power.view(8, 32).mean(1).sqrt() - 1).abs().max() < 0.5, "some frequencies are expected to be others"
+
+
 @pytest.mark.parametrize("k", [1, 7, 29])
 def test_a_prefix_is_the_rest_as_zeros(k):
     transform, coefficients = CosineTransform(3, 16, 30), torch.randn(2, 30)
     rest = torch.cat([coefficients[:, :k], torch.zeros(2, 30 - k)], dim=1)
     short, full = (transform.synthesize(given, [3, 16, 16]) for given in (coefficients[:, :k], rest))
     torch.testing.assert_close(short, full)
+
+
+def test_more_coefficients_than_values_are_refused():
+    with pytest.raises(UserError, match=r"^codec\.encoder\.cosines=4: 50 x 4 is more than an image has values$"):
+        RegisterEncoder(image_size=8, patch=8, tokens=50, width=8, depth=1, heads=1, cosines=4)

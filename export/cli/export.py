@@ -15,6 +15,7 @@ from varitok.codecs.build import load_run
 
 from ..exporters.bundle import FORMATS, INT8, architecture, export_bundle
 from ..exporters.parity import ParityError
+from ..exporters.weights import WEIGHTS
 
 __all__ = ["main"]
 
@@ -35,6 +36,12 @@ def main(words: Sequence[str]) -> None:
         metavar="NAMES",
         help=f"default: %(default)s; {INT8} adds a decoder with 8-bit weights",
     )
+    parser.add_argument(
+        "--weights",
+        default="float32",
+        choices=WEIGHTS,
+        help="round the weights first, for a smaller bundle; default: %(default)s",
+    )
     parser.add_argument("--json", action="store_true", help="for scripts: the content of export.json")
     options = parser.parse_args(words)
     run = options.run if options.run.is_dir() else options.run.absolute().parent.parent
@@ -43,7 +50,7 @@ def main(words: Sequence[str]) -> None:
     about = {"architecture": architecture(config), "image_size": OmegaConf.select(config, "data.image_size")}
     formats, streaming = options.formats.split(","), not options.no_streaming
     try:
-        report = export_bundle(codec, folder, **about, formats=formats, streaming=streaming)
+        report = export_bundle(codec, folder, **about, formats=formats, streaming=streaming, weights=options.weights)
     except ParityError as error:
         print(f"varitok export: {error}", file=sys.stderr)
         sys.exit(1)

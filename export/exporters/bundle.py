@@ -36,6 +36,7 @@ from .onnx import export_onnx
 from .parity import Chunked, Coder, Size, check, draw
 from .tiles import measure_tiles
 from .torchscript import export_torchscript, load_torchscript
+from .weights import pack_graphs, round_weights, smallest
 
 __all__ = ["FORMATS", "INT8", "architecture", "export_bundle"]
 
@@ -51,6 +52,7 @@ def export_bundle(
     image_size: int | None = None,
     formats: Sequence[str] = FORMATS,
     streaming: bool = True,
+    weights: str = "float32",
 ) -> dict[str, Any]:
     """Export a codec to a bundle; every file is reloaded and compared with the codec first.
 
@@ -67,12 +69,14 @@ def export_bundle(
         image_size: Height and width of the images of training, in pixels, of a codec that takes any; None if unknown.
         formats: Names in `FORMATS`; for a transformer also `INT8`, which adds a decoder with 8-bit weights.
         streaming: Whether to export the streaming graphs too, if the codec can stream.
+        weights: A name in `WEIGHTS`: to what the codec's weights are rounded first (`weights.py`).
 
     Returns:
         The contents of export.json, with `parity`, `files` and `versions`.
 
     Raises:
-        UserError: A format is unknown or not for this codec, or the folder can't be written or isn't a bundle.
+        UserError: A format or type of weights is unknown or not for this codec, or the folder can't be written or
+            isn't a bundle.
         ParityError: An exported file differs from the codec.
     """
     unknown = [name for name in formats if name not in (*FORMATS, INT8)]
@@ -82,14 +86,17 @@ def export_bundle(
     if INT8 in formats and ("onnx" not in formats or isinstance(codec, ImplicitCodec)):
         raise UserError(f"formats: {INT8} quantizes a codec's onnx, which must be among the formats")
     if isinstance(codec, ImplicitCodec):
+        if weights != "float32":
+            raise UserError(f"weights: {weights} is not for a codec whose weights are its codes; leave it out")
         return export_single_clip(codec, folder, architecture=architecture, formats=formats)
+    codec = round_weights(codec, weights)
     frozen = freeze(codec, streaming)
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.codebook_sizes else torch.float32
         axes = codec.layout.axes.split()[2:]
         least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in axes), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
-    config = _describe(codec, size) | _describe_stream(codec, frozen)
+    config = _describe(codec, size) | _describe_stream(codec, frozen) | {"weights": weights}
     config |= {"image_size": image_size} if image_size and config["token_layout"] == "b q h w" else {}
     config |= {"architecture": dict(architecture)} if architecture else {}
     with replace_folder(Path(folder)) as partial:
@@ -188,7 +195,8 @@ def _write(
     artifacts: dict[str, Coder] = {}
     if "safetensors" in formats:
         name = "model.safetensors"
-        _save({key: value.contiguous() for key, value in frozen.state_dict().items()}, folder / name, metadata)
+        state = {key: value.contiguous() for key, value in frozen.state_dict().items()}
+        _save(state if config["weights"] == "float32" else smallest(state), folder / name, metadata)
         artifacts[name] = _reload(frozen, folder / name)
     if "torchscript" in formats:
         export_torchscript(frozen, folder / "codec.ts", metadata)
@@ -197,6 +205,8 @@ def _write(
             artifacts["codec.ts, streaming"] = Chunked(scripted, ChunkedCodec(codec))
     if "onnx" in formats:
         export_onnx(frozen, folder / Path(DECODER).parent, example, metadata, names)
+        if config["weights"] != "float32":
+            pack_graphs(folder / Path(DECODER).parent)
         artifacts["onnx"] = runtime = _Runtime(folder)
         if isinstance(frozen, FrozenStream):
             artifacts["onnx, streaming"] = Chunked(runtime, ChunkedCodec(codec))

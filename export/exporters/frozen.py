@@ -10,7 +10,7 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.networks.layers.run_length import RunLength
 from varitok.codecs.streaming import ChunkedCodec, at_grid, pack, state_size, unpack
 
-__all__ = ["FrozenCodec", "FrozenStream", "freeze"]
+__all__ = ["FrozenCodec", "FrozenStream", "fold", "freeze"]
 
 
 def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
@@ -36,7 +36,7 @@ class FrozenCodec(nn.Module):
         codec = copy.deepcopy(codec).eval().float().cpu().requires_grad_(False)
         self._arrange(codec)
         for module in codec.modules():
-            _fold(module)
+            fold(module)
             if isinstance(module, RunLength):
                 module.packs = False
         self.bounded = codec.bounded
@@ -182,7 +182,7 @@ class FrozenStream(FrozenCodec):
         return self._limited(signal), pack(memory, shapes, state)
 
 
-def _fold(module: nn.Module) -> None:
+def fold(module: nn.Module) -> None:
     """Replace parametrized weights (weight norm) by plain parameters; scripted, they would fail at the first call."""
     if not parametrize.is_parametrized(module):
         return

@@ -16,6 +16,7 @@ from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
 from .layers.convolution import prepend_context
+from .layers.cosine import CosineTransform, random_maps
 from .layers.sequence import SequenceTransformer
 from .register_vit import GridTable
 from .tubelet import from_tubelets, to_tubelets
@@ -42,6 +43,7 @@ class _BlockQueries(Network):
         causal: bool = True,
         channels: int = 3,
         shortcut: bool = False,
+        cosines: Annotated[int, "[0, inf)", "0 starts all queries alike"] = 0,
         later_tokens: int | None = None,
     ) -> None:
         first, high, wide = patch
@@ -50,6 +52,8 @@ class _BlockQueries(Network):
             raise UserError(f"codec: patch={list(patch)} does not divide the image size {image_size}")
         if later_tokens is not None and later_tokens > tokens:
             raise UserError(f"codec: later_tokens={later_tokens} should be at most tokens={tokens}")
+        if tokens * cosines > channels * first * height * across:
+            raise UserError(f"codec.encoder.cosines={cosines}: {tokens} x {cosines} is more than a block has values")
         super().__init__(
             width=width,
             downsample=(first, high, wide),
@@ -69,11 +73,18 @@ class _BlockQueries(Network):
         size = tokens**-0.5 if self.decodes else math.sqrt(self.rows * self.columns)
         start = torch.randn(1, tokens, self.rows, self.columns)
         self.shortcut = GridTable(start * size) if shortcut else None
-        scale = 0.1 if shortcut else 1.0
+        self.cosines: CosineTransform | None = None
+        if cosines:
+            self.cosines = CosineTransform([channels, first, height, across], tokens * cosines)
+            self.cosine_maps = nn.Parameter(random_maps(tokens, cosines, width, self.decodes))
+            if self.decodes:
+                self.embed = nn.Linear(self.pixels, width)
+        linear = shortcut or cosines > 0
+        scale = 0.1 if linear else 1.0
         self.transformer = SequenceTransformer(
             width, depth, heads, hidden, causal, window, layer_scale=scale, qk_norm=True, axes=3
         )
-        self.norm = nn.Identity() if shortcut else nn.LayerNorm(width)
+        self.norm = nn.Identity() if linear else nn.LayerNorm(width)
         self.map = nn.Linear(width, self.pixels) if self.decodes else nn.Linear(self.pixels, width)
         nn.init.zeros_(self.map.bias)
 
@@ -147,6 +158,7 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         channels: Channels of the clip.
         shortcut: Add a linear path in parallel to attention, as in `RegisterEncoder`: each query starts as its own
             learned weighted mean of its block's tubelets, and there is no final norm.
+        cosines: Coefficients of its block's DCT from which each query starts, as in `RegisterEncoder`.
         later_tokens: Tokens of each block but a clip's first; equal to `tokens` if None. Latents beyond them are 0 and
             masked.
 
@@ -164,6 +176,11 @@ class BlockQueryEncoder(_BlockQueries, Encoder):
         queries = self.queries.expand(blocks.shape[0], -1, -1)
         if self.shortcut is not None:
             queries = queries + self.shortcut(rows, columns).transpose(1, 2) @ blocks / (rows * columns)
+        if self.cosines is not None:
+            # (b, c, t, h, w) -> (b, blocks, c, first, h, w) -> (b * blocks, c, first, h, w)
+            b, c, _, height, width = signal.shape
+            parts = signal.reshape(b, c, -1, self.patch[0], height, width).transpose(1, 2).flatten(0, 1)
+            queries = queries + self.cosines.to_tokens(parts, self.cosine_maps)
         own = self.own(patches, rows * columns, self.tokens, memory)
         latents: Tensor = self.transform(queries, patches, own, rows, columns, memory)[:, : self.tokens]
         return latents if own is None else latents * own.unsqueeze(-1)
@@ -187,10 +204,19 @@ class BlockQueryDecoder(_BlockQueries, Decoder):
         own = self.own(canvas.reshape(-1, grid[0] * rows * columns, self.width), rows * columns, k, memory)
         if own is not None:
             mask = own if mask is None else mask & own
+        there = latents if mask is None else latents * mask.unsqueeze(-1)
         if self.shortcut is not None:
-            there = latents if mask is None else latents * mask.unsqueeze(-1)
             canvas = canvas + self.shortcut(rows, columns)[:, :, :k] @ there
+        draft: Tensor | None = None
+        if self.cosines is not None:
+            size = [self.channels, self.patch[0], rows * self.patch[1], columns * self.patch[2]]
+            # (b * blocks, c, first, h, w) -> (b * blocks, rows * columns, pixels)
+            draft = to_tubelets(self.cosines.from_tokens(there, self.cosine_maps, size), self.patch)
+            canvas = canvas + self.embed(draft)
         placed = canvas.reshape(-1, grid[0] * rows * columns, self.width)
         painted = self.transform(latents + self.queries[:, :k], placed, mask, rows, columns, memory)[:, k:]
-        x = self.map(painted).reshape(-1, grid[0] * rows * columns, self.pixels)
+        x = self.map(painted)
+        if draft is not None:
+            x = x + draft
+        x = x.reshape(-1, grid[0] * rows * columns, self.pixels)
         return from_tubelets(x, self.patch, self.channels, rows, columns)

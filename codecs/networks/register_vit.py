@@ -15,7 +15,7 @@ from varitok import UserError
 
 from .contract import Decoder, Encoder, Network
 from .layers.attention import Transformer
-from .layers.cosine import CosineTransform
+from .layers.cosine import CosineTransform, random_maps
 from .layers.positions import grid_waves
 
 __all__ = ["RegisterDecoder", "RegisterEncoder"]
@@ -79,13 +79,10 @@ class _RegisterCodec(Network):
         if shortcut:
             weights = torch.randn(1, tokens, side, side)
             self.shortcut = GridTable(weights / tokens**0.5 if self.decodes else weights * side)
-        self.cosines = cosines
-        self.transform: CosineTransform | None = None
+        self.cosines: CosineTransform | None = None
         if cosines:
-            self.transform = CosineTransform(channels, image_size, tokens * cosines)
-            start = torch.randn(cosines, width).expand(tokens, -1, -1) / cosines**0.5
-            # Registers start with a variance of 1, the decoder's coefficients with cosines / width, nearly gray.
-            self.cosine_maps = nn.Parameter((start.mT * (cosines / width)) if self.decodes else start.clone())
+            self.cosines = CosineTransform([channels, image_size, image_size], tokens * cosines)
+            self.cosine_maps = nn.Parameter(random_maps(tokens, cosines, width, self.decodes))
         self.transformer = Transformer(width, depth, heads)
         self.norm = nn.Identity() if shortcut or cosines else nn.LayerNorm(width)
         if self.decodes:
@@ -137,10 +134,8 @@ class RegisterEncoder(_RegisterCodec, Encoder):
         registers = self.registers.expand(signal.shape[0], -1, -1)
         if self.shortcut is not None:
             registers = registers + self.shortcut(height, width).transpose(1, 2) @ patches / (height * width)
-        if self.transform is not None:
-            # (b, N * cosines) -> (N, b, cosines) -> (N, b, width)
-            coefficients = self.transform.analyze(signal).reshape(-1, self.tokens, self.cosines).transpose(0, 1)
-            registers = registers + (coefficients @ self.cosine_maps).transpose(0, 1)
+        if self.cosines is not None:
+            registers = registers + self.cosines.to_tokens(signal, self.cosine_maps)
         tokens = self.with_class(torch.cat([registers, patches + self.positions(height, width)], dim=1))
         latents: Tensor = self.norm(self.transformer(tokens)[:, : self.tokens])
         return latents
@@ -168,10 +163,9 @@ class RegisterDecoder(_RegisterCodec, Decoder):
         if self.shortcut is not None:
             canvas = canvas + self.shortcut(height, width)[:, :, :k] @ there
         draft: Tensor | None = None
-        if self.transform is not None:
-            # (b, k, width) -> (k, b, cosines) -> (b, k * cosines)
-            coefficients = (there.transpose(0, 1) @ self.cosine_maps[:k]).transpose(0, 1).reshape(b, -1)
-            draft = self.transform.synthesize(coefficients, [self.channels, height * self.patch, width * self.patch])
+        if self.cosines is not None:
+            size = [self.channels, height * self.patch, width * self.patch]
+            draft = self.cosines.from_tokens(there, self.cosine_maps, size)
             canvas = canvas + self.embed(draft).flatten(2).transpose(1, 2)  # (b, width, h, w) -> (b, h * w, width)
         tokens = self.with_class(torch.cat([latents + self.registers[:, :k], canvas], dim=1))
         if mask is not None:

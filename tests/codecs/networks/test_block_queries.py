@@ -48,9 +48,9 @@ def test_any_number_of_frames_comes_back(frames):
     assert codec(signal).signal.shape == signal.shape
 
 
-@pytest.mark.parametrize("shortcut", [False, True])
-def test_a_block_knows_nothing_of_later_ones(shortcut):
-    codec, signal = tiny(shortcut=shortcut), clip(13)
+@pytest.mark.parametrize("start", [{}, {"shortcut": True}, {"cosines": 3}], ids=["alike", "shortcut", "cosines"])
+def test_a_block_knows_nothing_of_later_ones(start):
+    codec, signal = tiny(**start), clip(13)
     changed = signal.clone()
     changed[:, :, 5:] = clip(8)
     before, after = codec.encode(signal), codec.encode(changed)
@@ -97,8 +97,9 @@ def test_padding_has_no_tokens():
     ]  # fmt: skip
 
 
-def test_other_sizes_of_frames_are_read_and_painted():
-    codec, signal = tiny(shortcut=True), clip(5, side=24)
+@pytest.mark.parametrize("start", [{"shortcut": True}, {"cosines": 3}], ids=["shortcut", "cosines"])
+def test_other_sizes_of_frames_are_read_and_painted(start):
+    codec, signal = tiny(**start), clip(5, side=24)
     assert codec.decode(codec.encode(signal), signal.shape[2:]).shape == signal.shape
 
 
@@ -108,7 +109,9 @@ def test_wrong_codes_are_told(codes, size):
         tiny().decode(torch.zeros(codes, dtype=torch.int64), size)
 
 
-@pytest.mark.parametrize("change", [{"patch": [4, 5, 8]}, {"later_tokens": TOKENS + 1}, {"heads": 5}])
+@pytest.mark.parametrize(
+    "change", [{"patch": [4, 5, 8]}, {"later_tokens": TOKENS + 1}, {"heads": 5}, {"cosines": 1000}]
+)
 def test_sizes_that_do_not_fit_are_told(change):
     with pytest.raises(UserError):
         BlockQueryEncoder(**FORM | change)
@@ -156,7 +159,7 @@ def test_an_allocation_wants_blocks_and_a_token_for_each():
 @pytest.mark.parametrize("mechanism", ["truncate", "zeros", "mask_token"])
 @pytest.mark.parametrize("cuts", [(1, 4, 4, 4), (5, 8), (9, 2)])
 def test_chunks_are_the_whole(mechanism, cuts):
-    codec, signal = tiny(mechanism, window=2, shortcut=True), clip(sum(cuts))
+    codec, signal = tiny(mechanism, window=2, cosines=3), clip(sum(cuts))
     chunked = ChunkedCodec(codec)
     codes, state, begin = [], None, 0
     for size in cuts:
@@ -182,7 +185,7 @@ def test_without_a_window_it_does_not_stream():
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["truncate", "mask_token"])
 def test_a_bundle_streams_blocks_of_any_length(tmp_path, mechanism):
-    codec = tiny(mechanism, window=2)
+    codec = tiny(mechanism, window=2, cosines=3)
     assert "onnx, streaming" in export_bundle(codec, tmp_path / "bundle")["parity"]
     bundle, signal = varitok.load(tmp_path / "bundle"), clip(9).numpy()
     encode, decode, codes = bundle.encoding(batch=2), bundle.decoding(batch=2), bundle.encode(signal)

@@ -68,6 +68,13 @@ def near(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("name", sorted(set(KINDS.values())))
+def test_weights_are_contiguous(name: str) -> None:
+    """FSDP2 shards no others."""
+    for network in networks(name):
+        assert all(weight.is_contiguous() for weight in network.parameters())
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_both_sides_tell_the_same(name: str) -> None:
     encoder, decoder = networks(name)

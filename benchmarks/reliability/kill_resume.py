@@ -41,10 +41,13 @@ RUNS = {
         f"{ADVERSARIAL}head_start=10", f"{ADVERSARIAL}discriminator.width=16", "callbacks.evaluation.every=50",
     ],
     "sound, residual, adversarial": [
-        "experiment=audio/demo", "length=quantizer_dropout", "objective=encodec",
+        "experiment=audio/demo", "data=voices", "length=quantizer_dropout", "objective=encodec",
         f"{ADVERSARIAL}discriminator.width=4", "loader.batch_size=4", "callbacks.evaluation.every=50",
     ],
-    "clip": ["experiment=video/demo", "loader.batch_size=4", "callbacks.evaluation.every=50"],
+    "clip": [
+        "experiment=video/cosmos_small", "data=scenes", "data.image_size=32", "loader.batch_size=4",
+        "callbacks.evaluation.every=50",
+    ],
 }  # fmt: skip
 COMMON = [
     "training.log_every=1", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "export=none",

@@ -33,7 +33,7 @@ __all__ = ["main"]
 RUNS = {
     "image/one_d_piece_64": (4, 3, 128, 128),
     "audio/dac_small": (2, 1, 16384),
-    "video/demo": (2, 3, 9, 32, 32),
+    "video/cosmos_small": (2, 3, 9, 32, 32),
 }
 
 

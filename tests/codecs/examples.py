@@ -176,7 +176,7 @@ GRID_IMAGES = (
 )
 # A run of seconds of sounds and of clips, two updates with all that a run leaves but a bundle.
 TINY_SOUND = [
-    "experiment=audio/demo", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
+    "experiment=audio/demo", "data=voices", "codec.encoder.widths=[16,8,8]", "codec.decoder.vocoder.width=16",
     "codec.decoder.vocoder.base=8", "codec.decoder.vocoder.hidden=16", "codec.decoder.vocoder.depth=1",
     "bottleneck.num_codebooks=3", "bottleneck.level.dim=8", "bottleneck.level.codebook_size=16", "data.crop_tokens=8",
     "data.length=8", "data.val_length=3", "data.val_seconds=0.5", "loader.batch_size=2", "loader.workers=0",
@@ -184,7 +184,7 @@ TINY_SOUND = [
     "callbacks.evaluation.every=1", "export=none", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu",
 ]  # fmt: skip
 TINY_CLIP = [
-    "experiment=video/demo",
+    "experiment=video/cosmos_small", "data=scenes",
     "updates=2", "data.image_size=16", "data.val_length=3", "loader.batch_size=2", "loader.workers=0",
     "codec.encoder.base=4", "codec.encoder.width=8", "codec.encoder.multipliers=[1,1,1]",
     "callbacks.samples.every=1", "callbacks.samples.count=2", "callbacks.evaluation.every=1", "export=none",

@@ -362,7 +362,7 @@ def test_options_compose(words: list[str]) -> None:
 
 def test_what_tests_compose_is_what_hydra_composes() -> None:
     """By `composed`, which chooses groups once, and sets values in a copy."""
-    words = ["experiment=audio/demo", "updates=3", "bottleneck=vq", "~data.val_length", "+optim.new=1", "export=none"]
+    words = ["experiment=audio/demo", "updates=3", "bottleneck=vq", "~data.val_seconds", "+optim.new=1", "export=none"]
     for _ in range(2):  # composed, and kept
         found = composed(*words)
         with hydra.initialize_config_module("varitok.configs", version_base="1.3"):

@@ -98,6 +98,10 @@ def _pack(graph: onnx.GraphProto) -> None:
         weights += stored or [weight]
         nodes += made
     nodes += graph.node
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of a loop
+                _pack(attribute.g)
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(weights)
     graph.node.extend(nodes)

@@ -79,15 +79,46 @@ def test_any_rounded_weight_is_packed_without_loss(tmp_path_factory, value, weig
         rounded = np.ascontiguousarray(np.swapaxes(rounded, 0, 1))
     folder = tmp_path_factory.mktemp("graph")
     node = onnx.helper.make_node("Identity", ["w"], ["out"])
-    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, rounded.shape)
-    graph = onnx.helper.make_graph([node], "g", [], [out], [numpy_helper.from_array(rounded, "w")])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, folder / "g.onnx")
+    graph = [node], "g", [], [_port("out", "FLOAT", rounded.shape)], [numpy_helper.from_array(rounded, "w")]
+    _save(onnx.helper.make_graph(*graph), folder)
     pack_graphs(folder)
     packed = onnx.load(folder / "g.onnx").graph.initializer
     assert packed[0].data_type in TYPES.values()
     (back,) = onnxruntime.InferenceSession(folder / "g.onnx").run(None, {})
     assert np.array_equal(back, rounded)
+
+
+def test_weights_in_a_loop_are_packed(tmp_path):
+    """A decoder that samples has its weights there."""
+    weight = np.arange(-128, 128, dtype=np.float32).reshape(16, 16) / 256
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"]), onnx.helper.make_node("Identity", ["more"], ["again"])],
+        "body",
+        [_port("i", "INT64", []), _port("more", "BOOL", []), _port("x", "FLOAT", [1, 16])],
+        [_port("again", "BOOL", []), _port("y", "FLOAT", [1, 16])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    nodes = [onnx.helper.make_node("Loop", ["count", "", "given"], ["out"], body=body)]
+    ports = [_port("given", "FLOAT", [1, 16])], [_port("out", "FLOAT", [1, 16])]
+    _save(onnx.helper.make_graph(nodes, "g", *ports, [numpy_helper.from_array(np.int64(2), "count")]), tmp_path)
+    given = {"given": np.ones((1, 16), np.float32)}
+    (before,) = onnxruntime.InferenceSession(tmp_path / "g.onnx").run(None, given)
+    pack_graphs(tmp_path)
+    (after,) = onnxruntime.InferenceSession(tmp_path / "g.onnx").run(None, given)
+    loop = next(node for node in onnx.load(tmp_path / "g.onnx").graph.node if node.op_type == "Loop")
+    assert loop.attribute[0].g.initializer[0].data_type in TYPES.values()
+    assert np.array_equal(before, after)
+
+
+def _port(name, kind, shape):
+    return onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, kind), shape)
+
+
+def _save(graph, folder):
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+        folder / "g.onnx",
+    )
 
 
 def test_an_unknown_type_is_one_line(tmp_path):

@@ -96,7 +96,8 @@ def as_agent(path, runs=()):
 
 def synthetic(path):
     """Return overrides for data without files."""
-    return ["data=dead_leaves"] if path.stem.startswith("image") else []
+    made = {"image": "dead_leaves", "audio": "voices", "video": "scenes"}
+    return [f"data={made[path.stem.partition('_')[0]]}"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -112,7 +112,7 @@ def random_maps(tokens: int, each: int, width: int, decodes: bool) -> Tensor:
 
     The first make tokens of a variance of 1, the second coefficients of `each / width`, nearly gray.
     """
-    maps = torch.randn(each, width) / each**0.5
+    maps: Tensor = torch.randn(each, width) / each**0.5
     maps = maps.T * (each / width) if decodes else maps
     return maps.expand(tokens, -1, -1).contiguous()  # FSDP2 shards no others
 

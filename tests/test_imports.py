@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DECODING = ("data.decoding", "data.storage")
-WITHOUT_TORCH = (*DECODING, "export.runtime", "export.bitstream", "export.cli.main", "export.cli.encode_decode")
+SHARED = ("data.decoding", "data.noise", "data.permutation", "data.storage")
+WITHOUT_TORCH = (*SHARED, "export.runtime", "export.bitstream", "export.cli.main", "export.cli.encode_decode")
 FOLDERS = ("data", "codecs", "export", "configs")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # Each folder's rooms from the ground up: a room imports what stands before it, never what stands after.
 FLOORS = {
     "data": (
-        "weights feature_map permutation storage decoding batch sampler workers teachers synthetic datasets datamodule"
-        " cli"
+        "weights feature_map permutation noise storage decoding batch sampler workers teachers synthetic datasets"
+        " datamodule cli"
     ),
     "codecs": (
         "renamed conversion result masking padding layout distributed precision unregistered networks bottlenecks"
@@ -82,7 +82,7 @@ def allowed(importer: str) -> tuple[str, ...]:
     if below(importer, "varitok.configs"):
         return (*own, "varitok.configs")
     if below(importer, *(f"varitok.{name}" for name in WITHOUT_TORCH)):
-        return (*own, "varitok.export", *(f"varitok.{name}" for name in DECODING))
+        return (*own, "varitok.export", *(f"varitok.{name}" for name in SHARED))
     return (*own, "varitok.data", "varitok.codecs", "varitok.export")
 
 

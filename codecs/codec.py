@@ -215,11 +215,16 @@ class Codec(nn.Module):
             memory: States of causal layers, updated in place; None: no streaming.
             common: The number of tokens kept of every sample, if it is the same and known on the CPU.
         """
-        visible, mask = self.project_out(latents, lengths, list(grid)), None
-        if lengths is not None:
-            visible, mask = self.length.mechanism(visible, lengths, common)
+        visible, mask = self.show(latents, lengths, grid, common)
         signal: Tensor = self.decoder(visible, mask, list(grid), memory)
         return signal
+
+    def show(
+        self, latents: Tensor, lengths: Tensor | None, grid: Sequence[int], common: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the decoder sees of quantized latents, and its mask (`Mechanism`); arguments as `paint`."""
+        visible: Tensor = self.project_out(latents, lengths, list(grid))
+        return (visible, None) if lengths is None else self.length.mechanism(visible, lengths, common)
 
     def forward(
         self,
@@ -228,7 +233,7 @@ class Codec(nn.Module):
         n_codebooks: Tensor | None = None,
         common: int | None = None,
     ) -> Reconstruction:
-        """Encode, quantize and decode signals, with gradients.
+        """Encode, quantize and decode signals, with gradients; in training, a generative decoder learns instead.
 
         Args:
             signal: `(b, c, *grid)` in [-1, 1].
@@ -249,13 +254,19 @@ class Codec(nn.Module):
         put = quantized.latents
         if self.training and self.perturbation is not None:
             put = self.perturbation(self.bottleneck, latents, quantized, lengths, n_codebooks)
-        painted = self.layout.crop(self.paint(put, shown, grid, common=common), size)
+        visible, mask = self.show(put, shown, grid, common)
+        penalties: dict[str, Tensor] = {}
+        if self.training:
+            painted, penalties = self.decoder.reconstruct(visible, mask, grid, signal)
+        else:
+            painted = self.decoder(visible, mask, grid)
+        painted = self.layout.crop(painted, size)
         if self.training and self.length.halting is not None:
             # Samples with fewer codebooks don't show the error at a number of tokens.
             error = self.layout.signal_means((painted.detach().float() - signal).abs())
             loss = self.length.halting.loss(features, error, lengths, n_codebooks >= self.num_codebooks)
             quantized = quantized._replace(penalties=quantized.penalties | {"halting": loss})
-        return Reconstruction(painted, quantized)
+        return Reconstruction(painted, quantized, penalties)
 
     def encode(self, signal: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode signals to codes.

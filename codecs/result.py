@@ -1,5 +1,7 @@
 """Results of bottlenecks and codecs: NamedTuples, which `torch.jit.trace` and `torch.export` support."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -28,8 +30,11 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         signal: Reconstructed signal `(b, c, *grid)`, in [-1, 1] up to errors (not clamped).
+            In training, a generative decoder gives an estimate instead (`GenerativeDecoder.loss`).
         quantized: Result of the bottleneck.
+        penalties: The decoder's own losses, scalars by name; of a deterministic one, none.
     """
 
     signal: Tensor
     quantized: Quantized
+    penalties: Mapping[str, Tensor] = MappingProxyType({})

@@ -6,11 +6,14 @@ own ordered tokens: the latents are `(b * blocks, n, width)`.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Encoder", "Network", "Precise"]
+from varitok.data.noise import gaussian
+
+__all__ = ["Decoder", "Denoiser", "Encoder", "GenerativeDecoder", "Network", "Precise"]
 
 
 class Network(nn.Module, ABC):
@@ -95,6 +98,115 @@ class Decoder(Network):
             mask: bool `(b, n)`, False for missing latents; None if all are present.
             grid: Steps of each axis. With ordered latents, rows and columns may be omitted: those of training.
             memory: State of earlier chunks; see `codecs/streaming.py`.
+        """
+
+    def reconstruct(
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], signal: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return signals for the losses of a training step, and the decoder's own losses by name.
+
+        By default what `forward` returns, and none.
+
+        Args:
+            latents: See `forward`.
+            mask: See `forward`.
+            grid: See `forward`.
+            signal: The encoded signals, `(b, channels, *size)`.
+        """
+        return self(latents, mask, grid), {}
+
+
+class GenerativeDecoder(Decoder):
+    """Decoder that samples: where the latents leave a choice, noise makes it.
+
+    It trains by a loss of its own and decodes by `forward`. Noise is a function of `seed`, the same for all signals of
+    a batch (`data/noise.py`), so that decoding is a function of latents and seed.
+
+    Args:
+        seed: Seed of the noise if the caller gives none.
+        steps: Steps of the sampler.
+        form: Arguments of `Network`.
+    """
+
+    def __init__(self, *, seed: int, steps: int, **form: Any) -> None:
+        super().__init__(**form)
+        self.seed = seed
+        self.steps = steps
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a bundle's config.json says of the sampler, as plain data: at least its steps and seed."""
+        return {"steps": self.steps, "seed": self.seed}
+
+    @abstractmethod
+    def loss(self, latents: Tensor, mask: Tensor | None, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an estimate of the signals `(b, channels, *size)`, and the loss, a scalar; both have gradients.
+
+        Args:
+            latents: See `forward`.
+            mask: See `forward`.
+            signal: The encoded signals.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        latents: Tensor,
+        mask: Tensor | None,
+        grid: list[int],
+        memory: list[Tensor] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Sample signals `(b, channels, *(grid * downsample))`.
+
+        Args:
+            latents: See `Decoder.forward`.
+            mask: See `Decoder.forward`.
+            grid: See `Decoder.forward`.
+            memory: See `Decoder.forward`.
+            noise: Standard normal noise, `(1 or b, channels, *(grid * downsample))`; None: that of `seed`.
+        """
+
+    @abstractmethod
+    def step(
+        self, latents: Tensor, mask: Tensor | None, sample: Tensor, state: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do one step of the sampler; return the next sample and state.
+
+        Args:
+            latents: See `forward`.
+            mask: See `forward`.
+            sample: `(b, channels, *size)`; at first the noise.
+            state: What the sampler remembers, of the same shape; at first zeros.
+            number: Number of the step, int64 `()`, below `steps`.
+        """
+
+    def reconstruct(
+        self, latents: Tensor, mask: Tensor | None, grid: list[int], signal: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the estimate and the loss of `loss`."""
+        estimate, loss = self.loss(latents, mask, signal)
+        return estimate, {"generation": loss}
+
+    @torch.jit.unused
+    def draw(self, grid: list[int], like: Tensor) -> Tensor:
+        """Return the noise of `seed` for signals of a grid, `(1, channels, *(grid * downsample))`."""
+        steps = [*grid, self.rows, self.columns][: len(self.downsample)]
+        size = [count * step for count, step in zip(steps, self.downsample, strict=True)]
+        return torch.from_numpy(gaussian((self.channels, *size), self.seed))[None].to(like)
+
+
+class Denoiser(Network):
+    """Network inside a generative decoder: predicts from a noised signal, a time and latents."""
+
+    @abstractmethod
+    def forward(self, noised: Tensor, time: Tensor, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """Return a prediction of the shape of `noised`; of what, the decoder that trains it decides.
+
+        Args:
+            noised: Noised signals, `(b, channels, *size)`.
+            time: From 0, noise alone, to 1, the signal alone; `(b,)`.
+            latents: `(b, n, width)`; of ordered latents, any prefix.
+            mask: bool `(b, n)`, False for missing latents; None if all are present.
         """
 
 

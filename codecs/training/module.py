@@ -30,7 +30,7 @@ __all__ = ["CodecTraining"]
 class CodecTraining(Training):
     """The training module of a codec, with or without a discriminator.
 
-        loss = sum_i weight_i term_i + bottleneck penalties + adversarial terms
+        loss = sum_i weight_i term_i + the bottleneck's and the decoder's own losses + adversarial terms
 
     Args:
         codec: Codec to train.
@@ -140,11 +140,11 @@ class CodecTraining(Training):
     def codec_loss(
         self, result: Reconstruction, real: Tensor, lengths: Tensor | None, guidance: Guidance
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the objective's terms and the bottleneck's penalties, and each one by its log name."""
+        """Return the sum of the objective's terms and the codec's own losses, and each one by its log name."""
         quantized = result.quantized
         loss, terms = self.objective(result.signal, real, lengths, self.update, guidance)
-        loss = loss + sum(quantized.penalties.values())
-        values = {f"loss/{name}": value for name, value in terms.items()}
+        loss = loss + sum(quantized.penalties.values()) + sum(result.penalties.values())
+        values = {f"loss/{name}": value for name, value in (terms | result.penalties).items()}
         values |= {f"bottleneck/{name}": value for name, value in (quantized.penalties | quantized.metrics).items()}
         return loss, values | {"loss": loss}
 

@@ -19,7 +19,7 @@ PRESETS = sorted(
 )  # one has no encoder
 DATA = {"sample_rate": 16000, "frame_rate": 8.0, "clips": {"frame_rate": 8.0}, "image_size": 32, "channels": 1}
 SIZES = {"base": 8, "width": 8, "hidden": 8, "heads": 1, "depth": 1, "groups": 4}
-SIZES |= {"bands": 8, "tokens": 5, "later_tokens": 3, "side": 2}
+SIZES |= {"bands": 8, "tokens": 5, "later_tokens": 3, "side": 2, "steps": 2}
 
 
 def small(name: str) -> DictConfig:
@@ -31,7 +31,7 @@ def small(name: str) -> DictConfig:
         form = config.codec[side]
         last = form.base * (form.multipliers[-1] if form.get("multipliers") else 2 ** len(form.strides))
         form.inner = {"_target_": "varitok.codecs.networks.layers.recurrent.Recurrent", "width": last, "depth": 1}
-    for network in (config.codec.encoder, config.codec.decoder):
+    for network in (config.codec.encoder, config.codec.decoder, config.codec.decoder.get("network") or {}):
         if "image_size" in network:
             patch = network.patch
             network.image_size = 2 * patch if isinstance(patch, int) else [2 * side for side in patch[1:]]

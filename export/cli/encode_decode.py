@@ -93,6 +93,12 @@ def _encoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str
 def _decoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str]:
     """Return the function that decodes a container, and the suffix of its output."""
     to = _choose_suffix(bundle, options.to)
+    if options.seed is not None:
+        if bundle.seed is None:
+            raise UserError(f"--seed {options.seed}: {options.bundle} decodes without noise; leave it out")
+        if not 0 <= options.seed < 1 << 32:
+            raise UserError(f"--seed {options.seed}: must be from 0 to {(1 << 32) - 1}")
+        bundle.seed = options.seed
     return partial(decode_file, bundle, to=to, force=options.force, memory=options.memory), to
 
 
@@ -215,6 +221,9 @@ def _parser(encodes: bool) -> argparse.ArgumentParser:
     else:
         parser.add_argument(
             "--int8", action="store_true", help="use the decoder with 8-bit weights, if the bundle has one"
+        )
+        parser.add_argument(
+            "--seed", type=int, metavar="N", help="seed of a decoder that samples; default: the bundle's"
         )
         writers = {name: kind.written for name, kind in BUNDLES.items() if kind.written}
         written = "; ".join(f"{', '.join(known)} for {what}" for what, known in writers.items())

@@ -19,6 +19,7 @@ from varitok.codecs.implicit.codec import ImplicitCodec
 from varitok.codecs.lengths.distributions import Full
 from varitok.codecs.modalities.base import GraphNames
 from varitok.codecs.modalities.registry import modality_of
+from varitok.codecs.networks.contract import GenerativeDecoder
 from varitok.codecs.streaming import ChunkedCodec
 
 from ..runtime.bundle import DECODER, FORMAT_VERSION, Bundle
@@ -27,13 +28,13 @@ from ..runtime.load import load
 from ..runtime.streaming import run_stream, stream_form
 from .bundle_folder import describe, replace_folder, report
 from .examples import example_signals
-from .frozen import FrozenCodec, FrozenStream, freeze
+from .frozen import FrozenCodec, FrozenGenerator, FrozenStream, freeze
 from .implicit import export_single_clip
 from .int8 import quantize_decoder
 from .memory import measure_memory
 from .model_card import card
 from .onnx import export_onnx
-from .parity import Chunked, Coder, Size, check, draw
+from .parity import SAMPLED_ERROR, SIGNAL_ERROR, Chunked, Coder, Size, check, draw
 from .tiles import measure_tiles
 from .torchscript import export_torchscript, load_torchscript
 from .weights import pack_graphs, round_weights, smallest
@@ -91,12 +92,15 @@ def export_bundle(
         return export_single_clip(codec, folder, architecture=architecture, formats=formats)
     codec = round_weights(codec, weights)
     frozen = freeze(codec, streaming)
+    if INT8 in formats and isinstance(frozen, FrozenGenerator):
+        raise UserError(f"formats: {INT8} is not for a decoder that samples; leave it out")
     with torch.inference_mode():
         kind = torch.int64 if codec.bottleneck.codebook_sizes else torch.float32
         axes = codec.layout.axes.split()[2:]
         least = torch.zeros(1, codec.bottleneck.rows, *(1 for _ in axes), dtype=kind)
         size = tuple(int(side) for side in frozen.decode(least).shape[1:])
     config = _describe(codec, size) | _describe_stream(codec, frozen) | {"weights": weights}
+    config |= {"sampler": codec.decoder.describe()} if isinstance(codec.decoder, GenerativeDecoder) else {}
     config |= {"image_size": image_size} if image_size and config["token_layout"] == "b q h w" else {}
     config |= {"architecture": dict(architecture)} if architecture else {}
     with replace_folder(Path(folder)) as partial:
@@ -210,7 +214,8 @@ def _write(
         artifacts["onnx"] = runtime = _Runtime(folder)
         if isinstance(frozen, FrozenStream):
             artifacts["onnx, streaming"] = Chunked(runtime, ChunkedCodec(codec))
-    parity = check(codec, artifacts, sizes)
+    allowed = SAMPLED_ERROR if isinstance(frozen, FrozenGenerator) else SIGNAL_ERROR
+    parity = check(codec, artifacts, sizes, allowed)
     if INT8 in formats:
         quantize_decoder(folder)
         # Reported without a bound: the rounding error depends on the network.

@@ -7,14 +7,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from varitok.codecs.codec import Codec
+from varitok.codecs.networks.contract import GenerativeDecoder
 from varitok.codecs.networks.layers.run_length import RunLength
 from varitok.codecs.streaming import ChunkedCodec, at_grid, pack, state_size, unpack
 
-__all__ = ["FrozenCodec", "FrozenStream", "fold", "freeze"]
+__all__ = ["FrozenCodec", "FrozenGenerator", "FrozenStream", "fold", "freeze"]
 
 
 def freeze(codec: Codec, streaming: bool = True) -> "FrozenCodec":
-    """Return the export form of a codec: a `FrozenStream` if `streaming` is true and the codec can stream."""
+    """Return the export form of a codec: a `FrozenGenerator` if its decoder samples, a `FrozenStream` if it streams.
+
+    Args:
+        codec: Codec to copy; it isn't changed.
+        streaming: Whether it should stream if it can.
+    """
+    if isinstance(codec.decoder, GenerativeDecoder):
+        return FrozenGenerator(codec)
     return FrozenStream(codec) if streaming and ChunkedCodec(codec).streams else FrozenCodec(codec)
 
 
@@ -85,15 +93,20 @@ class FrozenCodec(nn.Module):
         Ordered codes `(b, codebooks, k)` or `(b, codebooks, blocks, k)`, k from 1 to N, give signals of training size.
         Placed codes `(b, codebooks, n)` or `(b, codebooks, *grid)` give whole steps, without the causal pad.
         """
-        grid, codes = self.layout.code_grid(codes), self.layout.flatten(codes)
+        grid = self.layout.code_grid(codes)
+        signal = self.decoder(self._shown(codes, grid), None, grid)
+        return self._limited(self.layout.cut_lead(signal))
+
+    def _shown(self, codes: Tensor, grid: list[int]) -> Tensor:
+        """Return the latents `(b * blocks, n, width)` that the decoder sees of codes."""
+        codes = self.layout.flatten(codes)
         if self.masks:
             # Look up all N positions and replace the tail: a pad of N - k can't be exported.
             k = codes.shape[2]
             latents = self._filled(self._repeated(codes), k)
         else:
             latents = self.project_out(self.bottleneck.decode(codes), None, grid)  # type: ignore[operator]
-        signal = self.decoder(latents, None, grid)
-        return self._limited(self.layout.cut_lead(signal))
+        return latents
 
     def _repeated(self, codes: Tensor) -> Tensor:
         """Look up N positions, repeating the last code: `(b, codebooks, k)` -> latents `(b, N, width)`."""
@@ -113,6 +126,51 @@ class FrozenCodec(nn.Module):
     def forward(self, signal: Tensor) -> Tensor:
         """Encode and decode."""
         return self.decode(self.encode(signal))
+
+
+class FrozenGenerator(FrozenCodec):
+    """A frozen codec whose decoder samples: `sample` takes the noise that `decode` computes from the decoder's seed.
+
+    Args:
+        codec: Codec to copy; it isn't changed.
+
+    Attributes:
+        noise: Noise of the seed for a signal of training, `(1, c, *size)`.
+        steps: Steps of the sampler.
+    """
+
+    noise: Tensor
+
+    @torch.jit.unused
+    def _arrange(self, codec: Codec) -> None:
+        assert isinstance(codec.decoder, GenerativeDecoder)
+        self.steps = codec.decoder.steps
+        self.register_buffer("noise", codec.decoder.draw([], torch.zeros(0)), persistent=False)
+
+    @torch.jit.export
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decode codes as `FrozenCodec.decode` does, from the seed's noise."""
+        return self.sample(codes, self.noise)
+
+    @torch.jit.export
+    def sample(self, codes: Tensor, noise: Tensor) -> Tensor:
+        """Decode codes from standard normal noise `(1 or b, c, *size)`."""
+        grid = self.layout.code_grid(codes)
+        signal = self.decoder(self._shown(codes, grid), None, grid, None, noise)
+        return self._limited(self.layout.cut_lead(signal))
+
+    def step(self, codes: Tensor, sample: Tensor, state: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Do one step of `sample`, which ONNX files repeat; the last one returns the signal.
+
+        Args:
+            codes: See `sample`.
+            sample: See `GenerativeDecoder.step`.
+            state: See `GenerativeDecoder.step`.
+            number: See `GenerativeDecoder.step`.
+        """
+        latents = self._shown(codes, self.layout.code_grid(codes))
+        sample, state = self.decoder.step(latents, None, sample, state, number)  # type: ignore[operator]
+        return torch.where(number == self.steps - 1, self._limited(sample), sample), state
 
 
 class FrozenStream(FrozenCodec):

@@ -43,6 +43,7 @@ def card(config: Mapping[str, Any], formats: Sequence[str], tiles: TiledParity |
         formats,
         frame_size=config.get("frame_size"),
         later_tokens=config.get("later_tokens", 0),
+        sampler=config.get("sampler"),
         graph=MODALITIES[config["modality"]].graph,
         bits=config["bits_per_token"],
         prices=_prices(config),

@@ -1,4 +1,4 @@
-"""Export of a frozen codec to two ONNX graphs, or four if it can stream."""
+"""Export of a frozen codec to two ONNX graphs, or four if it can stream; a decoder that samples has a loop."""
 
 import contextlib
 import io
@@ -9,11 +9,12 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from varitok.codecs.modalities.base import GraphNames
 
-from .frozen import FrozenCodec, FrozenStream
+from .frozen import FrozenCodec, FrozenGenerator, FrozenStream
 
 __all__ = ["Port", "export_graph", "export_onnx"]
 
@@ -31,6 +32,17 @@ class _Method(nn.Module):
     def forward(self, given: Tensor, state: Tensor | None = None) -> Any:
         method = getattr(self.codec, self.name)
         return method(given) if state is None else method(given, state)
+
+
+class _Step(nn.Module):
+    """A module whose `forward` is one step of a codec that samples."""
+
+    def __init__(self, codec: FrozenGenerator) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, codes: Tensor, sample: Tensor, state: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        return self.codec.step(codes, sample, state, number)
 
 
 Axes = list[str | None]  # names of a value's axes; None for an axis of fixed size
@@ -71,7 +83,11 @@ def export_onnx(codec: FrozenCodec, folder: Path, example: Tensor, metadata: dic
     painted: Port = (names.back, ["batch", None, *back])
     encoder, decoder = (metadata | {"codec.role": role} for role in ("encoder", "decoder"))
     export_graph(_Method(codec, "encode"), [example], folder / "encoder_model.onnx", [signal], [found], encoder)
-    export_graph(_Method(codec, "decode"), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
+    if isinstance(codec, FrozenGenerator):
+        noised: Port = ("noise", ["batch", None, *sides])
+        _export_sampler(codec, kept, folder / "decoder_model.onnx", [read, noised], painted, decoder)
+    else:
+        export_graph(_Method(codec, "decode"), [kept], folder / "decoder_model.onnx", [read], [painted], decoder)
     if isinstance(codec, FrozenStream):
         size = "state_size" if codec.layout.free_sides else None  # grows with the frame size
         before: Port = ("state", ["batch", size])
@@ -97,6 +113,52 @@ def export_graph(
     metadata: dict[str, str],
 ) -> None:
     """Export one graph; a port is the name of an input or output, with the names of its free axes."""
+    _save(_translate(module, examples, sources, targets), path, sources, targets, metadata)
+
+
+def _export_sampler(
+    codec: FrozenGenerator, codes: Tensor, path: Path, sources: list[Port], target: Port, metadata: dict[str, str]
+) -> None:
+    """Export the graph of a decoder that samples from codes and noise: a loop over a step, with its weights once."""
+    noise = codec.noise.expand(len(codes), *codec.noise.shape[1:]).clone()
+    carried: list[Port] = [("sample", sources[1][1]), ("state", sources[1][1])]
+    after: list[Port] = [("sample_out", target[1]), ("state_out", target[1])]
+    examples = [codes, noise, torch.zeros_like(noise), torch.tensor(0)]
+    step = _translate(_Step(codec), examples, [sources[0], *carried, ("number", [])], after)
+    _save(_repeat(step, codec.steps, sources[1][0], target[0]), path, sources, [target], metadata)
+
+
+def _repeat(step: onnx.ModelProto, count: int, begin: str, end: str) -> onnx.ModelProto:
+    """Return a model that runs a step `count` times, in a Loop.
+
+    Args:
+        step: A model with four inputs, the second and third carried from step to step as its two outputs, the third
+            from zeros on; the last is the number of the step.
+        count: Number of steps.
+        begin: Name of the input that is the first sample.
+        end: Name of the output, the last sample.
+    """
+    given, sample, state, number = step.graph.input
+    more, again = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("more", "again"))
+    nodes = [
+        helper.make_node("Sub", [begin, begin], ["zeros"]),
+        helper.make_node("Loop", ["count", "", begin, "zeros"], [end, "state_end"], body=step.graph),
+    ]
+    body = nodes[1].attribute[0].g
+    del body.input[:]
+    body.input.extend([number, more, sample, state])
+    body.node.append(helper.make_node("Identity", [more.name], [again.name]))
+    body.output.insert(0, again)
+    first, last = (helper.make_value_info(name, port.type) for name, port in ((begin, sample), (end, body.output[1])))
+    number_of_steps = helper.make_tensor("count", TensorProto.INT64, [], [count])
+    graph = helper.make_graph(nodes, "sampler", [given, first], [last], [number_of_steps])
+    return helper.make_model(
+        graph, opset_imports=step.opset_import, functions=step.functions, ir_version=step.ir_version
+    )
+
+
+def _translate(module: nn.Module, examples: list[Tensor], sources: list[Port], targets: list[Port]) -> onnx.ModelProto:
+    """Translate a module to ONNX, without traces of this machine."""
     dynamic = tuple({axis: name for axis, name in enumerate(axes) if name} for _, axes in sources)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -113,6 +175,13 @@ def export_graph(
     assert program is not None
     model = program.model_proto
     _clean(model)
+    return model
+
+
+def _save(
+    model: onnx.ModelProto, path: Path, sources: list[Port], targets: list[Port], metadata: dict[str, str]
+) -> None:
+    """Save a model with names of its free axes, and metadata."""
     for value, (_, axes) in zip((*model.graph.input, *model.graph.output), (*sources, *targets), strict=True):
         _name_axes(value, axes)
     onnx.helper.set_model_props(model, metadata)

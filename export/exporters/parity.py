@@ -11,10 +11,23 @@ from torch import Tensor
 from varitok.codecs.codec import Codec
 from varitok.codecs.streaming import ChunkedCodec
 
-__all__ = ["ChunkCoder", "Chunked", "Coder", "Parity", "ParityError", "Size", "check", "draw", "signal_error"]
+__all__ = [
+    "SAMPLED_ERROR",
+    "SIGNAL_ERROR",
+    "ChunkCoder",
+    "Chunked",
+    "Coder",
+    "Parity",
+    "ParityError",
+    "Size",
+    "check",
+    "draw",
+    "signal_error",
+]
 
 CODES_EQUAL = 0.9999  # least share of equal codes of the first codebook
 SIGNAL_ERROR = 1e-5  # largest error of a signal, relative to its peak
+SAMPLED_ERROR = 1e-4  # the same of a decoder that samples, whose steps amplify rounding
 QUIET = 0.1  # lower bound of that peak: if louder components cancel, their rounding error remains
 ENOUGH = 20_000  # number of tokens that makes a share of equal codes meaningful
 BATCHES = (1, 3, 5)

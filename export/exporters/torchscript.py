@@ -2,7 +2,7 @@
 
 A streaming codec also has `encode_chunk(signal, state)` and `decode_chunk(codes, state)`, which return the next state
 too. `state_sizes(rows, columns)` returns the state sizes of encoder and decoder; audio needs no arguments. The first
-state is zeros `(batch, size)`.
+state is zeros `(batch, size)`. A codec that samples also has `sample(codes, noise)`.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .frozen import FrozenStream
+from .frozen import FrozenGenerator, FrozenStream
 
 __all__ = ["export_torchscript", "load_torchscript"]
 
@@ -30,7 +30,8 @@ def export_torchscript(codec: nn.Module, path: Path, metadata: dict[str, str], k
         kept: Methods and attributes to keep in the file; by default those of a `FrozenCodec`.
     """
     if not kept:
-        kept = WHOLE + (CHUNKS if isinstance(codec, FrozenStream) else ())
+        kept = (*WHOLE, *(CHUNKS if isinstance(codec, FrozenStream) else ()))
+        kept += ("sample",) if isinstance(codec, FrozenGenerator) else ()
     with warnings.catch_warnings():
         # TorchScript is deprecated; it is what C++ and mobile users can load.
         warnings.filterwarnings("ignore", ".*torch.jit.*")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varitok import UserError
+from varitok.data.noise import gaussian
 from varitok.data.storage.members import File
 
 from .files import SignalFile
@@ -162,6 +163,8 @@ class Bundle(Opened):
             image, 3 for that of a clip.
         latency_ms: Signal, in ms, that a stream buffers before its first code; None if the codec can't stream or no
             rate is known.
+        seed: Seed of the noise from which a decoder samples, the same for all signals; None if it doesn't sample.
+            Another one gives other signals that fit the codes.
     """
 
     counted: ClassVar[str]
@@ -184,6 +187,7 @@ class Bundle(Opened):
         )
         self.rows = int(config.get("code_rows", len(self.codebook_sizes)))
         self.latency_ms: float | None = (config.get("streaming") or {}).get("latency_ms")
+        self.seed: int | None = (config.get("sampler") or {}).get("seed")
 
     def values(self, signal: Any) -> npt.NDArray[np.float32]:
         """Convert any accepted input to the input of the graphs, float32 `(b, c, *grid)`.
@@ -296,6 +300,8 @@ class Bundle(Opened):
             **self.describe_rates(),
             "streams": "onnx" if self.config.get("streaming") else "no",
         }
+        if self.seed is not None:
+            about["samples"] = f"in {self.config['sampler']['steps']} steps, seed {self.seed}"
         return about | ({} if self.latency_ms is None else {"latency_ms": self.latency_ms})
 
     def describe_signals(self) -> str:
@@ -337,16 +343,23 @@ class Bundle(Opened):
 
     def run_decoder(self, codes: Array) -> npt.NDArray[np.float32]:
         """Decode codes of the graph's dtype into signals, without checks."""
-        return self._run(DECODER, self._decoder, codes)
+        given = [codes] if self.seed is None else [codes, self._noise(self.seed, len(codes))]
+        return self._run(DECODER, self._decoder, *given)
+
+    def _noise(self, seed: int, batch: int) -> npt.NDArray[np.float32]:
+        """Return the noise `(batch, c, *grid)` from which the decoder samples."""
+        shape = self._decoder.get_inputs()[1].shape[1:]
+        return np.repeat(gaussian(shape, seed)[None], batch, axis=0)
 
     def run_encoder(self, signal: npt.NDArray[np.float32]) -> Array:
         """Encode signals, float32 `(b, c, *grid)` in [-1, 1], without checks."""
         return self._run(ENCODER, self._encoder, signal)
 
-    def _run(self, name: str, graph: Any, given: Array) -> Array:
-        """Run a graph that has one input and one output."""
+    def _run(self, name: str, graph: Any, *given: Array) -> Array:
+        """Run a graph that has one output, with its inputs in order."""
         try:
-            found: Array = graph.run(None, {graph.get_inputs()[0].name: given})[0]
+            names = (port.name for port in graph.get_inputs())
+            found: Array = graph.run(None, dict(zip(names, given, strict=True)))[0]
         except Exception as error:  # ONNX Runtime's exception classes, defined in C++
             first = (str(error).splitlines() or [""])[0]
             raise UserError(f"{self.folder / name}: ONNX Runtime can't run it ({first}); {REEXPORT_HINT}") from error

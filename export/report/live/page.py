@@ -128,6 +128,8 @@ def _about(bundle: Opened) -> dict[str, Any]:
     image = bundle.modality == "image"
     if not isinstance(bundle, Bundle) or not (image or bundle.modality == "audio") or not bundle.codebook_sizes:
         raise UserError(f"{bundle.folder}: the live page supports only image and audio bundles with codebooks")
+    if bundle.seed is not None:
+        raise UserError(f"{bundle.folder}: the live page supports no decoder that samples; use varitok decode")
     if image and not bundle.tokens and max(bundle.codebook_strides) > 1:
         raise UserError(f"{bundle.folder}: the live page supports no codes that several tokens of a grid share")
     if image and bundle.channels != 3:

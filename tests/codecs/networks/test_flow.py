@@ -9,6 +9,7 @@ from varitok.codecs.build import build
 from varitok.codecs.codec import Codec
 from varitok.codecs.lengths.distributions import PowersOfTwo
 from varitok.codecs.lengths.policy import LengthPolicy, MaskToken
+from varitok.codecs.losses.feature_hooks import Tap, capture
 from varitok.codecs.networks.contract import Denoiser
 from varitok.codecs.networks.diffusion_vit import DiffusionTransformer
 from varitok.codecs.networks.flow import FlowDecoder, Guidance
@@ -128,6 +129,14 @@ def test_training_learns_velocities_and_evaluation_samples():
         result = codec.eval()(images(2))
     assert not result.penalties
     torch.testing.assert_close(result.signal, codec.decode(codec.encode(images(2))))
+
+
+def test_a_guided_term_reads_a_layer_of_the_denoiser():
+    codec, tap = flow_codec().train(), Tap("decoder.network.blocks.0")
+    with capture(codec, [tap], images(2), None) as inside:
+        codec(images(2))
+    features = inside[tap]
+    assert features.values.shape == (2, WIDTH, 2, 2) and features.steps == (PATCH, PATCH)
 
 
 @torch.no_grad()

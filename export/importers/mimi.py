@@ -1,12 +1,16 @@
-"""Mimi (arXiv 2410.00037), as transformers saves it."""
+"""Mimi (arXiv 2410.00037), as the packages moshi and transformers save it."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from varitok.codecs.bottlenecks.residual import Split
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 
+from .derive import Derived, derive, join
 from .family import Family, Layout, Sizes
 from .seanet import encoder_sizes, seanet_names
 from .source import Source
@@ -16,7 +20,8 @@ __all__ = ["FAMILIES"]
 SIDES = ("semantic", "acoustic")
 LAYER = {
     "input_layernorm": "attention_norm",
-    "self_attn": "attention",
+    "self_attn.qkv": "attention.qkv",
+    "self_attn.o_proj": "attention.out",
     "post_attention_layernorm": "mlp_norm",
     "mlp.fc1": "mlp.wide",
     "mlp.fc2": "mlp.out",
@@ -27,7 +32,50 @@ LAYOUTS = (
         "quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum",
         {r"\.self_attn_layer_scale\.scale$": ".attention_scale", r"\.mlp_layer_scale\.scale$": ".mlp_scale"},
     ),
+    Layout(
+        "moshi",
+        "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum",
+        {
+            r"^quantizer\.rvq_first\.(vq\.)?": "quantizer.semantic_residual_vector_quantizer.",
+            r"^quantizer\.rvq_rest\.(vq\.)?": "quantizer.acoustic_residual_vector_quantizer.",
+            r"\._codebook\.embedding_sum$": ".codebook.embed_sum",
+            r"\._codebook\._?": ".codebook.",
+            r"^((en|de)coder)\.model\.": r"\1.layers.",
+            r"(\.conv(tr)?)+\.": ".conv.",
+            r"^((en|de)coder_transformer)\.transformer\.": r"\1.",
+            r"\.self_attn\.in_proj(s\.0\.|_)weight$": ".self_attn.in_proj.weight",
+            r"\.self_attn\.out_projs?(\.0)?\.": ".self_attn.o_proj.",
+            r"\.norm1\.": ".input_layernorm.",
+            r"\.norm2\.": ".post_attention_layernorm.",
+            r"\.linear([12])\.": r".mlp.fc\1.",
+            r"\.layer_scale_1\.scale$": ".attention_scale",
+            r"\.layer_scale_2\.scale$": ".mlp_scale",
+        },
+    ),
 )
+
+
+def _heads(source: Source) -> int:
+    return int(source.config.get("num_attention_heads", 8))  # no tensor shows it
+
+
+def _prepare(source: Source) -> Source:
+    """Make one matrix of queries, keys and values."""
+    derived = {}
+    for name in source.shapes:
+        if name.endswith(".q_proj.weight"):
+            parts = tuple(name.replace(".q_proj.", f".{one}_proj.") for one in "qkv")
+            derived[name.replace(".q_proj.", ".qkv.")] = Derived(parts, join)
+        elif name.endswith(".in_proj.weight"):
+            derived[name.replace(".in_proj.", ".qkv.")] = Derived((name,), partial(_part_pairs, heads=_heads(source)))
+    return derive(source, derived)
+
+
+def _part_pairs(weight: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of queries and keys: moshi rotates neighbors, ours the first half of a head with the second."""
+    queries, keys, values = weight.chunk(3)
+    parted = [part.reshape(heads, -1, 2, part.shape[1]).transpose(1, 2).flatten(0, 2) for part in (queries, keys)]
+    return join(*parted, values)
 
 
 def _sizes(source: Source) -> Sizes:
@@ -38,7 +86,7 @@ def _sizes(source: Source) -> Sizes:
     size, dim = source.shape(f"{quantizer.format('semantic')}.layers.0.codebook.embed_sum")
     names = [rf"{quantizer.format(side)}\.layers\.\d+\.codebook\.embed_sum" for side in SIDES]
     semantic, acoustic = map(source.count, names)
-    heads = source.config.get("num_attention_heads", 8)
+    heads = _heads(source)
     middle = {
         "depth": layers,
         "heads": heads,
@@ -121,5 +169,6 @@ FAMILIES = (
         fixed={"data.sample_rate": 24000},
         marks={},
         ignored=(r".*\.codebook\.initialized",),
+        prepare=_prepare,
     ),
 )

@@ -10,7 +10,6 @@ from varitok import UserError
 from varitok.codecs.bottlenecks.factorized import FactorizedResidualQuantizer
 from varitok.codecs.bottlenecks.statistics import MovingCodebook
 from varitok.codecs.codec import Codec
-from varitok.codecs.networks.layers.attention import Attention
 from varitok.codecs.networks.layers.recurrent import Recurrent
 
 from .source import Source, shorten
@@ -63,8 +62,6 @@ class _Copier:
             self._fill_codebook(theirs, module, ours)
         elif isinstance(module, FactorizedResidualQuantizer):
             self._fill_factorized(theirs, module, ours)
-        elif isinstance(module, Attention):
-            self._fill_attention(theirs, module, ours)
         else:
             for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if f"{ours}.{name}" not in self.filled:
@@ -128,17 +125,6 @@ class _Copier:
             self._put(module.counts, counts, f"{theirs}.cluster_size")
             self._put(module.sums, sums, f"{theirs}.embed_avg")
         self.filled += [f"{ours}.{name}" for name in ("entries", "counts", "sums", "initialised", "age")]
-
-    def _fill_attention(self, theirs: str, module: Attention, ours: str) -> None:
-        """Fill attention whose queries, keys and values are one matrix."""
-        given = [f"{theirs}.{name}_proj.weight" for name in "qkv"]
-        values = [value for name in given if (value := self._weight(name)) is not None]
-        if len(values) < len(given):
-            self.missing += [name for name in given if name not in self.source.shapes]
-            return
-        self._put(module.qkv.weight, torch.cat(values), f"{theirs}.q_proj.weight")
-        self.filled.append(f"{ours}.qkv.weight")
-        self._copy(f"{theirs}.o_proj.weight", module.out, "weight", f"{ours}.out")
 
     def _fill_factorized(self, theirs: str, module: FactorizedResidualQuantizer, ours: str) -> None:
         """Fill a quantizer whose levels' projections are one matrix."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from varitok import UserError
 from varitok.codecs.codec import Codec
+from varitok.codecs.streaming import ChunkedCodec
 from varitok.export.importers.importer import import_weights
 
 Encode = Callable[[Tensor], Tensor]
@@ -179,6 +181,63 @@ def test_a_narrow_model_of_descript_audio_codec_codes_alike(case: str, tmp_path:
         lambda codes: model.decoder(model.quantizer.from_codes(codes)[0]),
         steps=[9, 4.6, 0.02],
     )
+
+
+MOSHI = {
+    "narrow": {"width": 32, "base": 4, "depth": 2, "hidden": 64, "codebooks": 4, "size": 32, "dim": 16},
+    "published": {"width": 512, "base": 64, "depth": 8, "hidden": 2048, "codebooks": 32, "size": 2048, "dim": 256},
+}
+
+
+def moshi_model(**sizes: int) -> Any:
+    """Make Mimi of the package moshi, whose layer scales start at 0.01, and are given more effect."""
+    loaders = pytest.importorskip("moshi.models.loaders")
+    defaults, width = loaders._mimi_config, sizes["width"]
+    torch.manual_seed(0)
+    model = loaders.get_mimi(
+        None,
+        defaults
+        | {
+            "seanet": defaults["seanet"] | {"dimension": width, "n_filters": sizes["base"]},
+            "transformer": defaults["transformer"]
+            | {"d_model": width, "input_dimension": width, "output_dimensions": [width], "layer_scale": 0.5}
+            | {"num_layers": sizes["depth"], "dim_feedforward": sizes["hidden"]},
+            "quantizer": {"dimension": sizes["dim"], "n_q": sizes["codebooks"], "bins": sizes["size"]}
+            | {"input_dimension": width, "output_dimension": width},
+        },
+        num_codebooks=sizes["codebooks"],
+    )
+    return randomized(model).requires_grad_(False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["narrow", pytest.param("published", marks=pytest.mark.slow)])
+def test_mimi_of_the_package_moshi_codes_alike(case: str, tmp_path: Path) -> None:
+    model = moshi_model(**MOSHI[case])
+    # The published file was written before the package numbered these matrices; it reads both.
+    older = {"in_projs.0.weight": "in_proj_weight", "out_projs.0.weight": "out_proj.weight"}
+    state = model.state_dict()
+    for new, old in older.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    save_file(state, tmp_path / "tokenizer.safetensors")
+    found = import_weights(tmp_path / "tokenizer.safetensors")
+    assert (found.family.name, found.layout.name) == ("mimi", "moshi")
+    assert sum(weight.numel() for weight in found.codec.parameters()) == sum(w.numel() for w in model.parameters())
+    compare(found.codec, model.encode, model.decode, steps=[9, 4.6, 0.02] if case == "narrow" else [9.3])
+    if case == "published":
+        return
+    torch.save({"model": model.state_dict()}, tmp_path / "tokenizer.pt")
+    newer = import_weights(tmp_path / "tokenizer.pt").codec.state_dict()
+    assert all(torch.equal(newer[name], value) for name, value in found.codec.state_dict().items())
+    # Chunk by chunk, both code alike.
+    chunked, signal, states = ChunkedCodec(found.codec), 0.3 * torch.randn(1, 1, 6 * 1920), [None, None]
+    with model.streaming(1):
+        for chunk in signal.split(2 * 1920, 2):
+            codes, states[0] = chunked.encode_chunk(chunk, states[0])  # type: ignore[call-overload]
+            assert torch.equal(codes, model.encode(chunk))
+            sound, states[1] = chunked.decode_chunk(codes, states[1])  # type: ignore[call-overload]
+            theirs = model.decode(codes)
+            torch.testing.assert_close(sound, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
 def vocos_model(**sizes: int) -> Any:

@@ -62,10 +62,10 @@ class MelFeatures(Precise, Encoder):
         super().__init__(width=bands, downsample=(hop_length,), channels=1, causal=causal, direct=direct)
         self.rate = hop_length
         self.floor = floor
-        self.least = min(floor, FLOOR)  # added to magnitudes, since the gradient of sqrt is infinite at 0
+        # The gradient of sqrt is infinite at 0. Not added: torch's ONNX exporter drops an addition of so little.
+        self.least = min(floor, FLOOR) ** 2
         self.stft = STFT(window, hop_length, causal, at_start)
-        bank = mel_bank(sample_rate, bands, window, low, high, formula)
-        self.register_buffer("bank", bank.T.contiguous(), persistent=False)
+        self.register_buffer("bank", mel_bank(sample_rate, bands, window, low, high, formula), persistent=False)
 
     def forward(self, signal: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
         """Return the log-mel spectrogram `(b, n, bands)` of audio."""
@@ -76,18 +76,17 @@ class MelFeatures(Precise, Encoder):
         lengths: Tensor | None = None
         if mask is not None:
             lengths = self.rate * mask.sum(1, keepdim=True)
-        spectrum = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory, lengths)
-        real, imaginary = spectrum.chunk(2, dim=1)
-        magnitude = (real.square() + imaginary.square() + self.least**2).sqrt()
-        return torch.matmul(self.bank, magnitude).clamp(min=self.floor).log().transpose(1, 2)  # to (b, n, bands)
+        real, imaginary = self.stft(zero_invalid(x, at_rate(mask, self.rate, 1)), memory, lengths)
+        magnitude = (real.square() + imaginary.square()).clamp(min=self.least).sqrt()
+        return torch.matmul(magnitude, self.bank).clamp(min=self.floor).log()
 
 
 class MelDecoder(Precise, Decoder):
     """Decoder of log-mel spectrograms: filterbank pseudo-inverse and fast Griffin-Lim (WASPAA 2013, algorithm 2).
 
     The initial phases are those of a fixed chirp. The iterations amplify rounding errors by about 10^6: in float32,
-    outputs of different batch sizes or export formats differ by 8 % of the peak. So they run in float64, and by matrix
-    products, since ONNX Runtime has no float64 convolution. The other arguments are those of `MelFeatures`.
+    outputs of different batch sizes or export formats differ by 8 % of the peak. So they run in float64, like `STFT`.
+    The other arguments are those of `MelFeatures`.
 
     Args:
         iterations: Iterations of Griffin-Lim.
@@ -102,7 +101,6 @@ class MelDecoder(Precise, Decoder):
     start: Tensor
     square: Tensor
     back: Tensor
-    taps: Tensor
 
     def __init__(
         self,
@@ -133,7 +131,6 @@ class MelDecoder(Precise, Decoder):
         self.register_buffer("back", back.repeat(2), persistent=False)
         # A bin's phase advances by its frequency per hop; it repeats after `window / hop_length` frames.
         self.turns = window // hop_length
-        self.register_buffer("taps", torch.arange(window), persistent=False)
         bins = torch.arange(window // 2 + 1, dtype=torch.float64)
         turns = torch.arange(self.turns, dtype=torch.float64)[:, None]
         angles = 2 * math.pi * (bins * turns / self.turns) + math.pi * bins.square() / len(bins)
@@ -153,23 +150,21 @@ class MelDecoder(Precise, Decoder):
         magnitude = torch.matmul(mel, self.inverse.double()).clamp(min=0.0).unsqueeze(2)
         there = torch.ones_like(mel[:, :, :1]) if mask is None else mask.unsqueeze(2).double()
         magnitude = torch.where(there.unsqueeze(3) > 0.0, magnitude, torch.zeros_like(magnitude))
-        basis = self.stft.basis[:, 0].double()
-        back = basis * self.back.double().unsqueeze(1)
+        back = self.stft.basis.double() * self.back.double().unsqueeze(1)
         # Overlap-add normalization, 0 at invalid samples, which would leak into the next iteration's frames.
         weight = there.expand(-1, -1, self.rate).flatten(1)
         weight = weight / self._overlap_add(there * self.square.double()).clamp(min=1e-6)
-        samples = torch.arange(n, device=x.device).unsqueeze(1) * self.rate + self.taps
+        samples = self.stft.samples(n)
         turns = torch.arange(n, device=x.device) % self.turns
         phase = self.start.index_select(0, turns).double().reshape(1, n, 2, -1)  # (1, n, cos and sin, bins)
         before = torch.zeros_like(magnitude)
         for _ in range(self.iterations):
             signal = self._overlap_add(torch.matmul((magnitude * phase).flatten(2), back)) * weight
             padded = functional.pad(signal, [self.stft.left, self.stft.right])
-            frames = padded.index_select(1, samples.flatten()).reshape(b, n, -1)
-            found = torch.matmul(frames, basis.T).reshape(b, n, 2, -1)
+            found = self.stft.transform(padded, samples).reshape(b, n, 2, -1)
             ahead = found - self.momentum / (1 + self.momentum) * before
             before = found
-            phase = ahead / (ahead.square().sum(2, keepdim=True) + 1e-24).sqrt()
+            phase = ahead / ahead.square().sum(2, keepdim=True).clamp(min=1e-24).sqrt()
         signal = self._overlap_add(torch.matmul((magnitude * phase).flatten(2), back)) * weight
         return signal.float().unsqueeze(1)
 

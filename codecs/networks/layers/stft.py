@@ -1,7 +1,7 @@
 """Short-time Fourier transforms for losses, discriminators and networks, and mel filterbanks.
 
 Losses and discriminators use `Spectrum`, which calls torch.stft. Networks use real arithmetic, which every export
-format supports: `STFT` is a convolution with the windowed Fourier basis, `ISTFT` a transposed convolution.
+format supports: `STFT` is a product with the windowed Fourier basis, `ISTFT` a transposed convolution.
 """
 
 import math
@@ -89,7 +89,9 @@ def _fourier(window: int) -> Tensor:
 class STFT(nn.Module):
     """Short-time Fourier transform with a periodic Hann window, in real arithmetic: n hops to n frames.
 
-    Frame i is centered on hop i, as in `ISTFT`; if causal, it ends with hop i.
+    Frame i is centered on hop i, as in `ISTFT`; if causal, it ends with hop i. Sums are in float64: bins far below the
+    peak would be rounding errors, which differ between export formats, and whose logarithms differ by any amount. They
+    are a matrix product, since ONNX Runtime has no float64 convolution.
 
     Args:
         window: Window length and FFT size, in samples; even.
@@ -103,6 +105,7 @@ class STFT(nn.Module):
     """
 
     basis: Tensor
+    taps: Tensor
 
     def __init__(self, window: int, hop_length: int, causal: bool = False, at_start: bool = False) -> None:
         super().__init__()
@@ -117,10 +120,13 @@ class STFT(nn.Module):
             self.left = _before_start(window, hop_length, causal)
         self.right = window - hop_length - self.left
         basis = _fourier(window) * torch.hann_window(window, dtype=torch.float64)
-        self.register_buffer("basis", basis.float()[:, None], persistent=False)
+        self.register_buffer("basis", basis.float(), persistent=False)
+        self.register_buffer("taps", torch.arange(window), persistent=False)
 
-    def forward(self, signal: Tensor, memory: list[Tensor] | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Transform audio `(b, 1, n * hop_length)` into real parts, then imaginary parts: `(b, window + 2, n)`.
+    def forward(
+        self, signal: Tensor, memory: list[Tensor] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Transform audio `(b, 1, n * hop_length)` into real and imaginary parts, `(b, n, window / 2 + 1)`.
 
         `lengths`, int64 `(b, 1)`, are valid samples, at whose end a signal is reflected; None if all are valid.
         """
@@ -132,7 +138,20 @@ class STFT(nn.Module):
             padded = pad_ends(signal, self.left, self.right, self.fill, lengths)
         else:
             padded = functional.pad(signal, [self.left, self.right])
-        return functional.conv1d(padded, self.basis, stride=self.hop_length)
+        spectrum = self.transform(padded.squeeze(1).double(), self.samples(signal.shape[2] // self.hop_length))
+        real, imaginary = spectrum.to(signal.dtype).chunk(2, dim=2)
+        return real, imaginary
+
+    def samples(self, frames: int) -> Tensor:
+        """Return the index of each frame's samples in a padded signal, `(frames * window)`."""
+        starts = torch.arange(frames, device=self.taps.device).unsqueeze(1) * self.hop_length
+        return (starts + self.taps).flatten()
+
+    def transform(self, padded: Tensor, samples: Tensor) -> Tensor:
+        """Transform the frames of a padded signal `(b, t)`, float64, into `(b, n, window + 2)`."""
+        window = self.taps.shape[0]
+        frames = padded.index_select(1, samples).reshape(padded.shape[0], -1, window)
+        return torch.matmul(frames, self.basis.double().T)
 
 
 def _before_start(window: int, hop_length: int, causal: bool) -> int:

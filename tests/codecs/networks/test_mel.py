@@ -74,6 +74,17 @@ def test_features_are_logarithms_of_mel_magnitudes() -> None:
     torch.testing.assert_close(features, (spectrum.transpose(1, 2) @ bank).log(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_start", [False, True])
+def test_bands_far_below_the_peak_are_those_of_the_signal(at_start: bool) -> None:
+    """Three times louder is log(3) more in all bands, also those that are rounding errors in float32."""
+    sizes = {"sample_rate": RATE, "bands": 40, "window": 1024, "hop_length": 256}
+    features = MelFeatures(**sizes, floor=1e-12, at_start=at_start)  # type: ignore[arg-type]
+    quiet = torch.full((3, 1, 4096), 0.25)
+    bands = features(quiet)[:, 4:-4]
+    assert bands.min() < bands.max() + math.log(1e-7)
+    torch.testing.assert_close(features(3 * quiet)[:, 4:-4], bands + math.log(3), atol=1e-4, rtol=0)
+
+
 def test_a_window_at_the_start_of_a_short_hop_only() -> None:
     with pytest.raises(UserError, match="2 or more times hop_length=50 for at_start=true"):
         MelFeatures(sample_rate=8000, bands=12, window=80, hop_length=50, at_start=True)

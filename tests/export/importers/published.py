@@ -33,10 +33,10 @@ CONFIG: dict[str, Any] = {  # the config.json of transformers' model of this siz
 }
 
 
-def narrow_codec() -> Codec:
+def narrow_codec(*overrides: str) -> Codec:
     """Build a narrow EnCodec."""
     torch.manual_seed(0)
-    codec = build_codec(composed("experiment=audio/encodec", *NARROW)).eval()
+    codec = build_codec(composed("experiment=audio/encodec", *NARROW, *overrides)).eval()
     for name, value in codec.state_dict().items():
         if name.endswith("entries"):
             value.copy_(0.1 * torch.randn(value.shape))

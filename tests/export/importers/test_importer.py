@@ -18,6 +18,7 @@ from varitok.export.cli.main import main
 from varitok.export.importers.importer import import_weights
 
 from ...composing import composed
+from ...processes import READS_PEAKS, peak_memory
 from .published import CONFIG, narrow_codec, published
 
 
@@ -128,6 +129,24 @@ def test_a_damaged_or_contradictory_file_is_told_in_a_line(state: dict[str, Tens
         import_weights(tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
         import_weights(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+@READS_PEAKS
+@pytest.mark.parametrize("suffix", [".safetensors", ".th"])
+def test_an_import_takes_less_memory_than_two_and_a_half_files(
+    suffix: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Beside the peak of a process that imports a narrow file: its modules are the same."""
+    wide = published(narrow_codec("codec.encoder.base=64", "codec.encoder.inner.width=1024"))
+    peaks = []
+    for name, tensors in (("narrow", state), ("wide", wide)):
+        path = tmp_path / f"{name}{suffix}"
+        torch.save(tensors, path) if suffix == ".th" else save_file(tensors, path)  # type: ignore[func-returns-value]
+        peaks.append(peak_memory(["import", path, "--out", tmp_path / name]))
+    size = path.stat().st_size
+    assert size > 2e8
+    assert peaks[1] - peaks[0] < 2.5 * size
 
 
 @pytest.mark.slow

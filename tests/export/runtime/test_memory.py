@@ -1,10 +1,7 @@
 """Signals of any length within a given memory: their codes are the whole's where the codec allows it."""
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +28,7 @@ from varitok.export.runtime.memory import PROCESS, decode_within, encode_within,
 from varitok.export.runtime.video import VideoBundle
 
 from ...codecs.examples import HOP, RATE, loud
+from ...processes import READS_PEAKS, peak_memory
 from .test_examples import write_bundle
 
 LITTLE = PROCESS + 0.002  # GB: the hand-made graphs have 2 MB for their activations
@@ -159,32 +157,15 @@ def test_what_is_interrupted_leaves_no_file(bundles, tmp_path, monkeypatch, ends
     assert {path.name for path in written} == {"a.wav.partial"} and not list(out.parent.iterdir())
 
 
-# Not by getrusage: what a process forks begins with its own peak, and pytest's is large.
-PEAK = """
-import sys
-from pathlib import Path
-from varitok.export.cli.main import main
-main(sys.argv[1:])
-print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-"""
-
-
-def peak_of(words):
-    """Run a command in a process of its own, and return its peak memory in bytes."""
-    command = [sys.executable, "-c", PEAK, *map(str, words)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return 1024 * int(done.stdout.split()[-1])
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read as Linux reports it")
+@READS_PEAKS
 def test_a_long_sound_stays_within_the_memory(exported_sounds, tmp_path):
     folder, minutes = exported_sounds[1], 10
     assert measure_memory(varitok.load(folder)) == json.loads((folder / "export.json").read_text())["memory"]
     noise, peaks = np.random.default_rng(0).uniform(-0.5, 0.5, RATE), []
     soundfile.write(tmp_path / "a.flac", np.tile(noise, 60 * minutes), RATE)
     for words in (["encode", folder, tmp_path / "a.flac"], ["decode", folder, tmp_path / "a.vtk"]):
-        peaks.append(peak_of([*words, "--memory", "0.5"]))
+        peaks.append(peak_memory([*words, "--memory", "0.5"]))
     assert soundfile.info(tmp_path / "a.wav").frames == 60 * minutes * RATE
     assert max(peaks) < 0.5e9
 
@@ -200,7 +181,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read as Linux reports it")
+@READS_PEAKS
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path, name):
     encoder, decoder, form = CONVOLUTIONS[name]
@@ -210,8 +191,8 @@ def test_a_large_photo_stays_within_a_gigabyte(once, tmp_path, name):
     with Image.open(EMBEDDED / "photos/0075.webp") as photo:
         photo.resize((3000, 2000), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
     peaks = [
-        peak_of(["encode", folder, tmp_path / "a.png", "--memory", "1", "--coding", "packed"]),
-        peak_of(["decode", folder, tmp_path / "a.vtk", "--out", tmp_path / "back", "--memory", "1"]),
+        peak_memory(["encode", folder, tmp_path / "a.png", "--memory", "1", "--coding", "packed"]),
+        peak_memory(["decode", folder, tmp_path / "a.vtk", "--out", tmp_path / "back", "--memory", "1"]),
     ]
     assert max(peaks) < 1e9
     bundle, size = varitok.load(folder), (2000, 3000)

@@ -7,9 +7,7 @@ dilations 1, 3, 9 and Snake. Without `edges` of a published system, signals are 
 codec streams from the first latent on.
 """
 
-import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,137 +17,10 @@ from varitok import UserError
 
 from ..padding import pad_to_grid
 from .contract import Decoder, Encoder, Precise
-from .layers.activations import Activation
-from .layers.convolution import (
-    Convolution,
-    Norm,
-    TransposedConvolution,
-    along_first,
-    at_rate,
-    stage_sizes,
-    zero_invalid,
-)
-from .layers.edges import edges_of
+from .layers.convolution import Convolution, Norm, TransposedConvolution, along_first, at_rate, zero_invalid
+from .layers.stages import Down, Plan, Up, shorten
 
-__all__ = ["ConvDecoder", "ConvEncoder", "ResidualUnit"]
-
-
-class _Plan:
-    """Sizes and layer constructors that encoder and decoder share."""
-
-    def __init__(
-        self,
-        base: int,
-        strides: Sequence[int | Sequence[int]],
-        multipliers: Sequence[int] | None,
-        dims: int,
-        causal: bool,
-        norm: Norm,
-        activation: str,
-        anti_aliased: bool,
-        resample: int,
-        edges: str,
-    ) -> None:
-        if causal and anti_aliased:
-            raise UserError("codec: anti_aliased filters look ahead, so a causal codec can't have them")
-        self.strides, self.widths, product = stage_sizes(base, strides, multipliers, dims)
-        self.downsample = (product[0] * resample, *product[1:])
-        self.taps = [tuple(2 * step if step > 1 else 1 for step in stride) for stride in self.strides]
-        self.edges = edges_of(edges, dims)
-        self.conv = partial(Convolution, dims=dims, causal=causal, norm=norm, edges=edges)
-        self.transposed = partial(TransposedConvolution, dims=dims, causal=causal, norm=norm, edges=edges)
-        self.act = partial(Activation, activation, dims=dims, anti_aliased=anti_aliased)
-
-    def units(self, channels: int, kernel: int, dilations: Sequence[int], compress: int, mapped: bool) -> nn.ModuleList:
-        return nn.ModuleList(ResidualUnit(self, channels, kernel, dilation, compress, mapped) for dilation in dilations)
-
-    def first_steps(self, outer: int, inner: int, residual: int) -> int:
-        """Return the latents that a causal codec's first chunk needs, so that each layer can reflect it.
-
-        Args:
-            outer: Kernel size of the convolution at the signal's rate.
-            inner: Kernel size of that at the latents' rate.
-            residual: Steps that the residual units read.
-        """
-        if self.edges.fill != "reflect":
-            return 1
-        rate = self.downsample[0]
-        steps = [outer / rate]
-        for stride, *_ in self.strides:
-            steps += [residual / rate, (stride + 1) / rate]
-            rate //= stride
-        return math.ceil(max(*steps, inner))
-
-
-class ResidualUnit(nn.Module):
-    """Residual unit of DAC and SEANet: activation, dilated convolution, activation, pointwise convolution.
-
-    Args:
-        plan: Layer constructors of the codec.
-        channels: Input and output channels.
-        kernel: Kernel size of the dilated convolution.
-        dilation: Its dilation.
-        compress: Ratio of input to hidden channels; 2 in SEANet.
-        mapped: Whether the shortcut is a pointwise convolution (EnCodec) instead of the identity.
-    """
-
-    def __init__(self, plan: _Plan, channels: int, kernel: int, dilation: int, compress: int, mapped: bool) -> None:
-        super().__init__()
-        inside = max(channels // compress, 1)
-        self.act_in = plan.act(channels)
-        self.wide = plan.conv(channels, inside, kernel, dilation=dilation)
-        self.act_out = plan.act(inside)
-        self.pointwise = plan.conv(inside, channels, 1)
-        self.shortcut = plan.conv(channels, channels, 1) if mapped else None
-
-    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None = None) -> Tensor:
-        """Transform `(b, c, *grid)`; `mask` is bool `(b, 1, t, ...)`."""
-        y = self.wide(self.act_in(x, mask), mask, memory)
-        y = self.pointwise(self.act_out(y, mask), mask)
-        if self.shortcut is not None:
-            x = self.shortcut(x, mask)
-        return x + y  # type: ignore[no-any-return]
-
-
-class _Down(nn.Module):
-    """Encoder stage: residual units, then a strided convolution."""
-
-    def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
-        super().__init__()
-        narrow, wide = plan.widths[level : level + 2]
-        self.units = units
-        self.act = plan.act(narrow)
-        self.conv = plan.conv(narrow, wide, plan.taps[level], plan.strides[level])
-
-    def forward(self, x: Tensor, mask: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        for unit in self.units:
-            x = unit(x, mask, memory)
-        y: Tensor = self.conv(self.act(x, mask), mask, memory)
-        return y
-
-
-class _Up(nn.Module):
-    """Decoder stage: a transposed convolution, then residual units."""
-
-    def __init__(self, plan: _Plan, level: int, units: nn.ModuleList) -> None:
-        super().__init__()
-        narrow, wide = plan.widths[level : level + 2]
-        self.act = plan.act(wide)
-        self.conv = plan.transposed(wide, narrow, plan.taps[level], plan.strides[level])
-        self.units = units
-
-    def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
-        """Transform `(b, c, *grid)`; `mask` is at the input rate, `wide` at the output rate."""
-        x = self.conv(self.act(x, mask), mask, memory)
-        wide = _shortened(wide, x)
-        for unit in self.units:
-            x = unit(x, wide, memory)
-        return x
-
-
-def _shortened(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """Shorten each sample's valid steps by those that a mask has more than x."""
-    return None if mask is None else mask[:, :, mask.shape[2] - x.shape[2] :]
+__all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 def _along_time(module: nn.Module | None, dims: int) -> nn.Module | None:
@@ -214,7 +85,7 @@ class ConvEncoder(Encoder):
         edges: str = "zeros",
         direct: bool = False,
     ) -> None:
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
+        plan = Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
         causal_pad = plan.downsample[0] - 1 if causal and dims == 3 else 0
         super().__init__(
             width=width,
@@ -232,7 +103,7 @@ class ConvEncoder(Encoder):
         self.resample = resample
         self.first = plan.conv(channels, plan.widths[0], kernel)
         self.stages = nn.ModuleList(
-            _Down(plan, level, plan.units(wide, residual_kernel, dilations, compress, conv_shortcut))
+            Down(plan, level, plan.units(wide, residual_kernel, dilations, compress, conv_shortcut))
             for level, wide in enumerate(plan.widths[:-1])
         )
         self.inner = _along_time(inner, dims)
@@ -323,7 +194,7 @@ class ConvDecoder(Precise, Decoder):
         resample: int = 1,
         edges: str = "zeros",
     ) -> None:
-        plan = _Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
+        plan = Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
         steps = plan.first_steps(last_kernel, kernel, (residual_kernel - 1) * max(dilations) + 1)
         super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal, first_steps=steps)
         self.shortens = plan.edges.shortens
@@ -342,7 +213,7 @@ class ConvDecoder(Precise, Decoder):
         self.first = plan.conv(width, plan.widths[-1], kernel)
         self.inner = _along_time(inner, dims)
         self.stages = nn.ModuleList(
-            _Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, compress, conv_shortcut))
+            Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, compress, conv_shortcut))
             for level in reversed(range(len(plan.strides)))
         )
         self.act = plan.act(plan.widths[0])
@@ -372,8 +243,8 @@ class ConvDecoder(Precise, Decoder):
         for level, stage in enumerate(self.stages):
             rate = rate * self.strides[level]
             wide = at_rate(mask, rate, self.dims)
-            x = stage(x, _shortened(here, x), wide, memory)
-            here = _shortened(wide, x)
+            x = stage(x, shorten(here, x), wide, memory)
+            here = shorten(wide, x)
         # Spectral losses and discriminators of waveforms detect the rounding noise of bfloat16.
         y = self.precisely(x, here, memory) if self.dims == 1 else self.compute(x, here, memory)
         if self.shortens:

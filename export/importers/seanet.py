@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder, ResidualUnit
+from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
+from varitok.codecs.networks.layers.stages import ResidualUnit
 
 from .source import Source
 

@@ -134,7 +134,9 @@ class Codec(nn.Module):
         if not bounded:
             self.register_buffer("feature_mean", torch.zeros(encoder.channels))
             self.register_buffer("feature_deviation", torch.ones(encoder.channels))
-        self.layout = token_layout(encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens)
+        self.layout = token_layout(
+            encoder.downsample, encoder.causal_pad, encoder.tokens, encoder.later_tokens, encoder.multiple
+        )
         length.fit(self.layout.ordered, self.num_codebooks)
         if (project_in or project_out) and (self.layout.ordered or len(encoder.downsample) != 2):
             raise UserError("codec: project_in and project_out are for images on a grid; give null, a linear map")

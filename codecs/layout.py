@@ -44,6 +44,7 @@ class TokenLayout(nn.Module, ABC):
         later_tokens: Maximal number of tokens of a block after the first.
 
     Attributes:
+        whole: Samples of each axis that a signal is padded to a multiple of.
         ordered: Whether a shorter code is a prefix of the tokens; otherwise it is a prefix of the codebooks.
         unit: Unit of the length of a code, tokens or codebooks.
         column: Name of the length in tables.
@@ -62,6 +63,7 @@ class TokenLayout(nn.Module, ABC):
     def __init__(self, downsample: Sequence[int], causal_pad: int = 0, tokens: int = 0, later_tokens: int = 0) -> None:
         super().__init__()
         self.downsample = list(downsample)
+        self.whole = list(downsample)
         self.causal_pad = causal_pad
         self.tokens = tokens
         self.later_tokens = later_tokens
@@ -95,7 +97,7 @@ class TokenLayout(nn.Module, ABC):
 
     def pad(self, signal: Tensor, causal_pad: int) -> Tensor:
         """Pad a signal `(b, c, *grid)` to whole steps, with a causal pad (see `padding.py`); scriptable."""
-        return pad_to_grid(signal, self.downsample, causal_pad)
+        return pad_to_grid(signal, self.whole, causal_pad)
 
     def steps(self, signal: Tensor) -> list[int]:
         """Return the number of steps of each axis of a signal, without a causal pad, rounded up; scriptable."""
@@ -285,25 +287,38 @@ class BlockLayout(TokenLayout):
 
 
 class GridLayout(TokenLayout):
-    """One token per step of a grid over a signal of any size; a shorter code has fewer codebooks."""
+    """One token per step of a grid over a signal of any size; a shorter code has fewer codebooks.
+
+    The other arguments are those of `TokenLayout`.
+
+    Args:
+        multiple: Number that the steps of the first axis are a multiple of.
+    """
 
     ordered = False
     unit = column = "codebooks"
     cut_axis = 1
 
-    def __init__(self, downsample: Sequence[int], causal_pad: int = 0) -> None:
+    def __init__(self, downsample: Sequence[int], causal_pad: int = 0, multiple: int = 1) -> None:
         super().__init__(downsample, causal_pad)
+        self.multiple = multiple
+        self.whole[0] *= multiple
         self.axes = f"b q {STEPS[len(downsample)]}"
         self.free_sides = len(downsample) > 1
+
+    def grid(self, size: Sequence[int]) -> list[int]:
+        """Return the number of steps of each axis of a signal of a size, rounded up to whole multiples."""
+        first, *rest = super().grid(size)
+        return [-(-first // self.multiple) * self.multiple, *rest]
 
     def count(self, size: Sequence[int]) -> int:
         """Return the number of steps of the grid."""
         return math.prod(self.grid(size))
 
     def valid(self, lengths: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the number of tokens whose steps of the first axis contain a valid sample."""
-        steps = (lengths + self.causal_pad + self.downsample[0] - 1) // self.downsample[0] * (lengths > 0)
-        return steps * math.prod(self.grid(size)[1:])
+        """Return the number of tokens whose steps of the first axis, or multiples of them, contain a valid sample."""
+        wholes = (lengths + self.causal_pad + self.whole[0] - 1) // self.whole[0] * (lengths > 0)
+        return wholes * self.multiple * math.prod(self.grid(size)[1:])
 
     def obstacle(self, unit_latents: bool) -> str:
         """Return an obstacle if latents are normalized over the whole signal."""
@@ -352,9 +367,17 @@ class GridLayout(TokenLayout):
             (size[0], steps * first, *(count * step for count, step in zip(range(3, 5), rest, strict=False))),
         ]
 
+    def describe(self, size: Sequence[int]) -> dict[str, Any]:
+        """Return the number that steps are a multiple of."""
+        return {"multiple": self.multiple} if self.multiple > 1 else {}
+
 
 def token_layout(
-    downsample: Sequence[int], causal_pad: int = 0, tokens: int = 0, later_tokens: int | None = None
+    downsample: Sequence[int],
+    causal_pad: int = 0,
+    tokens: int = 0,
+    later_tokens: int | None = None,
+    multiple: int = 1,
 ) -> TokenLayout:
     """Build the layout of a codec's tokens from its encoder's attributes or a bundle's config.json.
 
@@ -363,9 +386,10 @@ def token_layout(
         causal_pad: Copies of the first frame before it.
         tokens: Maximal number of tokens of a signal, or of its first block; 0 for tokens on a grid.
         later_tokens: Maximal number of tokens of a block after the first; equal to `tokens` if None.
+        multiple: Number that the steps of the first axis are a multiple of, if tokens are on a grid.
     """
     if not tokens:
-        return GridLayout(downsample, causal_pad)
+        return GridLayout(downsample, causal_pad, multiple)
     if len(downsample) == 3:
         return BlockLayout(downsample, causal_pad, tokens, tokens if later_tokens is None else later_tokens)
     return OrderedLayout(downsample, tokens=tokens, later_tokens=tokens)

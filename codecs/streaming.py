@@ -48,7 +48,7 @@ class ChunkedCodec:
         Networks that reflect the start of a signal need more (`Network.first_steps`).
         """
         rates = (getattr(module, "codebook_strides", ()) for module in self.codec.bottleneck.modules())
-        coarsest = math.lcm(*(stride for strides in rates for stride in strides))
+        coarsest = math.lcm(self.codec.encoder.multiple, *(stride for strides in rates for stride in strides))
         first = max(self.codec.encoder.first_steps, self.codec.decoder.first_steps)
         return coarsest * math.ceil(first / coarsest)
 

@@ -33,6 +33,7 @@ class Network(nn.Module, ABC):
         direct: Whether the bottleneck quantizes the latents directly, without a linear projection.
         partial: Whether an encoder takes signals that end within a step, if all samples of a batch are valid.
         first_steps: Steps of the grid that a causal network's first chunk has at least.
+        multiple: Number that the steps of the first axis are a multiple of, if tokens are placed.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Network(nn.Module, ABC):
         direct: bool = False,
         partial: bool = False,
         first_steps: int = 1,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.width = width
@@ -62,6 +64,7 @@ class Network(nn.Module, ABC):
         self.direct = direct
         self.partial = partial
         self.first_steps = first_steps
+        self.multiple = multiple
 
 
 class Encoder(Network):

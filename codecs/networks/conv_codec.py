@@ -7,6 +7,7 @@ dilations 1, 3, 9 and Snake. Without `edges` of a published system, signals are 
 codec streams from the first latent on.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,6 +56,9 @@ class ConvEncoder(Encoder):
         resample: Stride of another convolution after `middle` (Mimi: 2); 1 for none.
         edges: Treatment of a signal's ends, a name in `edges.EDGES`: ours, or that of a published system.
         direct: Whether the bottleneck quantizes the latents without a linear map before and after it, as published.
+        depthwise: Whether residual units, this encoder's last layer and a decoder's first convolve each channel by
+            itself, or as few as their widths allow (SNAC). This last layer then has no activation before it.
+        multiple: Latents come in multiples of it, signals are padded with zeros; SNAC's windows and coarsest codes.
 
     Raises:
         UserError: Inconsistent sizes.
@@ -84,8 +88,12 @@ class ConvEncoder(Encoder):
         resample: int = 1,
         edges: str = "zeros",
         direct: bool = False,
+        depthwise: bool = False,
+        multiple: int = 1,
     ) -> None:
-        plan = Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
+        plan = Plan(
+            base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges, depthwise
+        )
         causal_pad = plan.downsample[0] - 1 if causal and dims == 3 else 0
         super().__init__(
             width=width,
@@ -96,6 +104,7 @@ class ConvEncoder(Encoder):
             direct=direct,
             partial=plan.edges.partial,
             first_steps=plan.first_steps(kernel, last_kernel, (residual_kernel - 1) * max(dilations) + 1),
+            multiple=multiple,
         )
         self.dims = dims
         self.rate = plan.downsample[0]
@@ -107,8 +116,9 @@ class ConvEncoder(Encoder):
             for level, wide in enumerate(plan.widths[:-1])
         )
         self.inner = _along_time(inner, dims)
-        self.act = plan.act(plan.widths[-1])
-        self.last = plan.conv(plan.widths[-1], width, last_kernel)
+        self.act = None if depthwise else plan.act(plan.widths[-1])
+        groups = math.gcd(plan.widths[-1], width) if depthwise else 1
+        self.last = plan.conv(plan.widths[-1], width, last_kernel, groups=groups)
         self.middle = _along_time(middle, dims)
         self.down: Convolution | None = None
         if resample > 1:
@@ -135,7 +145,9 @@ class ConvEncoder(Encoder):
             here = None if here is None else here[:, :, :: self.strides[level]]
         if self.inner is not None:
             x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
-        x = self.last(self.act(x, here), here, memory)
+        if self.act is not None:
+            x = self.act(x, here)
+        x = self.last(x, here, memory)
         if self.middle is not None:
             x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         if self.down is not None:
@@ -164,6 +176,7 @@ class ConvDecoder(Precise, Decoder):
         inner: Network on `(b, n, d)` after the first convolution, d the first stage's width; EnCodec's LSTM.
         middle: Network on `(b, n, width)` before the first convolution; Mimi's transformer.
         resample: Stride of a depthwise transposed convolution before `middle` (Mimi: 2); 1 for none.
+        noise: Whether each stage adds noise in proportion to its signal (SNAC); for one axis.
 
     Raises:
         UserError: Inconsistent sizes.
@@ -193,8 +206,14 @@ class ConvDecoder(Precise, Decoder):
         middle: nn.Module | None = None,
         resample: int = 1,
         edges: str = "zeros",
+        depthwise: bool = False,
+        noise: bool = False,
     ) -> None:
-        plan = Plan(base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges)
+        if noise and dims > 1:
+            raise UserError("codec.decoder.noise: is for one axis; give false")
+        plan = Plan(
+            base, strides, multipliers, dims, causal, norm, activation, anti_aliased, resample, edges, depthwise
+        )
         steps = plan.first_steps(last_kernel, kernel, (residual_kernel - 1) * max(dilations) + 1)
         super().__init__(width=width, downsample=plan.downsample, channels=channels, causal=causal, first_steps=steps)
         self.shortens = plan.edges.shortens
@@ -210,10 +229,12 @@ class ConvDecoder(Precise, Decoder):
                 width, width, 2 * resample, resample, groups=width, bias=False, dims=dims, causal=causal, edges=edges
             )
         self.middle = _along_time(middle, dims)
-        self.first = plan.conv(width, plan.widths[-1], kernel)
+        inside = width if depthwise else plan.widths[-1]
+        self.first = plan.conv(width, inside, kernel, groups=width if depthwise else 1)
+        self.pointwise = plan.conv(width, plan.widths[-1], 1) if depthwise else None
         self.inner = _along_time(inner, dims)
         self.stages = nn.ModuleList(
-            Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, compress, conv_shortcut))
+            Up(plan, level, plan.units(plan.widths[level], residual_kernel, dilations, compress, conv_shortcut), noise)
             for level in reversed(range(len(plan.strides)))
         )
         self.act = plan.act(plan.widths[0])
@@ -238,6 +259,8 @@ class ConvDecoder(Precise, Decoder):
         if self.middle is not None:
             x = self.middle(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         x = self.first(x, here, memory)
+        if self.pointwise is not None:
+            x = self.pointwise(x, here)
         if self.inner is not None:
             x = self.inner(x.transpose(1, 2), None if here is None else here[:, 0], memory).transpose(1, 2)
         for level, stage in enumerate(self.stages):

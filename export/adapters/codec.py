@@ -45,7 +45,9 @@ class BundleCodec:
         self.sample_rate = bundle.sample_rate
         self.frame_rate = bundle.frame_rate
         self.downsample = bundle.hops
-        self.layout = token_layout(self.downsample, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"))
+        self.layout = token_layout(
+            bundle.hops, bundle.causal_pad, bundle.tokens, bundle.config.get("later_tokens"), bundle.multiple
+        )
 
     def bits(self, tokens: int, num_codebooks: int | None = None) -> float:
         """Return the exact payload in bits of `tokens` tokens in the first `num_codebooks` codebooks, all if None."""

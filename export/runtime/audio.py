@@ -60,7 +60,8 @@ class AudioBundle(Bundle):
             num_codebooks: Number of codebooks to keep; all if None.
 
         Returns:
-            int64 `(b, num_codebooks, n)`, n = ceil(t / downsample); float32 if codes are continuous.
+            int64 `(b, num_codebooks, n)`; float32 if codes are continuous. n is ceil(t / downsample), and the next
+            multiple of `multiple`.
 
         Raises:
             UserError: The shape, type, a value or the sample rate is not supported.

@@ -157,6 +157,7 @@ class Bundle(Opened):
         channels: Number of the signal's channels.
         codebook_sizes: Entries of each codebook; empty if codes are continuous.
         codebook_strides: Tokens that share one code of each codebook; the code is repeated for them.
+        multiple: Number that the code steps of a signal are a multiple of; signals are padded.
         codebook_layers: Numbers of consecutive codebooks that share entries; 1 each, except in a hierarchy.
         rows: Size of the codes' axis 1: number of codebooks, or of channels of continuous codes.
         axes: Number of axes of the code grid: 1 for a sequence of tokens, 2 for blocks of tokens or the grid of an
@@ -182,6 +183,7 @@ class Bundle(Opened):
         self.codebook_strides = tuple(
             int(step) for step in config.get("codebook_strides", [1] * len(self.codebook_sizes))
         )
+        self.multiple = int(config.get("multiple", 1))
         self.codebook_layers = tuple(
             int(count) for count in config.get("codebook_layers", [1] * len(self.codebook_sizes))
         )
@@ -210,8 +212,11 @@ class Bundle(Opened):
         return codes if tokens is None else codes[..., :tokens]
 
     def steps_of(self, lengths: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.int64]:
-        """Return each signal's number of code steps: ceil((length + causal_pad) / hop), of `steps` in the batch."""
-        return -(-(lengths + self.causal_pad) // self.hops[0])
+        """Return each signal's number of code steps, of `steps` in the batch.
+
+        It is ceil((length + causal_pad) / hop), and the next multiple of `multiple`.
+        """
+        return -(-(lengths + self.causal_pad) // (self.hops[0] * self.multiple)) * self.multiple
 
     def units_of(self, steps: int, length: int) -> npt.NDArray[np.int64]:
         """Return where each code step ends in a signal of this length: int64 `(steps,)`, in samples or frames."""

@@ -315,7 +315,7 @@ NARROW = {"base": 8, "width": 8, "hidden": 8, "heads": 1, "depth": 1, "groups": 
 
 
 def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:
-    """Make networks narrow and shallow in place, whatever they are; recurrent ones fit one width only, and go.
+    """Make networks narrow and shallow in place, whatever they are; those within fit one width only, and go.
 
     Without linear maps around the bottleneck, latents keep their width, which is the bottleneck's.
     """
@@ -323,7 +323,7 @@ def shrink(node: DictConfig, sizes: Mapping[str, int] = NARROW) -> None:
         sizes = {key: value for key, value in sizes.items() if key != "width"}
     for key, value in node.items():
         if OmegaConf.is_dict(value):
-            if value.get("_target_", "").endswith("Recurrent"):
+            if value.get("_target_", "").endswith(("Recurrent", "LocalAttention")):
                 node[key] = None
             else:
                 shrink(value, sizes)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from varitok import UserError
@@ -12,12 +14,13 @@ from varitok.codecs.masking import prefix_mask
 IMAGE = (token_layout((4, 4), tokens=6), (8, 12), (3, 2, 6))
 CLIP_OF_BLOCKS = (token_layout((4, 8, 8), 3, 6, 4), (7, 8, 16), (3, 2, 3, 6))
 SOUND = (token_layout((5,)), (23,), (3, 2, 5))
+SOUND_OF_FOURS = (token_layout((5,), multiple=4), (23,), (3, 2, 8))
 PICTURE = (token_layout((4, 8)), (7, 16), (3, 2, 2, 2))
 CLIP = (token_layout((4, 8, 8), 3), (7, 11, 16), (3, 2, 3, 2, 2))
 EACH = pytest.mark.parametrize(
     ("layout", "size", "shape"),
-    [IMAGE, CLIP_OF_BLOCKS, SOUND, PICTURE, CLIP],
-    ids=["image", "clip of blocks", "sound", "picture", "clip"],
+    [IMAGE, CLIP_OF_BLOCKS, SOUND, SOUND_OF_FOURS, PICTURE, CLIP],
+    ids=["image", "clip of blocks", "sound", "sound of fours", "picture", "clip"],
 )
 
 
@@ -52,6 +55,16 @@ def test_padding_makes_whole_steps_and_cropping_undoes_it(
 def test_whole_signals_have_all_tokens(layout: TokenLayout, size: tuple[int, ...], shape: list[int]) -> None:
     valid = layout.valid(torch.tensor([size[0]] * 3), size).reshape(3, -1)
     assert (valid.max(1).values == layout.count(size)).all() and valid.shape[1] == layout.blocks(size)
+
+
+@given(length=st.integers(1, 60), hop=st.integers(1, 5), multiple=st.integers(1, 4))
+def test_steps_come_in_multiples(length: int, hop: int, multiple: int) -> None:
+    layout = token_layout((hop,), multiple=multiple)
+    (steps,) = layout.grid((length,))
+    assert steps % multiple == 0 and (steps - multiple) * hop < length <= steps * hop
+    assert layout.pad(torch.zeros(1, 1, length), 0).shape[2] == steps * hop
+    assert layout.valid(torch.tensor([length, 0]), (length,)).tolist() == [steps, 0]
+    assert layout.describe((1, length)).get("multiple", 1) == multiple
 
 
 @EACH

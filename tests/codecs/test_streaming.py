@@ -48,14 +48,16 @@ MADE_CAUSAL = {
     "dac": [*CONV, "decoder.base=4"],
     "seanet_music": LSTM,
     "seanet_stereo": [*LSTM, "encoder.norm=weight"],
-    "snac_44k": [
-        *(*CONV, "decoder.base=4", "encoder.middle.heads=2", "encoder.middle.window=4"),
-        "encoder.middle.layer_scale=1",
-    ],
     "taae": [*TAAE, "encoder.depths=[1,2]", "encoder.window=4"],
     "vocos": [*VOCOS, "encoder.inner.width=64"],
 }
-MIDDLES = {"snac_44k": ["encoder.middle.causal=true"]}
+LOCAL = [
+    "encoder.inner.width=64",
+    "encoder.inner.heads=1",
+    "decoder.base=4",
+    "decoder.inner.width=64",
+    "decoder.inner.heads=1",
+]
 BOTTLENECKS = {
     "fsq": lambda: FiniteScalarQuantizer([8, 5, 5]),
     "rvq": lambda: residual(partial(VectorQuantizer, 6, 21), 3),
@@ -72,7 +74,7 @@ def _config(name: str, *overrides: str):
 def _codec(name: str) -> Codec:
     """Build a preset at a small size, causal, every weight and bias at work; bottlenecks take turns."""
     bottleneck = sorted(BOTTLENECKS)[[*SMALLER, *MADE_CAUSAL].index(name) % len(BOTTLENECKS)]
-    more = SMALLER.get(name) or [*MADE_CAUSAL[name], "encoder.causal=true", *MIDDLES.get(name, [])]
+    more = SMALLER.get(name) or [*MADE_CAUSAL[name], "encoder.causal=true"]
     torch.manual_seed(0)
     config = _config(name, *more)
     codec: Codec = build(config, bottleneck=BOTTLENECKS[bottleneck](), length=LengthPolicy(Full(), Truncate()))
@@ -251,6 +253,8 @@ def _bottleneck() -> Bottleneck:
         (lambda: _with("seanet", *LSTM, "encoder.inner.bidirectional=true"), "is bidirectional"),
         (lambda: _with("seanet_mimi", *SMALLER["seanet_mimi"], "encoder.middle.causal=false"), "isn't causal"),
         (lambda: _with("seanet_mimi", *SMALLER["seanet_mimi"], "encoder.middle.window=null"), "has no window"),
+        (lambda: _with("snac", *CONV, "encoder.causal=true"), "noise is counted"),
+        (lambda: _with("snac_44k", *CONV, *LOCAL, "encoder.causal=true"), "within windows looks ahead"),
         (lambda: _with("dmel", "encoder.bands=3"), "mel frame isn't causal"),
         (lambda: _with("vocos", *MADE_CAUSAL["vocos"], "encoder.causal=true", "decoder.causal=false"), "isn't causal"),
     ],

@@ -1,6 +1,6 @@
-"""Windowed rotary transformer over sequences `(b, n, d)`.
+"""Windowed rotary transformer over sequences `(b, n, d)`, and attention within separate windows.
 
-It is the whole of a ViT or TAAE, and the `middle` or `inner` of convolutional codecs (Mimi).
+The transformer is the whole of a ViT or TAAE, and the `middle` or `inner` of convolutional codecs (Mimi).
 
 In streaming, a causal attention layer stores the values and unrotated keys of the last `context` steps in the memory
 (see `convolution.py`). Positions are counted from the first stored key, with the same result, because rotary attention
@@ -18,7 +18,7 @@ from varitok import UserError
 from .attention import Attention, Rotary, Span, attention_spans, near
 from .convolution import prepend_context
 
-__all__ = ["SequenceTransformer"]
+__all__ = ["LocalAttention", "SequenceTransformer"]
 
 
 class _Perceptron(nn.Module):
@@ -125,8 +125,7 @@ class SequenceTransformer(nn.Module):
         super().__init__()
         if axes not in (1, 2, 3):
             raise UserError(f"transformer: axes={axes} should be 1 for sequences, 2 for images, or 3 for frames")
-        if width % (2 * heads):
-            raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")
+        _check_heads(width, heads)
         self.width = width
         self.axes = axes
         self.causal = causal
@@ -197,3 +196,62 @@ class SequenceTransformer(nn.Module):
             every = torch.arange(context + x.shape[1], device=x.device)
             allowed = allowed & (shown[:, None, None, :] | (every[context:, None] == every))
         return allowed
+
+
+class LocalAttention(nn.Module):
+    """Attention within windows side by side, `x + attention(norm(x))`, with rotary positions (SNAC, arXiv 2410.14411).
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads; `width / heads` is even.
+        window: Tokens in a window; the last one may have fewer.
+        eps: Epsilon of the layer norm.
+        base: Base of the rotary wavelengths.
+
+    Raises:
+        UserError: The heads don't fit the width.
+    """
+
+    obstacle = "attention within windows looks ahead"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int,
+        eps: Annotated[float, "(0, inf)"] = 1e-5,
+        base: Annotated[float, "(0, inf)"] = 10000.0,
+    ) -> None:
+        super().__init__()
+        _check_heads(width, heads)
+        self.width = width
+        self.window = window
+        self.rotary = Rotary(width // heads, base)
+        self.norm = nn.LayerNorm(width, eps)
+        self.attention = Attention(width, heads, qk_norm=False, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, memory: list[Tensor] | None = None) -> Tensor:
+        """Transform tokens `(b, n, width)`; `mask` is bool `(b, n)`, True for valid tokens, a prefix."""
+        b, n, width = x.shape
+        missing = -n % self.window
+        windows = functional.pad(x, [0, 0, 0, missing]).reshape(-1, self.window, width)
+        places = torch.arange(self.window, device=x.device)
+        allowed: Tensor | None = None
+        if mask is not None or torch.jit.is_scripting() or self._is_ragged(n):  # type: ignore[attr-defined]
+            valid = torch.ones_like(x[:, :, 0]) if mask is None else mask.to(x.dtype)
+            shown = functional.pad(valid, [0, missing]).reshape(-1, 1, 1, self.window) > 0
+            # Each token may attend to itself: softmax over no key at all is NaN.
+            allowed = shown | (places[:, None] == places)
+        spans = [Span(0, self.window, 0, self.window, allowed)]
+        y = self.attention(self.norm(windows), self.rotary(places[None, :, None]), spans, False, 0, None)
+        return x + y.reshape(b, -1, width)[:, :n]  # type: ignore[no-any-return]
+
+    @torch.jit.unused
+    def _is_ragged(self, n: int) -> bool:
+        """Return whether the last window is incomplete, or may be: an exported graph has any number of tokens."""
+        return torch.compiler.is_exporting() or n % self.window > 0
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % (2 * heads):
+        raise UserError(f"transformer: width={width} should be a multiple of twice its heads={heads}")

@@ -4,15 +4,19 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from varitok import UserError
+from varitok.data.noise import gaussian
 
 from .activations import Activation
 from .convolution import Convolution, Norm, TransposedConvolution, stage_sizes
 from .edges import edges_of
 
-__all__ = ["Down", "Plan", "ResidualUnit", "Up", "shorten"]
+__all__ = ["Down", "Noise", "Plan", "ResidualUnit", "Up", "shorten"]
+
+PERIOD = 1 << 16  # steps of noise in a graph
 
 
 class Plan:
@@ -34,6 +38,7 @@ class Plan:
         anti_aliased: bool,
         resample: int,
         edges: str,
+        depthwise: bool,
     ) -> None:
         if causal and anti_aliased:
             raise UserError("codec: anti_aliased filters look ahead, so a causal codec can't have them")
@@ -41,6 +46,7 @@ class Plan:
         self.downsample = (product[0] * resample, *product[1:])
         self.taps = [tuple(2 * step if step > 1 else 1 for step in stride) for stride in self.strides]
         self.edges = edges_of(edges, dims)
+        self.depthwise = depthwise
         self.conv = partial(Convolution, dims=dims, causal=causal, norm=norm, edges=edges)
         self.transposed = partial(TransposedConvolution, dims=dims, causal=causal, norm=norm, edges=edges)
         self.act = partial(Activation, activation, dims=dims, anti_aliased=anti_aliased)
@@ -83,7 +89,7 @@ class ResidualUnit(nn.Module):
         super().__init__()
         inside = max(channels // compress, 1)
         self.act_in = plan.act(channels)
-        self.wide = plan.conv(channels, inside, kernel, dilation=dilation)
+        self.wide = plan.conv(channels, inside, kernel, dilation=dilation, groups=inside if plan.depthwise else 1)
         self.act_out = plan.act(inside)
         self.pointwise = plan.conv(inside, channels, 1)
         self.shortcut = plan.conv(channels, channels, 1) if mapped else None
@@ -121,25 +127,58 @@ class Down(nn.Module):
         return y
 
 
+class Noise(nn.Module):
+    """Noise in proportion to the signal, `x + n linear(x)` with a normal number n per step (SNAC, arXiv 2410.14411).
+
+    In training n is drawn. Else it is a function of the step, so that a signal is one of its codes.
+
+    Args:
+        plan: Layer constructors of the codec.
+        channels: Input and output channels.
+        seed: Chooses the function; see `data/noise.py`. It repeats after `PERIOD` steps.
+    """
+
+    table: Tensor
+    obstacle = "noise is counted from a signal's start"
+
+    def __init__(self, plan: Plan, channels: int, seed: int) -> None:
+        super().__init__()
+        self.linear = plan.conv(channels, channels, 1, bias=False)
+        self.register_buffer("table", torch.from_numpy(gaussian((1, PERIOD), seed)[0]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform `(b, c, t)`."""
+        if self.training:
+            noise = torch.randn_like(x[:, :1])
+        else:
+            steps = torch.arange(x.shape[2], device=x.device) % self.table.shape[0]
+            noise = self.table.index_select(0, steps).to(x.dtype)
+        return x + noise * self.linear(x)  # type: ignore[no-any-return]
+
+
 class Up(nn.Module):
-    """Decoder stage: a transposed convolution, then residual units.
+    """Decoder stage: a transposed convolution, perhaps noise, then residual units.
 
     Args:
         plan: Layer constructors of the codec.
         level: Index of the stage in `plan.strides`.
         units: Its residual units.
+        noise: Whether to add noise.
     """
 
-    def __init__(self, plan: Plan, level: int, units: nn.ModuleList) -> None:
+    def __init__(self, plan: Plan, level: int, units: nn.ModuleList, noise: bool) -> None:
         super().__init__()
         narrow, wide = plan.widths[level : level + 2]
         self.act = plan.act(wide)
         self.conv = plan.transposed(wide, narrow, plan.taps[level], plan.strides[level])
+        self.noise = Noise(plan, narrow, level) if noise else None
         self.units = units
 
     def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:
         """Transform `(b, c, *grid)`; `mask` is at the input rate, `wide` at the output rate."""
         x = self.conv(self.act(x, mask), mask, memory)
+        if self.noise is not None:
+            x = self.noise(x)
         wide = shorten(wide, x)
         for unit in self.units:
             x = unit(x, wide, memory)

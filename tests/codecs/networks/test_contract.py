@@ -25,12 +25,15 @@ SIZES |= {"bands": 8, "tokens": 5, "later_tokens": 3, "side": 2, "steps": 2}
 def small(name: str) -> DictConfig:
     """Return a preset's configuration with narrow and shallow networks, and images of few patches."""
     config = OmegaConf.create({"codec": read_config("codec", name), "data": DATA})
-    recurrent = [side for side in ("encoder", "decoder") if config.codec[side].get("inner") is not None]
+    inner = {side: config.codec[side].get("inner") for side in ("encoder", "decoder")}
     shrink(config.codec, SIZES)
-    for side in recurrent:
+    for side, kind in inner.items():
+        if kind is None:
+            continue
         form = config.codec[side]
         last = form.base * (form.multipliers[-1] if form.get("multipliers") else 2 ** len(form.strides))
-        form.inner = {"_target_": "varitok.codecs.networks.layers.recurrent.Recurrent", "width": last, "depth": 1}
+        depth = {"heads": 2, "window": 2} if "heads" in kind else {"depth": 1}
+        form.inner = {"_target_": kind._target_, "width": last, **depth}
     for network in (config.codec.encoder, config.codec.decoder, config.codec.decoder.get("network") or {}):
         if "image_size" in network:
             patch = network.patch

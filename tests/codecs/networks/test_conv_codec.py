@@ -16,10 +16,10 @@ from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.layers.activations import ACTIVATIONS, Activation, Snake, SnakeBeta
 from varitok.codecs.networks.layers.convolution import Convolution, StepNorm, TransposedConvolution
 from varitok.codecs.networks.layers.recurrent import Recurrent
-from varitok.codecs.networks.layers.sequence import SequenceTransformer
+from varitok.codecs.networks.layers.sequence import LocalAttention, SequenceTransformer
 
 from ...composing import composed
-from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, sound
+from .checks import check_causal, check_lengths, check_onnx, check_padding, check_script, paint, sound
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -43,11 +43,12 @@ KINDS = {
     | {"causal": True, "edges": "encodec", "kernel": 3, "last_kernel": 3, "residual_kernel": 3, "dilations": [1]},
     "encodec_48k": PLAIN | {"strides": [2, 5], "norm": "group", "edges": "encodec"},
     "dac_24k": PLAIN | {"strides": [5, 3], "tanh": True, "edges": "dac"},
-    "snac_44k": PLAIN | {"strides": [2, 3], "edges": "snac"},
+    "snac": PLAIN | {"edges": "snac", "depthwise": True, "noise": True},
+    "snac_44k": PLAIN | {"width": 16, "edges": "snac", "depthwise": True, "noise": True},
     "mimi_24k": PLAIN | {"causal": True, "resample": 2, "edges": "mimi"},
 }
 CHANNELS = {"causal_odd": 2}
-SCRIPTED = ("causal_odd", "group")  # by the quick tests, as whole codecs are in tests/export
+SCRIPTED = ("causal_odd", "group", "snac_44k")  # by the quick tests, as whole codecs are in tests/export
 CAUSAL = [kind for kind, config in KINDS.items() if config.get("causal")]
 
 
@@ -55,18 +56,20 @@ def codec(kind: str) -> tuple[ConvEncoder, ConvDecoder]:
     """Make a pair of the same sizes, in evaluation mode; what starts as nothing is given weight."""
     torch.manual_seed(0)
     config = dict(KINDS[kind])
-    tanh = bool(config.pop("tanh", False))
+    last = {"tanh": bool(config.pop("tanh", False)), "noise": bool(config.pop("noise", False))}
 
     def more() -> dict[str, nn.Module]:
         if kind == "mimi":
             return {"middle": SequenceTransformer(8, 1, 2, causal=True, window=3, layer_scale=1.0)}
+        if kind == "snac_44k":
+            return {"inner": LocalAttention(16, 2, 4)}
         if kind in ("encodec", "speech_tokenizer"):
             return {"inner": Recurrent(16, 2, bidirectional=kind == "speech_tokenizer")}
         return {}
 
     if kind == "mimi":
         config["width"] = 8
-    encoder, decoder = ConvEncoder(**config, **more()), ConvDecoder(**config, tanh=tanh, **more())
+    encoder, decoder = ConvEncoder(**config, **more()), ConvDecoder(**config, **last, **more())
     return encoder.eval(), decoder.eval()
 
 
@@ -242,6 +245,30 @@ def test_anti_aliasing_keeps_low_tones_and_folds_less() -> None:
     assert folded_tone[1] < 0.5 * folded_tone[0]
 
 
+def test_noise_is_drawn_in_training_and_a_function_of_the_step_else() -> None:
+    _, decoder = codec("snac")
+    latents = torch.randn(2, 7, 5)
+    one = paint(decoder, latents)
+    assert torch.equal(paint(decoder, latents), one)
+    assert torch.equal(codec("snac")[1](latents, None, [7]), one)
+    decoder.train()
+    assert not torch.allclose(paint(decoder, latents), paint(decoder, latents))
+    plain = ConvDecoder(**PLAIN, edges="snac", depthwise=True)
+    plain.load_state_dict({name: value for name, value in decoder.state_dict().items() if "noise" not in name})
+    assert not torch.allclose(paint(plain, latents), one)
+
+
+@pytest.mark.parametrize("n", [8, 10])
+def test_local_attention_sees_its_window_alone(n: int) -> None:
+    layer = LocalAttention(8, 2, 4)
+    x = torch.randn(1, n, 8)
+    other = x.clone()
+    other[:, 5, 0] += 1
+    changed = (layer(x) != layer(other)).any(2)[0]
+    assert changed.nonzero().flatten().tolist() == list(range(4, min(n, 8)))
+    torch.testing.assert_close(layer(x)[:, 4:8], layer(x[:, 4:8]))
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -262,6 +289,11 @@ def test_mistakes_are_told(wrong: dict[str, object], told: str) -> None:
             network(**(PLAIN | wrong))  # type: ignore[arg-type]
 
 
+def test_noise_is_for_one_axis() -> None:
+    with pytest.raises(UserError, match=r"codec\.decoder\.noise: is for one axis"):
+        ConvDecoder(**PLAIN, dims=2, noise=True)
+
+
 def preset(name: str) -> tuple[nn.Module, nn.Module]:
     """Build a preset's networks without their weights."""
     config = composed(name=f"codec/{name}").codec
@@ -275,6 +307,8 @@ SIZES = {
     "seanet": (320, 14.85, 0.001),
     "seanet_mimi": (1920, 79.3, 0.01),
     "dac": (512, 76.65, 0.005),
+    "snac": (512, 19.8, 0.01),
+    "snac_44k": (384, 54.5, 0.01),
     "dac_bigcodec": (200, 159.0, 0.005),
     "taae": (640, 950.0, 0.005),
 }

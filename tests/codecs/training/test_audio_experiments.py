@@ -32,6 +32,7 @@ PUBLISHED = {  # kbit/s, from the papers that the presets name
     "lfsc": 1.89,
     "mimi": 1.1,
     "snac": 0.984,
+    "snac_32k": 1.875,
     "snac_44k": 2.584,
     "soundstream": 6.0,
     "stable_codec": 0.613,

@@ -2,7 +2,7 @@
 
 from varitok import UserError
 
-from . import autoencoder_kl, cosmos, dac, encodec, mimi, titok, vocos, vqgan
+from .families import autoencoder_kl, cosmos, dac, encodec, mimi, titok, vocos, vqgan
 from .family import Family, Layout, Sizes
 from .source import Source
 

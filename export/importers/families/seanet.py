@@ -9,7 +9,7 @@ from torch import nn
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from varitok.codecs.networks.layers.stages import ResidualUnit
 
-from .source import Source
+from ..source import Source
 
 __all__ = ["encoder_sizes", "seanet_names"]
 

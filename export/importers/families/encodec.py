@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 
-from .family import Family, Layout, Sizes
+from ..family import Family, Layout, Sizes
+from ..source import Source
 from .seanet import encoder_sizes, seanet_names
-from .source import Source
 
 __all__ = ["FAMILIES"]
 

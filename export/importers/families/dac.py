@@ -7,8 +7,8 @@ from typing import Any
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 
-from .family import Family, Layout, Sizes
-from .source import Source
+from ..family import Family, Layout, Sizes
+from ..source import Source
 
 __all__ = ["FAMILIES"]
 

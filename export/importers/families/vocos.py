@@ -7,8 +7,8 @@ from varitok.codecs.codec import Codec
 from varitok.codecs.networks.layers.stft import mel_bank
 from varitok.codecs.networks.vocos import VocosDecoder
 
-from .family import Family, Layout, Sizes
-from .source import Source
+from ..family import Family, Layout, Sizes
+from ..source import Source
 
 __all__ = ["FAMILIES"]
 

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .derive import Derived, derive
-from .family import Family, Layout, Sizes
+from ..derive import Derived, derive
+from ..family import Family, Layout, Sizes
+from ..source import Source
 from .resnet import TAMING, resnet_names, resnet_sizes, unify
-from .source import Source
 
 __all__ = ["FAMILIES"]
 

@@ -4,9 +4,9 @@ That of Stable Diffusion 1, 2 and XL has 4 channels, that of 3 and of FLUX 16 an
 bottleneck. Latents are the auto-encoder's own, without the scale and shift that its diffusion model expects.
 """
 
-from .family import Family, Layout, Sizes
+from ..family import Family, Layout, Sizes
+from ..source import Source
 from .resnet import DIFFUSERS, TAMING, resnet_names, resnet_sizes, unify
-from .source import Source
 
 __all__ = ["FAMILIES"]
 

@@ -15,9 +15,9 @@ from varitok import UserError
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.register_vit import RegisterDecoder, RegisterEncoder
 
-from .derive import Derived, derive
-from .family import Family, Layout, Sizes
-from .source import Source
+from ..derive import Derived, derive
+from ..family import Family, Layout, Sizes
+from ..source import Source
 
 __all__ = ["FAMILIES"]
 

@@ -14,8 +14,8 @@ from torch import nn
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.projections import LinearProjection
 
-from .derive import Derived, derive, join
-from .source import Source
+from ..derive import Derived, derive, join
+from ..source import Source
 
 __all__ = ["DIFFUSERS", "LLAMAGEN", "TAMING", "resnet_names", "resnet_sizes", "unify"]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from varitok.codecs.codec import Codec
 
-from .family import Family, Layout, Sizes
+from ..family import Family, Layout, Sizes
+from ..source import Source
 from .resnet import DIFFUSERS, LLAMAGEN, TAMING, resnet_names, resnet_sizes, unify
-from .source import Source
 
 __all__ = ["FAMILIES"]
 

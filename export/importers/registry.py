@@ -2,13 +2,13 @@
 
 from varitok import UserError
 
-from .families import autoencoder_kl, cosmos, dac, encodec, mimi, titok, vocos, vqgan
+from .families import autoencoder_kl, cosmos, dac, encodec, mimi, snac, titok, vocos, vqgan
 from .family import Family, Layout, Sizes
 from .source import Source
 
 __all__ = ["FAMILIES", "Match", "recognize"]
 
-MODULES = (autoencoder_kl, cosmos, dac, encodec, mimi, titok, vocos, vqgan)
+MODULES = (autoencoder_kl, cosmos, dac, encodec, mimi, snac, titok, vocos, vqgan)
 FAMILIES: dict[str, Family] = {family.name: family for module in MODULES for family in module.FAMILIES}
 
 Match = tuple[Family, Layout, Source, Sizes]

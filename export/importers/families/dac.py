@@ -10,7 +10,7 @@ from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 from ..family import Family, Layout, Sizes
 from ..source import Source
 
-__all__ = ["FAMILIES"]
+__all__ = ["FAMILIES", "stage_names"]
 
 UNIT = ("snake1", "conv1", "snake2", "conv2")  # of a residual unit, in order
 LAYOUTS = (
@@ -81,24 +81,32 @@ def _sizes(source: Source) -> Sizes:
 def _names(codec: Codec) -> Iterator[tuple[str, str]]:
     assert isinstance(codec.encoder, ConvEncoder) and isinstance(codec.decoder, ConvDecoder)
     yield "encoder.conv1", "encoder.first.layer"
-    for level, stage in enumerate(codec.encoder.stages):
+    yield from stage_names(codec.encoder, codec.decoder)
+    yield "encoder.snake1", "encoder.act.inner"
+    yield "encoder.conv2", "encoder.last.layer"
+    yield "quantizer.quantizers", "bottleneck"
+    yield "decoder.conv1", "decoder.first.layer"
+    yield "decoder.snake1", "decoder.act.inner"
+    yield "decoder.conv2", "decoder.last.layer"
+
+
+def stage_names(encoder: ConvEncoder, decoder: ConvDecoder, first: int = 1) -> Iterator[tuple[str, str]]:
+    """List the modules of all stages; `first` is the number of the decoder's first one, its layers before it."""
+    for level, stage in enumerate(encoder.stages):
         theirs, ours, units = f"encoder.block.{level + 1}.block", f"encoder.stages.{level}", len(stage.units)  # type: ignore[arg-type]
         for unit in range(units):
             yield from _unit(f"{theirs}.{unit}.block", f"{ours}.units.{unit}")
         yield f"{theirs}.{units}", f"{ours}.act.inner"
         yield f"{theirs}.{units + 1}", f"{ours}.conv.layer"
-    yield "encoder.snake1", "encoder.act.inner"
-    yield "encoder.conv2", "encoder.last.layer"
-    yield "quantizer.quantizers", "bottleneck"
-    yield "decoder.conv1", "decoder.first.layer"
-    for level, stage in enumerate(codec.decoder.stages):
-        theirs, ours = f"decoder.block.{level + 1}.block", f"decoder.stages.{level}"
+    for level, stage in enumerate(decoder.stages):
+        theirs, ours, before = f"decoder.block.{level + first}.block", f"decoder.stages.{level}", 2
         yield f"{theirs}.0", f"{ours}.act.inner"
         yield f"{theirs}.1", f"{ours}.conv.layer"
+        if stage.noise is not None:
+            yield f"{theirs}.2.linear", f"{ours}.noise.linear.layer"
+            before = 3
         for unit in range(len(stage.units)):  # type: ignore[arg-type]
-            yield from _unit(f"{theirs}.{unit + 2}.block", f"{ours}.units.{unit}")
-    yield "decoder.snake1", "decoder.act.inner"
-    yield "decoder.conv2", "decoder.last.layer"
+            yield from _unit(f"{theirs}.{unit + before}.block", f"{ours}.units.{unit}")
 
 
 def _unit(theirs: str, ours: str) -> Iterator[tuple[str, str]]:

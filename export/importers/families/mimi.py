@@ -10,13 +10,9 @@ from varitok.codecs.bottlenecks.residual import Split
 from varitok.codecs.codec import Codec
 from varitok.codecs.networks.conv_codec import ConvDecoder, ConvEncoder
 
-<<<<<<< HEAD:export/importers/mimi.py
-from .derive import Derived, derive, join
-from .family import Family, Layout, Sizes
-=======
+from ..derive import Derived, derive, join
 from ..family import Family, Layout, Sizes
 from ..source import Source
->>>>>>> d3f75bd (Move families of published codecs to importers/families):export/importers/families/mimi.py
 from .seanet import encoder_sizes, seanet_names
 
 __all__ = ["FAMILIES"]

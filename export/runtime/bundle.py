@@ -222,6 +222,11 @@ class Bundle(Opened):
         """Return where each code step ends in a signal of this length: int64 `(steps,)`, in samples or frames."""
         return np.minimum((np.arange(steps) + 1) * self.hops[0] - self.causal_pad, length)
 
+    @property
+    def group(self) -> int:
+        """Steps that share a code, or are coded together: a window begins and ends at a multiple of it."""
+        return math.lcm(self.multiple, *self.codebook_strides)
+
     @cached_property
     def memory(self) -> Mapping[str, Sequence[float]]:
         """Memory of `encoder` and `decoder` (`exporters/memory.py`); empty for older exports."""

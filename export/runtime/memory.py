@@ -187,7 +187,7 @@ def encode_within(
     else:
         if chosen.tile:
             encode = partial(encode, tile=chosen.tile)
-        codes = encode_windows(encode, signal, file.length, chosen.steps, hop, pad)
+        codes = encode_windows(encode, signal, file.length, chosen.steps, hop, pad, bundle.group)
     return Coded(codes, (signal.end, *frame), False)
 
 
@@ -227,7 +227,7 @@ def _decode(bundle: Bundle, codes: Array, size: tuple[int, ...], memory: float) 
     else:
         if chosen.tile:
             decode = partial(decode, tile=chosen.tile)
-        yield from decode_windows(decode, codes, chosen.steps, bundle.hops[0], bundle.causal_pad)
+        yield from decode_windows(decode, codes, chosen.steps, bundle.hops[0], bundle.causal_pad, bundle.group)
 
 
 def _tiled(bundle: Bundle, side: Side, size: tuple[int, ...], memory: float) -> dict[str, tuple[int, ...] | None]:

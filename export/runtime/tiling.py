@@ -199,7 +199,13 @@ def decode_tiled(decode: Callable[[Array], Floats], codes: Array, downsample: Se
 
 
 def encode_windows(
-    encode: Callable[[Array], Array], signal: Passage, length: int, size: int, downsample: int, causal_pad: int = 0
+    encode: Callable[[Array], Array],
+    signal: Passage,
+    length: int,
+    size: int,
+    downsample: int,
+    causal_pad: int = 0,
+    group: int = 1,
 ) -> Array:
     """Encode a signal window by window along its first axis t.
 
@@ -207,48 +213,50 @@ def encode_windows(
         encode: Encodes a window to codes `(1, codebooks, t, ...)`.
         signal: The signal.
         length: Its length for the progress bar, perhaps an estimate.
-        size: Maximum number of steps of a window.
+        size: Maximum number of steps of a window, if it isn't less than `group`.
         downsample: Downsampling factor of t.
         causal_pad: Number of samples that a window's first step lacks. That of a causal codec isn't 0.
+        group: Steps that share a code. A window and its kept steps begin at multiples of it.
 
     Returns:
         Codes of the whole signal.
     """
+    size, hop = max(1, size // group), downsample * group
     split = windows(
-        lambda steps: -(-(signal.reach(steps * downsample - causal_pad) + causal_pad) // downsample),
-        size,
-        causal_pad > 0,
+        lambda groups: -(-(signal.reach(groups * hop - causal_pad) + causal_pad) // hop), size, causal_pad > 0
     )
     kept = []
-    for window in progress(split, count_windows((length + causal_pad) // downsample, size), "windows"):
-        codes = encode(signal.take(window.begin * downsample, window.end * downsample - causal_pad))
-        kept.append(codes[:, :, window.first - window.begin : window.last - window.begin])
+    for window in progress(split, count_windows((length + causal_pad) // hop, size), "windows"):
+        codes = encode(signal.take(window.begin * hop, window.end * hop - causal_pad))
+        kept.append(codes[:, :, (window.first - window.begin) * group : (window.last - window.begin) * group])
     return np.concatenate(kept, axis=2)
 
 
 def decode_windows(
-    decode: Callable[[Array], Floats], codes: Array, size: int, downsample: int, causal_pad: int = 0
+    decode: Callable[[Array], Floats], codes: Array, size: int, downsample: int, causal_pad: int = 0, group: int = 1
 ) -> Iterator[Floats]:
     """Decode codes `(b, codebooks, t, ...)` window by window along t; yield the signal in consecutive parts.
 
     Args:
         decode: Decodes the codes of a window.
         codes: Codes of the whole signal.
-        size: Maximum number of steps of a window.
+        size: Maximum number of steps of a window, if it isn't less than `group`.
         downsample: Downsampling factor of t.
         causal_pad: Number of samples that a window's first step lacks.
+        group: Steps that share a code; windows begin at multiples of it.
     """
-    split = list(windows(codes.shape[2], size))
+    hop = downsample * group
+    split = list(windows(-(-codes.shape[2] // group), max(1, size // group)))
     rest: Floats | None = None  # the sum of earlier windows, from the next window's begin on
     for index, window in enumerate(progress(split, len(split), "windows")):
-        part = decode(np.ascontiguousarray(codes[:, :, window.begin : window.end]))
-        fade = _fade(window, split[max(0, index - 2) : index + 3], downsample, causal_pad)
+        part = decode(np.ascontiguousarray(codes[:, :, window.begin * group : window.end * group]))
+        fade = _fade(window, split[max(0, index - 2) : index + 3], hop, causal_pad)[: part.shape[2]]
         part = part * fade.reshape(-1, *(1 for _ in part.shape[3:]))
         if rest is not None:
             part[:, :, : rest.shape[2]] += rest
         done = part.shape[2]
         if window is not split[-1]:
-            done = (split[index + 1].begin - window.begin) * downsample
+            done = (split[index + 1].begin - window.begin) * hop
         yield part[:, :, :done]
         rest = part[:, :, done:]
 

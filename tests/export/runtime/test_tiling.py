@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varitok import UserError
-from varitok.export.runtime.tiling import count_windows, decode_tiled, encode_tiled, windows
+from varitok.export.runtime.tiling import (
+    Passage,
+    count_windows,
+    decode_tiled,
+    decode_windows,
+    encode_tiled,
+    encode_windows,
+    windows,
+)
 
 HOP = (4, 2)
 
@@ -49,6 +57,26 @@ def test_what_looks_no_further_comes_out_as_whole(height, width, tile):
     np.testing.assert_array_equal(codes, encode(frames))
     np.testing.assert_allclose(decode_tiled(decode, codes, HOP, tile), decode(codes), rtol=0, atol=1e-6)
     assert max(largest) <= tile, "a tile is larger than asked for"
+
+
+@given(length=st.integers(1, 90), size=st.integers(2, 12), padded=st.booleans())
+def test_windows_begin_where_steps_that_share_a_code_begin(length, size, padded):
+    hop, group = 2, 3
+
+    def means(wave):
+        t, each = wave.shape[2], hop * group
+        filled = np.pad(wave, [(0, 0), (0, 0), (0, -t % each)])
+        codes = filled.reshape(1, 1, -1, each).mean(3).repeat(group, 2)
+        return codes if padded else codes[:, :, : -(-t // hop)]
+
+    def spread(codes):
+        return codes.repeat(hop, 2)
+
+    wave = np.random.default_rng(length).random((1, 1, length))
+    codes = encode_windows(means, Passage([wave]), length, size, hop, group=group)
+    np.testing.assert_array_equal(codes, means(wave))
+    back = np.concatenate(list(decode_windows(spread, codes, size, hop, group=group)), axis=2)
+    np.testing.assert_allclose(back, spread(codes), rtol=0, atol=1e-6)
 
 
 def test_tiles_that_disagree_fade_into_each_other():

@@ -308,7 +308,7 @@ CELLS = (
     Cell(
         "encodec",
         "encodec",
-        (),
+        ("bottleneck.num_codebooks=8",),  # of 6 kbit/s
         (),
         2,
         {

@@ -23,7 +23,7 @@ PUBLISHED = {  # kbit/s, from the papers that the presets name
     "dac_24k": 24.0,
     "dac_44k": 7.75,
     "dmel": 25.6,
-    "encodec": 6.0,
+    "encodec": 24.0,
     "encodec_48k": 24.0,
     "focalcodec": 0.65,
     "focalcodec_12": 0.163,

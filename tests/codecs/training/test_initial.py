@@ -61,6 +61,19 @@ def test_added_codebooks_learn_and_the_codes_before_them_stay(finished, tmp_path
     assert [part.training for part in again.module.codec.bottleneck.parts] == [False, False, False, True, True]
 
 
+@pytest.mark.slow
+def test_codebooks_of_another_rate_are_added_too(tmp_path):
+    words = [
+        *(word for word in SOUND if "num_codebooks" not in word),
+        "bottleneck=rvq_multirate",
+        "~bottleneck.num_codebooks",
+    ]
+    before = fit(tmp_path / "before", *words)
+    more = ["finetune=extend", f"init_from={tmp_path / 'before'}", "bottleneck.strides=[4,2,1,1]", "optim.warmup=0"]
+    codes = fit(tmp_path / "after", *words, *more).encode(sounds())
+    assert codes.shape[1] == 4 and torch.equal(before.encode(sounds()), codes[:, :3])
+
+
 def test_a_whole_codec_is_fine_tuned_at_a_low_rate(finished, tmp_path):
     run = start(tmp_path, *SOUND, "finetune=all", f"init_from={finished[0]}")
     assert not changed(finished[1], run.module.codec)

@@ -14,7 +14,7 @@ from .activations import Activation
 from .convolution import Convolution, Norm, TransposedConvolution, stage_sizes
 from .edges import edges_of
 
-__all__ = ["Down", "Noise", "Plan", "ResidualUnit", "Up", "shorten"]
+__all__ = ["Down", "NoiseBlock", "Plan", "ResidualUnit", "Up", "shorten"]
 
 PERIOD = 1 << 16  # steps of noise in a graph
 
@@ -127,7 +127,7 @@ class Down(nn.Module):
         return y
 
 
-class Noise(nn.Module):
+class NoiseBlock(nn.Module):
     """Noise in proportion to the signal, `x + n linear(x)` with a normal number n per step (SNAC, arXiv 2410.14411).
 
     In training n is drawn. Else it is a function of the step, so that a signal is one of its codes.
@@ -171,7 +171,7 @@ class Up(nn.Module):
         narrow, wide = plan.widths[level : level + 2]
         self.act = plan.act(wide)
         self.conv = plan.transposed(wide, narrow, plan.taps[level], plan.strides[level])
-        self.noise = Noise(plan, narrow, level) if noise else None
+        self.noise = NoiseBlock(plan, narrow, level) if noise else None
         self.units = units
 
     def forward(self, x: Tensor, mask: Tensor | None, wide: Tensor | None, memory: list[Tensor] | None) -> Tensor:

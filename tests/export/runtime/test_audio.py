@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 import varitok
 from varitok import UserError
+from varitok.codecs.build import build_codec
 from varitok.codecs.evaluation.evaluate import evaluate
 from varitok.data.batch import Sample, collate
 from varitok.export.adapters.codec import BundleCodec
+from varitok.export.exporters.bundle import export_bundle
 
 from ...codecs.examples import HOP, RATE
+from ...composing import composed
 
 ROOT = Path(varitok.__file__).parents[1]
 
@@ -50,6 +53,30 @@ def test_any_length_and_any_depth(exported, bundle, batch, samples, codebooks):
     np.testing.assert_array_equal(codes, codec.encode(sound)[:, :codebooks].numpy())
     expected = codec.decode(torch.from_numpy(codes)).clamp(-1, 1)
     np.testing.assert_allclose(bundle.decode(codes), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_steps_come_in_multiples_of_windows_and_coarse_codes(tmp_path):
+    """SNAC, whose decoder adds noise."""
+    torch.manual_seed(0)
+    narrow = ["encoder.base=4", "encoder.width=16", "encoder.strides=[2,3]", "encoder.multiple=8", "decoder.base=4"]
+    narrow += [
+        f"{side}.inner.{size}" for side in ("encoder", "decoder") for size in ("width=16", "heads=2", "window=4")
+    ]
+    words = [f"codec.{word}" for word in narrow] + ["bottleneck.level.dim=16", "bottleneck.level.codebook_size=16"]
+    codec = build_codec(composed("experiment=audio/snac_44k", *words)).eval()
+    export_bundle(codec, tmp_path / "snac", formats=("onnx",))
+    bundle = varitok.load(tmp_path / "snac")
+    assert bundle.multiple == bundle.group == 8 and codec.downsample == (6,)
+    for samples in (1, 48, 100):
+        sound = torch.rand(1, 1, samples) * 2 - 1
+        codes = bundle.encode(sound.numpy(), 44100)
+        np.testing.assert_array_equal(codes, codec.encode(sound).numpy())
+        assert bundle.steps_of(np.array([samples]), 0).tolist() == [codes.shape[2]]
+        assert BundleCodec(bundle).layout.grid((samples,)) == [codes.shape[2]]
+        wanted = codec.decode(torch.from_numpy(codes)).clamp(-1, 1)
+        np.testing.assert_allclose(bundle.decode(codes), wanted.numpy(), atol=1e-5)
 
 
 def test_a_bundle_is_pickled_before_and_after_use(exported):

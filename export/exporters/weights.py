@@ -58,12 +58,12 @@ def _rounded_rows(value: Tensor) -> Tensor:
     return (value / scale).round() * scale
 
 
-def _scales(value: np.ndarray, axis: int) -> np.ndarray:
-    """Return the least power of two for each index of an axis that its values are at most 127 times; axes are kept."""
+def _scales(value: np.ndarray, axis: int, top: float = TOP) -> np.ndarray:
+    """Return the least power of two for each index of an axis whose values are at most `top` times it; keep axes."""
     others = tuple(i for i in range(value.ndim) if i != axis)
     largest = np.abs(value).max(axis=others, keepdims=True)
-    exponents = np.ceil(np.log2(np.where(largest > 0, largest, TOP) / TOP))
-    return np.exp2(exponents).astype(np.float32)
+    exponents = np.ceil(np.log2(np.where(largest > 0, largest, top) / top))
+    return np.exp2(exponents).astype(value.dtype)
 
 
 def smallest(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def pack_graphs(folder: Path) -> None:
-    """Store the weights of a folder's graphs that int8 or float16 represent exactly as these.
+    """Store the weights of a folder's graphs that int8 or float16 represent exactly as these; int16 those of float64.
 
     The graphs convert them back, which ONNX Runtime does once, when it loads them.
     """
@@ -93,7 +93,7 @@ def _pack(graph: onnx.GraphProto) -> None:
     weights, nodes = [], []
     for weight in graph.initializer:
         value = numpy_helper.to_array(weight)
-        large = value.dtype == np.float32 and value.size >= LEAST
+        large = value.dtype in (np.float32, np.float64) and value.size >= LEAST
         stored, made = _packed(weight.name, value) if large else ([weight], [])
         weights += stored or [weight]
         nodes += made
@@ -110,15 +110,16 @@ def _pack(graph: onnx.GraphProto) -> None:
 def _packed(name: str, value: np.ndarray) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
     """Return the tensors and nodes that make a weight; none if neither type represents it exactly."""
     small, whole, scale = (f"{name}.{part}" for part in ("stored", "whole", "scale"))
-    for axis in range(value.ndim):
-        scales = _scales(value, axis)
-        if np.array_equal(found := value / scales, np.rint(found)):
-            stored = [numpy_helper.from_array(found.astype(np.int8), small), numpy_helper.from_array(scales, scale)]
-            cast = onnx.helper.make_node("Cast", [small], [whole], to=onnx.TensorProto.FLOAT)
-            return stored, [cast, onnx.helper.make_node("Mul", [whole, scale], [name])]
+    double = value.dtype == np.float64
+    target = onnx.TensorProto.DOUBLE if double else onnx.TensorProto.FLOAT
+    for kind in (np.int8, np.int16) if double else (np.int8,):
+        for axis in range(value.ndim):
+            scales = _scales(value, axis, float(np.iinfo(kind).max))
+            if np.array_equal(found := value / scales, np.rint(found)):
+                stored = [numpy_helper.from_array(found.astype(kind), small), numpy_helper.from_array(scales, scale)]
+                cast = onnx.helper.make_node("Cast", [small], [whole], to=target)
+                return stored, [cast, onnx.helper.make_node("Mul", [whole, scale], [name])]
     halved = value.astype(np.float16)
-    if np.array_equal(halved.astype(np.float32), value):
-        return [numpy_helper.from_array(halved, small)], [
-            onnx.helper.make_node("Cast", [small], [name], to=onnx.TensorProto.FLOAT)
-        ]
+    if not double and np.array_equal(halved.astype(np.float32), value):
+        return [numpy_helper.from_array(halved, small)], [onnx.helper.make_node("Cast", [small], [name], to=target)]
     return [], []

@@ -88,6 +88,21 @@ def test_any_rounded_weight_is_packed_without_loss(tmp_path_factory, value, weig
     assert np.array_equal(back, rounded)
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([40, 30000]), st.booleans())
+def test_fixed_point_weights_of_float64_are_packed_as_integers(tmp_path_factory, seed, top, turned):
+    whole = np.random.default_rng(seed).integers(-top, top, (9, 40))
+    value = (whole.T if turned else whole) * 2.0**-12
+    folder = tmp_path_factory.mktemp("graph")
+    node = onnx.helper.make_node("Identity", ["w"], ["out"])
+    graph = [node], "g", [], [_port("out", "DOUBLE", value.shape)], [numpy_helper.from_array(value, "w")]
+    _save(onnx.helper.make_graph(*graph), folder)
+    pack_graphs(folder)
+    kinds = onnx.TensorProto.INT8, onnx.TensorProto.INT16
+    assert onnx.load(folder / "g.onnx").graph.initializer[0].data_type == kinds[top > 40]
+    (back,) = onnxruntime.InferenceSession(folder / "g.onnx").run(None, {})
+    assert np.array_equal(back, value)
+
+
 def test_weights_in_a_loop_are_packed(tmp_path):
     """A decoder that samples has its weights there."""
     weight = np.arange(-128, 128, dtype=np.float32).reshape(16, 16) / 256

@@ -23,7 +23,7 @@ __all__ = ["Prior"]
 
 # Fixed-point formats of the exact form: fractional bits, and the largest magnitude.
 ACTIVATION_BITS, ACTIVATION_BOUND = 12, 64.0  # 19 bits with the sign
-WEIGHT_BITS, WEIGHT_BOUND = 14, 4.0  # 17 bits: sums of up to 2^17 products are exact in float64
+WEIGHT_BITS, WEIGHT_BOUND = 12, 7.5  # 16 bits, so stored as int16: sums of up to 2^19 products are exact in float64
 ATTENTION_BITS = 16
 LOGIT_STEPS = 64  # integer logits per nat
 BLOCK = 512  # positions per forward pass; the memory of attention is quadratic in it
@@ -46,6 +46,8 @@ class Prior(nn.Module):
         depth: Layers.
         heads: Attention heads. Scores are scaled by a power of two, so `width / heads` should be a power of four.
         window: Attention window in positions, including the current one.
+        order: "serial", or "delayed": groups of symbols are decoded together, so none sees the others of its group. See
+            `varitok.export.bitstream.symbols.Symbols`.
 
     Raises:
         UserError: `heads` doesn't divide `width`.
@@ -63,10 +65,14 @@ class Prior(nn.Module):
         depth: Annotated[int, "[0, 1000]"] = 3,
         heads: int = 4,
         window: Annotated[int, "[2, inf)"] = 128,
+        order: str = "serial",
     ) -> None:
         super().__init__()
         if width % heads:
             raise UserError(f"prior.width={width}: must be a multiple of prior.heads={heads}")
+        if order not in ("serial", "delayed"):
+            raise UserError(f"prior.order={order}: must be serial or delayed")
+        self.order, self.delayed = order, order == "delayed"
         self.sizes = tuple(sizes)
         self.window = window
         self.rounds = False
@@ -94,7 +100,8 @@ class Prior(nn.Module):
 
         Args:
             contexts: int64 `(b, n, 2 + sources)`: kind, token index, and earlier symbols as vocabulary indices plus 1,
-                or 0 for none.
+                or 0 for none. In the delayed order, the number of symbols of its group before it is the third column.
+                All sequences have the same groups.
             state: Key-value cache `(b, *state_shape)`, initially zeros.
 
         Returns:
@@ -102,11 +109,12 @@ class Prior(nn.Module):
             per nat. And the cache after these positions.
         """
         x = self.kind(contexts[..., 0]) + self.place(contexts[..., 1])
+        behind = contexts[0, :, 2] if self.delayed else None
         for number, table in enumerate(self.sources):
-            x = x + table(contexts[..., 2 + number])
+            x = x + table(contexts[..., 2 + self.delayed + number])
         memories = []
         for number, layer in enumerate(self.layers):
-            x, memory = layer(x, state[:, number], self.rounds)
+            x, memory = layer(x, state[:, number], behind, self.rounds)
             memories.append(memory)
         logits = _linear(_norm(x, self.rounds), self.head, self.rounds)
         after = torch.stack(memories, dim=1) if memories else state
@@ -153,16 +161,16 @@ class _Layer(nn.Module):
         for linear in (self.back, self.narrow):
             nn.init.zeros_(linear.weight)
 
-    def forward(self, x: Tensor, memory: Tensor, rounds: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, memory: Tensor, behind: Tensor | None, rounds: bool) -> tuple[Tensor, Tensor]:
         """Transform `(b, n, width)` and update the cache of earlier keys and values, `(b, 2, window - 1, width)`."""
         queries, keys, values = _linear(_norm(x, rounds), self.project, rounds).chunk(3, dim=-1)
         seen = torch.cat([memory, torch.stack([keys, values], dim=1)], dim=2)
-        x = x + _linear(self._attend(queries, seen[:, 0], seen[:, 1], rounds), self.back, rounds)
+        x = x + _linear(self._attend(queries, seen[:, 0], seen[:, 1], behind, rounds), self.back, rounds)
         hidden = functional.relu(_linear(_norm(x, rounds), self.widen, rounds)).square()
         x = _round_to_grid(x + _linear(_round_to_grid(hidden, rounds), self.narrow, rounds), rounds)
         return x, seen[:, :, seen.shape[2] - self.window + 1 :]
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, rounds: bool) -> Tensor:
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, behind: Tensor | None, rounds: bool) -> Tensor:
         b, n, width = queries.shape
         q, k, v = (  # (b, n, width) -> (b, heads, n, d)
             each.reshape(b, -1, self.heads, width // self.heads).transpose(1, 2) for each in (queries, keys, values)
@@ -170,6 +178,8 @@ class _Layer(nn.Module):
         places, reached = torch.arange(n, device=q.device), torch.arange(n + self.window - 1, device=q.device)
         back = places[:, None] + (self.window - 1) - reached  # 0 for the query itself
         sees = (back >= 0) & (back < self.window)
+        if behind is not None:
+            sees = sees & ((back == 0) | (back > behind[:, None]))
         # (n, keys, heads) -> (heads, n, keys)
         distance = self.distance(back.clamp(0, self.window - 1)).permute(2, 0, 1)
         scores = q @ k.transpose(2, 3) * self.scale + distance

@@ -21,7 +21,19 @@ from .entropy_coding import CODINGS, WITH_PRIOR, Coding, codebooks_of, coding_of
 from .packing import Codebook, Codes
 from .range_coder import Damage
 
-__all__ = ["Chunk", "Container", "Header", "Writer", "check", "header_of", "identity", "read", "read_all", "write"]
+__all__ = [
+    "Chunk",
+    "Container",
+    "Header",
+    "Writer",
+    "check",
+    "codes_together",
+    "header_of",
+    "identity",
+    "read",
+    "read_all",
+    "write",
+]
 
 MAGIC = b"\x89VTK"
 VERSION = 1
@@ -135,23 +147,68 @@ class Container(NamedTuple):
             >>> read(path).codes(begin=2, end=6).shape
             (1, 2, 4)
         """
-        header, parts, first = self.header, list[Codes](), 0
-        coding = coding_of(header.coding, header.codebooks, bundle)
+        chosen, first = list[int](), 0
         last = sum(chunk.steps for chunk in self.chunks) if end is None else end
+        skipped = 0
         for number, chunk in enumerate(self.chunks):
             if first < last and first + chunk.steps > begin:
-                try:
-                    found = coding.decode(chunk.payload, chunk.steps, header.inner, chunk.whole)
-                    parts.append(_check_entries(found, header, number)[:, max(0, begin - first) : last - first])
-                except (_Damage, Damage) as error:
-                    reason = str(error) or f"damaged: no encoder writes the payload of chunk {number}"
-                    raise UserError(f"{self.path}: {reason}") from None
+                chosen.append(number)
+            elif first + chunk.steps <= begin:
+                skipped += chunk.steps
             first += chunk.steps
+        (found,) = _decode_chunks([self], [chosen], bundle)
+        if isinstance(found, UserError):
+            raise found
+        parts = [np.concatenate(found, axis=1)[:, max(0, begin - skipped) : last - skipped]] if found else []
         codes = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
         if not codes.shape[1] or (end is not None and codes.shape[1] < end - begin):
             there = f"it has {self.steps} steps, not {begin} to {end}" if end is not None else ""
             raise UserError(f"{self.path}: {there or 'cut before the first code arrived'}")
         return np.asarray(codes[None])
+
+
+def codes_together(containers: Sequence[Container], bundle: Bundle) -> list[Codes | UserError]:
+    """Decode all codes of several containers, chunks of equal shape together; each is that of `Container.codes`.
+
+    Returns:
+        For each container its codes `(1, codebooks, steps, *inner)`, or the error that `Container.codes` raises.
+    """
+    every = [range(len(one.chunks)) for one in containers]
+    results: list[Codes | UserError] = []
+    for one, found in zip(containers, _decode_chunks(containers, every, bundle), strict=True):
+        if isinstance(found, UserError):
+            results.append(found)
+        elif not sum(part.shape[1] for part in found):
+            results.append(UserError(f"{one.path}: cut before the first code arrived"))
+        else:
+            results.append(np.concatenate(found, axis=1)[None])
+    return results
+
+
+def _decode_chunks(
+    containers: Sequence[Container], chosen: Sequence[Sequence[int]], bundle: Bundle | None
+) -> list[list[Codes] | UserError]:
+    """Decode the chosen chunks of each container; those of one form are decoded together."""
+    alike: dict[tuple[Header, int, bool], list[tuple[int, int]]] = {}
+    for which, (one, numbers) in enumerate(zip(containers, chosen, strict=True)):
+        for number in numbers:
+            chunk, form = one.chunks[number], one.header._replace(signal=())
+            alike.setdefault((form, chunk.steps, chunk.whole), []).append((which, number))
+    found: dict[tuple[int, int], Codes] = {}
+    errors: dict[int, UserError] = {}
+    for (header, steps, whole), places in alike.items():
+        coding = coding_of(header.coding, header.codebooks, bundle)
+        payloads = [containers[which].chunks[number].payload for which, number in places]
+        decoded = coding.decode_together(payloads, steps, header.inner, whole)
+        for (which, number), codes in zip(places, decoded, strict=True):
+            try:
+                if isinstance(codes, Damage):
+                    raise codes
+                found[which, number] = _check_entries(codes, header, number)
+            except (_Damage, Damage) as error:
+                reason = str(error) or f"damaged: no encoder writes the payload of chunk {number}"
+                errors.setdefault(which, UserError(f"{containers[which].path}: {reason}"))
+    return [errors.get(which) or [found[which, number] for number in numbers] for which, numbers in enumerate(chosen)]
 
 
 class Writer:

@@ -19,11 +19,11 @@ from varitok import UserError
 
 from ..runtime.bundle import REEXPORT_HINT, Bundle, onnx_runtime, read_json
 from .packing import Codebook, Codes, Packing
-from .range_coder import Cut, RangeDecoder, RangeEncoder
-from .symbols import Numbers, Structure, Symbols
+from .range_coder import Cut, Damage, RangeDecoder, RangeEncoder
+from .symbols import ORDERS, Numbers, Structure, Symbols
 
 __all__ = [
-    "CODINGS", "CONFIG", "COUNTED", "FREQUENCIES", "GRAPH", "LIMIT", "PRIOR", "WITH_PRIOR", "Adaptive",
+    "CODINGS", "CONFIG", "COUNTED", "FREQUENCIES", "GRAPH", "LIMIT", "PRIOR", "TOGETHER", "WITH_PRIOR", "Adaptive",
     "Coding", "Learned", "Packed", "Static", "codebooks_of", "coding_of", "fits", "frequencies", "open_graph",
     "ordered_axis", "prior_identity",
 ]  # fmt: skip
@@ -35,6 +35,7 @@ COUNTED = 1 << 16  # maximum size of an alphabet for `adaptive` and `static`
 TOTAL = 1 << 20  # sum of frequencies of `static` and `learned`
 INCREMENT, MOST_SEEN = 32, 1 << 22  # of `adaptive`: increment per symbol; sum above which all are halved
 BLOCK = 256  # symbols per call of the prior when encoding
+TOGETHER, MOST_STATE = 32, 1 << 22  # most payloads per call of the prior when decoding, and numbers of their caches
 LEAST_SHARE = 32  # codes per byte, at most: bounds the work that a small file can request
 
 
@@ -50,9 +51,12 @@ WEIGHTS = _weights()
 
 
 def frequencies(weights: Numbers) -> Numbers:
-    """Scale weights to integer frequencies >= 1 of sum `TOTAL`; the remainder goes to the first largest weight."""
-    found = 1 + weights * (TOTAL - len(weights)) // int(weights.sum())
-    found[weights.argmax()] += TOTAL - int(found.sum())
+    """Scale weights `(..., n)` to integer frequencies >= 1 of sum `TOTAL`; each remainder goes to the first largest."""
+    count = weights.shape[-1]
+    found = 1 + weights * (TOTAL - count) // weights.sum(axis=-1, keepdims=True)
+    largest = weights.argmax(axis=-1)[..., None]
+    rest = TOTAL - found.sum(axis=-1, keepdims=True)
+    np.put_along_axis(found, largest, np.take_along_axis(found, largest, axis=-1) + rest, axis=-1)
     return np.asarray(found)
 
 
@@ -84,6 +88,18 @@ class Coding(ABC):
         Raises:
             Damage: The data is no output of `encode`.
         """
+
+    def decode_together(
+        self, payloads: Sequence[bytes], steps: int, inner: Sequence[int], whole: bool
+    ) -> list[Codes | Damage]:
+        """Decode several payloads of codes of one shape; the result of a damaged one is its `Damage`."""
+        found: list[Codes | Damage] = []
+        for data in payloads:
+            try:
+                found.append(self.decode(data, steps, inner, whole))
+            except Damage as error:
+                found.append(error)
+        return found
 
 
 class Packed(Coding):
@@ -144,7 +160,7 @@ class _Modelled(Coding):
                 symbol = decoder.decode(int(chances.sum()), _finder(chances))
                 found.append(symbol)
         except Cut:
-            steps = int(structure.steps[len(found)])  # all steps before this one are complete
+            pass
         return self._codes(found, structure, steps, inner)
 
     def draw(self, steps: int, inner: Sequence[int], chance: np.random.Generator) -> Codes:
@@ -161,14 +177,20 @@ class _Modelled(Coding):
         return codes
 
     def _codes(self, found: Sequence[int], structure: Structure, steps: int, inner: Sequence[int]) -> Codes:
-        """Return the codes of the symbols of the first `steps` steps."""
-        count = int((structure.steps < steps).sum())
-        row = np.array(found[:count], np.int64) + self.symbols.offsets[structure.kinds[:count]]
-        return self.symbols.codes(row, len(self.codebooks), steps, inner)
+        """Return the codes of the steps whose symbols are all found."""
+        if len(found) < len(structure.kinds):
+            steps = int(structure.steps[len(found) :].min())
+        inside = structure.steps[: len(found)] < steps
+        row = np.array(found, np.int64) + self.symbols.offsets[structure.kinds[: len(found)]]
+        return self.symbols.codes(row[inside], len(self.codebooks), steps, inner)
 
 
 def _finder(chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
-    ends = chances.cumsum()
+    return _find_in(chances.cumsum(), chances)
+
+
+def _find_in(ends: Numbers, chances: Numbers) -> Callable[[int], tuple[int, int, int]]:
+    """Return the function from a slot to its symbol, start and frequency; `ends` are the frequencies' sums."""
 
     def find(slot: int) -> tuple[int, int, int]:
         symbol = int(ends.searchsorted(slot, side="right"))
@@ -233,30 +255,101 @@ class Learned(_Modelled):
         self.prior = prior
 
     def follow(self, structure: Structure) -> Generator[Numbers, Any, None]:
-        """Yield the frequencies for each symbol, given the symbols before it."""
-        known = np.zeros(len(structure.kinds) + 1, np.int64)  # index -1: no source
-        state = self._start()
-        for at, kind in enumerate(structure.kinds.tolist()):
-            context = np.concatenate([[kind, structure.tokens[at]], known[structure.sources[at]]])
-            logits, state = self.graph.run(None, {"contexts": context[None, None], "state": state})
-            symbol = yield self._frequencies(logits[0, 0], kind)
-            known[at] = 1 + self.symbols.offsets[kind] + symbol
+        """Yield the frequencies for each symbol, given those of earlier groups."""
+        course, group = self._follow_groups(structure, 1), list[int]()
+        tables = next(course)
+        for part in structure.groups:
+            group = []
+            for table in tables:
+                group.append((yield table[0]))
+            if part.stop < len(structure.kinds):
+                tables = course.send(np.array([group]))
 
     def known_frequencies(self, structure: Structure, row: Numbers) -> Iterator[Numbers]:
         """Yield the frequencies for each symbol of a known sequence, computed in blocks; equal to those of `follow`."""
-        contexts, state = self.symbols.contexts(structure, row)[None], self._start()
+        contexts, state = self.symbols.contexts(structure, row)[None], self._start(1)
         for begin in range(0, len(row), BLOCK):
-            logits, state = self.graph.run(None, {"contexts": contexts[:, begin : begin + BLOCK], "state": state})
-            for kind, each in zip(structure.kinds[begin : begin + BLOCK].tolist(), logits[0], strict=True):
-                yield self._frequencies(each, kind)
+            part = slice(begin, begin + BLOCK)
+            logits, state = self.graph.run(None, {"contexts": contexts[:, part], "state": state})
+            for table in self._frequencies(logits, structure.kinds[part]):
+                yield table[0]
 
-    def _start(self) -> npt.NDArray[np.float64]:
-        return np.zeros((1, *self.graph.get_inputs()[1].shape[1:]))
+    def decode_together(
+        self, payloads: Sequence[bytes], steps: int, inner: Sequence[int], whole: bool
+    ) -> list[Codes | Damage]:
+        """Decode several payloads of codes of one shape, one call of the prior for a group of each."""
+        each = min(TOGETHER, max(1, MOST_STATE // math.prod(self.graph.get_inputs()[1].shape[1:])))
+        return [
+            one
+            for begin in range(0, len(payloads), each)
+            for one in self._decode_batch(payloads[begin : begin + each], steps, inner, whole)
+        ]
 
-    def _frequencies(self, logits: npt.NDArray[np.float64], kind: int) -> Numbers:
+    def _decode_batch(
+        self, payloads: Sequence[bytes], steps: int, inner: Sequence[int], whole: bool
+    ) -> list[Codes | Damage]:
+        structure = self.symbols.structure(len(self.codebooks), steps, inner)
+        decoders = [RangeDecoder(data, whole) for data in payloads]
+        found = np.zeros((len(payloads), len(structure.kinds)), np.int64)
+        ends: dict[int, Cut | Damage] = {}
+        arrived = [len(structure.kinds)] * len(payloads)
+        course = self._follow_groups(structure, len(payloads))
+        tables = next(course)
+        for part in structure.groups:
+            for at, table in enumerate(tables, part.start):
+                sums = table.cumsum(axis=1)
+                for number, decoder in enumerate(decoders):
+                    if number not in ends:
+                        try:
+                            found[number, at] = decoder.decode(TOTAL, _find_in(sums[number], table[number]))
+                        except (Cut, Damage) as error:
+                            ends[number], arrived[number] = error, at
+            if part.stop == len(structure.kinds) or len(ends) == len(payloads):
+                break
+            tables = course.send(found[:, part])
+        results: list[Codes | Damage] = []
+        for number, count in enumerate(arrived):
+            if isinstance(end := ends.get(number), Damage):
+                results.append(end)
+            else:
+                results.append(self._codes(found[number, :count].tolist(), structure, steps, inner))
+        return results
+
+    def decode(self, data: bytes, steps: int, inner: Sequence[int], whole: bool) -> Codes:
+        """Decode codes `(codebooks, steps, *inner)`."""
+        (found,) = self.decode_together([data], steps, inner, whole)
+        if isinstance(found, Damage):
+            raise found
+        return found
+
+    def _follow_groups(self, structure: Structure, batch: int) -> Generator[list[Numbers], Numbers, None]:
+        """Yield each group's frequencies, `(batch, n)` for a symbol; the caller sends its symbols `(batch, group)`."""
+        known = np.zeros((batch, len(structure.kinds) + 1), np.int64)  # index -1: no source
+        fixed, state = self.symbols.fixed(structure), self._start(batch)
+        firsts = 1 + self.symbols.offsets[structure.kinds]
+        for part in structure.groups:
+            own = np.broadcast_to(fixed[part], (batch, *fixed[part].shape))
+            contexts = np.concatenate([own, known[:, structure.sources[part]]], axis=2)
+            logits, state = self.graph.run(None, {"contexts": contexts, "state": state})
+            known[:, part] = firsts[part] + (yield self._frequencies(logits, structure.kinds[part]))
+
+    def _start(self, batch: int) -> npt.NDArray[np.float64]:
+        return np.zeros((batch, *self.graph.get_inputs()[1].shape[1:]))
+
+    def _frequencies(self, logits: npt.NDArray[np.float64], kinds: Numbers) -> list[Numbers]:
+        """Return the frequencies `(b, size of the kind)` of each of n symbols, from logits `(b, n, vocabulary)`."""
+        own = [self._of_kind(logits[:, at], kind) for at, kind in enumerate(kinds.tolist())]
+        if len({each.shape for each in own}) == 1:  # all at once
+            return list(self._scale(np.stack(own)))
+        return [self._scale(each) for each in own]
+
+    def _of_kind(self, logits: npt.NDArray[np.float64], kind: int) -> npt.NDArray[np.float64]:
         begin = self.symbols.offsets[kind]
-        own = logits[begin : begin + self.symbols.sizes[kind]]
-        below = (own.max() - own).astype(np.int64)
+        return logits[:, begin : begin + self.symbols.sizes[kind]]
+
+    @staticmethod
+    def _scale(logits: npt.NDArray[np.float64]) -> Numbers:
+        below = (logits.max(axis=-1, keepdims=True) - logits).astype(np.int64)
         return frequencies(WEIGHTS[np.minimum(below, len(WEIGHTS) - 1)])
 
 
@@ -324,8 +417,18 @@ def coding_of(name: str, codebooks: Sequence[Codebook], bundle: Bundle | None = 
     ordered = ordered_axis(bundle.config)
     if name == "static":
         return Static(codebooks, Symbols(codebooks_of(bundle), ordered, COUNTED), _table(bundle), identity)
-    symbols = Symbols(codebooks_of(bundle), ordered, LIMIT)
+    symbols = Symbols(codebooks_of(bundle), ordered, LIMIT, _order(bundle))
     return Learned(codebooks, symbols, _graph(bundle), identity)
+
+
+@lru_cache(maxsize=4)
+def _order(bundle: Bundle) -> str:
+    """Return the order of the symbols that a bundle's prior was trained with; those of earlier versions are serial."""
+    path = bundle.folder / CONFIG
+    order = read_json(path).get("order", "serial")
+    if order not in ORDERS:
+        raise UserError(f"{path}: order {order} is not known; update varitok")
+    return str(order)
 
 
 @lru_cache(maxsize=4)

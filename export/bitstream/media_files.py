@@ -1,6 +1,6 @@
 """Encode media files into containers, and decode containers into media files, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ from ..runtime.files import SignalFile, open_output
 from ..runtime.memory import MEMORY, Coded, decode_within, encode_within, passage
 from ..runtime.tiling import Floats
 from . import container
+from .container import Container
+from .entropy_coding import TOGETHER
+from .packing import Codes
 from .rate_control import Encoded, Quality, Target, fit_to_target
 
-__all__ = ["decode_file", "encode_file"]
+__all__ = ["decode_file", "decode_files", "encode_file"]
+
+MOST_WAITING = 1 << 20  # codes of the files that are decoded together, about
 
 
 def encode_file(
@@ -119,12 +124,76 @@ def decode_file(
         >>> decode_file(bundle, Path("photo.vtk"), Path("decoded.png"))
         {'tokens': 4, 'whole': True}
     """
+    (found,) = decode_files(bundle, [(path, out)], to=to, force=force, memory=memory)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def decode_files(
+    bundle: Bundle,
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    to: str | None = None,
+    force: bool = False,
+    memory: float = MEMORY,
+) -> Iterator[dict[str, Any] | UserError]:
+    """Decode containers as `decode_file` does; yield the summary of each in order, or its error.
+
+    Equally long codes of neighboring files are decoded together, which a learned prior does several times faster.
+
+    Args:
+        bundle: The bundle that encoded them.
+        pairs: Each container and its media file.
+        to: See `decode_file`.
+        force: See `decode_file`.
+        memory: See `decode_file`.
+    """
+    waiting: list[tuple[Path, Path, list[Container] | UserError]] = []
+    count = 0
+    for number, (path, out) in enumerate(pairs, 1):
+        try:
+            found = list(container.read_all(path))
+            for one in found:
+                container.check(one.header, bundle, path, force)
+            count += sum(chunk.steps for one in found for chunk in one.chunks) * found[0].header.per_step
+            waiting.append((path, out, found))
+        except UserError as error:
+            waiting.append((path, out, error))
+        if number == len(pairs) or len(waiting) == TOGETHER or count >= MOST_WAITING:
+            yield from _decode_waiting(bundle, waiting, to, memory)
+            waiting, count = [], 0
+
+
+def _decode_waiting(
+    bundle: Bundle, waiting: Sequence[tuple[Path, Path, list[Container] | UserError]], to: str | None, memory: float
+) -> Iterator[dict[str, Any] | UserError]:
+    """Decode the codes of all files together, then write file by file."""
+    every = [one for _, _, found in waiting if not isinstance(found, UserError) for one in found]
+    decoded = iter(container.codes_together(every, bundle))
+    for path, out, found in waiting:
+        if isinstance(found, UserError):
+            yield found
+            continue
+        codes = [next(decoded) for _ in found]
+        try:
+            yield _write_decoded(bundle, found, [_require(each) for each in codes], out, to, memory)
+        except UserError as error:
+            yield error if str(path) in str(error) else UserError(f"{path}: {error}")
+
+
+def _require(codes: Codes | UserError) -> Codes:
+    if isinstance(codes, UserError):
+        raise codes
+    return codes
+
+
+def _write_decoded(
+    bundle: Bundle, found: Sequence[Container], codes: Sequence[Codes], out: Path, to: str | None, memory: float
+) -> dict[str, Any]:
+    """Decode the signals of a file's codes, concatenated, into a media file; return a summary."""
     suffix = out.suffix[1:].lower()
     to = to or (suffix if suffix in bundle.written else bundle.written[0])
-    found = list(container.read_all(path))
-    for one in found:
-        container.check(one.header, bundle, path, force)
-    codes = [one.codes(bundle) for one in found]
     arrived: dict[str, Any] = {}
     if not bundle.splits:
         arrived = {"tokens": codes[0].shape[2]} if bundle.tokens else {"codebooks": codes[0].shape[1]}
@@ -137,8 +206,5 @@ def decode_file(
             size = bundle.signal_size(each, one.units if one.complete else None, one.header.signal)
             yield from decode_within(bundle, each, size, memory)
 
-    try:
-        with open_output(out) as file:
-            return bundle.write_file(chunks(), found[0].header.signal, to, file) | arrived
-    except UserError as error:
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    with open_output(out) as file:
+        return bundle.write_file(chunks(), found[0].header.signal, to, file) | arrived

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from varitok.data.storage.folders import describe_skipped, find_files, printable
 
 from ..bitstream.container import SUFFIX
 from ..bitstream.entropy_coding import CODINGS, codebooks_of, coding_of
-from ..bitstream.media_files import decode_file, encode_file
+from ..bitstream.media_files import decode_files, encode_file
 from ..bitstream.rate_control import Quality, Target, codings_of, psnr
 from ..runtime.bundle import Bundle
 from ..runtime.files import STREAM
@@ -24,8 +24,9 @@ from ..runtime.memory import MEMORY, require_memory
 
 __all__ = ["decode", "destinations", "encode"]
 
-_Convert: TypeAlias = Callable[[Path, Path], dict[str, Any]]
-"""Function (file, output) -> summary."""
+_Pairs: TypeAlias = Sequence[tuple[Path, Path]]
+_Convert: TypeAlias = Callable[[_Pairs], Iterator[dict[str, Any] | UserError]]
+"""Function [(file, output), ...] -> the summary or the error of each."""
 
 
 def _run(words: Sequence[str], encodes: bool) -> None:
@@ -46,14 +47,12 @@ def _run(words: Sequence[str], encodes: bool) -> None:
     pairs = destinations(_find(options.files, kinds), options.out, f".{to}")
     console = sys.stderr if any(out == STREAM for _, out in pairs) else sys.stdout
     lines, failed, changes = [], 0, set[str]()
-    for path, out in progress(pairs, len(pairs), "files"):
-        try:
-            about = convert(path, out)
-        except UserError as error:
+    for (path, out), about in zip(pairs, progress(convert(pairs), len(pairs), "files"), strict=True):
+        if isinstance(about, UserError):
             if len(pairs) == 1:
-                raise
+                raise about
             failed += 1
-            reason = str(error) if str(path) in str(error) else f"{path}: {error}"
+            reason = str(about) if str(path) in str(about) else f"{path}: {about}"
             print(f"varitok {'encode' if encodes else 'decode'}: {printable(reason)}", file=sys.stderr, flush=True)
             lines.append({"file": str(path), "error": reason})
             continue
@@ -86,8 +85,17 @@ def _encoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str
     for name in codings_of(bundle, options.coding):
         coding_of(name, codebooks_of(bundle), bundle)
     target = Target(options.bytes, options.kbps, _quality(bundle, options))
-    encoder = partial(encode_file, bundle, target=target, coding=options.coding, memory=options.memory, **kept)
-    return encoder, SUFFIX[1:]
+
+    def convert(pairs: _Pairs) -> Iterator[dict[str, Any] | UserError]:
+        for path, out in pairs:
+            try:
+                yield encode_file(
+                    bundle, path, out, target=target, coding=options.coding, memory=options.memory, **kept
+                )
+            except UserError as error:
+                yield error
+
+    return convert, SUFFIX[1:]
 
 
 def _decoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str]:
@@ -99,7 +107,7 @@ def _decoder(bundle: Bundle, options: argparse.Namespace) -> tuple[_Convert, str
         if not 0 <= options.seed < 1 << 32:
             raise UserError(f"--seed {options.seed}: must be from 0 to {(1 << 32) - 1}")
         bundle.seed = options.seed
-    return partial(decode_file, bundle, to=to, force=options.force, memory=options.memory), to
+    return partial(decode_files, bundle, to=to, force=options.force, memory=options.memory), to
 
 
 def destinations(found: Mapping[Path, Path], out: Path | None, suffix: str) -> list[tuple[Path, Path]]:

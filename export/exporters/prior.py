@@ -20,13 +20,14 @@ from varitok.codecs.training.prior import PriorTraining, Rows
 from ..bitstream import entropy_coding
 from ..bitstream.entropy_coding import COUNTED, LIMIT, PRIOR, codebooks_of
 from ..bitstream.packing import Packing
-from ..bitstream.symbols import Symbols
+from ..bitstream.symbols import ORDERS, Symbols
 from ..runtime.bundle import Bundle
 from ..runtime.load import load
 from .bundle_folder import add, replace_folder, write_json
 from .onnx import export_graph
 from .parity import ParityError
 from .rebuild import rebuild
+from .weights import pack_graphs
 
 __all__ = ["ExportPrior", "SymbolRows", "Tokenizer", "export_prior"]
 
@@ -38,19 +39,22 @@ class Tokenizer:
 
     Args:
         folder: Folder of the bundle.
+        order: Order of the prior's symbols, one of `varitok.export.bitstream.symbols.ORDERS`.
 
     Raises:
-        UserError: There is no bundle, or its codes are continuous.
+        UserError: The order is unknown, there is no bundle, or its codes are continuous.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, order: str = "serial") -> None:
+        if order not in ORDERS:
+            raise UserError(f"prior.source.order={order}: must be {' or '.join(ORDERS)}")
         bundle = load(folder)
         if not isinstance(bundle, Bundle) or not bundle.codebook_sizes:
             raise UserError(f"{folder}: its codes are continuous, or those of one clip; a prior needs codebooks")
         self.bundle = bundle
         self.codec = rebuild(folder)
         codebooks, ordered = codebooks_of(bundle), entropy_coding.ordered_axis(bundle.config)
-        self.symbols, self.alphabets = Symbols(codebooks, ordered, LIMIT), Symbols(codebooks, ordered, COUNTED)
+        self.symbols, self.alphabets = Symbols(codebooks, ordered, LIMIT, order), Symbols(codebooks, ordered, COUNTED)
         self.axis = "tokens" if bundle.tokens else "codebooks"
         self.most = bundle.tokens or len(codebooks)
         self.sizes, self.counted = self.symbols.sizes.tolist(), self.alphabets.sizes.tolist()
@@ -105,8 +109,9 @@ class SymbolRows:
         self.codebooks, divisors, radices = torch.tensor(digits, device=device).T
         self.divisors, self.radices = (each.view(-1, 1, *(1 for _ in inner)) for each in (divisors, radices))
         self.offsets = torch.from_numpy(symbols.offsets[: len(digits)]).to(device)
-        self.steps, self.kinds, self.tokens, self.sources, self.places = (
-            torch.from_numpy(numbers).to(device) for numbers in structure
+        self.fixed = torch.from_numpy(symbols.fixed(structure)).to(device)
+        self.steps, self.sources, self.places = (
+            torch.from_numpy(numbers).to(device) for numbers in (structure.steps, structure.sources, structure.places)
         )
 
     def row(self, codes: Tensor) -> Tensor:
@@ -117,10 +122,9 @@ class SymbolRows:
         return symbols
 
     def contexts(self, row: Tensor) -> Tensor:
-        """Return the prior's input for the symbols `(b, m)`: kind, token index, sources; `(b, m, 2 + sources)`."""
+        """Return the prior's input for the symbols `(b, m)`, as `Symbols.contexts` does for one sequence."""
         known = torch.cat([row + 1, row.new_zeros(len(row), 1)], dim=1)  # index -1: no source
-        fixed = torch.stack([self.kinds, self.tokens], dim=1).expand(len(row), -1, -1)
-        return torch.cat([fixed, known[:, self.sources]], dim=2)
+        return torch.cat([self.fixed.expand(len(row), -1, -1), known[:, self.sources]], dim=2)
 
 
 def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) -> None:
@@ -145,7 +149,7 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
         (partial / PRIOR).mkdir()
         tables = [entropy_coding.frequencies(part + 1) for part in np.split(counts.cpu().numpy(), counted.offsets[1:])]
         np.save(partial / entropy_coding.FREQUENCIES, np.concatenate(tables).astype(np.uint32))
-        about = {"sizes": prior.sizes, "window": prior.window, "logit_steps": LOGIT_STEPS}
+        about = {"sizes": prior.sizes, "window": prior.window, "logit_steps": LOGIT_STEPS, "order": prior.order}
         write_json(partial / entropy_coding.CONFIG, about)
         chance = torch.Generator().manual_seed(0)
         contexts, state = _example(exact, 2, 5, chance), torch.zeros(2, *exact.state_shape, dtype=torch.float64)
@@ -158,6 +162,7 @@ def export_prior(prior: Prior, counts: Tensor, tokenizer: Path, folder: Path) ->
             [("logits", ["batch", "places", None]), ("state_out", ["batch", *sides])],
             {"codec.role": "prior", "codec.prior": json.dumps(about)},
         )
+        pack_graphs(partial / PRIOR)
         _check(exact, partial / entropy_coding.GRAPH, chance)
         add(partial, PRIOR)
 
@@ -177,7 +182,12 @@ class ExportPrior(pl.Callback):
 
 def _example(prior: Prior, batch: int, count: int, chance: torch.Generator) -> Tensor:
     """Draw random contexts `(batch, count, 2 + sources)`."""
-    tops = [len(prior.sizes), prior.place.num_embeddings, *(1 + sum(prior.sizes) for _ in prior.sources)]
+    tops = [
+        len(prior.sizes),
+        prior.place.num_embeddings,
+        *([4] if prior.delayed else []),
+        *(1 + sum(prior.sizes) for _ in prior.sources),
+    ]
     return torch.stack([torch.randint(0, top, (batch, count), generator=chance) for top in tops], dim=-1)
 
 

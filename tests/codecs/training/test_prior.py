@@ -73,6 +73,29 @@ def test_no_symbol_sees_those_behind_it_or_beyond_the_window(prior):
     assert torch.equal(one[:, reach + 1 :], two[:, reach + 1 :]) and not torch.equal(one[:, 5:], two[:, 5:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("each", [1, 4, 39])
+def test_no_symbol_of_a_group_sees_another_wherever_calls_begin(each):
+    torch.manual_seed(0)
+    prior = Prior(SIZES, PLACES, SOURCES, width=16, depth=2, heads=2, window=WINDOW, order="delayed")
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    exact = prior.exact()
+    behind = (torch.arange(39) % 3).expand(2, -1)[..., None]  # groups of three
+    seen = contexts(2, 39)
+    seen = torch.cat([seen[..., :2], behind, seen[..., 2:]], dim=2)
+    whole = exact(seen, start(exact, 2))[0]
+    state, parts = start(exact, 2), []
+    for part in torch.split(seen, each, dim=1):
+        logits, state = exact(part, state)
+        parts.append(logits)
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    other = seen.clone()
+    other[:, 20, 3] = (other[:, 20, 3] + 1) % (1 + sum(SIZES))
+    changed = (exact(other, start(exact, 2))[0] != whole).any(dim=(0, 2))
+    assert changed.nonzero()[:2].flatten().tolist() == [20, 21], "18 to 20 are a group, 21 begins the next"
+
+
 def test_nats_are_of_the_symbols_kind_alone(prior):
     seen = contexts(2, 30)
     kinds = torch.tensor([0, 8, 13])[seen[..., 0]]
@@ -86,6 +109,11 @@ def test_nats_are_of_the_symbols_kind_alone(prior):
 def test_order_zero_is_the_surprise_at_what_was_counted():
     nats = order_zero(torch.tensor([0, 2, 5, 0, 0]), [3, 2])
     torch.testing.assert_close(nats.exp(), torch.tensor([10 / 1, 10 / 3, 10 / 6, 2.0, 2.0], dtype=torch.float64))
+
+
+def test_an_unknown_order_is_one_line():
+    with pytest.raises(UserError, match=r"^prior.order=reversed: must be serial or delayed$"):
+        Prior(SIZES, PLACES, SOURCES, order="reversed")
 
 
 @pytest.mark.parametrize(("option", "value"), [("heads", 0), ("window", 1), ("depth", -1), ("width", 1)])

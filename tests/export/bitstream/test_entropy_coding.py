@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import varitok
 from varitok import UserError
 from varitok.codecs.networks.code_prior import Prior
+from varitok.export.bitstream import container
 from varitok.export.bitstream import entropy_coding as entropy
 from varitok.export.bitstream.entropy_coding import Adaptive, Static, codebooks_of, coding_of, frequencies
 from varitok.export.bitstream.packing import Codebook
@@ -119,12 +120,37 @@ def test_codes_are_drawn_as_often_as_the_model_says(name):
     assert np.array_equal(coding.decode(coding.encode(codes), 120, inner, True), codes)
 
 
-@pytest.fixture(scope="module")
-def with_prior(exported, tmp_path_factory):
+@pytest.mark.parametrize("name", BOOKS)
+def test_delayed_groups_hold_nothing_that_depends_on_each_other(name):
+    codebooks, inner = BOOKS[name]
+    symbols, codes = Symbols(codebooks, None, 64, "delayed"), codes_of(codebooks, inner, 8)
+    structure, row = symbols.structure(len(codebooks), 8, inner), symbols.row(codes)
+    assert np.array_equal(symbols.codes(row, len(codebooks), 8, inner), codes)
+    assert (structure.sources < (np.arange(len(row)) - structure.behind)[:, None]).all(), (
+        "sources are of earlier groups"
+    )
+    assert [row[part].tolist() for part in structure.groups] and sum(
+        part.stop - part.start for part in structure.groups
+    ) == len(row)
+    last = max(size - 1 for size in (8, len(symbols.sizes), *inner))
+    assert last < len(structure.groups) <= 8 + len(symbols.sizes) - 1 + sum(side - 1 for side in inner)
+
+
+@pytest.fixture(scope="module", params=["serial", "delayed"])
+def with_prior(exported, tmp_path_factory, request):
     """A bundle with a prior in it that has learned nothing but isn't indifferent."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer(str(exported[1]))
-    prior = Prior(tokenizer.sizes, tokenizer.places, tokenizer.sources, width=16, depth=1, heads=2, window=8)
+    tokenizer = Tokenizer(str(exported[1]), request.param)
+    prior = Prior(
+        tokenizer.sizes,
+        tokenizer.places,
+        tokenizer.sources,
+        width=16,
+        depth=1,
+        heads=2,
+        window=8,
+        order=request.param,
+    )
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     folder = tmp_path_factory.mktemp("prior") / "bundle"
@@ -141,20 +167,37 @@ def test_what_torch_says_is_what_onnx_runtime_decodes(with_prior):
     folder, prior = with_prior
     bundle = varitok.load(folder)
     codes = bundle_codes(bundle)
-    exact, symbols = prior.exact(), Symbols(codebooks_of(bundle), 0, entropy.LIMIT)
+    exact, symbols = prior.exact(), Symbols(codebooks_of(bundle), 0, entropy.LIMIT, prior.order)
     structure, row = symbols.structure(*codes.shape, ()), symbols.row(codes)
     seen = torch.from_numpy(symbols.contexts(structure, row))[None]
     with torch.no_grad():
         logits = exact(seen, torch.zeros(1, *exact.state_shape, dtype=torch.float64))[0][0].numpy()
     coding, encoder = coding_of("learned", codebooks_of(bundle), bundle), RangeEncoder()
-    for symbol, kind, own in zip(row, structure.kinds, logits, strict=True):
-        chances, local = coding._frequencies(own, kind), int(symbol - symbols.offsets[kind])
+    for symbol, kind, (chances,) in zip(
+        row, structure.kinds, coding._frequencies(logits[None], structure.kinds), strict=True
+    ):
+        local = int(symbol - symbols.offsets[kind])
         encoder.encode(int(chances[:local].sum()), int(chances[local]), int(chances.sum()))
     by_torch = encoder.finish()
     assert by_torch == coding.encode(codes)
     for threads in (1, 2):
         coding.graph = entropy.open_graph(folder / entropy.GRAPH, threads)
         assert np.array_equal(coding.decode(by_torch, codes.shape[1], (), True), codes)
+
+
+@given(st.integers(1, 6), st.lists(st.integers(0, 1 << 30), min_size=1, max_size=5), st.booleans())
+def test_codes_decoded_together_are_those_decoded_alone(with_prior, kept, seeds, spoiled):
+    bundle = varitok.load(with_prior[0])
+    coding = coding_of("learned", codebooks_of(bundle), bundle)
+    codes = [bundle_codes(bundle, seed)[:, :kept] for seed in seeds]
+    written = [coding.encode(each) for each in codes]
+    damaged = [b"\xff" * 40] if spoiled else []
+    found = coding.decode_together(written + damaged, codes[0].shape[1], (), True)
+    for each, back in zip(codes, found, strict=False):
+        assert np.array_equal(each, back)
+    halves = [data[: len(data) // 2] for data in written]
+    for half, back in zip(halves, coding.decode_together(halves, codes[0].shape[1], (), False), strict=True):
+        assert np.array_equal(back, coding.decode(half, codes[0].shape[1], (), False))
 
 
 @pytest.mark.parametrize("name", entropy.CODINGS)
@@ -166,7 +209,7 @@ def test_any_prefix_of_the_bytes_gives_the_steps_that_arrived(with_prior, name):
         found = coding.decode(data[:size], codes.shape[1], (), False)
         assert before <= found.shape[1] <= codes.shape[1] and np.array_equal(found, codes[:, : found.shape[1]])
         before = found.shape[1]
-    assert before >= codes.shape[1] - 2
+    assert before >= codes.shape[1] - 3
 
 
 def test_a_bundle_with_a_prior_encodes_by_it_and_without_it_nothing_is_read(with_prior, exported, tmp_path, capsys):
@@ -202,6 +245,41 @@ def test_a_bundle_with_a_prior_encodes_by_it_and_without_it_nothing_is_read(with
     run("decode", exported[1], tmp_path / "packed" / "a.vtk", "--out", tmp_path / "plain")
     assert "need a prior that" in refused("decode", exported[1], tmp_path / "learned" / "a.vtk", "--force")
     assert "has no prior, which static coding needs" in refused("encode", exported[1], photo, "--coding", "static")
+
+
+def test_a_folder_is_decoded_together_and_one_damaged_file_ends_no_other(with_prior, tmp_path, capsys):
+    bundle, codes = varitok.load(with_prior[0]), tmp_path / "codes"
+    codes.mkdir()
+    coding = coding_of("learned", codebooks_of(bundle), bundle)
+    for number, kept in enumerate((bundle.tokens, 2, bundle.tokens, bundle.tokens)):
+        made = bundle_codes(bundle, number)[None, :, :kept]
+        with (codes / f"{number}.vtk").open("wb") as file:
+            container.write(file, container.header_of(bundle, made, (), coding), made, np.ones(kept, np.int64), coding)
+    data = (codes / "2.vtk").read_bytes()
+    (codes / "2.vtk").write_bytes(data[:-6] + bytes([data[-6] ^ 1]) + data[-5:])
+    with pytest.raises(SystemExit) as left:
+        main(["decode", str(with_prior[0]), str(codes), "--out", str(tmp_path / "together")])
+    told = capsys.readouterr()
+    assert left.value.code == 1 and "2.vtk: damaged" in told.err and "1 of 4 files failed" in told.err
+    for number in (0, 1, 3):
+        main(["decode", str(with_prior[0]), str(codes / f"{number}.vtk"), "--out", str(tmp_path / "alone")])
+        alone, together = (tmp_path / where / f"{number}.png" for where in ("alone", "together"))
+        assert alone.read_bytes() == together.read_bytes()
+
+
+def test_the_order_of_a_prior_is_stated_and_was_serial(with_prior, tmp_path):
+    folder = shutil.copytree(with_prior[0], tmp_path / "bundle")
+    about = json.loads((folder / entropy.CONFIG).read_text())
+    assert about["order"] == with_prior[1].order
+    bundle = load(folder, verify=False)
+    data = coding_of("learned", codebooks_of(bundle), bundle).encode(bundle_codes(bundle))
+    if about.pop("order") == "serial":  # as in bundles that don't state it
+        (folder / entropy.CONFIG).write_text(json.dumps(about))
+        earlier = load(folder, verify=False)
+        assert coding_of("learned", codebooks_of(earlier), earlier).encode(bundle_codes(bundle)) == data
+    (folder / entropy.CONFIG).write_text(json.dumps({**about, "order": "reversed"}))
+    with pytest.raises(UserError, match=r"config\.json: order reversed is not known; update varitok$"):
+        coding_of("learned", codebooks_of(later := load(folder, verify=False)), later)
 
 
 def test_a_broken_prior_is_told(with_prior, exported, tmp_path):

@@ -140,7 +140,7 @@ def decode_files(
 ) -> Iterator[dict[str, Any] | UserError]:
     """Decode containers as `decode_file` does; yield the summary of each in order, or its error.
 
-    Equally long codes of neighboring files are decoded together, which a learned prior does several times faster.
+    Equally long codes of neighboring files are decoded together, by fewer calls of a learned prior.
 
     Args:
         bundle: The bundle that encoded them.

@@ -29,7 +29,8 @@ def convert(value: Any, hint: Any, key: str, ranges: Mapping[type, str] = ANY) -
     Pydantic instead accepts "3" as a number and 1 as true, and raises messages of several lines.
 
     Args:
-        value: Plain value of a configuration; a mapping, which builds an object, fits all but plain types.
+        value: Plain value of a configuration. A mapping that builds an object, by its `_target_`, fits all but plain
+            types; one that doesn't can't be of our own classes either.
         hint: The annotation; an unsupported one accepts any value.
         key: Key of the value, for the message.
         ranges: Intervals of numbers whose annotation names none, by type.
@@ -42,7 +43,8 @@ def convert(value: Any, hint: Any, key: str, ranges: Mapping[type, str] = ANY) -
     fits, found = _fit(value, hint)
     if not fits:
         note = f"; {hint.__metadata__[1]}" if get_origin(hint) is Annotated and len(hint.__metadata__) > 1 else ""
-        raise UserError(f"{key}: expected {_name_type(hint)}, got {value!r}{note}")
+        got = f"{', '.join(value)} without _target_" if isinstance(value, Mapping) and value else repr(value)
+        raise UserError(f"{key}: expected {_name_type(hint)}, got {got}{note}")
     _check_range(found, hint, key, ranges)
     return found
 
@@ -92,7 +94,7 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
         return _fit(value, options[0])
     if hint is type(None):
         return value is None, value
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and (hint in WORDS or "_target_" in value):
         return hint not in WORDS, value
     if origin in (Union, types.UnionType):
         fitting = [found for fits, found in (_fit(value, option) for option in options) if fits]
@@ -100,6 +102,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911 (one for e
         return bool(fitting), next(iter(same + fitting), value)
     if origin is Literal:
         return value in options, value
+    if isinstance(value, Mapping):
+        return not getattr(origin, "__module__", "").startswith("varitok."), value
     if origin in LISTS:
         if not isinstance(value, list):
             return False, value
@@ -126,8 +130,7 @@ def _name_type(hint: Any) -> str:
     if origin is Annotated:
         return _name_type(options[0])
     if origin in (Union, types.UnionType):
-        simple = [option for option in options if option in WORDS or get_origin(option)]
-        return " or ".join(_name_type(option) for option in simple or options)
+        return " or ".join(_name_type(option) for option in options)
     if origin is Literal:
         return " or ".join(repr(option) for option in options)
     if origin in LISTS:

@@ -215,11 +215,14 @@ class IndexVectorQuantizer(_Codebook):
     """Index backpropagation: every entry gets gradient, selected or not (IBQ, arXiv 2412.02692, section 3.2).
 
     The code is `argmax_k z.e_k`. Forward returns that entry; backward goes through the softmax over all entries, which
-    is recomputed in blocks rather than kept.
+    is recomputed in blocks rather than kept. It is the straight-through gradient times the covariance of the entries by
+    their softmax weights: the smaller the entries, the more the penalties outweigh the signal's loss.
 
     Args: as `VectorQuantizer`, and:
         codebook: Weight of the codebook loss `|sg(z) - e|^2`.
         double: Weight of the double quantization loss `|z - z_q|^2`, whose gradient also goes through the soft indices.
+        spread: Standard deviation of the entries' values at the start; None: `1 / sqrt(dim)`, entries of about unit
+            length.
     """
 
     def __init__(
@@ -231,11 +234,12 @@ class IndexVectorQuantizer(_Codebook):
         double: float = 1.0,
         entropy: float = 0.05,
         temperature: Annotated[float, "(0, inf)"] = 1.0,
+        spread: Annotated[float | None, "(0, inf)"] = None,
     ) -> None:
         super().__init__(dim, codebook_size, False, False, _Weights(commitment, entropy, temperature))
         self.pull = codebook
         self.both = double
-        self.codebook = nn.Parameter(torch.randn(codebook_size, dim) / math.sqrt(dim))
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim) * (spread or dim**-0.5))
 
     def table(self) -> Tensor:
         """Return the entries `(K, d)`."""

@@ -15,6 +15,8 @@ from ..composing import composed
 FSQ = "varitok.codecs.bottlenecks.fsq.FiniteScalarQuantizer"
 VQ = "varitok.codecs.bottlenecks.vq.VectorQuantizer"
 IMAGES, SOUNDS = "varitok.data.datasets.images.image_folder", "varitok.data.datasets.audio.audio_mix"
+FULL = "varitok.codecs.lengths.distributions.Full"
+POLICY = "varitok.codecs.lengths.policy.LengthPolicy"
 ADAMW = "torch.optim.AdamW"
 
 
@@ -73,6 +75,10 @@ def test_nothing_else_can_be_named(target: object, nested: bool) -> None:
             r"sample_rate: audio_mix needs this argument",
         ),
         ({"_target_": "varitok.codecs.codec.Codec", "encoder": 3}, r"encoder: expected Encoder, got 3"),
+        (  # an experiment's values, of an option that is no longer chosen: `experiment=image/var_64 length=full`
+            {"_target_": POLICY, "distribution": {"_target_": FULL}, "codebooks": {"granularity": "sample"}},
+            r"codebooks: expected Axis or null, got granularity without _target_",
+        ),
     ],
 )
 def test_a_wrong_argument_is_told_with_its_key(config: dict[str, object], message: str) -> None:

@@ -130,7 +130,8 @@ def _name_type(hint: Any) -> str:
     if origin is Annotated:
         return _name_type(options[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(_name_type(option) for option in options)
+        simple = [option for option in options if option in WORDS or get_origin(option)]
+        return " or ".join(_name_type(option) for option in (options if simple in ([], [type(None)]) else simple))
     if origin is Literal:
         return " or ".join(repr(option) for option in options)
     if origin in LISTS:

@@ -30,7 +30,7 @@ FLOORS = {
         "config versions malloc schedules readout logging guard activation_checkpointing compilation codebook_health"
         " distributed ema base module prior implicit callbacks resume initial run sweep"
     ),
-    "export": "runtime bitstream exporters importers adapters compare report cli",
+    "export": "runtime bitstream exporters importers adapters compare probe report cli",
 }
 LAZY = ("varitok", "varitok.export.cli.completion")  # import while they run what imports them
 MOST_FILES = 16

@@ -58,6 +58,12 @@ SUBCOMMANDS = {
     "compare": Subcommand(
         "export.compare.cli:main", "measure a bundle beside classical codecs", "tokenizer --data PHOTOS", "train"
     ),
+    "probe": Subcommand(
+        "export.probe.cli:main",
+        "measure what codes tell of classes, phones or words",
+        "tokenizer --data SOUNDS",
+        "probe",
+    ),
     "encode": Subcommand("export.cli.encode_decode:encode", "files to codes (.vtk)", "tokenizer PHOTOS --out CODES"),
     "decode": Subcommand("export.cli.encode_decode:decode", "codes (.vtk) to files", "tokenizer CODES --out PHOTOS"),
     "tokenize": Subcommand(

@@ -140,7 +140,7 @@ def test_each_subcommand_helps_by_an_example_and_refuses_what_it_does_not_know(n
         main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0 and f"usage: varitok {name}" in shown and f"varitok {name} " in shown.split("usage")[1]
-    answering = ("shards", "evaluate", "export", "compare", "encode", "decode", "info", "doctor")
+    answering = ("shards", "evaluate", "export", "compare", "probe", "encode", "decode", "info", "doctor")
     assert ("--json" in shown) == (name in answering)
     with pytest.raises(SystemExit) as left:
         main([name, "--nonsense"])

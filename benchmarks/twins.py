@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 COLUMNS = ["twin", "arm", "seed", "updates", "core_seconds", "bits", "metric", "value"]
 KEY = ["twin", "arm", "seed", "metric"]
-SHORT, LONG = 10, 40  # updates of the two runs that measure an update
+PAIRS = (2, 8), (10, 40)  # updates of the two runs that measure an update, first for slow ones
 Row = dict[str, str]
 
 
@@ -91,11 +91,16 @@ def updates_of(twin: Twin, arm: str, data: Path, folder: Path) -> int:
     """Return the number of updates that an arm makes in the twin's CPU seconds, measured once."""
     measured = folder / arm / "updates.txt"
     if not measured.is_file():
-        for count in (SHORT, LONG):  # a resumed run would have taken less
-            shutil.rmtree(folder / arm / f"first_{count}", ignore_errors=True)
         words = [*twin.overrides(arm, data, 0), "callbacks.evaluation=null"]
-        short, long = (train(words, count, folder / arm / f"first_{count}") for count in (SHORT, LONG))
-        measured.write_text(f"{max(1, round(twin.seconds * (LONG - SHORT) / (long - short)))}\n")
+        for counts in PAIRS:
+            spent = []
+            for count in counts:
+                shutil.rmtree(folder / arm / f"first_{count}", ignore_errors=True)  # resumed, it would have taken less
+                spent.append(train(words, count, folder / arm / f"first_{count}"))
+            each = (spent[1] - spent[0]) / (counts[1] - counts[0])
+            if each > twin.seconds / 100:
+                break
+        measured.write_text(f"{max(1, round(twin.seconds / each))}\n")
     return int(measured.read_text())
 
 

@@ -43,6 +43,19 @@ def test_index_backpropagation_reaches_all_entries():
     assert moved.all()
 
 
+@pytest.mark.parametrize("spread", [0.5, 1.0, None])
+def test_index_backpropagation_scales_the_gradient_by_the_entries_variance(spread):
+    """Beside penalties of full size, narrow entries leave the signal's loss almost no say."""
+    torch.manual_seed(0)
+    bottleneck = IndexVectorQuantizer(16, 1 << 14, 0.0, 0.0, 0.0, 0.0, spread=spread)
+    latents = torch.zeros(1, 1, 16, requires_grad=True)  # all entries weigh alike
+    wanted = torch.randn(1, 1, 16)
+    result = bottleneck(latents, torch.tensor([1]), torch.tensor([1]))
+    (got,) = torch.autograd.grad((result.latents * wanted).sum(), latents)
+    variance = 1 / 16 if spread is None else spread**2
+    torch.testing.assert_close(got, variance * wanted, atol=0.1 * variance, rtol=0.1)
+
+
 def test_index_backpropagation_is_the_softmax_straight_through():
     """Forward is the chosen entry; the gradient is that of `one_hot + p - sg(p)` times the codebook (section 3.2)."""
     bottleneck = IndexVectorQuantizer(6, 50, commitment=0.0, codebook=0.0, double=0.0, entropy=0.0)

@@ -143,7 +143,8 @@ def ctc(latents: Sequence[Tensor], targets: Sequence[Tensor], classes: int) -> A
 
     def read(one: Tensor) -> Tensor:
         best = torch.unique_consecutive(logits(one).argmax(-1))
-        return best[best != BLANK]
+        written: Tensor = best[best != BLANK]
+        return written
 
     return read
 

@@ -60,7 +60,7 @@ SUBCOMMANDS = {
     ),
     "probe": Subcommand(
         "export.probe.cli:main",
-        "measure what codes tell of classes, phones or words",
+        "measure what codes reveal of classes, phones or words",
         "tokenizer --data SOUNDS",
         "probe",
     ),

@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok probe",
-        description="Measure what codes tell of classes, phones or words: small classifiers learn from the latents that"
+        description="Measure what codes reveal of classes, phones or words: small classifiers learn from the latents that"
         " a bundle's codes stand for, and are judged by cross-validation.",
         epilog="for example: varitok probe tokenizer --data SOUNDS --labels phones.csv",
     )

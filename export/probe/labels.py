@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Labeled(NamedTuple):
-    """A file and what is known of it.
+    """A file and its labels.
 
     Attributes:
         file: The file.
@@ -51,7 +51,7 @@ def read_labels(source: str, files: Sequence[Path]) -> tuple[Kind, list[Labeled]
         source: "folders", whose names are the classes (or first words of files' names if all are in one folder); or a
             CSV file with the column `file` and either `label`, or `label`, `start` and `end` in seconds, one row for
             each span, or `text`. A column `group` says which files are tested together. A file is named by its path,
-            or by as much of its end as tells it from others.
+            or by an end of it that no other file has.
         files: The files.
 
     Raises:

@@ -121,7 +121,7 @@ def targets_of(kind: Kind, bundle: Bundle, coded: Coded) -> Target:
 
 
 def mutual_information(codes: Sequence[Tensor], targets: Sequence[Tensor], codebook: int) -> float:
-    """Return the share of the classes' entropy that the codes of one codebook tell: `I(class; code) / H(class)`.
+    """Return the share of the classes' entropy that the codes of one codebook remove: `I(class; code) / H(class)`.
 
     It is the "phone-normalized mutual information" of HuBERT (arXiv 2106.07447, section IV-D) if classes are phones.
     With few tokens for a large codebook it is biased upwards.

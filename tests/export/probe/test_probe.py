@@ -54,7 +54,7 @@ def test_convolutions_see_neighbours_and_a_linear_probe_does_not():
 
 
 def test_a_group_is_not_learned_by_heart():
-    """Where latents tell the speaker and each speaker has one class by chance, files of known speakers would pass."""
+    """Where latents name the speaker and each speaker has one class by chance, files of known speakers would pass."""
     random = torch.Generator().manual_seed(0)
     speakers = torch.arange(60) % 12
     latents = [torch.eye(12)[one][None] + 0.01 * torch.randn(1, 12, generator=random) for one in speakers]
@@ -190,7 +190,7 @@ def sounds(once) -> Path:
 
 @pytest.fixture
 def tones(tmp_path) -> tuple[Path, list[dict[str, object]]]:
-    """Write sounds of which one half is loud, and return their folder and the halves as spans."""
+    """Write sounds with one loud half, and return their folder and the halves as spans."""
     chance, half = np.random.default_rng(0), 20 * HOP
     folder, spans = tmp_path / "tones", []
     folder.mkdir()

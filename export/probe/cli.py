@@ -43,8 +43,8 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "varitok probe",
-        description="Measure what codes reveal of classes, phones or words: small classifiers learn from the latents that"
-        " a bundle's codes stand for, and are judged by cross-validation.",
+        description="Measure what codes reveal of classes, phones or words: small classifiers learn from the latents"
+        " that a bundle's codes stand for, and are judged by cross-validation.",
         epilog="for example: varitok probe tokenizer --data SOUNDS --labels phones.csv",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")

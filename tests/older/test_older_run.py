@@ -50,8 +50,8 @@ def test_its_checkpoint_is_evaluated_as_it_was(run: Path, tmp_path: Path) -> Non
         # At -44 dB nothing of the signal is left to be projected on: processors' roundings show.
         assert float(new.pop("si_sdr")) == pytest.approx(float(old.pop("si_sdr")), abs=0.05)
         assert {name: float(new[name]) for name in old} == pytest.approx(
-            {n: float(v) for n, v in old.items()}, rel=1e-5, nan_ok=True
-        )
+            {n: float(v) for n, v in old.items()}, rel=1e-4, nan_ok=True
+        ), "six digits are recorded, and the fifth of a spectral distance depends on the processor"
 
 
 @pytest.mark.slow
